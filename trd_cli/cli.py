@@ -1,0 +1,332 @@
+"""The command line: parse, build one config, hand over to a stage. The only place that exits and that builds engines.
+
+Flags, their help and their defaults come from the config classes; heavy modules are imported inside the commands.
+"""
+
+from __future__ import annotations
+
+import errno
+import inspect
+import queue
+import signal
+import sys
+import threading
+import types
+import typing
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from trd_cli import __version__
+from trd_cli.config import (
+    Config,
+    DistillConfig,
+    EngineOptions,
+    EvalConfig,
+    ImportConfig,
+    MakeConfig,
+    RefineConfig,
+    SampleConfig,
+    ShowConfig,
+    VerifyConfig,
+)
+from trd_cli.console import ConsoleReport
+from trd_cli.errors import InputError, Interrupted, TrdError
+
+if TYPE_CHECKING:
+    from trd_cli.generation import Backend
+
+_STYLE = {
+    "add_completion": False,
+    "no_args_is_help": True,
+    "rich_markup_mode": None,
+    "pretty_exceptions_enable": False,
+}
+app = typer.Typer(
+    help="Trajectory-Refined Distillation: the student samples, the teacher repairs, the student is distilled along the repair.",
+    epilog="A round: trd sample -p P.parquet | trd verify | trd refine --setting opsd | trd verify | trd distill",
+    **_STYLE,
+)
+data_app = typer.Typer(help="Make or import problem sets.", **_STYLE)
+app.add_typer(data_app, name="data")
+
+
+def command(parent: typer.Typer, name: str, config_class: type[Config], example: str) -> Callable:
+    """Register a function of one config as a Typer command whose flags are the config's fields."""
+
+    def register(body: Callable[[Any], None]) -> Callable[[Any], None]:
+        def callback(**values: Any) -> None:
+            given = {key: value for key, value in values.items() if value is not None}
+            _guarded(name, lambda: body(config_class.parse(given)))
+
+        own = config_class.__annotations__
+        # The command's own options come first in its help, then those it shares with others.
+        fields = sorted(config_class.model_fields.items(), key=lambda item: item[0] not in own)
+        parameters = [_parameter(field_name, field) for field_name, field in fields]
+        callback.__signature__ = inspect.Signature(parameters)
+        callback.__annotations__ = {p.name: p.annotation for p in parameters}
+        parent.command(
+            name, help=f"{inspect.getdoc(body)}\n\n\b\nExample:\n  {example}", no_args_is_help=False
+        )(callback)
+        return body
+
+    return register
+
+
+def _parameter(name: str, field: Any) -> inspect.Parameter:
+    extra, kind = field.json_schema_extra, _cli_type(field.annotation)
+    default = field.get_default()
+    if field.is_required():
+        default = ...
+    elif isinstance(default, (tuple, dict)):
+        default = []
+    if extra["argument"]:
+        info = typer.Argument(help=field.description, show_default=False)
+    else:
+        flags = extra["flags"] or [f"--{name.replace('_', '-')}"]
+        # A shown default of None or an empty list tells nothing.
+        pairs = "KEY=VALUE" if "dict" in str(field.annotation) else None
+        info = typer.Option(*flags, help=field.description, show_default=default not in (None, []), metavar=pairs)
+    default = inspect.Parameter.empty if default is ... else default
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, info]
+    )
+
+
+def _cli_type(annotation: Any) -> Any:
+    """The type Typer parses for a config field: lists for tuples and KEY=VALUE pairs, constraints left to pydantic."""
+    origin = typing.get_origin(annotation)
+    if origin is Annotated:
+        return _cli_type(typing.get_args(annotation)[0])
+    if origin in (typing.Union, types.UnionType):
+        inner = [_cli_type(a) for a in typing.get_args(annotation) if a is not type(None)]
+        return inner[0] | None
+    if origin in (tuple, dict):
+        return list[str]
+    return annotation
+
+
+def _guarded(name: str, work: Callable[[], None]) -> None:
+    """Run a command; every failure of ours ends in one line and its exit code."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        try:
+            work()
+        except KeyboardInterrupt:
+            raise Interrupted(
+                "interrupted; finished shards are kept, run the same command again to go on"
+            ) from None
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise
+            raise InputError(
+                f"could not write: {error.strerror}", "room on the disk", "free some space and run again"
+            ) from None
+    except TrdError as error:
+        print(f"trd {name}: error: {error}", file=sys.stderr, flush=True)
+        raise typer.Exit(error.exit_code) from None
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _waves(inputs: Sequence[str], stream: bool) -> Iterator[list[str]]:
+    """The input paths: those given, or the lines of standard input, all at once or as they come."""
+    if inputs and tuple(inputs) != ("-",):
+        yield list(inputs)
+        return
+    if sys.stdin.isatty():
+        raise InputError("no input", "a trajectory set, or paths on standard input", "name a directory")
+    count = 0
+    for lines in _arriving() if stream else iter([[line.strip() for line in sys.stdin if line.strip()]]):
+        count += len(lines)
+        if lines:
+            yield lines
+    if count == 0:
+        raise InputError(
+            "the pipe brought no path", "at least one shard", "see what the command before it said"
+        )
+
+
+def _arriving() -> Iterator[list[str]]:
+    """All lines that have come since the last look, as soon as there is one."""
+    lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+
+    def read() -> None:
+        for line in sys.stdin:
+            lines.put(line.strip())
+        lines.put(None)
+
+    threading.Thread(target=read, daemon=True).start()
+    while True:
+        batch = [lines.get()]
+        while not lines.empty():
+            batch.append(lines.get())
+        yield [line for line in batch if line]
+        if None in batch:
+            return
+
+
+def _backend(options: EngineOptions, name: str) -> Backend:
+    """Find the model and choose its engine; the engine starts when the first row needs it."""
+    from trd_cli.engines.registry import build_engine, choose_engine, engine_version
+    from trd_cli.generation import Backend
+    from trd_cli.models import resolve_model
+
+    engine = choose_engine(options, name)
+    version = engine_version(engine)
+    model = resolve_model(name)
+    tokenizer = model.tokenizer()
+    limit = options.max_model_len or model.max_length()
+    return Backend(
+        model, tokenizer, engine, version, limit, lambda: build_engine(engine, model, tokenizer, options)
+    )
+
+
+@command(
+    app,
+    "sample",
+    SampleConfig,
+    "trd sample -m Qwen/Qwen3-1.7B -p train.parquet -n 4 --out runs/y_o | trd verify",
+)
+def sample(config: SampleConfig) -> None:
+    """The student's own attempts at every problem: rollouts y_o."""
+    from trd_cli.stages import sample as stage
+
+    stage.run(config, _backend(config, config.model), ConsoleReport("sample"))
+
+
+@command(
+    app, "refine", RefineConfig, "trd refine --setting opd --teacher Qwen/Qwen3-8B --out runs/y_r runs/y_o"
+)
+def refine(config: RefineConfig) -> None:
+    """The teacher rewrites every rollout: y_r."""
+    from trd_cli.stages import refine as stage
+
+    stage.run(
+        config,
+        _waves(config.inputs, config.stream),
+        lambda name: _backend(config, name),
+        ConsoleReport("refine"),
+    )
+
+
+@command(app, "verify", VerifyConfig, "trd verify runs/y_o")
+def verify(config: VerifyConfig) -> None:
+    """Verdicts for every row: correct, incorrect, error or timeout."""
+    from trd_cli.stages import verify as stage
+
+    stage.run(config, _waves(config.inputs, stream=True), ConsoleReport("verify"))
+
+
+@command(
+    app, "distill", DistillConfig, "trd distill --subset repaired --epochs 2 --out runs/student-1 runs/y_r"
+)
+def distill(config: DistillConfig) -> None:
+    """Train the student along trajectories towards the teacher's full distribution (forward KL)."""
+    from trd_cli.models import resolve_model
+    from trd_cli.stages import distill as stage
+
+    stage.run(config, next(_waves(config.inputs, stream=False)), resolve_model, ConsoleReport("distill"))
+
+
+@command(app, "eval", EvalConfig, "trd eval runs/student-1 --bench arithmetic:n=200,seed=2 --k 4")
+def evaluate(config: EvalConfig) -> None:
+    """Scores on benchmarks: avg@k and pass@k with 95 % intervals over questions."""
+    from trd_cli.stages import eval as stage
+
+    names = next(_waves([config.model] if config.model else [], stream=False))
+    if len(names) != 1:
+        raise InputError(f"{len(names)} models", "one", "run trd eval once a model")
+    results = stage.run(config, _backend(config, names[0]), ConsoleReport("eval"))
+    if results is not None:
+        _print_scores(results)
+
+
+def _print_scores(results: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(
+        "benchmark",
+        "score",
+        "value",
+        "95 % interval",
+        "questions",
+        title=f"{results['model']}, k = {results['k']}",
+    )
+    for name, bench in results["benchmarks"].items():
+        for score, e in bench["scores"].items():
+            shown = (
+                ("–", "–")
+                if e["value"] is None
+                else (f"{100 * e['value']:.1f} %", f"{100 * e['low']:.1f} – {100 * e['high']:.1f}")
+            )
+            table.add_row(name, score, *shown, str(e["questions"]))
+    console = Console(stderr=True)
+    console.print(table)
+    for name, bench in results["benchmarks"].items():
+        counts = ", ".join(f"{count} {verdict}" for verdict, count in bench["verdicts"].items())
+        shares = f"truncated {bench['truncated']:.1%}, no answer {bench['no_answer']:.1%}, mean {bench['tokens']['mean']:.0f} tokens"
+        console.print(f"{name}: {counts}; {shares}", highlight=False, markup=False)
+
+
+@command(app, "show", ShowConfig, "trd show runs/y_r --id 3fa9")
+def show(config: ShowConfig) -> None:
+    """One trajectory with its prompt, its verdict and its lineage."""
+    from rich.console import Console
+
+    from trd_cli.stages import show as stage
+
+    Console().print(stage.show(config, next(_waves(config.inputs, stream=False))))
+
+
+@command(app, "diff", ShowConfig, "trd diff runs/y_r --id 3fa9")
+def diff(config: ShowConfig) -> None:
+    """What the teacher changed: y_o against y_r, word by word."""
+    from rich.console import Console
+
+    from trd_cli.stages import show as stage
+
+    Console().print(stage.diff(config, next(_waves(config.inputs, stream=False))))
+
+
+@command(
+    data_app, "make", MakeConfig, "trd data make arithmetic --n 1000 --seed 1 --level 2 --out train.parquet"
+)
+def data_make(config: MakeConfig) -> None:
+    """A generated problem set with worked reference solutions."""
+    from trd_cli.stages import data as stage
+
+    stage.make(config, ConsoleReport("data make"))
+
+
+@command(
+    data_app,
+    "import",
+    ImportConfig,
+    "trd data import gsm8k.jsonl --preset gsm8k --limit 1000 --shuffle-seed 0 --out train.parquet",
+)
+def data_import(config: ImportConfig) -> None:
+    """A problem set from a file or a Hub dataset."""
+    from trd_cli.stages import data as stage
+
+    stage.import_(config, ConsoleReport("data import"))
+
+
+@app.callback(invoke_without_command=True)
+def root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        print(__version__)
+        raise typer.Exit
+
+
+def main() -> None:
+    """Entry point of the `trd` script."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

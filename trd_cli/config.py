@@ -1,0 +1,332 @@
+"""One frozen config a command. A field's declaration is its flag, its help, its default and its place in `run.json`.
+
+A field made with `option(..., rows=False)` changes how a command runs, never which rows it makes (batch size, device,
+shard size); all other fields belong to the identity that a resumed run must match.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from trd_cli.errors import InputError
+
+Positive = Annotated[int, Field(ge=1)]
+NonNegative = Annotated[int, Field(ge=0)]
+Subset = Literal["all", "correct", "incorrect", "repaired", "broken", "kept", "unrepaired"]
+
+
+def option(
+    default: Any = ..., *, help: str, flags: tuple[str, ...] = (), rows: bool = True, argument: bool = False
+):
+    """A config field: `flags` replaces the flag made from its name; `rows` says whether it changes the rows made."""
+    extra = {"flags": list(flags), "rows": rows, "argument": argument}
+    return Field(default, description=help, json_schema_extra=extra)
+
+
+def pairs(value: Any) -> Any:
+    """`KEY=VALUE` strings, as typed on the command line, to a dictionary; dictionaries pass."""
+    if not isinstance(value, (list, tuple)):
+        return value
+    split = [str(item).split("=", 1) for item in value]
+    for item, parts in zip(value, split, strict=True):
+        if len(parts) != 2 or not parts[0]:
+            raise ValueError(f"{item!r} is not KEY=VALUE")
+    return dict(split)
+
+
+def json_pairs(value: Any) -> Any:
+    """As `pairs`, with each value read as JSON where it is JSON: `enable_thinking=false` is the boolean."""
+    split = pairs(value)
+    return {key: _json_or_text(text) for key, text in split.items()} if split is not value else value
+
+
+def _json_or_text(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+Pairs = Annotated[dict[str, str], BeforeValidator(pairs)]
+JsonPairs = Annotated[dict[str, Any], BeforeValidator(json_pairs)]
+
+
+class Config(BaseModel):
+    """Base of all command configs: immutable, no unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    @classmethod
+    def parse(cls, values: dict[str, Any]) -> Config:
+        """Validate `values`; the first thing wrong becomes one `InputError` that names the option."""
+        try:
+            return cls(**values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = "--" + str(first["loc"][0]).replace("_", "-") if first["loc"] else cls.__name__
+            got = f"{name} {first['input']!r}" if first["loc"] else str(first["input"])
+            expected = first["msg"].removeprefix("Value error, ").lower()
+            raise InputError(got, expected, f"change {name} (see --help)") from None
+
+    def identity(self) -> dict[str, Any]:
+        """The options that decide which rows are made, as JSON values."""
+        values = self.model_dump(mode="json")
+        fields = type(self).model_fields
+        return {name: values[name] for name in fields if fields[name].json_schema_extra["rows"]}
+
+
+class OutputOptions(Config):
+    out: str | None = option(
+        None, help="Output directory. Default: trd-runs/<command>-<digest of the configuration>.", rows=False
+    )
+    shard_rows: Positive = option(256, help="Rows a shard.", rows=False)
+    shard_minutes: float = option(
+        10.0, help="Close a shard early after this many minutes, so that a crash loses no more.", rows=False
+    )
+    max_errors: float = option(
+        0.05, help="Exit with 3 when more rows end as errors: a count, or a share if below 1.", rows=False
+    )
+    retry_errors: bool = option(False, help="Generate again the rows that ended as errors.", rows=False)
+    dry_run: bool = option(
+        False, help="Print the first rendered prompt and what would run, then stop.", rows=False
+    )
+
+
+class EngineOptions(Config):
+    engine: Literal["auto", "transformers", "vllm", "openai", "scripted"] = option(
+        "auto", help="What generates. auto: vllm where a GPU and vllm are there, else transformers."
+    )
+    engine_arg: JsonPairs = option(
+        {},
+        help="KEY=VALUE passed to the engine (repeatable): vllm's LLM arguments, openai's api=chat, scripted's delay=0.01.",
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
+        "auto", help="Weights and compute. auto: as the checkpoint was saved."
+    )
+    device: str = option("auto", help="cpu, cuda, cuda:1, mps; auto takes the fastest there is.", rows=False)
+    batch_size: Positive | None = option(
+        None,
+        help="Rows in flight: transformers' batch, vllm's max_num_seqs, openai's open requests.",
+        rows=False,
+    )
+    max_model_len: Positive | None = option(
+        None, help="Longest prompt + response in tokens. Default: the model's own."
+    )
+    tensor_parallel_size: Positive = option(1, help="GPUs a model is split over (vllm).", rows=False)
+    gpu_memory_utilization: float = option(0.9, help="Share of GPU memory vllm may take.", rows=False)
+    base_url: str | None = option(
+        None,
+        help="Server of the openai engine, for example http://localhost:8000/v1; key in OPENAI_API_KEY.",
+        rows=False,
+    )
+
+
+class SamplingOptions(Config):
+    temperature: float = option(0.6, help="0 is greedy.")
+    top_p: Annotated[float, Field(gt=0, le=1)] = option(
+        0.95, help="Nucleus: smallest set of tokens with this mass."
+    )
+    top_k: NonNegative = option(20, help="Most likely tokens kept; 0 keeps all.")
+    max_tokens: Positive = option(
+        16384, help="New tokens a response, at most; less where the model's context ends."
+    )
+    seed: int = option(0, help="Every row's own seed derives from this one and from the row's identity.")
+
+
+class RenderOptions(Config):
+    prompt: str | None = option(None, help="Template file instead of the built-in one (jinja2).")
+    render: Literal["chat", "raw"] | None = option(
+        None,
+        help="chat: through the chat template; raw: the prompt's text as it is. Default: chat, or as the input set.",
+    )
+    chat_template_kwargs: JsonPairs | None = option(
+        None,
+        help="KEY=VALUE for the chat template (repeatable), as enable_thinking=false. Default: as the input set.",
+    )
+
+
+class InputOptions(Config):
+    inputs: tuple[str, ...] = option(
+        (),
+        help="Trajectory sets (directories) or shards; none, or -: paths from standard input.",
+        argument=True,
+        rows=False,
+    )
+    allow_partial: bool = option(False, help="Take a set whose own run has not finished.", rows=False)
+    parents: tuple[str, ...] = option(
+        (), help="Where the parents of refined rows are, if they have been moved (repeatable).", rows=False
+    )
+
+
+class SelectOptions(Config):
+    subset: Subset = option("all", help="Named subset, by the verdicts of a row and its parent.")
+    where: str | None = option(
+        None,
+        help="Polars SQL over the row and its parent: \"verdict = 'correct' AND parent_verdict = 'incorrect'\".",
+    )
+
+
+class SampleConfig(OutputOptions, EngineOptions, SamplingOptions, RenderOptions):
+    model: str = option(
+        "smollm2-135m",
+        flags=("--model", "-m"),
+        help="Student: a directory, a Hub name, smollm2-135m, or scripted.",
+        rows=False,
+    )
+    problems: str = option(
+        flags=("--problems", "-p"), help="Problem set: a Parquet file (trd data).", rows=False
+    )
+    n: Positive = option(1, flags=("--n", "-n"), help="Attempts a problem.", rows=False)
+    limit: Positive | None = option(None, help="Only the first problems.", rows=False)
+    round: NonNegative = option(0, help="Number of the round; part of each row's identity.")
+
+
+class RefineConfig(InputOptions, SelectOptions, OutputOptions, EngineOptions, SamplingOptions, RenderOptions):
+    setting: Literal["opd", "opsd"] = option(
+        help="opd: --teacher, a stronger model, sees problem and attempt; opsd: the student itself also sees the reference."
+    )
+    teacher: str | None = option(
+        None,
+        flags=("--teacher", "-t"),
+        help="Teacher model. Default for opsd: the model of the rollouts.",
+        rows=False,
+    )
+    stream: bool = option(
+        False, help="Start at the first path on standard input, not at its end.", rows=False
+    )
+
+
+class VerifyConfig(InputOptions):
+    out: str | None = option(
+        None, help="Write verified copies here. Default: fill the verdicts in place.", rows=False
+    )
+    lenient: bool = option(False, help="Without a boxed answer, take the last number of the response.")
+    timeout: float = option(
+        10.0, help="Seconds a row may take before its grader is killed (verdict timeout)."
+    )
+    workers: Positive | None = option(
+        None, help="Grader processes. Default: the number of cores.", rows=False
+    )
+    regrade: bool = option(False, help="Grade rows that have a verdict again.", rows=False)
+    dry_run: bool = option(False, help="Say what would be graded, then stop.", rows=False)
+
+
+class DistillConfig(InputOptions, SelectOptions):
+    model: str | None = option(
+        None,
+        flags=("--model", "-m"),
+        help="Student to train. Default: the model that wrote the rollouts.",
+        rows=False,
+    )
+    teacher: str | None = option(
+        None,
+        flags=("--teacher", "-t"),
+        help="Teacher. Default: the model that refined; for opsd the student's starting weights, frozen.",
+        rows=False,
+    )
+    out: str | None = option(
+        None, help="Checkpoint directory. Default: trd-runs/distill-<digest>.", rows=False
+    )
+    stage: Literal["refined", "rollout"] | None = option(
+        None, help="Train along y_r (refined) or y_o (rollout). Default: refined where the input has any."
+    )
+    setting: Literal["opd", "opsd"] | None = option(
+        None, help="Teacher context for --stage rollout; refined rows carry their own."
+    )
+    prompt: str | None = option(
+        None, help="Teacher's template for --stage rollout, instead of the built-in vanilla one."
+    )
+    epochs: Positive = option(1, help="Passes over the rows.")
+    batch_size: Positive = option(32, help="Trajectories an optimiser step.")
+    micro_batch_size: Positive = option(
+        8, help="Trajectories a forward pass; the gradient does not depend on it.", rows=False
+    )
+    learning_rate: float = option(
+        5e-6, flags=("--learning-rate", "--lr"), help="Peak learning rate of AdamW."
+    )
+    min_lr_ratio: float = option(0.1, help="The cosine ends at this share of the peak.")
+    warmup_ratio: float = option(0.1, help="Share of the steps with a rising learning rate.")
+    weight_decay: float = option(0.005, help="AdamW's weight decay.")
+    max_grad_norm: float = option(1.0, help="Gradients are scaled down to this norm.")
+    max_length: Positive | None = option(
+        None, help="Leave out rows whose context + response is longer, in tokens."
+    )
+    seed: int = option(0, help="Order of the rows.")
+    dtype: Literal["auto", "bfloat16", "float32"] = option(
+        "auto", help="Compute; master weights are float32. auto: bfloat16."
+    )
+    save_dtype: Literal["auto", "bfloat16", "float32"] = option(
+        "auto", help="Saved weights. auto: as the starting checkpoint."
+    )
+    device: str = option("auto", help="cpu, cuda, mps; auto takes the fastest there is.", rows=False)
+    gradient_checkpointing: bool = option(
+        False, help="Recompute activations in the backward pass: less memory.", rows=False
+    )
+    dry_run: bool = option(
+        False, help="Say what would be trained and show the first row's two contexts, then stop.", rows=False
+    )
+
+
+class EvalConfig(OutputOptions, EngineOptions, SamplingOptions, RenderOptions):
+    model: str | None = option(
+        None,
+        argument=True,
+        help="Model: a directory, a Hub name, smollm2-135m, or scripted; none, or -: from standard input.",
+        rows=False,
+    )
+    bench: str = option(
+        flags=("--bench", "-b"),
+        help="Benchmarks, comma-separated: arithmetic[:n=200,seed=2,level=1] or a problem set (Parquet).",
+        rows=False,
+    )
+    k: Positive = option(1, flags=("--k", "-k"), help="Samples a question.", rows=False)
+    limit: Positive | None = option(None, help="Only the first questions.", rows=False)
+    lenient: bool = option(False, help="Without a boxed answer, take the last number of the response.")
+    timeout: float = option(
+        10.0, help="Seconds a row may take before its grader is killed (verdict timeout)."
+    )
+    workers: Positive | None = option(
+        None, help="Grader processes. Default: the number of cores.", rows=False
+    )
+
+
+class MakeConfig(Config):
+    kind: Literal["arithmetic"] = option(
+        argument=True, help="Generator: arithmetic (word problems with worked solutions).", rows=False
+    )
+    n: Positive = option(1000, flags=("--n", "-n"), help="Problems.", rows=False)
+    seed: int = option(0, help="Seed; two seeds give different problems.", rows=False)
+    level: Annotated[int, Field(ge=1, le=3)] = option(1, help="Steps a problem takes: 1 to 3.", rows=False)
+    out: str = option(help="Parquet file to write.", rows=False)
+
+
+class ImportConfig(Config):
+    file: str = option(
+        argument=True, help="JSONL, JSON, CSV or Parquet file, or a Hub dataset name.", rows=False
+    )
+    out: str = option(help="Parquet file to write.", rows=False)
+    preset: Literal["gsm8k", "math", "deepscaler", "taco", "leetcode", "code_contests"] | None = option(
+        None, help="Columns and answer format of a known set.", rows=False
+    )
+    map: Pairs = option(
+        {}, help="FIELD=COLUMN (repeatable): problem=question reference_answer=answer.", rows=False
+    )
+    task: Literal["math", "code"] | None = option(
+        None, help="Task of all rows. Default: the preset's, else math.", rows=False
+    )
+    source: str | None = option(
+        None, help="Name of the set in every row. Default: the preset or the file's name.", rows=False
+    )
+    split: str = option("train", help="Split of a Hub dataset.", rows=False)
+    limit: Positive | None = option(None, help="Keep this many rows (after shuffling).", rows=False)
+    shuffle_seed: int | None = option(None, help="Shuffle with this seed first.", rows=False)
+
+
+class ShowConfig(InputOptions):
+    id: str | None = option(
+        None, help="Trajectory id, or its first characters. Default: the first row.", rows=False
+    )
+    tokens: bool = option(False, help="Also print token ids.", rows=False)

@@ -1,0 +1,108 @@
+"""Printing a stage's report: results to standard output where it is a pipe, everything else to standard error."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+
+_INTERVAL = 10.0
+
+
+class ConsoleReport:
+    """A live bar on a terminal of one's own; plain lines, at most one in ten seconds, in a pipe or a log."""
+
+    def __init__(self, command: str) -> None:
+        self._command = command
+        self._piped = not sys.stdout.isatty()
+        self._live = sys.stderr.isatty() and not self._piped and sys.stdin.isatty()
+        self._broken = False
+        self._bar = None
+        self._what = ""
+
+    def start(self, what: str, total: int | None, done: int = 0) -> None:
+        self.end()
+        self._what, self._total, self._done, self._rows, self._tokens = what, total, done, 0, 0
+        self._began = self._said = time.monotonic()
+        if self._live:
+            self._bar = _bar()
+            self._bar.start()
+            self._task = self._bar.add_task(what, total=total, completed=done, rate="")
+        elif total is not None:
+            self.note(f"{total} rows" + (f", {done} done before" if done else ""))
+
+    def advance(self, rows: int = 1, tokens: int = 0) -> None:
+        self._rows += rows
+        self._tokens += tokens
+        if self._bar is not None:
+            self._bar.update(self._task, advance=rows, rate=self._rate())
+        elif time.monotonic() - self._said > _INTERVAL:
+            self._said = time.monotonic()
+            self.note(self._line())
+
+    def end(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+        elif self._what and self._rows:
+            self.note(self._line())
+        self._what = ""
+
+    def note(self, text: str) -> None:
+        if self._bar is not None:
+            self._bar.console.print(f"trd {self._command}: {text}", markup=False, highlight=False)
+        else:
+            print(f"trd {self._command}: {text}", file=sys.stderr, flush=True)
+
+    def result(self, path: Path) -> None:
+        if not self._piped or self._broken:
+            return
+        try:
+            print(path, flush=True)
+        except BrokenPipeError:
+            # The reader is gone, hours of work need not be: finish, and let the shell report the reader's failure.
+            self._broken = True
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            self.note("the next command in the pipe has ended; going on, so that the work is kept")
+
+    def _rate(self) -> str:
+        seconds = max(time.monotonic() - self._began, 1e-6)
+        per_row = f"{self._rows / seconds:.1f} rows/s"
+        return f"{per_row} · {self._tokens / seconds:.0f} tok/s" if self._tokens else per_row
+
+    def _line(self) -> str:
+        done = self._done + self._rows
+        if self._total is None:
+            return f"{self._what} {done} rows · {self._rate()}"
+        seconds = time.monotonic() - self._began
+        left = (self._total - done) * seconds / max(self._rows, 1)
+        tail = f"{_clock(left)} left" if done < self._total else f"took {_clock(seconds)}"
+        return f"{self._what} {done}/{self._total} · {self._rate()} · {tail}"
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"
+
+
+def _bar():
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    return Progress(*columns, console=Console(stderr=True))

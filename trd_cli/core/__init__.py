@@ -1,0 +1,1 @@
+"""Pure functions: values in, values out; no files, no models, no clocks."""

@@ -1,0 +1,83 @@
+"""A deterministic engine without a model, shipped for tests, dry runs and trying the commands.
+
+A reply depends on the request's seed alone. Arguments (`--engine-arg`): `accuracy` share of replies that give the reference
+answer (0.5); `delay` seconds a reply takes (0); `length` filler words (8); `faults` share of requests that
+fail (0); `crash_after` replies after which the engine itself fails (never).
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from trd_cli import __version__
+from trd_cli.config import EngineOptions
+from trd_cli.errors import EngineError
+from trd_cli.records import Completion, Request
+from trd_cli.tokens import Tokenizer
+
+_WORDS = ["first", "we", "add", "then", "take", "the", "total", "and", "check", "each", "step", "once", "more", "so", "that", "it", "holds"]
+
+
+@dataclass(frozen=True)
+class Script:
+    """The engine's arguments."""
+
+    accuracy: float = 0.5
+    delay: float = 0.0
+    length: int = 8
+    faults: float = 0.0
+    crash_after: int | None = None
+
+
+class ScriptedEngine:
+    """See the module."""
+
+    name = "scripted"
+    version = __version__
+
+    def __init__(self, tokenizer: Tokenizer, options: EngineOptions) -> None:
+        try:
+            self._script = Script(**options.engine_arg)
+        except TypeError as error:
+            known = ", ".join(Script.__dataclass_fields__)
+            raise EngineError(f"--engine-arg: {error}", f"one of {known}", "change --engine-arg") from None
+        self._tokenizer = tokenizer
+
+    def close(self) -> None: ...
+
+    def generate(self, requests: Sequence[Request]) -> Iterator[Completion]:
+        """See `Engine.generate`."""
+        for count, request in enumerate(requests):
+            if self._script.crash_after is not None and count >= self._script.crash_after:
+                raise EngineError("the scripted engine crashed", "no crash_after", "run again without it")
+            if self._script.delay:
+                time.sleep(self._script.delay)
+            yield self._reply(request)
+
+    def _reply(self, request: Request) -> Completion:
+        chance = random.Random(request.seed)
+        if chance.random() < self._script.faults:
+            return Completion(request.request_id, error="scripted fault")
+        right = chance.random() < self._script.accuracy
+        text = (
+            " ".join(chance.choices(_WORDS, k=self._script.length))
+            + "\n"
+            + self._ending(request, right, chance)
+        )
+        ids = [*self._tokenizer.encode(text), self._tokenizer.end_of_turn_id]
+        cut = len(ids) > request.sampling.max_tokens
+        ids = ids[: request.sampling.max_tokens]
+        logprobs = [-chance.random() for _ in ids]
+        return Completion(
+            request.request_id, self._tokenizer.decode(ids), ids, logprobs, "length" if cut else "stop"
+        )
+
+    @staticmethod
+    def _ending(request: Request, right: bool, chance: random.Random) -> str:
+        answer = request.hints.get("reference_answer", "") if right else str(chance.randrange(10**6, 10**7))
+        if request.hints.get("task") == "code":
+            return f"```python\nprint({answer!r})\n```"
+        return f"\\boxed{{{answer}}}"

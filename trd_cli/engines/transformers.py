@@ -1,0 +1,199 @@
+"""The engine that runs anywhere: a Hugging Face model, batched, with rows that come and go.
+
+Prompts are prefilled in groups of similar length; a row that finishes is handed on at once and its slot is given to the next
+prompt, so that no step computes a row that has ended. Not covered: models whose cache is not plain keys and values
+(state-space, linear attention); those are refused, use vllm for them.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from importlib import metadata
+
+import torch
+
+from trd_cli.config import EngineOptions
+from trd_cli.engines.sampling import draw
+from trd_cli.engines.slot_cache import SlotCache
+from trd_cli.errors import EngineError
+from trd_cli.models import ModelRef
+from trd_cli.records import Completion, Request, Sampling
+from trd_cli.tokens import Tokenizer
+
+_PREFILL_TOKENS = 4096
+_KNOWN_LAYERS = {"full_attention", "sliding_attention"}
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is CUDA, then MPS, then the CPU."""
+    if name != "auto":
+        return torch.device(name)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+@dataclass
+class _Row:
+    """A request in flight."""
+
+    request: Request
+    generator: random.Random
+    length: int
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+
+    def finish_reason(self, eos_ids: frozenset[int]) -> str | None:
+        if self.token_ids[-1] in eos_ids:
+            return "stop"
+        return "length" if len(self.token_ids) >= self.request.sampling.max_tokens else None
+
+
+class TransformersEngine:
+    """See the module. Extra engine arguments go to `from_pretrained` (attn_implementation, for one)."""
+
+    name = "transformers"
+
+    def __init__(self, model: ModelRef, tokenizer: Tokenizer, options: EngineOptions) -> None:
+        from transformers import AutoModelForCausalLM
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+        self.version = metadata.version("transformers")
+        self._tokenizer = tokenizer
+        try:
+            self.device = pick_device(options.device)
+            self.model = AutoModelForCausalLM.from_pretrained(
+                str(model.path), dtype=options.dtype, **options.engine_arg
+            )
+            self.model.to(self.device).eval()
+        except (OSError, ValueError, TypeError, RuntimeError, ImportError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise EngineError(
+                f"transformers cannot load {model.name}: {reason}",
+                "a causal language model",
+                "check --model, --device and --engine-arg",
+            ) from None
+        self._config = self.model.config.get_text_config()
+        self._layer_types = getattr(self._config, "layer_types", None)
+        self._window = getattr(self._config, "sliding_window", None)
+        if self._layer_types and not set(self._layer_types) <= _KNOWN_LAYERS:
+            odd = sorted(set(self._layer_types) - _KNOWN_LAYERS)[0]
+            raise EngineError(f"{model.name} has {odd} layers", "attention layers only", "use --engine vllm")
+        self._slots = options.batch_size or (16 if self.device.type == "cpu" else 64)
+
+    def close(self) -> None:
+        del self.model
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    @torch.inference_mode()
+    def generate(self, requests: Sequence[Request]) -> Iterator[Completion]:
+        """See `Engine.generate`. At most `--batch-size` rows are in flight, longest prompts first."""
+        waiting = deque(sorted(requests, key=lambda request: -len(request.prompt_token_ids)))
+        cache = SlotCache(self._config.num_hidden_layers, self._slots)
+        rows: list[_Row] = []
+        refill_at = self._slots - max(1, self._slots // 8)
+        while waiting or rows:
+            if waiting and len(rows) <= refill_at:
+                yield from self._prefill(cache, rows, waiting)
+            if rows:
+                yield from self._decode(cache, rows)
+
+    def _prefill(self, cache: SlotCache, rows: list[_Row], waiting: deque[Request]) -> Iterator[Completion]:
+        """Fill the free slots, a group of prompts a forward pass; prompts are padded on the right, where causal
+        attention never looks."""
+        while waiting and len(rows) < self._slots:
+            group = [waiting.popleft()]
+            longest = len(group[0].prompt_token_ids)
+            while (
+                waiting
+                and len(rows) + len(group) < self._slots
+                and longest * (len(group) + 1) <= _PREFILL_TOKENS
+            ):
+                group.append(waiting.popleft())
+            new = [_Row(r, random.Random(r.seed), len(r.prompt_token_ids)) for r in group]
+            ids = torch.zeros(len(new), longest, dtype=torch.long)
+            for i, row in enumerate(new):
+                ids[i, : row.length] = torch.tensor(row.request.prompt_token_ids)
+            ends = sorted({row.length - 1 for row in new})
+            cache.prefill(list(range(len(rows), len(rows) + len(new))), self.device)
+            logits = self._forward(ids, cache, None, None, torch.tensor(ends, device=self.device))
+            picked = torch.tensor([ends.index(row.length - 1) for row in new], device=self.device)
+            self._draw(logits[torch.arange(len(new), device=self.device), picked], new)
+            rows.extend(new)
+            yield from self._release(cache, rows)
+
+    def _decode(self, cache: SlotCache, rows: list[_Row]) -> Iterator[Completion]:
+        """One token for every row in flight."""
+        ids = torch.tensor([[row.token_ids[-1]] for row in rows])
+        lengths = [row.length for row in rows]
+        cache.decode(lengths, self.device)
+        for row in rows:
+            row.length += 1
+        positions = torch.tensor(lengths, device=self.device)[:, None]
+        logits = self._forward(ids, cache, self._masks(positions, max(lengths) + 1), positions, 1)
+        self._draw(logits[:, -1], rows)
+        yield from self._release(cache, rows)
+
+    def _masks(self, positions: torch.Tensor, span: int) -> torch.Tensor | dict[str, torch.Tensor]:
+        """Which cached tokens each row sees, boolean (n, 1, 1, span); by layer type where a model has more than one."""
+        columns = torch.arange(span, device=self.device)[None, :]
+        full = (columns <= positions)[:, None, None, :]
+        if not self._window or (self._layer_types and "sliding_attention" not in self._layer_types):
+            return full
+        sliding = full & (columns > positions - self._window)[:, None, None, :]
+        return {"full_attention": full, "sliding_attention": sliding} if self._layer_types else sliding
+
+    def _forward(
+        self, ids: torch.Tensor, cache: SlotCache, mask, positions, keep: torch.Tensor | int
+    ) -> torch.Tensor:
+        try:
+            return self.model(
+                input_ids=ids.to(self.device),
+                attention_mask=mask,
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=keep,
+            ).logits
+        except torch.OutOfMemoryError:
+            raise EngineError(
+                f"out of memory with {self._slots} rows in flight",
+                "room for their keys and values",
+                "lower --batch-size or --max-tokens",
+            ) from None
+
+    def _draw(self, logits: torch.Tensor, rows: Sequence[_Row]) -> None:
+        by_sampling: dict[Sampling, list[int]] = {}
+        for i, row in enumerate(rows):
+            s = row.request.sampling
+            by_sampling.setdefault(Sampling(s.temperature, s.top_p, s.top_k, 0), []).append(i)
+        for sampling, members in by_sampling.items():
+            uniforms = [rows[i].generator.random() for i in members]
+            chosen = (
+                logits if len(members) == len(rows) else logits[torch.tensor(members, device=logits.device)]
+            )
+            tokens, logprobs = draw(chosen, sampling, uniforms)
+            for i, token, logprob in zip(members, tokens.tolist(), logprobs.tolist(), strict=True):
+                rows[i].token_ids.append(token)
+                rows[i].logprobs.append(logprob)
+
+    def _release(self, cache: SlotCache, rows: list[_Row]) -> Iterator[Completion]:
+        """Hand on the rows that have ended; the last row in flight moves into each slot they leave."""
+        finished: list[Completion] = []
+        for slot in range(len(rows) - 1, -1, -1):
+            row = rows[slot]
+            reason = row.finish_reason(self._tokenizer.eos_ids)
+            if reason is None:
+                continue
+            text = self._tokenizer.decode(row.token_ids)
+            finished.append(Completion(row.request.request_id, text, row.token_ids, row.logprobs, reason))
+            last = rows.pop()
+            if slot < len(rows):
+                cache.move(len(rows), slot, last.length)
+                rows[slot] = last
+        yield from finished

@@ -1,0 +1,61 @@
+"""The exceptions of trd and the exit codes they end in.
+
+    TrdError                     anything trd raises on purpose
+    ├── UserError          1     the user can mend it: says what was got, what was expected, how to mend
+    │   ├── InputError           a file, a set or a row that cannot be used
+    │   ├── ModelError           a model, tokenizer or chat template that cannot be used
+    │   ├── PromptError          a prompt template that cannot be used
+    │   ├── EngineError          an engine that cannot start, or that stopped answering
+    │   └── ResumeRefused        the output directory belongs to another configuration
+    ├── TooManyRowErrors   3     the run finished, but more rows ended as errors than allowed
+    └── Interrupted        130   stopped by the user; the same command goes on from there
+
+Usage errors (unknown flag, wrong type) end in 2 and are raised by Typer. A failure that concerns one row is not
+an exception: it becomes that row's `error`.
+"""
+
+
+class TrdError(Exception):
+    """Base of all errors raised on purpose; `exit_code` is what the command ends with."""
+
+    exit_code = 1
+
+
+class UserError(TrdError):
+    """One clear line: what was got, what was expected, and how to mend it."""
+
+    def __init__(self, got: str, expected: str, mend: str) -> None:
+        self.got, self.expected, self.mend = got, expected, mend
+        super().__init__(f"{got}; expected {expected}; {mend}".replace("\n", " "))
+
+
+class InputError(UserError):
+    """A file, a trajectory set or an option's value that cannot be used."""
+
+
+class ModelError(UserError):
+    """A model, tokenizer or chat template that cannot be used."""
+
+
+class PromptError(UserError):
+    """A prompt template that cannot be used."""
+
+
+class EngineError(UserError):
+    """An engine that cannot start, or that stopped answering."""
+
+
+class ResumeRefused(UserError):
+    """The output directory holds the work of another configuration."""
+
+
+class TooManyRowErrors(TrdError):
+    """The run is finished, but more rows ended as errors than `--max-errors` allows."""
+
+    exit_code = 3
+
+
+class Interrupted(TrdError):
+    """Stopped by a signal; finished shards are kept."""
+
+    exit_code = 130

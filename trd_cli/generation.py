@@ -1,0 +1,332 @@
+"""From planned rows to finished shards: what sample, refine and eval share.
+
+A planned row is a `Trajectory` without a response. Its id is a content hash and its seed derives from the id, so a row
+does not depend on the order of the input, the batch, the shard or the number of workers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from trd_cli.config import OutputOptions, SamplingOptions
+from trd_cli.engines.base import Engine
+from trd_cli.errors import ModelError, ResumeRefused, TooManyRowErrors
+from trd_cli.models import ModelRef
+from trd_cli.prompts import Template, load_template
+from trd_cli.records import Completion, Message, Problem, Request, Sampling, Stage, Trajectory, content_hash
+from trd_cli.reporting import Report
+from trd_cli.run_dir import RunDir
+from trd_cli.tokens import Render, Tokenizer
+
+
+@dataclass(frozen=True)
+class Rendering:
+    """How messages become a prompt."""
+
+    mode: Render = "chat"
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    def identity(self) -> dict[str, Any]:
+        return {"render": self.mode, "chat_template_kwargs": dict(self.kwargs)}
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A model behind an engine that is not loaded yet: `start()` loads it."""
+
+    model: ModelRef
+    tokenizer: Tokenizer
+    engine: str
+    engine_version: str
+    max_length: int
+    start: Callable[[], Engine]
+
+    def identity(self) -> dict[str, Any]:
+        return {"model_revision": self.model.revision, "engine": self.engine}
+
+    def about(self) -> dict[str, Any]:
+        """What later stages need to find the same model."""
+        return {
+            "model": str(self.model.path.resolve()) if self.model.path else self.model.name,
+            "model_revision": self.model.revision,
+            "tokenizer": self.tokenizer.fingerprint(),
+        }
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One rendered prompt and the template it came from."""
+
+    messages: Sequence[Message]
+    token_ids: Sequence[int]
+    template: Template
+
+
+def new_row(
+    problem: Problem | Trajectory,
+    prompt: Prompt,
+    backend: Backend,
+    sampling: SamplingOptions,
+    *,
+    stage: Stage,
+    round: int,
+    sample_index: int,
+    parent: Trajectory | None = None,
+    setting: str | None = None,
+    trimmed: int | None = None,
+    error: str | None = None,
+) -> Trajectory:
+    """A planned row. Its identity: problem, prompt ids, sampling, model revision, sample index, round and parent."""
+    identity = {
+        "problem": [problem.source, problem.problem_id, problem.problem, problem.reference_answer],
+        "prompt": list(prompt.token_ids),
+        "sampling": [
+            sampling.temperature,
+            sampling.top_p,
+            sampling.top_k,
+            sampling.max_tokens,
+            sampling.seed,
+        ],
+        "model": backend.model.revision,
+        "place": [stage, round, sample_index, parent.trajectory_id if parent else None],
+    }
+    trajectory_id = content_hash(identity)
+    return Trajectory(
+        trajectory_id=trajectory_id,
+        problem_id=problem.problem_id,
+        parent_id=parent.trajectory_id if parent else None,
+        round=round,
+        sample_index=sample_index,
+        stage=stage,
+        setting=setting,
+        source=problem.source,
+        task=problem.task,
+        problem=problem.problem,
+        reference_answer=problem.reference_answer,
+        reference_solution=problem.reference_solution,
+        tests=problem.tests,
+        messages=prompt.messages,
+        prompt_token_ids=prompt.token_ids,
+        prompt_template=prompt.template.name,
+        prompt_sha256=prompt.template.sha256,
+        student_prompt_token_ids=parent.prompt_token_ids if parent else None,
+        attempt_tokens_trimmed=trimmed,
+        response=None,
+        response_token_ids=None,
+        logprobs=None,
+        finish_reason=None,
+        ids_exact=None,
+        model=backend.model.name,
+        model_revision=backend.model.revision,
+        engine=backend.engine,
+        engine_version=backend.engine_version,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        max_tokens=sampling.max_tokens,
+        seed=row_seed(trajectory_id),
+        error=error,
+    )
+
+
+def row_seed(trajectory_id: str) -> int:
+    """A row's own seed: 62 bits of the SHA-256 of its id."""
+    return int.from_bytes(hashlib.sha256(trajectory_id.encode()).digest()[:8]) >> 2
+
+
+def plan_rollouts(
+    problems: Sequence[Problem],
+    n: int,
+    templates: Mapping[str, Template],
+    rendering: Rendering,
+    backend: Backend,
+    sampling: SamplingOptions,
+    round: int = 0,
+) -> list[Trajectory]:
+    """`n` planned attempts at each problem. A prompt that leaves no room for a response is an error row.
+
+    Raises ModelError when no prompt at all fits.
+    """
+    rows: list[Trajectory] = []
+    shortest = None
+    for problem in problems:
+        template = templates[problem.task]
+        messages = template.render({"problem": problem.problem})
+        prompt = Prompt(
+            messages, backend.tokenizer.render(messages, rendering.mode, rendering.kwargs), template
+        )
+        length = len(prompt.token_ids)
+        shortest = length if shortest is None else min(shortest, length)
+        error = None if length < backend.max_length else too_long(length, backend.max_length)
+        rows.extend(
+            new_row(
+                problem, prompt, backend, sampling, stage="rollout", round=round, sample_index=i, error=error
+            )
+            for i in range(n)
+        )
+    if shortest is not None and shortest >= backend.max_length:
+        raise ModelError(
+            f"every prompt is too long: the shortest has {shortest} tokens",
+            f"fewer than the {backend.max_length} the model takes",
+            "use a longer --max-model-len, a shorter prompt, or another model",
+        )
+    return rows
+
+
+def too_long(length: int, limit: int) -> str:
+    """The `error` of a row whose prompt does not fit."""
+    return f"prompt too long: {length} tokens, the model takes {limit}"
+
+
+@dataclass
+class Outcome:
+    """What an invocation did: rows generated now, rows in all, how many of those are errors, response tokens generated."""
+
+    generated: int = 0
+    rows: int = 0
+    errors: int = 0
+    tokens: int = 0
+
+    def check_errors(self, allowed: float) -> None:
+        """Raise TooManyRowErrors beyond `allowed`: a count, or below 1 a share of all rows."""
+        limit = allowed * self.rows if allowed < 1 else allowed
+        if self.errors > limit:
+            raise TooManyRowErrors(
+                f"{self.errors} of {self.rows} rows ended as errors, {limit:g} allowed (--max-errors); see their error column, --retry-errors"
+            )
+
+
+class ShardFiller:
+    """Runs an engine over planned rows and writes what finishes into the shards of one run directory.
+
+    The engine is started at the first row that is missing, and never when none is. Use as a context manager: on the way out,
+    whatever the reason, rows that are finished are written and the engine is closed.
+    """
+
+    def __init__(self, run: RunDir, backend: Backend, options: OutputOptions, report: Report) -> None:
+        self._run, self._backend, self._options, self._report = run, backend, options, report
+        self._engine: Engine | None = None
+        self._buffer: list[Trajectory] = []
+        self._opened = time.monotonic()
+        self._done = run.finished(options.retry_errors)
+        self._announced = False
+        self.outcome = Outcome(rows=len(self._done.ids), errors=len(self._done.error_ids))
+
+    def __enter__(self) -> ShardFiller:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
+        try:
+            self._flush()
+        finally:
+            if self._engine is not None:
+                self._engine.close()
+            self._report.end()
+            if self.outcome.generated:
+                self._run.log_session(self.outcome.generated, self.outcome.tokens)
+
+    def expect(self, planned: Sequence[Trajectory]) -> None:
+        """Record all rows the finished set has; raises ResumeRefused when the directory holds any other."""
+        strangers = self._done.ids - {row.trajectory_id for row in planned}
+        if strangers:
+            raise ResumeRefused(
+                f"{self._run.path} holds {len(strangers)} rows that this command would not make",
+                "only rows of the same problems and attempts",
+                "give another --out, or the larger --n or --limit it was made with",
+            )
+        self._run.expect(len({row.trajectory_id for row in planned}))
+
+    def fill(self, planned: Sequence[Trajectory]) -> None:
+        """Generate the rows that are not there yet; shards from before are reported first."""
+        if not self._announced:
+            self._announced = True
+            for path in self._run.shards():
+                self._report.result(path)
+        missing = {row.trajectory_id: row for row in planned if row.trajectory_id not in self._done.ids}
+        ready = [row for row in missing.values() if row.error is None]
+        for row in missing.values():
+            if row.error is not None:
+                self._add(row, 0)
+        if ready:
+            self._generate(ready, missing)
+        self._flush()
+
+    def _generate(self, ready: Sequence[Trajectory], missing: Mapping[str, Trajectory]) -> None:
+        if self._engine is None:
+            self._report.note(f"loading {self._backend.model.name} with {self._backend.engine}")
+            self._engine = self._backend.start()
+        for completion in self._engine.generate(
+            [request_for(row, self._backend.max_length) for row in ready]
+        ):
+            row = with_completion(missing[completion.request_id], completion)
+            self._add(row, len(row.response_token_ids or ()))
+
+    def _add(self, row: Trajectory, tokens: int) -> None:
+        self._buffer.append(row)
+        self.outcome.generated += 1
+        self.outcome.tokens += tokens
+        self._report.advance(1, tokens)
+        if (
+            len(self._buffer) >= self._options.shard_rows
+            or time.monotonic() - self._opened > 60 * self._options.shard_minutes
+        ):
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._buffer:
+            # The order in which rows finish is chance; sorted, equal work gives equal files.
+            path = self._run.write(
+                sorted(self._buffer, key=lambda row: (row.problem_id, row.sample_index, row.trajectory_id))
+            )
+            self.outcome.rows += len(self._buffer)
+            self.outcome.errors += sum(row.error is not None for row in self._buffer)
+            self._buffer = []
+            self._report.result(path)
+        self._opened = time.monotonic()
+
+
+def request_for(row: Trajectory, max_length: int) -> Request:
+    """The engine's view of a planned row; its new tokens end where the model's context does."""
+    room = max_length - len(row.prompt_token_ids)
+    return Request(
+        request_id=row.trajectory_id,
+        prompt_token_ids=row.prompt_token_ids,
+        sampling=Sampling(row.temperature, row.top_p, row.top_k, min(row.max_tokens, room)),
+        seed=row.seed,
+        messages=row.messages,
+        hints={"task": row.task, "reference_answer": row.reference_answer or ""},
+    )
+
+
+def with_completion(row: Trajectory, completion: Completion) -> Trajectory:
+    """A planned row with what the engine returned for it."""
+    if completion.error is not None:
+        return replace(row, error=completion.error)
+    return replace(
+        row,
+        response=completion.text,
+        response_token_ids=completion.token_ids,
+        logprobs=completion.logprobs,
+        finish_reason=completion.finish_reason,
+        ids_exact=completion.ids_exact,
+    )
+
+
+def preview(row: Trajectory, total: int, where: Path) -> str:
+    """What --dry-run prints: the first prompt as the model sees it, and what would run."""
+    text = "\n\n".join(f"[{m['role']}]\n{m['content']}" for m in row.messages)
+    return (
+        f"first prompt ({row.prompt_template}, {len(row.prompt_token_ids)} tokens):\n{text}\n\n"
+        f"would make {total} rows with {row.model} on {row.engine}, "
+        f"T {row.temperature:g}, top-p {row.top_p:g}, top-k {row.top_k}, at most {row.max_tokens} new tokens, in {where}"
+    )
+
+
+def templates_for(kind: str, tasks: Iterable[str], override: str | None) -> dict[str, Template]:
+    """The template of each task that occurs."""
+    return {task: load_template(kind, task, override) for task in sorted(set(tasks))}

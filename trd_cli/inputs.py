@@ -1,0 +1,170 @@
+"""Opening trajectory sets that an earlier command made: complete or refused, joined with their parents on demand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from trd_cli.core.selection import needs_parents, select
+from trd_cli.errors import InputError
+from trd_cli.records import Trajectory, content_hash
+from trd_cli.run_dir import read_run_json
+from trd_cli.shards import list_shards, read_table, shard_number
+
+
+@dataclass(frozen=True)
+class InputSet:
+    """The shards to read of one set, and its run.json ({} where it has none)."""
+
+    directory: Path
+    shards: tuple[Path, ...]
+    run: dict[str, Any]
+
+    @property
+    def digest(self) -> str:
+        """What made the set; for shards without run.json, their rows' ids."""
+        if self.run:
+            return self.run["digest"]
+        return content_hash(
+            [read_table(path, ["trajectory_id"])["trajectory_id"].to_pylist() for path in self.shards], 16
+        )
+
+    def lineage(self) -> dict[str, str]:
+        """How a stage that reads this set names it in its own run.json."""
+        return {
+            "path": str(self.directory.resolve()),
+            "digest": self.digest,
+            "command": self.run.get("command", ""),
+        }
+
+    def about(self, key: str) -> Any:
+        return self.run.get("about", {}).get(key)
+
+
+def open_sets(paths: Sequence[str]) -> list[InputSet]:
+    """Sets (directories) and single shards, grouped by directory in order of appearance; refuses what is not there."""
+    found: dict[Path, list[Path]] = {}
+    for name in paths:
+        path = Path(name)
+        if path.is_dir():
+            shards = list_shards(path)
+            if not shards:
+                raise InputError(
+                    f"{path} has no shards",
+                    "a trajectory set",
+                    "run the command that fills it, or check the path",
+                )
+            found.setdefault(path, []).extend(shards)
+        elif path.is_file():
+            if shard_number(path) is None:
+                raise InputError(
+                    f"{path} is not a shard", "shard-NNNNN.parquet or a set's directory", "check the path"
+                )
+            found.setdefault(path.parent, []).append(path)
+        else:
+            raise InputError(f"no such file or directory: {path}", "a trajectory set", "check the path")
+    return [
+        InputSet(directory, tuple(dict.fromkeys(shards)), read_run_json(directory) or {})
+        for directory, shards in found.items()
+    ]
+
+
+def check_complete(directories: Iterable[Path]) -> None:
+    """Refuse a set whose own run has not finished: its rows would silently be fewer than asked for."""
+    for directory in dict.fromkeys(directories):
+        run = read_run_json(directory)
+        if run is None:
+            continue
+        rows = sum(_count_rows(path) for path in list_shards(directory))
+        expected = run["rows_expected"]
+        if expected is None or rows < expected:
+            of = "an unknown number of" if expected is None else expected
+            raise InputError(
+                f"{directory} is unfinished: {rows} of {of} rows",
+                "a finished set",
+                f"run its trd {run['command']} again to finish it, or pass --allow-partial",
+            )
+
+
+def _count_rows(path: Path) -> int:
+    try:
+        return pq.read_metadata(path).num_rows
+    except (pa.ArrowException, OSError):
+        read_table(path)  # says what is wrong with it
+        raise
+
+
+def load_rows(
+    sets: Sequence[InputSet], subset: str = "all", where: str | None = None, parents: Sequence[str] = ()
+) -> list[Trajectory]:
+    """The rows of `sets` in the subset, in stored order. Parents are looked up only when the filter reads them."""
+    chosen: list[Trajectory] = []
+    for each in sets:
+        for path in each.shards:
+            table = read_table(path)
+            if subset != "all" or where is not None:
+                table = _filtered(table, each, subset, where, parents)
+            chosen.extend(Trajectory(**row) for row in table.to_pylist())
+    return chosen
+
+
+def _filtered(
+    table: pa.Table, each: InputSet, subset: str, where: str | None, parents: Sequence[str]
+) -> pa.Table:
+    frame = pl.from_arrow(table).with_row_index("row_index")
+    if needs_parents(subset, where):
+        frame = frame.join(parent_frame(each, parents), on="parent_id", how="left", maintain_order="left")
+        orphans = frame.filter(pl.col("parent_id").is_not_null() & pl.col("parent_trajectory_id").is_null())
+        if len(orphans):
+            raise InputError(
+                f"the parent {orphans['parent_id'][0]} of a row in {each.directory} was not found",
+                "its set",
+                "give --parents DIR",
+            )
+    return table.take(pa.array(select(frame, subset, where)["row_index"].to_list(), pa.int64()))
+
+
+def parent_frame(each: InputSet, parents: Sequence[str] = ()) -> pl.DataFrame:
+    """All rows of the sets that `each` was made from, columns prefixed with `parent_`, keyed by `parent_id`."""
+    tables = [
+        read_table(path) for directory in parent_directories(each, parents) for path in list_shards(directory)
+    ]
+    if not tables:
+        raise InputError(
+            f"the parents of {each.directory} were not found",
+            "the set it was made from",
+            "give --parents DIR",
+        )
+    frame = pl.from_arrow(pa.concat_tables(tables))
+    renamed = frame.rename({name: f"parent_{name}" for name in frame.columns})
+    # A row's own parent_id must stay the join key; the grandparent's id is of no use here.
+    return (
+        renamed.drop("parent_parent_id")
+        .with_columns(parent_id=pl.col("parent_trajectory_id"))
+        .unique("parent_id")
+    )
+
+
+def parent_directories(each: InputSet, parents: Sequence[str] = ()) -> list[Path]:
+    """`--parents` where given, else the inputs that run.json names."""
+    if parents:
+        return [s.directory for s in open_sets(parents)]
+    return [path for path in (Path(entry["path"]) for entry in each.run.get("inputs", [])) if path.is_dir()]
+
+
+def find_row(sets: Sequence[InputSet], identity: str | None) -> tuple[Trajectory, InputSet]:
+    """The row whose id starts with `identity` (None: the first row), and the set it is in."""
+    for each in sets:
+        for path in each.shards:
+            ids = read_table(path, ["trajectory_id"])["trajectory_id"].to_pylist()
+            matches = [i for i, name in enumerate(ids) if identity is None or name.startswith(identity)]
+            if matches:
+                return Trajectory(**read_table(path).slice(matches[0], 1).to_pylist()[0]), each
+    where = ", ".join(str(each.directory) for each in sets)
+    raise InputError(f"no trajectory {identity or ''} in {where}", "an id in that set", "check the id")

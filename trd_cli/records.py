@@ -1,0 +1,135 @@
+"""The values that stages exchange: problems, trajectories, requests and completions. No IO here."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Task = Literal["math", "code"]
+Stage = Literal["rollout", "refined"]
+Setting = Literal["opd", "opsd"]
+Verdict = Literal["correct", "incorrect", "error", "timeout"]
+FinishReason = Literal["stop", "length"]
+Message = Mapping[str, str]
+
+
+def content_hash(value: Any, length: int = 32) -> str:
+    """Hex SHA-256 (first `length` digits) of a JSON-serialisable value, independent of key order."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:length]
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One problem x with its reference y*. `tests` is JSON text, for code only."""
+
+    problem_id: str
+    source: str
+    task: Task
+    problem: str
+    reference_answer: str | None = None
+    reference_solution: str | None = None
+    tests: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How tokens are drawn. `temperature` 0 is greedy; `top_p` 1 and `top_k` 0 switch the filters off."""
+
+    temperature: float
+    top_p: float
+    top_k: int
+    max_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Trajectory:
+    """One row of a shard. The fields and their order are those of `shards.SCHEMA`.
+
+    A rollout (`stage` "rollout") is y_o, what the student wrote; a refined trajectory is y_r, what the teacher made of
+    it, and `parent_id` names the rollout. `response_token_ids` are the ids as sampled, with the end-of-turn id
+    when generation stopped at one. `student_prompt_token_ids` (refined rows only) is the student's own context for the
+    problem: what it is trained on.
+    """
+
+    trajectory_id: str
+    problem_id: str
+    parent_id: str | None
+    round: int
+    sample_index: int
+    stage: Stage
+    setting: Setting | None
+
+    source: str
+    task: Task
+    problem: str
+    reference_answer: str | None
+    reference_solution: str | None
+    tests: str | None
+
+    messages: Sequence[Message]
+    prompt_token_ids: Sequence[int]
+    prompt_template: str
+    prompt_sha256: str
+    student_prompt_token_ids: Sequence[int] | None
+    attempt_tokens_trimmed: int | None
+
+    response: str | None
+    response_token_ids: Sequence[int] | None
+    logprobs: Sequence[float] | None
+    finish_reason: FinishReason | None
+    ids_exact: bool | None
+
+    model: str
+    model_revision: str
+    engine: str
+    engine_version: str
+    temperature: float
+    top_p: float
+    top_k: int
+    max_tokens: int
+    seed: int
+
+    verdict: Verdict | None = None
+    extracted_answer: str | None = None
+    grader: str | None = None
+    grader_version: str | None = None
+    verdict_detail: str | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One prompt for an engine. `max_tokens` in `sampling` already fits the model's context.
+
+    `messages` is for servers that take no token ids; `hints` (the reference answer, the task) is for the scripted
+    engine, which reads no prompt. Real engines must not look at it.
+    """
+
+    request_id: str
+    prompt_token_ids: Sequence[int]
+    sampling: Sampling
+    seed: int
+    messages: Sequence[Message] = ()
+    hints: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What an engine returned for a request: either a response, or `error`.
+
+    `token_ids` includes the end-of-turn id when `finish_reason` is "stop"; `logprobs` has one entry a token id, under
+    the model's own distribution (temperature 1, no filter), or is None where the engine gives none. `ids_exact` is
+    False where the server returned text only and the ids come from tokenising it.
+    """
+
+    request_id: str
+    text: str | None = None
+    token_ids: Sequence[int] | None = None
+    logprobs: Sequence[float] | None = None
+    finish_reason: FinishReason | None = None
+    ids_exact: bool = True
+    error: str | None = None

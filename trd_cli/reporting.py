@@ -1,0 +1,59 @@
+"""What a stage tells the outside while it works. The command line prints it; a library user may stay silent."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+
+class Report(Protocol):
+    """Progress, remarks and finished shards."""
+
+    def start(self, what: str, total: int | None, done: int = 0) -> None:
+        """A piece of work begins: `total` rows (None where unknown), of which `done` were there before."""
+        ...
+
+    def advance(self, rows: int = 1, tokens: int = 0) -> None:
+        """Rows were finished, with so many response tokens."""
+        ...
+
+    def end(self) -> None:
+        """The piece of work is over."""
+        ...
+
+    def note(self, text: str) -> None:
+        """One line a person should see."""
+        ...
+
+    def result(self, path: Path) -> None:
+        """A finished shard, checkpoint or result file: what the next command in a pipe reads."""
+        ...
+
+
+class SilentReport:
+    """Says nothing; collects what was finished in `results` and what was remarked in `notes`."""
+
+    def __init__(self) -> None:
+        self.results: list[Path] = []
+        self.notes: list[str] = []
+
+    def start(self, what: str, total: int | None, done: int = 0) -> None: ...
+
+    def advance(self, rows: int = 1, tokens: int = 0) -> None: ...
+
+    def end(self) -> None: ...
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+    def result(self, path: Path) -> None:
+        self.results.append(path)
+
+
+class WithoutResults:
+    """Another report, but for results: for a stage whose shards are a means, not its output."""
+
+    def __init__(self, report: Report) -> None:
+        self.start, self.advance, self.end, self.note = report.start, report.advance, report.end, report.note
+
+    def result(self, path: Path) -> None: ...

