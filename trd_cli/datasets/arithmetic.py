@@ -306,9 +306,9 @@ def _tell(
         words |= {"then": ("", "Then ", "After that, ")[i], "now": " now" if i else ""}
         if "{B}" in shape.story:
             words["B"] = names.pop(int(rng.random() * len(names)))
-        stories.append(_fill(shape.story, words))
-        works.append(_fill(shape.work, words))
-    text = " ".join([*stories, _fill(chain[-1].question, words)])
+        stories.append(shape.story.format_map(words))
+        works.append(shape.work.format_map(words))
+    text = " ".join([*stories, chain[-1].question.format_map(words)])
     return Problem(
         problem_id=f"arithmetic-{content_hash(text, 16)}",
         source="arithmetic",
@@ -317,7 +317,3 @@ def _tell(
         reference_answer=str(values[-1]),
         reference_solution=" ".join([*works, f"The answer is \\boxed{{{values[-1]}}}."]),
     )
-
-
-def _fill(template: str, words: dict[str, str | int]) -> str:
-    return template.format_map(words)

@@ -87,7 +87,7 @@ class OpenAIEngine:
         done: SimpleQueue[tuple[Request, Any]] = SimpleQueue()
         # Daemon threads, not an executor's: the interpreter joins those at exit, and an open request may take an hour.
         for _ in range(min(self._in_flight, len(requests))):
-            Thread(target=self._work, args=(todo, done), name="trd-openai", daemon=False).start()
+            Thread(target=self._work, args=(todo, done), name="trd-openai", daemon=True).start()
         try:
             for _ in range(len(requests)):
                 request, answer = done.get()
