@@ -55,10 +55,12 @@ app.add_typer(data_app, name="data")
 def command(parent: typer.Typer, name: str, config_class: type[Config], example: str) -> Callable:
     """Register a function of one config as a Typer command whose flags are the config's fields."""
 
+    title = f"data {name}" if parent is data_app else name
+
     def register(body: Callable[[Any], None]) -> Callable[[Any], None]:
         def callback(**values: Any) -> None:
             given = {key: value for key, value in values.items() if value is not None}
-            _guarded(name, lambda: body(config_class.parse(given)))
+            _guarded(title, lambda: body(config_class.parse(given)))
 
         own = config_class.__annotations__
         # The command's own options come first in its help, then those it shares with others.
@@ -87,7 +89,9 @@ def _parameter(name: str, field: Any) -> inspect.Parameter:
         flags = extra["flags"] or [f"--{name.replace('_', '-')}"]
         # A shown default of None or an empty list tells nothing.
         pairs = "KEY=VALUE" if "dict" in str(field.annotation) else None
-        info = typer.Option(*flags, help=field.description, show_default=default not in (None, []), metavar=pairs)
+        info = typer.Option(
+            *flags, help=field.description, show_default=default not in (None, []), metavar=pairs
+        )
     default = inspect.Parameter.empty if default is ... else default
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, info]

@@ -33,7 +33,7 @@ def pairs(value: Any) -> Any:
     split = [str(item).split("=", 1) for item in value]
     for item, parts in zip(value, split, strict=True):
         if len(parts) != 2 or not parts[0]:
-            raise ValueError(f"{item!r} is not KEY=VALUE")
+            raise ValueError(f"KEY=VALUE, not {item!r}")
     return dict(split)
 
 
@@ -68,7 +68,7 @@ class Config(BaseModel):
             first = error.errors()[0]
             name = "--" + str(first["loc"][0]).replace("_", "-") if first["loc"] else cls.__name__
             got = f"{name} {first['input']!r}" if first["loc"] else str(first["input"])
-            expected = first["msg"].removeprefix("Value error, ").lower()
+            expected = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
             raise InputError(got, expected, f"change {name} (see --help)") from None
 
     def identity(self) -> dict[str, Any]:
@@ -305,7 +305,9 @@ class MakeConfig(Config):
 
 class ImportConfig(Config):
     file: str = option(
-        argument=True, help="JSONL, JSON, CSV or Parquet file, or a Hub dataset name.", rows=False
+        argument=True,
+        help="JSONL, JSON, CSV or Parquet file, or a Hub dataset: owner/name or owner/name:subset.",
+        rows=False,
     )
     out: str = option(help="Parquet file to write.", rows=False)
     preset: Literal["gsm8k", "math", "deepscaler", "taco", "leetcode", "code_contests"] | None = option(

@@ -33,6 +33,8 @@ class ConsoleReport:
             self.note(f"{total} rows" + (f", {done} done before" if done else ""))
 
     def advance(self, rows: int = 1, tokens: int = 0) -> None:
+        if self._total is None and not self._rows:
+            self._began = self._said = time.monotonic()  # waiting for the first input is not work
         self._rows += rows
         self._tokens += tokens
         if self._bar is not None:

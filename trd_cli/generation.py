@@ -52,7 +52,7 @@ class Backend:
     def about(self) -> dict[str, Any]:
         """What later stages need to find the same model."""
         return {
-            "model": str(self.model.path.resolve()) if self.model.path else self.model.name,
+            "model": self.model.lasting_name,
             "model_revision": self.model.revision,
             "tokenizer": self.tokenizer.fingerprint(),
         }
@@ -208,8 +208,12 @@ class ShardFiller:
     whatever the reason, rows that are finished are written and the engine is closed.
     """
 
-    def __init__(self, run: RunDir, backend: Backend, options: OutputOptions, report: Report) -> None:
+    def __init__(
+        self, run: RunDir, backend: Backend, options: OutputOptions, report: Report, total: int | None
+    ) -> None:
+        """`total` is how many rows the finished set has, None where the input is still growing."""
         self._run, self._backend, self._options, self._report = run, backend, options, report
+        self._total = total
         self._engine: Engine | None = None
         self._buffer: list[Trajectory] = []
         self._opened = time.monotonic()
@@ -260,6 +264,7 @@ class ShardFiller:
         if self._engine is None:
             self._report.note(f"loading {self._backend.model.name} with {self._backend.engine}")
             self._engine = self._backend.start()
+        self._report.start(self._run.run["command"], self._total, self.outcome.rows)
         for completion in self._engine.generate(
             [request_for(row, self._backend.max_length) for row in ready]
         ):

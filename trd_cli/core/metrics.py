@@ -60,7 +60,7 @@ def pass_at_k(correct_QK: np.ndarray, k: int) -> Estimate:
         1.0 - comb(int(n - c), k) / comb(int(n), k) if n >= k else np.nan
         for n, c in zip(graded_Q, right_Q, strict=True)
     ]
-    return mean_with_interval(np.array(scores, dtype=float), samples=int(graded_Q.sum()))
+    return mean_with_interval(np.array(scores, dtype=float), samples=int(graded_Q[graded_Q >= k].sum()))
 
 
 def mean_with_interval(scores_Q: np.ndarray, samples: int) -> Estimate:
@@ -83,7 +83,9 @@ def mean_with_interval(scores_Q: np.ndarray, samples: int) -> Estimate:
         size = float(np.clip(effective, questions, max(samples, questions)))
     centre = (mean + Z_95**2 / (2 * size)) / (1 + Z_95**2 / size)
     half = Z_95 * np.sqrt(mean * (1 - mean) / size + Z_95**2 / (4 * size**2)) / (1 + Z_95**2 / size)
-    return Estimate(mean, max(0.0, float(centre - half)), min(1.0, float(centre + half)), questions)
+    # At 0 and 1 one end is the mean itself, which rounding would miss by a hair.
+    low, high = max(0.0, float(centre - half)), min(1.0, float(centre + half))
+    return Estimate(mean, min(mean, low), max(mean, high), questions)
 
 
 def paired_difference(

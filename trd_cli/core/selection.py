@@ -10,6 +10,8 @@ A verdict that is missing, `error` or `timeout` belongs to none of them.
 
 from __future__ import annotations
 
+import re
+
 import polars as pl
 
 from trd_cli.errors import InputError
@@ -25,9 +27,13 @@ SUBSETS: dict[str, str] = {
 }
 
 
+# `parent_id` is a column of the row itself.
+_PARENT_COLUMN = re.compile(r"\bparent_(?!id\b)")
+
+
 def needs_parents(subset: str, where: str | None) -> bool:
     """Whether the filter reads a parent's column."""
-    return "parent_" in SUBSETS[subset] or (where is not None and "parent_" in where)
+    return any(_PARENT_COLUMN.search(text) for text in (SUBSETS[subset], where or ""))
 
 
 def select(rows: pl.DataFrame, subset: str, where: str | None) -> pl.DataFrame:

@@ -18,7 +18,25 @@ from trd_cli.errors import EngineError
 from trd_cli.records import Completion, Request
 from trd_cli.tokens import Tokenizer
 
-_WORDS = ["first", "we", "add", "then", "take", "the", "total", "and", "check", "each", "step", "once", "more", "so", "that", "it", "holds"]
+_WORDS = [
+    "first",
+    "we",
+    "add",
+    "then",
+    "take",
+    "the",
+    "total",
+    "and",
+    "check",
+    "each",
+    "step",
+    "once",
+    "more",
+    "so",
+    "that",
+    "it",
+    "holds",
+]
 
 
 @dataclass(frozen=True)

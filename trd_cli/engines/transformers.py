@@ -83,7 +83,7 @@ class TransformersEngine:
         if self._layer_types and not set(self._layer_types) <= _KNOWN_LAYERS:
             odd = sorted(set(self._layer_types) - _KNOWN_LAYERS)[0]
             raise EngineError(f"{model.name} has {odd} layers", "attention layers only", "use --engine vllm")
-        self._slots = options.batch_size or (16 if self.device.type == "cpu" else 64)
+        self._slots = options.batch_size or (32 if self.device.type == "cpu" else 64)
 
     def close(self) -> None:
         del self.model

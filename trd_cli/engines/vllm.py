@@ -16,10 +16,12 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import multiprocessing.connection
 import os
 import re
 import sys
 import tempfile
+import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from itertools import count
@@ -36,8 +38,12 @@ from trd_cli.tokens import Tokenizer
 _QUEUED_PER_SLOT = 4
 _LOWEST_TEMPERATURE = 0.01
 _CPU_CACHE_GIB = "2"
-_ERROR_LINE = re.compile(r"(?:^|[\])] )((?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Interrupt): .+)$")
-_SAYS_NOTHING = re.compile(r"root cause|stack trace|validation errors? for|WorkerProc initialization failed")
+_ERROR_LINE = re.compile(
+    r"(?:^|[\])] )((?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Interrupt): .+|Worker proc \S+ died .+)$"
+)
+_POINTS_ELSEWHERE = re.compile(r"root cause|stack trace")
+_PYDANTIC = re.compile(r"^(Value|Assertion) error, | \[type=.*$|^\d+ validation errors? for .*$")
+_REASON_LENGTH = 300
 
 
 class VllmEngine:
@@ -49,23 +55,20 @@ class VllmEngine:
         self.version = engine_version("vllm")
         self._tokenizer = tokenizer
         self._tickets = count()
-        handle, path = tempfile.mkstemp(prefix="trd-vllm-", suffix=".log")
-        os.close(handle)
-        self._log = Path(path)
+        self._log = _new_log()
+        self._failed = False
         _set_environment(options)
         try:
             with _output_to(self._log):
                 self.llm = _start(model, options)
-        except EngineError:
+                _watch(self.llm)
+        except (EngineError, KeyboardInterrupt):
             self._log.unlink()
             raise
         except Exception as error:
+            got = f"vllm cannot start with {model.name}: {_reason(error, self._log)}"
             mend = "change --model, --max-model-len, --gpu-memory-utilization, --batch-size or --engine-arg"
-            raise EngineError(
-                f"vllm cannot start with {model.name}: {_reason(error, self._log)}",
-                "an engine",
-                f"{mend}; vllm's own log is {self._log}",
-            ) from None
+            raise EngineError(got, "an engine", mend + _pointer(self._log)) from None
         self._in_flight = _QUEUED_PER_SLOT * self.llm.llm_engine.vllm_config.scheduler_config.max_num_seqs
 
     def generate(self, requests: Sequence[Request]) -> Iterator[Completion]:
@@ -74,9 +77,7 @@ class VllmEngine:
         try:
             while waiting or running:
                 yield from self._admit(waiting, running)
-                with self._faults_attributed():
-                    outputs = self.llm.llm_engine.step() if running else []
-                for output in outputs:
+                for output in self._step() if running else []:
                     if output.finished and output.request_id in running:
                         yield self._completion(running.pop(output.request_id), output.outputs[0])
         finally:
@@ -86,22 +87,35 @@ class VllmEngine:
         """End vLLM's processes and give back the memory. Closing twice is harmless."""
         if self.llm is None:
             return
-        self.llm.llm_engine.engine_core.shutdown()
-        self.llm = None
-        gc.collect()
-        self._log.unlink(missing_ok=True)
+        with _output_to(self._log):
+            self.llm.llm_engine.engine_core.shutdown()
+            self.llm = None
+            gc.collect()
+        if not self._failed:
+            self._log.unlink()
 
     def _admit(self, waiting: deque[Request], running: dict[str, Request]) -> Iterator[Completion]:
         """Top up vLLM's queue. It is kept short: each request in it costs memory and scheduling time."""
+        from vllm.v1.engine.exceptions import EngineDeadError
+
         while waiting and len(running) < self._in_flight:
             request, ticket = waiting.popleft(), str(next(self._tickets))
             try:
-                with self._faults_attributed(but=(ValueError, TypeError, OverflowError)):
-                    self.llm.llm_engine.add_request(ticket, _prompt(request), self._params(request))
-            except (ValueError, TypeError, OverflowError) as error:
-                yield Completion(request.request_id, error=f"vllm refused the request: {_first_line(error)}")
-            else:
+                self.llm.llm_engine.add_request(ticket, _prompt(request), self._params(request))
                 running[ticket] = request
+            except EngineDeadError as error:
+                raise self._fault(error) from None
+            except Exception as error:  # which types say "refused" differs between versions of vLLM
+                yield Completion(
+                    request.request_id, error=f"vllm refused the request: {_first_line(str(error))}"
+                )
+
+    def _step(self) -> list[Any]:
+        """What vLLM has finished since; waits for something. Any exception here is a failure of the engine."""
+        try:
+            return self.llm.llm_engine.step()
+        except Exception as error:
+            raise self._fault(error) from None
 
     def _params(self, request: Request) -> Any:
         from vllm import SamplingParams
@@ -155,19 +169,11 @@ class VllmEngine:
             with contextlib.suppress(Exception):
                 self.llm.llm_engine.abort_request(list(running))
 
-    @contextlib.contextmanager
-    def _faults_attributed(self, but: tuple[type[Exception], ...] = ()) -> Iterator[None]:
-        """Any exception of vLLM, `but` these, is a failure of the engine."""
-        try:
-            yield
-        except but:
-            raise
-        except Exception as error:
-            raise EngineError(
-                f"vllm stopped answering: {_reason(error, self._log)}",
-                "a running engine",
-                f"run again, with less --batch-size or --max-model-len if memory ran out; vllm's own log is {self._log}",
-            ) from None
+    def _fault(self, error: Exception) -> EngineError:
+        self._failed = True
+        got = f"vllm stopped answering: {_reason(error, self._log)}"
+        mend = "run again, with less --batch-size or --max-model-len if memory ran out"
+        return EngineError(got, "a running engine", mend + _pointer(self._log))
 
 
 def _set_environment(options: EngineOptions) -> None:
@@ -189,6 +195,22 @@ def _start(model: ModelRef, options: EngineOptions) -> Any:
             "choose GPUs by CUDA_VISIBLE_DEVICES, or use --engine transformers",
         )
     return LLM(**_arguments(model, options, on_cpu=current_platform.is_cpu()))
+
+
+def _watch(llm: Any) -> None:
+    """See to it that a killed vLLM process (the system ran out of memory) is noticed: vLLM would wait for it for ever."""
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    answers = getattr(llm.llm_engine.engine_core, "outputs_queue", None)
+    children = [child for child in multiprocessing.active_children() if "EngineCore" in child.name]
+    if answers is None or not children:  # vLLM runs in this process
+        return
+
+    def tell() -> None:
+        multiprocessing.connection.wait([child.sentinel for child in children])
+        answers.put_nowait(EngineDeadError())
+
+    threading.Thread(target=tell, name="vllm-watch", daemon=True).start()
 
 
 def _arguments(model: ModelRef, options: EngineOptions, on_cpu: bool) -> dict[str, Any]:
@@ -242,21 +264,33 @@ def _prompt(request: Request) -> Any:
     )
 
 
-def _first_line(error: BaseException) -> str:
-    lines = [
-        line.strip() for line in str(error).splitlines() if line.strip() and not _SAYS_NOTHING.search(line)
-    ]
-    return lines[0] if lines else type(error).__name__
+def _new_log() -> Path:
+    handle, path = tempfile.mkstemp(prefix="trd-vllm-", suffix=".log")
+    os.close(handle)
+    return Path(path)
+
+
+def _pointer(log: Path) -> str:
+    """The end of an error's advice: where vLLM's log is, if there is anything in it."""
+    if log.stat().st_size:
+        return f"; vllm's own log is {log}"
+    log.unlink()
+    return ""
+
+
+def _first_line(text: str) -> str:
+    """The first line that says something, without the wrapping that pydantic puts around an error."""
+    lines = (_PYDANTIC.sub("", line.strip()) for line in text.splitlines())
+    return next((line[:_REASON_LENGTH] for line in lines if line), "")
 
 
 def _reason(error: Exception, log: Path) -> str:
     """One line: the exception's own, or, where it only points to another process, the first error that one logged."""
-    if str(error).strip() and not _SAYS_NOTHING.search(str(error).splitlines()[0]):
-        return _first_line(error)
-    found = [
-        match.group(1)
-        for line in log.read_text(errors="replace").splitlines()
-        if (match := _ERROR_LINE.search(line))
+    own = _first_line(str(error)) or type(error).__name__
+    if not _POINTS_ELSEWHERE.search(own):
+        return own
+    matches = (_ERROR_LINE.search(line) for line in log.read_text(errors="replace").splitlines())
+    telling = [
+        match[1][:_REASON_LENGTH] for match in matches if match and not _POINTS_ELSEWHERE.search(match[1])
     ]
-    telling = [line for line in found if not _SAYS_NOTHING.search(line)]
-    return telling[0] if telling else _first_line(error)
+    return telling[0] if telling else "its process ended without a word, as when the system is out of memory"

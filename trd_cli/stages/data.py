@@ -23,9 +23,11 @@ def import_(config: ImportConfig, report: Report) -> None:
     """Write an imported problem set."""
     imported = import_problems(config)
     write_problems(Path(config.out), imported.problems)
-    left_out = f" ({imported.duplicates} duplicates and {imported.skipped} rows without a problem left out)"
-    report.note(
-        f"{len(imported.problems)} problems in {config.out}"
-        + (left_out if imported.duplicates or imported.skipped else "")
-    )
+    report.note(f"{len(imported.problems)} problems in {config.out}")
+    if imported.duplicates or imported.skipped:
+        report.note(f"left out: {imported.duplicates} duplicates, {imported.skipped} rows without a problem")
+    if imported.unreadable:
+        report.note(
+            f"left out: {len(imported.unreadable)} unreadable rows, the first: {imported.unreadable[0]}"
+        )
     report.result(Path(config.out))

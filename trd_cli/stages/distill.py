@@ -28,6 +28,9 @@ def run(
         check_complete(s.directory for s in sets)
     rows = _rows_of_stage(config, sets)
     student, teacher = (resolve(name) for name in _models(config, sets[0], rows[0]))
+    if config.model is None:
+        written_by = "student_revision" if rows[0].stage == "refined" else "model_revision"
+        student.check_revision(sets[0].about(written_by), sets[0].directory)
     examples = _Contexts(config, sets[0], student, teacher).examples(rows, report)
     identity = config.identity() | {
         "inputs": [s.digest for s in sets],

@@ -51,9 +51,8 @@ def run(config: EvalConfig, backend: Backend, report: Report) -> dict[str, Any] 
         return None
     quiet = WithoutResults(report)
     with run_dir:
-        with ShardFiller(run_dir, backend, config, quiet) as filler:
+        with ShardFiller(run_dir, backend, config, quiet, len(planned)) as filler:
             filler.expect(planned)
-            report.start("eval", len(planned), filler.outcome.rows)
             filler.fill(planned)
         with ShardGrader(GraderOptions(config.lenient, config.timeout, config.workers), quiet) as grader:
             report.start("grade", len(planned))

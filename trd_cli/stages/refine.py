@@ -56,10 +56,10 @@ def run(
     if config.dry_run:
         report.note(preview(planned[0], len(planned), run_dir.path) if planned else "no row is in the subset")
         return Outcome()
-    with run_dir, ShardFiller(run_dir, refiner.backend, config, report) as filler:
+    total = None if config.stream else len(planned)
+    with run_dir, ShardFiller(run_dir, refiner.backend, config, report, total) as filler:
         if not config.stream:
             filler.expect(planned)
-        report.start("refine", None if config.stream else len(planned), filler.outcome.rows)
         filler.fill(planned)
         for wave in map(open_sets, waves):
             sets += wave
@@ -106,6 +106,8 @@ class Refiner:
                 "the same tokens with the same ids",
                 "use a teacher of the student's family",
             )
+        if config.teacher is None:
+            backend.model.check_revision(source.about("model_revision"), source.directory)
         self.backend = backend
         self._config, self._source = config, source
         kwargs = config.chat_template_kwargs
@@ -199,7 +201,8 @@ def _why_not(rollout: Trajectory, template: Template) -> str | None:
     """Why a rollout cannot be refined with this template, or None."""
     if rollout.error is not None:
         return f"the rollout has no response: {rollout.error}"
-    for name in ("reference_solution", "reference_answer"):
-        if name in template.placeholders and not getattr(rollout, name):
-            return f"the problem has no {name}"
+    # A template that shows both can do without the answer; what it cannot do without is the reference itself.
+    needed = next((n for n in ("reference_solution", "reference_answer") if n in template.placeholders), None)
+    if needed and not getattr(rollout, needed):
+        return f"the problem has no {needed}"
     return None

@@ -30,9 +30,8 @@ def run(config: SampleConfig, backend: Backend, report: Report) -> Outcome:
     if config.dry_run:
         report.note(preview(planned[0], len(planned), run_dir.path))
         return Outcome()
-    with run_dir, ShardFiller(run_dir, backend, config, report) as filler:
+    with run_dir, ShardFiller(run_dir, backend, config, report, len(planned)) as filler:
         filler.expect(planned)
-        report.start("sample", len(planned), filler.outcome.rows)
         filler.fill(planned)
     filler.outcome.check_errors(config.max_errors)
     return filler.outcome

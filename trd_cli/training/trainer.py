@@ -16,14 +16,14 @@ import torch
 from torch import nn
 
 from trd_cli.config import DistillConfig
-from trd_cli.errors import ModelError, TrdError
+from trd_cli.errors import InputError, ModelError, TrdError
 from trd_cli.models import ModelRef
 from trd_cli.reporting import Report
 from trd_cli.training.batches import Batch, Example, Side, micro_batches, steps
 from trd_cli.training.checkpoints import save_model
 from trd_cli.training.loss import forward_kl
 
-_LOGIT_TRANSFORMS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+_LOGIT_TRANSFORMS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
 _DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
@@ -62,15 +62,28 @@ def head_of(model: nn.Module) -> torch.Tensor:
     return model.get_output_embeddings().weight
 
 
+def rate_at(done: int, total: int, warmup_ratio: float, min_ratio: float) -> float:
+    """Share of the peak learning rate after `done` of `total` steps: a linear rise, then a cosine down to `min_ratio`.
+
+    The first step has a rate above zero and the last of the rise has the peak, so that no step is spent on nothing.
+    """
+    warmup = round(warmup_ratio * total)
+    if done < warmup:
+        return (done + 1) / warmup
+    progress = (done - warmup) / max(1, total - 1 - warmup)
+    return min_ratio + (1 - min_ratio) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
 def load(model: ModelRef, dtype: torch.dtype, device: torch.device) -> nn.Module:
     """A causal language model whose logits are its head's output, nothing more; raises ModelError for others."""
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     try:
         loaded = AutoModelForCausalLM.from_pretrained(str(model.path), dtype=dtype).to(device)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(
             f"cannot load {model.name}: {str(error).splitlines()[0]}",
             "a causal language model",
@@ -93,11 +106,14 @@ class Trainer:
     """Trains `student` towards `teacher` on examples and saves it."""
 
     def __init__(self, config: DistillConfig, student: ModelRef, teacher: ModelRef) -> None:
-        """Loads both models. Raises TrdError when launched as several processes."""
+        """Loads both models. Raises TrdError when launched as several processes, InputError for a device that is not there."""
         from accelerate import Accelerator
+        from accelerate.state import AcceleratorState
 
         self._config, self._student_ref = config, student
         compute = "bfloat16" if config.dtype == "auto" else config.dtype
+        # Accelerate keeps the precision and device of the first run of a process for all later ones.
+        AcceleratorState._reset_state(reset_partial_state=True)
         self._accelerator = Accelerator(
             mixed_precision="bf16" if compute == "bfloat16" else "no", cpu=config.device == "cpu"
         )
@@ -106,6 +122,8 @@ class Trainer:
                 f"got {self._accelerator.num_processes} processes; expected one; start trd distill without a launcher"
             )
         self.device = self._accelerator.device
+        if config.device not in ("auto", self.device.type, str(self.device)):
+            raise InputError(f"--device {config.device}", f"auto or {self.device}", "change --device")
         torch.manual_seed(config.seed)
         self._student = load(student, torch.float32, self.device)
         self._teacher = load(teacher, _DTYPES[compute], self.device).eval().requires_grad_(False)
@@ -114,8 +132,6 @@ class Trainer:
 
     def train(self, examples: Sequence[Example], log: Path, report: Report) -> Trained:
         """Run all steps; one JSON line a step goes to `log`. Stops with TrdError at a loss that is not finite."""
-        from transformers import get_cosine_with_min_lr_schedule_with_warmup
-
         config = self._config
         total = config.epochs * math.ceil(len(examples) / config.batch_size)
         optimizer = torch.optim.AdamW(
@@ -124,8 +140,8 @@ class Trainer:
             betas=(0.9, 0.95),
             weight_decay=config.weight_decay,
         )
-        schedule = get_cosine_with_min_lr_schedule_with_warmup(
-            optimizer, round(config.warmup_ratio * total), total, min_lr_rate=config.min_lr_ratio
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda done: rate_at(done, total, config.warmup_ratio, config.min_lr_ratio)
         )
         step_module, optimizer, schedule = self._accelerator.prepare(
             DistillStep(self._student.train()), optimizer, schedule

@@ -1,0 +1,60 @@
+"""Prints what a quickstart run did: scores before and after, what the teacher changed, tokens and seconds of each stage."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from trd_cli.core.metrics import paired_difference
+
+
+def main(run: Path) -> None:
+    print(scores(run), refinement(run), stages(run), sep="\n\n")
+
+
+def scores(run: Path) -> str:
+    """Accuracy of the student before and after, over the same questions, and the paired difference."""
+    lines = ["| student | boxed accuracy | 95 % interval | questions |", "|---|---|---|---|"]
+    correct: dict[str, np.ndarray] = {}
+    for name in ("before", "after"):
+        bench = next(iter(json.loads((run / f"eval-{name}" / "results.json").read_text())["benchmarks"].values()))
+        estimate = bench["scores"]["avg@1"]
+        interval = f"{100 * estimate['low']:.1f} – {100 * estimate['high']:.1f}"
+        lines.append(f"| {name} | {100 * estimate['value']:.1f} % | {interval} | {estimate['questions']} |")
+        correct[name] = np.array([right / graded if graded else np.nan for right, graded in bench["questions"].values()])
+    d = paired_difference(correct["before"], correct["after"])
+    lines.append(
+        f"\nPaired difference {100 * d.value:+.1f} points (95 % interval {100 * d.low:+.1f} to {100 * d.high:+.1f}), "
+        f"p = {d.p_value:.2g}; {d.gained} questions gained, {d.lost} lost."
+    )
+    return "\n".join(lines)
+
+
+def refinement(run: Path) -> str:
+    """Verdicts of y_o against those of the y_r made from them."""
+    rollouts = pl.read_parquet(run / "y_o" / "*.parquet", columns=["trajectory_id", "verdict"])
+    refined = pl.read_parquet(run / "y_r" / "*.parquet", columns=["parent_id", "verdict"])
+    pairs = refined.join(rollouts, left_on="parent_id", right_on="trajectory_id", suffix="_y_o")
+    counts = Counter(zip(pairs["verdict_y_o"], pairs["verdict"], strict=True))
+    lines = ["| y_o → y_r | rows |", "|---|---|"]
+    lines += [f"| {before} → {after} | {count} |" for (before, after), count in sorted(counts.items())]
+    return "\n".join(lines)
+
+
+def stages(run: Path) -> str:
+    """Response tokens and seconds of each stage, over all invocations that it took."""
+    lines = ["| stage | rows | response tokens | seconds |", "|---|---|---|---|"]
+    for name in ("eval-before", "y_o", "y_r", "student", "eval-after"):
+        sessions = [json.loads(line) for line in (run / name / "sessions.jsonl").read_text().splitlines()]
+        rows, tokens, seconds = (sum(s[key] for s in sessions) for key in ("rows", "tokens", "seconds"))
+        lines.append(f"| {name} | {rows} | {tokens} | {seconds:.0f} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,59 @@
+"""Shared by all tests: the command line run in this process, and small sets made by the scripted engine."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+from typer.testing import CliRunner
+
+from trd_cli.cli import app
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+Trd = Callable[..., Result]
+
+
+@pytest.fixture(scope="session")
+def trd() -> Trd:
+    """Run a trd command; `result.stdout`, `result.stderr` and `result.exit_code` are what a shell would see."""
+
+    def run(*args: object, stdin: str | None = None) -> Result:
+        result = CliRunner().invoke(app, [str(a) for a in args], input=stdin)
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return result
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def ok(trd: Trd) -> Trd:
+    """As `trd`, for commands that must succeed."""
+
+    def run(*args: object, stdin: str | None = None) -> Result:
+        result = trd(*args, stdin=stdin)
+        assert result.exit_code == 0, result.stderr
+        return result
+
+    return run
+
+
+@pytest.fixture
+def problems(tmp_path: Path, ok: Trd) -> Path:
+    """Twelve arithmetic problems."""
+    path = tmp_path / "problems.parquet"
+    ok("data", "make", "arithmetic", "--n", 12, "--seed", 1, "--out", path)
+    return path
+
+
+@pytest.fixture
+def rollouts(tmp_path: Path, ok: Trd, problems: Path) -> Path:
+    """A finished set of 24 scripted rollouts, not verified yet."""
+    path = tmp_path / "y_o"
+    ok("sample", "-m", "scripted", "-p", problems, "-n", 2, "--shard-rows", 10, "--out", path)
+    return path

@@ -1,0 +1,177 @@
+"""The floors of the house: what may import what, what only the command line may do, and what the help may load."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "trd_cli"
+
+# A file may import its own floor and those below. A name with a slash is a directory with all that is in it.
+FLOORS: tuple[tuple[str, ...], ...] = (
+    ("__init__", "errors", "records"),
+    ("config", "prompts", "tokens", "reporting", "core/"),
+    (
+        "shards",
+        "run_dir",
+        "models",
+        "inputs",
+        "generation",
+        "grading",
+        "datasets/",
+        "engines/",
+        "graders/",
+        "training/",
+    ),
+    ("stages/",),
+    ("console", "cli"),
+)
+PRINTING = {"console", "cli"}
+HEAVY = {
+    "accelerate",
+    "datasets",
+    "huggingface_hub",
+    "jinja2",
+    "math_verify",
+    "numpy",
+    "openai",
+    "pebble",
+    "polars",
+    "pyarrow",
+    "sympy",
+    "torch",
+    "transformers",
+    "vllm",
+}
+FILES = {
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+    if "_prompts" not in path.parts
+}
+
+
+def floor(module: str) -> int | None:
+    """The floor of a module (dotted, without `trd_cli.`), or None where the table does not have it."""
+    directory = module.partition(".")[0] + "/"
+    for number, names in enumerate(FLOORS):
+        if module in names or (directory in names and "." in module):
+            return number
+    return None
+
+
+def named(module: str) -> str:
+    """A package's own file by the package's name: `stages.__init__` is imported as `stages`."""
+    return module.removesuffix(".__init__")
+
+
+MODULES = {named(module): module for module in FILES}
+
+
+def imports(node: ast.AST, deferred: bool) -> Iterator[str]:
+    """Modules of ours that are imported below `node`; without `deferred`, only those at import time."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.ImportFrom):
+            assert child.level == 0, "imports are absolute"
+            yield from _ours(child)
+        elif isinstance(child, ast.Import):
+            for alias in child.names:
+                if alias.name.startswith("trd_cli."):
+                    yield MODULES[alias.name.removeprefix("trd_cli.")]
+        elif deferred or not _runs_later(child):
+            yield from imports(child, deferred)
+
+
+def _runs_later(node: ast.AST) -> bool:
+    if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+        return True
+    return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+
+
+def _ours(node: ast.ImportFrom) -> Iterator[str]:
+    package, _, inside = (node.module or "").partition(".")
+    if package != "trd_cli":
+        return
+    for alias in node.names:
+        whole = ".".join(filter(None, (inside, alias.name)))
+        yield MODULES[whole] if whole in MODULES else MODULES[inside or "__init__"]
+
+
+def imported_by(module: str, deferred: bool = True) -> set[str]:
+    return set(imports(ast.parse(FILES[module].read_text()), deferred))
+
+
+def test_every_file_has_a_floor_and_every_name_in_the_table_is_a_file() -> None:
+    assert [module for module in FILES if floor(module) is None] == []
+    there = {named(module) for module in FILES} | {f"{module.partition('.')[0]}/" for module in FILES}
+    assert [name for names in FLOORS for name in names if name not in there] == []
+
+
+def test_the_walk_sees_deferred_imports_and_tells_them_from_those_at_import_time() -> None:
+    assert "stages.sample" in imported_by("cli")
+    assert "stages.sample" not in imported_by("cli", deferred=False)
+    assert "generation" not in imported_by("cli", deferred=False), "TYPE_CHECKING is not import time"
+
+
+@pytest.mark.parametrize("module", FILES)
+def test_no_file_imports_a_floor_above_its_own(module: str) -> None:
+    above = {f"{other} (floor {floor(other)})" for other in imported_by(module) if floor(other) > floor(module)}
+    assert above == set(), f"{module} is on floor {floor(module)}"
+
+
+@pytest.mark.parametrize("module", [m for m in FILES if m.startswith("stages.")])
+def test_stages_never_import_each_other(module: str) -> None:
+    assert {other for other in imported_by(module) if other.startswith("stages.")} <= {"stages.__init__"}
+
+
+@pytest.mark.parametrize("module", [m for m in FILES if m.startswith("core.")])
+def test_the_core_reads_no_file_and_no_clock(module: str) -> None:
+    imported = {
+        name.partition(".")[0]
+        for node in ast.walk(ast.parse(FILES[module].read_text()))
+        if isinstance(node, (ast.Import, ast.ImportFrom))
+        for name in ([node.module] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names])
+    }
+    assert imported & {"os", "io", "pathlib", "time", "subprocess", "socket", "tempfile", "shutil"} == set()
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    graph = {module: imported_by(module, deferred=False) - {module} for module in FILES}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(" imports ".join(reversed(error.args[1])))
+
+
+@pytest.mark.parametrize("module", [m for m in FILES if m not in PRINTING])
+def test_only_the_command_line_prints_and_exits(module: str) -> None:
+    found = [
+        f"line {node.lineno}: {ast.unparse(node)}"
+        for node in ast.walk(ast.parse(FILES[module].read_text()))
+        if (isinstance(node, ast.Call) and ast.unparse(node.func) in ("print", "exit", "quit"))
+        or (isinstance(node, ast.Attribute) and ast.unparse(node) in ("sys.exit", "os._exit", "typer.Exit"))
+        or (isinstance(node, ast.Raise) and node.exc and "SystemExit" in ast.unparse(node.exc))
+        or (isinstance(node, ast.ImportFrom) and node.module in ("sys", "typer"))
+    ]
+    assert found == []
+
+
+@pytest.mark.parametrize("line", ["--help", "sample --help", "distill --help", "data import --help"])
+def test_help_loads_nothing_heavy(line: str) -> None:
+    program = (
+        "import sys\nfrom trd_cli.cli import app\n"
+        f"app({line.split()!r}, standalone_mode=False)\n"
+        "print('LOADED', *{name.partition('.')[0] for name in sys.modules})"
+    )
+    shown = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    usage, loaded = shown.split("LOADED")
+    assert "Usage:" in usage
+    assert HEAVY & set(loaded.split()) == set()

@@ -1,0 +1,52 @@
+"""Every command in README, and every script it names, is one that exists and parses."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import click
+import pytest
+import typer
+
+from trd_cli.cli import app
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def commands() -> list[str]:
+    """The `trd` invocations in README's shell blocks, pipes taken apart."""
+    blocks = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ").replace("|\n", "| ").splitlines()
+    parts = [part.strip() for line in lines for part in re.split(r"\s\|\s", line)]
+    return [part for part in parts if part.startswith("trd ")]
+
+
+def parse(words: list[str]) -> None:
+    """Raise click.UsageError where a command line is not one of trd's."""
+    command, name = typer.main.get_command(app), "trd"
+    while isinstance(command, click.Group) or hasattr(command, "commands"):
+        name, *words = words
+        command = command.commands[name]
+    command.make_context(name, words)
+
+
+def test_readme_has_the_commands_it_is_about() -> None:
+    assert {shlex.split(c)[1] for c in commands()} >= {"data", "sample", "verify", "refine", "distill", "eval", "diff"}
+
+
+@pytest.mark.parametrize("line", commands())
+def test_a_command_in_readme_parses(line: str) -> None:
+    parse(shlex.split(line)[1:])
+
+
+def test_a_wrong_command_does_not_parse() -> None:
+    with pytest.raises(Exception, match="--no-such-flag"):
+        parse(["sample", "--no-such-flag"])
+
+
+def test_paths_that_readme_names_exist() -> None:
+    for path in re.findall(r"`((?:examples|tests|prompts|trd_cli)/[\w./-]*)`", README):
+        assert (ROOT / path).exists(), path

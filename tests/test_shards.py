@@ -1,0 +1,314 @@
+"""The format of a shard, what is refused, and that a shard is there whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from click.testing import Result
+
+from trd_cli.errors import InputError
+from trd_cli.inputs import open_sets
+from trd_cli.records import Problem, Trajectory
+from trd_cli.shards import (
+    PROBLEM_SCHEMA,
+    SCHEMA,
+    SCHEMA_VERSION,
+    iter_rows,
+    list_shards,
+    read_problems,
+    read_rows,
+    read_table,
+    write_problems,
+    write_shard,
+)
+
+ROOT = Path(__file__).parent.parent
+# What version 1 wrote. A change of the schema gets a new version and a new golden file; this one is never written again.
+GOLDEN = Path(__file__).parent / "golden"
+GOLDEN_SHARD = GOLDEN / "shard-00000.parquet"
+
+ROLLOUT = Trajectory(
+    trajectory_id="0" * 32,
+    problem_id="sum-1",
+    parent_id=None,
+    round=2,
+    sample_index=1,
+    stage="rollout",
+    setting=None,
+    source="hand",
+    task="math",
+    problem="What is 1 + 1? Übung, 数学, 🧮",
+    reference_answer="2",
+    reference_solution="1 + 1 = 2.",
+    tests=None,
+    messages=[{"role": "system", "content": ""}, {"role": "user", "content": "What is 1 + 1?"}],
+    prompt_token_ids=[256, 1, 2, 257],
+    prompt_template="student-math",
+    prompt_sha256="ab" * 32,
+    student_prompt_token_ids=None,
+    attempt_tokens_trimmed=None,
+    response="\\boxed{3}",
+    response_token_ids=[51, 2**31 - 1, 257],
+    logprobs=[-0.5, -0.125, 0.0],
+    finish_reason="stop",
+    ids_exact=True,
+    model="scripted",
+    model_revision="r1",
+    engine="scripted",
+    engine_version="0.1.0",
+    temperature=0.6,
+    top_p=0.95,
+    top_k=20,
+    max_tokens=64,
+    seed=2**62 - 1,
+    verdict="incorrect",
+    extracted_answer="3",
+    grader="math-verify",
+    grader_version="0.9.0+boxed",
+    verdict_detail="by hand",
+    error=None,
+)
+REFINED = replace(
+    ROLLOUT,
+    trajectory_id="1" * 32,
+    parent_id="0" * 32,
+    stage="refined",
+    setting="opsd",
+    task="code",
+    tests='{"kind": "stdin", "inputs": [], "outputs": []}',
+    student_prompt_token_ids=[256, 1, 2, 257],
+    attempt_tokens_trimmed=3,
+    response="",
+    response_token_ids=[],
+    logprobs=None,
+    finish_reason="length",
+    ids_exact=False,
+)
+FAILED = replace(
+    ROLLOUT,
+    trajectory_id="2" * 32,
+    messages=[],
+    prompt_token_ids=[],
+    response=None,
+    response_token_ids=None,
+    logprobs=None,
+    finish_reason=None,
+    ids_exact=None,
+    verdict=None,
+    extracted_answer=None,
+    grader=None,
+    grader_version=None,
+    verdict_detail=None,
+    error="prompt too long: 9000 tokens, the model takes 8192",
+)
+ROWS = [ROLLOUT, REFINED, FAILED]
+
+
+def described(schema: pa.Schema, version: str) -> str:
+    lines = [f"{f.name} {f.type} {'nullable' if f.nullable else 'required'}" for f in schema]
+    return "\n".join([f"version {version}", *lines]) + "\n"
+
+
+@pytest.fixture
+def shard(tmp_path: Path) -> Path:
+    path = tmp_path / "set" / "shard-00000.parquet"
+    path.parent.mkdir()
+    write_shard(path, ROWS)
+    return path
+
+
+def test_the_schema_is_the_one_that_is_written_down() -> None:
+    assert described(SCHEMA, SCHEMA_VERSION) == (GOLDEN / "schema.txt").read_text()
+
+
+def test_the_golden_shard_still_reads_to_the_same_rows() -> None:
+    assert read_rows(GOLDEN_SHARD) == ROWS
+
+
+def test_the_golden_rows_use_every_column() -> None:
+    unused = [f.name for f in fields(Trajectory) if all(getattr(row, f.name) is None for row in ROWS)]
+    assert unused == []
+
+
+def test_the_schemas_columns_are_the_records_fields_in_their_order() -> None:
+    assert SCHEMA.names == [f.name for f in fields(Trajectory)]
+    assert PROBLEM_SCHEMA.names == [f.name for f in fields(Problem)]
+
+
+def test_rows_come_back_as_they_were_written(shard: Path) -> None:
+    assert read_rows(shard) == ROWS
+
+
+def test_problems_come_back_as_they_were_written(tmp_path: Path) -> None:
+    problems = [
+        Problem("a", "hand", "math", "1 + 1?", "2", "1 + 1 = 2"),
+        Problem("b", "hand", "code", "Add.", tests='{"kind": "stdin"}'),
+    ]
+    write_problems(tmp_path / "new" / "p.parquet", problems)
+    assert read_problems(tmp_path / "new" / "p.parquet") == problems
+
+
+def test_a_row_without_a_required_value_is_not_written(shard: Path) -> None:
+    before = shard.read_bytes()
+    with pytest.raises((ValueError, pa.ArrowException)):
+        write_shard(shard, [replace(ROLLOUT, problem=None)])
+    assert shard.read_bytes() == before
+    assert [p.name for p in shard.parent.iterdir()] == [shard.name]
+
+
+@pytest.mark.parametrize("path", [GOLDEN_SHARD, None], ids=["golden", "fresh"])
+def test_a_shard_loads_with_plain_polars_pyarrow_and_datasets(
+    path: Path | None, shard: Path, tmp_path: Path
+) -> None:
+    import datasets
+    import polars as pl
+
+    name = str(path or shard)
+    loaded = datasets.load_dataset("parquet", data_files=name, split="train", cache_dir=str(tmp_path / "cache"))
+    rows = {
+        "polars": pl.read_parquet(name).to_dicts(),
+        "pyarrow": pq.read_table(name).to_pylist(),
+        "datasets": [dict(row) for row in loaded],
+    }
+    assert {library: [Trajectory(**row) for row in found] for library, found in rows.items()} == dict.fromkeys(
+        rows, ROWS
+    )
+
+
+def rewritten(change: Callable[[pa.Table], pa.Table]) -> Callable[[Path], None]:
+    """Damage that goes through Arrow: the footer's version stays unless `change` takes it away."""
+
+    def damage(path: Path) -> None:
+        table = change(pq.read_table(path))
+        pq.write_table(table, path)
+
+    return damage
+
+
+def with_bytes(change: Callable[[bytes], bytes]) -> Callable[[Path], None]:
+    return lambda path: path.write_bytes(change(path.read_bytes())) and None
+
+
+def of_type(name: str, kind: pa.DataType) -> Callable[[pa.Table], pa.Table]:
+    return lambda table: table.set_column(
+        table.schema.get_field_index(name), name, table[name].cast(kind)
+    ).replace_schema_metadata(table.schema.metadata)
+
+
+DAMAGES: dict[str, tuple[Callable[[Path], None], list[str]]] = {
+    "text": (with_bytes(lambda _: b"a,b\n1,2\n" * 9), ["truncated or not Parquet"]),
+    "nothing": (with_bytes(lambda _: b""), ["truncated or not Parquet"]),
+    "cut tail": (with_bytes(lambda data: data[:-9]), ["truncated or not Parquet"]),
+    "cut half": (with_bytes(lambda data: data[: len(data) // 2]), ["truncated or not Parquet"]),
+    "hole": (with_bytes(lambda data: data[:4] + b"\xff" * 400 + data[404:]), ["truncated or not Parquet"]),
+    "later version": (
+        rewritten(lambda t: t.replace_schema_metadata({b"trd.schema_version": b"7"})),
+        ["schema version 7", "version 1"],
+    ),
+    "no version": (
+        rewritten(lambda t: t.replace_schema_metadata(None)),
+        ["not a trajectory shard of trd", "trd.schema_version"],
+    ),
+    "missing column": (
+        rewritten(lambda t: t.drop_columns(["seed"])),
+        ["column seed", "no such column", "int64"],
+    ),
+    "extra column": (
+        rewritten(lambda t: t.append_column("reward", pa.nulls(len(t), pa.float32()))),
+        ["column reward", "float", "no such column"],
+    ),
+    "wrong type": (rewritten(of_type("seed", pa.string())), ["column seed", "string", "int64"]),
+    "wider ids": (
+        rewritten(of_type("prompt_token_ids", pa.list_(pa.field("element", pa.int64())))),
+        ["column prompt_token_ids", "int64", "int32"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_file_that_does_not_match_is_refused_by_name(name: str, shard: Path) -> None:
+    damage, words = DAMAGES[name]
+    damage(shard)
+    with pytest.raises(InputError) as refused:
+        read_rows(shard)
+    assert [w for w in [str(shard), *words] if w not in str(refused.value)] == []
+
+
+def test_a_problem_set_is_no_shard_and_a_shard_no_problem_set(shard: Path, tmp_path: Path) -> None:
+    write_problems(tmp_path / "p.parquet", [Problem("a", "hand", "math", "1 + 1?")])
+    with pytest.raises(InputError, match="column trajectory_id"):
+        read_rows(tmp_path / "p.parquet")
+    with pytest.raises(InputError, match="column"):
+        read_problems(shard)
+
+
+def test_a_missing_file_and_a_directory_are_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no such file: .*nowhere\.parquet"):
+        read_table(tmp_path / "nowhere.parquet")
+    with pytest.raises(InputError, match="is a directory"):
+        read_table(tmp_path)
+
+
+def test_an_empty_set_and_a_missing_one_are_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="empty has no shards"):
+        open_sets([str(tmp_path / "empty")])
+    with pytest.raises(InputError, match=r"no such file or directory: .*nowhere"):
+        open_sets([str(tmp_path / "nowhere")])
+
+
+def test_an_empty_problem_set_and_a_doubled_id_are_refused_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "p.parquet"
+    write_problems(path, [])
+    with pytest.raises(InputError, match=r"p\.parquet has no problems"):
+        read_problems(path)
+    write_problems(path, [Problem("a", "hand", "math", text) for text in ("1 + 1?", "1 + 2?")])
+    with pytest.raises(InputError, match="two problems 'a'"):
+        read_problems(path)
+
+
+def limited(size: int, *args: object) -> subprocess.CompletedProcess[str]:
+    """A trd command none of whose files may grow beyond `size` bytes, as on a disk that fills up."""
+    return subprocess.run(
+        [sys.executable, "-m", "trd_cli.cli", *map(str, args)],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size)),
+    )
+
+
+def test_a_write_that_fails_half_way_leaves_no_shard_and_the_command_resumes(
+    ok: Callable[..., Result], problems: Path, tmp_path: Path
+) -> None:
+    command: list[Any] = ["sample", "-m", "scripted", "-p", problems, "-n", 2]
+    out = tmp_path / "y_o"
+    ok(*command, "--shard-rows", 4, "--limit", 2, "--out", out)
+    [first] = list_shards(out)
+    written = first.read_bytes()
+
+    # The next shard holds ten times as many rows.
+    failed = limited(len(written) + 2000, *command, "--out", out)
+    assert failed.returncode == 1
+    assert failed.stdout.split() == [str(first)]
+    [line] = [line for line in failed.stderr.splitlines() if "error" in line]
+    assert line.startswith(f"trd sample: error: could not write {out}/shard-00001.parquet: File too large; expected")
+    assert "Traceback" not in failed.stderr
+    assert sorted(p.name for p in out.iterdir() if "shard" in p.name) == ["shard-00000.parquet"]
+    assert first.read_bytes() == written
+
+    ok(*command, "--out", out)
+    assert len({row.trajectory_id for row in iter_rows(list_shards(out))}) == 24
+    assert sum(1 for _ in iter_rows(list_shards(out))) == 24

@@ -1,0 +1,127 @@
+"""Random language models of a few thousand weights with a real tokenizer, so that the commands run in milliseconds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+SPECIALS = ("<|pad|>", "<|start|>", "<|end|>", "<|eos|>")
+END = SPECIALS.index("<|end|>")
+OTHER_END = SPECIALS.index("<|eos|>")
+_MERGES = (
+    ("t", "h"),
+    ("th", "e"),
+    ("i", "n"),
+    ("a", "n"),
+    ("e", "r"),
+    ("Ġ", "the"),
+    ("Ġ", "a"),
+    ("an", "d"),
+    ("Ġ", "and"),
+    ("o", "u"),
+    ("h", "o"),
+    ("Ġ", "ho"),
+    ("l", "e"),
+    ("in", "g"),
+    ("o", "r"),
+    ("e", "s"),
+    ("Ġ", "o"),
+    ("Ġ", "s"),
+    ("Ġ", "="),
+    ("Ġ", "+"),
+)
+VOCABULARY = len(SPECIALS) + 256 + len(_MERGES)
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|start|>{{ message['role'] }}\n{{ message['content'] }}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
+)
+# Weights as small as real models start with give nearly flat distributions, where rounding decides a greedy token.
+_WIDE = 0.35
+
+
+def write_tokenizer(
+    directory: Path, merges: tuple = _MERGES, chat_template: str | None = CHAT_TEMPLATE
+) -> None:
+    """A byte-level BPE tokenizer; `<|end|>` ends a turn. Other `merges` make another vocabulary of the same size."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    pieces = [*SPECIALS, *sorted(pre_tokenizers.ByteLevel.alphabet()), *("".join(pair) for pair in merges)]
+    tokenizer = Tokenizer(models.BPE({piece: i for i, piece in enumerate(pieces)}, list(merges)))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(piece, special=True) for piece in SPECIALS])
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<|end|>",
+        pad_token="<|pad|>",
+        clean_up_tokenization_spaces=False,
+    )
+    fast.chat_template = chat_template
+    fast.save_pretrained(directory)
+
+
+def llama_config(**changes: Any):
+    from transformers import LlamaConfig
+
+    return LlamaConfig(**{**SHAPE, **changes})
+
+
+SHAPE: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 2048,
+    "initializer_range": _WIDE,
+    "tie_word_embeddings": False,
+    "bos_token_id": None,
+    "eos_token_id": END,
+    "pad_token_id": 0,
+}
+
+
+def build_model(
+    directory: Path, seed: int = 0, config: Any = None, eos: list[int] | None = None, **changes: Any
+) -> Path:
+    """A model directory with random weights: Llama with `changes` to its shape, or of another `config`.
+
+    `eos` is what generation_config.json lists as ends of a response (default: `<|end|>` alone).
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(config or llama_config(**changes))
+    model.save_pretrained(directory)
+    write_tokenizer(directory)
+    set_eos(directory, eos or [END])
+    return directory
+
+
+def set_eos(directory: Path, eos: list[int]) -> None:
+    """What generation_config.json lists as ends of a response."""
+    (directory / "generation_config.json").write_text(json.dumps({"eos_token_id": eos}))
+
+
+def reference_model(directory: Path):
+    """The model as transformers itself loads it, in float32."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(str(directory), dtype=torch.float32).eval()
+
+
+def engine_of(directory: Path, batch_size: int | None = None, **options: Any):
+    """The transformers engine on a model directory, in float32 on the CPU unless `options` say otherwise."""
+    from trd_cli.config import EngineOptions
+    from trd_cli.engines.transformers import TransformersEngine
+    from trd_cli.models import resolve_model
+
+    model = resolve_model(str(directory))
+    chosen = EngineOptions(**{"dtype": "float32", "device": "cpu", "batch_size": batch_size, **options})
+    return TransformersEngine(model, model.tokenizer(), chosen)
