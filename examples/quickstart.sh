@@ -9,7 +9,7 @@ source "$(dirname "$0")/setup.sh"
 
 run=${1:-quickstart-run}
 rows=${ROWS:-192} questions=${QUESTIONS:-200} epochs=${EPOCHS:-2}
-# A model this small copies a one-line pattern better than it follows a paragraph, so it gets shorter prompts than the built-in ones.
+# A model this small follows an example better than an instruction, so it gets other prompts than the built-in ones.
 prompts=$trd_root/examples/quickstart
 export TOKENIZERS_PARALLELISM=false
 
@@ -28,7 +28,7 @@ trd sample --model smollm2-135m --problems "$run/problems.parquet" --prompt "$pr
     trd verify |
     trd refine --setting opsd --prompt "$prompts/refine.jinja" --temperature 0 --max-tokens 48 --batch-size 64 --out "$run/y_r" |
     trd verify |
-    trd distill --learning-rate 1e-4 --epochs "$epochs" --batch-size 16 --out "$run/student" >/dev/null
+    trd distill --subset repaired --learning-rate 1e-4 --epochs "$epochs" --batch-size 8 --out "$run/student" >/dev/null
 
 score "$run/student" eval-after
 

@@ -129,7 +129,7 @@ def gradient(
     """Loss and gradient of all the student's weights, summed over the batches."""
     student, teacher = models
     student.zero_grad()
-    step, total = DistillStep(student), 0.0
+    step, total = DistillStep(student, torch.float32), 0.0
     for batch in batches:
         with torch.no_grad():
             teacher_NE = response_states(teacher, batch.teacher)

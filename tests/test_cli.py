@@ -110,7 +110,9 @@ BAD: dict[str, Bad] = {
     "no such problem set": Bad(
         "sample -m scripted -p nowhere.parquet", ("no such file: nowhere.parquet", "check the path")
     ),
-    "problem set is text": Bad("sample -m scripted -p notes.txt", ("notes.txt", "not Parquet", "whole Parquet")),
+    "problem set is text": Bad(
+        "sample -m scripted -p notes.txt", ("notes.txt", "not Parquet", "whole Parquet")
+    ),
     "problem set is a shard": Bad(
         "sample -m scripted -p y_o/shard-00000.parquet", ("y_o/shard-00000.parquet", "column")
     ),
@@ -124,26 +126,32 @@ BAD: dict[str, Bad] = {
     "fewer attempts": Bad(f"{S} -n 1 --out y_o", ("y_o holds 6 rows", "larger --n")),
     "fewer problems": Bad(f"{S} -n 2 --limit 4 --out y_o", ("y_o holds 4 rows", "--limit")),
     "foreign files": Bad(f"{S} --out foreign", ("foreign holds other files", "another --out")),
-    "foreign run.json": Bad(f"{S} --out other_run", ("other_run/run.json is not of trd", "another directory")),
+    "foreign run.json": Bad(
+        f"{S} --out other_run", ("other_run/run.json is not of trd", "another directory")
+    ),
     "out is a file": Bad(f"{S} --out notes.txt", ("cannot make notes.txt", "a directory", "another --out")),
     # sample: model, engine, prompt
     "no such model directory": Bad("sample -m ./nowhere -p p.parquet", ("no model directory ./nowhere",)),
     "no config.json": Bad("sample -m empty -p p.parquet", ("empty has no config.json",)),
     "no tokenizer": Bad("sample -m bare -p p.parquet", ("no usable tokenizer in", "bare", "copy them there")),
     "no chat template": Bad("sample -m mute -p p.parquet", ("mute has no chat template", "--render raw")),
-    "no context length": Bad("sample -m endless -p p.parquet", ("names no context length", "--max-model-len")),
+    "no context length": Bad(
+        "sample -m endless -p p.parquet", ("names no context length", "--max-model-len")
+    ),
     "engine without its model": Bad(
         "sample -m tiny --engine scripted -p p.parquet", ("--engine scripted with --model tiny", "change one")
     ),
-    "model without its engine": Bad(f"{S} --engine transformers", ("--engine transformers with --model scripted",)),
-    "no server": Bad("sample -m tiny --engine openai -p p.parquet", ("without a server", "--base-url")),
-    "unknown engine argument": Bad(f"{S} --engine-arg colour=red", ("colour", "accuracy, delay")),
+    "model without its engine": Bad(
+        f"{S} --engine transformers", ("--engine transformers with --model scripted",)
+    ),
     "engine argument without a value": Bad(f"{S} --engine-arg delay", ("--engine-arg", "KEY=VALUE")),
     "every prompt too long": Bad(
         f"{S} --max-model-len 5", ("every prompt is too long", "fewer than the 5", "--max-model-len")
     ),
     "no such prompt": Bad(f"{S} --prompt nowhere.jinja", ("nowhere.jinja", "No such file", "check --prompt")),
-    "unknown placeholder": Bad(f"{S} --prompt unknown.jinja", ("unknown.jinja", "'hint'", "only {{ problem }}")),
+    "unknown placeholder": Bad(
+        f"{S} --prompt unknown.jinja", ("unknown.jinja", "'hint'", "only {{ problem }}")
+    ),
     "missing placeholder": Bad(f"{S} --prompt lacking.jinja", ("lacking.jinja", "lacks {{ problem }}")),
     "broken template": Bad(f"{S} --prompt broken.jinja", ("broken.jinja, line 1", "jinja2 template")),
     "value out of range": Bad(f"{S} -n 0", ("--n 0", "greater than or equal to 1")),
@@ -154,18 +162,24 @@ BAD: dict[str, Bad] = {
     "not a shard": Bad("verify notes.txt", ("notes.txt is not a shard", "shard-NNNNN.parquet")),
     "shard of text": Bad("refine --setting opsd text", ("text/shard-00001.parquet", "not Parquet")),
     "truncated shard": Bad("refine --setting opsd cut", ("cut/shard-00001.parquet", "truncated")),
-    "wrong schema": Bad("refine --setting opsd typed", ("typed/shard-00001.parquet, column seed: string", "int64")),
+    "wrong schema": Bad(
+        "refine --setting opsd typed", ("typed/shard-00001.parquet, column seed: string", "int64")
+    ),
     "unfinished set": Bad(
         "refine --setting opsd half", ("half is unfinished: 7 of 12 rows", "trd sample", "--allow-partial")
     ),
-    "unfinished set to train on": Bad("distill half", ("half is unfinished: 7 of 12 rows", "--allow-partial")),
+    "unfinished set to train on": Bad(
+        "distill half", ("half is unfinished: 7 of 12 rows", "--allow-partial")
+    ),
     "empty pipe": Bad("verify", ("the pipe brought no path", "at least one shard")),
     "blank pipe": Bad("refine --setting opsd -", ("the pipe brought no path",), stdin="\n\n"),
     "pipe to train on": Bad("distill", ("the pipe brought no path",)),
     "pipe of a model": Bad("eval --bench arithmetic", ("the pipe brought no path",)),
     "pipe of nonsense": Bad("verify", ("no such file or directory: hello",), stdin="hello\n"),
     # refine
-    "opd without teacher": Bad("refine --setting opd y_o", ("--setting opd without --teacher", "add --teacher")),
+    "opd without teacher": Bad(
+        "refine --setting opd y_o", ("--setting opd without --teacher", "add --teacher")
+    ),
     "rows without run.json": Bad(
         "refine --setting opsd loose", ("loose does not say which model wrote it", "give --teacher")
     ),
@@ -173,8 +187,12 @@ BAD: dict[str, Bad] = {
         "refine --setting opd --teacher tiny y_o", ("tokenizer of tiny", "y_o", "student's family")
     ),
     "refined rows to refine": Bad("refine --setting opsd y_r", ("y_r holds refined rows", "trd sample")),
-    "bad --where": Bad("refine --setting opsd --where colour=1 y_o", ("--where 'colour=1'", "colour", "mend")),
-    "--where without a truth": Bad("refine --setting opsd --where round+1 y_o", ("--where 'round+1'", "Boolean")),
+    "bad --where": Bad(
+        "refine --setting opsd --where colour=1 y_o", ("--where 'colour=1'", "colour", "mend")
+    ),
+    "--where without a truth": Bad(
+        "refine --setting opsd --where round+1 y_o", ("--where 'round+1'", "Boolean")
+    ),
     "--where that does not parse": Bad("refine --setting opsd --where 'round =' y_o", ("--where 'round ='",)),
     "parents that are not there": Bad(
         "refine --setting opsd --where parent_round=0 y_o", ("parents of y_o were not found", "--parents")
@@ -184,9 +202,13 @@ BAD: dict[str, Bad] = {
         ("refine-opsd-math.jinja has the placeholder 'reference_", "only {{ problem }}, {{ attempt }}"),
     ),
     # verify
-    "another grader": Bad("verify graded --lenient", ("graded/shard-00000.parquet was graded by", "--regrade")),
+    "another grader": Bad(
+        "verify graded --lenient", ("graded/shard-00000.parquet was graded by", "--regrade")
+    ),
     "copies onto another set": Bad("verify y_o --out y_r", ("y_r holds another set", "another --out")),
-    "copies among foreign files": Bad("verify y_o --out foreign", ("foreign holds other files", "another --out")),
+    "copies among foreign files": Bad(
+        "verify y_o --out foreign", ("foreign holds other files", "another --out")
+    ),
     "copies of two sets": Bad("verify y_o y_r --dry-run --out new", ("--out with more than one set",)),
     # distill, eval
     "no weights to train": Bad("distill y_o --setting opsd", ("scripted has no weights to train",)),
@@ -196,7 +218,9 @@ BAD: dict[str, Bad] = {
     "no row in the subset": Bad("distill y_o --subset correct", ("y_o", "subset", "trd verify")),
     "only error rows": Bad("distill errors -m tiny --setting opsd", ("all 5 rows are left out",)),
     "no such benchmark": Bad("eval scripted --bench nowhere", ("no benchmark 'nowhere'", "check --bench")),
-    "benchmark that is not there": Bad("eval scripted --bench nowhere.parquet", ("no such file: nowhere.parquet",)),
+    "benchmark that is not there": Bad(
+        "eval scripted --bench nowhere.parquet", ("no such file: nowhere.parquet",)
+    ),
     "two models": Bad("eval --bench arithmetic", ("2 models", "one"), stdin="scripted\nscripted\n"),
     # show, diff
     "no such row": Bad("show y_o --id zzz", ("no trajectory zzz in y_o", "check the id")),
@@ -208,7 +232,9 @@ BAD: dict[str, Bad] = {
     ),
     "unknown field": Bad("data import rows.jsonl --map colour=question --out new.parquet", ("colour",)),
     "unknown format": Bad("data import rows.txt --out new.parquet", ("rows.txt",)),
-    "too hard": Bad("data make arithmetic --level 4 --out new.parquet", ("--level 4", "less than or equal to 3")),
+    "too hard": Bad(
+        "data make arithmetic --level 4 --out new.parquet", ("--level 4", "less than or equal to 3")
+    ),
 }
 
 
@@ -225,18 +251,43 @@ def test_bad_input_is_one_line_that_says_how_to_mend_it_and_writes_nothing(
     result = trd(*shlex.split(bad.line), stdin=bad.stdin)
     assert (result.exit_code, result.stdout) == (1, "")
     assert [w for w in bad.words if w not in result.stderr] == [], result.stderr
-    [line] = [line for line in result.stderr.splitlines() if "left out" not in line or "error" in line]
+    [line] = [line for line in result.stderr.splitlines() if ": left out " not in line]
     assert line.startswith(f"trd {command_of(bad.line)}: error: ")
     assert "; expected " in line
 
 
+NO_START = {
+    "unknown engine argument": (f"{S} --engine-arg colour=red", ("colour", "accuracy, delay")),
+    "crash at once": (f"{S} --engine-arg crash_after=0", ("the scripted engine crashed",)),
+    "no server": (
+        "sample -m tiny -p p.parquet --engine openai",
+        ("--engine openai without a server", "OPENAI_BASE_URL"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NO_START)
+def test_an_engine_that_cannot_start_leaves_a_directory_that_the_mended_command_may_use(
+    name: str, inside: Path, trd: Trd, ok: Trd, tmp_path: Path
+) -> None:
+    line, words = NO_START[name]
+    result = trd(*shlex.split(line), "--out", tmp_path / "out")
+    assert (result.exit_code, result.stdout) == (1, "")
+    [error] = [line for line in result.stderr.splitlines() if "error" in line]
+    assert error.startswith("trd sample: error: ")
+    assert [w for w in words if w not in error] == []
+    assert "Traceback" not in result.stderr
+    mended = ok(*shlex.split(S), "--out", tmp_path / "out")
+    assert mended.stdout == f"{tmp_path / 'out' / 'shard-00000.parquet'}\n"
+
+
 USAGE = {
     "unknown flag": (f"{S} --colour red", "No such option: --colour"),
-    "bad int": (f"{S} -n many", "'many' is not a valid int"),
-    "bad float": (f"{S} --temperature hot", "'hot' is not a valid float"),
-    "bad choice": ("refine --setting both y_o", "'both' is not one of 'opd', 'opsd'"),
+    "bad int": (f"{S} -n many", "Invalid value for '--n' / '-n'"),
+    "bad float": (f"{S} --temperature hot", "Invalid value for '--temperature'"),
+    "bad choice": ("refine --setting both y_o", "Invalid value for '--setting'"),
     "missing option": ("sample -m scripted", "Missing option '--problems'"),
-    "missing argument": ("data import --out new.parquet", "Missing argument 'FILE'"),
+    "missing argument": ("data import --out new.parquet", "Missing argument 'file'"),
     "unknown command": ("destroy", "No such command 'destroy'"),
     "one word too many": (f"{S} twice", "unexpected extra argument"),
 }
@@ -247,12 +298,16 @@ def test_a_usage_error_ends_in_2_and_says_what_is_wrong(name: str, inside: Path,
     line, words = USAGE[name]
     result = trd(*shlex.split(line))
     assert (result.exit_code, result.stdout) == (2, "")
-    assert words.replace(" ", "") in "".join(result.stderr.split())
+    # Which words follow is Typer's; it breaks lines where it likes.
+    assert words.replace(" ", "").lower() in "".join(result.stderr.split()).lower()
     assert "Traceback" not in result.stderr
 
 
 DRY = {
-    "sample": ("sample -m scripted -p p.parquet", ("would make 6 rows", "give the final answer in \\boxed{}")),
+    "sample": (
+        "sample -m scripted -p p.parquet",
+        ("would make 6 rows", "give the final answer in \\boxed{}"),
+    ),
     "sample resumed": (f"{S} -n 3 --out y_o", ("would make 18 rows",)),
     "sample elsewhere": (f"{S} --out new/deep", ("new/deep",)),
     "refine": ("refine --setting opsd y_o", ("would make 12 rows", "A draft:")),
@@ -260,7 +315,10 @@ DRY = {
     "verify": ("verify y_o", ("would grade 12 rows in y_o with math-verify",)),
     "verify again": ("verify graded", ("would grade 0 rows",)),
     "verify copies": ("verify y_o --out new", ("would grade 12 rows",)),
-    "distill": ("distill loose -m tiny --setting opsd", ("would train tiny towards tiny on 5", "teacher reads")),
+    "distill": (
+        "distill loose -m tiny --setting opsd",
+        ("would train tiny towards tiny on 5", "teacher reads"),
+    ),
     "eval": ("eval scripted --bench arithmetic:n=4,seed=2 --k 2", ("would make 8 rows",)),
 }
 

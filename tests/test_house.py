@@ -121,7 +121,9 @@ def test_the_walk_sees_deferred_imports_and_tells_them_from_those_at_import_time
 
 @pytest.mark.parametrize("module", FILES)
 def test_no_file_imports_a_floor_above_its_own(module: str) -> None:
-    above = {f"{other} (floor {floor(other)})" for other in imported_by(module) if floor(other) > floor(module)}
+    above = {
+        f"{other} (floor {floor(other)})" for other in imported_by(module) if floor(other) > floor(module)
+    }
     assert above == set(), f"{module} is on floor {floor(module)}"
 
 

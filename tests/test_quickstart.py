@@ -15,7 +15,8 @@ ROOT = Path(__file__).parent.parent
 pytestmark = [
     pytest.mark.model,
     pytest.mark.skipif(
-        not (Path(sys.prefix) / ".trd-installed").is_file(), reason="needs the environment that tests/run.sh makes"
+        not (Path(sys.prefix) / ".trd-installed").is_file(),
+        reason="needs the environment that tests/run.sh makes",
     ),
 ]
 

@@ -174,15 +174,17 @@ def test_a_shard_loads_with_plain_polars_pyarrow_and_datasets(
     import polars as pl
 
     name = str(path or shard)
-    loaded = datasets.load_dataset("parquet", data_files=name, split="train", cache_dir=str(tmp_path / "cache"))
+    loaded = datasets.load_dataset(
+        "parquet", data_files=name, split="train", cache_dir=str(tmp_path / "cache")
+    )
     rows = {
         "polars": pl.read_parquet(name).to_dicts(),
         "pyarrow": pq.read_table(name).to_pylist(),
         "datasets": [dict(row) for row in loaded],
     }
-    assert {library: [Trajectory(**row) for row in found] for library, found in rows.items()} == dict.fromkeys(
-        rows, ROWS
-    )
+    assert {
+        library: [Trajectory(**row) for row in found] for library, found in rows.items()
+    } == dict.fromkeys(rows, ROWS)
 
 
 def rewritten(change: Callable[[pa.Table], pa.Table]) -> Callable[[Path], None]:
@@ -304,7 +306,9 @@ def test_a_write_that_fails_half_way_leaves_no_shard_and_the_command_resumes(
     assert failed.returncode == 1
     assert failed.stdout.split() == [str(first)]
     [line] = [line for line in failed.stderr.splitlines() if "error" in line]
-    assert line.startswith(f"trd sample: error: could not write {out}/shard-00001.parquet: File too large; expected")
+    assert line.startswith(
+        f"trd sample: error: could not write {out}/shard-00001.parquet: File too large; expected"
+    )
     assert "Traceback" not in failed.stderr
     assert sorted(p.name for p in out.iterdir() if "shard" in p.name) == ["shard-00000.parquet"]
     assert first.read_bytes() == written

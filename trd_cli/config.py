@@ -125,7 +125,7 @@ class EngineOptions(Config):
 
 
 class SamplingOptions(Config):
-    temperature: float = option(0.6, help="0 is greedy.")
+    temperature: Annotated[float, Field(ge=0)] = option(0.6, help="0 is greedy.")
     top_p: Annotated[float, Field(gt=0, le=1)] = option(
         0.95, help="Nucleus: smallest set of tokens with this mass."
     )

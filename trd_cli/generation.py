@@ -218,6 +218,7 @@ class ShardFiller:
         self._buffer: list[Trajectory] = []
         self._opened = time.monotonic()
         self._done = run.finished(options.retry_errors)
+        self._known = set(self._done.ids)
         self._announced = False
         self.outcome = Outcome(rows=len(self._done.ids), errors=len(self._done.error_ids))
 
@@ -251,8 +252,13 @@ class ShardFiller:
             self._announced = True
             for path in self._run.shards():
                 self._report.result(path)
-        missing = {row.trajectory_id: row for row in planned if row.trajectory_id not in self._done.ids}
+        missing = {row.trajectory_id: row for row in planned if row.trajectory_id not in self._known}
+        self._known |= missing.keys()
         ready = [row for row in missing.values() if row.error is None]
+        if ready:
+            self._load()
+        if missing:
+            self._report.start(self._run.run["command"], self._total, self.outcome.rows)
         for row in missing.values():
             if row.error is not None:
                 self._add(row, 0)
@@ -260,11 +266,12 @@ class ShardFiller:
             self._generate(ready, missing)
         self._flush()
 
-    def _generate(self, ready: Sequence[Trajectory], missing: Mapping[str, Trajectory]) -> None:
+    def _load(self) -> None:
         if self._engine is None:
             self._report.note(f"loading {self._backend.model.name} with {self._backend.engine}")
             self._engine = self._backend.start()
-        self._report.start(self._run.run["command"], self._total, self.outcome.rows)
+
+    def _generate(self, ready: Sequence[Trajectory], missing: Mapping[str, Trajectory]) -> None:
         for completion in self._engine.generate(
             [request_for(row, self._backend.max_length) for row in ready]
         ):

@@ -58,6 +58,8 @@ def load_template(kind: str, task: Task, override: str | None = None) -> Templat
     path = Path(override) if override else prompts_dir() / f"{kind}-{task}.jinja"
     try:
         text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise PromptError(f"prompt {path} is not UTF-8", "a text file", "save it as UTF-8") from None
     except OSError as error:
         raise PromptError(f"prompt {path}: {error.strerror}", "a template file", "check --prompt") from None
     allowed = PLACEHOLDERS[kind]
@@ -78,4 +80,11 @@ def load_template(kind: str, task: Task, override: str | None = None) -> Templat
         raise PromptError(
             f"{path} lacks {{{{ {missing[0]} }}}}", f"a {kind} template with {listed}", "mend the file"
         )
-    return Template(path.stem if override is None else str(path), text, found)
+    template = Template(path.stem if override is None else str(path), text, found)
+    try:
+        template.render(dict.fromkeys(allowed, "text"))
+    except (jinja2.TemplateError, TypeError) as error:
+        raise PromptError(
+            f"{path} cannot be filled: {error}", f"text with {listed}", "mend the file"
+        ) from None
+    return template

@@ -23,6 +23,7 @@ from trd_cli import __version__
 from trd_cli.errors import InputError, ResumeRefused
 from trd_cli.records import Trajectory, content_hash
 from trd_cli.shards import (
+    is_torn,
     list_shards,
     read_table,
     shard_number,
@@ -209,13 +210,18 @@ class RunDir:
         return list_shards(self.path)
 
     def finished(self, retry_errors: bool = False) -> Finished:
-        """What is done. A torn shard is set aside (its rows are owed again); with `retry_errors` error rows are dropped."""
+        """What is done. A torn shard is set aside (its rows are owed again); with `retry_errors` error rows are dropped.
+
+        Raises InputError for a shard that is whole but of another schema or version.
+        """
         ids: set[str] = set()
         errors: set[str] = set()
         for path in self.shards():
             try:
                 table = read_table(path, ["trajectory_id", "error"])
             except InputError:
+                if not is_torn(path):
+                    raise
                 path.rename(path.with_suffix(".torn"))
                 continue
             failed = {

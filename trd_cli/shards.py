@@ -164,6 +164,15 @@ def read_table(path: Path, columns: list[str] | None = None, schema: pa.Schema =
             raise _unreadable(path, error) from None
 
 
+def is_torn(path: Path) -> bool:
+    """Whether a file cannot be read as Parquet at all, whatever its schema."""
+    try:
+        pq.ParquetFile(path).read()
+    except (pa.ArrowException, OSError):
+        return True
+    return False
+
+
 def _unreadable(path: Path, error: Exception) -> InputError:
     reason = str(error).splitlines()[0].removesuffix(".")
     return InputError(

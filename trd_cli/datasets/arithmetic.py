@@ -1,7 +1,8 @@
 """Arithmetic word problems with worked solutions, made from nothing but a seed.
 
-A problem is a chain of `level` steps on one person's things: an opening, one story a step, one question. Every value on
-the way is a whole number of at least 2 and at most 60, so that plurals are right and a very small model can solve level 1.
+A problem is a chain of `level` steps on one person's things: an opening, one story a step, one question. Level 1 adds or
+subtracts, so that a very small model can solve it; levels 2 and 3 also multiply and divide. Every value on the way is a whole
+number of at least 2 and at most 60, so that plurals are right.
 Not covered: fractions, negative numbers, units, distractors, steps that do not depend on the one before.
 """
 
@@ -20,8 +21,12 @@ from trd_cli.records import Problem, content_hash
 Operation = Literal["+", "-", "*", "/"]
 Place = Literal["first", "middle", "last"]
 
-OPERATIONS: tuple[Operation, ...] = ("+", "-", "*", "/")
-LEVELS = (1, 2, 3)
+OPERATIONS: dict[int, tuple[Operation, ...]] = {
+    1: ("+", "-"),
+    2: ("+", "-", "*", "/"),
+    3: ("+", "-", "*", "/"),
+}
+LEVELS = tuple(OPERATIONS)
 _SMALLEST, _LARGEST = 2, 60
 # fmt: off
 _NAMES = (
@@ -228,7 +233,8 @@ def _candidates(level: int, chain: Sequence[_Shape]) -> list[_Shape]:
     places = (
         {"middle"} | ({"first"} if not chain else set()) | ({"last"} if len(chain) == level - 1 else set())
     )
-    return [shape for shape in _SHAPES if shape.place in places and shape not in chain]
+    allowed = (shape for shape in _SHAPES if shape.operation in OPERATIONS[level])
+    return [shape for shape in allowed if shape.place in places and shape not in chain]
 
 
 def _chains(level: int, chain: tuple[_Shape, ...]) -> Iterator[tuple[_Shape, ...]]:
@@ -275,7 +281,7 @@ def _draw(rng: random.Random, level: int) -> Problem | None:
     """One random problem, or None when the draw ran into a dead end (no shape or no number fits)."""
     chain: list[_Shape] = []
     for _ in range(level):
-        operation = _pick(rng, OPERATIONS)
+        operation = _pick(rng, OPERATIONS[level])
         fitting = [shape for shape in _candidates(level, chain) if shape.operation == operation]
         if not fitting:
             return None

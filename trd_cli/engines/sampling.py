@@ -36,8 +36,9 @@ def _draw_filtered(logits_nV: torch.Tensor, sampling: Sampling, uniforms: Sequen
     if ids_nM is not None:
         ids_nM, order_nM = ids_nM.sort(dim=-1)
         candidates_nM = candidates_nM.gather(1, order_nM)
-    cumulative_nM = candidates_nM.double().cumsum(dim=-1)
-    targets_n = torch.tensor(uniforms, dtype=torch.float64, device=logits_nV.device) * cumulative_nM[:, -1]
+    exact = torch.float32 if logits_nV.device.type == "mps" else torch.float64  # MPS has no float64
+    cumulative_nM = candidates_nM.to(exact).cumsum(dim=-1)
+    targets_n = torch.tensor(uniforms, dtype=exact, device=logits_nV.device) * cumulative_nM[:, -1]
     place_n1 = torch.searchsorted(cumulative_nM, targets_n[:, None], right=True).clamp_(
         max=candidates_nM.shape[1] - 1
     )

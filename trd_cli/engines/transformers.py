@@ -36,6 +36,27 @@ def pick_device(name: str) -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
+def _load(model: ModelRef, options: EngineOptions) -> tuple[torch.device, torch.nn.Module]:
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    try:
+        device = pick_device(options.device)
+        loaded = AutoModelForCausalLM.from_pretrained(
+            str(model.path), dtype=options.dtype, **options.engine_arg
+        )
+        return device, loaded.to(device).eval()
+    except (OSError, ValueError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise EngineError(
+            f"transformers cannot load {model.name}: {reason}",
+            "a causal language model",
+            "check --model, --device and --engine-arg",
+        ) from None
+
+
 @dataclass
 class _Row:
     """A request in flight."""
@@ -58,32 +79,24 @@ class TransformersEngine:
     name = "transformers"
 
     def __init__(self, model: ModelRef, tokenizer: Tokenizer, options: EngineOptions) -> None:
-        from transformers import AutoModelForCausalLM
-        from transformers.utils import logging
-
-        logging.disable_progress_bar()
         self.version = metadata.version("transformers")
-        self._tokenizer = tokenizer
-        try:
-            self.device = pick_device(options.device)
-            self.model = AutoModelForCausalLM.from_pretrained(
-                str(model.path), dtype=options.dtype, **options.engine_arg
-            )
-            self.model.to(self.device).eval()
-        except (OSError, ValueError, TypeError, RuntimeError, ImportError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise EngineError(
-                f"transformers cannot load {model.name}: {reason}",
-                "a causal language model",
-                "check --model, --device and --engine-arg",
-            ) from None
+        self.device, self.model = _load(model, options)
+        self._name, self._tokenizer = model.name, tokenizer
         self._config = self.model.config.get_text_config()
         self._layer_types = getattr(self._config, "layer_types", None)
         self._window = getattr(self._config, "sliding_window", None)
-        if self._layer_types and not set(self._layer_types) <= _KNOWN_LAYERS:
-            odd = sorted(set(self._layer_types) - _KNOWN_LAYERS)[0]
-            raise EngineError(f"{model.name} has {odd} layers", "attention layers only", "use --engine vllm")
+        self._check_attention()
         self._slots = options.batch_size or (32 if self.device.type == "cpu" else 64)
+
+    def _check_attention(self) -> None:
+        odd = sorted(set(self._layer_types or ()) - _KNOWN_LAYERS)
+        if odd:
+            raise EngineError(
+                f"{self._name} has {odd[0]} layers", "attention layers only", "use --engine vllm"
+            )
+        kind = self.model.config._attn_implementation
+        if kind not in ("sdpa", "eager"):
+            raise EngineError(f"attention {kind}", "sdpa or eager", "change --engine-arg attn_implementation")
 
     def close(self) -> None:
         del self.model
@@ -122,6 +135,8 @@ class TransformersEngine:
             ends = sorted({row.length - 1 for row in new})
             cache.prefill(list(range(len(rows), len(rows) + len(new))), self.device)
             logits = self._forward(ids, cache, None, None, torch.tensor(ends, device=self.device))
+            if not cache.layers[0].is_initialized:
+                raise EngineError(f"{self._name} keeps no keys and values", "attention", "use --engine vllm")
             picked = torch.tensor([ends.index(row.length - 1) for row in new], device=self.device)
             self._draw(logits[torch.arange(len(new), device=self.device), picked], new)
             rows.extend(new)
@@ -144,9 +159,17 @@ class TransformersEngine:
         columns = torch.arange(span, device=self.device)[None, :]
         full = (columns <= positions)[:, None, None, :]
         if not self._window or (self._layer_types and "sliding_attention" not in self._layer_types):
-            return full
-        sliding = full & (columns > positions - self._window)[:, None, None, :]
+            return self._as_added(full)
+        sliding = self._as_added(full & (columns > positions - self._window)[:, None, None, :])
+        full = self._as_added(full)
         return {"full_attention": full, "sliding_attention": sliding} if self._layer_types else sliding
+
+    def _as_added(self, mask: torch.Tensor) -> torch.Tensor:
+        """Eager attention adds its mask to the scores, where a boolean one would count as 0 and 1."""
+        if self.model.config._attn_implementation != "eager":
+            return mask
+        lowest = torch.finfo(self.model.dtype).min
+        return torch.zeros_like(mask, dtype=self.model.dtype).masked_fill(~mask, lowest)
 
     def _forward(
         self, ids: torch.Tensor, cache: SlotCache, mask, positions, keep: torch.Tensor | int

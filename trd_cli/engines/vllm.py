@@ -1,15 +1,14 @@
 """The fast engine: vLLM offline, token ids in and out, each completion handed on as it finishes.
 
-A row's tokens follow from its own seed. They do not depend on its neighbours as long as the logits do not: that holds in
-float32 on the CPU; in half precision, and on a GPU, a neighbour can change the last bits of a logit (vLLM's own
-VLLM_BATCH_INVARIANT=1 rules that out on some GPUs). Extra engine arguments go to `vllm.LLM` and win over the
-defaults here.
+A row draws from its own seed, whatever its neighbours. The logits themselves move a little with the size of the batch: by about
+1e-5 in float32, where that seldom changes a token, by far more in half precision (VLLM_BATCH_INVARIANT=1 rules it out on
+some GPUs). Extra engine arguments go to `vllm.LLM` and win over the defaults here.
 
 vLLM and its processes write to a log file, never to standard output, which carries the paths of shards. The file is deleted
 when the engine is closed, and kept and named when the engine fails. VLLM_LOGGING_LEVEL (default WARNING) says how much
 it holds.
 
-Not covered: a choice of GPU (set CUDA_VISIBLE_DEVICES), LoRA, images, more than one sample a request.
+Not covered: a choice of GPU (set CUDA_VISIBLE_DEVICES), two `generate` at the same time, LoRA, images.
 """
 
 from __future__ import annotations
@@ -63,11 +62,12 @@ class VllmEngine:
                 self.llm = _start(model, options)
                 _watch(self.llm)
         except (EngineError, KeyboardInterrupt):
-            self._log.unlink()
+            self._log.unlink(missing_ok=True)
             raise
         except Exception as error:
             got = f"vllm cannot start with {model.name}: {_reason(error, self._log)}"
-            mend = "change --model, --max-model-len, --gpu-memory-utilization, --batch-size or --engine-arg"
+            mend = "change --model, --max-model-len, --batch-size, --engine-arg or --gpu-memory-utilization "
+            mend += "(on a CPU: the variable VLLM_CPU_KVCACHE_SPACE, in GiB)"
             raise EngineError(got, "an engine", mend + _pointer(self._log)) from None
         self._in_flight = _QUEUED_PER_SLOT * self.llm.llm_engine.vllm_config.scheduler_config.max_num_seqs
 
@@ -92,7 +92,7 @@ class VllmEngine:
             self.llm = None
             gc.collect()
         if not self._failed:
-            self._log.unlink()
+            self._log.unlink(missing_ok=True)
 
     def _admit(self, waiting: deque[Request], running: dict[str, Request]) -> Iterator[Completion]:
         """Top up vLLM's queue. It is kept short: each request in it costs memory and scheduling time."""
@@ -106,9 +106,7 @@ class VllmEngine:
             except EngineDeadError as error:
                 raise self._fault(error) from None
             except Exception as error:  # which types say "refused" differs between versions of vLLM
-                yield Completion(
-                    request.request_id, error=f"vllm refused the request: {_first_line(str(error))}"
-                )
+                yield Completion(request.request_id, error=f"vllm refused the request: {_first_line(error)}")
 
     def _step(self) -> list[Any]:
         """What vLLM has finished since; waits for something. Any exception here is a failure of the engine."""
@@ -145,23 +143,15 @@ class VllmEngine:
     def _completion(self, request: Request, output: Any) -> Completion:
         if output.finish_reason not in ("stop", "length"):
             return Completion(request.request_id, error=f"vllm ended the request: {output.finish_reason}")
-        ids = list(output.token_ids)
-        logprobs = (
-            [at[i].logprob for i, at in zip(ids, output.logprobs, strict=True)] if output.logprobs else None
-        )
-        exact = output.finish_reason == "length" or ids[-1] in self._tokenizer.eos_ids
-        if (
-            not exact
-        ):  # vLLM knew an end of its own; a row that ends in "stop" must teach the student to stop.
+        ids, logprobs = list(output.token_ids), None
+        if output.logprobs:
+            logprobs = [at[i].logprob for i, at in zip(ids, output.logprobs, strict=True)]
+        exact = output.finish_reason == "length" or (bool(ids) and ids[-1] in self._tokenizer.eos_ids)
+        if not exact:
+            # vLLM knew an end of its own; a row that ends in "stop" must teach the student to stop.
             ids, logprobs = [*ids, self._tokenizer.end_of_turn_id], None
-        return Completion(
-            request.request_id,
-            self._tokenizer.decode(ids),
-            ids,
-            logprobs,
-            output.finish_reason,
-            ids_exact=exact,
-        )
+        text, reason = self._tokenizer.decode(ids), output.finish_reason
+        return Completion(request.request_id, text, ids, logprobs, reason, ids_exact=exact)
 
     def _abort(self, running: dict[str, Request]) -> None:
         """Take back what nobody waits for any more; nothing to take back from an engine that has died."""
@@ -272,25 +262,29 @@ def _new_log() -> Path:
 
 def _pointer(log: Path) -> str:
     """The end of an error's advice: where vLLM's log is, if there is anything in it."""
-    if log.stat().st_size:
+    if _read(log):
         return f"; vllm's own log is {log}"
-    log.unlink()
+    log.unlink(missing_ok=True)
     return ""
 
 
-def _first_line(text: str) -> str:
+def _read(log: Path) -> str:
+    return log.read_text(errors="replace") if log.exists() else ""
+
+
+def _first_line(error: Exception) -> str:
     """The first line that says something, without the wrapping that pydantic puts around an error."""
-    lines = (_PYDANTIC.sub("", line.strip()) for line in text.splitlines())
-    return next((line[:_REASON_LENGTH] for line in lines if line), "")
+    lines = (_PYDANTIC.sub("", line.strip()) for line in str(error).splitlines())
+    return next((line[:_REASON_LENGTH] for line in lines if line), type(error).__name__)
 
 
 def _reason(error: Exception, log: Path) -> str:
     """One line: the exception's own, or, where it only points to another process, the first error that one logged."""
-    own = _first_line(str(error)) or type(error).__name__
+    own = _first_line(error)
     if not _POINTS_ELSEWHERE.search(own):
         return own
-    matches = (_ERROR_LINE.search(line) for line in log.read_text(errors="replace").splitlines())
-    telling = [
-        match[1][:_REASON_LENGTH] for match in matches if match and not _POINTS_ELSEWHERE.search(match[1])
-    ]
-    return telling[0] if telling else "its process ended without a word, as when the system is out of memory"
+    for line in _read(log).splitlines():
+        match = _ERROR_LINE.search(line)
+        if match and not _POINTS_ELSEWHERE.search(line):
+            return match[1][:_REASON_LENGTH]
+    return "its process ended without a word, as when the system is out of memory"

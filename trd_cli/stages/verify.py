@@ -24,16 +24,22 @@ def run(config: VerifyConfig, waves: Iterable[Sequence[str]], report: Report) ->
     report.start("verify", None)
     with ShardGrader(options, report, config.regrade) as grader:
         for paths in waves:
-            for each in open_sets(paths):
-                directories.append(each.directory)
+            sets = open_sets(paths)
+            directories += [each.directory for each in sets]
+            if config.out is not None and len(set(directories)) > 1:
+                raise InputError(
+                    "--out with more than one set", "one set", "verify them one by one, or in place"
+                )
+            for each in sets:
+                target = _target(config, each)
                 if config.dry_run:
                     report.note(
                         f"would grade {_ungraded(each)} rows in {each.directory} with {options.name} {options.version}"
                     )
                     continue
-                target = _target(config, each, directories)
+                _prepare(each, target)
                 for shard in each.shards:
-                    grader.fill(shard, target / shard.name)
+                    grader.fill(_newest(shard, target / shard.name), target / shard.name)
     report.end()
     if not (config.allow_partial or config.dry_run):
         check_complete(directories)
@@ -50,19 +56,34 @@ def _ungraded(each: InputSet) -> int:
     return sum(read_table(path, ["verdict"])["verdict"].null_count for path in each.shards)
 
 
-def _target(config: VerifyConfig, each: InputSet, directories: Sequence[Path]) -> Path:
-    """Where the verified shards of a set go: their own place, or --out with the set's run.json copied to it."""
+def _target(config: VerifyConfig, each: InputSet) -> Path:
+    """Where the verified shards of a set go: their own place, or --out when that is new or a copy of the same set."""
     if config.out is None:
         return each.directory
-    if len(set(directories)) > 1:
-        raise InputError("--out with more than one set", "one set", "verify them one by one, or in place")
     target = Path(config.out)
     existing = read_run_json(target)
-    if existing is not None and existing.get("digest") != each.digest:
+    if existing is not None and existing["digest"] != each.digest:
         raise InputError(
             f"{target} holds another set", f"a copy of {each.directory} or nothing", "give another --out"
         )
-    target.mkdir(parents=True, exist_ok=True)
-    if each.run and existing is None:
-        write_text(target / "run.json", json.dumps(each.run, indent=2, ensure_ascii=False) + "\n")
+    if existing is None and target.is_dir() and any(target.iterdir()):
+        raise InputError(
+            f"{target} holds other files and no run.json", "a new or empty directory", "give another --out"
+        )
     return target
+
+
+def _prepare(each: InputSet, target: Path) -> None:
+    """Make the directory of the copies, with the set's run.json as it is now."""
+    if target != each.directory:
+        target.mkdir(parents=True, exist_ok=True)
+        if each.run:
+            write_text(target / "run.json", json.dumps(each.run, indent=2, ensure_ascii=False) + "\n")
+
+
+def _newest(source: Path, copy: Path) -> Path:
+    """The copy where it already holds the source's rows, and so perhaps their verdicts; else the source."""
+    if not copy.is_file():
+        return source
+    ids = (read_table(path, ["trajectory_id"])["trajectory_id"] for path in (source, copy))
+    return copy if next(ids).equals(next(ids)) else source

@@ -41,13 +41,18 @@ class Trained:
 class DistillStep(nn.Module):
     """Student in, loss out: everything that needs the student's parameters happens inside one forward call."""
 
-    def __init__(self, student: nn.Module) -> None:
+    def __init__(self, student: nn.Module, compute: torch.dtype) -> None:
+        """`compute` is the dtype of matrix products; the weights stay as they are."""
         super().__init__()
-        self.student = student
+        self.student, self.compute = student, compute
 
     def forward(self, batch: Batch, teacher_NE: torch.Tensor, teacher_head_VE: torch.Tensor):
         """Weighted KL of a micro-batch (scalar) and of each position (N,)."""
-        student_ND = response_states(self.student, batch.student)
+        device = batch.student.ids_BL.device.type
+        with torch.autocast(device, self.compute, enabled=self.compute != torch.float32):
+            student_ND = response_states(self.student, batch.student)
+        # Autocast hands on float32 from the last norm; the head's products are taken in the compute dtype too.
+        student_ND = student_ND.to(self.compute)
         return forward_kl(student_ND, head_of(self.student), teacher_NE, teacher_head_VE, batch.weights_N)
 
 
@@ -108,15 +113,10 @@ class Trainer:
     def __init__(self, config: DistillConfig, student: ModelRef, teacher: ModelRef) -> None:
         """Loads both models. Raises TrdError when launched as several processes, InputError for a device that is not there."""
         from accelerate import Accelerator
-        from accelerate.state import AcceleratorState
 
         self._config, self._student_ref = config, student
-        compute = "bfloat16" if config.dtype == "auto" else config.dtype
-        # Accelerate keeps the precision and device of the first run of a process for all later ones.
-        AcceleratorState._reset_state(reset_partial_state=True)
-        self._accelerator = Accelerator(
-            mixed_precision="bf16" if compute == "bfloat16" else "no", cpu=config.device == "cpu"
-        )
+        self._compute = _DTYPES["bfloat16" if config.dtype == "auto" else config.dtype]
+        self._accelerator = Accelerator(cpu=config.device == "cpu")
         if self._accelerator.num_processes > 1:
             raise TrdError(
                 f"got {self._accelerator.num_processes} processes; expected one; start trd distill without a launcher"
@@ -126,12 +126,14 @@ class Trainer:
             raise InputError(f"--device {config.device}", f"auto or {self.device}", "change --device")
         torch.manual_seed(config.seed)
         self._student = load(student, torch.float32, self.device)
-        self._teacher = load(teacher, _DTYPES[compute], self.device).eval().requires_grad_(False)
+        self._teacher = load(teacher, self._compute, self.device).eval().requires_grad_(False)
         if config.gradient_checkpointing:
-            self._student.gradient_checkpointing_enable()
+            # transformers 5.23 renamed it and warns about the old name.
+            old = self._student.gradient_checkpointing_enable
+            getattr(self._student, "activation_checkpointing_enable", old)()
 
     def train(self, examples: Sequence[Example], log: Path, report: Report) -> Trained:
-        """Run all steps; one JSON line a step goes to `log`. Stops with TrdError at a loss that is not finite."""
+        """Run all steps; one JSON line a step goes to `log`. Stops with TrdError at a loss or a gradient that is not finite."""
         config = self._config
         total = config.epochs * math.ceil(len(examples) / config.batch_size)
         optimizer = torch.optim.AdamW(
@@ -144,19 +146,22 @@ class Trainer:
             optimizer, lambda done: rate_at(done, total, config.warmup_ratio, config.min_lr_ratio)
         )
         step_module, optimizer, schedule = self._accelerator.prepare(
-            DistillStep(self._student.train()), optimizer, schedule
+            DistillStep(self._student.train(), self._compute), optimizer, schedule
         )
         started, tokens, losses = time.monotonic(), 0, []
         with open(log, "w", encoding="utf-8") as file:
             for number, rows in enumerate(steps(examples, config.batch_size, config.epochs, config.seed), 1):
                 begun = time.monotonic()
                 loss, count = self._accumulate(step_module, rows)
-                if not math.isfinite(loss):
+                norm = float(
+                    self._accelerator.clip_grad_norm_(step_module.parameters(), config.max_grad_norm)
+                )
+                if not (math.isfinite(loss) and math.isfinite(norm)):
                     named = ", ".join(row.trajectory_id[:12] for row in rows[:8])
                     raise TrdError(
-                        f"loss {loss} at step {number}; expected a finite one; lower --lr (rows of the step: {named})"
+                        f"loss {loss}, gradient norm {norm} at step {number}; expected finite ones; lower --lr "
+                        f"(rows of the step: {named})"
                     )
-                norm = self._accelerator.clip_grad_norm_(step_module.parameters(), config.max_grad_norm)
                 rate = schedule.get_last_lr()[0]
                 optimizer.step()
                 schedule.step()
@@ -166,7 +171,7 @@ class Trainer:
                     "step": number,
                     "loss": loss,
                     "learning_rate": rate,
-                    "grad_norm": float(norm),
+                    "grad_norm": norm,
                     "trajectories": len(rows),
                     "response_tokens": count,
                     "seconds": round(seconds, 3),

@@ -1,0 +1,306 @@
+"""Stages killed at any moment and run again: the same rows as an undisturbed run, none lost, none doubled.
+
+The commands run in children forked from one process that has the modules loaded, so that the moments of death fall into
+the work and not into Python's start. Not covered: power loss, which only the fsync before each rename guards against.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import astuple, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import Result
+from sets import by_id, rows_of
+
+from trd_cli.shards import list_shards, read_rows, write_shard
+
+ROOT = Path(__file__).parent.parent
+KILLS = 20
+Trd = Callable[..., Result]
+Rows = dict[str, tuple[Any, ...]]
+
+WARM = """
+import json, os, signal, sys
+import trd_cli.engines.scripted
+from trd_cli.cli import app
+from trd_cli.stages import refine, sample, verify
+
+for line in sys.stdin:
+    order = json.loads(line)
+    child = os.fork()
+    if child == 0:
+        os.setsid()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for descriptor, name in enumerate((os.devnull, order["stdout"], order["stderr"])):
+            os.dup2(os.open(name, os.O_RDWR | os.O_CREAT | os.O_TRUNC), descriptor)
+        app(order["args"])
+    print(child, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+class Run:
+    """A command in a session of its own; `pid` names the session too. It is reaped by its parent as soon as it ends."""
+
+    def __init__(self, parent: subprocess.Popen[str], directory: Path, args: list[str]) -> None:
+        self.stdout, self.stderr = directory / "stdout", directory / "stderr"
+        order = {"args": args, "stdout": str(self.stdout), "stderr": str(self.stderr)}
+        self._parent = parent
+        parent.stdin.write(json.dumps(order) + "\n")
+        parent.stdin.flush()
+        self.pid = int(parent.stdout.readline())
+
+    def kill(self, number: signal.Signals = signal.SIGKILL) -> int:
+        """Send a signal to the command alone and wait for its end; gives the exit code."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, number)
+        return self.wait()
+
+    def at_work(self) -> None:
+        """Return when the first shard is done, or when there is nothing to wait for any more."""
+        with contextlib.suppress(ProcessLookupError):
+            wait_for(lambda: self.stdout.stat().st_size > 0 or os.kill(self.pid, 0))
+
+    def wait(self) -> int:
+        return int(self._parent.stdout.readline())
+
+
+Start = Callable[..., Run]
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
+    """Starts a trd command; whatever is left of it in the end is ended."""
+    directory = tmp_path_factory.mktemp("talk")
+    parent = subprocess.Popen(
+        [sys.executable, "-c", WARM], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    sessions: list[int] = []
+
+    def run(*args: object) -> Run:
+        started = Run(parent, directory, [str(a) for a in args])
+        sessions.append(started.pid)
+        return started
+
+    yield run
+    parent.stdin.close()
+    parent.wait()
+    for pid in (pid for session in sessions for pid in alive(session)):
+        os.kill(pid, signal.SIGKILL)
+
+
+def alive(session: int) -> list[int]:
+    """The processes of a session that still run."""
+    found: list[int] = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _, _, its_session = path.read_text().rpartition(")")[2].split()[:4]
+            if int(its_session) == session and state not in "ZX":
+                found.append(int(path.parent.name))
+    return found
+
+
+def gone(sessions: list[int], seconds: float) -> bool:
+    """Whether all processes of the sessions end within so many seconds."""
+    until = time.monotonic() + seconds
+    while any(alive(session) for session in sessions):
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def state(directory: Path) -> Rows:
+    """Every row by its id, whole; a shard that is not whole fails here."""
+    if not directory.is_dir():
+        return {}
+    return {name: astuple(row) for name, row in by_id(directory).items()}
+
+
+def survive(
+    start: Start, prepare: Callable[[], Path], command: Callable[[Path], list[object]], seed: int
+) -> None:
+    """Kill `command` on the directory that `prepare` makes until it is done, then anew; twenty kills in all."""
+    undisturbed = prepare()
+    run, began = start(*command(undisturbed)), time.monotonic()
+    run.at_work()
+    first = time.monotonic()
+    assert run.wait() == 0, run.stderr.read_text()
+    span, work = time.monotonic() - began, time.monotonic() - first
+    expected, names = state(undisturbed), {path.name for path in undisturbed.iterdir()}
+    chance, kills, amid, sessions = random.Random(seed), 0, 0, []
+    directory = prepare()
+    before = state(directory)
+    while True:
+        run = start(*command(directory))
+        sessions.append(run.pid)
+        if kills % 2:
+            # The start takes most of the time: every other kill falls into what comes after it.
+            run.at_work()
+        time.sleep(chance.uniform(0, work if kills % 2 else span) if kills < KILLS else 0)
+        code = run.kill() if kills < KILLS else run.wait()
+        after = state(directory)
+        if code == 0:
+            assert after == expected
+            assert {path.name for path in directory.iterdir()} <= names, "nothing is left over"
+            if kills == KILLS:
+                break
+            directory = prepare()
+            before = state(directory)
+            continue
+        assert code == -signal.SIGKILL, run.stderr.read_text()
+        check_progress(before, after, expected)
+        kills += 1
+        amid += after not in (before, expected)
+        before = after
+    assert amid >= KILLS // 5, "the kills fell into the work"
+    assert gone(sessions, 10), "no process outlives its command"
+
+
+def check_progress(before: Rows, after: Rows, expected: Rows) -> None:
+    """Every row is as it was or as it shall be, and what was done is still done."""
+    assert before.keys() <= after.keys() <= expected.keys()
+    for name, row in after.items():
+        assert row in (before.get(name), expected[name])
+        assert row == expected[name] or before[name] != expected[name]
+
+
+@pytest.fixture(scope="module")
+def problems(tmp_path_factory: pytest.TempPathFactory, ok: Trd) -> Path:
+    path = tmp_path_factory.mktemp("data") / "p.parquet"
+    ok("data", "make", "arithmetic", "--n", 12, "--seed", 1, "--out", path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def y_o(problems: Path, ok: Trd) -> Path:
+    """24 rollouts in 8 shards."""
+    path = problems.parent / "y_o"
+    ok("sample", "-m", "scripted", "-p", problems, "-n", 2, "--shard-rows", 3, "--out", path)
+    return path
+
+
+@pytest.fixture
+def fresh(tmp_path: Path) -> Callable[[], Path]:
+    """A path where nothing is yet, another one each time."""
+    return lambda: tmp_path / f"set-{time.monotonic_ns()}"
+
+
+SLOWLY = ("--engine-arg", "delay=0.01", "--shard-rows", 3)
+
+
+def test_sample_survives_being_killed_at_any_moment(
+    start: Start, problems: Path, fresh: Callable[[], Path]
+) -> None:
+    survive(
+        start,
+        fresh,
+        lambda out: ["sample", "-m", "scripted", "-p", problems, "-n", 2, *SLOWLY, "--out", out],
+        seed=1,
+    )
+
+
+def test_refine_survives_being_killed_at_any_moment(
+    start: Start, y_o: Path, fresh: Callable[[], Path]
+) -> None:
+    survive(start, fresh, lambda out: ["refine", "--setting", "opsd", y_o, *SLOWLY, "--out", out], seed=2)
+
+
+def test_verify_survives_being_killed_at_any_moment(
+    start: Start, y_o: Path, fresh: Callable[[], Path]
+) -> None:
+    def prepare() -> Path:
+        return Path(shutil.copytree(y_o, fresh()))
+
+    survive(start, prepare, lambda directory: ["verify", "--workers", 1, directory], seed=3)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["INT", "TERM"])
+def test_a_stage_that_is_interrupted_keeps_its_rows_and_goes_on_from_there(
+    number: signal.Signals, start: Start, problems: Path, y_o: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    command = (
+        "sample",
+        "-m",
+        "scripted",
+        "-p",
+        problems,
+        "-n",
+        2,
+        "--engine-arg",
+        "delay=0.05",
+        "--out",
+        out,
+    )
+    run = start(*command)
+    wait_for(lambda: "24 rows" in run.stderr.read_text())
+    time.sleep(0.3)
+    assert run.kill(number) == 130
+    rows = by_id(out)
+    assert 0 < len(rows) < 24
+    assert len(list_shards(out)) == 1, "rows that fill no shard are kept too"
+    assert run.stdout.read_text().splitlines() == [str(path) for path in list_shards(out)]
+    assert run.stderr.read_text().splitlines()[-1].startswith("trd sample: error: interrupted; ")
+    assert "Traceback" not in run.stderr.read_text()
+    run = start(*command)
+    assert run.wait() == 0
+    assert by_id(out) == by_id(y_o)
+    assert run.stdout.read_text().splitlines() == [str(path) for path in list_shards(out)]
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 20) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, "it never came to that"
+        time.sleep(0.02)
+
+
+# This is one arithmetic operation, in which a process hears of nothing but a signal that ends it.
+ENDLESS = r"\boxed{9^{9^{9^{9}}}}"
+
+
+@pytest.fixture
+def endless(y_o: Path, tmp_path: Path) -> Path:
+    """A set whose second shard cannot be graded in the world's time."""
+    directory = Path(shutil.copytree(y_o, tmp_path / "endless"))
+    second = list_shards(directory)[1]
+    write_shard(second, [replace(row, response=ENDLESS) for row in read_rows(second)])
+    return directory
+
+
+def graded_one_shard(directory: Path) -> bool:
+    return read_rows(list_shards(directory)[0])[0].verdict is not None
+
+
+def test_an_interrupted_verify_ends_at_once_with_whole_shards(start: Start, endless: Path) -> None:
+    run = start("verify", "--workers", 1, "--timeout", 100, endless)
+    wait_for(lambda: graded_one_shard(endless))
+    began = time.monotonic()
+    time.sleep(0.3)
+    os.killpg(run.pid, signal.SIGINT)  # a terminal's Ctrl-C goes to all
+    assert run.wait() == 130
+    assert time.monotonic() - began < 10
+    assert gone([run.pid], 5)
+    assert [row.verdict is None for row in rows_of(endless)] == [False] * 3 + [True] * 21
+    assert "Traceback" not in run.stderr.read_text()
+
+
+def test_a_grader_that_hangs_does_not_outlive_a_killed_verify_for_long(start: Start, endless: Path) -> None:
+    run = start("verify", "--workers", 1, "--timeout", 0.5, endless)
+    wait_for(lambda: graded_one_shard(endless))
+    time.sleep(0.2)
+    assert run.kill() == -signal.SIGKILL
+    assert gone([run.pid], 10)

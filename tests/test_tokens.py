@@ -1,0 +1,192 @@
+"""Tokenizers: ids and text, prompts, ends of a turn, and attempts that must be cut to fit."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import END, OTHER_END, SPECIALS, build_model, set_eos, write_tokenizer
+
+from trd_cli.errors import ModelError
+from trd_cli.tokens import ByteTokenizer, HubTokenizer, Tokenizer, fit_attempt
+
+TEXTS = (
+    "",
+    "the hour and 12 + 3 = 15.\n\n",
+    "ünïcode ∑ 漢字 🙂",
+    " leading and trailing ",
+    "{% raw %}\t\\boxed{1}",
+)
+MESSAGES = ({"role": "user", "content": "What is the sum?"},)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def copy(model: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(model, tmp_path / "copy")
+
+
+@pytest.fixture(params=["bytes", "hub"])
+def tokenizer(request: pytest.FixtureRequest, model: Path) -> Tokenizer:
+    return ByteTokenizer() if request.param == "bytes" else HubTokenizer(model)
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_text_comes_back_from_its_ids(tokenizer: Tokenizer, text: str) -> None:
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_special_ids_are_no_text(tokenizer: Tokenizer) -> None:
+    ids = [*tokenizer.encode("the sum"), tokenizer.end_of_turn_id]
+    assert tokenizer.decode(ids) == "the sum"
+
+
+def test_a_chat_prompt_shows_the_message_and_is_ready_for_the_answer(tokenizer: Tokenizer) -> None:
+    ids = tokenizer.render(MESSAGES, "chat", {})
+    text = tokenizer.decode(ids)
+    assert MESSAGES[0]["content"] in text
+    assert text.endswith("assistant\n")
+    assert ids[-1] not in tokenizer.eos_ids
+    assert tokenizer.end_of_turn_id in ids, "the user's turn should be closed"
+
+
+def test_a_raw_prompt_is_the_text_alone(tokenizer: Tokenizer) -> None:
+    assert tokenizer.render(MESSAGES, "raw", {}) == tokenizer.encode("What is the sum?")
+    two = (*MESSAGES, {"role": "user", "content": "And why?"})
+    assert tokenizer.render(two, "raw", {}) == tokenizer.encode("What is the sum?\n\nAnd why?")
+
+
+def test_bytes_cut_inside_a_character_are_decoded_all_the_same() -> None:
+    tokenizer = ByteTokenizer()
+    assert tokenizer.decode(tokenizer.encode("ab∑")[:-1]).startswith("ab")
+
+
+def test_a_hub_prompt_is_what_its_chat_template_says(model: Path) -> None:
+    tokenizer = HubTokenizer(model)
+    start, end = SPECIALS.index("<|start|>"), END
+    assert tokenizer.render(MESSAGES, "chat", {}) == [
+        start,
+        *tokenizer.encode("user\nWhat is the sum?"),
+        end,
+        *tokenizer.encode("\n"),
+        start,
+        *tokenizer.encode("assistant\n"),
+    ]
+
+
+def test_options_reach_the_chat_template(copy: Path) -> None:
+    (copy / "chat_template.jinja").write_text(
+        "{{ messages[0]['content'] }} {{ 'think' if thinking else 'answer' }}"
+    )
+    tokenizer = HubTokenizer(copy)
+    assert tokenizer.decode(tokenizer.render(MESSAGES, "chat", {})).endswith("answer")
+    assert tokenizer.decode(tokenizer.render(MESSAGES, "chat", {"thinking": True})).endswith("think")
+
+
+@pytest.mark.parametrize(
+    ("configured", "expected"),
+    [
+        (None, {END}),
+        ({}, {END}),
+        ({"eos_token_id": None}, {END}),
+        ({"eos_token_id": OTHER_END}, {END, OTHER_END}),
+        ({"eos_token_id": [OTHER_END, END]}, {END, OTHER_END}),
+    ],
+    ids=["no file", "no entry", "null", "one", "list"],
+)
+def test_ends_of_a_turn_are_the_tokenizers_and_those_of_the_generation_config(
+    copy: Path, configured: dict[str, Any] | None, expected: set[int]
+) -> None:
+    (copy / "generation_config.json").unlink()
+    if configured is not None:
+        (copy / "generation_config.json").write_text(json.dumps(configured))
+    tokenizer = HubTokenizer(copy)
+    assert tokenizer.eos_ids == expected
+    assert tokenizer.end_of_turn_id == END
+
+
+def test_without_a_chat_template_only_raw_prompts_can_be_made(copy: Path) -> None:
+    write_tokenizer(copy, chat_template=None)
+    (copy / "chat_template.jinja").unlink()
+    tokenizer = HubTokenizer(copy)
+    with pytest.raises(ModelError, match=r"no chat template.*--render raw"):
+        tokenizer.render(MESSAGES, "chat", {})
+    assert tokenizer.render(MESSAGES, "raw", {}) == tokenizer.encode("What is the sum?")
+
+
+def test_a_directory_without_a_tokenizer_is_refused(copy: Path) -> None:
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        (copy / name).unlink()
+    with pytest.raises(ModelError, match="no usable tokenizer"):
+        HubTokenizer(copy)
+
+
+def test_a_tokenizer_that_is_cut_off_is_refused(copy: Path) -> None:
+    (copy / "tokenizer.json").write_bytes((copy / "tokenizer.json").read_bytes()[:500])
+    with pytest.raises(ModelError, match="no usable tokenizer"):
+        HubTokenizer(copy)
+
+
+def test_a_tokenizer_without_an_end_is_refused(copy: Path) -> None:
+    config = json.loads((copy / "tokenizer_config.json").read_text())
+    del config["eos_token"]
+    (copy / "tokenizer_config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="has no EOS token"):
+        HubTokenizer(copy)
+
+
+def test_the_fingerprint_tells_vocabularies_apart_and_nothing_else(model: Path, copy: Path) -> None:
+    original = HubTokenizer(model).fingerprint()
+    set_eos(copy, [END, OTHER_END])
+    (copy / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
+    assert HubTokenizer(copy).fingerprint() == original
+    write_tokenizer(copy, merges=tuple((a, b) for a in "abcd" for b in "eghij"))
+    assert HubTokenizer(copy).fingerprint() != original
+    assert ByteTokenizer().fingerprint() != original
+
+
+def around(tokenizer: Tokenizer) -> Callable[[str], list[int]]:
+    """A prompt that shows an attempt."""
+    return lambda text: tokenizer.render([{"role": "user", "content": f"Mend this: {text} Go."}], "chat", {})
+
+
+def test_an_attempt_that_fits_is_kept_whole(tokenizer: Tokenizer) -> None:
+    attempt, render = tokenizer.encode("the hour and the sum"), around(tokenizer)
+    assert fit_attempt(tokenizer, attempt, render, room=len(render("the hour and the sum"))) == len(attempt)
+    assert fit_attempt(tokenizer, [], render, room=10_000) == 0
+
+
+def test_an_attempt_too_long_keeps_as_much_of_its_head_as_fits() -> None:
+    tokenizer = ByteTokenizer()
+    attempt, render = tokenizer.encode("0123456789" * 20), around(tokenizer)
+    bare = len(render(""))
+    for room in (bare, bare + 1, bare + 57, bare + 199):
+        assert fit_attempt(tokenizer, attempt, render, room) == room - bare
+
+
+def test_a_prompt_that_does_not_fit_without_an_attempt_is_hopeless(tokenizer: Tokenizer) -> None:
+    render = around(tokenizer)
+    assert fit_attempt(tokenizer, tokenizer.encode("the sum"), render, room=len(render("")) - 1) is None
+    assert fit_attempt(tokenizer, [], render, room=0) is None
+
+
+def test_what_is_kept_always_fits_and_is_nearly_all_that_would(tokenizer: Tokenizer) -> None:
+    chance, render = random.Random(0), around(tokenizer)
+    pieces = ["the", " hour", " and", "∑", "漢", "🙂", "12", " = ", "\n", "ing", "x"]
+    for _ in range(100):
+        attempt = tokenizer.encode("".join(chance.choices(pieces, k=chance.randrange(1, 80))))
+        room = len(render("")) + chance.randrange(0, 90)
+        kept = fit_attempt(tokenizer, attempt, render, room)
+        assert kept is not None
+        assert len(render(tokenizer.decode(attempt[:kept]))) <= room
+        fitting = [k for k in range(len(attempt) + 1) if len(render(tokenizer.decode(attempt[:k]))) <= room]
+        assert kept >= max(fitting) - 6
