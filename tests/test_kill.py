@@ -68,10 +68,11 @@ class Run:
             os.kill(self.pid, number)
         return self.wait()
 
-    def at_work(self) -> None:
-        """Return when the first shard is done, or when there is nothing to wait for any more."""
+    def at_work(self, directory: Path) -> None:
+        """Return when a shard more is done than is now, or when the command has ended."""
+        before = files(directory)
         with contextlib.suppress(ProcessLookupError):
-            wait_for(lambda: self.stdout.stat().st_size > 0 or os.kill(self.pid, 0))
+            wait_for(lambda: files(directory) != before or os.kill(self.pid, 0))
 
     def wait(self) -> int:
         return int(self._parent.stdout.readline())
@@ -122,6 +123,11 @@ def gone(sessions: list[int], seconds: float) -> bool:
     return True
 
 
+def files(directory: Path) -> set[tuple[str, int]]:
+    """The shards that are there; one that is replaced is another one."""
+    return {(path.name, path.stat().st_ino) for path in directory.glob("shard-*.parquet")}
+
+
 def state(directory: Path) -> Rows:
     """Every row by its id, whole; a shard that is not whole fails here."""
     if not directory.is_dir():
@@ -135,7 +141,7 @@ def survive(
     """Kill `command` on the directory that `prepare` makes until it is done, then anew; twenty kills in all."""
     undisturbed = prepare()
     run, began = start(*command(undisturbed)), time.monotonic()
-    run.at_work()
+    run.at_work(undisturbed)
     first = time.monotonic()
     assert run.wait() == 0, run.stderr.read_text()
     span, work = time.monotonic() - began, time.monotonic() - first
@@ -148,7 +154,7 @@ def survive(
         sessions.append(run.pid)
         if kills % 2:
             # The start takes most of the time: every other kill falls into what comes after it.
-            run.at_work()
+            run.at_work(directory)
         time.sleep(chance.uniform(0, work if kills % 2 else span) if kills < KILLS else 0)
         code = run.kill() if kills < KILLS else run.wait()
         after = state(directory)
