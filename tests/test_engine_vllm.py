@@ -106,6 +106,14 @@ def token_ids(completions: dict[str, Completion]) -> dict[str, list[int]]:
     return {name: list(completions[name].token_ids or ()) for name in sorted(completions)}
 
 
+def take_log(message: str) -> str:
+    """The text of the log an error's message names, which is kept for the user; removes it."""
+    log = Path(message.split("vllm's own log is ")[1])
+    text = log.read_text(errors="replace")
+    log.unlink()
+    return text
+
+
 @pytest.mark.parametrize("sampling", [GREEDY, SEEDED], ids=["greedy", "seeded"])
 def test_a_row_has_the_same_tokens_alone_and_in_a_batch_of_sixteen(
     engine: VllmEngine, tokenizer: Tokenizer, sampling: Sampling
@@ -246,6 +254,7 @@ def test_a_failure_in_vllms_own_process_is_told_by_its_reason(
     with pytest.raises(EngineError, match="SafetensorError") as failure:
         VllmEngine(replace(model, path=tmp_path), tokenizer, EngineOptions(max_model_len=LONGEST))
     assert "\n" not in str(failure.value)
+    assert "SafetensorError" in take_log(str(failure.value))
 
 
 @pytest.fixture(scope="module")
@@ -272,3 +281,4 @@ def test_a_killed_vllm_process_is_an_engine_error_and_not_a_wait_without_end(
 ) -> None:
     _, told = script
     assert "vllm stopped answering" in told["error"]
+    assert "DEBUG" in take_log(told["error"])

@@ -33,13 +33,13 @@ _WORDS = ["sum", "the", "marbles", "in", "each", "box", "then", "halve", "what",
 
 
 def make_requests(count: int, tokenizer: Tokenizer) -> list[Request]:
-    """Chat prompts of about 40 to 130 tokens; at most 8 to 48 new tokens each."""
+    """Chat prompts of about 40 to 130 tokens; at most 6 to 32 new tokens each."""
     chance = random.Random(0)
     requests = []
     for number in range(count):
         text = f"{number}: " + " ".join(chance.choices(_WORDS, k=chance.randint(5, 90)))
         prompt = tokenizer.render([{"role": "user", "content": text}], "chat", {})
-        sampling = Sampling(temperature=0.0, top_p=1.0, top_k=0, max_tokens=chance.randint(8, 48))
+        sampling = Sampling(temperature=0.0, top_p=1.0, top_k=0, max_tokens=chance.randint(6, 32))
         requests.append(Request(f"r{number}", prompt, sampling, seed=number))
     return requests
 
