@@ -116,6 +116,61 @@ def test_copying_again_keeps_the_verdicts_that_are_there(rollouts: Path, tmp_pat
     assert (after[first], after[third]) == (before[first], before[third])
 
 
+def test_copies_follow_a_source_whose_error_rows_were_made_again(
+    rollouts: Path, tmp_path: Path, ok: Trd
+) -> None:
+    """As `--retry-errors` does it: in a shard of another number, or of the same where that was the last one."""
+    graded, shards = tmp_path / "graded", list_shards(rollouts)
+    whole = {path: read_rows(path) for path in shards}
+    for path in shards[1:]:
+        write_shard(path, [replace(row, response=None, error="down") for row in whole[path]])
+    ok(*VERIFY, rollouts, "--out", graded)
+    assert {row.verdict for row in rows_of(graded)} >= {"error"}
+
+    shards[1].unlink()
+    write_shard(shard_path(rollouts, 3), whole[shards[1]])
+    write_shard(shards[2], whole[shards[2]])
+    ok(*VERIFY, rollouts, "--out", graded)
+    assert [without_verdict(row) for row in rows_of(graded)] == rows_of(rollouts)
+    assert {row.verdict for row in rows_of(graded)} == {"correct", "incorrect"}
+
+
+def test_copies_of_shards_without_run_json_can_be_gone_on_with(
+    rollouts: Path, tmp_path: Path, ok: Trd
+) -> None:
+    (rollouts / "run.json").unlink()
+    graded = tmp_path / "graded"
+    first, second, third = list_shards(rollouts)
+    ok(*VERIFY, first, second, "--out", graded)
+    before = {path.name: path.stat().st_ino for path in list_shards(graded)}
+    ok(*VERIFY, rollouts, "--out", graded)
+    assert {row.verdict for row in rows_of(graded)} == {"correct", "incorrect"}
+    assert len(by_id(graded)) == 24
+    assert before.items() <= {path.name: path.stat().st_ino for path in list_shards(graded)}.items()
+
+
+def test_copies_that_were_broken_off_before_the_first_can_be_gone_on_with(
+    rollouts: Path, tmp_path: Path, ok: Trd
+) -> None:
+    graded = tmp_path / "graded"
+    graded.mkdir()
+    (graded / ".run.json.tmp").write_text("{")
+    ok(*VERIFY, rollouts, "--out", graded)
+    assert len(by_id(graded)) == 24
+
+
+def test_copies_are_not_mixed_with_another_set_without_run_json(
+    rollouts: Path, tmp_path: Path, trd: Trd
+) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    write_shard(shard_path(other, 0), [replace(rows_of(rollouts)[0], trajectory_id="f" * 32)])
+    before = shard_path(other, 0).read_bytes()
+    (rollouts / "run.json").unlink()
+    assert trd(*VERIFY, rollouts, "--out", other).exit_code == 1
+    assert shard_path(other, 0).read_bytes() == before
+
+
 def test_an_unfinished_set_is_verified_as_far_as_it_goes_and_then_refused(rollouts: Path, trd: Trd) -> None:
     list_shards(rollouts)[1].unlink()
     result = trd(*VERIFY, rollouts)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import inspect
+import os
 import queue
 import signal
 import sys
