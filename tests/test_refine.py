@@ -348,7 +348,7 @@ def test_parents_that_moved_are_found_where_they_are_said_to_be(
     sets = open_sets([str(refined)])
     expected = load_rows(sets, "repaired")
     graded.rename(tmp_path / "moved")
-    with pytest.raises(InputError, match="parents of .* were not found.*--parents"):
+    with pytest.raises(InputError, match=r"parents of .* were not found.*--parents"):
         load_rows(sets, "repaired")
     assert load_rows(sets, "repaired", parents=[str(tmp_path / "moved")]) == expected
     assert len(load_rows(sets, "correct")) > 0, "a row's own verdict needs no parent"

@@ -140,7 +140,7 @@ def test_copies_of_shards_without_run_json_can_be_gone_on_with(
 ) -> None:
     (rollouts / "run.json").unlink()
     graded = tmp_path / "graded"
-    first, second, third = list_shards(rollouts)
+    first, second, _third = list_shards(rollouts)
     ok(*VERIFY, first, second, "--out", graded)
     before = {path.name: path.stat().st_ino for path in list_shards(graded)}
     ok(*VERIFY, rollouts, "--out", graded)

@@ -38,17 +38,27 @@ def requests(tokenizer: Tokenizer, count: int, max_tokens: int) -> list[Request]
     return made
 
 
-def static_batches(engine: TransformersEngine, tokenizer: Tokenizer, todo: Sequence[Request], size: int) -> int:
+def static_batches(
+    engine: TransformersEngine, tokenizer: Tokenizer, todo: Sequence[Request], size: int
+) -> int:
     """Response tokens that plain `generate()` makes, batch after batch, padded on the left."""
     ordered = sorted(todo, key=lambda r: len(r.prompt_token_ids))
     pad, total = tokenizer.end_of_turn_id, 0
     for start in range(0, len(ordered), size):
         batch = ordered[start : start + size]
         longest = max(len(r.prompt_token_ids) for r in batch)
-        ids = torch.tensor([[pad] * (longest - len(r.prompt_token_ids)) + list(r.prompt_token_ids) for r in batch])
-        mask = torch.tensor([[0] * (longest - len(r.prompt_token_ids)) + [1] * len(r.prompt_token_ids) for r in batch])
+        ids = torch.tensor(
+            [[pad] * (longest - len(r.prompt_token_ids)) + list(r.prompt_token_ids) for r in batch]
+        )
+        mask = torch.tensor(
+            [[0] * (longest - len(r.prompt_token_ids)) + [1] * len(r.prompt_token_ids) for r in batch]
+        )
         out = engine.model.generate(
-            ids, attention_mask=mask, max_new_tokens=batch[0].sampling.max_tokens, do_sample=False, pad_token_id=pad
+            ids,
+            attention_mask=mask,
+            max_new_tokens=batch[0].sampling.max_tokens,
+            do_sample=False,
+            pad_token_id=pad,
         )
         for row in out[:, longest:].tolist():
             total += row.index(pad) + 1 if pad in row else len(row)
@@ -67,8 +77,12 @@ def rate(work: Callable[[], int]) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer prompts and shorter responses: under a minute")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="fewer prompts and shorter responses: under a minute"
+    )
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--batch-size", type=int, default=16)
@@ -85,10 +99,21 @@ def main() -> None:
         plain.append(rate(lambda: static_batches(engine, tokenizer, todo, args.batch_size)))
         ours.append(rate(lambda: slots(engine, todo)))
     value = median(o / p for o, p in zip(ours, plain, strict=True))
-    print(f"{count} prompts, at most {max_tokens} tokens, {args.batch_size} in flight, {args.dtype}, {torch.get_num_threads()} threads")
+    print(
+        f"{count} prompts, at most {max_tokens} tokens, {args.batch_size} in flight, {args.dtype}, {torch.get_num_threads()} threads"
+    )
     print(f"generate() in static batches  {median(plain):7.1f} tok/s")
     print(f"transformers engine           {median(ours):7.1f} tok/s")
-    print(json.dumps({"name": "transformers_engine_vs_generate", "value": round(value, 3), "goal": GOAL, "ok": value >= GOAL}))
+    print(
+        json.dumps(
+            {
+                "name": "transformers_engine_vs_generate",
+                "value": round(value, 3),
+                "goal": GOAL,
+                "ok": value >= GOAL,
+            }
+        )
+    )
 
 
 if __name__ == "__main__":
