@@ -123,8 +123,8 @@ BAD: dict[str, Bad] = {
         ("y_o", "temperature (0.6 → 0.9)", "top_k (20 → 5)", "another --out"),
     ),
     "another command's directory": Bad(f"{S} --out y_r", ("command (refine → sample)", "another --out")),
-    "fewer attempts": Bad(f"{S} -n 1 --out y_o", ("y_o holds 6 rows", "larger --n")),
-    "fewer problems": Bad(f"{S} -n 2 --limit 4 --out y_o", ("y_o holds 4 rows", "--limit")),
+    "fewer attempts": Bad(f"{S} -n 1 --out y_o", ("y_o holds 6 rows", "at least what it was made with")),
+    "fewer problems": Bad(f"{S} -n 2 --limit 4 --out y_o", ("y_o holds 4 rows", "give another --out")),
     "foreign files": Bad(f"{S} --out foreign", ("foreign holds other files", "another --out")),
     "foreign run.json": Bad(
         f"{S} --out other_run", ("other_run/run.json is not of trd", "another directory")
@@ -195,7 +195,8 @@ BAD: dict[str, Bad] = {
     ),
     "--where that does not parse": Bad("refine --setting opsd --where 'round =' y_o", ("--where 'round ='",)),
     "parents that are not there": Bad(
-        "refine --setting opsd --where parent_round=0 y_o", ("parents of y_o were not found", "--parents")
+        "refine --setting opsd --where parent_round=0 y_o",
+        ("y_o holds rollouts, which have no parents", "trd refine"),
     ),
     "reference in an opd prompt": Bad(
         f"refine --setting opd -t scripted --prompt '{prompts_dir()}/refine-opsd-math.jinja' y_o",

@@ -299,6 +299,11 @@ def test_tied_embeddings_stay_tied(ok: Trd, tmp_path: Path) -> None:
 # The two contexts
 
 
+def first_trained(directory: Path) -> Trajectory:
+    """The first row in the order of training, which is that of the ids and not of the shards."""
+    return min(iter_rows(list_shards(directory)), key=lambda row: row.trajectory_id)
+
+
 def preview(ok: Trd, *arguments: Any) -> tuple[str, str, str]:
     """What --dry-run shows of the first row: the student's context, the teacher's, and the response with its length."""
     said = ok("distill", *arguments, *TRAIN, "--dry-run").stderr
@@ -311,7 +316,7 @@ def preview(ok: Trd, *arguments: Any) -> tuple[str, str, str]:
 def test_the_student_reads_its_own_prompt_and_the_teacher_the_refinement_prompt(
     world: World, ok: Trd
 ) -> None:
-    first = next(iter_rows(list_shards(world.by_student)))
+    first = first_trained(world.by_student)
     student, teacher, _ = preview(ok, world.by_student)
     assert first.problem in student
     assert first.problem in teacher
@@ -322,7 +327,7 @@ def test_the_student_reads_its_own_prompt_and_the_teacher_the_refinement_prompt(
 
 
 def test_along_rollouts_only_the_opsd_teacher_reads_the_reference(world: World, ok: Trd) -> None:
-    reference = next(iter_rows(list_shards(world.rollouts))).reference_solution
+    reference = first_trained(world.rollouts).reference_solution
     student, teacher, _ = preview(ok, world.rollouts, *ALONG_ROLLOUTS, "--teacher", world.teacher)
     assert student == teacher
     student, teacher, _ = preview(ok, world.rollouts, "--setting", "opsd")
@@ -629,3 +634,68 @@ def test_a_model_whose_logits_are_more_than_its_heads_output_is_refused(
     model = build_model(tmp_path / "model", config=config)
     line = refusal(trd("distill", world.by_teacher, *TRAIN, "--teacher", model, "--out", tmp_path / "c"))
     assert "transforms its logits" in line or "has a bias on its output head" in line
+
+
+def test_a_second_round_keeps_its_own_log_and_takes_nothing_but_the_model_along(
+    world: World, trained: Path, ok: Trd, tmp_path: Path
+) -> None:
+    (trained / "notes.txt").write_text("not part of a model\n")
+    second = tmp_path / "second"
+    ok(
+        "distill",
+        world.by_student,
+        *TRAIN,
+        "--model",
+        trained,
+        "--epochs",
+        2,
+        "--batch-size",
+        12,
+        "--out",
+        second,
+    )
+    assert [record["step"] for record in log_of(second)] == [1, 2]
+    assert not (second / "notes.txt").exists()
+    assert all((second / name).is_file() for name in TOKENIZER_FILES)
+
+
+def test_a_run_that_died_while_saving_is_run_again(world: World, ok: Trd, tmp_path: Path) -> None:
+    arguments = ("distill", world.by_student, *TRAIN, "--out", tmp_path / "checkpoint")
+    ok(*arguments)
+    record = run_json(tmp_path / "checkpoint")
+    del record["about"]["finished"]
+    (tmp_path / "checkpoint" / "run.json").write_text(json.dumps(record))
+    (tmp_path / "checkpoint" / ".saving.tmp").mkdir()
+    (tmp_path / "checkpoint" / ".saving.tmp" / "model.safetensors").write_bytes(b"half")
+    ok(*arguments)
+    assert run_json(tmp_path / "checkpoint")["about"]["finished"]
+    reference_model(tmp_path / "checkpoint")
+
+
+def test_sets_that_were_made_differently_are_not_trained_on_together(
+    world: World, trd: Trd, tmp_path: Path
+) -> None:
+    result = trd("distill", world.by_teacher, world.by_student, *TRAIN, "--out", tmp_path / "checkpoint")
+    assert result.exit_code == 1
+    assert "differ in model, model_revision, setting" in result.stderr
+
+
+def test_rollouts_beside_refined_rows_are_left_alone(world: World, ok: Trd) -> None:
+    alone = ok("distill", world.by_student, *TRAIN, "--dry-run").stderr
+    assert (
+        ok("distill", world.rollouts, world.by_student, *TRAIN, "--dry-run").stderr.split("into")[0]
+        == alone.split("into")[0]
+    )
+
+
+def test_a_student_that_has_changed_since_it_was_sampled_is_not_trained_unasked(
+    world: World, trd: Trd, tmp_path: Path
+) -> None:
+    refined = edited(world.by_student, tmp_path / "y_r", lambda _, row: row)
+    record = run_json(refined)
+    record["about"]["student_revision"] = "0" * 16
+    (refined / "run.json").write_text(json.dumps(record))
+    result = trd("distill", refined, *TRAIN, "--out", tmp_path / "checkpoint")
+    assert result.exit_code == 1
+    assert "0000000000000000, which made" in result.stderr
+    assert trd("distill", refined, *TRAIN, "--model", world.student, "--out", tmp_path / "c").exit_code == 0

@@ -128,8 +128,8 @@ def gone(sessions: list[int], seconds: float) -> bool:
 
 
 def files(directory: Path) -> set[tuple[str, int]]:
-    """The shards that are there; one that is replaced is another one."""
-    return {(path.name, path.stat().st_ino) for path in directory.glob("shard-*.parquet")}
+    """The shards that are there; one that is written again is another one."""
+    return {(path.name, path.stat().st_mtime_ns) for path in directory.glob("shard-*.parquet")}
 
 
 def state(directory: Path) -> Rows:
@@ -153,13 +153,14 @@ def survive(
     chance, kills, amid, sessions = random.Random(seed), 0, 0, []
     directory = prepare()
     before = state(directory)
-    while True:
+    for attempt in range(10 * KILLS):
         run = start(*command(directory))
         sessions.append(run.pid)
-        if kills % 2:
-            # The start takes most of the time: every other kill falls into what comes after it.
+        # The start takes most of the time: every other kill falls into what comes after it.
+        late = attempt % 2 == 1
+        if late:
             run.at_work(directory)
-        time.sleep(chance.uniform(0, work if kills % 2 else span) if kills < KILLS else 0)
+        time.sleep(chance.uniform(0, work if late else span) if kills < KILLS else 0)
         code = run.kill() if kills < KILLS else run.wait()
         after = state(directory)
         if code == 0:
@@ -175,6 +176,7 @@ def survive(
         kills += 1
         amid += after not in (before, expected)
         before = after
+    assert kills == KILLS
     assert amid >= KILLS // 5, "the kills fell into the work"
     assert gone(sessions, 10), "no process outlives its command"
 
@@ -208,7 +210,8 @@ def fresh(tmp_path: Path) -> Callable[[], Path]:
     return lambda: tmp_path / f"set-{time.monotonic_ns()}"
 
 
-SLOWLY = ("--engine-arg", "delay=0.01", "--shard-rows", 3)
+# Little time a row, a shard a row: so that many kills fall into the writing.
+SLOWLY = ("--engine-arg", "delay=0.001", "--shard-rows", 1)
 
 
 def test_sample_survives_being_killed_at_any_moment(

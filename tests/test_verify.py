@@ -17,7 +17,7 @@ from trd_cli.records import Trajectory
 from trd_cli.shards import list_shards, read_rows, shard_path, write_shard
 
 Trd = Callable[..., Result]
-VERIFY = ("verify", "--workers", 1)
+VERIFY = ("verify", "--workers", 1, "--max-errors", 1000)
 VERDICT_FIELDS = ("verdict", "extracted_answer", "grader", "grader_version", "verdict_detail")
 # Evaluating either takes longer than the world has; the first hangs inside one arithmetic operation.
 ENDLESS = (r"\boxed{9^{9^{9^{9}}}}", r"\boxed{\sum_{k=1}^{10^9} \frac{1}{k^k}}")

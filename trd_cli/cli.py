@@ -119,9 +119,8 @@ def _guarded(name: str, work: Callable[[], None]) -> None:
         try:
             work()
         except KeyboardInterrupt:
-            raise Interrupted(
-                "interrupted; finished shards are kept, run the same command again to go on"
-            ) from None
+            kept = "training starts over" if name == "distill" else "finished rows are kept"
+            raise Interrupted(f"interrupted; {kept} when the same command is run again") from None
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise
@@ -182,9 +181,11 @@ def _backend(options: EngineOptions, name: str) -> Backend:
 
     engine = choose_engine(options, name)
     version = engine_version(engine)
-    model = resolve_model(name)
+    model = resolve_model(name, weights=engine != "openai")
     tokenizer = model.tokenizer()
     limit = options.max_model_len or model.max_length()
+    if engine == "transformers" and limit > model.max_length():
+        raise InputError(f"--max-model-len {limit}", f"at most the model's {model.max_length()}", "lower it")
     return Backend(
         model, tokenizer, engine, version, limit, lambda: build_engine(engine, model, tokenizer, options)
     )
@@ -248,6 +249,7 @@ def evaluate(config: EvalConfig) -> None:
     results = stage.run(config, _backend(config, names[0]), ConsoleReport("eval"))
     if results is not None:
         _print_scores(results)
+        stage.check_errors(results, config.max_errors)
 
 
 def _print_scores(results: dict[str, Any]) -> None:

@@ -15,6 +15,9 @@ from trd_cli.errors import InputError
 
 Positive = Annotated[int, Field(ge=1)]
 NonNegative = Annotated[int, Field(ge=0)]
+AboveZero = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1)]
 Subset = Literal["all", "correct", "incorrect", "repaired", "broken", "kept", "unrepaired"]
 
 
@@ -83,10 +86,10 @@ class OutputOptions(Config):
         None, help="Output directory. Default: trd-runs/<command>-<digest of the configuration>.", rows=False
     )
     shard_rows: Positive = option(256, help="Rows a shard.", rows=False)
-    shard_minutes: float = option(
+    shard_minutes: NotNegative = option(
         10.0, help="Close a shard early after this many minutes, so that a crash loses no more.", rows=False
     )
-    max_errors: float = option(
+    max_errors: NotNegative = option(
         0.05, help="Exit with 3 when more rows end as errors: a count, or a share if below 1.", rows=False
     )
     retry_errors: bool = option(False, help="Generate again the rows that ended as errors.", rows=False)
@@ -116,7 +119,7 @@ class EngineOptions(Config):
         None, help="Longest prompt + response in tokens. Default: the model's own."
     )
     tensor_parallel_size: Positive = option(1, help="GPUs a model is split over (vllm).", rows=False)
-    gpu_memory_utilization: float = option(0.9, help="Share of GPU memory vllm may take.", rows=False)
+    gpu_memory_utilization: Share = option(0.9, help="Share of GPU memory vllm may take.", rows=False)
     base_url: str | None = option(
         None,
         help="Server of the openai engine, for example http://localhost:8000/v1; key in OPENAI_API_KEY.",
@@ -125,7 +128,7 @@ class EngineOptions(Config):
 
 
 class SamplingOptions(Config):
-    temperature: Annotated[float, Field(ge=0)] = option(0.6, help="0 is greedy.")
+    temperature: NotNegative = option(0.6, help="0 is greedy.")
     top_p: Annotated[float, Field(gt=0, le=1)] = option(
         0.95, help="Nucleus: smallest set of tokens with this mass."
     )
@@ -204,11 +207,16 @@ class VerifyConfig(InputOptions):
         None, help="Write verified copies here. Default: fill the verdicts in place.", rows=False
     )
     lenient: bool = option(False, help="Without a boxed answer, take the last number of the response.")
-    timeout: float = option(
+    timeout: AboveZero = option(
         10.0, help="Seconds a row may take before its grader is killed (verdict timeout)."
     )
     workers: Positive | None = option(
         None, help="Grader processes. Default: the number of cores.", rows=False
+    )
+    max_errors: NotNegative = option(
+        0.05,
+        help="Exit with 3 when more rows get no verdict (error, timeout): a count, or a share if below 1.",
+        rows=False,
     )
     regrade: bool = option(False, help="Grade rows that have a verdict again.", rows=False)
     dry_run: bool = option(False, help="Say what would be graded, then stop.", rows=False)
@@ -244,13 +252,13 @@ class DistillConfig(InputOptions, SelectOptions):
     micro_batch_size: Positive = option(
         8, help="Trajectories a forward pass; the gradient does not depend on it.", rows=False
     )
-    learning_rate: float = option(
+    learning_rate: AboveZero = option(
         5e-6, flags=("--learning-rate", "--lr"), help="Peak learning rate of AdamW."
     )
-    min_lr_ratio: float = option(0.1, help="The cosine ends at this share of the peak.")
-    warmup_ratio: float = option(0.1, help="Share of the steps with a rising learning rate.")
-    weight_decay: float = option(0.005, help="AdamW's weight decay.")
-    max_grad_norm: float = option(1.0, help="Gradients are scaled down to this norm.")
+    min_lr_ratio: Share = option(0.1, help="The cosine ends at this share of the peak.")
+    warmup_ratio: Share = option(0.1, help="Share of the steps with a rising learning rate.")
+    weight_decay: NotNegative = option(0.005, help="AdamW's weight decay.")
+    max_grad_norm: AboveZero = option(1.0, help="Gradients are scaled down to this norm.")
     max_length: Positive | None = option(
         None, help="Leave out rows whose context + response is longer, in tokens."
     )
@@ -284,9 +292,11 @@ class EvalConfig(OutputOptions, EngineOptions, SamplingOptions, RenderOptions):
     )
     k: Positive = option(1, flags=("--k", "-k"), help="Samples a question.", rows=False)
     limit: Positive | None = option(None, help="Only the first questions.", rows=False)
-    lenient: bool = option(False, help="Without a boxed answer, take the last number of the response.")
-    timeout: float = option(
-        10.0, help="Seconds a row may take before its grader is killed (verdict timeout)."
+    lenient: bool = option(
+        False, help="Without a boxed answer, take the last number of the response.", rows=False
+    )
+    timeout: AboveZero = option(
+        10.0, help="Seconds a row may take before its grader is killed (verdict timeout).", rows=False
     )
     workers: Positive | None = option(
         None, help="Grader processes. Default: the number of cores.", rows=False

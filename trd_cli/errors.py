@@ -59,3 +59,8 @@ class Interrupted(TrdError):
     """Stopped by a signal; finished shards are kept."""
 
     exit_code = 130
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's message that says something, or its type where there is none."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

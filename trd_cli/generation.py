@@ -21,6 +21,7 @@ from trd_cli.prompts import Template, load_template
 from trd_cli.records import Completion, Message, Problem, Request, Sampling, Stage, Trajectory, content_hash
 from trd_cli.reporting import Report
 from trd_cli.run_dir import RunDir
+from trd_cli.shards import write_shard
 from trd_cli.tokens import Render, Tokenizer
 
 
@@ -197,7 +198,7 @@ class Outcome:
         limit = allowed * self.rows if allowed < 1 else allowed
         if self.errors > limit:
             raise TooManyRowErrors(
-                f"{self.errors} of {self.rows} rows ended as errors, {limit:g} allowed (--max-errors); see their error column, --retry-errors"
+                f"{self.errors} of {self.rows} rows ended as errors, {limit:g} allowed (--max-errors); see their columns error and verdict_detail"
             )
 
 
@@ -216,6 +217,7 @@ class ShardFiller:
         self._total = total
         self._engine: Engine | None = None
         self._buffer: list[Trajectory] = []
+        self._target: Path | None = None
         self._opened = time.monotonic()
         self._done = run.finished(options.retry_errors)
         self._known = set(self._done.ids)
@@ -242,7 +244,7 @@ class ShardFiller:
             raise ResumeRefused(
                 f"{self._run.path} holds {len(strangers)} rows that this command would not make",
                 "only rows of the same problems and attempts",
-                "give another --out, or the larger --n or --limit it was made with",
+                "give another --out, or ask for at least what it was made with",
             )
         self._run.expect(len({row.trajectory_id for row in planned}))
 
@@ -291,13 +293,15 @@ class ShardFiller:
 
     def _flush(self) -> None:
         if self._buffer:
+            # An interruption may fall between the rename and the end of this block; what is flushed again on the way
+            # out must then replace that very file.
+            self._target = path = self._target or self._run.next_shard()
             # The order in which rows finish is chance; sorted, equal work gives equal files.
-            path = self._run.write(
-                sorted(self._buffer, key=lambda row: (row.problem_id, row.sample_index, row.trajectory_id))
-            )
-            self.outcome.rows += len(self._buffer)
-            self.outcome.errors += sum(row.error is not None for row in self._buffer)
-            self._buffer = []
+            rows = sorted(self._buffer, key=lambda row: (row.problem_id, row.sample_index, row.trajectory_id))
+            write_shard(path, rows)
+            self._buffer, self._target = [], None
+            self.outcome.rows += len(rows)
+            self.outcome.errors += sum(row.error is not None for row in rows)
             self._report.result(path)
         self._opened = time.monotonic()
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 from trd_cli.errors import InputError
 from trd_cli.graders.base import Grade, Question
@@ -16,9 +16,15 @@ from trd_cli.shards import read_rows, write_shard
 
 
 class ShardGrader:
-    """Grades whole shards; `counts` has the verdicts of all rows seen, `changed` those that another verdict had before."""
+    """Grades whole shards; `counts` has the verdicts of all rows seen, `changed` those that another verdict had before.
 
-    def __init__(self, options: GraderOptions, report: Report, regrade: bool = False) -> None:
+    `regrade` says what becomes of rows that have a verdict: "none" refuses those of another grader or of other options, "stale"
+    grades just those again, "all" grades every row again.
+    """
+
+    def __init__(
+        self, options: GraderOptions, report: Report, regrade: Literal["none", "stale", "all"] = "none"
+    ) -> None:
         self._options, self._report, self._regrade = options, report, regrade
         self._pool = GraderPool(options)
         self.counts: Counter[str] = Counter()
@@ -34,8 +40,7 @@ class ShardGrader:
     def fill(self, source: Path, target: Path) -> None:
         """Write `source` with all its verdicts to `target` (it may be `source`); untouched when nothing is missing."""
         rows = read_rows(source)
-        self._check(rows, source)
-        todo = [i for i, row in enumerate(rows) if self._regrade or row.verdict is None]
+        todo = [i for i, row in enumerate(rows) if self._is_owed(row, source)]
         for i, row in zip(todo, self._grade([rows[i] for i in todo]), strict=True):
             self.changed += rows[i].verdict is not None and rows[i].verdict != row.verdict
             rows[i] = row
@@ -44,16 +49,18 @@ class ShardGrader:
             write_shard(target, rows)
         self._report.result(target)
 
-    def _check(self, rows: Sequence[Trajectory], path: Path) -> None:
-        """Refuse rows that another grader, or this one with other options, has graded."""
-        ours = (self._options.name, self._options.version)
-        for row in rows:
-            if row.grader is not None and (row.grader, row.grader_version) != ours and not self._regrade:
-                raise InputError(
-                    f"{path} was graded by {row.grader} {row.grader_version}",
-                    f"{ours[0]} {ours[1]}",
-                    "pass --regrade to grade it again",
-                )
+    def _is_owed(self, row: Trajectory, path: Path) -> bool:
+        """Whether a row is to be graded; raises InputError where another grader has done so and that is not to be undone."""
+        if row.verdict is None or self._regrade == "all":
+            return True
+        stale = (row.grader, row.grader_version) != (self._options.name, self._options.version)
+        if stale and self._regrade == "none":
+            raise InputError(
+                f"{path} was graded by {row.grader} {row.grader_version}",
+                f"{self._options.name} {self._options.version}",
+                "pass --regrade to grade it again",
+            )
+        return stale
 
     def _grade(self, rows: list[Trajectory]) -> list[Trajectory]:
         answered = [row for row in rows if row.error is None]

@@ -15,7 +15,9 @@ from trd_cli.core.selection import needs_parents, select
 from trd_cli.errors import InputError
 from trd_cli.records import Trajectory, content_hash
 from trd_cli.run_dir import read_run_json
-from trd_cli.shards import list_shards, read_table, shard_number
+from trd_cli.shards import SCHEMA, list_shards, read_table, shard_number
+
+_PER_TOKEN = {"prompt_token_ids", "student_prompt_token_ids", "response_token_ids", "logprobs"}
 
 
 @dataclass(frozen=True)
@@ -106,20 +108,21 @@ def load_rows(
     """The rows of `sets` in the subset, in stored order. Parents are looked up only when the filter reads them."""
     chosen: list[Trajectory] = []
     for each in sets:
+        lookup = parent_frame(each, parents) if needs_parents(subset, where) else None
         for path in each.shards:
             table = read_table(path)
             if subset != "all" or where is not None:
-                table = _filtered(table, each, subset, where, parents)
+                table = _filtered(table, each, subset, where, lookup)
             chosen.extend(Trajectory(**row) for row in table.to_pylist())
     return chosen
 
 
 def _filtered(
-    table: pa.Table, each: InputSet, subset: str, where: str | None, parents: Sequence[str]
+    table: pa.Table, each: InputSet, subset: str, where: str | None, parents: pl.DataFrame | None
 ) -> pa.Table:
     frame = pl.from_arrow(table).with_row_index("row_index")
-    if needs_parents(subset, where):
-        frame = frame.join(parent_frame(each, parents), on="parent_id", how="left", maintain_order="left")
+    if parents is not None:
+        frame = frame.join(parents, on="parent_id", how="left", maintain_order="left")
         orphans = frame.filter(pl.col("parent_id").is_not_null() & pl.col("parent_trajectory_id").is_null())
         if len(orphans):
             raise InputError(
@@ -131,9 +134,21 @@ def _filtered(
 
 
 def parent_frame(each: InputSet, parents: Sequence[str] = ()) -> pl.DataFrame:
-    """All rows of the sets that `each` was made from, columns prefixed with `parent_`, keyed by `parent_id`."""
+    """All rows of the sets that `each` was made from, columns prefixed with `parent_`, keyed by `parent_id`.
+
+    Without the columns that hold a value a token: they are most of a set and no filter reads them.
+    """
+    columns = [name for name in SCHEMA.names if name not in _PER_TOKEN]
+    if each.run.get("command") == "sample":
+        raise InputError(
+            f"{each.directory} holds rollouts, which have no parents",
+            "refined rows",
+            "give the set that trd refine made",
+        )
     tables = [
-        read_table(path) for directory in parent_directories(each, parents) for path in list_shards(directory)
+        read_table(path, columns)
+        for directory in parent_directories(each, parents)
+        for path in list_shards(directory)
     ]
     if not tables:
         raise InputError(

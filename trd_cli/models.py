@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from trd_cli.errors import ModelError
+from trd_cli.errors import ModelError, first_line
 from trd_cli.run_dir import read_run_json
 from trd_cli.tokens import ByteTokenizer, HubTokenizer, Tokenizer
 
@@ -63,8 +63,11 @@ class ModelRef:
         )
 
 
-def resolve_model(name: str) -> ModelRef:
-    """A directory, a Hub name, `smollm2-135m` or `scripted`; raises ModelError when there is no such model."""
+def resolve_model(name: str, weights: bool = True) -> ModelRef:
+    """A directory, a Hub name, `smollm2-135m` or `scripted`; raises ModelError when there is no such model.
+
+    Without `weights` only tokenizer and configuration are fetched from the Hub: enough for a model that a server runs.
+    """
     if name == SCRIPTED:
         return ModelRef(name, None, "scripted")
     directory = Path(name)
@@ -78,7 +81,7 @@ def resolve_model(name: str) -> ModelRef:
             "a directory, a Hub name, smollm2-135m or scripted",
             "check the path",
         )
-    path = _from_hub(name)
+    path = _from_hub(name, weights)
     return ModelRef(name, path, path.name)
 
 
@@ -121,7 +124,7 @@ def _blocks(path: Path) -> Iterator[bytes]:
             yield file.read(_BLOCK)
 
 
-def _from_hub(name: str) -> Path:
+def _from_hub(name: str, weights: bool = True) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         HfHubHTTPError,
@@ -130,7 +133,7 @@ def _from_hub(name: str) -> Path:
         OfflineModeIsEnabled,
     )
 
-    patterns = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
+    patterns = ["*.json", "*.jinja", "*.model", "*.txt", *(["*.safetensors"] if weights else [])]
     try:
         return Path(snapshot_download(name, allow_patterns=patterns))
     except (
@@ -140,7 +143,7 @@ def _from_hub(name: str) -> Path:
         OfflineModeIsEnabled,
         OSError,
     ) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise ModelError(
             f"model {name!r} is no directory here and the Hub did not give it ({reason})",
             "a directory, a Hub name, smollm2-135m or scripted",

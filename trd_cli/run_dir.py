@@ -12,6 +12,7 @@ import fcntl
 import json
 import os
 import platform
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from typing import Any, NoReturn
 
 from trd_cli import __version__
 from trd_cli.errors import InputError, ResumeRefused
-from trd_cli.records import Trajectory, content_hash
+from trd_cli.records import content_hash
 from trd_cli.shards import (
     is_torn,
     list_shards,
@@ -29,7 +30,6 @@ from trd_cli.shards import (
     shard_number,
     shard_path,
     sync_directory,
-    write_shard,
     write_table,
 )
 
@@ -131,6 +131,9 @@ class RunDir:
         self._started = time.monotonic()
         previous = read_run_json(self.path)
         holds_work = self.path.is_dir() and any(_is_work(path) for path in self.path.iterdir())
+        if previous is not None and previous["command"] == command == "distill":
+            # Training starts over where it was interrupted: half a run is nothing to protect, nor to go on from.
+            holds_work = bool(previous["about"].get("finished"))
         if previous is None and holds_work:
             raise ResumeRefused(
                 f"{self.path} holds other files and no run.json",
@@ -172,11 +175,13 @@ class RunDir:
     def __enter__(self) -> RunDir:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = open(self.path / ".lock", "w")
         except OSError as error:
             raise InputError(
-                f"cannot make {self.path}: {error.strerror}", "a directory", "give another --out"
+                f"cannot make {self.path}: {error.strerror}",
+                "a directory one may write to",
+                "give another --out",
             ) from None
-        self._lock = open(self.path / ".lock", "w")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -185,7 +190,7 @@ class RunDir:
                 f"{self.path} is in use by another process", "one run at a time", "wait for it to end"
             ) from None
         for leftover in self.path.glob(".*.tmp"):
-            leftover.unlink(missing_ok=True)
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
         if self._is_new:
             self._save()
         return self
@@ -244,14 +249,12 @@ class RunDir:
         else:
             path.unlink()
 
-    def write(self, rows: Sequence[Trajectory]) -> Path:
-        """Write the next shard."""
+    def next_shard(self) -> Path:
+        """Where the next shard goes: after all that are there, torn ones too."""
         used = [
             n for n in (shard_number(p.with_suffix(".parquet")) for p in self.path.iterdir()) if n is not None
         ]
-        path = shard_path(self.path, max(used, default=-1) + 1)
-        write_shard(path, rows)
-        return path
+        return shard_path(self.path, max(used, default=-1) + 1)
 
     def log_session(self, rows: int, tokens: int) -> None:
         """Append what this invocation did to `sessions.jsonl`."""

@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from trd_cli.errors import InputError
+from trd_cli.errors import InputError, first_line
 from trd_cli.records import Problem, Trajectory
 
 SCHEMA_VERSION = "1"
@@ -120,7 +120,12 @@ def write_shard(path: Path, rows: Sequence[Trajectory]) -> None:
 
 def write_problems(path: Path, problems: Sequence[Problem]) -> None:
     """Write a problem set as one Parquet file, atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"cannot make {path.parent}: {error.strerror}", "a directory", "give another --out"
+        ) from None
     write_table(path, _to_table(problems, PROBLEM_SCHEMA))
 
 
@@ -174,7 +179,7 @@ def is_torn(path: Path) -> bool:
 
 
 def _unreadable(path: Path, error: Exception) -> InputError:
-    reason = str(error).splitlines()[0].removesuffix(".")
+    reason = first_line(error).removesuffix(".")
     return InputError(
         f"{path} is truncated or not Parquet ({reason})", "a whole Parquet file", "write it again with trd"
     )

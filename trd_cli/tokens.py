@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from trd_cli.errors import ModelError
+from trd_cli.errors import ModelError, first_line
 from trd_cli.records import Message, content_hash
 
 Render = Literal["chat", "raw"]
@@ -75,7 +75,7 @@ class HubTokenizer:
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(str(path))
         except (OSError, ValueError, KeyError, TypeError) as error:
-            reason = str(error).strip().splitlines()[0]
+            reason = first_line(error)
             raise ModelError(
                 f"no usable tokenizer in {path} ({reason})",
                 "tokenizer files beside the weights",

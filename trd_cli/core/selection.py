@@ -14,7 +14,7 @@ import re
 
 import polars as pl
 
-from trd_cli.errors import InputError
+from trd_cli.errors import InputError, first_line
 
 SUBSETS: dict[str, str] = {
     "all": "TRUE",
@@ -47,7 +47,7 @@ def select(rows: pl.DataFrame, subset: str, where: str | None) -> pl.DataFrame:
     try:
         return chosen.filter(pl.sql_expr(where))
     except pl.exceptions.PolarsError as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise InputError(
             f"--where {where!r}: {reason}",
             "a Polars SQL condition over " + ", ".join(rows.columns),

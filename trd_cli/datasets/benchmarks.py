@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from trd_cli.datasets.arithmetic import make_arithmetic
@@ -30,7 +31,7 @@ def _arguments(name: str, text: str) -> dict[str, int]:
     values = dict(_ARITHMETIC)
     for part in filter(None, text.split(",")):
         key, _, value = part.partition("=")
-        if key not in values or not value.lstrip("-").isdigit():
+        if key not in values or not re.fullmatch(r"-?\d+", value):
             raise InputError(
                 f"--bench {name}: {part!r}", "n=, seed= or level= with whole numbers", "check --bench"
             )

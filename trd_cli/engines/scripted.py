@@ -10,7 +10,9 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from trd_cli import __version__
 from trd_cli.config import EngineOptions
@@ -39,14 +41,15 @@ _WORDS = [
 ]
 
 
-@dataclass(frozen=True)
-class Script:
+class Script(BaseModel):
     """The engine's arguments."""
 
-    accuracy: float = 0.5
-    delay: float = 0.0
-    length: int = 8
-    faults: float = 0.0
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    accuracy: Annotated[float, Field(ge=0, le=1)] = 0.5
+    delay: Annotated[float, Field(ge=0)] = 0.0
+    length: Annotated[int, Field(ge=0)] = 8
+    faults: Annotated[float, Field(ge=0, le=1)] = 0.0
     crash_after: int | None = None
 
 
@@ -59,9 +62,14 @@ class ScriptedEngine:
     def __init__(self, tokenizer: Tokenizer, options: EngineOptions) -> None:
         try:
             self._script = Script(**options.engine_arg)
-        except TypeError as error:
-            known = ", ".join(Script.__dataclass_fields__)
-            raise EngineError(f"--engine-arg: {error}", f"one of {known}", "change --engine-arg") from None
+        except ValidationError as error:
+            first = error.errors()[0]
+            known = ", ".join(Script.model_fields)
+            raise EngineError(
+                f"--engine-arg {first['loc'][0]}={first['input']}: {first['msg'].lower()}",
+                f"one of {known}",
+                "change --engine-arg",
+            ) from None
         self._tokenizer = tokenizer
 
     def close(self) -> None: ...

@@ -18,7 +18,7 @@ import torch
 from trd_cli.config import EngineOptions
 from trd_cli.engines.sampling import draw
 from trd_cli.engines.slot_cache import SlotCache
-from trd_cli.errors import EngineError
+from trd_cli.errors import EngineError, first_line
 from trd_cli.models import ModelRef
 from trd_cli.records import Completion, Request, Sampling
 from trd_cli.tokens import Tokenizer
@@ -49,7 +49,7 @@ def _load(model: ModelRef, options: EngineOptions) -> tuple[torch.device, torch.
         )
         return device, loaded.to(device).eval()
     except (OSError, ValueError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise EngineError(
             f"transformers cannot load {model.name}: {reason}",
             "a causal language model",

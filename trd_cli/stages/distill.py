@@ -18,6 +18,18 @@ from trd_cli.run_dir import RunDir
 from trd_cli.tokens import Tokenizer
 from trd_cli.training.batches import Example
 
+# What all sets of one training run must have in common: contexts and defaults are made from it.
+_SHARED = (
+    "tokenizer",
+    "model",
+    "model_revision",
+    "student",
+    "student_revision",
+    "setting",
+    "render",
+    "chat_template_kwargs",
+)
+
 
 def run(
     config: DistillConfig, paths: Sequence[str], resolve: Callable[[str], ModelRef], report: Report
@@ -26,15 +38,19 @@ def run(
     sets = open_sets(paths)
     if not config.allow_partial:
         check_complete(s.directory for s in sets)
-    rows = _rows_of_stage(config, sets)
-    student, teacher = (resolve(name) for name in _models(config, sets[0], rows[0]))
+    rows, source = _rows_of_stage(config, sets)
+    student, teacher = (resolve(name) for name in _models(config, source, rows[0]))
+    refined = rows[0].stage == "refined"
     if config.model is None:
-        written_by = "student_revision" if rows[0].stage == "refined" else "model_revision"
-        student.check_revision(sets[0].about(written_by), sets[0].directory)
-    examples = _Contexts(config, sets[0], student, teacher).examples(rows, report)
+        student.check_revision(
+            source.about("student_revision" if refined else "model_revision"), source.directory
+        )
+    if config.teacher is None and refined and rows[0].setting == "opd":
+        teacher.check_revision(source.about("model_revision"), source.directory)
+    examples = _Contexts(config, source, student, teacher).examples(rows, report)
     identity = config.identity() | {
         "inputs": [s.digest for s in sets],
-        "rows": content_hash([e.trajectory_id for e in examples], 16),
+        "rows": content_hash([asdict(e) for e in examples], 16),
         "student_revision": student.revision,
         "teacher_revision": teacher.revision,
     }
@@ -75,19 +91,28 @@ def _train(
     )
 
 
-def _rows_of_stage(config: DistillConfig, sets: Sequence[InputSet]) -> list[Trajectory]:
-    rows = load_rows(sets, config.subset, config.where, config.parents)
-    stage = config.stage or ("refined" if any(row.stage == "refined" for row in rows) else "rollout")
-    chosen = [row for row in rows if row.stage == stage]
-    if not chosen:
+def _rows_of_stage(config: DistillConfig, sets: Sequence[InputSet]) -> tuple[list[Trajectory], InputSet]:
+    """The rows to train on, and the set that says how they were made; raises InputError where two sets disagree on that."""
+    loaded = [(each, load_rows([each], config.subset, config.where, config.parents)) for each in sets]
+    any_refined = any(row.stage == "refined" for _, rows in loaded for row in rows)
+    stage = config.stage or ("refined" if any_refined else "rollout")
+    by_set = [(each, [row for row in rows if row.stage == stage]) for each, rows in loaded]
+    used = [each for each, rows in by_set if rows]
+    if not used:
         raise InputError(
-            f"no {config.stage or ''} row in {', '.join(str(s.directory) for s in sets)} is in the subset".replace(
-                "  ", " "
-            ),
+            f"no {stage} row in {', '.join(str(s.directory) for s in sets)} is in the subset",
             "at least one",
             "check --stage, --subset and --where, and that trd verify has run if they read verdicts",
         )
-    return chosen
+    for other in used[1:]:
+        differing = [key for key in _SHARED if other.about(key) != used[0].about(key)]
+        if differing:
+            raise InputError(
+                f"{used[0].directory} and {other.directory} differ in {', '.join(differing)}",
+                "sets made alike",
+                "train on one of them, or on each in turn",
+            )
+    return [row for _, rows in by_set for row in rows], used[0]
 
 
 def _models(config: DistillConfig, source: InputSet, row: Trajectory) -> tuple[str, str]:
@@ -124,10 +149,9 @@ class _Contexts:
                     f"{model.name} has no weights to train", "a real model", "give --model and --teacher"
                 )
         self._tokenizer: Tokenizer = student.tokenizer()
-        if (
-            teacher.path != student.path
-            and teacher.tokenizer().fingerprint() != self._tokenizer.fingerprint()
-        ):
+        teachers = self._tokenizer if teacher.path == student.path else teacher.tokenizer()
+        self._teacher_eos_ids = teachers.eos_ids
+        if teachers.fingerprint() != self._tokenizer.fingerprint():
             raise ModelError(
                 f"the tokenizers of {student.name} and {teacher.name} differ",
                 "the same tokens with the same ids",
@@ -156,6 +180,8 @@ class _Contexts:
                 made.append(example)
             else:
                 left_out[reason] += 1
+        # Shards hold rows in the order in which they finished: training must not depend on that.
+        made.sort(key=lambda example: example.trajectory_id)
         for reason, count in left_out.items():
             report.note(f"left out {count} of {len(rows)} rows: {reason}")
         if not made:
@@ -178,7 +204,9 @@ class _Contexts:
     def _example(self, row: Trajectory) -> Example:
         response = list(row.response_token_ids)
         if row.finish_reason == "stop" and response[-1] not in self._tokenizer.eos_ids:
-            response.append(self._tokenizer.end_of_turn_id)
+            # A teacher with an end-of-turn id of its own: the student must learn to stop with one it knows.
+            teachers_end = response[-1] in self._teacher_eos_ids
+            response = [*(response[:-1] if teachers_end else response), self._tokenizer.end_of_turn_id]
         if row.stage == "refined":
             return Example(row.trajectory_id, row.student_prompt_token_ids, row.prompt_token_ids, response)
         return Example(row.trajectory_id, row.prompt_token_ids, self._vanilla_prompt(row), response)

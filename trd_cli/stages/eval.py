@@ -15,7 +15,7 @@ import numpy as np
 from trd_cli.config import EvalConfig
 from trd_cli.core.metrics import Estimate, avg_at_k, pass_at_k
 from trd_cli.datasets.benchmarks import load_benchmark
-from trd_cli.generation import Backend, Rendering, ShardFiller, plan_rollouts, preview, templates_for
+from trd_cli.generation import Backend, Outcome, Rendering, ShardFiller, plan_rollouts, preview, templates_for
 from trd_cli.graders.pool import GraderOptions
 from trd_cli.grading import ShardGrader
 from trd_cli.records import Problem, Trajectory, content_hash
@@ -54,7 +54,9 @@ def run(config: EvalConfig, backend: Backend, report: Report) -> dict[str, Any] 
         with ShardFiller(run_dir, backend, config, quiet, len(planned)) as filler:
             filler.expect(planned)
             filler.fill(planned)
-        with ShardGrader(GraderOptions(config.lenient, config.timeout, config.workers), quiet) as grader:
+        options = GraderOptions(config.lenient, config.timeout, config.workers)
+        # The samples are this command's own: verdicts of another grader are simply made anew.
+        with ShardGrader(options, quiet, "stale") as grader:
             report.start("grade", len(planned))
             for shard in run_dir.shards():
                 grader.fill(shard, shard)
@@ -62,8 +64,15 @@ def run(config: EvalConfig, backend: Backend, report: Report) -> dict[str, Any] 
         results = _results(config, backend, benchmarks, run_dir)
         write_text(run_dir.path / "results.json", json.dumps(results, indent=2, ensure_ascii=False) + "\n")
         report.result(run_dir.path / "results.json")
-    filler.outcome.check_errors(config.max_errors)
     return results
+
+
+def check_errors(results: dict[str, Any], allowed: float) -> None:
+    """Raise TooManyRowErrors when more samples than `allowed` ended without being graded correct or incorrect."""
+    counts = Counter[str]()
+    for bench in results["benchmarks"].values():
+        counts.update(bench["verdicts"])
+    Outcome(rows=counts.total(), errors=counts["error"] + counts["timeout"]).check_errors(allowed)
 
 
 def split_benchmarks(text: str) -> list[str]:
@@ -107,8 +116,8 @@ def _score(rows_QK: Sequence[Sequence[Trajectory]], k: int) -> dict[str, Any]:
     lengths = [len(row.response_token_ids) for row in rows if row.response_token_ids is not None]
     return {
         "scores": {
-            f"avg@{k}": _rounded(avg_at_k(correct_QK)),
-            **{f"pass@{i}": _rounded(pass_at_k(correct_QK, i)) for i in range(1, k + 1)},
+            f"avg@{k}": _json_ready(avg_at_k(correct_QK)),
+            **{f"pass@{i}": _json_ready(pass_at_k(correct_QK, i)) for i in range(1, k + 1)},
         },
         "verdicts": dict(sorted(Counter(row.verdict for row in rows).items())),
         "truncated": sum(row.finish_reason == "length" for row in rows) / len(rows),
@@ -128,7 +137,7 @@ def _score(rows_QK: Sequence[Sequence[Trajectory]], k: int) -> dict[str, Any]:
     }
 
 
-def _rounded(estimate: Estimate) -> dict[str, Any]:
+def _json_ready(estimate: Estimate) -> dict[str, Any]:
     """JSON has no NaN: a score without graded samples is null."""
     return {
         name: (None if isinstance(x, float) and math.isnan(x) else x) for name, x in asdict(estimate).items()

@@ -130,12 +130,12 @@ class Refiner:
 
     def about(self) -> dict[str, Any]:
         """What distill needs to know: the teacher, how it was prompted, and the student's model."""
-        student = self._source.about("model")
         return {
             **self.backend.about(),
             **self._rendering.identity(),
             "setting": self._config.setting,
-            "student": student,
+            "student": self._source.about("model"),
+            "student_revision": self._source.about("model_revision"),
         }
 
     def plan(self, rollouts: Sequence[Trajectory]) -> list[Trajectory]:
@@ -174,7 +174,9 @@ class Refiner:
         kept = fit_attempt(self.backend.tokenizer, rollout.response_token_ids, token_ids, self._room)
         if kept is None:
             bare = len(token_ids(""))
-            return self._row(rollout, Prompt((), (), template), error=too_long(bare, self._room))
+            return self._row(
+                rollout, Prompt((), (), template), error=too_long(bare, self._room) + " beside the response"
+            )
         text = self.backend.tokenizer.decode(rollout.response_token_ids[:kept])
         prompt = Prompt(messages(text), token_ids(text), template)
         return self._row(rollout, prompt, trimmed=len(rollout.response_token_ids) - kept)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from trd_cli.config import VerifyConfig
 from trd_cli.errors import InputError
+from trd_cli.generation import Outcome
 from trd_cli.graders.pool import GraderOptions
 from trd_cli.grading import ShardGrader
 from trd_cli.inputs import InputSet, check_complete, open_sets
@@ -22,7 +23,7 @@ def run(config: VerifyConfig, waves: Iterable[Sequence[str]], report: Report) ->
     options = GraderOptions(config.lenient, config.timeout, config.workers)
     directories: list[Path] = []
     report.start("verify", None)
-    with ShardGrader(options, report, config.regrade) as grader:
+    with ShardGrader(options, report, "all" if config.regrade else "none") as grader:
         for paths in waves:
             sets = open_sets(paths)
             directories += [each.directory for each in sets]
@@ -41,6 +42,9 @@ def run(config: VerifyConfig, waves: Iterable[Sequence[str]], report: Report) ->
                 for shard in each.shards:
                     grader.fill(_newest(shard, target / shard.name), target / shard.name)
     report.end()
+    if config.out is not None and not config.dry_run:
+        # While the set was still growing its run.json did not know how many rows it would have.
+        _prepare(open_sets([str(directories[0])])[0], Path(config.out))
     if not (config.allow_partial or config.dry_run):
         check_complete(directories)
     if grader.counts:
@@ -49,6 +53,8 @@ def run(config: VerifyConfig, waves: Iterable[Sequence[str]], report: Report) ->
         )
     if config.regrade:
         report.note(f"{grader.changed} verdicts changed")
+    outcome = Outcome(rows=grader.counts.total(), errors=grader.counts["error"] + grader.counts["timeout"])
+    outcome.check_errors(config.max_errors)
     return grader.counts
 
 
@@ -66,24 +72,39 @@ def _target(config: VerifyConfig, each: InputSet) -> Path:
         raise InputError(
             f"{target} holds another set", f"a copy of {each.directory} or nothing", "give another --out"
         )
-    if existing is None and target.is_dir() and any(target.iterdir()):
+    if existing is None and target.is_dir() and any(_is_foreign(path, each) for path in target.iterdir()):
         raise InputError(
             f"{target} holds other files and no run.json", "a new or empty directory", "give another --out"
         )
     return target
 
 
+def _is_foreign(path: Path, each: InputSet) -> bool:
+    """Whether a file in a directory without run.json is none that verifying this set has left there."""
+    is_copy = not each.run and any(s.name == path.name and _same_rows(s, path) for s in each.shards)
+    return not (is_copy or path.name.startswith("."))
+
+
 def _prepare(each: InputSet, target: Path) -> None:
     """Make the directory of the copies, with the set's run.json as it is now."""
     if target != each.directory:
-        target.mkdir(parents=True, exist_ok=True)
+        try:
+            target.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(
+                f"cannot make {target}: {error.strerror}", "a directory", "give another --out"
+            ) from None
         if each.run:
             write_text(target / "run.json", json.dumps(each.run, indent=2, ensure_ascii=False) + "\n")
 
 
 def _newest(source: Path, copy: Path) -> Path:
     """The copy where it already holds the source's rows, and so perhaps their verdicts; else the source."""
-    if not copy.is_file():
+    if source == copy or not copy.is_file():
         return source
-    ids = (read_table(path, ["trajectory_id"])["trajectory_id"] for path in (source, copy))
-    return copy if next(ids).equals(next(ids)) else source
+    return copy if _same_rows(source, copy) else source
+
+
+def _same_rows(one: Path, other: Path) -> bool:
+    ids = [read_table(path, ["trajectory_id"])["trajectory_id"] for path in (one, other)]
+    return ids[0].equals(ids[1])

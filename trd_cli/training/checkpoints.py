@@ -7,11 +7,22 @@ import shutil
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 
+from trd_cli.errors import InputError, first_line
 from trd_cli.shards import sync_directory
 
-_WEIGHTS = (".safetensors", ".bin", ".gguf")
-_REPLACED = {"config.json", "generation_config.json", "run.json", "model.safetensors.index.json"}
+# What a tokenizer consists of, and what must travel with the weights; anything else beside them is not the model's.
+_KEPT = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "*.jinja",
+    "*.model",
+    "LICENSE*",
+)
 
 
 def save_model(model, source: Path, target: Path, dtype: torch.dtype) -> None:
@@ -22,16 +33,18 @@ def save_model(model, source: Path, target: Path, dtype: torch.dtype) -> None:
     """
     building = target / ".saving.tmp"
     shutil.rmtree(building, ignore_errors=True)
-    model.to(dtype).save_pretrained(building)
-    for path in source.iterdir():
-        if (
-            path.is_file()
-            and path.suffix not in _WEIGHTS
-            and path.name not in _REPLACED
-            and not path.name.startswith(".")
-        ):
+    try:
+        model.to(dtype).save_pretrained(building)
+        for path in {path for pattern in _KEPT for path in source.glob(pattern) if path.is_file()}:
             shutil.copy(path, building / path.name)
-    for path in sorted(building.iterdir(), key=lambda path: path.name == "config.json"):
-        os.replace(path, target / path.name)
-    building.rmdir()
+        for path in sorted(building.iterdir(), key=lambda path: path.name == "config.json"):
+            os.replace(path, target / path.name)
+    except (OSError, SafetensorError) as error:
+        raise InputError(
+            f"could not save in {target}: {first_line(error)}",
+            "room and permission to write",
+            "free some space and run again",
+        ) from None
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
     sync_directory(target)

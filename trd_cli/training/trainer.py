@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from trd_cli.config import DistillConfig
-from trd_cli.errors import InputError, ModelError, TrdError
+from trd_cli.errors import InputError, ModelError, TrdError, first_line
 from trd_cli.models import ModelRef
 from trd_cli.reporting import Report
 from trd_cli.training.batches import Batch, Example, Side, micro_batches, steps
@@ -90,7 +90,7 @@ def load(model: ModelRef, dtype: torch.dtype, device: torch.device) -> nn.Module
         loaded = AutoModelForCausalLM.from_pretrained(str(model.path), dtype=dtype).to(device)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(
-            f"cannot load {model.name}: {str(error).splitlines()[0]}",
+            f"cannot load {model.name}: {first_line(error)}",
             "a causal language model",
             "check the directory",
         ) from None
@@ -152,7 +152,7 @@ class Trainer:
         with open(log, "w", encoding="utf-8") as file:
             for number, rows in enumerate(steps(examples, config.batch_size, config.epochs, config.seed), 1):
                 begun = time.monotonic()
-                loss, count = self._accumulate(step_module, rows)
+                loss, count = self._within_memory(step_module, rows)
                 norm = float(
                     self._accelerator.clip_grad_norm_(step_module.parameters(), config.max_grad_norm)
                 )
@@ -182,6 +182,16 @@ class Trainer:
                 tokens += count
                 report.advance(len(rows), count)
         return Trained(len(losses), tokens, time.monotonic() - started, losses[0], losses[-1])
+
+    def _within_memory(self, step_module: Callable, rows: Sequence[Example]) -> tuple[float, int]:
+        try:
+            return self._accumulate(step_module, rows)
+        except torch.OutOfMemoryError:
+            size = self._config.micro_batch_size
+            raise TrdError(
+                f"out of memory with {size} rows a forward pass; expected room for their activations; "
+                "lower --micro-batch-size (the gradient does not depend on it), or add --gradient-checkpointing"
+            ) from None
 
     def _accumulate(self, step_module: Callable, rows: Sequence[Example]) -> tuple[float, int]:
         """Gradients of one step's mean loss, micro-batch by micro-batch; returns that loss and the response tokens."""
