@@ -15,7 +15,7 @@ from trd_cli.grading import ShardGrader
 from trd_cli.inputs import InputSet, check_complete, open_sets
 from trd_cli.reporting import Report
 from trd_cli.run_dir import read_run_json, write_text
-from trd_cli.shards import read_table
+from trd_cli.shards import list_shards, read_table
 
 
 def run(config: VerifyConfig, waves: Iterable[Sequence[str]], report: Report) -> Counter[str]:
@@ -43,8 +43,7 @@ def run(config: VerifyConfig, waves: Iterable[Sequence[str]], report: Report) ->
                     grader.fill(_newest(shard, target / shard.name), target / shard.name)
     report.end()
     if config.out is not None and not config.dry_run:
-        # While the set was still growing its run.json did not know how many rows it would have.
-        _prepare(open_sets([str(directories[0])])[0], Path(config.out))
+        _settle(directories[0], Path(config.out))
     if not (config.allow_partial or config.dry_run):
         check_complete(directories)
     if grader.counts:
@@ -98,6 +97,16 @@ def _prepare(each: InputSet, target: Path) -> None:
             write_text(target / "run.json", json.dumps(each.run, indent=2, ensure_ascii=False) + "\n")
 
 
+def _settle(source: Path, target: Path) -> None:
+    """Bring the copies in line with what the source has become meanwhile: the rows it expects, the shards it holds."""
+    whole = open_sets([str(source)])[0]
+    _prepare(whole, target)
+    current = {shard.name for shard in whole.shards}
+    for copy in list_shards(target):
+        if copy.name not in current:
+            copy.unlink()
+
+
 def _newest(source: Path, copy: Path) -> Path:
     """The copy where it already holds the source's rows, and so perhaps their verdicts; else the source."""
     if source == copy or not copy.is_file():
@@ -106,5 +115,6 @@ def _newest(source: Path, copy: Path) -> Path:
 
 
 def _same_rows(one: Path, other: Path) -> bool:
-    ids = [read_table(path, ["trajectory_id"])["trajectory_id"] for path in (one, other)]
-    return ids[0].equals(ids[1])
+    """Whether two shards hold the same trajectories, whatever their verdicts."""
+    tables = [read_table(path, ["trajectory_id", "response", "error"]) for path in (one, other)]
+    return tables[0].equals(tables[1])
