@@ -13,7 +13,7 @@ rows=${ROWS:-192} questions=${QUESTIONS:-200} epochs=${EPOCHS:-2}
 prompts=$trd_root/examples/quickstart
 export TOKENIZERS_PARALLELISM=false
 
-score() { # MODEL DIRECTORY: greedy answers to problems that are in no training set
+score() { # MODEL DIRECTORY: greedy answers to problems drawn apart from those trained on
     trd eval "$1" --bench "arithmetic:n=$questions,seed=2" --prompt "$prompts/student.jinja" \
         --temperature 0 --max-tokens 48 --batch-size 64 --out "$run/$2" >/dev/null
 }

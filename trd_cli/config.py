@@ -104,7 +104,7 @@ class EngineOptions(Config):
     )
     engine_arg: JsonPairs = option(
         {},
-        help="KEY=VALUE passed to the engine (repeatable): vllm's LLM arguments, openai's api=chat, scripted's delay=0.01.",
+        help="KEY=VALUE passed to the engine (repeatable): vllm's LLM arguments, openai's api=chat (hosted APIs also want --top-k 0), scripted's delay=0.01.",
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
         "auto", help="Weights and compute. auto: as the checkpoint was saved."

@@ -33,13 +33,15 @@ _WORDS = ["sum", "the", "marbles", "in", "each", "box", "then", "halve", "what",
 
 
 def make_requests(count: int, tokenizer: Tokenizer) -> list[Request]:
-    """Chat prompts of about 40 to 130 tokens; at most 8 to 48 new tokens each."""
+    """Chat prompts of about 40 to 130 tokens; at most 6 to 24 new tokens each, or 64 where there are many."""
     chance = random.Random(0)
     requests = []
     for number in range(count):
         text = f"{number}: " + " ".join(chance.choices(_WORDS, k=chance.randint(5, 90)))
         prompt = tokenizer.render([{"role": "user", "content": text}], "chat", {})
-        sampling = Sampling(temperature=0.0, top_p=1.0, top_k=0, max_tokens=chance.randint(8, 48))
+        sampling = Sampling(
+            temperature=0.0, top_p=1.0, top_k=0, max_tokens=chance.randint(6, 24 if count < 32 else 64)
+        )
         requests.append(Request(f"r{number}", prompt, sampling, seed=number))
     return requests
 
@@ -101,7 +103,7 @@ def main(
     quick: Annotated[bool, typer.Option(help="Under a minute of measuring on two CPU cores.")] = False,
 ) -> None:
     """Measure, print the table, and end with the JSON line."""
-    count, rounds = (16, 6) if quick else (128, 8)
+    count, rounds = (8, 14) if quick else (64, 6)
     found = resolve_model(model)
     tokenizer = found.tokenizer()
     engine = VllmEngine(found, tokenizer, EngineOptions(engine="vllm"))
