@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import signal
 from collections.abc import Iterator, Sequence
 from concurrent.futures import TimeoutError as GradingTimeout
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from pebble import ProcessExpired, ProcessPool
 
 from trd_cli.graders import math
 from trd_cli.graders.base import Grade, Question
+
+_GRACE = 5.0
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,15 @@ def _warm_up() -> None:
     import math_verify
 
     logging.getLogger(math_verify.__name__).setLevel(logging.ERROR)
+
+
+def _grade(question: Question, lenient: bool, seconds: float) -> Grade:
+    """Grade inside a worker. The pool kills it after the row's time; where the pool itself has been killed, the alarm does."""
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        return math.grade(question, lenient)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 class GraderPool:
@@ -68,7 +80,11 @@ class GraderPool:
     def grade(self, questions: Sequence[Question]) -> Iterator[Grade]:
         """One grade a question, in order."""
         futures = [
-            self._pool.schedule(math.grade, (question, self._options.lenient), timeout=self._options.timeout)
+            self._pool.schedule(
+                _grade,
+                (question, self._options.lenient, self._options.timeout + _GRACE),
+                timeout=self._options.timeout,
+            )
             if question.task == "math"
             else None
             for question in questions
