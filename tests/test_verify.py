@@ -13,8 +13,11 @@ import pytest
 from click.testing import Result
 from sets import by_id, rows_of
 
+from trd_cli.config import VerifyConfig
 from trd_cli.records import Trajectory
+from trd_cli.reporting import SilentReport
 from trd_cli.shards import list_shards, read_rows, shard_path, write_shard
+from trd_cli.stages import verify as stage
 
 Trd = Callable[..., Result]
 VERIFY = ("verify", "--workers", 1, "--max-errors", 1000)
@@ -147,6 +150,16 @@ def test_copies_of_shards_without_run_json_can_be_gone_on_with(
     assert {row.verdict for row in rows_of(graded)} == {"correct", "incorrect"}
     assert len(by_id(graded)) == 24
     assert before.items() <= {path.name: path.stat().st_ino for path in list_shards(graded)}.items()
+
+
+def test_copies_of_shards_without_run_json_may_come_one_by_one(rollouts: Path, tmp_path: Path) -> None:
+    """As a pipe brings them."""
+    (rollouts / "run.json").unlink()
+    graded = tmp_path / "graded"
+    waves = [[str(path)] for path in list_shards(rollouts)]
+    counts = stage.run(VerifyConfig(out=str(graded), workers=1), waves, SilentReport())
+    assert counts.total() == 24
+    assert [without_verdict(row) for row in rows_of(graded)] == rows_of(rollouts)
 
 
 def test_copies_that_were_broken_off_before_the_first_can_be_gone_on_with(

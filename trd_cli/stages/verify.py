@@ -80,7 +80,8 @@ def _target(config: VerifyConfig, each: InputSet) -> Path:
 
 def _is_foreign(path: Path, each: InputSet) -> bool:
     """Whether a file in a directory without run.json is none that verifying this set has left there."""
-    is_copy = not each.run and any(s.name == path.name and _same_rows(s, path) for s in each.shards)
+    source = each.directory / path.name
+    is_copy = not each.run and source.is_file() and _same_rows(source, path)
     return not (is_copy or path.name.startswith("."))
 
 
