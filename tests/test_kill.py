@@ -16,20 +16,20 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import astuple, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from click.testing import Result
 from sets import by_id, rows_of
 
+from trd_cli.records import Trajectory
 from trd_cli.shards import list_shards, read_rows, write_shard
 
 ROOT = Path(__file__).parent.parent
 KILLS = 20
 Trd = Callable[..., Result]
-Rows = dict[str, tuple[Any, ...]]
+Rows = dict[str, Trajectory]
 
 WARM = """
 import json, os, signal, sys
@@ -136,7 +136,7 @@ def state(directory: Path) -> Rows:
     """Every row by its id, whole; a shard that is not whole fails here."""
     if not directory.is_dir():
         return {}
-    return {name: astuple(row) for name, row in by_id(directory).items()}
+    return by_id(directory)
 
 
 def survive(
@@ -144,11 +144,10 @@ def survive(
 ) -> None:
     """Kill `command` on the directory that `prepare` makes until it is done, then anew; twenty kills in all."""
     undisturbed = prepare()
-    run, began = start(*command(undisturbed)), time.monotonic()
-    run.at_work(undisturbed)
-    first = time.monotonic()
+    run, began = start(*command(undisturbed)), time.time_ns()
     assert run.wait() == 0, run.stderr.read_text()
-    span, work = time.monotonic() - began, time.monotonic() - first
+    written = [moment for _, moment in files(undisturbed)]
+    startup, work = (min(written) - began) / 1e9, (max(written) - min(written)) / 1e9
     expected, names = state(undisturbed), {path.name for path in undisturbed.iterdir()}
     chance, kills, amid, sessions = random.Random(seed), 0, 0, []
     directory = prepare()
@@ -160,7 +159,8 @@ def survive(
         late = attempt % 2 == 1
         if late:
             run.at_work(directory)
-        time.sleep(chance.uniform(0, work if late else span) if kills < KILLS else 0)
+        left = work * sum(before.get(name) != row for name, row in expected.items()) / len(expected)
+        time.sleep(chance.uniform(0, left if late else startup + left) if kills < KILLS else 0)
         code = run.kill() if kills < KILLS else run.wait()
         after = state(directory)
         if code == 0:
