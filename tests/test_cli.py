@@ -347,7 +347,7 @@ def commands() -> dict[str, click.Command]:
 
 
 def example_of(command: click.Command) -> str:
-    return command.help.partition("Example:\n")[2].strip()
+    return command.help.partition("Example:\n")[2].partition("\n\n")[0].strip()
 
 
 def test_the_version_is_printed(trd: Trd) -> None:

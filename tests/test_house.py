@@ -31,7 +31,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "training/",
     ),
     ("stages/",),
-    ("console", "cli"),
+    ("console", "cli", "__main__"),
 )
 PRINTING = {"console", "cli"}
 HEAVY = {
@@ -43,6 +43,7 @@ HEAVY = {
     "numpy",
     "openai",
     "pebble",
+    "peft",
     "polars",
     "pyarrow",
     "sympy",

@@ -11,6 +11,7 @@ import pytest
 import typer
 
 from trd_cli.cli import app
+from trd_cli.config import METHODS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -48,6 +49,18 @@ def test_readme_has_the_commands_it_is_about() -> None:
 @pytest.mark.parametrize("line", commands())
 def test_a_command_in_readme_parses(line: str) -> None:
     parse(shlex.split(line)[1:])
+
+
+def test_the_table_of_methods_says_what_each_sets() -> None:
+    along = {"y_r": "refined", "y_o": "rollout"}
+    found: dict[str, dict[str, str]] = {}
+    table = README.split("| `--method` |")[1].split("\n\n")[0].splitlines()[2:]
+    for line in table:
+        name, objective, stage, context, besides, _ = [cell.strip() for cell in line.strip("| ").split(" | ")]
+        sets = {"objective": objective.strip("`"), "stage": along[stage], "teacher_context": context}
+        sets |= dict(re.findall(r"`(\w+)` ([\w.]+)", besides))
+        found[name.strip("`")] = sets
+    assert found == {name: {k: str(v) for k, v in sets.items()} for name, sets in METHODS.items()}
 
 
 def test_a_wrong_command_does_not_parse() -> None:

@@ -21,6 +21,7 @@ import typer
 
 from trd_cli import __version__
 from trd_cli.config import (
+    METHODS,
     Config,
     DistillConfig,
     EngineOptions,
@@ -33,7 +34,8 @@ from trd_cli.config import (
     VerifyConfig,
 )
 from trd_cli.console import ConsoleReport
-from trd_cli.errors import InputError, Interrupted, TrdError
+from trd_cli.errors import InputError, Interrupted, TrdError, UserError
+from trd_cli.reporting import SilentReport
 
 if TYPE_CHECKING:
     from trd_cli.generation import Backend
@@ -53,8 +55,10 @@ data_app = typer.Typer(help="Make or import problem sets.", **_STYLE)
 app.add_typer(data_app, name="data")
 
 
-def command(parent: typer.Typer, name: str, config_class: type[Config], example: str) -> Callable:
-    """Register a function of one config as a Typer command whose flags are the config's fields."""
+def command(
+    parent: typer.Typer, name: str, config_class: type[Config], example: str, more: str = ""
+) -> Callable:
+    """Register a function of one config as a Typer command whose flags are the config's fields; `more` ends its help."""
 
     title = f"data {name}" if parent is data_app else name
 
@@ -70,7 +74,7 @@ def command(parent: typer.Typer, name: str, config_class: type[Config], example:
         callback.__signature__ = inspect.Signature(parameters)
         callback.__annotations__ = {p.name: p.annotation for p in parameters}
         parent.command(
-            name, help=f"{inspect.getdoc(body)}\n\n\b\nExample:\n  {example}", no_args_is_help=False
+            name, help=f"{inspect.getdoc(body)}\n\n\b\nExample:\n  {example}{more}", no_args_is_help=False
         )(callback)
         return body
 
@@ -119,7 +123,7 @@ def _guarded(name: str, work: Callable[[], None]) -> None:
         try:
             work()
         except KeyboardInterrupt:
-            kept = "training starts over" if name == "distill" else "finished rows are kept"
+            kept = "training goes on" if name == "distill" else "finished rows are kept"
             raise Interrupted(f"interrupted; {kept} when the same command is run again") from None
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
@@ -128,8 +132,19 @@ def _guarded(name: str, work: Callable[[], None]) -> None:
                 f"could not write: {error.strerror}", "room on the disk", "free some space and run again"
             ) from None
     except TrdError as error:
-        print(f"trd {name}: error: {error}", file=sys.stderr, flush=True)
+        # What a user can mend is found by every process of a launch; one says it.
+        if _is_first_process() or not isinstance(error, (UserError, Interrupted)):
+            print(f"trd {name}: error: {error}", file=sys.stderr, flush=True)
         raise typer.Exit(error.exit_code) from None
+
+
+def _is_first_process() -> bool:
+    """Whether this is the process that speaks, of those that torchrun or accelerate started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _launched_as_many() -> bool:
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def _interrupt(*_: object) -> None:
@@ -227,15 +242,35 @@ def verify(config: VerifyConfig) -> None:
     stage.run(config, _waves(config.inputs, stream=True), ConsoleReport("verify"))
 
 
+def methods_help() -> str:
+    """What each --method sets, as a table."""
+    rows = [
+        (name, " ".join(f"{key}={value}" for key, value in sets.items())) for name, sets in METHODS.items()
+    ]
+    return "\n\n\b\nMethods (--method), and the options they set:\n" + "\n".join(
+        f"  {n:<10} {s}" for n, s in rows
+    )
+
+
 @command(
-    app, "distill", DistillConfig, "trd distill --subset repaired --epochs 2 --out runs/student-1 runs/y_r"
+    app,
+    "distill",
+    DistillConfig,
+    "trd distill --method trd --subset repaired --epochs 2 --out runs/student-1 runs/y_r",
+    methods_help(),
 )
 def distill(config: DistillConfig) -> None:
-    """Train the student along trajectories towards the teacher's full distribution (forward KL)."""
+    """Train the student along trajectories towards the teacher's distribution.
+
+    Several processes: torchrun --nproc_per_node 8 -m trd_cli distill ..., or accelerate launch -m trd_cli distill ...
+    """
     from trd_cli.models import resolve_model
     from trd_cli.stages import distill as stage
 
-    stage.run(config, next(_waves(config.inputs, stream=False)), resolve_model, ConsoleReport("distill"))
+    if _launched_as_many() and tuple(config.inputs) in ((), ("-",)):
+        raise InputError("several processes and paths from a pipe", "paths as arguments", "name the sets")
+    report = ConsoleReport("distill") if _is_first_process() else SilentReport()
+    stage.run(config, next(_waves(config.inputs, stream=False)), resolve_model, report)
 
 
 @command(app, "eval", EvalConfig, "trd eval runs/student-1 --bench arithmetic:n=200,seed=2 --k 4")

@@ -166,6 +166,16 @@ def parent_frame(each: InputSet, parents: Sequence[str] = ()) -> pl.DataFrame:
     )
 
 
+def parent_column(sets: Sequence[InputSet], name: str, parents: Sequence[str] = ()) -> dict[str, Any]:
+    """One column of all parents of the sets, by trajectory id; without those that are not there any more."""
+    found: dict[str, Any] = {}
+    for directory in dict.fromkeys(d for each in sets for d in parent_directories(each, parents)):
+        for path in list_shards(directory):
+            table = read_table(path, ["trajectory_id", name])
+            found |= zip(*(table[c].to_pylist() for c in ("trajectory_id", name)), strict=True)
+    return found
+
+
 def parent_directories(each: InputSet, parents: Sequence[str] = ()) -> list[Path]:
     """`--parents` where given, else the inputs that run.json names."""
     if parents:

@@ -14,7 +14,7 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -90,9 +90,9 @@ def differing_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     return [f"{key} ({_short(old.get(key))} → {_short(new.get(key))})" for key in keys]
 
 
-def _is_work(path: Path) -> bool:
-    """Whether a file in an output directory is more than the traces of a run that failed before its first row."""
-    return path.name != "run.json" and not path.name.startswith(".")
+def _is_work(path: Path, scratch: Collection[str]) -> bool:
+    """Whether a file in an output directory is more than the traces of a run that failed before there was anything to keep."""
+    return path.name != "run.json" and path.name not in scratch and not path.name.startswith(".")
 
 
 def _short(value: Any) -> str:
@@ -119,21 +119,19 @@ class RunDir:
         config: Mapping[str, Any],
         inputs: Sequence[Mapping[str, Any]] = (),
         about: Mapping[str, Any] | None = None,
+        scratch: Collection[str] = (),
     ) -> None:
         """Check that `path` (default: a directory named by the digest of `identity`) is new or can be resumed.
 
         `identity` decides the rows: a directory with another one is refused with ResumeRefused, the differing keys
-        named, once it holds any row. `config` is all options, for the record; `inputs` is lineage; `about` is what later
-        stages need to know. Nothing is written before the `with` block is entered.
+        named, once it holds any work: a file whose name is not in `scratch`. `config` is all options, for the record; `inputs`
+        is lineage; `about` is what later stages need to know. Nothing is written before the `with` block is entered.
         """
         self.digest = content_hash({"command": command, **identity}, 16)
         self.path = Path(path) if path else DEFAULT_ROOT / f"{command}-{self.digest[:10]}"
         self._started = time.monotonic()
         previous = read_run_json(self.path)
-        holds_work = self.path.is_dir() and any(_is_work(path) for path in self.path.iterdir())
-        if previous is not None and previous["command"] == command == "distill":
-            # Training starts over where it was interrupted: half a run is nothing to protect, nor to go on from.
-            holds_work = bool(previous["about"].get("finished"))
+        holds_work = self.path.is_dir() and any(_is_work(path, scratch) for path in self.path.iterdir())
         if previous is None and holds_work:
             raise ResumeRefused(
                 f"{self.path} holds other files and no run.json",

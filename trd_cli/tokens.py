@@ -17,10 +17,14 @@ Render = Literal["chat", "raw"]
 
 
 class Tokenizer(Protocol):
-    """Text ↔ token ids. `eos_ids` end a response; `end_of_turn_id` is the one the chat template writes."""
+    """Text ↔ token ids. `eos_ids` end a response; `end_of_turn_id` is the one the chat template writes.
+
+    `special_ids` are those that `decode` leaves out.
+    """
 
     eos_ids: frozenset[int]
     end_of_turn_id: int
+    special_ids: frozenset[int]
 
     def encode(self, text: str) -> list[int]: ...
 
@@ -36,12 +40,17 @@ class Tokenizer(Protocol):
         """Equal for two tokenizers exactly when they map the same tokens to the same ids."""
         ...
 
+    def vocabulary(self) -> Mapping[str, int]:
+        """Id of each token."""
+        ...
+
 
 class ByteTokenizer:
     """UTF-8 bytes as ids 0–255, and two special ids that delimit a turn."""
 
     start_id, end_of_turn_id = 256, 257
     eos_ids = frozenset({end_of_turn_id})
+    special_ids = frozenset({start_id, end_of_turn_id})
 
     def encode(self, text: str) -> list[int]:
         return list(text.encode("utf-8", "replace"))
@@ -60,6 +69,12 @@ class ByteTokenizer:
 
     def fingerprint(self) -> str:
         return "bytes"
+
+    def vocabulary(self) -> Mapping[str, int]:
+        return {f"<0x{i:02X}>": i for i in range(256)} | {
+            "<start>": self.start_id,
+            "<end>": self.end_of_turn_id,
+        }
 
 
 class HubTokenizer:
@@ -86,6 +101,10 @@ class HubTokenizer:
                 f"the tokenizer in {path} has no EOS token", "one", "set eos_token in tokenizer_config.json"
             )
         self.end_of_turn_id = int(self._tokenizer.eos_token_id)
+        added = self._tokenizer.added_tokens_decoder.items()
+        self.special_ids = frozenset(
+            {i for i, token in added if token.special} | {*self._tokenizer.all_special_ids}
+        )
         self.eos_ids = frozenset({self.end_of_turn_id})
         if (path / "generation_config.json").is_file():
             configured = GenerationConfig.from_pretrained(str(path)).eos_token_id
@@ -113,6 +132,9 @@ class HubTokenizer:
             list(messages), add_generation_prompt=True, tokenize=True, return_dict=True, **kwargs
         )
         return list(encoded["input_ids"])
+
+    def vocabulary(self) -> Mapping[str, int]:
+        return self._tokenizer.get_vocab()
 
     def fingerprint(self) -> str:
         return content_hash(sorted(self._tokenizer.get_vocab().items(), key=lambda item: item[1]))

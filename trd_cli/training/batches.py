@@ -1,30 +1,48 @@
 """From rows to tensors in which teacher and student score the same response tokens at the same places.
 
-Axes: B rows, L padded length (one for each side), N response tokens of all rows.
+Axes: B rows, L padded length (one for each side), N response tokens of all rows that count.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
+
+# A row joins a micro-batch only while padding stays below this share of it.
+_MOST_PADDING = 0.1
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One trajectory to train on: two contexts, one response."""
+    """One trajectory to train on: two contexts, one response.
+
+    `scored` are the places in the response that count; `parent_verdict` (the attempt's) only sorts the log.
+    """
 
     trajectory_id: str
     student_prompt: Sequence[int]
     teacher_prompt: Sequence[int]
     response: Sequence[int]
+    scored: Sequence[int] = field(default=())
+    parent_verdict: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.scored:
+            object.__setattr__(self, "scored", range(len(self.response)))
 
     @property
     def length(self) -> int:
         """Tokens of the longer side."""
         return max(len(self.student_prompt), len(self.teacher_prompt)) + len(self.response)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that are read on both sides: all but the last of the response."""
+        return len(self.student_prompt) + len(self.teacher_prompt) + 2 * (len(self.response) - 1)
 
 
 @dataclass(frozen=True)
@@ -40,12 +58,13 @@ class Side:
 
 @dataclass(frozen=True)
 class Batch:
-    """Aligned on N: position n of both sides predicts `response_N[n]`, with weight `weights_N[n]`."""
+    """Aligned on N: position n of both sides predicts `response_N[n]`, of row `row_N[n]`, with weight `weights_N[n]`."""
 
     student: Side
     teacher: Side
     response_N: torch.Tensor
     weights_N: torch.Tensor
+    row_N: torch.Tensor
 
     def to(self, device: torch.device) -> Batch:
         return Batch(
@@ -53,34 +72,56 @@ class Batch:
             self.teacher.to(device),
             self.response_N.to(device),
             self.weights_N.to(device),
+            self.row_N.to(device),
         )
 
 
-def collate(examples: Sequence[Example], trajectories: int) -> Batch:
-    """One micro-batch of a step over `trajectories` rows.
+@dataclass(frozen=True)
+class Weighting:
+    """What a response token counts in a step, whatever way the step is cut into micro-batches and spread over processes.
 
-    Each response token weighs 1 / (its response's length · trajectories): the mean over tokens, then over rows, whatever
-    way a step is cut into micro-batches.
+    sequence: 1 / (tokens of its response · trajectories of the step), the mean over tokens and then over rows
+    token:    1 / (tokens of the step)
+
+    Only tokens that are scored are counted.
     """
-    weights = [1.0 / (len(e.response) * trajectories) for e in examples for _ in e.response]
+
+    reduction: Literal["sequence", "token"]
+    trajectories: int
+    tokens: int
+
+    @classmethod
+    def of(cls, step: Sequence[Example], reduction: Literal["sequence", "token"]) -> Weighting:
+        return cls(reduction, len(step), sum(len(e.scored) for e in step))
+
+    def of_token(self, example: Example) -> float:
+        if self.reduction == "token":
+            return 1.0 / self.tokens
+        return 1.0 / (len(example.scored) * self.trajectories)
+
+
+def collate(examples: Sequence[Example], weighting: Weighting | None) -> Batch:
+    """One micro-batch. Without a weighting its tokens count nothing: a process that has no rows left keeps step with it."""
+    weights = [weighting.of_token(e) if weighting else 0.0 for e in examples for _ in e.scored]
     return Batch(
-        _side([e.student_prompt for e in examples], [e.response for e in examples]),
-        _side([e.teacher_prompt for e in examples], [e.response for e in examples]),
-        torch.tensor([i for e in examples for i in e.response]),
+        _side([e.student_prompt for e in examples], examples),
+        _side([e.teacher_prompt for e in examples], examples),
+        torch.tensor([e.response[t] for e in examples for t in e.scored]),
         torch.tensor(weights),
+        torch.tensor([i for i, e in enumerate(examples) for _ in e.scored]),
     )
 
 
-def _side(prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]) -> Side:
+def _side(prompts: Sequence[Sequence[int]], examples: Sequence[Example]) -> Side:
     # The last response token predicts nothing that is trained on, so it is not read.
-    rows = [[*p, *r[:-1]] for p, r in zip(prompts, responses, strict=True)]
+    rows = [[*prompt, *e.response[:-1]] for prompt, e in zip(prompts, examples, strict=True)]
     longest = max(map(len, rows))
     # Padding stands on the right, where causal attention never looks: its id is of no matter and no mask is needed.
     ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows])
     places = [
         i * longest + len(prompt) - 1 + t
-        for i, (prompt, response) in enumerate(zip(prompts, responses, strict=True))
-        for t in range(len(response))
+        for i, (prompt, e) in enumerate(zip(prompts, examples, strict=True))
+        for t in e.scored
     ]
     return Side(ids, torch.tensor(places))
 
@@ -94,8 +135,67 @@ def steps(examples: Sequence[Example], batch_size: int, epochs: int, seed: int) 
             yield order[start : start + batch_size]
 
 
-def micro_batches(step: Sequence[Example], size: int) -> Iterator[Batch]:
-    """A step's rows in micro-batches of rows of similar length."""
-    ordered = sorted(step, key=lambda e: e.length)
-    for start in range(0, len(ordered), size):
-        yield collate(ordered[start : start + size], len(step))
+@dataclass(frozen=True)
+class Plan:
+    """A step cut into micro-batches, the same on every process; `mine` gives those of one of them."""
+
+    groups: Sequence[Sequence[Example]]
+    processes: int
+
+    @property
+    def padding(self) -> float:
+        """Share of all tokens that are read, on both sides, that is padding."""
+        read = sum(_padded(group) for group in self.groups)
+        return 1.0 - sum(e.tokens for group in self.groups for e in group) / read
+
+    def mine(self, process: int) -> list[Sequence[Example]]:
+        """As many micro-batches for every process; an empty one has nothing to do but keep step."""
+        rounds = -(-len(self.groups) // self.processes)
+        own = list(self.groups[process :: self.processes])
+        return own + [()] * (rounds - len(own))
+
+
+def plan_step(step: Sequence[Example], max_tokens: int, processes: int = 1) -> Plan:
+    """Rows of similar length together: at most `max_tokens` on either side of a micro-batch, padding at most a tenth of it.
+
+    A row that is longer than `max_tokens` stands alone. For several processes, micro-batches are halved until there is a
+    multiple of their number, as far as there are rows.
+    """
+    groups: list[list[Example]] = []
+    for example in sorted(step, key=lambda e: (-e.tokens, e.trajectory_id)):
+        if groups and _fits([*groups[-1], example], max_tokens):
+            groups[-1].append(example)
+        else:
+            groups.append([example])
+    while len(groups) % processes:
+        largest = max(groups, key=lambda group: (len(group) > 1, _padded(group)))
+        if len(largest) == 1:
+            break
+        at = groups.index(largest)
+        groups[at : at + 1] = _halves(largest, max_tokens)
+    return Plan(groups, processes)
+
+
+def _fits(group: Sequence[Example], max_tokens: int) -> bool:
+    real = sum(e.tokens for e in group)
+    return len(group) * max(e.length for e in group) <= max_tokens and real >= (1 - _MOST_PADDING) * _padded(
+        group
+    )
+
+
+def _halves(group: list[Example], max_tokens: int) -> list[list[Example]]:
+    """Two parts as even as can be that each keep to the limits. A head of a group always does, and so does a single row."""
+    by_evenness = sorted(range(1, len(group)), key=lambda n: abs(2 * n - len(group)))
+    n = next(n for n in by_evenness if len(group) - n == 1 or _fits(group[n:], max_tokens))
+    return [group[:n], group[n:]]
+
+
+def _padded(group: Sequence[Example]) -> int:
+    """Tokens that are read on both sides."""
+    sides = (
+        max(len(p) + len(r) - 1 for p, r in sides)
+        for sides in zip(
+            *(((e.student_prompt, e.response), (e.teacher_prompt, e.response)) for e in group), strict=True
+        )
+    )
+    return len(group) * sum(sides)

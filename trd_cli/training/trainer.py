@@ -1,70 +1,59 @@
-"""The distillation loop: AdamW on float32 weights, bfloat16 compute, one KL step after another.
-
-Not covered yet: several processes, and resuming inside a run; both are refused or restarted, never guessed.
-"""
+"""The distillation loop: AdamW on float32 weights, one step after another, on any number of processes, resumed where it was cut off."""
 
 from __future__ import annotations
 
 import json
 import math
+import resource
+import signal
+import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
 from trd_cli.config import DistillConfig
-from trd_cli.errors import InputError, ModelError, TrdError, first_line
+from trd_cli.core.objectives import Objective
+from trd_cli.errors import TrdError
 from trd_cli.models import ModelRef
 from trd_cli.reporting import Report
-from trd_cli.training.batches import Batch, Example, Side, micro_batches, steps
-from trd_cli.training.checkpoints import save_model
-from trd_cli.training.loss import forward_kl
+from trd_cli.run_dir import write_text
+from trd_cli.training.batches import Example, Weighting, collate, plan_step, steps
+from trd_cli.training.checkpoints import EMA, save_model
+from trd_cli.training.figures import StepFigures
+from trd_cli.training.model import (
+    AdapterOff,
+    Average,
+    DistillStep,
+    Teacher,
+    allow_checkpointing,
+    load,
+    with_adapter,
+)
+from trd_cli.training.state import States, trained_weights
 
-_LOGIT_TRANSFORMS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
 _DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+LOG, STATES = "train.jsonl", "states"
 
 
 @dataclass(frozen=True)
 class Trained:
-    """Sum of a run: optimiser steps, response tokens seen, seconds, first and last loss."""
+    """Sum of a run: optimiser steps, response tokens that counted, first and last loss."""
 
-    steps: int
-    tokens: int
-    seconds: float
-    first_loss: float
-    last_loss: float
+    steps: int = 0
+    tokens: int = 0
+    first_loss: float = math.nan
+    last_loss: float = math.nan
 
-
-class DistillStep(nn.Module):
-    """Student in, loss out: everything that needs the student's parameters happens inside one forward call."""
-
-    def __init__(self, student: nn.Module, compute: torch.dtype) -> None:
-        """`compute` is the dtype of matrix products; the weights stay as they are."""
-        super().__init__()
-        self.student, self.compute = student, compute
-
-    def forward(self, batch: Batch, teacher_NE: torch.Tensor, teacher_head_VE: torch.Tensor):
-        """Weighted KL of a micro-batch (scalar) and of each position (N,)."""
-        device = batch.student.ids_BL.device.type
-        with torch.autocast(device, self.compute, enabled=self.compute != torch.float32):
-            student_ND = response_states(self.student, batch.student)
-        # Autocast hands on float32 from the last norm; the head's products are taken in the compute dtype too.
-        student_ND = student_ND.to(self.compute)
-        return forward_kl(student_ND, head_of(self.student), teacher_NE, teacher_head_VE, batch.weights_N)
-
-
-def response_states(model: nn.Module, side: Side) -> torch.Tensor:
-    """Final hidden states (N, D) at the places that predict the response; prompt positions never reach the head."""
-    hidden_BLD = model.get_decoder()(input_ids=side.ids_BL, use_cache=False).last_hidden_state
-    return hidden_BLD.flatten(0, 1)[side.places_N]
-
-
-def head_of(model: nn.Module) -> torch.Tensor:
-    """The output head's weight (V, D)."""
-    return model.get_output_embeddings().weight
+    def after(self, loss: float, tokens: int) -> Trained:
+        return Trained(self.steps + 1, self.tokens + tokens, self.first_loss if self.steps else loss, loss)
 
 
 def rate_at(done: int, total: int, warmup_ratio: float, min_ratio: float) -> float:
@@ -79,137 +68,285 @@ def rate_at(done: int, total: int, warmup_ratio: float, min_ratio: float) -> flo
     return min_ratio + (1 - min_ratio) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
-def load(model: ModelRef, dtype: torch.dtype, device: torch.device) -> nn.Module:
-    """A causal language model whose logits are its head's output, nothing more; raises ModelError for others."""
-    from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    try:
-        loaded = AutoModelForCausalLM.from_pretrained(str(model.path), dtype=dtype).to(device)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ModelError(
-            f"cannot load {model.name}: {first_line(error)}",
-            "a causal language model",
-            "check the directory",
-        ) from None
-    config = loaded.config.get_text_config()
-    for name in _LOGIT_TRANSFORMS:
-        if getattr(config, name, None) not in (None, 1, 1.0):
-            raise ModelError(
-                f"{model.name} transforms its logits ({name})",
-                "a model whose logits are its head's output",
-                "use another model",
-            )
-    if getattr(loaded.get_output_embeddings(), "bias", None) is not None:
-        raise ModelError(f"{model.name} has a bias on its output head", "a head without", "use another model")
-    return loaded
+def objective_of(config: DistillConfig) -> Objective:
+    """The objective that the options describe."""
+    return Objective(
+        name=config.objective,
+        beta=config.beta,
+        k=config.top_k,
+        top_k_mode=config.top_k_mode,
+        estimator=config.estimator,
+        entropy_threshold=config.entropy_threshold,
+        clip_entry=config.clip_entry,
+        clip_position=config.clip_position,
+    )
 
 
 class Trainer:
     """Trains `student` towards `teacher` on examples and saves it."""
 
-    def __init__(self, config: DistillConfig, student: ModelRef, teacher: ModelRef) -> None:
-        """Loads both models. Raises TrdError when launched as several processes, InputError for a device that is not there."""
-        from accelerate import Accelerator
-
-        self._config, self._student_ref = config, student
-        self._compute = _DTYPES["bfloat16" if config.dtype == "auto" else config.dtype]
-        self._accelerator = Accelerator(cpu=config.device == "cpu")
-        if self._accelerator.num_processes > 1:
-            raise TrdError(
-                f"got {self._accelerator.num_processes} processes; expected one; start trd distill without a launcher"
-            )
-        self.device = self._accelerator.device
-        if config.device not in ("auto", self.device.type, str(self.device)):
-            raise InputError(f"--device {config.device}", f"auto or {self.device}", "change --device")
-        torch.manual_seed(config.seed)
-        self._student = load(student, torch.float32, self.device)
-        self._teacher = load(teacher, self._compute, self.device).eval().requires_grad_(False)
+    def __init__(
+        self,
+        config: DistillConfig,
+        student: ModelRef,
+        teacher: ModelRef,
+        accelerator: Accelerator,
+        directory: Path | None = None,
+    ) -> None:
+        """Loads the models; states, log and model go to `directory`. `step` is what is trained."""
+        self._config, self._student_ref, self._directory = config, student, directory
+        self._accelerator, self._is_main = accelerator, accelerator.is_main_process
+        compute = _DTYPES["bfloat16" if config.dtype == "auto" else config.dtype]
+        device, attention = self._accelerator.device, config.attn_implementation
+        # An adapter's float32 is enough for what changes; the weights under it are only read.
+        self._student = load(student, compute if config.lora else torch.float32, device, attention).train()
         if config.gradient_checkpointing:
-            # transformers 5.23 renamed it and warns about the old name.
-            old = self._student.gradient_checkpointing_enable
-            getattr(self._student, "activation_checkpointing_enable", old)()
+            allow_checkpointing(self._student)
+        if config.lora:
+            self._student = with_adapter(self._student, config, config.seed)
+        self._teacher = self._teacher_of(teacher, compute)
+        self.step = DistillStep(
+            self._student, self._teacher, objective_of(config), compute, config.temperature
+        )
 
-    def train(self, examples: Sequence[Example], log: Path, report: Report) -> Trained:
-        """Run all steps; one JSON line a step goes to `log`. Stops with TrdError at a loss or a gradient that is not finite."""
-        config = self._config
-        total = config.epochs * math.ceil(len(examples) / config.batch_size)
+    def _teacher_of(self, teacher: ModelRef, compute: torch.dtype) -> Teacher:
+        own, config = teacher.path == self._student_ref.path, self._config
+        device, attention = self._accelerator.device, config.attn_implementation
+        if config.teacher_weights == "ema":
+            before = None if own else load(teacher, torch.float32, device, attention)
+            return Average(self._student, config.ema_decay, before)
+        if own and config.lora:
+            return AdapterOff()
+        return Teacher(load(teacher, compute, device, attention))
+
+    def train(self, examples: Sequence[Example], report: Report) -> Trained:
+        """Run the steps that are left; one JSON line a step goes to the log.
+
+        Raises TrdError at a loss or a gradient that is not finite or explodes, and KeyboardInterrupt when told to stop: the state
+        after the last whole step is saved then.
+        """
+        config, accelerator = self._config, self._accelerator
+        weights = [p for p in self._student.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(
-            self._student.parameters(),
-            lr=config.learning_rate,
-            betas=(0.9, 0.95),
-            weight_decay=config.weight_decay,
+            weights, lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=config.weight_decay
         )
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda done: rate_at(done, total, config.warmup_ratio, config.min_lr_ratio)
-        )
-        step_module, optimizer, schedule = self._accelerator.prepare(
-            DistillStep(self._student.train(), self._compute), optimizer, schedule
-        )
-        started, tokens, losses = time.monotonic(), 0, []
-        with open(log, "w", encoding="utf-8") as file:
-            for number, rows in enumerate(steps(examples, config.batch_size, config.epochs, config.seed), 1):
-                begun = time.monotonic()
-                loss, count = self._within_memory(step_module, rows)
-                norm = float(
-                    self._accelerator.clip_grad_norm_(step_module.parameters(), config.max_grad_norm)
-                )
-                if not (math.isfinite(loss) and math.isfinite(norm)):
-                    named = ", ".join(row.trajectory_id[:12] for row in rows[:8])
-                    raise TrdError(
-                        f"loss {loss}, gradient norm {norm} at step {number}; expected finite ones; lower --lr "
-                        f"(rows of the step: {named})"
-                    )
-                rate = schedule.get_last_lr()[0]
-                optimizer.step()
-                schedule.step()
-                optimizer.zero_grad()
-                seconds = time.monotonic() - begun
-                record = {
-                    "step": number,
-                    "loss": loss,
-                    "learning_rate": rate,
-                    "grad_norm": norm,
-                    "trajectories": len(rows),
-                    "response_tokens": count,
-                    "seconds": round(seconds, 3),
-                }
-                file.write(json.dumps(record) + "\n")
-                file.flush()
-                losses.append(loss)
-                tokens += count
-                report.advance(len(rows), count)
-        return Trained(len(losses), tokens, time.monotonic() - started, losses[0], losses[-1])
+        self._model, self._optimizer = accelerator.prepare(self.step, optimizer)
+        self._states = States(self._directory / STATES, config.keep)
+        trained = self._resume(report)
+        total = config.epochs * math.ceil(len(examples) / config.batch_size)
+        done_rows = sum(len(rows) for _, rows in self._numbered(examples, 0, trained.steps))
+        report.start("distill", config.epochs * len(examples), done_rows)
+        if config.tracker:
+            accelerator.init_trackers(
+                "trd", config={k: str(v) for k, v in config.model_dump(mode="json").items()}
+            )
+        with _Signals(report) as signals:
+            for number, rows in self._numbered(examples, trained.steps, total):
+                trained = self._one_step(number, total, rows, trained)
+                report.advance(len(rows), self._last_tokens)
+                if self._all_agree(signals.stop):
+                    self._save_state(trained)
+                    raise KeyboardInterrupt
+        report.end()
+        if config.tracker:
+            accelerator.end_training()
+        return trained
 
-    def _within_memory(self, step_module: Callable, rows: Sequence[Example]) -> tuple[float, int]:
+    def _numbered(
+        self, examples: Sequence[Example], start: int, stop: int
+    ) -> Iterator[tuple[int, list[Example]]]:
+        """Steps `start` to `stop`, counted from 0, and their rows; the same in every process and after every resume."""
+        config = self._config
+        for number, rows in enumerate(steps(examples, config.batch_size, config.epochs, config.seed)):
+            if start <= number < stop:
+                yield number, rows
+
+    def _one_step(self, number: int, total: int, rows: Sequence[Example], trained: Trained) -> Trained:
+        config, begun = self._config, time.monotonic()
+        rate = config.learning_rate * rate_at(number, total, config.warmup_ratio, config.min_lr_ratio)
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        plan = plan_step(rows, config.max_tokens_per_batch, self._accelerator.num_processes)
+        figures = self._gathered(self._within_memory(rows, plan.mine(self._accelerator.process_index)))
+        norm = self._clip_gradients()
+        self._check(number + 1, figures.loss, norm, rows, trained)
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        self._teacher.follow(self._student)
+        trained, self._last_tokens = trained.after(figures.loss, figures.tokens), figures.tokens
+        seconds = time.monotonic() - begun
+        self._log(
+            {
+                "step": number + 1,
+                "epoch": round((number + 1) / (total / config.epochs), 4),
+                "loss": figures.loss,
+                **figures.summary(),
+                "grad_norm": norm,
+                "learning_rate": rate,
+                "trajectories": len(rows),
+                "response_tokens": figures.tokens,
+                "tokens_per_second": round(sum(row.tokens for row in rows) / seconds, 1),
+                "padding": round(plan.padding, 4),
+                "peak_memory_gib": round(_peak_memory(self._accelerator.device) / 2**30, 3),
+                "seconds": round(seconds, 3),
+            }
+        )
+        self._save_state_when_due(trained, total)
+        return trained
+
+    def _within_memory(self, rows: Sequence[Example], groups: Sequence[Sequence[Example]]) -> StepFigures:
         try:
-            return self._accumulate(step_module, rows)
+            return self._accumulate(rows, groups)
         except torch.OutOfMemoryError:
-            size = self._config.micro_batch_size
+            budget = self._config.max_tokens_per_batch
+            longest = max(max((e.length for e in group), default=0) for group in groups)
             raise TrdError(
-                f"out of memory with {size} rows a forward pass; expected room for their activations; "
-                "lower --micro-batch-size (the gradient does not depend on it), or add --gradient-checkpointing"
+                f"out of memory with {budget} tokens a forward pass (longest row: {longest}); expected room for their activations; "
+                "lower --max-tokens-per-batch (the gradient does not depend on it), or add --gradient-checkpointing or --lora"
             ) from None
 
-    def _accumulate(self, step_module: Callable, rows: Sequence[Example]) -> tuple[float, int]:
-        """Gradients of one step's mean loss, micro-batch by micro-batch; returns that loss and the response tokens."""
-        loss_sum, tokens = 0.0, 0
-        for batch in micro_batches(rows, self._config.micro_batch_size):
-            batch = batch.to(self.device)
-            with torch.no_grad():
-                teacher_NE = response_states(self._teacher, batch.teacher)
-            loss, _ = step_module(batch, teacher_NE, head_of(self._teacher))
-            self._accelerator.backward(loss)
-            loss_sum += loss.item()
-            tokens += len(batch.response_N)
-        return loss_sum, tokens
+    def _accumulate(self, rows: Sequence[Example], groups: Sequence[Sequence[Example]]) -> StepFigures:
+        """Gradients of one step's loss, micro-batch by micro-batch."""
+        figures, weighting = StepFigures(), Weighting.of(rows, self._config.reduction)
+        for i, group in enumerate(groups):
+            batch = collate(group, weighting) if group else collate([min(rows, key=lambda e: e.tokens)], None)
+            batch = batch.to(self._accelerator.device)
+            last = i == len(groups) - 1
+            with nullcontext() if last else self._accelerator.no_sync(self._model):
+                loss, of_positions = self._model(batch)
+                # Gradients are averaged over processes, the loss is a sum over them.
+                self._accelerator.backward(loss * self._accelerator.num_processes)
+            if group:
+                figures.add(loss.item(), of_positions, batch, group)
+        return figures
 
-    def save(self, target: Path) -> None:
-        """Write the trained student as a model directory."""
+    def _clip_gradients(self) -> float:
+        """Scale the gradients down to the largest norm that is allowed; returns the norm they had."""
+        norm = self._accelerator.clip_grad_norm_(self._model.parameters(), self._config.max_grad_norm)
+        return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+
+    def _gathered(self, figures: StepFigures) -> StepFigures:
+        if self._accelerator.num_processes == 1:
+            return figures
+        from accelerate.utils import gather_object
+
+        whole, *others = gather_object([figures])
+        for other in others:
+            whole.merge(other)
+        return whole
+
+    def _check(self, step: int, loss: float, norm: float, rows: Sequence[Example], trained: Trained) -> None:
+        first = trained.first_loss if trained.steps else loss
+        limit = self._config.max_loss * max(1.0, first)
+        if math.isfinite(loss) and math.isfinite(norm) and loss <= limit:
+            return
+        kept = self._states.paths()
+        named = ", ".join(row.trajectory_id[:12] for row in rows)
+        raise TrdError(
+            f"loss {loss:.4g}, gradient norm {norm:.4g} at step {step}; expected finite ones and a loss of at most {limit:.4g}; "
+            f"lower --lr, or raise --max-loss; "
+            + (f"the last good state is {kept[-1]}; " if kept else "")
+            + f"rows of the step: {named}"
+        )
+
+    def _log(self, record: dict[str, Any]) -> None:
+        if self._is_main:
+            with open(self._directory / LOG, "a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+        if self._config.tracker:
+            values = {k: v for k, v in record.items() if k != "step"}
+            self._accelerator.log(values, step=record["step"])
+
+    def _resume(self, report: Report) -> Trained:
+        """Go on from the last saved state; without one, begin."""
+        self._saved_at = time.monotonic()
+        state = self._states.latest()
+        trained = Trained(**state["trained"]) if state else Trained()
+        torch.manual_seed(
+            self._config.seed + self._accelerator.process_index
+        )  # dropout; a state brings its own
+        if state:
+            self._states.restore(self._accelerator, self._model, self._optimizer, state)
+            self._teacher.load_state(state["teacher"])
+            report.note(f"going on after step {trained.steps}")
+        if self._is_main:
+            self._cut_log(trained.steps)
+        self._accelerator.wait_for_everyone()
+        return trained
+
+    def _cut_log(self, steps_done: int) -> None:
+        """Lines of steps that are run again go; they would be there twice."""
+        log = self._directory / LOG
+        lines = log.read_text(encoding="utf-8").splitlines(keepends=True) if log.is_file() else []
+        write_text(log, "".join(lines[:steps_done]))
+
+    def _save_state_when_due(self, trained: Trained, total: int) -> None:
+        config = self._config
+        by_steps = config.save_steps is not None and trained.steps % config.save_steps == 0
+        by_time = time.monotonic() - self._saved_at > 60 * config.save_minutes
+        if trained.steps < total and self._all_agree(by_steps or by_time):
+            self._save_state(trained)
+
+    def _save_state(self, trained: Trained) -> None:
+        extra = {"trained": asdict(trained), "teacher": self._teacher.state()}
+        self._states.save(self._accelerator, self._model, self._optimizer, trained.steps, extra)
+        self._saved_at = time.monotonic()
+
+    def _all_agree(self, decision: bool) -> bool:
+        """The main process's decision: clocks and signals differ between processes, what they do together must not."""
+        if self._accelerator.num_processes == 1:
+            return decision
+        from accelerate.utils import broadcast_object_list
+
+        return broadcast_object_list([decision])[0]
+
+    def save(self) -> None:
+        """Write the trained student as a model directory; the saved states go."""
+        weights = trained_weights(self._model)
+        if self._is_main:
+            save_model(weights, self._student_ref, self._config, self._directory, self._saved_dtype())
+            if isinstance(self._teacher, Average) and not self._config.lora:
+                save_model(
+                    self._teacher.state(),
+                    self._student_ref,
+                    self._config,
+                    self._directory / EMA,
+                    torch.float32,
+                )
+            self._states.clear()
+        self._accelerator.wait_for_everyone()
+
+    def _saved_dtype(self) -> torch.dtype:
         saved = self._config.save_dtype
         config = json.loads((self._student_ref.path / "config.json").read_text())
         original = config.get("dtype") or config.get("torch_dtype") or "float32"
-        dtype = _DTYPES.get(original, torch.float32) if saved == "auto" else _DTYPES[saved]
-        save_model(self._student, self._student_ref.path, target, dtype)
+        return _DTYPES.get(original, torch.float32) if saved == "auto" else _DTYPES[saved]
+
+
+class _Signals:
+    """The first SIGINT or SIGTERM asks to stop after the step under way; a second one interrupts at once."""
+
+    def __init__(self, report: Report) -> None:
+        self._report, self.stop = report, False
+
+    def __enter__(self) -> _Signals:
+        self._before = {n: signal.signal(n, self._heard) for n in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def _heard(self, number: int, _: object) -> None:
+        if self.stop:
+            raise KeyboardInterrupt
+        self.stop = True
+        self._report.note("stopping after this step and saving its state; once more to stop at once")
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+def _peak_memory(device: torch.device) -> int:
+    """Bytes: of the device's allocator, or resident on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

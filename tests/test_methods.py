@@ -1,0 +1,382 @@
+"""Methods, adapters, teachers and what is logged, through trd distill on tiny models."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import Trd
+from test_distill import ENGINE, TRAIN, World, log_of, refusal, run_json, weights, world
+from tiny import reference_model
+
+from trd_cli.config import METHODS, DistillConfig
+from trd_cli.core.objectives import OBJECTIVES
+from trd_cli.shards import iter_rows, list_shards
+
+__all__ = ["world"]  # the fixture, for this module too
+LORA = ("--lora", "--lora-rank", 4, "--lora-alpha", 8)
+
+
+def identity(directory: Path) -> dict[str, Any]:
+    return run_json(directory)["identity"]
+
+
+# Methods
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_is_the_options_it_stands_for(world: World, ok: Trd, tmp_path: Path, method: str) -> None:
+    source = world.by_student if method == "trd" else world.rollouts
+    setting = () if method in ("trd", "opsd-clip") else ("--setting", "opsd")
+    spelled = [
+        word for key, value in METHODS[method].items() for word in (f"--{key.replace('_', '-')}", value)
+    ]
+    ok("distill", source, *TRAIN, *setting, "--method", method, "--out", tmp_path / "named")
+    ok("distill", source, *TRAIN, *setting, *spelled, "--out", tmp_path / "spelled")
+    assert identity(tmp_path / "named") == identity(tmp_path / "spelled")
+    assert identity(tmp_path / "named") | METHODS[method] == identity(tmp_path / "named")
+    assert weights(tmp_path / "named")["lm_head.weight"].equal(
+        weights(tmp_path / "spelled")["lm_head.weight"]
+    )
+
+
+def test_a_flag_goes_before_the_method() -> None:
+    config = DistillConfig.parse({"method": "fkl-clip", "clip_position": 0.3, "stage": "refined"})
+    assert (config.clip_position, config.stage, config.teacher_context) == (0.3, "refined", "vanilla")
+
+
+def test_without_a_method_the_loss_is_forward_kl_and_nothing_is_clipped() -> None:
+    config = DistillConfig.parse({})
+    assert (config.objective, config.clip_position, config.clip_entry) == ("forward-kl", None, None)
+
+
+def test_the_help_lists_every_method_with_what_it_sets(ok: Trd) -> None:
+    _, _, shown = ok("distill", "--help").stdout.partition("Methods (--method)")
+    for name, sets in METHODS.items():
+        (line,) = [line for line in shown.splitlines() if line.strip().startswith(f"{name} ")]
+        assert line.split()[1:] == [f"{key}={value}" for key, value in sets.items()]
+
+
+def test_the_objectives_of_the_methods_exist() -> None:
+    assert {sets["objective"] for sets in METHODS.values()} <= set(OBJECTIVES)
+
+
+# Objectives
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_on_eight_rows_the_loss_falls_below_a_tenth_of_its_start(
+    world: World, ok: Trd, tmp_path: Path, objective: str
+) -> None:
+    estimator = ("--estimator", "k2") if objective == "sampled" else ()
+    chosen = sorted(row.trajectory_id for row in iter_rows(list_shards(world.by_teacher)))[:8]
+    rows = ("--where", " OR ".join(f"trajectory_id = '{name}'" for name in chosen))
+    options = (*TRAIN, "--epochs", 160, "--batch-size", 8, "--lr", 1e-2, "--weight-decay", 0)
+    named = ("--objective", objective, *estimator)
+    ok("distill", world.by_teacher, *options, *rows, *named, "--out", tmp_path / "c")
+    log = log_of(tmp_path / "c")
+    assert {line["trajectories"] for line in log} == {8}
+    assert log[-1]["loss"] < 0.1 * log[0]["loss"]
+
+
+def test_the_token_reduction_weighs_rows_by_their_length(world: World, ok: Trd, tmp_path: Path) -> None:
+    losses = {}
+    for reduction in ("sequence", "token"):
+        options = (*TRAIN, "--batch-size", 12, "--reduction", reduction)
+        ok("distill", world.by_teacher, *options, "--out", tmp_path / reduction)
+        losses[reduction] = log_of(tmp_path / reduction)[0]
+    # Both are made from the same positions; the plain mean over them is that of the token reduction.
+    assert losses["token"]["divergence_p50"] == losses["sequence"]["divergence_p50"]
+    lengths = {len(row.response_token_ids) for row in iter_rows(list_shards(world.by_teacher))}
+    assert (losses["token"]["loss"] != losses["sequence"]["loss"]) == (len(lengths) > 1)
+
+
+# Adapters
+
+
+@pytest.fixture(scope="module")
+def adapted(world: World, ok: Trd, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A student trained by an adapter, in OPSD: the teacher is the same model without it."""
+    out = tmp_path_factory.mktemp("adapted") / "c"
+    ok(
+        "distill",
+        world.by_student,
+        *TRAIN,
+        *LORA,
+        "--epochs",
+        4,
+        "--batch-size",
+        4,
+        "--lr",
+        1e-2,
+        "--out",
+        out,
+    )
+    return out
+
+
+def test_an_adapter_stands_beside_the_weights_it_is_merged_into(world: World, adapted: Path) -> None:
+    from peft import PeftModel
+
+    ids = torch.arange(5, 25)[None]
+    with torch.no_grad():
+        merged = reference_model(adapted)(ids).logits
+        beside = PeftModel.from_pretrained(reference_model(world.student), adapted / "adapter")(ids).logits
+        before = reference_model(world.student)(ids).logits
+    torch.testing.assert_close(merged, beside, atol=1e-5, rtol=1e-4)
+    assert (merged - before).abs().max() > 1e-2
+
+
+def test_an_adapter_changes_linear_layers_alone(world: World, adapted: Path) -> None:
+    before, after = weights(world.student), weights(adapted)
+    changed = {name for name in before if not before[name].equal(after[name])}
+    assert changed == {name for name in before if "_proj." in name}
+    config = json.loads((adapted / "adapter" / "adapter_config.json").read_text())
+    assert (config["r"], config["lora_alpha"]) == (4, 8)
+
+
+def test_only_named_layers_are_adapted_and_wrong_names_are_refused(
+    world: World, ok: Trd, trd: Trd, tmp_path: Path
+) -> None:
+    options = (*TRAIN, *LORA, "--lr", 1e-2)
+    ok("distill", world.by_teacher, *options, "--lora-targets", "q_proj", "--out", tmp_path / "c")
+    before, after = weights(world.student), weights(tmp_path / "c")
+    assert all(("q_proj" in name) != before[name].equal(after[name]) for name in before)
+    line = refusal(
+        trd("distill", world.by_teacher, *options, "--lora-targets", "no_such", "--out", tmp_path / "d")
+    )
+    assert "--lora-targets no_such" in line
+
+
+def test_with_an_adapter_the_student_starts_as_its_own_teacher(world: World, ok: Trd, tmp_path: Path) -> None:
+    """A fresh adapter changes nothing: in equal contexts the first loss is 0, without a second copy of the model."""
+    equal = ("--stage", "rollout", "--setting", "opsd", "--prompt", "same.jinja")
+    (tmp_path / "same.jinja").write_text(
+        (Path(__file__).parent.parent / "prompts/student-math.jinja").read_text()
+    )
+    equal = (*equal[:-1], tmp_path / "same.jinja")
+    options = (*TRAIN, *LORA, "--epochs", 3, "--lr", 1e-2, "--weight-decay", 0)
+    ok("distill", world.rollouts, *options, *equal, "--out", tmp_path / "c")
+    assert [line["loss"] for line in log_of(tmp_path / "c")] == [0.0] * 3
+    before, after = weights(world.student), weights(tmp_path / "c")
+    assert all(tensor.equal(after[name]) for name, tensor in before.items())
+
+
+def test_the_teacher_without_the_adapter_is_the_student_before_training(
+    world: World, ok: Trd, tmp_path: Path
+) -> None:
+    options = (*TRAIN, *LORA, "--epochs", 3, "--batch-size", 4, "--lr", 1e-2)
+    ok("distill", world.by_student, *options, "--out", tmp_path / "off")
+    ok(
+        "distill",
+        world.by_student,
+        *options,
+        "--teacher",
+        copy_of(world.student, tmp_path),
+        "--out",
+        tmp_path / "copy",
+    )
+    off, copy = ([line["loss"] for line in log_of(tmp_path / name)] for name in ("off", "copy"))
+    assert off == pytest.approx(copy, rel=1e-5)
+    assert off[0] != off[-1]
+
+
+def copy_of(model: Path, tmp_path: Path) -> Path:
+    import shutil
+
+    return Path(shutil.copytree(model, tmp_path / "second"))
+
+
+# The teacher over rounds
+
+
+@pytest.fixture(scope="module")
+def second_round(world: World, adapted: Path, ok: Trd, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Refined rows of the trained student's own attempts."""
+    root = tmp_path_factory.mktemp("round")
+    ok("data", "make", "arithmetic", "--n", 4, "--out", root / "p.parquet")
+    ok("sample", "-m", adapted, "-p", root / "p.parquet", "--round", 1, *ENGINE, "--out", root / "y_o")
+    ok("refine", root / "y_o", "--setting", "opsd", *ENGINE, "--out", root / "y_r")
+    return root / "y_r"
+
+
+@pytest.mark.parametrize("adapter", [(), LORA], ids=["all weights", "adapter"])
+def test_the_teacher_is_the_first_student_or_that_of_the_round(
+    world: World, adapted: Path, second_round: Path, ok: Trd, tmp_path: Path, adapter: tuple[Any, ...]
+) -> None:
+    first = {}
+    for name, options in {
+        "initial": ("--teacher-weights", "initial"),
+        "by name": ("--teacher", world.student),
+        "round": (),
+        "by name too": ("--teacher", copy_of(adapted, tmp_path)),
+    }.items():
+        ok("distill", second_round, *TRAIN, *adapter, *options, "--out", tmp_path / name)
+        first[name] = log_of(tmp_path / name)[0]["loss"]
+    assert first["initial"] == pytest.approx(first["by name"], rel=1e-5)
+    assert first["round"] == pytest.approx(first["by name too"], rel=1e-5)
+    assert abs(first["initial"] - first["round"]) > 1e-3
+
+
+@pytest.mark.parametrize("adapter", [(), LORA], ids=["all weights", "adapter"])
+def test_an_averaged_teacher_follows_the_student(
+    world: World, ok: Trd, tmp_path: Path, adapter: tuple[Any, ...]
+) -> None:
+    options = (*TRAIN, *adapter, "--epochs", 4, "--batch-size", 4, "--lr", 1e-3)
+    losses = {}
+    for name, teacher in {
+        "fixed": (),
+        "still": ("--teacher-weights", "ema", "--ema-decay", 0.9999999),
+        "at once": ("--teacher-weights", "ema", "--ema-decay", 0.0000001),
+    }.items():
+        ok("distill", world.by_student, *options, *teacher, "--out", tmp_path / name)
+        losses[name] = [line["loss"] for line in log_of(tmp_path / name)]
+    assert losses["still"] == pytest.approx(losses["fixed"], rel=1e-4)
+    assert losses["at once"][0] == pytest.approx(losses["fixed"][0], rel=1e-4)
+    assert losses["at once"][-1] != pytest.approx(losses["fixed"][-1], rel=1e-4)
+
+
+def test_the_next_round_goes_on_from_the_average(world: World, ok: Trd, tmp_path: Path) -> None:
+    ema = (*TRAIN, "--batch-size", 4, "--lr", 1e-2, "--teacher-weights", "ema", "--ema-decay", 0.8)
+    ok("distill", world.by_student, *ema, "--out", tmp_path / "first")
+    average, last = weights(tmp_path / "first" / "ema"), weights(tmp_path / "first")
+    start = weights(world.student)
+    # Three steps: what is left of the start weighs 0.8³, and the average lies between it and the last weights.
+    assert all(not average[n].equal(last[n]) and not average[n].equal(start[n]) for n in start)
+    second = ("distill", world.by_student, *TRAIN, "--model", tmp_path / "first", "--batch-size", 4)
+    for name, options in {
+        "ema": ("--teacher-weights", "ema"),
+        "by name": ("--teacher", tmp_path / "first" / "ema"),
+        "round": (),
+    }.items():
+        ok(*second, *options, "--out", tmp_path / name)
+    ema_loss, named, of_round = (log_of(tmp_path / n)[0]["loss"] for n in ("ema", "by name", "round"))
+    assert ema_loss == pytest.approx(named, rel=1e-5)
+    assert abs(ema_loss - of_round) > 1e-4
+
+
+def test_teacher_weights_are_for_a_student_that_teaches_itself(
+    world: World, trd: Trd, tmp_path: Path
+) -> None:
+    line = refusal(
+        trd("distill", world.by_teacher, *TRAIN, "--teacher-weights", "ema", "--out", tmp_path / "c")
+    )
+    assert "--teacher-weights ema with another teacher than the student" in line
+
+
+# What is logged
+
+
+def test_every_step_tells_how_student_and_teacher_stand(world: World, ok: Trd, tmp_path: Path) -> None:
+    ok("verify", world.rollouts, "--out", tmp_path / "y_o")
+    clip = ("--clip-position", 3.0)
+    ok(
+        "distill",
+        world.by_teacher,
+        "--parents",
+        tmp_path / "y_o",
+        *TRAIN,
+        *clip,
+        "--batch-size",
+        4,
+        "--out",
+        tmp_path / "c",
+    )
+    for line in log_of(tmp_path / "c"):
+        quantiles = [line[f"divergence_{name}"] for name in ("p50", "p95", "p99", "max")]
+        assert quantiles == sorted(quantiles)
+        assert quantiles[-1] <= 3.0
+        assert 0 < line["clipped"] < 1
+        for name in ("student", "teacher"):
+            assert line[f"{name}_nll"] > 0
+            assert 0 < line[f"{name}_entropy"] < math.log(280)
+        assert 0 <= line["top1_agreement"] <= 1
+        assert 0 < line["teacher_top32_mass"] < 1
+        assert 0 <= line["padding"] <= 0.1
+        assert line["peak_memory_gib"] > 0.01
+        assert line["tokens_per_second"] > 0
+        verdicts = [name.removeprefix("loss_parent_") for name in line if name.startswith("loss_parent_")]
+        assert verdicts == ["incorrect"]
+        assert line["loss_parent_incorrect"] == pytest.approx(line["loss"], rel=1e-5)
+
+
+def test_a_tracker_gets_the_same_figures(world: World, ok: Trd, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    out = tmp_path / "c"
+    ok("distill", world.by_teacher, *TRAIN, "--batch-size", 4, "--tracker", "tensorboard", "--out", out)
+    events = EventAccumulator(str(out / "trd"))
+    events.Reload()
+    tracked = [(event.step, event.value) for event in events.Scalars("loss")]
+    assert tracked == [(line["step"], pytest.approx(line["loss"])) for line in log_of(out)]
+
+
+def test_a_tracker_that_is_not_installed_is_refused(world: World, trd: Trd, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    try:
+        import wandb  # noqa: F401
+    except ImportError:
+        line = refusal(
+            trd("distill", world.by_teacher, *TRAIN, "--tracker", "wandb", "--out", tmp_path / "c")
+        )
+        assert "pip install wandb" in line
+    else:
+        pytest.skip("wandb is installed")
+
+
+def test_a_loss_that_explodes_ends_the_run_and_names_the_rows(world: World, trd: Trd, tmp_path: Path) -> None:
+    options = (*TRAIN, "--batch-size", 4, "--lr", 3, "--max-grad-norm", 1e9, "--max-loss", 1.5, "--epochs", 4)
+    line = refusal(trd("distill", world.by_teacher, *options, "--out", tmp_path / "c"))
+    assert "a loss of at most" in line
+    failed = len(log_of(tmp_path / "c")) + 1
+    assert f"at step {failed};" in line
+    ids = {row.trajectory_id[:12] for row in iter_rows(list_shards(world.by_teacher))}
+    named = line.split("rows of the step: ")[1].split(", ")
+    assert len(named) == 4
+    assert set(named) <= ids
+
+
+# The check on one's own model
+
+
+@pytest.mark.parametrize("options", [(), ("--dtype", "float32"), (*LORA, "--dtype", "float32")])
+@pytest.mark.parametrize("objective", [*OBJECTIVES])
+def test_the_selfcheck_passes_and_prints_its_numbers(
+    world: World, ok: Trd, tmp_path: Path, objective: str, options: tuple[Any, ...]
+) -> None:
+    arguments = (
+        "--device",
+        "cpu",
+        "--objective",
+        objective,
+        *options,
+        "--selfcheck",
+        "--out",
+        tmp_path / "c",
+    )
+    result = ok("distill", world.by_student, *arguments)
+    lines = [line for line in result.stderr.splitlines() if "(at most" in line]
+    assert [line.split(": ")[1].split()[0] for line in lines] == ["ok"] * 5
+    assert not (tmp_path / "c").exists()
+    assert result.stdout == ""
+
+
+def test_the_selfcheck_ends_in_an_error_where_the_loss_is_off(world: World, trd: Trd, tmp_path: Path) -> None:
+    """k3 overflows float32 where a teacher is likelier by 90 nats: such a model is what the check is for."""
+    from safetensors.torch import load_file, save_file
+
+    sharp = copy_of(world.teacher, tmp_path)
+    tensors = load_file(sharp / "model.safetensors")
+    tensors["lm_head.weight"] *= 300
+    save_file(tensors, sharp / "model.safetensors", metadata={"format": "pt"})
+    options = ("--dtype", "float32", "--device", "cpu", "--objective", "sampled", "--estimator", "k3")
+    result = trd(
+        "distill", world.by_student, *options, "--model", sharp, "--teacher", world.teacher, "--selfcheck"
+    )
+    assert result.exit_code == 1
+    assert "OFF" in result.stderr
+    assert result.stderr.splitlines()[-1].startswith("trd distill: error: selfcheck: ")

@@ -1,0 +1,5 @@
+"""`python -m trd_cli`, for launchers that start modules."""
+
+from trd_cli.cli import main
+
+main()

@@ -1,0 +1,89 @@
+"""Where training runs: the device and the processes, checked against what the launcher was asked for."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from trd_cli.config import DistillConfig
+from trd_cli.errors import InputError, UserError
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+def accelerator_for(config: DistillConfig, logs: Path | None = None) -> Accelerator:
+    """The processes and devices of this run; trackers write to `logs`.
+
+    Raises InputError for a device or a tracker that is not there, UserError when the launcher was asked for several processes and
+    this one is alone: it would train on its own, at a fraction of the speed and with nobody the wiser.
+    """
+    from accelerate import Accelerator
+
+    for name in config.tracker:
+        _check_tracker(name)
+    on_cpu = config.device == "cpu" or (config.device == "auto" and not torch.accelerator.is_available())
+    accelerator = Accelerator(
+        cpu=on_cpu,
+        mixed_precision="no",  # the loss chooses what is computed in which precision
+        log_with=list(config.tracker) or None,
+        project_dir=str(logs) if logs else None,
+    )
+    wanted = _processes_wanted()
+    if wanted > 1 and accelerator.num_processes == 1:
+        raise UserError(
+            f"one process, launched as {wanted}",
+            f"{wanted} processes",
+            f"on CPUs, start with ACCELERATE_USE_CPU=true torchrun --nproc_per_node {wanted} -m trd_cli distill ...",
+        )
+    device = accelerator.device
+    if config.device not in ("auto", device.type, str(device)):
+        raise InputError(f"--device {config.device}", f"auto or {device}", "change --device")
+    return accelerator
+
+
+def _check_tracker(name: str) -> None:
+    from importlib.util import find_spec
+
+    if find_spec(name) is None:
+        raise InputError(f"--tracker {name}", "a tracker that is installed", f"pip install {name}")
+
+
+def _processes_wanted() -> int:
+    """How many processes the launcher was asked for: by its environment, or by the words it was started with."""
+    return max(
+        int(os.environ.get("WORLD_SIZE", "1")), *(_of_accelerate_launch(words) for words in _ancestors())
+    )
+
+
+def _ancestors() -> list[list[str]]:
+    import psutil
+
+    found: list[list[str]] = [[]]
+    try:
+        for process in psutil.Process().parents():
+            found.append(process.cmdline())
+    except psutil.Error:
+        pass  # a process that is gone or another user's: no launcher of this run
+    return found
+
+
+def _of_accelerate_launch(words: list[str]) -> int:
+    """What `accelerate launch` in this command line was asked for, or 1 where there is none."""
+    names = [Path(word).name for word in words]
+    start = next((i for i, name in enumerate(names) if name in ("accelerate-launch", "launch.py")), None)
+    if start is None and "accelerate" in names and "launch" in names:
+        start = names.index("launch")
+    if start is None:
+        return 1
+    from accelerate.commands.config.config_args import default_config_file, load_config_from_file
+    from accelerate.commands.launch import launch_command_parser
+
+    asked, _ = launch_command_parser().parse_known_args(words[start + 1 :])
+    if asked.num_processes is not None:
+        return asked.num_processes
+    config = asked.config_file or (default_config_file if Path(default_config_file).is_file() else None)
+    return (load_config_from_file(config).num_processes or 1) if config else 1

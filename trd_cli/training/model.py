@@ -1,0 +1,227 @@
+"""The networks of a distillation: loading them, putting an adapter on one, and reading what both say along a response."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from trd_cli.config import LoraOptions
+from trd_cli.core.objectives import Objective
+from trd_cli.errors import InputError, ModelError, first_line
+from trd_cli.models import ModelRef
+from trd_cli.training.batches import Batch, Side
+from trd_cli.training.loss import Figures, fused_divergence
+
+_LOGIT_TRANSFORMS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
+
+
+def load(
+    model: ModelRef, dtype: torch.dtype, device: torch.device, attn_implementation: str | None = None
+) -> nn.Module:
+    """A causal language model whose logits are its head's output, nothing more; raises ModelError for others."""
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    attention = {"attn_implementation": attn_implementation} if attn_implementation else {}
+    try:
+        loaded = AutoModelForCausalLM.from_pretrained(str(model.path), dtype=dtype, **attention).to(device)
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
+        raise ModelError(
+            f"cannot load {model.name}: {first_line(error)}",
+            "a causal language model"
+            + (f" with --attn-implementation {attn_implementation}" if attention else ""),
+            "check the directory" + (" and the option" if attention else ""),
+        ) from None
+    config = loaded.config.get_text_config()
+    for name in _LOGIT_TRANSFORMS:
+        if getattr(config, name, None) not in (None, 1, 1.0):
+            raise ModelError(
+                f"{model.name} transforms its logits ({name})",
+                "a model whose logits are its head's output",
+                "use another model",
+            )
+    if getattr(loaded.get_output_embeddings(), "bias", None) is not None:
+        raise ModelError(f"{model.name} has a bias on its output head", "a head without", "use another model")
+    return loaded
+
+
+def with_adapter(model: nn.Module, options: LoraOptions, seed: int) -> nn.Module:
+    """The model with a float32 low-rank adapter as its only trainable weights; its start depends on `seed` alone."""
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(seed)
+    config = LoraConfig(
+        r=options.lora_rank,
+        lora_alpha=options.lora_alpha,
+        lora_dropout=options.lora_dropout,
+        target_modules=list(options.lora_targets) or "all-linear",
+        task_type="CAUSAL_LM",
+    )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore", FutureWarning
+            )  # of transformers 5.23, about a name that peft 0.21 uses
+            return get_peft_model(model, config)
+    except ValueError as error:
+        raise InputError(
+            f"--lora-targets {', '.join(options.lora_targets)}: {first_line(error)}",
+            "names of linear layers, as q_proj",
+            "change --lora-targets",
+        ) from None
+
+
+def allow_checkpointing(model: nn.Module) -> None:
+    """Recompute activations in the backward pass."""
+    # transformers 5.23 renamed it and warns about the old name.
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
+
+
+def base_of(model: nn.Module) -> nn.Module:
+    """The Hugging Face model, whether or not an adapter is on it."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def head_of(model: nn.Module) -> torch.Tensor:
+    """The output head's weight (V, D)."""
+    return base_of(model).get_output_embeddings().weight
+
+
+def response_states(model: nn.Module, side: Side, compute: torch.dtype) -> torch.Tensor:
+    """Final hidden states (N, D), in `compute`, at the places that predict the response; prompt positions never reach the head."""
+    device = side.ids_BL.device.type
+    with torch.autocast(device, compute, enabled=compute != torch.float32):
+        hidden_BLD = base_of(model).get_decoder()(input_ids=side.ids_BL, use_cache=False).last_hidden_state
+    # Autocast hands on float32 from the last norm; the head's products are taken in the compute dtype too.
+    return hidden_BLD.flatten(0, 1)[side.places_N].to(compute)
+
+
+class Teacher:
+    """A frozen model that scores the response in its own context.
+
+    Not a module: its weights are no part of what is trained, saved or kept in step between processes.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model.eval().requires_grad_(False)
+
+    @contextmanager
+    def weights(self, student: nn.Module) -> Iterator[nn.Module]:
+        """The model to read with, while the block lasts."""
+        yield self.model
+
+    def follow(self, student: nn.Module) -> None:
+        """Called after every step of the student."""
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed run needs beside the weights it starts from."""
+        return {}
+
+    def load_state(self, state: dict[str, Any]) -> None: ...
+
+
+class AdapterOff(Teacher):
+    """The student itself without its adapter: no second copy of the weights."""
+
+    def __init__(self) -> None:
+        pass
+
+    @contextmanager
+    def weights(self, student: nn.Module) -> Iterator[nn.Module]:
+        with _as_it_answers(student), student.disable_adapter():
+            yield student
+
+
+class Average(Teacher):
+    """Exponential moving average of what the student trains: θ_T ← d·θ_T + (1 − d)·θ after each step.
+
+    Holds a second copy of the trained weights only, in float32: all of them, or the adapter's. It begins at the student's own,
+    or at those of `start`, where an earlier round left them.
+    """
+
+    def __init__(self, student: nn.Module, decay: float, start: nn.Module | None = None) -> None:
+        self._decay = decay
+        self._average = {name: p.detach().clone() for name, p in _trained(start or student)}
+
+    @contextmanager
+    def weights(self, student: nn.Module) -> Iterator[nn.Module]:
+        with _as_it_answers(student):
+            self._swap(student)
+            try:
+                yield student
+            finally:
+                self._swap(student)
+
+    def _swap(self, student: nn.Module) -> None:
+        for name, p in _trained(student):
+            p.data, self._average[name] = self._average[name], p.data
+
+    def follow(self, student: nn.Module) -> None:
+        for name, p in _trained(student):
+            self._average[name].lerp_(p.detach(), 1.0 - self._decay)
+
+    def state(self) -> dict[str, Any]:
+        return self._average
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        for name, average in self._average.items():
+            average.copy_(state[name])
+
+
+def _trained(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    return ((name, p) for name, p in model.named_parameters() if p.requires_grad)
+
+
+@contextmanager
+def _as_it_answers(model: nn.Module) -> Iterator[None]:
+    """Without dropout, while the block lasts."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
+class DistillStep(nn.Module):
+    """A micro-batch in, its loss out: everything that needs the student's parameters happens inside one forward call."""
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: Teacher,
+        objective: Objective,
+        compute: torch.dtype,
+        temperature: float = 1.0,
+    ) -> None:
+        """`compute` is the dtype of matrix products; the weights stay as they are."""
+        super().__init__()
+        self.student, self.teacher = student, teacher
+        # The layers that accelerate shards one by one.
+        self._no_split_modules = getattr(base_of(student), "_no_split_modules", None)
+        self.objective, self.compute, self.temperature = objective, compute, temperature
+
+    def forward(self, batch: Batch) -> tuple[torch.Tensor, Figures]:
+        """Weighted divergence of a micro-batch (scalar) and figures of each position."""
+        with torch.no_grad(), self.teacher.weights(self.student) as teacher:
+            teacher_NE = response_states(teacher, batch.teacher, self.compute)
+            teacher_head_VE = head_of(teacher).detach()
+        student_ND = response_states(self.student, batch.student, self.compute)
+        return fused_divergence(
+            student_ND,
+            head_of(self.student),
+            teacher_NE,
+            teacher_head_VE,
+            batch.response_N,
+            batch.weights_N,
+            self.objective,
+            self.temperature,
+        )

@@ -1,0 +1,146 @@
+"""Checks of the loss on a user's own model and rows: what must be zero is zero, and two ways to one number agree."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from trd_cli.config import DistillConfig
+from trd_cli.core.divergences.distribution import Distribution
+from trd_cli.core.objectives import Objective
+from trd_cli.models import ModelRef
+from trd_cli.training.batches import Batch, Example, Weighting, collate
+from trd_cli.training.launch import accelerator_for
+from trd_cli.training.loss import fused_divergence
+from trd_cli.training.model import DistillStep, head_of, response_states
+from trd_cli.training.trainer import Trainer, objective_of
+
+_ROWS, _POSITIONS, _ENTRIES = 4, 64, 4096
+# Largest share of the largest entry by which two ways may differ: rounding of the compute dtype, summed over layers.
+_LIMITS = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
+
+
+@dataclass(frozen=True)
+class Check:
+    """A figure that must not exceed its limit."""
+
+    what: str
+    value: float
+    limit: float
+
+    @property
+    def ok(self) -> bool:
+        return self.value <= self.limit  # not a number is not ok
+
+
+def run_checks(
+    config: DistillConfig, examples: Sequence[Example], student: ModelRef, teacher: ModelRef
+) -> list[Check]:
+    """The checks, in the dtype and with the objective of `config`, on four rows from the shortest to the middling."""
+    accelerator = accelerator_for(config)
+    step = Trainer(config, student, teacher, accelerator).step.eval()
+    by_length = sorted(examples, key=lambda e: e.tokens)
+    rows = by_length[:: max(1, len(by_length) // (2 * _ROWS))][:_ROWS]
+    weighting = Weighting.of(rows, config.reduction)
+    batch = collate(rows, weighting).to(accelerator.device)
+    return [
+        *_same_context(step, rows, weighting, accelerator.device),
+        *_chunked_against_dense(step, batch, objective_of(config)),
+        *_splits(step, rows, weighting, accelerator.device),
+    ]
+
+
+def _same_context(
+    step: DistillStep, rows: Sequence[Example], weighting: Weighting, device: torch.device
+) -> list[Check]:
+    """A teacher that is the student, in the student's context, has nothing to teach."""
+    batch = collate([replace(e, teacher_prompt=e.student_prompt) for e in rows], weighting).to(device)
+    with torch.no_grad():
+        states_ND = response_states(step.student, batch.student, step.compute)
+    head_VD = head_of(step.student).detach()
+    states_ND.requires_grad_()
+    loss, _ = fused_divergence(
+        states_ND,
+        head_VD,
+        states_ND.detach(),
+        head_VD,
+        batch.response_N,
+        batch.weights_N,
+        step.objective,
+        step.temperature,
+    )
+    loss.backward()
+    return [
+        Check("teacher = student, equal contexts: loss", abs(loss.item()), 0.0),
+        Check("teacher = student, equal contexts: gradient", states_ND.grad.abs().max().item(), 1e-7),
+    ]
+
+
+def _chunked_against_dense(step: DistillStep, batch: Batch, objective: Objective) -> list[Check]:
+    """The loss in chunks against one over all logits at once, in float64 from the logits on, with autograd's own gradient."""
+    with torch.no_grad(), step.teacher.weights(step.student) as teacher:
+        teacher_NE = response_states(teacher, batch.teacher, step.compute)[:_POSITIONS]
+        teacher_head_VE = head_of(teacher).detach()
+        student_ND = response_states(step.student, batch.student, step.compute)[:_POSITIONS]
+    head_VD, response_N = head_of(step.student).detach(), batch.response_N[:_POSITIONS]
+    weights_N = torch.full_like(batch.weights_N[:_POSITIONS], 1 / len(response_N))
+    chunked_ND, dense_ND = (student_ND.clone().requires_grad_() for _ in range(2))
+    chunked, _ = fused_divergence(
+        chunked_ND,
+        head_VD,
+        teacher_NE,
+        teacher_head_VE,
+        response_N,
+        weights_N,
+        objective,
+        step.temperature,
+        chunk=24,
+    )
+    v = min(len(head_VD), len(teacher_head_VE))
+    students_NV, teachers_NV = (
+        (states_N @ head[:v].to(step.compute).T).double() / step.temperature
+        for states_N, head in ((dense_ND, head_VD), (teacher_NE, teacher_head_VE))
+    )
+    scores = objective(Distribution.of_logits(students_NV), Distribution.of_logits(teachers_NV), response_N)
+    dense = (scores.value_C * weights_N).sum()
+    chunked.backward()
+    if objective.gradient_is_of_value:
+        dense.backward()
+    else:
+        students_NV.backward(scores.grad_CV * weights_N[:, None])
+    value = dense.detach()
+    limit = _LIMITS[step.compute]
+    return [
+        Check("chunked against dense: value", _off(chunked.detach(), value), limit),
+        Check("chunked against dense: gradient", _off(chunked_ND.grad, dense_ND.grad), limit),
+    ]
+
+
+def _splits(
+    step: DistillStep, rows: Sequence[Example], weighting: Weighting, device: torch.device
+) -> list[Check]:
+    """One step's gradient, its rows in one micro-batch and each in one of its own."""
+
+    def gradient(groups: Sequence[Sequence[Example]]) -> Tensor:
+        step.zero_grad()
+        for group in groups:
+            step(collate(group, weighting).to(device))[0].backward()
+        return _sampled_gradient(step)
+
+    together, alone = gradient([rows]), gradient([[row] for row in rows])
+    return [Check("two splits of a step: gradient", _off(alone, together), _LIMITS[step.compute])]
+
+
+def _sampled_gradient(module: nn.Module) -> Tensor:
+    """Evenly spaced entries of each gradient: as telling as all of them and no second copy of a large model's."""
+    grads = [p.grad.flatten() for p in module.parameters() if p.grad is not None]
+    return torch.cat([g[:: max(1, len(g) // _ENTRIES)].float().cpu() for g in grads])
+
+
+def _off(found: Tensor, expected: Tensor) -> float:
+    """Largest difference as a share of the largest entry."""
+    largest = expected.abs().max().clamp(min=1e-12)
+    return ((found.to(expected.dtype) - expected).abs().max() / largest).item()

@@ -1,0 +1,142 @@
+"""The state of a training that is under way: written so that it is there whole or not at all, and the last N kept.
+
+One file a state, `step-000012.pt`: trained weights, optimiser, teacher's average, random generators of each process, and how many
+steps are done, which with the seed is the position in the data. Weights that are not trained are not in it.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_state_dict,
+)
+
+from trd_cli.errors import InputError, first_line
+from trd_cli.shards import sync_directory
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+_WHOLE = {"full_state_dict": True, "ignore_frozen_params": True}
+_TO_CPU = StateDictOptions(**_WHOLE, cpu_offload=True)
+
+
+def trained_weights(model: nn.Module) -> dict[str, torch.Tensor]:
+    """What is trained, by the names of the bare module, whole and on the CPU. Every process takes part, the main one gets it."""
+    return get_model_state_dict(model, options=_TO_CPU)
+
+
+class States:
+    """The saved states of one run directory."""
+
+    def __init__(self, directory: Path, keep: int) -> None:
+        self._directory, self._keep = directory, keep
+
+    def save(
+        self,
+        accelerator: Accelerator,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        step: int,
+        extra: dict[str, Any],
+    ) -> None:
+        """Write the state after `step` steps; every process takes part, the main one writes. Raises InputError when it cannot."""
+        from accelerate.utils import gather_object
+
+        weights, moments = (
+            trained_weights(model),
+            get_optimizer_state_dict(model, _bare(optimizer), options=_TO_CPU),
+        )
+        generators = gather_object([_generators()])
+        if accelerator.is_main_process:
+            state = {"step": step, "model": weights, "optimizer": moments, "generators": generators, **extra}
+            self._write(self._directory / f"step-{step:06d}.pt", state)
+        accelerator.wait_for_everyone()
+
+    def _write(self, path: Path, state: dict[str, Any]) -> None:
+        temporary = path.with_name(f".{path.name}.tmp")
+        try:
+            self._directory.mkdir(exist_ok=True)
+            with open(temporary, "wb") as file:
+                torch.save(state, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+            sync_directory(self._directory)
+        except (OSError, RuntimeError) as error:  # torch.save raises RuntimeError on a full disk
+            raise InputError(
+                f"could not save {path}: {first_line(error)}",
+                "room and permission to write",
+                "free some space and run again",
+            ) from None
+        finally:
+            temporary.unlink(missing_ok=True)
+        for old in self.paths()[: -self._keep]:
+            old.unlink()
+
+    def paths(self) -> list[Path]:
+        """Saved states, oldest first."""
+        return sorted(self._directory.glob("step-*.pt"))
+
+    def latest(self) -> dict[str, Any] | None:
+        """The last state that can be read, None where there is none."""
+        for path in reversed(self.paths()):
+            try:
+                return torch.load(path, map_location="cpu", weights_only=True)
+            except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError):
+                continue  # a disk that lost it: the one before it is as good, only older
+        return None
+
+    def restore(
+        self,
+        accelerator: Accelerator,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        state: dict[str, Any],
+    ) -> None:
+        """Put weights, optimiser and random generators where they were."""
+        options = StateDictOptions(**_WHOLE, strict=False)
+        set_state_dict(
+            model,
+            _bare(optimizer),
+            model_state_dict=state["model"],
+            optim_state_dict=state["optimizer"],
+            options=options,
+        )
+        generators = state["generators"]
+        if len(generators) == accelerator.num_processes:
+            _set_generators(generators[accelerator.process_index])
+
+    def clear(self) -> None:
+        """Remove all states, once the model itself is saved."""
+        for path in self.paths():
+            path.unlink()
+        if self._directory.is_dir():
+            self._directory.rmdir()
+
+
+def _bare(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """Without accelerate's wrapper."""
+    return getattr(optimizer, "optimizer", optimizer)
+
+
+def _generators() -> dict[str, torch.Tensor]:
+    found = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        found["cuda"] = torch.cuda.get_rng_state()
+    return found
+
+
+def _set_generators(states: dict[str, torch.Tensor]) -> None:
+    torch.set_rng_state(states["cpu"])
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])
