@@ -12,6 +12,7 @@ import queue
 import signal
 import sys
 import threading
+import time
 import types
 import typing
 from collections.abc import Callable, Iterator, Sequence
@@ -51,6 +52,9 @@ app = typer.Typer(
     epilog="A round: trd sample -p P.parquet | trd verify | trd refine --setting opsd | trd verify | trd distill",
     **_STYLE,
 )
+# Seconds; the processes of one launch are rarely further apart.
+_PATIENCE = 15.0
+
 data_app = typer.Typer(help="Make or import problem sets.", **_STYLE)
 app.add_typer(data_app, name="data")
 
@@ -132,15 +136,25 @@ def _guarded(name: str, work: Callable[[], None]) -> None:
                 f"could not write: {error.strerror}", "room on the disk", "free some space and run again"
             ) from None
     except TrdError as error:
-        # What a user can mend is found by every process of a launch; one says it.
-        if _is_first_process() or not isinstance(error, (UserError, Interrupted)):
-            print(f"trd {name}: error: {error}", file=sys.stderr, flush=True)
+        if not _is_first_process():
+            _let_the_first_process_say_it(error)
+        print(f"trd {name}: error: {error}", file=sys.stderr, flush=True)
         raise typer.Exit(error.exit_code) from None
 
 
 def _is_first_process() -> bool:
     """Whether this is the process that speaks, of those that torchrun or accelerate started."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def _let_the_first_process_say_it(error: TrdError) -> None:
+    """Every process of a launch finds the same mistake; when the first one ends, the launcher ends the others."""
+    if isinstance(error, Interrupted):
+        raise typer.Exit(error.exit_code) from None
+    if isinstance(error, UserError):
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)
+        time.sleep(_PATIENCE)
 
 
 def _launched_as_many() -> bool:

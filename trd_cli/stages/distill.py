@@ -17,6 +17,7 @@ from trd_cli.run_dir import RunDir, read_run_json
 from trd_cli.training.batches import Example
 from trd_cli.training.checkpoints import EMA
 from trd_cli.training.contexts import Contexts
+from trd_cli.training.state import clear_states
 
 # What a run writes before its first state is saved: no work that another configuration would destroy.
 _SCRATCH = ("train.jsonl", "trd")
@@ -70,6 +71,7 @@ def run(
         report.note(_preview(examples, student, teacher, run_dir, config))
         return
     if run_dir.run["about"].get("finished"):
+        clear_states(run_dir.path)
         report.result(run_dir.path)
         return
     _train(config, examples, student, teacher, run_dir, report)
@@ -108,6 +110,7 @@ def _train(
             }
             run_dir.finish(about | asdict(trained))
             run_dir.log_session(config.epochs * len(examples), trained.tokens)
+            clear_states(run_dir.path)
     report.note(
         f"loss {trained.first_loss:.4f} → {trained.last_loss:.4f} over {trained.steps} steps, saved in {run_dir.path}"
     )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from trd_cli.config import DistillConfig
-from trd_cli.errors import InputError, UserError
+from trd_cli.errors import InputError, UserError, first_line
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -26,12 +26,19 @@ def accelerator_for(config: DistillConfig, logs: Path | None = None) -> Accelera
     for name in config.tracker:
         _check_tracker(name)
     on_cpu = config.device == "cpu" or (config.device == "auto" and not torch.accelerator.is_available())
-    accelerator = Accelerator(
-        cpu=on_cpu,
-        mixed_precision="no",  # the loss chooses what is computed in which precision
-        log_with=list(config.tracker) or None,
-        project_dir=str(logs) if logs else None,
-    )
+    try:
+        accelerator = Accelerator(
+            cpu=on_cpu,
+            mixed_precision="no",  # the loss chooses what is computed in which precision
+            log_with=list(config.tracker) or None,
+            project_dir=str(logs) if logs else None,
+        )
+    except ValueError as error:
+        raise UserError(
+            f"the processes of this launch do not find each other: {first_line(error)}",
+            "a launch by torchrun or accelerate",
+            "see the example in --help",
+        ) from None
     wanted = _processes_wanted()
     if wanted > 1 and accelerator.num_processes == 1:
         raise UserError(
@@ -39,6 +46,8 @@ def accelerator_for(config: DistillConfig, logs: Path | None = None) -> Accelera
             f"{wanted} processes",
             f"on CPUs, start with ACCELERATE_USE_CPU=true torchrun --nproc_per_node {wanted} -m trd_cli distill ...",
         )
+    if accelerator.distributed_type == "FSDP" and config.teacher_weights == "ema":
+        raise InputError("--teacher-weights ema with FSDP", "initial or round", "change --teacher-weights")
     device = accelerator.device
     if config.device not in ("auto", device.type, str(device)):
         raise InputError(f"--device {config.device}", f"auto or {device}", "change --device")
@@ -72,18 +81,31 @@ def _ancestors() -> list[list[str]]:
 
 
 def _of_accelerate_launch(words: list[str]) -> int:
-    """What `accelerate launch` in this command line was asked for, or 1 where there is none."""
-    names = [Path(word).name for word in words]
-    start = next((i for i, name in enumerate(names) if name in ("accelerate-launch", "launch.py")), None)
-    if start is None and "accelerate" in names and "launch" in names:
-        start = names.index("launch")
+    """How many processes `accelerate launch` was asked for in this command line, or 1 where it is no such line."""
+    start = _words_before_options(words)
     if start is None:
         return 1
     from accelerate.commands.config.config_args import default_config_file, load_config_from_file
     from accelerate.commands.launch import launch_command_parser
 
-    asked, _ = launch_command_parser().parse_known_args(words[start + 1 :])
-    if asked.num_processes is not None:
-        return asked.num_processes
-    config = asked.config_file or (default_config_file if Path(default_config_file).is_file() else None)
-    return (load_config_from_file(config).num_processes or 1) if config else 1
+    try:
+        asked, _ = launch_command_parser().parse_known_args(words[start:])
+        if asked.num_processes is not None:
+            return asked.num_processes
+        config = asked.config_file or (default_config_file if Path(default_config_file).is_file() else None)
+        return (load_config_from_file(config).num_processes or 1) if config else 1
+    except (SystemExit, OSError, ValueError):
+        return 1  # it could not be launched like that
+
+
+def _words_before_options(words: list[str]) -> int | None:
+    """Where the options of `accelerate launch` begin, by the ways to start it; None where this is something else."""
+    for i, word in enumerate(words):
+        name = Path(word).name
+        if name == "accelerate-launch" or word == "accelerate.commands.launch":
+            return i + 1
+        if word.endswith("accelerate/commands/launch.py"):
+            return i + 1
+        if name == "accelerate" or word == "accelerate.commands.accelerate_cli":
+            return i + 2 if words[i + 1 : i + 2] == ["launch"] else None
+    return None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ from trd_cli.shards import sync_directory
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+_NAME = "states"
 _WHOLE = {"full_state_dict": True, "ignore_frozen_params": True}
 _TO_CPU = StateDictOptions(**_WHOLE, cpu_offload=True)
 
@@ -38,8 +40,8 @@ def trained_weights(model: nn.Module) -> dict[str, torch.Tensor]:
 class States:
     """The saved states of one run directory."""
 
-    def __init__(self, directory: Path, keep: int) -> None:
-        self._directory, self._keep = directory, keep
+    def __init__(self, run_directory: Path, keep: int) -> None:
+        self._directory, self._keep = run_directory / _NAME, keep
 
     def save(
         self,
@@ -80,8 +82,10 @@ class States:
             ) from None
         finally:
             temporary.unlink(missing_ok=True)
-        for old in self.paths()[: -self._keep]:
-            old.unlink()
+        before = [other for other in self.paths() if other.name <= path.name]
+        # Later ones are left from before a resume that could not read them.
+        for other in {*self.paths()} - {*before[-self._keep :]}:
+            other.unlink()
 
     def paths(self) -> list[Path]:
         """Saved states, oldest first."""
@@ -116,12 +120,10 @@ class States:
         if len(generators) == accelerator.num_processes:
             _set_generators(generators[accelerator.process_index])
 
-    def clear(self) -> None:
-        """Remove all states, once the model itself is saved."""
-        for path in self.paths():
-            path.unlink()
-        if self._directory.is_dir():
-            self._directory.rmdir()
+
+def clear_states(run_directory: Path) -> None:
+    """Remove all states, once the model itself is saved."""
+    shutil.rmtree(run_directory / _NAME, ignore_errors=True)
 
 
 def _bare(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:

@@ -40,7 +40,7 @@ _DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-LOG, STATES = "train.jsonl", "states"
+LOG = "train.jsonl"
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ class Trainer:
             weights, lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=config.weight_decay
         )
         self._model, self._optimizer = accelerator.prepare(self.step, optimizer)
-        self._states = States(self._directory / STATES, config.keep)
+        self._states = States(self._directory, config.keep)
         trained = self._resume(report)
         total = config.epochs * math.ceil(len(examples) / config.batch_size)
         done_rows = sum(len(rows) for _, rows in self._numbered(examples, 0, trained.steps))
@@ -301,7 +301,7 @@ class Trainer:
         return broadcast_object_list([decision])[0]
 
     def save(self) -> None:
-        """Write the trained student as a model directory; the saved states go."""
+        """Write the trained student as a model directory."""
         weights = trained_weights(self._model)
         if self._is_main:
             save_model(weights, self._student_ref, self._config, self._directory, self._saved_dtype())
@@ -313,7 +313,6 @@ class Trainer:
                     self._directory / EMA,
                     torch.float32,
                 )
-            self._states.clear()
         self._accelerator.wait_for_everyone()
 
     def _saved_dtype(self) -> torch.dtype:
