@@ -262,9 +262,8 @@ class Trainer:
         self._saved_at = time.monotonic()
         state = self._states.latest()
         trained = Trained(**state["trained"]) if state else Trained()
-        torch.manual_seed(
-            self._config.seed + self._accelerator.process_index
-        )  # dropout; a state brings its own
+        # For dropout; a state brings its own.
+        torch.manual_seed(self._config.seed + self._accelerator.process_index)
         if state:
             self._states.restore(self._accelerator, self._model, self._optimizer, state)
             self._teacher.load_state(state["teacher"])
