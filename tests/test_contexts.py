@@ -99,10 +99,26 @@ def world(tmp_path_factory: pytest.TempPathFactory, ok: Trd) -> World:
 
 
 @dataclass(frozen=True)
+class Shown:
+    """An example with its ids as lists."""
+
+    student_prompt: list[int]
+    teacher_prompt: list[int]
+    response: list[int]
+    scored: list[int]
+    parent_verdict: str | None
+
+    @classmethod
+    def of(cls, e: Example) -> Shown:
+        ids = (list(x) for x in (e.student_prompt, e.teacher_prompt, e.response, e.scored))
+        return cls(*ids, e.parent_verdict)
+
+
+@dataclass(frozen=True)
 class Made:
     """Examples by the ids of their rows, and what was said while they were made."""
 
-    examples: Mapping[str, Example]
+    examples: Mapping[str, Shown]
     notes: Sequence[str]
 
 
@@ -128,7 +144,7 @@ def examples_of(
         report,
     )
     made = contexts.examples(rows_of(directory) if rows is None else rows)
-    return Made({e.trajectory_id: e for e in made}, report.notes)
+    return Made({e.trajectory_id: Shown.of(e) for e in made}, report.notes)
 
 
 def content_of(world: World, token_ids: Sequence[int]) -> str:
@@ -231,7 +247,7 @@ FINISHED = {"finish_reason": "stop", "logprobs": None}
 TRUNCATED = {"finish_reason": "length", "logprobs": None}
 
 
-def response_of(world: World, response: list[int], finish: dict[str, Any], **options: Any) -> Example:
+def response_of(world: World, response: list[int], finish: dict[str, Any], **options: Any) -> Shown:
     """The example of a refined row with this response."""
     row = replace(rows_of(world.opd)[0], response_token_ids=response, **finish)
     return examples_of(world, world.opd, rows=[row], **options).examples[row.trajectory_id]

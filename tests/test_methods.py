@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from trd_cli.core.objectives import OBJECTIVES
 from trd_cli.shards import iter_rows, list_shards
 
 __all__ = ["world"]  # the fixture, for this module too
+Weights = dict[str, torch.Tensor]
 LORA = ("--lora", "--lora-rank", 4, "--lora-alpha", 8)
 
 
@@ -360,23 +362,95 @@ def test_the_selfcheck_passes_and_prints_its_numbers(
     )
     result = ok("distill", world.by_student, *arguments)
     lines = [line for line in result.stderr.splitlines() if "(at most" in line]
-    assert [line.split(": ")[1].split()[0] for line in lines] == ["ok"] * 5
+    assert [line.split(": ")[1].split()[0] for line in lines] == ["ok"] * 7
+    zeros = [line.split(": ")[-1].split(" (")[0] for line in lines if "equal contexts" in line]
+    assert zeros == ["0", "0"]
     assert not (tmp_path / "c").exists()
     assert result.stdout == ""
 
 
 def test_the_selfcheck_ends_in_an_error_where_the_loss_is_off(world: World, trd: Trd, tmp_path: Path) -> None:
     """k3 overflows float32 where a teacher is likelier by 90 nats: such a model is what the check is for."""
-    from safetensors.torch import load_file, save_file
-
-    sharp = copy_of(world.teacher, tmp_path)
-    tensors = load_file(sharp / "model.safetensors")
-    tensors["lm_head.weight"] *= 300
-    save_file(tensors, sharp / "model.safetensors", metadata={"format": "pt"})
-    options = ("--dtype", "float32", "--device", "cpu", "--objective", "sampled", "--estimator", "k3")
-    result = trd(
-        "distill", world.by_student, *options, "--model", sharp, "--teacher", world.teacher, "--selfcheck"
+    sharp = with_weights(
+        world.teacher, tmp_path, lambda tensors: {"lm_head.weight": tensors["lm_head.weight"] * 300}
     )
+    options = ("--dtype", "float32", "--device", "cpu", "--objective", "sampled", "--estimator", "k3")
+    models = ("--model", sharp, "--teacher", world.teacher)
+    result = trd("distill", world.by_student, *options, *models, "--selfcheck")
     assert result.exit_code == 1
     assert "OFF" in result.stderr
     assert result.stderr.splitlines()[-1].startswith("trd distill: error: selfcheck: ")
+
+
+def with_weights(model: Path, tmp_path: Path, change: Callable[[Weights], Weights]) -> Path:
+    """A copy of a model with some of its weights changed."""
+    from safetensors.torch import load_file, save_file
+
+    copy = copy_of(model, tmp_path)
+    tensors = load_file(copy / "model.safetensors")
+    save_file(tensors | change(tensors), copy / "model.safetensors", metadata={"format": "pt"})
+    return copy
+
+
+# What would be ignored or misread is refused
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--lora-rank", 8), "--lora-rank with all weights trained; expected --lora"),
+        (("--beta", 0.3), "--beta with --objective forward-kl; expected jsd"),
+        (("--method", "jsd", "--top-k", 5), "--top-k with --objective jsd; expected forward-kl-topk or"),
+        (("--top-k-mode", "tail"), "--top-k-mode with --objective forward-kl"),
+        (("--estimator", "k3"), "--estimator with --objective forward-kl; expected sampled"),
+        (("--entropy-threshold", 1.0), "--entropy-threshold with --objective forward-kl"),
+        (("--ema-decay", 0.5), "--ema-decay with --teacher-weights round"),
+        (("--objective", "entropy-gated", "--entropy-threshold", "nan"), "--entropy-threshold nan"),
+        (("--setting", "opsd"), "--setting opsd along rows that were refined for opd"),
+        (("--lora", "--lora-targets", "lm_head"), "--lora-targets with the output head"),
+    ],
+)
+def test_an_option_that_nothing_would_read_is_refused(
+    world: World, trd: Trd, tmp_path: Path, options: tuple[Any, ...], said: str
+) -> None:
+    line = refusal(trd("distill", world.by_teacher, *TRAIN, *options, "--out", tmp_path / "c"))
+    assert said in line
+
+
+def test_a_method_that_asks_for_the_student_as_teacher_says_so(
+    world: World, trd: Trd, tmp_path: Path
+) -> None:
+    options = ("--method", "opsd-clip", "--teacher", world.teacher)
+    line = refusal(trd("distill", world.rollouts, *TRAIN, *options, "--out", tmp_path / "c"))
+    assert "--method opsd-clip, which sets --teacher-weights initial" in line
+
+
+def test_samples_that_are_not_the_students_own_are_said_to_bias_the_estimate(
+    world: World, ok: Trd, tmp_path: Path
+) -> None:
+    sampled = (*TRAIN, "--method", "sampled", "--setting", "opsd", "--dry-run")
+    assert "12 of 12 rows were not drawn from the student" in ok("distill", world.rollouts, *sampled).stderr
+    ok("data", "make", "arithmetic", "--n", 2, "--out", tmp_path / "p.parquet")
+    own = ("--temperature", 1, "--top-p", 1, "--top-k", 0, "--out", tmp_path / "y_o")
+    ok("sample", "-m", world.student, "-p", tmp_path / "p.parquet", *ENGINE, *own)
+    assert "not drawn" not in ok("distill", tmp_path / "y_o", *sampled).stderr
+
+
+def test_a_raised_limit_goes_on_from_the_last_good_state(
+    world: World, trd: Trd, ok: Trd, tmp_path: Path
+) -> None:
+    command = ("distill", world.by_teacher, *TRAIN, "--batch-size", 4, "--lr", 3, "--max-grad-norm", 1e9)
+    command = (*command, "--epochs", 4, "--save-steps", 1, "--out", tmp_path / "c")
+    line = refusal(trd(*command, "--max-loss", 1.5))
+    assert f"to go on from the last good state, {tmp_path / 'c' / 'states'}" in line
+    failed = len(log_of(tmp_path / "c"))
+    said = ok(*command, "--max-loss", 1e9).stderr
+    assert f"going on after step {failed}" in said
+    assert [record["step"] for record in log_of(tmp_path / "c")] == list(range(1, 13))
+
+
+def test_float16_checkpoints_stay_float16(world: World, ok: Trd, tmp_path: Path) -> None:
+    half = copy_of(world.student, tmp_path)
+    reference_model(world.student).half().save_pretrained(half)
+    ok("distill", world.by_teacher, *TRAIN, "--model", half, "--out", tmp_path / "c")
+    assert {tensor.dtype for tensor in weights(tmp_path / "c").values()} == {torch.float16}

@@ -358,9 +358,9 @@ def refusal(result: Any) -> str:
     ("options", "named"),
     [
         (("--lr", 1e-3), "learning_rate (0.01 → 0.001)"),
-        (("--teacher-weights", "ema", "--setting", "opsd"), "teacher_weights (round → ema)"),
+        (("--reduction", "token"), "reduction (sequence → token)"),
     ],
-    ids=["rate", "teacher"],
+    ids=["rate", "reduction"],
 )
 def test_states_of_another_configuration_are_refused_and_the_difference_named(
     sets: dict[str, Path], cut: Path, trd: Trd, options: tuple[Any, ...], named: str
@@ -412,7 +412,7 @@ def test_a_loss_that_is_not_finite_names_the_rows_and_keeps_the_last_good_state(
     assert "lower --lr" in line
     (kept,) = states(out)
     assert kept.name == "step-000001.pt"
-    assert f"the last good state is {kept}" in line
+    assert f"the last good state, {kept};" in line
     assert torch.load(kept, weights_only=True)["step"] == 1
     named = line.rpartition("rows of the step: ")[2].split(", ")
     ids = {row.trajectory_id[:12] for row in iter_rows(list_shards(sets["by_teacher"]))}

@@ -73,7 +73,10 @@ def command(
 
         own = config_class.__annotations__
         # The command's own options come first in its help, then those it shares with others.
-        fields = sorted(config_class.model_fields.items(), key=lambda item: item[0] not in own)
+        first = getattr(config_class, "FIRST", ())
+        fields = sorted(
+            config_class.model_fields.items(), key=lambda item: (item[0] not in first, item[0] not in own)
+        )
         parameters = [_parameter(field_name, field) for field_name, field in fields]
         callback.__signature__ = inspect.Signature(parameters)
         callback.__annotations__ = {p.name: p.annotation for p in parameters}
@@ -275,6 +278,9 @@ def methods_help() -> str:
 )
 def distill(config: DistillConfig) -> None:
     """Train the student along trajectories towards the teacher's distribution.
+
+    Writes a model directory with train.jsonl in it, adapter/ for --lora, ema/ for an averaged teacher, and states/ while it
+    runs: the same command goes on from there. --selfcheck tells whether the loss is right on a model and rows of your own.
 
     Several processes: torchrun --nproc_per_node 8 -m trd_cli distill ..., or accelerate launch -m trd_cli distill ...
     """

@@ -7,7 +7,7 @@ shard size); all other fields belong to the identity that a resumed run must mat
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
@@ -271,14 +271,30 @@ _METHOD_DEFAULTS: dict[str, Any] = {
 }
 
 
+_TOP_K = ("forward-kl-topk", "reverse-kl-topk")
+# Objectives that read an option; given beside another one it would be ignored in silence.
+_READ_BY = {
+    "beta": ("jsd",),
+    "top_k": _TOP_K,
+    "top_k_mode": _TOP_K,
+    "estimator": ("sampled",),
+    "entropy_threshold": ("entropy-gated",),
+}
+
+
+def _unread(key: str, beside: str, reader: str) -> InputError:
+    flag = "--" + key.replace("_", "-")
+    return InputError(f"{flag} with {beside}", f"{reader}, which reads it", f"leave {flag} out")
+
+
 class ObjectiveOptions(Config):
     method: Literal[tuple(METHODS)] | None = option(
         None,
-        help="A named method: sets the options in its row of the table above; flags beside it go first.",
+        help="A named method: sets the options in its row of the table above; a flag given beside it wins.",
         rows=False,
     )
     objective: ObjectiveName | None = option(
-        None, help="What is made small. Default: the method's, else forward-kl."
+        None, help="Divergence to minimise. Default: the method's, else forward-kl."
     )
     stage: Literal["refined", "rollout"] | None = option(
         None,
@@ -300,7 +316,7 @@ class ObjectiveOptions(Config):
         None,
         help="Of sampled: Monte-Carlo estimator of reverse KL; k3's gradient is forward KL's. Default: k1.",
     )
-    entropy_threshold: float | None = option(
+    entropy_threshold: NotNegative | None = option(
         None,
         help="Of entropy-gated: forward KL is added above this entropy of the teacher, in nats. Default: 0.8.",
     )
@@ -325,11 +341,16 @@ class ObjectiveOptions(Config):
     @model_validator(mode="before")
     @classmethod
     def _fill_in(cls, values: Any) -> Any:
-        """Flags first, then the method, then what holds anyway."""
+        """Flags first, then the method, then what holds anyway. Refuses a flag that the objective does not read."""
         if not isinstance(values, dict):
             return values
         given = {key: value for key, value in values.items() if value is not None}
-        return _METHOD_DEFAULTS | METHODS.get(given.get("method"), {}) | given
+        filled = _METHOD_DEFAULTS | METHODS.get(given.get("method"), {}) | given
+        for key, readers in _READ_BY.items():
+            default = cls.model_fields[key].get_default()
+            if given.get(key, default) != default and filled["objective"] not in readers:
+                raise _unread(key, f"--objective {filled['objective']}", " or ".join(readers))
+        return filled
 
 
 class LoraOptions(Config):
@@ -347,6 +368,20 @@ class LoraOptions(Config):
 
 
 class DistillConfig(ObjectiveOptions, LoraOptions, InputOptions, SelectOptions):
+    FIRST: ClassVar[tuple[str, ...]] = ("method", "objective")
+
+    @model_validator(mode="after")
+    def _nothing_ignored(self) -> DistillConfig:
+        def changed(name: str) -> bool:
+            return getattr(self, name) != type(self).model_fields[name].get_default()
+
+        adapter = [name for name in LoraOptions.model_fields if name != "lora" and changed(name)]
+        if adapter and not self.lora:
+            raise _unread(adapter[0], "all weights trained", "--lora")
+        if changed("ema_decay") and self.teacher_weights != "ema":
+            raise _unread("ema_decay", f"--teacher-weights {self.teacher_weights}", "--teacher-weights ema")
+        return self
+
     model: str | None = option(
         None,
         flags=("--model", "-m"),
@@ -371,7 +406,7 @@ class DistillConfig(ObjectiveOptions, LoraOptions, InputOptions, SelectOptions):
     )
     setting: Literal["opd", "opsd"] | None = option(
         None,
-        help="Whose context a teacher reads that did not refine; refined rows carry their own. Default: opd.",
+        help="opsd: the teacher's context shows the reference too. Refined rows have their own. Default: opd.",
     )
     prompt: str | None = option(
         None, help="Template of the teacher's context where it is rendered here, instead of the built-in one."
@@ -393,6 +428,7 @@ class DistillConfig(ObjectiveOptions, LoraOptions, InputOptions, SelectOptions):
     max_loss: AboveZero = option(
         10.0,
         help="Stop when a step's loss is more than this many times the first (which counts as 1 at least).",
+        rows=False,
     )
     max_length: Positive | None = option(
         None, help="Longest context + response, in tokens. Default: what both models take."
@@ -405,7 +441,7 @@ class DistillConfig(ObjectiveOptions, LoraOptions, InputOptions, SelectOptions):
     dtype: Literal["auto", "bfloat16", "float32"] = option(
         "auto", help="Compute; weights that are trained are float32. auto: bfloat16."
     )
-    save_dtype: Literal["auto", "bfloat16", "float32"] = option(
+    save_dtype: Literal["auto", "bfloat16", "float16", "float32"] = option(
         "auto", help="Saved weights. auto: as the starting checkpoint."
     )
     device: str = option("auto", help="cpu, cuda, mps; auto takes the fastest there is.", rows=False)
@@ -424,10 +460,12 @@ class DistillConfig(ObjectiveOptions, LoraOptions, InputOptions, SelectOptions):
     )
     save_steps: Positive | None = option(None, help="Save it every so many steps too.", rows=False)
     keep: Positive = option(
-        2, help="Saved states kept while training; the last goes when the model is saved.", rows=False
+        2,
+        help="Saved states kept while training (one more while it is written); they go when the model is saved.",
+        rows=False,
     )
     tracker: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = option(
-        (), help="Also log to this tracker (repeatable).", rows=False
+        (), help="Also log to tensorboard, wandb or trackio (repeatable).", rows=False
     )
     selfcheck: bool = option(
         False,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -11,10 +12,10 @@ from trd_cli.config import DistillConfig
 from trd_cli.errors import InputError, TrdError
 from trd_cli.inputs import InputSet, check_complete, load_rows, open_sets, parent_column
 from trd_cli.models import ModelRef
-from trd_cli.records import Trajectory, content_hash
+from trd_cli.records import Trajectory
 from trd_cli.reporting import Report
 from trd_cli.run_dir import RunDir, read_run_json
-from trd_cli.training.batches import Example
+from trd_cli.training.batches import Example, ids_array
 from trd_cli.training.checkpoints import EMA
 from trd_cli.training.contexts import Contexts
 from trd_cli.training.state import clear_states
@@ -42,14 +43,7 @@ def run(
     sets = open_sets(paths)
     if not config.allow_partial:
         check_complete(s.directory for s in sets)
-    rows, used = _rows_of_stage(config, sets)
-    source = used[0]
-    student, teacher = _models(config, source, rows[0], resolve)
-
-    def parents(column: str) -> dict[str, Any]:
-        return parent_column(used, column, config.parents)
-
-    examples = Contexts(config, source, parents, student, teacher, report).examples(rows)
+    student, teacher, examples = _read(config, sets, resolve, report)
     if config.selfcheck:
         _selfcheck(config, examples, student, teacher, report)
         return
@@ -77,11 +71,43 @@ def run(
     _train(config, examples, student, teacher, run_dir, report)
 
 
+def _read(
+    config: DistillConfig, sets: Sequence[InputSet], resolve: Callable[[str], ModelRef], report: Report
+) -> tuple[ModelRef, ModelRef, list[Example]]:
+    """Student, teacher and what is trained on; the rows themselves, with all their text, are let go."""
+    rows, used = _rows_of_stage(config, sets)
+    student, teacher = _models(config, used[0], rows[0], resolve)
+    if config.objective == "sampled":
+        _warn_of_other_samples(config, rows, report)
+
+    def parents(column: str) -> dict[str, Any]:
+        return parent_column(used, column, config.parents)
+
+    return student, teacher, Contexts(config, used[0], parents, student, teacher, report).examples(rows)
+
+
+def _warn_of_other_samples(config: DistillConfig, rows: Sequence[Trajectory], report: Report) -> None:
+    """Monte-Carlo estimates are of what the student would sample itself, at the temperature of the loss and unfiltered."""
+    others = sum(
+        row.stage == "refined" or row.temperature != config.temperature or row.top_p < 1 or row.top_k > 0
+        for row in rows
+    )
+    if others:
+        report.note(
+            f"{others} of {len(rows)} rows were not drawn from the student at temperature {config.temperature:g} without top-p and "
+            "top-k: along them the sampled estimate of reverse KL is biased"
+        )
+
+
 def _digest(examples: Sequence[Example]) -> str:
     """Of all that is trained on. The attempts' verdicts only sort the log."""
-    return content_hash(
-        [{**asdict(e), "scored": list(e.scored), "parent_verdict": None} for e in examples], 16
-    )
+    digest = hashlib.sha256()
+    for e in examples:
+        digest.update(e.trajectory_id.encode())
+        for ids in (e.student_prompt, e.teacher_prompt, e.response, ids_array(e.scored)):
+            digest.update(len(ids).to_bytes(8))
+            digest.update(ids)
+    return digest.hexdigest()[:16]
 
 
 def _train(
@@ -178,13 +204,20 @@ def _models(
             source.about("student_revision" if refined else "model_revision"), source.directory
         )
     setting = config.setting or row.setting
+    if refined and config.teacher_context != "vanilla" and setting != row.setting:
+        raise InputError(
+            f"--setting {setting} along rows that were refined for {row.setting}",
+            f"{row.setting}, or --teacher-context vanilla",
+            "leave --setting out",
+        )
     if config.teacher is None and setting == "opsd":
         return student, _own_teacher(config, student, resolve)
     if config.teacher_weights != "round":
+        chosen = f"--method {config.method}, which sets " if config.method else ""
         raise InputError(
-            f"--teacher-weights {config.teacher_weights} with another teacher than the student",
+            f"{chosen}--teacher-weights {config.teacher_weights} with another teacher than the student",
             "--setting opsd and no --teacher",
-            "leave one of them out",
+            "change that, or give --teacher-weights round",
         )
     if config.teacher:
         return student, resolve(config.teacher)

@@ -6,7 +6,8 @@ Axes: B rows, L padded length (one for each side), N response tokens of all rows
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -16,9 +17,14 @@ import torch
 _MOST_PADDING = 0.1
 
 
+def ids_array(ids: Iterable[int]) -> array[int]:
+    """Token ids at four bytes each: a list takes nine times that, and a run holds all of its rows."""
+    return array("i", ids)
+
+
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One trajectory to train on: two contexts, one response.
+    """One trajectory to train on: two contexts, one response, as token ids.
 
     `scored` are the places in the response that count; `parent_verdict` (the attempt's) only sorts the log.
     """
@@ -31,6 +37,8 @@ class Example:
     parent_verdict: str | None = None
 
     def __post_init__(self) -> None:
+        for name in ("student_prompt", "teacher_prompt", "response"):
+            object.__setattr__(self, name, ids_array(getattr(self, name)))
         if not self.scored:
             object.__setattr__(self, "scored", range(len(self.response)))
 

@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError
 
 from trd_cli.config import LoraOptions
-from trd_cli.errors import InputError, first_line
+from trd_cli.errors import InputError, TrdError, first_line
 from trd_cli.models import ModelRef
 from trd_cli.shards import sync_directory
 from trd_cli.training.model import load, with_adapter
@@ -49,9 +49,15 @@ def save_model(
     if options.lora:
         model = with_adapter(model, options, seed=0)
     unknown = model.load_state_dict({n.removeprefix("student."): w for n, w in weights.items()}, strict=False)
-    assert not unknown.unexpected_keys, unknown.unexpected_keys
+    tied = getattr(model, "_tied_weights_keys", None) or ()
+    untrained = [n for n in unknown.missing_keys if ("lora_" in n if options.lora else n not in tied)]
+    if unknown.unexpected_keys or untrained:
+        raise TrdError(
+            f"trained weights do not fit the student: {[*unknown.unexpected_keys, *untrained][:3]}; expected the same names"
+        )
     try:
         if options.lora:
+            model.peft_config["default"].base_model_name_or_path = student.lasting_name
             model.save_pretrained(building / ADAPTER)
             (building / ADAPTER / "README.md").unlink(missing_ok=True)  # a form to fill in, which nobody did
             model = model.merge_and_unload()

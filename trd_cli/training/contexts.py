@@ -15,7 +15,7 @@ from trd_cli.records import Trajectory
 from trd_cli.reporting import Report
 from trd_cli.tokens import Tokenizer
 from trd_cli.training.asking import Asking, too_long_for
-from trd_cli.training.batches import Example
+from trd_cli.training.batches import Example, ids_array
 
 ALL_SPECIAL = "special"
 _SHOWN = 5  # differing tokens in an error message
@@ -64,7 +64,7 @@ class Contexts:
         self._masked = _masked_ids(config.mask_tokens, self._tokenizer)
         self._config, self._report = config, report
         self._parents = functools.cache(parents)
-        self._asking = Asking(config, source, self._tokenizer, self._limit)
+        self._asking = Asking(config, source, teachers, self._limit)
 
     def examples(self, rows: Sequence[Trajectory]) -> list[Example]:
         """The rows that can be trained on; what is left out or cut is counted and said."""
@@ -98,7 +98,9 @@ class Contexts:
         response = self._response(row)
         if not response:
             return "no response"
-        scored = [t for t, token in enumerate(response) if token not in self._masked]
+        scored: Sequence[int] = range(len(response))
+        if self._masked:
+            scored = ids_array(t for t, token in enumerate(response) if token not in self._masked)
         if not scored:
             return "every token of the response is masked"
         students = row.student_prompt_token_ids if row.stage == "refined" else row.prompt_token_ids

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +17,10 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
+# The others wait while the main process writes a large model.
+_PATIENCE = timedelta(hours=2)
+
+
 def accelerator_for(config: DistillConfig, logs: Path | None = None) -> Accelerator:
     """The processes and devices of this run; trackers write to `logs`.
 
@@ -22,6 +28,7 @@ def accelerator_for(config: DistillConfig, logs: Path | None = None) -> Accelera
     this one is alone: it would train on its own, at a fraction of the speed and with nobody the wiser.
     """
     from accelerate import Accelerator
+    from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
 
     for name in config.tracker:
         _check_tracker(name)
@@ -30,6 +37,10 @@ def accelerator_for(config: DistillConfig, logs: Path | None = None) -> Accelera
         accelerator = Accelerator(
             cpu=on_cpu,
             mixed_precision="no",  # the loss chooses what is computed in which precision
+            gradient_accumulation_plugin=GradientAccumulationPlugin(
+                num_steps=1
+            ),  # it is done here, whatever is configured
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=_PATIENCE)],
             log_with=list(config.tracker) or None,
             project_dir=str(logs) if logs else None,
         )
@@ -46,7 +57,14 @@ def accelerator_for(config: DistillConfig, logs: Path | None = None) -> Accelera
             f"{wanted} processes",
             f"on CPUs, start with ACCELERATE_USE_CPU=true torchrun --nproc_per_node {wanted} -m trd_cli distill ...",
         )
-    if accelerator.distributed_type == "FSDP" and config.teacher_weights == "ema":
+    kind = accelerator.distributed_type
+    if kind in ("DEEPSPEED", "MEGATRON_LM", "TP") or (kind == "FSDP" and not accelerator.is_fsdp2):
+        raise UserError(
+            f"a launch with {kind}",
+            "several processes alone, or FSDP version 2",
+            "change accelerate's configuration",
+        )
+    if kind == "FSDP" and config.teacher_weights == "ema":
         raise InputError("--teacher-weights ema with FSDP", "initial or round", "change --teacher-weights")
     device = accelerator.device
     if config.device not in ("auto", device.type, str(device)):
@@ -72,11 +90,9 @@ def _ancestors() -> list[list[str]]:
     import psutil
 
     found: list[list[str]] = [[]]
-    try:
-        for process in psutil.Process().parents():
+    for process in psutil.Process().parents():
+        with suppress(psutil.Error):  # gone, or another user's: no launcher of this run
             found.append(process.cmdline())
-    except psutil.Error:
-        pass  # a process that is gone or another user's: no launcher of this run
     return found
 
 

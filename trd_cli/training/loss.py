@@ -5,11 +5,12 @@ Axes: N response tokens, V vocabulary, D student width, E teacher width, F figur
     L = Σ_n w_n · D(π_T(·|n), π_θ(·|n))        π = softmax(h · headᵀ / temperature)
 
 The gradient with respect to a chunk's logits is formed while they are there (for forward KL it is w_n (π_θ − π_T)), goes at once
-into those of the hidden states and of the head, and overwrites the logits: chunk × V of them are alive for each side, whatever N.
+into those of the hidden states and of the head, and overwrites the logits: chunk × V of them are alive for each side, whatever N
+(with working copies: of a few rows on a CPU, of a chunk elsewhere).
 That is 8·N·D·V floating-point operations, those of a dense forward and backward pass. TRD (arXiv 2606.08432) takes forward KL and
 w_n = 1 / (|y_r| · trajectories).
 
-Not covered: heads with a bias, and models that transform their logits (soft-capping, scaling): see `trainer`. With a temperature the
+Not covered: heads with a bias, and models that transform their logits (soft-capping, scaling): `model.load` refuses them. With a temperature the
 loss is not multiplied by its square.
 """
 
@@ -114,7 +115,8 @@ class _FusedDivergence(torch.autograd.Function):
         ctx.save_for_backward(grad_states, grad_head)
         ctx.head_dtype = head_VD.dtype
         ctx.mark_non_differentiable(figures_FN)
-        return (weights_N * figures_FN[0]).sum(), figures_FN
+        # A position of no weight counts nothing, were its divergence infinite.
+        return (weights_N * figures_FN[0].masked_fill(weights_N == 0, 0.0)).sum(), figures_FN
 
     @staticmethod
     def backward(ctx, grad_loss, _):
@@ -143,6 +145,7 @@ def _to_gradient(
         value_R, clipped_R, grad_RV = settings.objective(p, q, response_C[at])
         shared = _figures(p, q, response_C[at], first=start)
         figures_FC[:, at] = torch.stack([value_R, clipped_R.to(value_R.dtype), *shared])
+        grad_RV.masked_fill_(weights_C[at, None] == 0, 0.0)
         torch.mul(grad_RV, weights_C[at, None] / settings.temperature, out=student_CV[at])
 
 

@@ -12,11 +12,12 @@ from torch import nn
 
 from trd_cli.config import LoraOptions
 from trd_cli.core.objectives import Objective
-from trd_cli.errors import InputError, ModelError, first_line
+from trd_cli.errors import InputError, ModelError, TrdError, first_line
 from trd_cli.models import ModelRef
 from trd_cli.training.batches import Batch, Side
 from trd_cli.training.loss import Figures, fused_divergence
 
+_HEAD_LIMIT = {torch.float32: 1e-3, torch.bfloat16: 3e-2}
 _LOGIT_TRANSFORMS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
 
 
@@ -32,6 +33,10 @@ def load(
     attention = {"attn_implementation": attn_implementation} if attn_implementation else {}
     try:
         loaded = AutoModelForCausalLM.from_pretrained(str(model.path), dtype=dtype, **attention).to(device)
+    except torch.OutOfMemoryError:
+        raise TrdError(
+            f"out of memory loading {model.name}; expected room for its weights; use a larger device, --lora, or more processes"
+        ) from None
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         raise ModelError(
             f"cannot load {model.name}: {first_line(error)}",
@@ -49,7 +54,24 @@ def load(
             )
     if getattr(loaded.get_output_embeddings(), "bias", None) is not None:
         raise ModelError(f"{model.name} has a bias on its output head", "a head without", "use another model")
+    off = logits_off(loaded)
+    if not off <= _HEAD_LIMIT[dtype]:
+        raise ModelError(
+            f"{model.name} does more to its logits than its head (they differ by a share of {off:.2g})",
+            "a model whose logits are its head's output",
+            "use another model",
+        )
     return loaded
+
+
+@torch.no_grad()
+def logits_off(model: nn.Module) -> float:
+    """How far head · hidden state is from the model's own logits on a few ids, as a share of the largest of them."""
+    side = Side(torch.arange(8)[None], torch.arange(8)).to(head_of(model).device)
+    with _as_it_answers(model):
+        own_NV = base_of(model)(input_ids=side.ids_BL, use_cache=False).logits[0]
+        found_NV = response_states(model, side, head_of(model).dtype) @ head_of(model).T
+    return ((found_NV - own_NV).abs().max() / own_NV.abs().max()).item()
 
 
 def with_adapter(model: nn.Module, options: LoraOptions, seed: int) -> nn.Module:
@@ -69,13 +91,20 @@ def with_adapter(model: nn.Module, options: LoraOptions, seed: int) -> nn.Module
             warnings.simplefilter(
                 "ignore", FutureWarning
             )  # of transformers 5.23, about a name that peft 0.21 uses
-            return get_peft_model(model, config)
+            adapted = get_peft_model(model, config)
     except ValueError as error:
         raise InputError(
             f"--lora-targets {', '.join(options.lora_targets)}: {first_line(error)}",
             "names of linear layers, as q_proj",
             "change --lora-targets",
         ) from None
+    if hasattr(base_of(adapted).get_output_embeddings(), "lora_A"):
+        raise InputError(
+            "--lora-targets with the output head",
+            "layers before it: the loss reads the head's own weight",
+            "leave it out",
+        )
+    return adapted
 
 
 def allow_checkpointing(model: nn.Module) -> None:

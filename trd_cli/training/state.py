@@ -91,14 +91,18 @@ class States:
         """Saved states, oldest first."""
         return sorted(self._directory.glob("step-*.pt"))
 
-    def latest(self) -> dict[str, Any] | None:
-        """The last state that can be read, None where there is none."""
-        for path in reversed(self.paths()):
-            try:
-                return torch.load(path, map_location="cpu", weights_only=True)
-            except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError):
-                continue  # a disk that lost it: the one before it is as good, only older
-        return None
+    def latest(self, accelerator: Accelerator) -> dict[str, Any] | None:
+        """The last state that can be read, None where there is none. The main process chooses; its tensors are mapped from disk."""
+        from accelerate.utils import broadcast_object_list
+
+        chosen = (
+            next((path for path in reversed(self.paths()) if _read(path)), None)
+            if accelerator.is_main_process
+            else None
+        )
+        if accelerator.num_processes > 1:
+            chosen = broadcast_object_list([chosen])[0]
+        return _read(chosen) if chosen else None
 
     def restore(
         self,
@@ -107,7 +111,15 @@ class States:
         optimizer: torch.optim.Optimizer,
         state: dict[str, Any],
     ) -> None:
-        """Put weights, optimiser and random generators where they were."""
+        """Put weights, optimiser and random generators where they were. Raises InputError for a state of other weights."""
+        bare = accelerator.unwrap_model(model)
+        missing = [n for n, p in bare.named_parameters() if p.requires_grad and n not in state["model"]]
+        if missing:
+            raise InputError(
+                f"the state in {self._directory} lacks {missing[0]}",
+                "one that this version saved",
+                "give another --out",
+            )
         options = StateDictOptions(**_WHOLE, strict=False)
         set_state_dict(
             model,
@@ -119,6 +131,13 @@ class States:
         generators = state["generators"]
         if len(generators) == accelerator.num_processes:
             _set_generators(generators[accelerator.process_index])
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError):
+        return None  # a disk that lost it: the one before it is as good, only older
 
 
 def clear_states(run_directory: Path) -> None:

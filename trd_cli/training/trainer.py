@@ -36,11 +36,12 @@ from trd_cli.training.model import (
 )
 from trd_cli.training.state import States, trained_weights
 
-_DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 LOG = "train.jsonl"
+_WORTH_SAVING = 60.0  # seconds of training
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,9 @@ class Trainer:
         compute = _DTYPES["bfloat16" if config.dtype == "auto" else config.dtype]
         device, attention = self._accelerator.device, config.attn_implementation
         # An adapter's float32 is enough for what changes; the weights under it are only read.
-        self._student = load(student, compute if config.lora else torch.float32, device, attention).train()
+        # What is sharded is loaded beside the devices: none of them need hold it whole.
+        place = torch.device("cpu") if accelerator.distributed_type == "FSDP" else device
+        self._student = load(student, compute if config.lora else torch.float32, place, attention).train()
         if config.gradient_checkpointing:
             allow_checkpointing(self._student)
         if config.lora:
@@ -126,11 +129,7 @@ class Trainer:
         after the last whole step is saved then.
         """
         config, accelerator = self._config, self._accelerator
-        weights = [p for p in self._student.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(
-            weights, lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=config.weight_decay
-        )
-        self._model, self._optimizer = accelerator.prepare(self.step, optimizer)
+        self._model, self._optimizer = accelerator.prepare(self.step, self._adamw())
         self._states = States(self._directory, config.keep)
         trained = self._resume(report)
         total = config.epochs * math.ceil(len(examples) / config.batch_size)
@@ -140,17 +139,30 @@ class Trainer:
             accelerator.init_trackers(
                 "trd", config={k: str(v) for k, v in config.model_dump(mode="json").items()}
             )
-        with _Signals(report) as signals:
-            for number, rows in self._numbered(examples, trained.steps, total):
-                trained = self._one_step(number, total, rows, trained)
-                report.advance(len(rows), self._last_tokens)
-                if self._all_agree(signals.stop):
-                    self._save_state(trained)
-                    raise KeyboardInterrupt
+        try:
+            with _Signals(report) as signals:
+                for number, rows in self._numbered(examples, trained.steps, total):
+                    trained = self._one_step(number, total, rows, trained)
+                    report.advance(len(rows), self._last_tokens)
+                    if self._all_agree(signals.stop):
+                        self._save_state(trained)
+                        raise KeyboardInterrupt
+        except torch.OutOfMemoryError:
+            raise self._out_of_memory(examples) from None
+        finally:
+            if config.tracker:
+                accelerator.end_training()
         report.end()
-        if config.tracker:
-            accelerator.end_training()
+        if self._all_agree(time.monotonic() - self._saved_at > _WORTH_SAVING):
+            self._save_state(trained)  # saving the model may fail too
         return trained
+
+    def _adamw(self) -> torch.optim.Optimizer:
+        weights = [p for p in self._student.parameters() if p.requires_grad]
+        config = self._config
+        return torch.optim.AdamW(
+            weights, lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=config.weight_decay
+        )
 
     def _numbered(
         self, examples: Sequence[Example], start: int, stop: int
@@ -167,7 +179,7 @@ class Trainer:
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         plan = plan_step(rows, config.max_tokens_per_batch, self._accelerator.num_processes)
-        figures = self._gathered(self._within_memory(rows, plan.mine(self._accelerator.process_index)))
+        figures = self._gathered(self._accumulate(rows, plan.mine(self._accelerator.process_index)))
         norm = self._clip_gradients()
         self._check(number + 1, figures.loss, norm, rows, trained)
         self._optimizer.step()
@@ -194,16 +206,13 @@ class Trainer:
         self._save_state_when_due(trained, total)
         return trained
 
-    def _within_memory(self, rows: Sequence[Example], groups: Sequence[Sequence[Example]]) -> StepFigures:
-        try:
-            return self._accumulate(rows, groups)
-        except torch.OutOfMemoryError:
-            budget = self._config.max_tokens_per_batch
-            longest = max(max((e.length for e in group), default=0) for group in groups)
-            raise TrdError(
-                f"out of memory with {budget} tokens a forward pass (longest row: {longest}); expected room for their activations; "
-                "lower --max-tokens-per-batch (the gradient does not depend on it), or add --gradient-checkpointing or --lora"
-            ) from None
+    def _out_of_memory(self, examples: Sequence[Example]) -> TrdError:
+        longest = max(e.length for e in examples)
+        return TrdError(
+            f"out of memory with {self._config.max_tokens_per_batch} tokens a forward pass (longest row: {longest}); expected room "
+            "for activations and AdamW's moments; lower --max-tokens-per-batch (the gradient does not depend on it), or add "
+            "--gradient-checkpointing or --lora"
+        )
 
     def _accumulate(self, rows: Sequence[Example], groups: Sequence[Sequence[Example]]) -> StepFigures:
         """Gradients of one step's loss, micro-batch by micro-batch."""
@@ -244,8 +253,8 @@ class Trainer:
         named = ", ".join(row.trajectory_id[:12] for row in rows)
         raise TrdError(
             f"loss {loss:.4g}, gradient norm {norm:.4g} at step {step}; expected finite ones and a loss of at most {limit:.4g}; "
-            f"lower --lr, or raise --max-loss; "
-            + (f"the last good state is {kept[-1]}; " if kept else "")
+            "lower --lr for another --out, or raise --max-loss"
+            + (f" to go on from the last good state, {kept[-1]}; " if kept else "; ")
             + f"rows of the step: {named}"
         )
 
@@ -260,7 +269,7 @@ class Trainer:
     def _resume(self, report: Report) -> Trained:
         """Go on from the last saved state; without one, begin."""
         self._saved_at = time.monotonic()
-        state = self._states.latest()
+        state = self._states.latest(self._accelerator)
         trained = Trained(**state["trained"]) if state else Trained()
         # For dropout; a state brings its own.
         torch.manual_seed(self._config.seed + self._accelerator.process_index)
@@ -277,7 +286,8 @@ class Trainer:
         """Lines of steps that are run again go; they would be there twice."""
         log = self._directory / LOG
         lines = log.read_text(encoding="utf-8").splitlines(keepends=True) if log.is_file() else []
-        write_text(log, "".join(lines[:steps_done]))
+        kept = [line for line in lines if line.endswith("}\n") and json.loads(line)["step"] <= steps_done]
+        write_text(log, "".join(kept))
 
     def _save_state_when_due(self, trained: Trained, total: int) -> None:
         config = self._config
