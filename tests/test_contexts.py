@@ -784,3 +784,16 @@ def test_the_verdict_that_sorts_the_log_is_the_attempts(world: World) -> None:
     attempts = [replace(row, verdict=verdicts[i]) for i, row in rollouts.items()]
     of_attempts = examples_of(world, world.rollouts, rows=attempts)
     assert {i: e.parent_verdict for i, e in of_attempts.examples.items()} == verdicts
+
+
+def test_the_teacher_reads_its_own_chat_template(world: World, tmp_path: Path) -> None:
+    """Two models of one vocabulary may have been taught two templates; the student's prompt is the stored one."""
+    teacher = Path(shutil.copytree(world.teacher, tmp_path / "teacher"))
+    (teacher / "chat_template.jinja").write_text("Q: {{ messages[0]['content'] }}\nA:")
+    made = examples_of(world, world.rollouts, teacher=teacher, setting="opd")
+    rows = {row.trajectory_id: row for row in rows_of(world.rollouts)}
+    for name, example in made.examples.items():
+        assert example.student_prompt == list(rows[name].prompt_token_ids)
+        text = world.tokenizer.decode(example.teacher_prompt)
+        assert text.startswith("Q: ")
+        assert text.endswith("\nA:")

@@ -551,3 +551,17 @@ def test_a_loss_that_nothing_wants_a_gradient_of_is_a_plain_number() -> None:
     loss, _ = fused_divergence(*plain, FORWARD, chunk=5)
     assert not loss.requires_grad
     assert loss.equal(fused(given, FORWARD, chunk=5).loss)
+
+
+def test_a_position_of_no_weight_counts_nothing_even_where_it_is_infinite() -> None:
+    """k3 overflows where the teacher is likelier by 90 nats and more: such a row may be there to keep processes in step."""
+    student_ND = torch.tensor([[100.0, 0.0, -100.0], [1.0, 0.0, 0.5]], requires_grad=True)
+    eye, teacher_ND = torch.eye(3), torch.tensor([[0.0, 1.0, 0.0], [0.2, 0.1, 0.4]])
+    response_N, weights_N = torch.tensor([1, 2]), torch.tensor([0.0, 1.0])
+    k3 = Objective("sampled", estimator="k3")
+    loss, figures = fused_divergence(student_ND, eye, teacher_ND, eye, response_N, weights_N, k3)
+    loss.backward()
+    assert figures.divergence.isinf().tolist() == [True, False]
+    assert loss.item() == pytest.approx(figures.divergence[1].item())
+    assert student_ND.grad[0].tolist() == [0.0, 0.0, 0.0]
+    assert student_ND.grad[1].isfinite().all()
