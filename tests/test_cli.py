@@ -215,7 +215,10 @@ BAD: dict[str, Bad] = {
     "no weights to train": Bad("distill y_o --setting opsd", ("scripted has no weights to train",)),
     "no teacher": Bad("distill y_o --model tiny", ("no teacher", "--setting opsd")),
     "rows of another tokenizer": Bad("distill y_o -m tiny -t tiny", ("tokenizer of tiny", "y_o")),
-    "no row to train on": Bad("distill y_o --stage refined", ("no refined row in y_o", "--stage")),
+    "no row to train on": Bad(
+        "distill y_o --stage refined",
+        ("trains along refined rows, and y_o hold rollout ones", "--stage rollout"),
+    ),
     "no row in the subset": Bad("distill y_o --subset correct", ("y_o", "subset", "trd verify")),
     "only error rows": Bad("distill errors -m tiny --setting opsd", ("all 5 rows are left out",)),
     "no such benchmark": Bad("eval scripted --bench nowhere", ("no benchmark 'nowhere'", "check --bench")),

@@ -300,7 +300,7 @@ def test_every_step_tells_how_student_and_teacher_stand(world: World, ok: Trd, t
         assert 0 < line["teacher_top32_mass"] < 1
         assert 0 <= line["padding"] <= 0.1
         assert line["peak_memory_gib"] > 0.01
-        assert line["tokens_per_second"] > 0
+        assert line["read_tokens_per_second"] > line["response_tokens_per_second"] > 0
         verdicts = [name.removeprefix("loss_parent_") for name in line if name.startswith("loss_parent_")]
         assert verdicts == ["incorrect"]
         assert line["loss_parent_incorrect"] == pytest.approx(line["loss"], rel=1e-5)
@@ -454,3 +454,34 @@ def test_float16_checkpoints_stay_float16(world: World, ok: Trd, tmp_path: Path)
     reference_model(world.student).half().save_pretrained(half)
     ok("distill", world.by_teacher, *TRAIN, "--model", half, "--out", tmp_path / "c")
     assert {tensor.dtype for tensor in weights(tmp_path / "c").values()} == {torch.float16}
+
+
+def test_a_filter_does_not_change_what_is_trained_along(world: World, trd: Trd, tmp_path: Path) -> None:
+    both = ("distill", world.rollouts, world.by_student, *TRAIN, "--model", world.student)
+    line = refusal(trd(*both, "--where", "parent_id IS NULL", "--out", tmp_path / "c"))
+    assert "no refined row in" in line
+
+
+def test_a_method_along_other_rows_than_there_are_says_which_it_wants(
+    world: World, trd: Trd, tmp_path: Path
+) -> None:
+    options = ("--method", "fkl", "--teacher", world.teacher)
+    line = refusal(trd("distill", world.by_teacher, *TRAIN, *options, "--out", tmp_path / "c"))
+    assert "--method fkl trains along rollout rows" in line
+
+
+def test_a_preview_tells_one_ablation_from_another(world: World, ok: Trd) -> None:
+    said = {
+        options: ok("distill", world.by_student, *TRAIN, *options, "--dry-run").stderr.splitlines()[-1]
+        for options in (
+            ("--method", "trd"),
+            ("--method", "trd", "--teacher-context", "vanilla"),
+            ("--method", "trd", "--clip-position", "0.5", "--reduction", "token"),
+        )
+    }
+    assert len(set(said.values())) == 3
+    assert "forward-kl, along refined" in said[("--method", "trd")]
+    assert (
+        "clip position 0.5, reduction token"
+        in said[("--method", "trd", "--clip-position", "0.5", "--reduction", "token")]
+    )

@@ -183,7 +183,14 @@ CASES: dict[str, tuple[object, ...]] = {
     ),
 }
 # What depends on how a step is cut into micro-batches, or on the machine.
-OF_THE_MACHINE = {"seconds", "tokens_per_second", "peak_memory_gib", "padding", "teacher_top32_mass"}
+OF_THE_MACHINE = {
+    "seconds",
+    "response_tokens_per_second",
+    "read_tokens_per_second",
+    "peak_memory_gib",
+    "padding",
+    "teacher_top32_mass",
+}
 
 
 def arguments(world: World, case: str, out: Path) -> list[str]:

@@ -35,7 +35,7 @@ STEPS = 30  # twelve rows, four a step, ten times
 LONG = (*TRAIN, "--batch-size", 4, "--epochs", 10)
 KILLS, KEPT = 12, 3
 # What the log says of the machine and not of the training.
-OF_THE_MACHINE = {"seconds", "tokens_per_second", "peak_memory_gib"}
+OF_THE_MACHINE = {"seconds", "response_tokens_per_second", "read_tokens_per_second", "peak_memory_gib"}
 
 WARM = """
 import json, os, signal, sys
@@ -284,7 +284,7 @@ def test_a_training_that_is_interrupted_saves_its_last_whole_step_and_goes_on_to
     assert run.kill(number) == 130
     stderr = run.stderr.read_text()
     assert stderr.splitlines()[-1] == (
-        "trd distill: error: interrupted; training goes on when the same command is run again"
+        "trd distill: error: interrupted; training goes on from its last saved state when the same command is run again"
     )
     assert stderr.count("error:") == 1
     assert "Traceback" not in stderr

@@ -130,7 +130,11 @@ def _guarded(name: str, work: Callable[[], None]) -> None:
         try:
             work()
         except KeyboardInterrupt:
-            kept = "training goes on" if name == "distill" else "finished rows are kept"
+            kept = (
+                "training goes on from its last saved state"
+                if name == "distill"
+                else "finished rows are kept"
+            )
             raise Interrupted(f"interrupted; {kept} when the same command is run again") from None
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):

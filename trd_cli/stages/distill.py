@@ -8,13 +8,14 @@ from contextlib import nullcontext
 from dataclasses import asdict
 from typing import Any
 
-from trd_cli.config import DistillConfig
+from trd_cli.config import DistillConfig, ObjectiveOptions
 from trd_cli.errors import InputError, TrdError
 from trd_cli.inputs import InputSet, check_complete, load_rows, open_sets, parent_column
 from trd_cli.models import ModelRef
 from trd_cli.records import Trajectory
 from trd_cli.reporting import Report
 from trd_cli.run_dir import RunDir, read_run_json
+from trd_cli.shards import read_table
 from trd_cli.training.batches import Example, ids_array
 from trd_cli.training.checkpoints import EMA
 from trd_cli.training.contexts import Contexts
@@ -66,6 +67,7 @@ def run(
         return
     if run_dir.run["about"].get("finished"):
         clear_states(run_dir.path)
+        report.note(f"{run_dir.path} is finished: nothing to do")
         report.result(run_dir.path)
         return
     _train(config, examples, student, teacher, run_dir, report)
@@ -124,7 +126,7 @@ def _train(
     accelerator = accelerator_for(config, run_dir.path)
     # One process holds the directory; the others train along.
     with run_dir if accelerator.is_main_process else nullcontext():
-        report.note(f"loading {student.name} and its teacher {teacher.name}")
+        report.note(f"loading {student.name} and its teacher {teacher.name} for {_described(config)}")
         trainer = Trainer(config, student, teacher, accelerator, run_dir.path)
         trained = trainer.train(examples, report)
         trainer.save()
@@ -164,16 +166,24 @@ def _rows_of_stage(
     config: DistillConfig, sets: Sequence[InputSet]
 ) -> tuple[list[Trajectory], list[InputSet]]:
     """The rows to train on and the sets they are from; raises InputError where two sets disagree on how they were made."""
+    # By what the sets hold, not by what the subset leaves of them: a filter must not change what is trained along.
+    held = {stage for each in sets for stage in _stages_in(each)}
+    stage = config.stage or ("refined" if "refined" in held else "rollout")
+    if stage not in held:
+        why = f"--method {config.method}" if config.method else f"--stage {stage}"
+        raise InputError(
+            f"{why} trains along {stage} rows, and {', '.join(str(s.directory) for s in sets)} hold {', '.join(sorted(held))} ones",
+            f"a set with {stage} rows",
+            f"give one, or --stage {min(held)}",
+        )
     loaded = [(each, load_rows([each], config.subset, config.where, config.parents)) for each in sets]
-    any_refined = any(row.stage == "refined" for _, rows in loaded for row in rows)
-    stage = config.stage or ("refined" if any_refined else "rollout")
     by_set = [(each, [row for row in rows if row.stage == stage]) for each, rows in loaded]
     used = [each for each, rows in by_set if rows]
     if not used:
         raise InputError(
             f"no {stage} row in {', '.join(str(s.directory) for s in sets)} is in the subset",
             "at least one",
-            "check --stage, --method, --subset and --where, and that trd verify has run if they read verdicts",
+            "check --subset and --where, and that trd verify has run on the set, and on its parents, if they read verdicts",
         )
     for other in used[1:]:
         differing = [key for key in _SHARED if other.about(key) != used[0].about(key)]
@@ -184,6 +194,10 @@ def _rows_of_stage(
                 "train on one of them, or on each in turn",
             )
     return [row for _, rows in by_set for row in rows], used
+
+
+def _stages_in(each: InputSet) -> set[str]:
+    return {stage for path in each.shards for stage in read_table(path, ["stage"])["stage"].to_pylist()}
 
 
 def _models(
@@ -251,6 +265,20 @@ def _first_of(student: ModelRef, resolve: Callable[[str], ModelRef]) -> ModelRef
     return first
 
 
+def _described(config: DistillConfig) -> str:
+    """What tells one ablation from another: the objective and every choice about it that is not the usual one."""
+    told = [
+        config.objective,
+        f"along {config.stage}" if config.stage else "",
+        "with an adapter" if config.lora else "",
+    ]
+    usual = DistillConfig.parse({"objective": config.objective})
+    for name in ObjectiveOptions.model_fields:
+        if name not in ("method", "objective", "stage") and getattr(config, name) != getattr(usual, name):
+            told.append(f"{name.replace('_', ' ')} {getattr(config, name)}")
+    return ", ".join(filter(None, told))
+
+
 def _preview(
     examples: Sequence[Example], student: ModelRef, teacher: ModelRef, run_dir: RunDir, config: DistillConfig
 ) -> str:
@@ -260,7 +288,7 @@ def _preview(
         f"student reads ({len(first.student_prompt)} tokens):\n{tokenizer.decode(first.student_prompt)}\n\n"
         f"teacher reads ({len(first.teacher_prompt)} tokens):\n{tokenizer.decode(first.teacher_prompt)}\n\n"
         f"both score ({len(first.response)} tokens):\n{tokenizer.decode(first.response)}\n\n"
-        f"would train {student.name} towards {teacher.name} on {len(examples)} trajectories by {config.objective}"
-        f"{' with an adapter' if config.lora else ''}, {config.epochs} epochs, {config.batch_size} a step, "
+        f"would train {student.name} towards {teacher.name} on {len(examples)} trajectories by {_described(config)}, "
+        f"epochs {config.epochs}, {config.batch_size} a step, "
         f"lr {config.learning_rate:g}, into {run_dir.path}"
     )
