@@ -17,6 +17,9 @@ from trd_cli.models import ModelRef
 from trd_cli.training.batches import Batch, Side
 from trd_cli.training.loss import Figures, fused_divergence
 
+# Of transformers 5.23, about a name that peft 0.21 uses.
+warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+
 _HEAD_LIMIT = {torch.float32: 1e-3, torch.bfloat16: 3e-2}
 _LOGIT_TRANSFORMS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
 
