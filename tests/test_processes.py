@@ -276,7 +276,7 @@ def test_an_interrupted_launch_keeps_its_state_and_one_process_goes_on_from_it(
     launch = ended(launcher, logs)
     assert launch.exit_code != 0
     assert launch.stderr[0].splitlines()[-1] == (
-        "trd distill: error: interrupted; training goes on when the same command is run again"
+        "trd distill: error: interrupted; training goes on from its last saved state when the same command is run again"
     )
     assert launch.stdout == {0: "", 1: ""}
     steps_done = len(log_of(out))
