@@ -37,9 +37,8 @@ def accelerator_for(config: DistillConfig, logs: Path | None = None) -> Accelera
         accelerator = Accelerator(
             cpu=on_cpu,
             mixed_precision="no",  # the loss chooses what is computed in which precision
-            gradient_accumulation_plugin=GradientAccumulationPlugin(
-                num_steps=1
-            ),  # it is done here, whatever is configured
+            # Accumulated here, whatever is configured.
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
             kwargs_handlers=[InitProcessGroupKwargs(timeout=_PATIENCE)],
             log_with=list(config.tracker) or None,
             project_dir=str(logs) if logs else None,

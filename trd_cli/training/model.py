@@ -57,23 +57,35 @@ def load(
             )
     if getattr(loaded.get_output_embeddings(), "bias", None) is not None:
         raise ModelError(f"{model.name} has a bias on its output head", "a head without", "use another model")
-    off = logits_off(loaded)
-    if not off <= _HEAD_LIMIT[dtype]:
-        raise ModelError(
-            f"{model.name} does more to its logits than its head (they differ by a share of {off:.2g})",
-            "a model whose logits are its head's output",
-            "use another model",
-        )
     return loaded
 
 
+def check_logits(model: nn.Module, name: str, compute: torch.dtype) -> None:
+    """Raise ModelError for a model that cannot be run as asked, or whose logits are more than its head's output."""
+    try:
+        off = logits_off(model, compute)
+    except (RuntimeError, ValueError, ImportError) as error:
+        raise ModelError(
+            f"cannot run {name}: {first_line(error)}",
+            "a model that runs with this --dtype and --attn-implementation",
+            "change one of them",
+        ) from None
+    if not off <= _HEAD_LIMIT[compute]:
+        raise ModelError(
+            f"{name} does more to its logits than its head (they differ by a share of {off:.2g})",
+            "a model whose logits are its head's output",
+            "use another model",
+        )
+
+
 @torch.no_grad()
-def logits_off(model: nn.Module) -> float:
+def logits_off(model: nn.Module, compute: torch.dtype) -> float:
     """How far head · hidden state is from the model's own logits on a few ids, as a share of the largest of them."""
     side = Side(torch.arange(8)[None], torch.arange(8)).to(head_of(model).device)
-    with _as_it_answers(model):
+    autocast = torch.autocast(side.ids_BL.device.type, compute, enabled=compute != torch.float32)
+    with _as_it_answers(model), autocast:
         own_NV = base_of(model)(input_ids=side.ids_BL, use_cache=False).logits[0]
-        found_NV = response_states(model, side, head_of(model).dtype) @ head_of(model).T
+        found_NV = response_states(model, side, compute) @ head_of(model).to(compute).T
     return ((found_NV - own_NV).abs().max() / own_NV.abs().max()).item()
 
 
@@ -114,7 +126,12 @@ def allow_checkpointing(model: nn.Module) -> None:
     """Recompute activations in the backward pass."""
     # transformers 5.23 renamed it and warns about the old name.
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-    enable({"use_reentrant": False})
+    try:
+        enable({"use_reentrant": False})
+    except ValueError as error:
+        raise ModelError(
+            f"--gradient-checkpointing: {first_line(error)}", "a model that can", "leave it out"
+        ) from None
 
 
 def base_of(model: nn.Module) -> nn.Module:

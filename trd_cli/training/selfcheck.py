@@ -20,10 +20,10 @@ from trd_cli.training.model import DistillStep, Teacher, head_of, logits_off, re
 from trd_cli.training.trainer import Trainer, objective_of
 
 _ROWS, _POSITIONS, _ENTRIES = 4, 64, 4096
-# Largest share of the largest entry by which two ways may differ: rounding of the compute dtype, summed over layers.
 # 0 on a CPU; elsewhere the two passes may take kernels that round differently.
 _EQUAL = {torch.float32: 1e-6, torch.bfloat16: 1e-3}
 _PADDED = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
+# Largest share of the largest entry by which two ways may differ: rounding of the compute dtype, summed over layers.
 _LIMITS = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
 
 
@@ -51,7 +51,11 @@ def run_checks(
     weighting = Weighting.of(rows, config.reduction)
     batch = collate(rows, weighting).to(accelerator.device)
     return [
-        Check("head against the model's own logits", logits_off(step.student), _LIMITS[step.compute]),
+        Check(
+            "head against the model's own logits",
+            logits_off(step.student, step.compute),
+            _LIMITS[step.compute],
+        ),
         *_same_context(step, rows, weighting, accelerator.device),
         *_chunked_against_dense(step, batch, objective_of(config)),
         *_splits(step, rows, weighting, accelerator.device),

@@ -31,6 +31,7 @@ from trd_cli.training.model import (
     DistillStep,
     Teacher,
     allow_checkpointing,
+    check_logits,
     load,
     with_adapter,
 )
@@ -103,6 +104,8 @@ class Trainer:
         # What is sharded is loaded beside the devices: none of them need hold it whole.
         place = torch.device("cpu") if accelerator.distributed_type == "FSDP" else device
         self._student = load(student, compute if config.lora else torch.float32, place, attention).train()
+        if place == device:
+            check_logits(self._student, student.name, compute)
         if config.gradient_checkpointing:
             allow_checkpointing(self._student)
         if config.lora:
@@ -120,7 +123,9 @@ class Trainer:
             return Average(self._student, config.ema_decay, before)
         if own and config.lora:
             return AdapterOff()
-        return Teacher(load(teacher, compute, device, attention))
+        model = load(teacher, compute, device, attention)
+        check_logits(model, teacher.name, compute)
+        return Teacher(model)
 
     def train(self, examples: Sequence[Example], report: Report) -> Trained:
         """Run the steps that are left; one JSON line a step goes to the log.
@@ -142,8 +147,8 @@ class Trainer:
         try:
             with _Signals(report) as signals:
                 for number, rows in self._numbered(examples, trained.steps, total):
-                    trained = self._one_step(number, total, rows, trained)
-                    report.advance(len(rows), self._last_tokens)
+                    before, trained = trained, self._one_step(number, total, rows, trained)
+                    report.advance(len(rows), trained.tokens - before.tokens)
                     if self._all_agree(signals.stop):
                         self._save_state(trained)
                         raise KeyboardInterrupt
@@ -185,7 +190,7 @@ class Trainer:
         self._optimizer.step()
         self._optimizer.zero_grad()
         self._teacher.follow(self._student)
-        trained, self._last_tokens = trained.after(figures.loss, figures.tokens), figures.tokens
+        trained = trained.after(figures.loss, figures.tokens)
         seconds = time.monotonic() - begun
         self._log(
             {
