@@ -337,7 +337,7 @@ def test_a_dry_run_says_what_would_happen_and_writes_nothing(name: str, inside: 
 
 def test_every_command_that_works_long_has_a_dry_run() -> None:
     has = {name for name, command in commands().items() if any("--dry-run" in p.opts for p in command.params)}
-    assert has == {"sample", "refine", "verify", "distill", "eval"}
+    assert has == {"sample", "refine", "verify", "distill", "eval", "run"}
 
 
 def commands() -> dict[str, click.Command]:

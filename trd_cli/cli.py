@@ -33,12 +33,15 @@ from trd_cli.config import (
     ListConfig,
     MakeConfig,
     OverlapConfig,
+    PlanConfig,
     RefineConfig,
+    ReportConfig,
+    RunConfig,
     SampleConfig,
     ShowConfig,
     VerifyConfig,
 )
-from trd_cli.console import ConsoleReport, print_table
+from trd_cli.console import ConsoleReport, RunTable, print_table
 from trd_cli.errors import InputError, Interrupted, TrdError, UserError
 from trd_cli.reporting import SilentReport
 
@@ -357,6 +360,49 @@ def compare(config: CompareConfig) -> None:
         print(stage.markdown(comparison), end="")
 
 
+@command(app, "report", ReportConfig, "trd report runs/opsd-math --nll 64")
+def report_(config: ReportConfig) -> None:
+    """Scores, refinement, training and cost of a run as tables, plots and one page; of two runs A B also their differences.
+
+    Writes report.html, report.md, CSV files and plots. A run that is not finished is reported as far as it is.
+    """
+    from trd_cli.models import resolve_model
+    from trd_cli.stages import report as stage
+
+    stage.run(config, resolve_model, ConsoleReport("report"))
+
+
+@command(app, "plan", PlanConfig, "trd plan examples/recipes/cpu-smoke.toml --gpu-memory 80")
+def plan(config: PlanConfig) -> None:
+    """What a recipe will need, and what is wrong with it, before any GPU hour is spent.
+
+    Findings by topic, each ok, warning or error, with what to change; exit code 1 where there is an error. No weights are loaded.
+    """
+    from trd_cli.planning.findings import lines
+    from trd_cli.stages import plan as stage
+
+    findings = stage.run(config, ConsoleReport("plan"))
+    print("\n".join(lines(findings)))
+    stage.check(config, findings)
+
+
+@command(app, "run", RunConfig, "trd run examples/recipes/cpu-smoke.toml --out runs/smoke")
+def run(config: RunConfig) -> None:
+    """A whole recipe: rounds of sample, verify, refine, distill and eval, for all its arms and seeds.
+
+    Stages that arms have in common run once. Each runs in a process of its own, with its log in logs/. The same command again
+    does what is missing. In a pipe, the run directory is printed at the end.
+    """
+    from trd_cli.stages import run as stage
+
+    if config.dry_run:
+        print("\n".join(stage.dry_run(config)))
+        return
+    directory = stage.run(config, RunTable())
+    if not sys.stdout.isatty():
+        print(directory)
+
+
 @command(app, "show", ShowConfig, "trd show runs/y_r --id 3fa9")
 def show(config: ShowConfig) -> None:
     """One trajectory with its prompt, its verdict and its lineage."""
@@ -455,7 +501,30 @@ def main() -> None:
     # Read when torch is loaded. Threads that spin while they wait make a step several times slower as soon as anything
     # else runs on the machine; threads that sleep cost next to nothing on a quiet one.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    _end_with_the_run()
     app()
+
+
+def _end_with_the_run() -> None:
+    """A stage that trd run started is told to stop when that dies, however it dies. Linux; elsewhere the next trd run ends it."""
+    parent = os.environ.pop("TRD_RUN_PID", None)
+    if parent is None or not sys.platform.startswith("linux"):
+        return
+    import ctypes
+
+    told: list[int] = []
+
+    def tell_once(number: int, _: object) -> None:
+        # It comes once for each thread of the parent, and a second SIGTERM would break into the writing of what is finished.
+        if not told:
+            told.append(number)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    to_be_signalled = 1  # PR_SET_PDEATHSIG, prctl(2)
+    signal.signal(signal.SIGUSR2, tell_once)
+    ctypes.CDLL(None).prctl(to_be_signalled, signal.SIGUSR2)
+    if os.getppid() != int(parent):  # it died before we asked
+        raise SystemExit(Interrupted.exit_code)
 
 
 if __name__ == "__main__":

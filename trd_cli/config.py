@@ -18,6 +18,7 @@ NonNegative = Annotated[int, Field(ge=0)]
 AboveZero = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
+RunStage = Literal["problems", "sample", "verify", "refine", "distill", "eval"]
 Subset = Literal["all", "correct", "incorrect", "repaired", "broken", "kept", "unrepaired"]
 
 
@@ -57,6 +58,27 @@ Pairs = Annotated[dict[str, str], BeforeValidator(pairs)]
 JsonPairs = Annotated[dict[str, Any], BeforeValidator(json_pairs)]
 
 
+def _words(name: str, field: Any, value: Any) -> list[str]:
+    """One option as it is typed."""
+    flags = field.json_schema_extra["flags"] or [f"--{name.replace('_', '-')}"]
+    flag = next(f for f in flags if f.startswith("--"))
+    if isinstance(value, bool):
+        on, _, off = flag.partition("/")
+        return [on if value else off or "--no-" + on.removeprefix("--")]
+    if isinstance(value, dict):
+        as_json = "Any" in str(field.annotation)
+        return [word for key, v in value.items() for word in (flag, f"{key}={_typed(v) if as_json else v}")]
+    values = value if isinstance(value, tuple) else (value,)
+    return [word for v in values for word in (flag, str(v))]
+
+
+def _typed(value: Any) -> str:
+    """A value of `KEY=VALUE` that `json_pairs` reads back as it is."""
+    if isinstance(value, str) and _json_or_text(value) is value:
+        return value
+    return json.dumps(value)
+
+
 class Config(BaseModel):
     """Base of all command configs: immutable, no unknown keys."""
 
@@ -79,6 +101,25 @@ class Config(BaseModel):
         values = self.model_dump(mode="json")
         fields = type(self).model_fields
         return {name: values[name] for name in fields if fields[name].json_schema_extra["rows"]}
+
+    def flags(self) -> list[str]:
+        """The words of a command line that gives this configuration again: what is not the default, arguments last."""
+        implied = self._implied()
+        words: list[str] = []
+        arguments: list[str] = []
+        for name, field in type(self).model_fields.items():
+            value = getattr(self, name)
+            if value in (None, (), {}) or value == field.get_default() or implied.get(name) == value:
+                continue
+            if field.json_schema_extra["argument"]:
+                arguments += map(str, value) if isinstance(value, tuple) else [str(value)]
+            else:
+                words += _words(name, field, value)
+        return [*words, *arguments]
+
+    def _implied(self) -> dict[str, Any]:
+        """Values that are filled in where no flag is given."""
+        return {}
 
 
 class OutputOptions(Config):
@@ -183,7 +224,16 @@ class SampleConfig(OutputOptions, EngineOptions, SamplingOptions, RenderOptions)
         flags=("--problems", "-p"), help="Problem set: a Parquet file (trd data).", rows=False
     )
     n: Positive = option(1, flags=("--n", "-n"), help="Attempts a problem.", rows=False)
-    limit: Positive | None = option(None, help="Only the first problems.", rows=False)
+    limit: Positive | None = option(None, help="Only the first problems, after those skipped.", rows=False)
+    skip: NonNegative = option(
+        0, help="Leave out the first problems; with --limit, a slice of the set.", rows=False
+    )
+    max_prompt_tokens: Positive | None = option(
+        None, help="Leave out problems of that slice whose rendered prompt is longer.", rows=False
+    )
+    max_reference_tokens: Positive | None = option(
+        None, help="Leave out problems of that slice whose reference solution is longer.", rows=False
+    )
     round: NonNegative = option(0, help="Number of the round; part of each row's identity.")
 
 
@@ -369,6 +419,9 @@ class ObjectiveOptions(Config):
         help="Positions of this token do not count (repeatable); special: all special tokens but the end of turn.",
     )
     eos: bool = option(True, flags=("--eos/--no-eos",), help="Train on the end-of-turn token.")
+
+    def _implied(self) -> dict[str, Any]:
+        return _METHOD_DEFAULTS | METHODS.get(self.method, {})
 
     @model_validator(mode="before")
     @classmethod
@@ -583,6 +636,50 @@ class EvalConfig(OutputOptions, EngineOptions, RenderOptions, GraderConfig):
 _READ_BY_RESCORE = {"rescore", "k", "out", "max_errors", "dry_run", *GraderConfig.model_fields}
 
 
+class RunConfig(Config):
+    recipe: str = option(argument=True, help="Recipe (TOML).", rows=False)
+    out: str | None = option(None, help="Run directory. Default: trd-runs/<name of the recipe>.", rows=False)
+    from_stage: RunStage | None = option(
+        None,
+        flags=("--from",),
+        help="Do this stage again, and all that comes of it; its old outputs are removed when the run starts.",
+        rows=False,
+    )
+    until: RunStage | None = option(
+        None, flags=("--until",), help="Go no further than this stage.", rows=False
+    )
+    only: tuple[str, ...] = option((), help="Only this arm, with what it needs (repeatable).", rows=False)
+    dry_run: bool = option(
+        False,
+        help="Print what is done, what would run, and the first rendered prompt of each stage, then stop.",
+        rows=False,
+    )
+
+
+class PlanConfig(Config):
+    recipe: str = option(argument=True, help="Recipe (TOML).", rows=False)
+    directory: str | None = option(
+        None,
+        flags=("--run",),
+        help="Run directory whose rollouts and rates are used as far as they are there. Default: that of trd run.",
+        rows=False,
+    )
+    out: str | None = option(None, help="Also write the findings to this JSON file.", rows=False)
+    sample_rate: AboveZero | None = option(
+        None,
+        help="Response tokens a second of sample, refine and eval. Default: as measured in the run directory.",
+        rows=False,
+    )
+    train_rate: AboveZero | None = option(
+        None,
+        help="Response tokens a second of distill. Default: as measured in the run directory.",
+        rows=False,
+    )
+    gpu_memory: AboveZero | None = option(
+        None, help="GiB of one device: a stage that needs more is an error.", rows=False
+    )
+
+
 class CompareConfig(Config):
     a: str = option(argument=True, help="A directory of trd eval, or its results.json.", rows=False)
     b: str = option(argument=True, help="Another: differences are B - A.", rows=False)
@@ -595,6 +692,29 @@ class CompareConfig(Config):
     out: str | None = option(
         None, help="Also write compare.json, compare.md and compare.csv into this directory.", rows=False
     )
+
+
+class ReportConfig(Config):
+    runs: tuple[str, ...] = option(
+        argument=True, help="A run directory; or two, A and B: differences are B - A.", rows=False
+    )
+    out: str | None = option(
+        None, help="Directory to write to. Default: report in the run directory (the last one's).", rows=False
+    )
+    nll: Positive | None = option(
+        None,
+        help="Score y_o, y_r and y* of so many rows of each refined set with the student that wrote y_o (loads the model).",
+        rows=False,
+    )
+    device: str = option(
+        "auto", help="Of --nll: cpu, cuda, mps; auto takes the fastest there is.", rows=False
+    )
+
+    @model_validator(mode="after")
+    def _one_or_two(self) -> ReportConfig:
+        if not 1 <= len(self.runs) <= 2:
+            raise InputError(f"{len(self.runs)} run directories", "one, or two to compare", "name one or two")
+        return self
 
 
 class MakeConfig(Config):

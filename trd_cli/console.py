@@ -8,6 +8,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from trd_cli.reporting import NodeState
+
 _INTERVAL = 10.0
 
 
@@ -107,6 +109,81 @@ def print_table(
     for row in rows:
         table.add_row(*(Text(row[i]) for i in shown))
     Console().print(table)
+
+
+class RunTable:
+    """All stages of a run: a live table on a terminal of one's own; a line for each change, and now and then one on progress,
+    anywhere else."""
+
+    def __init__(self) -> None:
+        self._live = None
+        self._wants_live = sys.stderr.isatty() and sys.stdout.isatty() and sys.stdin.isatty()
+        self._said: dict[str, tuple[str, str]] = {}
+        self._said_at = time.monotonic()
+
+    def show(self, states: Sequence[NodeState], changed: str) -> None:
+        if self._wants_live:
+            self._draw(states)
+            return
+        node = next(state for state in states if state.name == changed)
+        before = self._said.get(changed, ("", ""))
+        if node.state != before[0]:
+            self._said[changed] = (node.state, node.text)
+            if node.state not in ("waiting", "done") or before[0] == "running":
+                self.note(_sentence(node))
+        elif node.text != before[1] and time.monotonic() - self._said_at > _INTERVAL:
+            self._said[changed] = (node.state, node.text)
+            self.note(_sentence(node))
+
+    def note(self, text: str) -> None:
+        self._said_at = time.monotonic()
+        if self._live is not None:
+            self._live.console.print(f"trd run: {text}", markup=False, highlight=False)
+        else:
+            print(f"trd run: {text}", file=sys.stderr, flush=True)
+
+    def end(self) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def _draw(self, states: Sequence[NodeState]) -> None:
+        from rich.console import Console
+        from rich.live import Live
+
+        if self._live is None:
+            self._live = Live(console=Console(stderr=True), auto_refresh=False)
+            self._live.start()
+        self._live.update(_table(states, self._live.console.height), refresh=True)
+
+
+def _sentence(node: NodeState) -> str:
+    rows = f"{node.rows}/{node.total} · " if node.state == "running" and node.total is not None else ""
+    took = f"in {_clock(node.seconds)}" if node.state in ("done", "failed") else ""
+    return " ".join(filter(None, (f"{node.name}: {node.state}", took, (rows + node.text).rstrip(" ·"))))
+
+
+def _table(states: Sequence[NodeState], height: int):
+    """The stages as a table no higher than the terminal: what is done goes first, then what waits longest."""
+    from rich.table import Table
+    from rich.text import Text
+
+    room = max(height - 5, 3)
+    at = next((i for i, s in enumerate(states) if s.state in ("running", "waiting")), len(states))
+    start = max(0, min(at - room // 3, len(states) - room))
+    done = sum(state.state == "done" for state in states)
+    table = Table(box=None, title=Text(f"{done} of {len(states)} stages done"), title_justify="left")
+    for name in ("stage", "state", "rows", "time", ""):
+        table.add_column(name, justify="right" if name in ("rows", "time") else "left", no_wrap=True)
+    for node in states[start : start + room]:
+        rows = "" if node.total is None else f"{node.rows}/{node.total}"
+        took = _clock(node.seconds) if node.seconds else ""
+        cells = (node.name, Text(node.state, style=_COLOURS.get(node.state, "")), rows, took, Text(node.text))
+        table.add_row(*cells)
+    return table
+
+
+_COLOURS = {"done": "green", "running": "cyan", "failed": "red", "skipped": "yellow", "waiting": "dim"}
 
 
 def _clock(seconds: float) -> str:

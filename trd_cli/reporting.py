@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -57,3 +59,31 @@ class WithoutResults:
         self.start, self.advance, self.end, self.note = report.start, report.advance, report.end, report.note
 
     def result(self, path: Path) -> None: ...
+
+
+@dataclass(frozen=True)
+class NodeState:
+    """How a stage of a run stands: done, running, waiting, failed or skipped; rows where it has told them."""
+
+    name: str
+    state: str
+    rows: int | None = None
+    total: int | None = None
+    text: str = ""
+    seconds: float = 0.0
+
+
+class RunReport(Protocol):
+    """What `trd run` tells: the stand of all stages, one of which has changed."""
+
+    def show(self, states: Sequence[NodeState], changed: str) -> None:
+        """All stages in order; `changed` is the name of the one that has moved."""
+        ...
+
+    def end(self) -> None:
+        """No stage runs any more."""
+        ...
+
+    def note(self, text: str) -> None:
+        """One line a person should see."""
+        ...

@@ -6,6 +6,7 @@ by side.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil, isnan, nan
 
@@ -122,6 +123,22 @@ def sign_flip_p_values(differences_QP: np.ndarray, draws: int = 20_000, seed: in
         patterns = random.integers(0, 2, size=(min(_CHUNK, draws - start), moved), dtype=np.int8)
         extreme_P += (np.abs((2.0 * patterns - 1.0) @ sizes_MP) >= seen_P).sum(axis=0)
     return extreme_P / (draws + 1)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values corrected for their number by Holm's step-down procedure, in the order given.
+
+    With m values, the i-th smallest (from 0) becomes the largest of (m − j)·p_(j) over j ≤ i, at most 1. Rejecting what is
+    at most 0.05 then keeps the chance of any false rejection among the m at 5 %, however they depend on each other (Holm
+    1979, A Simple Sequentially Rejective Multiple Test Procedure, Scandinavian Journal of Statistics 6). A NaN stays one
+    and is not counted.
+    """
+    order = sorted((i for i, p in enumerate(p_values) if not isnan(p)), key=lambda i: p_values[i])
+    corrected, largest = [nan] * len(p_values), 0.0
+    for rank, i in enumerate(order):
+        largest = max(largest, min(1.0, (len(order) - rank) * p_values[i]))
+        corrected[i] = largest
+    return corrected
 
 
 def needed_questions(value: float, variance: float, moved_share: float) -> int | None:

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from trd_cli.config import SampleConfig
+from trd_cli.errors import InputError
 from trd_cli.generation import Backend, Outcome, Rendering, ShardFiller, plan_rollouts, preview, templates_for
-from trd_cli.records import content_hash
+from trd_cli.records import Problem, Trajectory, content_hash
 from trd_cli.reporting import Report
 from trd_cli.run_dir import RunDir
 from trd_cli.shards import read_problems
+from trd_cli.tokens import Tokenizer
 
 
 def run(config: SampleConfig, backend: Backend, report: Report) -> Outcome:
     """Generate what is missing of `n` rollouts a problem; see `generation` for identity and resume."""
     everything = read_problems(Path(config.problems))
-    problems = everything[: config.limit]
+    problems = _slice(config, everything)
     templates = templates_for("student", (p.task for p in problems), config.prompt)
     rendering = Rendering(config.render or "chat", config.chat_template_kwargs or {})
     planned = plan_rollouts(problems, config.n, templates, rendering, backend, config, config.round)
+    planned = _short_enough(config, problems, planned, backend.tokenizer, report)
     identity = config.identity() | {
         "problems": content_hash(sorted(p.problem_id + content_hash(p.problem) for p in everything), 16),
         "prompt": {task: template.sha256 for task, template in templates.items()},
@@ -35,3 +39,51 @@ def run(config: SampleConfig, backend: Backend, report: Report) -> Outcome:
         filler.fill(planned)
     filler.outcome.check_errors(config.max_errors)
     return filler.outcome
+
+
+def _slice(config: SampleConfig, everything: Sequence[Problem]) -> Sequence[Problem]:
+    """`limit` problems after the first `skip`; raises InputError when none is left."""
+    if config.skip >= len(everything):
+        raise InputError(
+            f"--skip {config.skip}, and {config.problems} has {len(everything)} problems",
+            "problems that are left",
+            "lower --skip, or give a larger set",
+        )
+    end = None if config.limit is None else config.skip + config.limit
+    return everything[config.skip : end]
+
+
+def _short_enough(
+    config: SampleConfig,
+    problems: Sequence[Problem],
+    planned: Sequence[Trajectory],
+    tokenizer: Tokenizer,
+    report: Report,
+) -> list[Trajectory]:
+    """The rows of the problems whose prompt and reference are not too long; how many are left out is said.
+
+    Raises InputError when none is left.
+    """
+    prompts = {row.problem_id: len(row.prompt_token_ids) for row in planned}
+    left_out: set[str] = set()
+    if config.max_prompt_tokens is not None:
+        long = {name for name, tokens in prompts.items() if tokens > config.max_prompt_tokens}
+        _say(report, long, problems, f"a prompt of more than {config.max_prompt_tokens} tokens")
+        left_out |= long
+    if config.max_reference_tokens is not None:
+        limit = config.max_reference_tokens
+        long = {p.problem_id for p in problems if len(tokenizer.encode(p.reference_solution or "")) > limit}
+        _say(report, long, problems, f"a reference solution of more than {limit} tokens")
+        left_out |= long
+    if len(left_out) == len(problems):
+        raise InputError(
+            f"all {len(problems)} problems are left out as too long",
+            "at least one that is not",
+            "raise --max-prompt-tokens or --max-reference-tokens",
+        )
+    return [row for row in planned if row.problem_id not in left_out]
+
+
+def _say(report: Report, long: set[str], problems: Sequence[Problem], what: str) -> None:
+    if long:
+        report.note(f"left out {len(long)} of {len(problems)} problems: {what}")

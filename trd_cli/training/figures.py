@@ -12,6 +12,8 @@ from trd_cli.training.batches import Batch, Example
 from trd_cli.training.loss import Figures
 
 _QUANTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
+# Parts of a response by which the divergence is told: tenths of its tokens.
+TENTHS = 10
 _MEANS = tuple(name for name in Figures._fields if name != "divergence")
 
 
@@ -24,6 +26,8 @@ class StepFigures:
     divergence: list[torch.Tensor] = field(default_factory=list)
     sums: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     counts: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    # By the verdict of the attempt: sum of the divergence and number of positions in each tenth, (2, TENTHS).
+    tenths: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def add(self, loss: float, figures: Figures, batch: Batch, rows: Sequence[Example]) -> None:
         """Take in a micro-batch of `rows`; its tensors are moved to the CPU."""
@@ -42,6 +46,19 @@ class StepFigures:
             if row.parent_verdict is not None:
                 self.sums[f"loss_parent_{row.parent_verdict}"] += mean
                 self.counts[f"loss_parent_{row.parent_verdict}"] += 1
+        self._add_tenths(rows)
+
+    def _add_tenths(self, rows: Sequence[Example]) -> None:
+        """Sort the last micro-batch's divergence by place in the response; its positions stand row by row, as collated."""
+        by_row = self.divergence[-1].double().split([len(row.scored) for row in rows])
+        for row, divergence_S in zip(rows, by_row, strict=True):
+            if row.parent_verdict is not None:
+                tenth_S = torch.tensor(row.scored) * TENTHS // len(row.response)
+                both_2S = torch.stack([divergence_S, torch.ones_like(divergence_S)])
+                self._tenths_of(row.parent_verdict).index_add_(1, tenth_S, both_2S)
+
+    def _tenths_of(self, verdict: str) -> torch.Tensor:
+        return self.tenths.setdefault(verdict, torch.zeros(2, TENTHS, dtype=torch.float64))
 
     def merge(self, other: StepFigures) -> None:
         self.loss += other.loss
@@ -50,6 +67,16 @@ class StepFigures:
         for name, value in other.sums.items():
             self.sums[name] += value
             self.counts[name] += other.counts[name]
+        for verdict, sums_2T in other.tenths.items():
+            self._tenths_of(verdict).add_(sums_2T)
+
+    def by_tenth(self) -> dict[str, list[float]]:
+        """For each verdict of the attempt, by tenth of the response: mean divergence (0 where there is none), and positions."""
+        found: dict[str, list[float]] = {}
+        for verdict, (sum_T, count_T) in sorted(self.tenths.items()):
+            found[f"divergence_tenths_{verdict}"] = (sum_T / count_T.clamp(min=1)).tolist()
+            found[f"positions_tenths_{verdict}"] = count_T.int().tolist()
+        return found
 
     def summary(self) -> dict[str, float]:
         """Quantiles over the step's positions, and means over positions (over rows for `loss_parent_…`)."""

@@ -198,6 +198,7 @@ class Trainer:
                 "epoch": round((number + 1) / (total / config.epochs), 4),
                 "loss": figures.loss,
                 **figures.summary(),
+                **figures.by_tenth(),
                 "grad_norm": norm,
                 "learning_rate": rate,
                 "trajectories": len(rows),
@@ -269,7 +270,7 @@ class Trainer:
             with open(self._directory / LOG, "a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
         if self._config.tracker:
-            values = {k: v for k, v in record.items() if k != "step"}
+            values = {k: v for k, v in record.items() if isinstance(v, (int, float)) and k != "step"}
             self._accelerator.log(values, step=record["step"])
 
     def _resume(self, report: Report) -> Trained:

@@ -1,0 +1,110 @@
+"""A run directory as trd run leaves it, made by the commands themselves on tiny models, with verdicts that are known."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from conftest import Trd
+from tiny import build_model
+
+from trd_cli.records import Verdict
+from trd_cli.shards import list_shards, read_rows, write_shard
+
+ENGINE = ("--engine", "transformers", "--dtype", "float32", "--device", "cpu", "--max-tokens", 24)
+TRAIN = ("--dtype", "float32", "--device", "cpu", "--batch-size", 4, "--lr", 1e-3)
+BENCH = "arithmetic:n=20,seed=3"
+# y_o and y_r of each row, in the order of the refined set's shards.
+VERDICTS: tuple[tuple[Verdict | None, Verdict | None], ...] = (
+    *[("incorrect", "correct")] * 3,
+    *[("correct", "correct")] * 2,
+    ("correct", "incorrect"),
+    ("incorrect", "incorrect"),
+    ("incorrect", "timeout"),
+)
+ROUND = "seed-0/round-0"
+# Name, directory, what it was made from, arm.
+NODES = (
+    ("problems", "problems", (), None),
+    ("base/eval", "eval-base", (), None),
+    (f"{ROUND}/sample", "sample-0", ("problems",), None),
+    (f"{ROUND}/verify-rollouts", "sample-0", (f"{ROUND}/sample",), None),
+    (f"{ROUND}/refine", "refine-0", (f"{ROUND}/sample",), None),
+    (f"{ROUND}/verify-refined", "refine-0", (f"{ROUND}/refine",), None),
+    (f"{ROUND}/trd/distill", "distill-trd", (f"{ROUND}/verify-refined", f"{ROUND}/verify-rollouts"), "trd"),
+    (f"{ROUND}/trd/eval", "eval-trd", (f"{ROUND}/trd/distill",), "trd"),
+    (f"{ROUND}/fkl/distill", "distill-fkl", (f"{ROUND}/verify-rollouts",), "fkl"),
+    (f"{ROUND}/fkl/eval", "eval-fkl", (f"{ROUND}/fkl/distill",), "fkl"),
+)
+
+
+def make_run(directory: Path, ok: Trd) -> Path:
+    """One round of OPSD with two arms, finished. Evaluations are scripted: base right at 0.2, fkl at 0.5, trd at 0.9."""
+    nodes = directory / "nodes"
+    student, problems = build_model(directory / "student"), nodes / "problems" / "problems.parquet"
+    ok("data", "make", "arithmetic", "--n", len(VERDICTS), "--out", problems)
+    ok("sample", "-m", student, "-p", problems, *ENGINE, "--out", nodes / "sample-0")
+    ok("refine", nodes / "sample-0", "--setting", "opsd", *ENGINE, "--out", nodes / "refine-0")
+    set_verdicts(nodes)
+    ok("distill", nodes / "refine-0", "--method", "trd", *TRAIN, "--out", nodes / "distill-trd")
+    along = ("--method", "fkl", "--setting", "opsd", *TRAIN)
+    ok("distill", nodes / "sample-0", *along, "--out", nodes / "distill-fkl")
+    for number, (name, accuracy) in enumerate({"base": 0.2, "fkl": 0.5, "trd": 0.9}.items()):
+        evaluate(ok, nodes / f"eval-{name}", accuracy, number)
+    write_graph(directory)
+    return directory
+
+
+def evaluate(ok: Trd, out: Path, accuracy: float, seed: int, bench: str = BENCH) -> None:
+    """Of a seed of its own: with the same one the scripted engine is right wherever it was at a lower accuracy."""
+    options = ("--engine-arg", f"accuracy={accuracy}", "--seed", seed, "--max-errors", 999)
+    ok("eval", "scripted", "--bench", bench, "--k", 2, *options, "--out", out)
+
+
+def set_verdicts(nodes: Path) -> None:
+    """Give rollouts and refined rows the verdicts of VERDICTS."""
+    of_parent: dict[str, Verdict | None] = {}
+    refined = [row for shard in list_shards(nodes / "refine-0") for row in read_rows(shard)]
+    (shard,) = list_shards(nodes / "refine-0")
+    for row, (before, _) in zip(refined, VERDICTS, strict=True):
+        of_parent[row.parent_id] = before
+    write_shard(
+        shard, [replace(row, verdict=after) for row, (_, after) in zip(refined, VERDICTS, strict=True)]
+    )
+    (shard,) = list_shards(nodes / "sample-0")
+    rows = read_rows(shard)
+    write_shard(shard, [replace(row, verdict=of_parent[row.trajectory_id]) for row in rows])
+
+
+def write_graph(directory: Path, name: str = "tiny") -> None:
+    """graph.json and status.json with every node done, in `seconds` of its place in the graph."""
+    entries, status = [], {}
+    for number, (node, folder, inputs, arm) in enumerate(NODES):
+        whose = (
+            {"arm": arm, "round": 0, "seed": 0}
+            if node.startswith("seed")
+            else {"arm": None, "round": None, "seed": None}
+        )
+        stage = node.rpartition("/")[2].partition("-")[0]
+        entry = {
+            "name": node,
+            "stage": stage,
+            **whose,
+            "out": f"nodes/{folder}",
+            "inputs": list(inputs),
+            "digest": str(number),
+            "argv": [],
+        }
+        entries.append(entry)
+        status[node] = {
+            "state": "done",
+            "seconds": 1000.0 + number,
+            "peak_rss_bytes": 2**33,
+            "exit_code": 0,
+            "digest": str(number),
+        }
+    recipe = {"name": name, "setting": "opsd", "reference_arm": "fkl", "seeds": [0], "rounds": 1}
+    graph = {"format": "trd-graph-1", "name": name, "recipe": recipe, "nodes": entries}
+    (directory / "graph.json").write_text(json.dumps(graph))
+    (directory / "status.json").write_text(json.dumps(status))

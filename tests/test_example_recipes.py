@@ -1,0 +1,253 @@
+"""The recipes in examples/recipes: each parses, says what its papers say, and runs with the scripted engine up to training."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomli_w
+from conftest import Trd
+
+from trd_cli.config import DistillConfig, EvalConfig, RefineConfig, SampleConfig
+from trd_cli.graph import Graph, build_graph
+from trd_cli.recipes import Recipe, load_recipe
+
+RECIPES = Path(__file__).parent.parent / "examples" / "recipes"
+PAPER = RECIPES / "paper"
+# Parts that other recipes extend.
+PARTS = {
+    PAPER / f"{name}.toml"
+    for name in ("base", "opd", "opsd", "math", "code", "arms", "arms-opd", "arms-opsd")
+}
+WHOLE = sorted(path for path in RECIPES.rglob("*.toml") if path not in PARTS)
+STUDENTS = {
+    "qwen3-1.7b": "Qwen/Qwen3-1.7B",
+    "qwen3-4b": "Qwen/Qwen3-4B-Instruct-2507",
+    "qwen3-8b": "Qwen/Qwen3-8B",
+}
+MATRIX = [
+    (setting, task, size)
+    for setting in ("opd", "opsd")
+    for task in ("math", "code")
+    for size in STUDENTS
+    if setting == "opsd" or size != "qwen3-8b"
+]
+
+
+def short(path: Path) -> str:
+    return path.relative_to(RECIPES).with_suffix("").as_posix()
+
+
+def graph_of(path: Path, directory: Path = Path("run")) -> Graph:
+    return build_graph(load_recipe(path), directory)
+
+
+def one(graph: Graph, kind: type, arm: str | None = None) -> Any:
+    """The configuration of the only node of a kind, or of that of an arm."""
+    configs = [n.config for n in graph.nodes if isinstance(n.config, kind) and (arm is None or n.arm == arm)]
+    assert len(configs) == 1
+    return configs[0]
+
+
+def paper(setting: str, task: str, size: str) -> Path:
+    return PAPER / f"{setting}-{task}-{size}.toml"
+
+
+def test_these_are_the_recipes() -> None:
+    others = {"cpu-smoke", "fu2026", "released-code", "subset-ablation"}
+    assert {short(path) for path in WHOLE} == {short(paper(*each)) for each in MATRIX} | others
+    assert all(path.is_file() for path in PARTS)
+
+
+# Facts of arXiv 2606.08432 and its released scripts
+
+
+@pytest.mark.parametrize(("setting", "task", "size"), MATRIX)
+def test_the_paper_s_models_problems_and_arms(setting: str, task: str, size: str) -> None:
+    recipe: Recipe = load_recipe(paper(setting, task, size))
+    assert (recipe.setting, recipe.student, recipe.rounds) == (setting, STUDENTS[size], 1)
+    assert recipe.teacher == ("Qwen/Qwen3-8B" if setting == "opd" else None)
+    preset, file = {
+        "math": ("deepscaler", "agentica-org/DeepScaleR-Preview-Dataset"),
+        "code": ("taco", "BAAI/TACO"),
+    }[task]
+    assert (recipe.problems["import"]["preset"], recipe.problems["import"]["file"]) == (preset, file)
+    assert set(recipe.arms) == {"fkl", "fkl-clip", "rkl", "rkl-topk", "trd"}
+
+
+@pytest.mark.parametrize(("setting", "task", "size"), MATRIX)
+def test_the_paper_s_generation(setting: str, task: str, size: str) -> None:
+    graph = graph_of(paper(setting, task, size))
+    sample, refine = one(graph, SampleConfig), one(graph, RefineConfig)
+    for config in (sample, refine):
+        assert (config.temperature, config.top_p, config.top_k, config.max_tokens) == (0.6, 0.95, 20, 16384)
+    assert (sample.n, sample.max_prompt_tokens, sample.max_model_len) == (1, 2048, 18432)
+    assert sample.max_reference_tokens == {"opd": None, "opsd": 4096}[setting]
+    assert refine.max_model_len == {"opd": 34816, "opsd": 38912}[setting]
+
+
+@pytest.mark.parametrize(("setting", "task", "size"), MATRIX)
+def test_the_paper_s_update(setting: str, task: str, size: str) -> None:
+    graph = graph_of(paper(setting, task, size))
+    trainings = {n.arm: n.config for n in graph.nodes if isinstance(n.config, DistillConfig)}
+    assert len(trainings) == 5
+    for config in trainings.values():
+        assert (config.lora, config.lora_rank, config.lora_alpha, config.lora_dropout) == (
+            True,
+            64,
+            128.0,
+            0.05,
+        )
+        assert config.lora_targets == ()
+        assert (config.learning_rate, config.warmup_ratio, config.min_lr_ratio) == (5e-6, 0.1, 0.1)
+        assert (config.weight_decay, config.max_grad_norm, config.batch_size, config.epochs) == (
+            0.005,
+            1.0,
+            128,
+            1,
+        )
+        assert (config.subset, config.reduction, config.eos) == ("all", "sequence", True)
+        assert config.teacher_weights == {"opd": "round", "opsd": "initial"}[setting]
+    lengths = {arm: config.max_length for arm, config in trainings.items()}
+    along_y_o, along_y_r = {"opd": (18432, 34816), "opsd": (22528, 38912)}[setting]
+    assert lengths == {**dict.fromkeys(trainings, along_y_o), "trd": along_y_r}
+
+
+def test_the_paper_s_variants() -> None:
+    graph = graph_of(paper("opd", "math", "qwen3-1.7b"))
+
+    def variant(arm: str) -> tuple[Any, ...]:
+        config = one(graph, DistillConfig, arm)
+        return config.objective, config.stage, config.teacher_context, config.clip_position
+
+    assert variant("fkl") == ("forward-kl", "rollout", "vanilla", None)
+    assert variant("fkl-clip") == ("forward-kl", "rollout", "vanilla", 0.1)
+    assert variant("rkl") == ("reverse-kl", "rollout", "vanilla", None)
+    assert variant("rkl-topk") == ("reverse-kl-topk", "rollout", "vanilla", None)
+    assert one(graph, DistillConfig, "rkl-topk").top_k == 32
+    assert variant("trd") == ("forward-kl", "refined", "refine", None)
+
+
+@pytest.mark.parametrize(("setting", "task", "size"), MATRIX)
+def test_the_paper_s_evaluation(setting: str, task: str, size: str) -> None:
+    graph = graph_of(paper(setting, task, size))
+    evaluations = [n.config for n in graph.nodes if isinstance(n.config, EvalConfig)]
+    assert len(evaluations) == 6, "the starting model and five arms"
+    for config in evaluations:
+        assert (config.temperature, config.top_p, config.k) == (0.6, 0.95, 16)
+        assert (config.bench, config.max_tokens) == {
+            "math": ("aime24,aime25,hmmt25,beyondaime,amobench", 38912),
+            "code": ("humaneval+,mbpp+,livecodebench", 16384),
+        }[task]
+
+
+@pytest.mark.parametrize(
+    "path", [paper("opd", "math", "qwen3-4b"), RECIPES / "subset-ablation.toml"], ids=short
+)
+def test_the_arms_share_one_set_of_rollouts_and_one_of_refined_rows(path: Path) -> None:
+    stages = [node.stage for node in graph_of(path).nodes]
+    assert (stages.count("sample"), stages.count("refine"), stages.count("verify")) == (1, 1, 2)
+    assert stages.count("distill") == len(load_recipe(path).arms)
+
+
+def test_the_ablation_has_four_subsets_along_y_r_and_two_along_y_o() -> None:
+    graph = graph_of(RECIPES / "subset-ablation.toml")
+    arms = {(n.config.stage, n.config.subset) for n in graph.nodes if isinstance(n.config, DistillConfig)}
+    refined = {("refined", subset) for subset in ("all", "correct", "incorrect", "repaired")}
+    assert arms == refined | {("rollout", "correct"), ("rollout", "incorrect")}
+
+
+def test_the_released_code_renders_raw_text_averages_over_tokens_and_trains_on_no_end() -> None:
+    graph = graph_of(RECIPES / "released-code.toml")
+    assert (one(graph, SampleConfig).render, one(graph, RefineConfig).render) == ("raw", "raw")
+    trainings = [n.config for n in graph.nodes if isinstance(n.config, DistillConfig)]
+    assert {(config.reduction, config.eos) for config in trainings} == {("token", False)}
+
+
+def test_fu_et_al_compare_the_sampled_token_with_the_teacher_s_top_32() -> None:
+    graph = graph_of(RECIPES / "fu2026.toml")
+    sample = one(graph, SampleConfig)
+    assert (sample.temperature, sample.top_p, sample.top_k, sample.max_tokens) == (1.0, 0.9, 0, 16384)
+    one_token, top_k = (one(graph, DistillConfig, arm) for arm in ("sampled", "top-k"))
+    for config in (one_token, top_k):
+        assert (config.learning_rate, config.batch_size, config.mask_tokens) == (2e-6, 128, ("special",))
+    assert (one_token.objective, one_token.estimator) == ("sampled", "k1")
+    assert (top_k.objective, top_k.top_k, top_k.top_k_mode) == ("reverse-kl-topk", 32, "renormalise")
+    assert not [n for n in graph.nodes if n.stage == "refine"]
+
+
+def test_the_smoke_run_has_five_arms_of_the_embedded_model_and_questions_of_its_own() -> None:
+    recipe = load_recipe(RECIPES / "cpu-smoke.toml")
+    assert (recipe.student, recipe.setting, recipe.rounds, len(recipe.arms)) == ("smollm2-135m", "opsd", 1, 5)
+    made = recipe.problems["make"]
+    assert made["seed"] != 2
+    assert "seed=2" in recipe.eval["bench"]
+
+
+# With the scripted engine
+
+ROWS = {
+    "math": {"problem": "What is 3 + 4?", "solution": "3 + 4 = 7.", "answer": "7"},
+    "code": {
+        "question": "Print the sum of two numbers.",
+        "starter_code": "",
+        "solutions": json.dumps(["print(sum(map(int, input().split())))"]),
+        "input_output": json.dumps({"inputs": ["1 2"], "outputs": ["3"]}),
+    },
+}
+
+
+@pytest.fixture
+def inside(tmp_path: Path) -> Iterator[Path]:
+    """A run directory as the working directory: the nodes' paths are relative to it."""
+    before, run = Path.cwd(), tmp_path / "run"
+    run.mkdir()
+    os.chdir(run)
+    yield run
+    os.chdir(before)
+
+
+def scripted(path: Path, directory: Path) -> Path:
+    """A recipe that is another one but for its models, and for a few problems that are here."""
+    recipe = load_recipe(path)
+    own: dict[str, Any] = {"extends": str(path), "student": "scripted"}
+    if recipe.teacher:
+        own["teacher"] = "scripted"
+    if "make" in recipe.problems:
+        own["problems"] = {"make": {"n": 4}}
+    else:
+        task = {"deepscaler": "math", "taco": "code"}[recipe.problems["import"]["preset"]]
+        file = directory / "rows.jsonl"
+        file.write_text(json.dumps(ROWS[task]) + "\n")
+        own["problems"] = {"import": {"file": str(file)}}
+    written = directory / "scripted.toml"
+    written.write_text(tomli_w.dumps(own))
+    return written
+
+
+@pytest.mark.parametrize("path", WHOLE, ids=short)
+def test_a_recipe_shows_its_graph_and_its_first_prompts(path: Path, ok: Trd, tmp_path: Path) -> None:
+    shown = ok(
+        "run", scripted(path, tmp_path), "--dry-run", "--until", "distill", "--out", tmp_path / "run"
+    ).stdout
+    for arm in load_recipe(path).arms:
+        assert f"seed-0/round-0/{arm}/distill" in shown
+    assert "teacher reads:" in shown
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("path", WHOLE, ids=short)
+def test_a_recipe_s_rows_are_made_by_the_scripted_engine(
+    path: Path, ok: Trd, tmp_path: Path, inside: Path
+) -> None:
+    graph = graph_of(scripted(path, tmp_path), inside)
+    made = [node for node in graph.nodes if node.stage in ("problems", "sample", "verify", "refine")]
+    assert len(made) >= 3
+    for node in made:
+        ok(*node.argv)
+    for node in made:
+        assert any(graph.path(node).glob("*.parquet"))

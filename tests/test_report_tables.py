@@ -1,0 +1,640 @@
+"""The figures, tables and plots of trd report, against what the run's own files say and against small cases by hand."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import shutil
+import struct
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+import torch
+from conftest import Trd
+from report_run import BENCH, NODES, ROUND, VERDICTS, evaluate, make_run, write_graph
+from sets import by_id, rows_of
+from tiny import reference_model
+
+from trd_cli.core.comparison import holm
+from trd_cli.models import resolve_model
+from trd_cli.report.collect import collect, combine, kl_by_position
+from trd_cli.report.data import Refinement, ReportData, Score, Spread
+from trd_cli.report.plots import INK, plots
+from trd_cli.report.rounds import curves_of
+from trd_cli.report.tables import markdown, tables
+from trd_cli.shards import list_shards, read_rows, write_shard
+from trd_cli.training.batches import Example, Weighting, collate
+from trd_cli.training.figures import StepFigures
+from trd_cli.training.loss import Figures
+
+SHARES = ("truncated", "no_answer", "error", "timeout")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, ok: Trd) -> Path:
+    """A finished run of two arms. Tests read it and write elsewhere."""
+    return make_run(tmp_path_factory.mktemp("run") / "tiny", ok)
+
+
+@pytest.fixture(scope="module")
+def data(finished: Path) -> ReportData:
+    return collect(finished)
+
+
+@pytest.fixture
+def copy(finished: Path, tmp_path: Path) -> Path:
+    """A copy of the run to change."""
+    return Path(shutil.copytree(finished, tmp_path / "copy"))
+
+
+def results(run: Path, arm: str) -> dict[str, Any]:
+    return json.loads((run / "nodes" / f"eval-{arm}" / "results.json").read_text())
+
+
+def lines_of(path: Path) -> list[dict[str, str]]:
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def logged(run: Path, arm: str) -> list[dict[str, Any]]:
+    return [
+        json.loads(line)
+        for line in (run / "nodes" / f"distill-{arm}" / "train.jsonl").read_text().splitlines()
+    ]
+
+
+def the(values: Iterator[Any] | list[Any]) -> Any:
+    (value,) = values
+    return value
+
+
+# Scores
+
+
+@pytest.mark.parametrize("arm", ["base", "trd", "fkl"])
+def test_scores_are_those_of_results_json(finished: Path, data: ReportData, arm: str) -> None:
+    bench = results(finished, arm)["benchmarks"][BENCH]
+    shown = {s.score: s for s in data.scores if s.arm == arm}
+    assert list(shown) == ["avg@2", "pass@2", "maj@2"]
+    for name, score in shown.items():
+        assert {key: getattr(score, key) for key in ("value", "low", "high", "questions")} == {
+            key: bench["scores"][name][key] for key in ("value", "low", "high", "questions")
+        }
+        assert [getattr(score, key) for key in SHARES] == [bench[key] for key in SHARES]
+
+
+def test_differences_are_those_of_trd_compare(
+    finished: Path, data: ReportData, ok: Trd, tmp_path: Path
+) -> None:
+    pairs = {("base", "trd"): "base", ("base", "fkl"): "base", ("fkl", "trd"): "fkl"}
+    assert [(d.against, d.arm) for d in data.differences] == list(pairs)
+    for d in data.differences:
+        sides = (finished / "nodes" / f"eval-{arm}" for arm in (d.against, d.arm))
+        ok("compare", *sides, "--out", tmp_path / f"{d.against}-{d.arm}")
+        told = json.loads((tmp_path / f"{d.against}-{d.arm}" / "compare.json").read_text())["benchmarks"][
+            BENCH
+        ]
+        for key in ("value", "low", "high", "p_value", "questions"):
+            assert getattr(d, key) == told["difference"][key]
+        assert (d.gained, d.lost) == (len(told["gained"]), len(told["lost"]))
+
+
+def test_p_values_are_corrected_among_those_against_the_same_thing(data: ReportData) -> None:
+    trd, fkl, to_fkl = data.differences
+    assert trd.p_value < fkl.p_value
+    assert trd.p_holm == pytest.approx(2 * trd.p_value)
+    assert fkl.p_holm == pytest.approx(max(fkl.p_value, trd.p_holm))
+    assert to_fkl.p_holm == to_fkl.p_value, "alone in its family"
+
+
+def test_holm_corrects_as_in_the_textbook() -> None:
+    # Sorted 0.005·4, 0.01·3, 0.03·2, 0.04·1, none below the one before.
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.5, 0.9]) == [1.0, 1.0]
+    assert holm([]) == []
+    assert holm([0.02]) == [0.02]
+
+
+def test_holm_leaves_out_what_has_no_p_value() -> None:
+    corrected = holm([0.01, math.nan, 0.02])
+    assert math.isnan(corrected[1])
+    assert [corrected[0], corrected[2]] == [0.02, 0.02]
+
+
+def test_a_benchmark_of_another_content_is_not_compared_and_named(copy: Path, ok: Trd) -> None:
+    shutil.rmtree(copy / "nodes" / "eval-trd")
+    evaluate(ok, copy / "nodes" / "eval-trd", 0.9, 2, "arithmetic:n=20,seed=4")
+    found = collect(copy)
+    assert [(d.arm, d.against) for d in found.differences] == [("fkl", "base")]
+    assert f"trd against base on {BENCH}: not compared, only one of them was evaluated on it" in found.missing
+
+
+def test_a_curve_begins_with_the_base_model_and_takes_the_last_round_for_the_summary(
+    data: ReportData,
+) -> None:
+    def score(arm: str, number: int | None, value: float) -> Score:
+        return Score(arm, number, 0, BENCH, "avg@1", value, value, value, 20, 0.0, 0.0, 0.0, 0.0)
+
+    told = ReportData(
+        **{
+            **{
+                name: getattr(data, name)
+                for name in ("name", "runs", "directory", "setting", "reference_arm")
+            },
+            **dict.fromkeys(
+                ("nodes", "evaluations", "differences", "refinements", "trainings", "sets", "missing"), ()
+            ),
+        },
+        scores=(score("base", None, 0.1), score("trd", 0, 0.3), score("trd", 1, 0.2), score("fkl", 0, 0.4)),
+    )
+    curves = {key: {r: s.value for r, s in curve.items()} for key, curve in curves_of(told).items()}
+    assert curves == {("trd", 0, BENCH): {0: 0.1, 1: 0.3, 2: 0.2}, ("fkl", 0, BENCH): {0: 0.1, 1: 0.4}}
+    assert [(s.arm, s.value) for s in told.last_scores()] == [("base", 0.1), ("trd", 0.2), ("fkl", 0.4)]
+    table = the([t for t in tables(told) if t.section == "rounds"])
+    assert table.rows == (
+        ("trd", "0", BENCH, "10.0 %", "30.0 %", "20.0 %"),
+        ("fkl", "0", BENCH, "10.0 %", "40.0 %", "–"),
+    )
+    assert "rounds-scores" in plots(told)
+
+
+def test_seeds_together_are_all_their_samples_question_by_question(copy: Path, ok: Trd) -> None:
+    graph = json.loads((copy / "graph.json").read_text())
+    again = {**next(n for n in graph["nodes"] if n["name"] == f"{ROUND}/trd/eval")}
+    again |= {"name": "seed-1/round-0/trd/eval", "seed": 1, "out": "nodes/eval-trd-1"}
+    graph["nodes"].append(again)
+    (copy / "graph.json").write_text(json.dumps(graph))
+    evaluate(ok, copy / "nodes" / "eval-trd-1", 0.4, 7)
+    found = collect(copy)
+    averages = {s.seed: s for s in found.scores if s.arm == "trd" and s.score == "avg@2"}
+    assert averages.keys() == {0, 1, "all"}
+    assert averages["all"].value == pytest.approx((averages[0].value + averages[1].value) / 2)
+    assert averages["all"].questions == 20
+    to_base = {d.seed: d for d in found.differences if (d.arm, d.against) == ("trd", "base")}
+    assert to_base["all"].value == pytest.approx((to_base[0].value + to_base[1].value) / 2)
+    assert to_base["all"].k == 4
+    assert to_base["all"].family == "to base, all seeds together"
+    assert to_base["all"].p_holm == to_base["all"].p_value, "a family of its own"
+    assert {s.seed for s in found.last_scores() if s.arm == "fkl"} == {0}
+    assert ("trd", "all", BENCH) in curves_of(found)
+
+
+# Refinement
+
+
+def refinement(run: Path) -> Refinement:
+    return the(collect(run).refinements)
+
+
+def test_the_verdict_matrix_counts_the_rows(data: ReportData) -> None:
+    found = the(data.refinements)
+    assert found.matrix == {
+        ("incorrect", "correct"): 3,
+        ("correct", "correct"): 2,
+        ("correct", "incorrect"): 1,
+        ("incorrect", "incorrect"): 1,
+        ("incorrect", "timeout"): 1,
+    }
+    assert (found.rows, found.errors, found.setting) == (len(VERDICTS), 0, "opsd")
+    (table,) = [t for t in tables(data) if t.name.startswith("refinement-verdicts")]
+    assert table.columns == ("", "y_r correct", "y_r incorrect", "y_r timeout")
+    assert table.rows == (
+        ("y_o correct", "2 (25.0 %)", "1 (12.5 %)", "0 (0.0 %)"),
+        ("y_o incorrect", "3 (37.5 %)", "1 (12.5 %)", "1 (12.5 %)"),
+    )
+
+
+def rewrite(run: Path, node: str, changes: list[dict[str, Any]]) -> None:
+    """Replace fields of the first rows of a set, in stored order."""
+    (shard,) = list_shards(run / "nodes" / node)
+    rows = read_rows(shard)
+    write_shard(
+        shard, [replace(row, **(changes[i] if i < len(changes) else {})) for i, row in enumerate(rows)]
+    )
+
+
+def in_order_of_refined(run: Path, changes: list[dict[str, Any]]) -> None:
+    """Replace fields of the rollouts, given in the order of their refined rows."""
+    parents = [row.parent_id for row in rows_of(run / "nodes" / "refine-0")]
+    of = dict(zip(parents, changes, strict=False))
+    rewrite(run, "sample-0", [of.get(row.trajectory_id, {}) for row in rows_of(run / "nodes" / "sample-0")])
+
+
+def test_lengths_edits_and_prefixes_are_those_by_hand(copy: Path) -> None:
+    y_o = [[1, 2, 3, 4], [5, 6], [7, 8, 9], *[[1]] * 5]
+    y_r = [[1, 2, 9, 4, 5], [5, 6], [8, 9], *[[1]] * 5]
+    in_order_of_refined(copy, [{"response_token_ids": ids, "logprobs": None} for ids in y_o])
+    rewrite(copy, "refine-0", [{"response_token_ids": ids, "logprobs": None} for ids in y_r])
+    found = refinement(copy)
+    assert found.lengths["y_o"] == Spread.of([4, 2, 3, 1, 1, 1, 1, 1])
+    assert found.lengths["y_r"] == Spread.of([5, 2, 2, 1, 1, 1, 1, 1])
+    assert found.edit_distance.values == pytest.approx(sorted([2 / 5, 0, 1 / 3, *[0] * 5]))
+    assert found.common_prefix.values == pytest.approx(sorted([0.5, 1, 0, *[1] * 5]))
+    assert found.common_prefix.mean == pytest.approx(6.5 / 8)
+    assert found.nll.keys() == {"y_r"}, (
+        "no log-probabilities are stored any more; that of y_r is the training's"
+    )
+
+
+def test_quantiles_are_values_that_occur() -> None:
+    spread = Spread.of([5, 1, 4, 2, 3])
+    assert (spread.rows, spread.mean, spread.p05, spread.p25, spread.p50, spread.p75, spread.p95) == (
+        5,
+        3,
+        1,
+        2,
+        3,
+        4,
+        5,
+    )
+    assert Spread.of([]) is None
+
+
+def test_rows_without_a_response_are_counted_and_in_no_figure(copy: Path) -> None:
+    gone = {
+        "response": None,
+        "response_token_ids": None,
+        "logprobs": None,
+        "error": "too long",
+        "verdict": "error",
+    }
+    rewrite(copy, "refine-0", [gone])
+    found = refinement(copy)
+    assert (found.rows, found.errors, found.edit_distance.rows) == (8, 1, 7)
+    assert found.matrix[VERDICTS[0][0], "error"] == 1
+
+
+def test_the_stored_nll_is_the_mean_over_tokens(finished: Path, data: ReportData) -> None:
+    found = the(data.refinements).nll
+    for name, node in {"y_o": "sample-0", "y_r, refiner": "refine-0"}.items():
+        logprobs = [x for row in rows_of(finished / "nodes" / node) for x in row.logprobs]
+        assert (found[name].tokens, found[name].rows) == (len(logprobs), len(VERDICTS))
+        assert found[name].value == pytest.approx(-fmean(logprobs))
+
+
+def test_the_nll_of_y_r_is_that_of_the_first_step_along_it(finished: Path, data: ReportData) -> None:
+    first = logged(finished, "trd")[0]
+    nll = the(data.refinements).nll["y_r"]
+    assert (nll.value, nll.tokens, nll.rows) == (
+        first["student_nll"],
+        first["response_tokens"],
+        first["trajectories"],
+    )
+    assert nll.source == f"first step of {ROUND}/trd/distill"
+
+
+def test_what_is_not_known_is_a_dash(data: ReportData) -> None:
+    (table,) = [t for t in tables(data) if t.name == "refinement-nll"]
+    row = the([row for row in table.rows if row[1].startswith("y* ")])
+    assert row[2:] == ("–", "–", "–", "–")
+
+
+@torch.no_grad()
+def plain_nll(model: Any, prompt: list[int], response: list[int]) -> list[float]:
+    logits = model(input_ids=torch.tensor([[*prompt, *response]])).logits[0].float().log_softmax(-1)
+    return [-logits[len(prompt) - 1 + t, token].item() for t, token in enumerate(response)]
+
+
+def test_nll_scores_the_three_texts_of_the_same_rows_as_transformers_does(
+    finished: Path, ok: Trd, tmp_path: Path
+) -> None:
+    out = tmp_path / "report"
+    assert "scoring 3 rows" in ok("report", finished, "--nll", 3, "--device", "cpu", "--out", out).stderr
+    model, rollouts = reference_model(finished / "student"), by_id(finished / "nodes" / "sample-0")
+    rows = sorted(rows_of(finished / "nodes" / "refine-0"), key=lambda row: row.trajectory_id)[:3]
+    tokenizer = resolve_model(str(finished / "student")).tokenizer()
+    texts = {
+        "y_o": [rollouts[row.parent_id].response_token_ids for row in rows],
+        "y_r": [row.response_token_ids for row in rows],
+        "y*": [[*tokenizer.encode(row.reference_solution), tokenizer.end_of_turn_id] for row in rows],
+    }
+    told = {line["text"]: line for line in lines_of(out / "nll.csv")}
+    for text, responses in texts.items():
+        nats = [
+            x
+            for row, ids in zip(rows, responses, strict=True)
+            for x in plain_nll(model, list(row.student_prompt_token_ids), list(ids))
+        ]
+        assert float(told[text]["value"]) == pytest.approx(fmean(nats), rel=1e-4)
+        assert (int(told[text]["tokens"]), int(told[text]["rows"])) == (len(nats), 3)
+    # What was sampled is scored as it was when it was sampled.
+    stored = [x for row in rows for x in rollouts[row.parent_id].logprobs]
+    assert float(told["y_o"]["value"]) == pytest.approx(-fmean(stored), rel=1e-3)
+    assert "scoring" not in ok("report", finished, "--nll", 3, "--out", out).stderr, "what is scored is kept"
+
+
+def test_leaks_are_shares_of_the_rows_and_exclude_what_the_attempt_had(copy: Path) -> None:
+    solutions = [row.reference_solution for row in rows_of(copy / "nodes" / "refine-0")]
+    said = "By the reference solution, it is 4."
+    in_order_of_refined(copy, [{"response": t} for t in ("a", solutions[1], said, *["b"] * 5)])
+    responses = (said, solutions[1], "the given answer", solutions[3], *["c"] * 4)
+    rewrite(copy, "refine-0", [{"response": text} for text in responses])
+    leaks = refinement(copy).leaks
+    assert len(solutions[3].split()) > 13
+    assert (leaks.rows, leaks.talks, leaks.talks_before) == (8, 1 / 8, 1 / 8)
+    assert leaks.copies == {8: 1 / 8, 13: 1 / 8}, "of the two that hold y* one had it before"
+
+
+def test_without_a_reference_in_view_there_are_no_leaks_to_look_for(copy: Path) -> None:
+    path = copy / "nodes" / "refine-0" / "run.json"
+    path.write_text(path.read_text().replace('"setting": "opsd"', '"setting": "opd"'))
+    assert refinement(copy).leaks is None
+    assert "leaks" not in markdown(collect(copy))
+
+
+# Training
+
+
+def test_the_divergence_is_sorted_into_tenths_of_the_response_and_by_verdict() -> None:
+    rows = [
+        Example("a", [1], [1], range(20), parent_verdict="correct"),
+        Example("b", [1], [1], range(4), scored=[0, 2], parent_verdict="incorrect"),
+        Example("c", [1], [1], range(3)),
+    ]
+    divergence_N = torch.arange(25, dtype=torch.float32)
+    nothing_N = torch.zeros(25)
+    of_positions = Figures(divergence_N, *[nothing_N] * (len(Figures._fields) - 1))
+    one, two = StepFigures(), StepFigures()
+    for figures in (one, two):
+        figures.add(1.0, of_positions, collate(rows, Weighting.of(rows, "sequence")), rows)
+    two.merge(one)
+    found = two.by_tenth()
+    # Twenty tokens are two a tenth; of four, the first is in tenth 1 and the third, from 50 % on, in tenth 6.
+    assert found["divergence_tenths_correct"] == [2 * i + 0.5 for i in range(10)]
+    assert found["positions_tenths_correct"] == [4] * 10
+    assert found["divergence_tenths_incorrect"] == [20, 0, 0, 0, 0, 21, 0, 0, 0, 0]
+    assert found["positions_tenths_incorrect"] == [2, 0, 0, 0, 0, 2, 0, 0, 0, 0]
+    assert len(found) == 4, "a row whose attempt has no verdict is in neither"
+
+
+def test_tenths_of_several_steps_are_weighted_by_their_positions() -> None:
+    def step(verdict: str, mean: float, positions: int) -> dict[str, Any]:
+        return {
+            f"divergence_tenths_{verdict}": [mean, *[0.0] * 9],
+            f"positions_tenths_{verdict}": [positions, *[0] * 9],
+        }
+
+    found = kl_by_position([step("correct", 1.0, 3), step("correct", 2.0, 1), step("incorrect", 5.0, 2), {}])
+    assert found == {"correct": [1.25, *[None] * 9], "incorrect": [5.0, *[None] * 9]}
+    assert kl_by_position([{"loss": 1.0}]) is None
+
+
+@pytest.mark.parametrize("arm", ["trd", "fkl"])
+def test_the_training_is_that_of_its_log(finished: Path, data: ReportData, arm: str) -> None:
+    steps = logged(finished, arm)
+    training = the([t for t in data.trainings if t.arm == arm])
+    assert list(training.steps) == steps
+    assert len(steps) == 2
+    positions = sum(
+        sum(step.get(f"positions_tenths_{v}", ())) for step in steps for v in ("correct", "incorrect")
+    )
+    assert positions == sum(step["response_tokens"] for step in steps), "every row's attempt has a verdict"
+    (table,) = [t for t in tables(data) if t.name == "training-steps"]
+    row = dict(zip(table.columns, the([r for r in table.rows if r[0] == training.node]), strict=True))
+    norms = [step["grad_norm"] for step in steps]
+    assert (row["steps"], row["loss, first"], row["loss, last"]) == (
+        "2",
+        f"{steps[0]['loss']:.3g}",
+        f"{steps[-1]['loss']:.3g}",
+    )
+    assert row["gradient norm, median"] == f"{median(norms):.3g}"
+    assert row["gradient norm, largest"] == f"{max(norms):.3g}"
+
+
+def test_the_mean_by_tenth_is_the_mean_divergence(finished: Path) -> None:
+    """Along equally long responses, the loss is the mean over all positions."""
+    for step in logged(finished, "trd"):
+        sums = [
+            mean * positions
+            for v in ("correct", "incorrect")
+            for mean, positions in zip(
+                step.get(f"divergence_tenths_{v}", ()), step.get(f"positions_tenths_{v}", ()), strict=True
+            )
+        ]
+        assert sum(sums) / step["response_tokens"] == pytest.approx(step["loss"], rel=1e-5)
+
+
+# Cost
+
+
+def test_cost_is_told_by_rows_tokens_and_logs(finished: Path, data: ReportData) -> None:
+    costs = {cost.name: cost for cost in data.nodes}
+    assert list(costs) == [name for name, *_ in NODES]
+    sample = costs[f"{ROUND}/sample"]
+    rows = rows_of(finished / "nodes" / "sample-0")
+    session = json.loads((finished / "nodes" / "sample-0" / "sessions.jsonl").read_text())
+    assert (sample.rows, sample.tokens) == (len(rows), sum(len(row.response_token_ids) for row in rows))
+    assert sample.tokens_per_second == pytest.approx(session["tokens"] / session["seconds"])
+    assert sample.seconds == 1002.0, "of the process, by status.json"
+    assert sample.peak_bytes == 2**33
+    verify, problems = costs[f"{ROUND}/verify-rollouts"], costs["problems"]
+    assert (verify.rows, verify.tokens, verify.tokens_per_second) == (8, None, None)
+    assert (problems.rows, problems.tokens) == (8, None)
+    steps = logged(finished, "trd")
+    distill = costs[f"{ROUND}/trd/distill"]
+    assert distill.tokens == sum(step["response_tokens"] for step in steps)
+    assert distill.tokens_per_second == pytest.approx(distill.tokens / sum(step["seconds"] for step in steps))
+
+
+# Files
+
+
+def test_the_files_agree_with_each_other_and_with_results_json(
+    finished: Path, ok: Trd, tmp_path: Path
+) -> None:
+    result = ok("report", finished, "--out", tmp_path)
+    assert result.stdout == f"{tmp_path}/report.html\n"
+    for line in lines_of(tmp_path / "scores.csv"):
+        told = results(finished, line["arm"])["benchmarks"][BENCH]["scores"][line["score"]]
+        assert [float(line[key]) for key in ("value", "low", "high")] == [
+            told[k] for k in ("value", "low", "high")
+        ]
+    text = (tmp_path / "report.md").read_text()
+    for arm in ("base", "trd", "fkl"):
+        told = results(finished, arm)["benchmarks"][BENCH]["scores"]["avg@2"]
+        cell = f"{100 * told['value']:.1f} % ({100 * told['low']:.1f} – {100 * told['high']:.1f})"
+        assert f"| {arm} | {cell} |" in text
+    verdicts = {(line["y_o"], line["y_r"]): int(line["rows"]) for line in lines_of(tmp_path / "verdicts.csv")}
+    assert verdicts == {pair: VERDICTS.count(pair) for pair in VERDICTS}
+    steps = lines_of(tmp_path / "training.csv")
+    assert [float(s["loss"]) for s in steps if s["arm"] == "trd"] == [
+        s["loss"] for s in logged(finished, "trd")
+    ]
+    assert len(lines_of(tmp_path / "kl_by_position.csv")) == 40
+    assert {line["state"] for line in lines_of(tmp_path / "cost.csv")} == {"done"}
+
+
+def test_the_same_run_gives_the_same_bytes(finished: Path, ok: Trd, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        ok("report", finished, "--out", tmp_path / name)
+    one, two = (
+        {
+            str(p.relative_to(tmp_path / name)): p.read_bytes()
+            for p in (tmp_path / name).rglob("*")
+            if p.is_file()
+        }
+        for name in ("one", "two")
+    )
+    assert one == two
+    assert {"report.md", "plots/scores-arms.svg", "plots/scores-arms.png"} <= one.keys()
+
+
+def test_plots_are_labelled_with_units_and_have_no_background_and_no_date(data: ReportData) -> None:
+    made = plots(data)
+    labels = {
+        "scores-arms": {"base", "trd", "fkl", BENCH, "avg@2, %, with 95 % intervals"},
+        "refinement-verdicts-1": {
+            "correct",
+            "incorrect",
+            "timeout",
+            "37.5 %",
+            "y_r, refined",
+            "y_o, rollout",
+        },
+        "refinement-lengths-1": {"tokens of the response", "rows", "y_o", "y_r"},
+        "training-loss": {"loss, nats", "gradient norm", "optimiser step", f"{ROUND}/trd"},
+        "training-positions": {
+            "place in the response, %",
+            "divergence, nats",
+            "y_o correct",
+            "y_o incorrect",
+        },
+    }
+    assert made.keys() == labels.keys()
+    for name, plot in made.items():
+        texts = {element.text for element in ElementTree.fromstring(plot.svg_file).iter() if element.text}
+        assert labels[name] <= texts
+        assert "<dc:date>" not in plot.svg_file
+        assert INK in plot.svg_file
+        assert INK not in plot.svg
+        assert "currentColor" in plot.svg
+        assert plot.alt.endswith(".")
+        assert plot.png.startswith(b"\x89PNG")
+        # Colour type 6 of the header: with transparency.
+        assert struct.unpack(">IIBB", plot.png[16:26])[3] == 6
+
+
+# What is missing
+
+
+def set_status(run: Path, node: str, **changes: Any) -> None:
+    status = json.loads((run / "status.json").read_text())
+    status[node] |= changes
+    (run / "status.json").write_text(json.dumps(status))
+
+
+def test_a_failed_node_is_named_and_the_rest_is_reported(copy: Path, ok: Trd) -> None:
+    shutil.rmtree(copy / "nodes" / "eval-trd")
+    set_status(copy, f"{ROUND}/trd/eval", state="failed", exit_code=3)
+    told = f"{ROUND}/trd/eval: failed with exit code 3, see logs/seed-0_round-0_trd_eval.log"
+    assert told in ok("report", copy).stderr
+    text = (copy / "report" / "report.md").read_text()
+    assert f"- {told}" in text
+    found = collect(copy)
+    assert found.arms() == ["base", "fkl", "trd"]
+    assert {d.arm for d in found.differences} == {"fkl"}
+    assert [t.arm for t in found.trainings] == ["trd", "fkl"]
+
+
+def test_a_run_that_has_only_begun_is_reported(copy: Path, ok: Trd) -> None:
+    for directory in (copy / "nodes").iterdir():
+        shutil.rmtree(directory)
+    (copy / "status.json").unlink()
+    ok("report", copy)
+    found = collect(copy)
+    assert found.scores == found.refinements == found.trainings == found.sets == ()
+    assert list(found.missing) == [f"{name}: waiting" for name, *_ in NODES]
+    assert (copy / "report" / "report.html").is_file()
+
+
+def test_a_training_under_way_is_told_up_to_its_last_whole_line(copy: Path) -> None:
+    log = copy / "nodes" / "distill-trd" / "train.jsonl"
+    log.write_text(log.read_text().splitlines(keepends=True)[0] + '{"step": 2, "lo')
+    set_status(copy, f"{ROUND}/trd/distill", state="running")
+    found = collect(copy)
+    assert [len(t.steps) for t in found.trainings] == [1, 2]
+    assert found.missing == (f"{ROUND}/trd/distill: running",)
+
+
+def test_a_shard_that_cannot_be_read_is_named_and_the_rest_is_reported(copy: Path) -> None:
+    (shard,) = list_shards(copy / "nodes" / "refine-0")
+    shard.write_bytes(shard.read_bytes()[:200])
+    found = collect(copy)
+    assert found.refinements == ()
+    assert any(line.startswith(f"{ROUND}/refine: ") and shard.name in line for line in found.missing)
+    assert len(found.scores) == 9
+
+
+def test_a_record_of_an_earlier_recipe_does_not_count(copy: Path) -> None:
+    set_status(copy, f"{ROUND}/trd/eval", digest="of another one")
+    assert collect(copy).missing == (f"{ROUND}/trd/eval: waiting",)
+
+
+def test_a_directory_that_is_no_run_is_refused(trd: Trd, tmp_path: Path) -> None:
+    result = trd("report", tmp_path)
+    assert result.exit_code == 1
+    assert result.stderr.count("\n") == 1
+    assert "is not a run directory" in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_three_runs_are_refused(trd: Trd, tmp_path: Path) -> None:
+    result = trd("report", "a", "b", "c")
+    assert (result.exit_code, "one, or two to compare" in result.stderr) == (1, True)
+
+
+# Two runs
+
+
+def test_two_runs_are_compared_arm_by_arm(finished: Path, copy: Path, ok: Trd, tmp_path: Path) -> None:
+    write_graph(copy, name="other")
+    shutil.rmtree(copy / "nodes" / "eval-fkl")
+    evaluate(ok, copy / "nodes" / "eval-fkl", 0.9, 5)
+    ok("report", finished, copy, "--out", tmp_path / "both")
+    between = [
+        line
+        for line in lines_of(tmp_path / "both" / "differences.csv")
+        if line["family"] == "between other and tiny"
+    ]
+    assert [(line["arm"], line["against"]) for line in between] == [
+        ("other/base", "tiny/base"),
+        ("other/trd", "tiny/trd"),
+        ("other/fkl", "tiny/fkl"),
+    ]
+    base, same, changed = between
+    assert (float(base["value"]), float(same["value"])) == (0.0, 0.0)
+    averages = (
+        results(run, "fkl")["benchmarks"][BENCH]["scores"]["avg@2"]["value"] for run in (copy, finished)
+    )
+    after, before = averages
+    assert float(changed["value"]) == pytest.approx(after - before)
+    assert float(changed["p_holm"]) == pytest.approx(min(1.0, 3 * float(changed["p_value"])))
+    text = (tmp_path / "both" / "report.md").read_text()
+    assert text.startswith("# tiny and other\n")
+    assert "| tiny/trd |" in text
+    assert "| other/trd |" in text
+
+
+def test_runs_of_one_name_are_told_apart_by_their_directories(finished: Path, copy: Path) -> None:
+    both = combine(collect(finished), collect(copy))
+    assert both.runs == ("tiny", "copy")
+    assert both.arms() == ["tiny/base", "copy/base", "tiny/trd", "tiny/fkl", "copy/trd", "copy/fkl"]
+
+
+def test_an_arm_that_one_run_alone_has_is_named(finished: Path, copy: Path) -> None:
+    graph = json.loads((copy / "graph.json").read_text())
+    for node in graph["nodes"]:
+        node["arm"] = "rkl" if node["arm"] == "fkl" else node["arm"]
+    (copy / "graph.json").write_text(json.dumps(graph))
+    both = combine(collect(finished), collect(copy))
+    assert both.missing == (
+        f"tiny/{ROUND}/fkl/eval: copy has no such evaluation",
+        f"copy/{ROUND}/fkl/eval: tiny has no such evaluation",
+    )
+    assert [d.arm for d in both.differences if d.family.startswith("between")] == ["copy/base", "copy/trd"]

@@ -1,0 +1,593 @@
+"""trd run: whole recipes through the command, with real stage processes; run again, redone in part, failing, killed.
+
+Most recipes here use the scripted student and end before training. `test_two_rounds_…` trains tiny random models. How many
+kills a test makes is TRD_KILLS where it is set: 20 is the full form, in which the trained run is compared with an undisturbed one.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import pty
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Trd
+from sets import by_id
+from tiny import build_model
+
+from trd_cli.records import Trajectory
+from trd_cli.shards import iter_rows, list_shards, read_rows, write_shard
+
+ROOT = Path(__file__).parent.parent
+KILLS = os.environ.get("TRD_KILLS")
+BASE = """
+setting = "opsd"
+student = "scripted"
+[problems]
+make = {kind = "arithmetic", n = 4}
+[sample]
+n = 2
+shard_rows = 3
+[verify]
+workers = 1
+"""
+TRD_ARM = '[arms.trd]\nmethod = "trd"\n'
+FKL_ARM = '[arms.fkl]\nmethod = "fkl"\n'
+SIX = "".join(
+    f'[arms.{name}]\nmethod = "trd"\n{keeps}\n'
+    for name, keeps in {
+        "all": "",
+        "correct": 'subset = "correct"',
+        "incorrect": 'subset = "incorrect"',
+        "repaired": 'subset = "repaired"',
+        "attempt-correct": "where = \"parent_verdict = 'correct'\"",
+        "attempt-incorrect": "where = \"parent_verdict = 'incorrect'\"",
+    }.items()
+)
+UP_TO_VERIFY = ("--until", "verify")
+NODES = ("problems", "sample", "verify-rollouts", "refine", "verify-refined")
+
+
+def written(directory: Path, text: str) -> Path:
+    path = directory / "recipe.toml"
+    path.write_text(text)
+    return path
+
+
+def sets_of(run: Path, stage: str) -> list[Path]:
+    return sorted((run / "nodes").glob(f"{stage}-*"))
+
+
+def sessions(directory: Path) -> list[int]:
+    """Rows that each invocation generated."""
+    return [json.loads(line)["rows"] for line in (directory / "sessions.jsonl").read_text().splitlines()]
+
+
+def status(run: Path) -> dict[str, Any]:
+    return json.loads((run / "status.json").read_text())
+
+
+def files(directory: Path) -> dict[str, tuple[int, int]]:
+    """Every file below, with its time and size."""
+    found = (path for path in directory.rglob("*") if path.is_file())
+    return {str(p.relative_to(directory)): (p.stat().st_mtime_ns, p.stat().st_size) for p in found}
+
+
+def rows_in(run: Path) -> dict[str, dict[str, Trajectory]]:
+    """The rows of every trajectory set of a run, by the set's directory and their ids."""
+    return {path.name: by_id(path) for stage in ("sample", "refine") for path in sets_of(run, stage)}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, ok: Trd) -> Path:
+    """A run of six subset arms up to its verdicts. Tests that change it work on a copy."""
+    root = tmp_path_factory.mktemp("finished")
+    path = written(root, BASE + SIX)
+    assert ok("run", path, "--out", root / "run", *UP_TO_VERIFY).stdout == f"{root / 'run'}\n"
+    return root / "run"
+
+
+def copied(run: Path, target: Path) -> Path:
+    """The run at another place, with the times of its files."""
+    subprocess.run(["cp", "-a", str(run), str(target)], check=True)
+    return target
+
+
+def command(run: Path, *more: object) -> tuple[object, ...]:
+    return ("run", run / "recipe.toml", "--out", run, *UP_TO_VERIFY, *more)
+
+
+# What is made
+
+
+def test_six_subset_arms_sample_and_refine_once(finished: Path) -> None:
+    graph = json.loads((finished / "graph.json").read_text())
+    assert sum(node["stage"] == "distill" for node in graph["nodes"]) == 6
+    for stage in ("sample", "refine"):
+        (directory,) = sets_of(finished, stage)
+        assert sessions(directory) == [8], "one invocation made all rows"
+        assert {row.verdict for row in by_id(directory).values()} == {"correct", "incorrect"}
+
+
+def test_a_finished_stage_is_on_record_with_its_time_its_memory_and_its_log(finished: Path) -> None:
+    records = status(finished)
+    assert [name.rpartition("/")[2] for name in records] == list(NODES)
+    for name, record in records.items():
+        assert (record["state"], record["exit_code"]) == ("done", 0)
+        assert 0.1 < record["seconds"] < 120
+        assert 2e7 < record["peak_rss_bytes"] < 1e10
+        log = finished / "logs" / f"{name.replace('/', '_')}.log"
+        assert log.read_text().startswith("$ trd ")
+    refine = (finished / "logs" / "seed-0_round-0_refine.log").read_text()
+    assert "refine 8/8 · " in refine
+
+
+def test_running_again_changes_no_file(finished: Path, ok: Trd) -> None:
+    before = files(finished)
+    result = ok(*command(finished))
+    assert files(finished) == before
+    assert result.stdout == f"{finished}\n"
+    assert result.stderr == f"trd run: {finished}: all 5 stages are done\n"
+
+
+def test_what_is_done_is_read_from_the_outputs(finished: Path, tmp_path: Path, ok: Trd) -> None:
+    run = copied(finished, tmp_path / "run")
+    (run / "status.json").unlink()
+    before = files(run / "nodes"), files(run / "logs")
+    ok(*command(run))
+    assert (files(run / "nodes"), files(run / "logs")) == before
+    assert {record["state"] for record in status(run).values()} == {"done"}
+
+
+def test_a_shard_that_is_lost_is_made_again_and_nothing_else(finished: Path, tmp_path: Path, ok: Trd) -> None:
+    run = copied(finished, tmp_path / "run")
+    (directory,) = sets_of(run, "refine")
+    kept = files(sets_of(run, "sample")[0])
+    lost = list_shards(directory)[0]
+    count = len(read_rows(lost))
+    lost.unlink()
+    ok(*command(run))
+    assert sessions(directory) == [8, count]
+    assert by_id(directory) == by_id(sets_of(finished, "refine")[0])
+    assert files(sets_of(run, "sample")[0]) == kept
+
+
+# Doing a part
+
+
+def test_from_does_a_stage_again_with_what_comes_of_it(finished: Path, tmp_path: Path, ok: Trd) -> None:
+    run = copied(finished, tmp_path / "run")
+    before = files(run / "nodes")
+    started = {name: record["started"] for name, record in status(run).items()}
+    ok(*command(run, "--from", "refine"))
+    after = files(run / "nodes")
+    assert {name for name in before if after.get(name) == before[name]} == {
+        name for name in before if not name.startswith("refine-")
+    }
+    (refined,) = sets_of(run, "refine")
+    assert sessions(refined) == [8], "the set is a new one"
+    assert rows_in(run) == rows_in(finished)
+    again = {name.rpartition("/")[2] for name, r in status(run).items() if r["started"] != started[name]}
+    assert again == {"refine", "verify-refined"}
+    assert sorted(path.name for path in (run / "nodes").iterdir()) == sorted(
+        path.name for path in (finished / "nodes").iterdir()
+    )
+
+
+def test_from_verify_grades_again_what_is_there(finished: Path, tmp_path: Path, ok: Trd) -> None:
+    run = copied(finished, tmp_path / "run")
+    for directory in (*sets_of(run, "sample"), *sets_of(run, "refine")):
+        shard = list_shards(directory)[0]
+        turned = {"correct": "incorrect", "incorrect": "correct"}
+        write_shard(shard, [replace(row, verdict=turned[row.verdict]) for row in read_rows(shard)])
+    assert rows_in(run) != rows_in(finished)
+    ok(*command(run, "--from", "verify"))
+    assert rows_in(run) == rows_in(finished)
+    assert [sessions(path) for path in (*sets_of(run, "sample"), *sets_of(run, "refine"))] == [[8], [8]]
+
+
+def test_other_grading_options_grade_again_and_generate_nothing(
+    finished: Path, tmp_path: Path, ok: Trd
+) -> None:
+    run = copied(finished, tmp_path / "run")
+    recipe = (run / "recipe.toml").read_text()
+    path = written(tmp_path, recipe.replace("[verify]\n", "[verify]\nlenient = true\n"))
+    ok("run", path, "--out", run, *UP_TO_VERIFY)
+    graders = {row.grader_version for rows in rows_in(run).values() for row in rows.values()}
+    assert len(graders) == 1
+    assert "lenient" in graders.pop()
+    assert [sessions(path) for path in (*sets_of(run, "sample"), *sets_of(run, "refine"))] == [[8], [8]]
+    before = files(run)
+    ok("run", path, "--out", run, *UP_TO_VERIFY)
+    assert files(run) == before
+
+
+def test_until_and_only_leave_out_the_rest(tmp_path: Path, ok: Trd) -> None:
+    own = '[arms.{0}]\nmethod = "trd"\nrefine = {{temperature = 0.{0}}}\n'
+    path = written(tmp_path, BASE + own.format(1) + own.format(2) + own.format(3))
+    run = tmp_path / "run"
+    ok("run", path, "--out", run, "--until", "sample")
+    assert [p.name.partition("-")[0] for p in sorted((run / "nodes").iterdir())] == ["problems", "sample"]
+    ok("run", path, "--out", run, "--until", "refine", "--only", "1", "--only", "3")
+    assert len(sets_of(run, "refine")) == 2
+    assert {name.split("/")[-2] for name in status(run) if name.endswith("refine")} == {"1", "3"}
+    (sampled,) = sets_of(run, "sample")
+    assert sessions(sampled) == [8]
+
+
+def test_from_with_only_does_not_take_rows_away_from_other_arms(
+    finished: Path, tmp_path: Path, trd: Trd
+) -> None:
+    run = copied(finished, tmp_path / "run")
+    before = files(run)
+    result = trd(*command(run, "--from", "sample", "--only", "all"))
+    assert result.exit_code == 1
+    assert "also attempt-correct, attempt-incorrect, correct, incorrect, repaired" in result.stderr
+    assert files(run) == before
+
+
+def test_from_a_stage_that_the_run_does_not_have_is_refused(finished: Path, trd: Trd) -> None:
+    result = trd(*command(finished, "--from", "eval"))
+    assert result.exit_code == 1
+    assert "--from eval; expected one of problems, sample, verify, refine" in result.stderr
+
+
+def test_a_dry_run_shows_the_graph_and_the_prompts_and_changes_nothing(
+    finished: Path, tmp_path: Path, ok: Trd
+) -> None:
+    run = copied(finished, tmp_path / "run")
+    before = files(run)
+    shown = ok(
+        "run",
+        run / "recipe.toml",
+        "--out",
+        run,
+        "--from",
+        "refine",
+        "--only",
+        "all",
+        "--dry-run",
+        *(
+            f"--only={arm}"
+            for arm in ("correct", "incorrect", "repaired", "attempt-correct", "attempt-incorrect")
+        ),
+    ).stdout
+    assert files(run) == before
+    lines = [line.split()[:2] for line in shown.splitlines() if line.startswith("  ")]
+    states = {name.rpartition("/")[2]: state for state, name in lines[:5]}
+    assert states == dict(zip(NODES, ("done", "done", "done", "again", "again"), strict=True))
+    assert "── seed-0/round-0/refine, by its own --dry-run" in shown
+    attempts = [row.response for row in iter_rows(list_shards(sets_of(run, "sample")[0]))]
+    assert any(attempt in shown for attempt in attempts), "the teacher is shown a real attempt"
+    assert "── seed-0/round-0/all/distill, from its template (its inputs are not there yet)" in shown
+    assert "⟨the student's attempt y_o⟩" in shown
+
+
+def test_a_dry_run_of_nothing_renders_the_first_problem(tmp_path: Path, ok: Trd) -> None:
+    path = written(tmp_path, BASE + TRD_ARM + FKL_ARM)
+    shown = ok("run", path, "--out", tmp_path / "run", "--dry-run").stdout
+    assert not (tmp_path / "run").exists()
+    assert "7 stages in" in shown
+    assert "0 done, 7 to run" in shown
+    ok("data", "make", "arithmetic", "--n", 4, "--out", tmp_path / "p.parquet")
+    from trd_cli.shards import read_problems
+
+    first = read_problems(tmp_path / "p.parquet")[0]
+    assert shown.count(first.problem) == 6, "sample, refine, and both models of two arms"
+    assert shown.count("teacher reads:") == 2, "two arms whose teachers read different prompts"
+    assert "for your eyes only" in shown
+
+
+# What goes wrong
+
+FAILING = '[arms.bad]\nmethod = "trd"\nrefine = {engine_arg = {crash_after = 3}}\n'
+
+
+def test_a_failing_arm_does_not_stop_the_others(tmp_path: Path, trd: Trd, ok: Trd) -> None:
+    path = written(tmp_path, BASE + FAILING + TRD_ARM)
+    run = tmp_path / "run"
+    result = trd("run", path, "--out", run, *UP_TO_VERIFY)
+    assert result.exit_code == 1
+    last = result.stderr.splitlines()[-1]
+    log = run / "logs" / "seed-0_round-0_bad_refine.log"
+    assert last.startswith("trd run: error: 1 of 7 stages failed, 1 skipped for it: ")
+    assert f"seed-0/round-0/bad/refine ({log})" in last
+    assert result.stdout == ""
+    assert "the scripted engine crashed" in log.read_text()
+    states = {name: record["state"] for name, record in status(run).items()}
+    assert states.pop("seed-0/round-0/bad/refine") == "failed"
+    assert states.pop("seed-0/round-0/bad/verify-refined") == "skipped"
+    assert set(states.values()) == {"done"}
+    assert {"seed-0/round-0/refine", "seed-0/round-0/verify-refined"} <= states.keys()
+    made = files(run / "nodes")
+    assert trd("run", path, "--out", run, *UP_TO_VERIFY).exit_code == 1, "tried again"
+    after = files(run / "nodes")
+    bad = status(run)["seed-0/round-0/bad/refine"]["digest"][:10]
+    assert {name for name in made if bad not in name} == {name for name in after if bad not in name}
+    written(tmp_path, BASE + FAILING.replace("crash_after = 3", "length = 3") + TRD_ARM)
+    ok("run", path, "--out", run, *UP_TO_VERIFY)
+    assert {name: t for name, t in files(run / "nodes").items() if name in made and bad not in name} == {
+        name: t for name, t in made.items() if bad not in name
+    }
+
+
+def test_too_many_error_rows_fail_a_stage_until_more_are_allowed(tmp_path: Path, trd: Trd, ok: Trd) -> None:
+    faulty = BASE.replace("[sample]", "[sample]\nengine_arg = {faults = 0.5}") + TRD_ARM
+    path, run = written(tmp_path, faulty), tmp_path / "run"
+    for _ in range(2):
+        assert trd("run", path, "--out", run, "--until", "sample").exit_code == 1
+        assert status(run)["seed-0/round-0/sample"]["exit_code"] == 3
+    written(tmp_path, faulty.replace("[sample]", "[sample]\nmax_errors = 100"))
+    ok("run", path, "--out", run, "--until", "sample")
+    (directory,) = sets_of(run, "sample")
+    assert sessions(directory) == [8], "no row was generated again"
+
+
+def test_a_second_run_in_the_same_directory_is_refused(finished: Path, tmp_path: Path, trd: Trd) -> None:
+    run = copied(finished, tmp_path / "run")
+    with open(run / ".lock") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        result = trd(*command(run))
+    assert result.exit_code == 1
+    assert "in use by another trd run" in result.stderr
+    assert trd(*command(run)).exit_code == 0
+
+
+def test_a_directory_with_other_files_is_refused(tmp_path: Path, trd: Trd) -> None:
+    path = written(tmp_path, BASE + TRD_ARM)
+    for out, reason in ((tmp_path, "holds other files (recipe.toml)"), (path, "is a file")):
+        (tmp_path / "notes.txt").write_text("mine")
+        result = trd("run", path, "--out", out)
+        assert result.exit_code == 1
+        assert reason in result.stderr or "holds other files (notes.txt)" in result.stderr
+    assert {p.name for p in tmp_path.iterdir()} == {"recipe.toml", "notes.txt"}
+
+
+def test_a_stage_that_an_earlier_run_left_behind_is_ended_first(
+    finished: Path, tmp_path: Path, ok: Trd
+) -> None:
+    run = copied(finished, tmp_path / "run")
+    import psutil
+
+    with open(run / ".stage", "w+") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        left = subprocess.Popen(["sleep", "300"], pass_fds=[lock.fileno()])
+        created = psutil.Process(left.pid).create_time()
+        lock.write(json.dumps({"node": "seed-0/round-0/refine", "pid": left.pid, "created": created}))
+    result = ok(*command(run))
+    assert "waiting for the end of seed-0/round-0/refine" in result.stderr
+    assert left.wait(timeout=1) == -signal.SIGTERM
+
+
+# Interrupted and killed
+
+
+def started(*args: object) -> subprocess.Popen[str]:
+    words = [sys.executable, "-m", "trd_cli", *map(str, args)]
+    return subprocess.Popen(
+        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, "it never came to that"
+        time.sleep(0.02)
+
+
+def stages_of(run: Path) -> list[int]:
+    """Processes of trd that work in a run's directory, whoever started them."""
+    import psutil
+
+    found = [p for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"]]
+    mark = f"{run.resolve()}/nodes/"
+    return [p.pid for p in found if any(mark in word for word in p.info["cmdline"])]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["INT", "TERM"])
+def test_an_interrupted_run_ends_its_stage_and_goes_on_from_there(
+    number: signal.Signals, tmp_path: Path, ok: Trd
+) -> None:
+    slow = (
+        BASE.replace("[sample]", "[sample]\nengine_arg = {delay = 0.2}").replace("shard_rows = 3", "")
+        + TRD_ARM
+    )
+    path, run = written(tmp_path, slow.replace("n = 4", "n = 12")), tmp_path / "run"
+    process = started("run", path, "--out", run, *UP_TO_VERIFY)
+    wait_for(lambda: any("24 rows" in p.read_text() for p in run.glob("logs/*sample.log")))
+    time.sleep(0.5)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert said.splitlines()[-1].startswith("trd run: error: interrupted; ")
+    assert "Traceback" not in said
+    assert stages_of(run) == []
+    (directory,) = sets_of(run, "sample")
+    assert 0 < len(by_id(directory)) < 24
+    assert status(run)["seed-0/round-0/sample"]["state"] == "waiting"
+    written(tmp_path, slow.replace("n = 4", "n = 12"))
+    ok("run", path, "--out", run, "--until", "sample")
+    first, second = sessions(directory)
+    assert first + second == len(by_id(directory)) == 24
+
+
+def survive(path: Path, more: tuple[str, ...], run: Path, kills: int, seed: int, longest: float) -> int:
+    """Kill a run at random moments of it and run it again, until it is through; rows that are there stay. Gives the kills made."""
+    chance, made = random.Random(seed), 0
+    before: dict[str, dict[str, Trajectory]] = {}
+    while True:
+        process = started("run", path, "--out", run, *more)
+        if made < kills:
+            try:
+                _, said = process.communicate(timeout=chance.uniform(0.3, longest))
+            except subprocess.TimeoutExpired:
+                os.kill(process.pid, signal.SIGKILL)
+                process.communicate()
+                made += 1
+                after = rows_in(run)
+                for name, rows in before.items():
+                    for identity, row in rows.items():
+                        there = after[name][identity]
+                        assert row in (there, replace(there, **UNGRADED)), "what was done is still done"
+                before = after
+                continue
+        else:
+            _, said = process.communicate()
+        assert process.returncode == 0, said
+        assert "Traceback" not in said
+        return made
+
+
+UNGRADED = dict.fromkeys(("verdict", "extracted_answer", "grader", "grader_version", "verdict_detail"), None)
+
+
+def check_nothing_twice(run: Path) -> None:
+    for stage in ("sample", "refine"):
+        for directory in sets_of(run, stage):
+            assert sum(sessions(directory)) <= len(by_id(directory))
+    assert stages_of(run) == []
+    assert not list((run / "nodes").glob(".*"))
+
+
+def test_rows_survive_that_their_run_is_killed_at_any_moment(tmp_path: Path, ok: Trd) -> None:
+    slow = BASE.replace("[sample]", "[sample]\nengine_arg = {delay = 0.03}").replace(
+        "shard_rows = 3", "shard_rows = 1"
+    )
+    text = "seeds = [0, 1]" + slow + "[refine]\nengine_arg = {delay = 0.03}\nshard_rows = 1\n" + TRD_ARM
+    path = written(tmp_path, text + '[arms.own]\nmethod = "trd"\nrefine = {top_k = 5}\n')
+    ok("run", path, "--out", tmp_path / "undisturbed", *UP_TO_VERIFY)
+    kills, made, round_number = int(KILLS or 5), 0, 0
+    while made < kills:
+        run = tmp_path / f"run-{round_number}"
+        made += survive(path, UP_TO_VERIFY, run, kills - made, seed=round_number, longest=4)
+        round_number += 1
+        assert rows_in(run) == rows_in(tmp_path / "undisturbed")
+        for name in ("graph.json", "recipe.toml"):
+            assert (run / name).read_bytes() == (tmp_path / "undisturbed" / name).read_bytes()
+        assert {r["state"] for r in status(run).values()} == {"done"}
+        check_nothing_twice(run)
+
+
+TINY = """
+setting = "opsd"
+student = "{student}"
+rounds = 2
+problems_per_round = 2
+[problems]
+make = {{kind = "arithmetic", n = 4}}
+[sample]
+n = 2
+engine = "transformers"
+dtype = "float32"
+device = "cpu"
+max_tokens = 8
+shard_rows = 1
+[refine]
+engine = "transformers"
+dtype = "float32"
+device = "cpu"
+max_tokens = 8
+shard_rows = 1
+[verify]
+workers = 1
+[distill]
+dtype = "float32"
+device = "cpu"
+learning_rate = 1e-2
+[arms.trd]
+method = "trd"
+teacher_weights = "initial"
+[arms.fkl]
+method = "fkl"
+subset = "incorrect"
+"""
+
+
+def test_two_rounds_of_two_arms_train_from_student_to_student_though_their_run_is_killed(
+    tmp_path: Path, ok: Trd
+) -> None:
+    path = written(tmp_path, TINY.format(student=build_model(tmp_path / "student")))
+    run = tmp_path / "run"
+    kills = int(KILLS or 1)
+    assert survive(path, (), run, kills, seed=3, longest=20) <= kills
+    check_nothing_twice(run)
+    graph = {node["name"]: node for node in json.loads((run / "graph.json").read_text())["nodes"]}
+    assert len(sets_of(run, "sample")) == 3, "one for both arms, then one each"
+    for arm in ("trd", "fkl"):
+        first, second = (run / graph[f"seed-0/round-{r}/{arm}/distill"]["out"] for r in (0, 1))
+        records = [json.loads((path / "run.json").read_text()) for path in (first, second)]
+        assert [record["about"]["finished"] for record in records] == [True, True]
+        assert records[1]["about"]["student"] == str(first.resolve())
+        rollouts = by_id(run / graph[f"seed-0/round-1/{arm}/sample"]["out"])
+        assert {(row.round, row.model) for row in rollouts.values()} == {(1, str(first.resolve()))}
+    early, late = (
+        {row.problem_id for row in by_id(run / graph[name]["out"]).values()}
+        for name in ("seed-0/round-0/sample", "seed-0/round-1/fkl/sample")
+    )
+    assert len(early) == len(late) == 2
+    assert not early & late, "every round has problems of its own"
+    before = files(run)
+    assert "all 15 stages are done" in ok("run", path, "--out", run).stderr
+    assert files(run) == before
+    if KILLS:
+        ok("run", path, "--out", tmp_path / "undisturbed")
+        assert responses(run) == responses(tmp_path / "undisturbed")
+        assert (run / "graph.json").read_bytes() == (tmp_path / "undisturbed" / "graph.json").read_bytes()
+
+
+def responses(run: Path) -> dict[str, dict[str, Any]]:
+    """What was generated and how it was judged; models are named by where the run is."""
+    found = rows_in(run)
+    return {
+        name: {i: (row.response_token_ids, row.verdict, row.problem_id) for i, row in rows.items()}
+        for name, rows in found.items()
+    }
+
+
+# On a terminal
+
+
+def test_a_terminal_shows_a_table_of_all_stages(tmp_path: Path) -> None:
+    path = written(tmp_path, BASE + TRD_ARM)
+    main, other = pty.openpty()
+    words = [
+        sys.executable,
+        "-m",
+        "trd_cli",
+        "run",
+        str(path),
+        "--out",
+        str(tmp_path / "run"),
+        "--until",
+        "sample",
+    ]
+    environment = os.environ | {"TERM": "xterm", "COLUMNS": "120", "LINES": "30"}
+    process = subprocess.Popen(words, stdin=other, stdout=other, stderr=other, env=environment)
+    os.close(other)
+    shown = b""
+    while True:
+        try:
+            piece = os.read(main, 4096)
+        except OSError:  # the last writer has gone
+            break
+        if not piece:
+            break
+        shown += piece
+    os.close(main)
+    assert process.wait() == 0
+    text = shown.decode()
+    assert "0 of 2 stages done" in text
+    assert "2 of 2 stages done" in text
+    assert "seed-0/round-0/sample" in text
+    assert "8/8" in text

@@ -1,0 +1,136 @@
+"""What stages need, from a few sizes of their models: bytes of memory and disk, tokens, hours.
+
+Sizes: P parameters, V vocabulary, D width, T tokens of a forward pass. Weights, keys and values, gradients and optimiser
+are exact for what the code holds; activations are rough, within a factor of two.
+
+Not covered: what the framework itself takes (CUDA context, allocator, vLLM's graphs: one to three GiB), sharding over
+devices, attention that is not of all heads in every layer (sliding windows, linear attention, latent keys).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+GIB = 2**30
+BYTES: dict[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
+# Tokens whose logits exist at a time, and float32 copies of them beside the two of the compute dtype: probability and
+# logarithm of both sides, entries and slopes of the divergence, its gradient, and one at work.
+CHUNK, LOGIT_COPIES = 256, 8
+# float32 master weight, gradient, and AdamW's two moments.
+_MASTER, _GRADIENT, _MOMENTS = 4, 4, 8
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a decoder. `kv_width` is key-value heads times their width, `inner` the width inside the feed-forward block."""
+
+    parameters: int
+    vocabulary: int
+    width: int
+    layers: int
+    kv_width: int
+    inner: int
+
+    def kv_bytes(self, dtype: str) -> int:
+        """Bytes of keys and values a token takes in all layers."""
+        return 2 * self.layers * self.kv_width * BYTES[dtype]
+
+    def head_bytes(self, dtype: str) -> int:
+        return self.vocabulary * self.width * BYTES[dtype]
+
+
+def adapter_parameters(rank: int, linears: Sequence[tuple[int, int]]) -> int:
+    """Parameters of a low-rank adapter on linear layers of (in, out) features."""
+    return sum(rank * (inputs + outputs) for inputs, outputs in linears)
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes by what they are for, in the order in which they are told."""
+
+    parts: dict[str, int]
+
+    @property
+    def total(self) -> int:
+        return sum(self.parts.values())
+
+
+def generating(shape: Shape, dtype: str, longest: int, at_once: int = 1) -> Need:
+    """Weights, and keys and values of `at_once` sequences of the longest length."""
+    weights = shape.parameters * BYTES[dtype]
+    return Need({"weights": weights, "keys and values": at_once * longest * shape.kv_bytes(dtype)})
+
+
+def training(
+    student: Shape,
+    teacher: Shape | None,
+    dtype: str,
+    tokens: int,
+    *,
+    adapter: int = 0,
+    averaged: bool = False,
+    checkpointing: bool = False,
+) -> Need:
+    """One process of trd distill. `teacher` is None where it has no weights of its own (the student's without its adapter).
+
+    `tokens` are those of a forward pass on the longer side; `adapter` the adapter's parameters, 0 where all are trained;
+    `averaged` holds a float32 average of what is trained, in place of a teacher.
+    """
+    trained = adapter or student.parameters
+    frozen = student.parameters * BYTES[dtype] if adapter else 0
+    # Autocast keeps the weights it has cast while a forward pass lasts.
+    cast = student.parameters * BYTES[dtype] if not adapter and dtype != "float32" else 0
+    of_teacher = trained * _MASTER if averaged else (teacher.parameters * BYTES[dtype] if teacher else 0)
+    return Need(
+        {
+            "weights": frozen + trained * _MASTER + cast,
+            "gradients": trained * _GRADIENT,
+            "optimiser": trained * _MOMENTS,
+            "teacher": of_teacher,
+            "logits": logits(student, dtype, head_is_trained=not adapter),
+            "activations": activations(student, dtype, tokens, checkpointing),
+        }
+    )
+
+
+def logits(shape: Shape, dtype: str, head_is_trained: bool) -> int:
+    """A chunk's logits of both sides with working copies, and the float32 gradient of the head where it is trained."""
+    chunk = CHUNK * shape.vocabulary * (2 * BYTES[dtype] + LOGIT_COPIES * 4)
+    return chunk + (shape.head_bytes("float32") if head_is_trained else 0)
+
+
+def activations(shape: Shape, dtype: str, tokens: int, checkpointing: bool) -> int:
+    """Roughly what the backward pass needs kept: a layer's inputs, or all that its products read.
+
+    A layer keeps about eight tensors of its width (norms' inputs and outputs, query, attention's output, residuals), keys and
+    values, and three of the inner width. With checkpointing that holds for one layer at a time.
+    """
+    whole = tokens * (8 * shape.width + 2 * shape.kv_width + 3 * shape.inner) * BYTES[dtype]
+    if not checkpointing:
+        return shape.layers * whole
+    return whole + shape.layers * tokens * shape.width * BYTES[dtype]
+
+
+# Bytes a token takes in a shard before compression: an id, and its text; a response's has a log-probability too.
+_ID, _TEXT, _LOGPROB = 4, 4, 4
+_FIXED = 600  # ids, names, digests and numbers of a row
+
+
+def row_bytes(prompt: int, response: int, problem_text: int, student_prompt: int = 0) -> int:
+    """Bytes of one row before compression, which takes off a half to two thirds.
+
+    `prompt`, `response` and `student_prompt` (of refined rows) in tokens; `problem_text` is the problem with its reference and
+    tests, in bytes.
+    """
+    per_prompt, per_response = _ID + _TEXT, _ID + _TEXT + _LOGPROB
+    return _FIXED + problem_text + prompt * per_prompt + response * per_response + student_prompt * _ID
+
+
+def hours(tokens: float, per_second: float) -> float:
+    return tokens / per_second / 3600
+
+
+def share_above(lengths: Sequence[int], limit: int) -> float:
+    """Share of lengths beyond a limit; 0 where there are none."""
+    return sum(length > limit for length in lengths) / max(len(lengths), 1)

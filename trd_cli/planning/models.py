@@ -1,0 +1,201 @@
+"""The models of a recipe by their configuration and tokenizer alone: sizes, and whether teacher and student fit each other."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trd_cli.core.estimates import BYTES, Shape
+from trd_cli.errors import ModelError
+from trd_cli.models import ModelRef, resolve_model
+from trd_cli.planning.findings import Finding, error, of_exception, ok, out_of_reach, warning
+from trd_cli.tokens import Tokenizer
+
+_PROBE = ({"role": "user", "content": "What is 1 + 1?"},)
+_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A linear layer that an adapter can be put on, by its name in the model."""
+
+    name: str
+    inputs: int
+    outputs: int
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A model without its weights. `shape` is None where nothing tells its sizes; `dtype` is that of the saved weights."""
+
+    ref: ModelRef
+    tokenizer: Tokenizer
+    longest: int | None
+    shape: Shape | None = None
+    linears: tuple[Linear, ...] = ()
+    dtype: str = "bfloat16"
+
+    @property
+    def name(self) -> str:
+        return self.ref.name
+
+    @property
+    def vocabulary(self) -> int:
+        """Length of the output head, or of the tokenizer's vocabulary where nothing tells it."""
+        return self.shape.vocabulary if self.shape else max(self.tokenizer.vocabulary().values()) + 1
+
+
+def read_model(name: str) -> tuple[Planned | None, list[Finding]]:
+    """Configuration and tokenizer of a model. One that cannot be read is a finding: an error for what is said to be here, a
+    warning for a name that the Hub did not give, for the Hub may be out of reach here and not where the recipe runs."""
+    try:
+        ref = resolve_model(name, weights=False)
+        tokenizer = ref.tokenizer()
+    except ModelError as raised:
+        level = "warning" if out_of_reach(raised) else "error"
+        return None, [of_exception(level, "models", raised, f"{name} could not be read: ")]
+    try:
+        longest = ref.max_length()
+    except ModelError:
+        longest = None
+    if ref.path is None:
+        return Planned(ref, tokenizer, longest), []
+    settings = json.loads((ref.path / "config.json").read_text())
+    dtype = settings.get("dtype") or settings.get("torch_dtype")
+    dtype = dtype if dtype in BYTES else "bfloat16"
+    shape, linears = _sizes(ref.path, dtype)
+    model = Planned(ref, tokenizer, longest, shape, linears, dtype)
+    return model, list(_alone(model))
+
+
+def _alone(model: Planned) -> Iterator[Finding]:
+    """What is to be said of one model."""
+    if model.shape is None:
+        what = f"{model.name}: its configuration does not tell its sizes, so its memory is not estimated"
+        yield warning("models", what, "see what it needs in a short run")
+        return
+    context = f"{model.longest:,} tokens of context" if model.longest else "no context length told"
+    yield ok("models", f"{model.name}: {model.shape.parameters:,} parameters, {context}")
+    highest = max(model.tokenizer.vocabulary().values())
+    if highest >= model.shape.vocabulary:
+        yield error(
+            "models",
+            f"{model.name}: its tokenizer has the id {highest}, its embedding {model.shape.vocabulary} rows",
+            "use the tokenizer that the model was trained with",
+        )
+
+
+def _sizes(path: Path, dtype: str) -> tuple[Shape | None, tuple[Linear, ...]]:
+    """Sizes by building the model without storage; where that fails, parameters by the size of the weights' files."""
+    import torch
+    from torch import nn
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        config = AutoConfig.from_pretrained(str(path), trust_remote_code=False)
+    except (OSError, ValueError, KeyError):
+        return None, ()
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except Exception:  # whatever an architecture raises that this transformers does not know
+        parameters = _by_files(path, dtype)
+        return (_shape(config.get_text_config(), parameters) if parameters else None), ()
+    head = model.get_output_embeddings()
+    linears = tuple(
+        Linear(name, layer.in_features, layer.out_features)
+        for name, layer in model.named_modules()
+        if isinstance(layer, nn.Linear) and layer is not head
+    )
+    return _shape(config.get_text_config(), sum(p.numel() for p in model.parameters())), linears
+
+
+def _shape(config: Any, parameters: int) -> Shape | None:
+    heads = getattr(config, "num_attention_heads", None)
+    width = getattr(config, "hidden_size", None)
+    layers = getattr(config, "num_hidden_layers", None)
+    if not (heads and width and layers):
+        return None
+    head_width = getattr(config, "head_dim", None) or width // heads
+    return Shape(
+        parameters=parameters,
+        vocabulary=config.vocab_size,
+        width=width,
+        layers=layers,
+        kv_width=(getattr(config, "num_key_value_heads", None) or heads) * head_width,
+        inner=getattr(config, "intermediate_size", None) or 4 * width,
+    )
+
+
+def _by_files(path: Path, dtype: str) -> int | None:
+    index = path / "model.safetensors.index.json"
+    if index.is_file():
+        return json.loads(index.read_text())["metadata"]["total_size"] // BYTES[dtype]
+    size = sum(file.stat().st_size for file in path.glob("*.safetensors"))
+    return size // BYTES[dtype] or None
+
+
+def check_pair(student: Planned, teacher: Planned, chat: bool, kwargs: Mapping[str, Any]) -> list[Finding]:
+    """Tokenizer, ends of a response, vocabulary and chat template of a teacher that is another model than the student."""
+    found = [_tokenizers(student, teacher)]
+    if student.tokenizer.eos_ids != teacher.tokenizer.eos_ids:
+        ends = [", ".join(map(str, sorted(m.tokenizer.eos_ids))) for m in (student, teacher)]
+        found.append(
+            warning(
+                "models",
+                f"{student.name} ends a response with {ends[0]}, {teacher.name} with {ends[1]}",
+                "nothing: trd distill puts the student's end in place of one that only the teacher knows",
+            )
+        )
+    if student.vocabulary != teacher.vocabulary:
+        sizes = f"{student.vocabulary} and {teacher.vocabulary}"
+        found.append(ok("models", f"output heads of {sizes} rows: the loss reads the shorter length of both"))
+    if chat:
+        found += _templates(student, teacher, kwargs)
+    return found
+
+
+def _tokenizers(student: Planned, teacher: Planned) -> Finding:
+    pair = f"the tokenizers of {student.name} and {teacher.name}"
+    if student.tokenizer.fingerprint() == teacher.tokenizer.fingerprint():
+        return ok("models", f"{pair} have the same tokens")
+    mine, theirs = student.tokenizer.vocabulary(), teacher.tokenizer.vocabulary()
+    differing = sorted(token for token in {*mine, *theirs} if mine.get(token) != theirs.get(token))
+    shown = ", ".join(map(repr, differing[:_SHOWN]))
+    return error(
+        "models",
+        f"{pair} differ in {len(differing)} tokens ({shown}{', …' * (len(differing) > _SHOWN)}): the teacher cannot score the student's ids",
+        "use a teacher of the student's family",
+    )
+
+
+def _templates(student: Planned, teacher: Planned, kwargs: Mapping[str, Any]) -> Iterator[Finding]:
+    rendered: list[str] = []
+    for model in (student, teacher):
+        text = chat_text(model, kwargs)
+        if isinstance(text, Finding):
+            return  # told of each model alone
+        rendered.append(text)
+    if rendered[0] == rendered[1]:
+        yield ok("models", "both chat templates render a question alike")
+        return
+    yield warning(
+        "models",
+        f"the chat templates differ: {student.name} reads {rendered[0]!r}, {teacher.name} {rendered[1]!r}",
+        "nothing where each is to read its own; else chat_template_kwargs in [sample] and [refine]",
+    )
+
+
+def chat_text(model: Planned, kwargs: Mapping[str, Any]) -> str | Finding:
+    """A question as the chat template renders it, special tokens in view; a finding where there is no template."""
+    try:
+        ids = model.tokenizer.render(_PROBE, "chat", kwargs)
+    except ModelError as raised:
+        return of_exception("error", "models", raised)
+    names = {i: token for token, i in model.tokenizer.vocabulary().items()}
+    special = model.tokenizer.special_ids
+    parts = [f" {names.get(i, i)} " if i in special else model.tokenizer.decode([i]) for i in ids]
+    return "".join(parts).strip()

@@ -1,0 +1,290 @@
+"""What the stages of a recipe take: memory of each, disk of all, tokens and hours."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+
+from trd_cli.config import DistillConfig, EngineOptions, EvalConfig, PlanConfig, RefineConfig, SampleConfig
+from trd_cli.core import estimates
+from trd_cli.core.estimates import BYTES, GIB, Need, Shape
+from trd_cli.datasets.benchmarks import Benchmark
+from trd_cli.graph import ORDER, Graph, Node
+from trd_cli.planning.findings import Finding, error, grouped, ok, warning
+from trd_cli.planning.lengths import arm_of
+from trd_cli.planning.models import Planned
+from trd_cli.planning.rows import Chain, window
+
+_GENERATING = ("sample", "refine", "eval")
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one node does: rows, mean and longest tokens of a row's prompt and response, and which model it runs."""
+
+    node: Node
+    rows: int
+    prompt: float
+    response: float
+    longest: int
+    text: float
+    student_prompt: float = 0.0
+    measured: bool = False
+
+    @property
+    def tokens(self) -> float:
+        """Response tokens: written, or trained along."""
+        epochs = self.node.config.epochs if isinstance(self.node.config, DistillConfig) else 1
+        return self.rows * self.response * epochs
+
+
+def work_of(graph: Graph, chains: Sequence[Chain], benchmarks: Sequence[Benchmark]) -> list[Work]:
+    """All nodes that run a model, later rounds as the first; without those that nothing is known of."""
+    found: list[Work] = []
+    for node in graph.nodes:
+        if isinstance(node.config, EvalConfig):
+            found += _evaluation(node, node.config, benchmarks)
+            continue
+        chain = next((c for c in chains if node in (c.sample, c.refine, c.distill)), None)
+        chain = chain or next((c for c in chains if c.distill.arm == node.arm), None)
+        if chain is not None and chain.cases and node.stage in ("sample", "refine", "distill"):
+            found.append(_of_chain(node, chain))
+    return sorted(found, key=lambda work: ORDER.index(work.node.stage))
+
+
+def _of_chain(node: Node, chain: Chain) -> Work:
+    cases = chain.cases
+    along = {"sample": "rollout", "refine": "refined"}.get(node.stage, chain.along)
+    prompts = [
+        {"sample": c.prompt, "refine": c.asked}.get(node.stage, max(c.prompt, c.context)) for c in cases
+    ]
+    responses = [case.response(along) for case in cases]
+    return Work(
+        node,
+        chain.rows,
+        fmean(prompts),
+        fmean(responses),
+        max(p + r for p, r in zip(prompts, responses, strict=True)),
+        fmean(case.text for case in cases),
+        fmean(case.prompt for case in cases) if node.stage == "refine" else 0.0,
+        measured=not _filtered(node) and ("refined" if along == "refined" else "rollouts") in chain.measured,
+    )
+
+
+def _filtered(node: Node) -> bool:
+    """Whether an arm trains on a part of the rows that only verdicts or values can tell."""
+    config = node.config
+    return isinstance(config, DistillConfig) and (config.subset != "all" or config.where is not None)
+
+
+def _evaluation(node: Node, config: EvalConfig, benchmarks: Sequence[Benchmark]) -> list[Work]:
+    """Every benchmark's questions; a question's text stands for its prompt, a token for four bytes."""
+    if not benchmarks:
+        return []
+    rows = tokens = text = longest = 0
+    for each in benchmarks:
+        count = min(len(each.problems), config.limit or len(each.problems)) * config.samples
+        new, mean = config.max_tokens or each.max_tokens, fmean(len(p.problem) for p in each.problems)
+        rows, tokens, text = rows + count, tokens + count * new, text + count * mean
+        longest = max(longest, new + round(max(len(p.problem) for p in each.problems) / 4))
+    return [Work(node, rows, text / rows / 4, tokens / rows, longest, text / rows)]
+
+
+# Memory
+
+
+def check_memory(
+    config: PlanConfig, works: Sequence[Work], student: Planned, teacher: Planned
+) -> list[Finding]:
+    """Each kind of node once: what the stages of all rounds and seeds have in common."""
+    return grouped(
+        (work.node.stage, arm_of(work.node), finding)
+        for work in works
+        for finding in _memory(config.gpu_memory, work, student, teacher)
+    )
+
+
+def _memory(device: float | None, work: Work, student: Planned, teacher: Planned) -> Iterator[Finding]:
+    """`device` is what it has, in GiB."""
+    model = teacher if work.node.stage == "refine" else student
+    if model.shape is None:
+        return
+    if isinstance(work.node.config, DistillConfig):
+        need = training_need(work, student, teacher)
+        what = _parts(need)
+        change = "lower max_tokens_per_batch, use lora or gradient_checkpointing, or spread it over processes"
+    else:
+        need = _generating(work, model)
+        what = f"{_parts(need)} for {model.name} with one sequence of {work.longest:,} tokens in flight"
+        change = "lower max_tokens or max_model_len, or raise tensor_parallel_size"
+        engine = work.node.config
+        assert isinstance(engine, EngineOptions)
+        device = device and device * engine.tensor_parallel_size * engine.gpu_memory_utilization
+    if device is None or need.total <= device * GIB:
+        yield ok("memory", what)
+    else:
+        yield error("memory", f"{what}, and {device:.1f} GiB are there", change)
+
+
+def _generating(work: Work, model: Planned) -> Need:
+    config = work.node.config
+    assert isinstance(config, (SampleConfig, RefineConfig, EvalConfig))
+    assert model.shape is not None
+    dtype = model.dtype if config.dtype == "auto" else config.dtype
+    longest = min(work.longest, window(config.max_model_len, model) or work.longest)
+    return estimates.generating(model.shape, dtype, longest)
+
+
+def training_need(work: Work, student: Planned, teacher: Planned) -> Need:
+    """Memory of one process of an arm's trd distill."""
+    config, shape = work.node.config, student.shape
+    assert isinstance(config, DistillConfig)
+    assert shape is not None
+    own = teacher.ref.path == student.ref.path
+    # The student without its adapter is its own teacher without a second copy; later rounds of `initial` have one.
+    shared = own and config.lora and not (config.teacher_weights == "initial" and work.node.round)
+    longest = min(work.longest, window(config.max_length, student, teacher) or work.longest)
+    return estimates.training(
+        shape,
+        None if shared else teacher.shape,
+        "bfloat16" if config.dtype == "auto" else config.dtype,
+        # A row that is longer than a forward pass may be stands alone.
+        max(longest, min(config.max_tokens_per_batch, config.batch_size * longest)),
+        adapter=adapter_of(config, student),
+        averaged=config.teacher_weights == "ema",
+        checkpointing=config.gradient_checkpointing,
+    )
+
+
+def adapter_of(config: DistillConfig, student: Planned) -> int:
+    """Parameters of the adapter, 0 where all weights are trained."""
+    if not config.lora:
+        return 0
+    wanted = config.lora_targets
+    chosen = [
+        (layer.inputs, layer.outputs)
+        for layer in student.linears
+        if not wanted or any(layer.name == t or layer.name.endswith(f".{t}") for t in wanted)
+    ]
+    return estimates.adapter_parameters(config.lora_rank, chosen)
+
+
+def _parts(need: Need) -> str:
+    rough = {"activations": "activations (rough)"}
+    parts = ", ".join(f"{rough.get(name, name)} {_size(size)}" for name, size in need.parts.items() if size)
+    return f"{_size(need.total)} ({parts})"
+
+
+# Disk
+
+
+def check_disk(graph: Graph, works: Sequence[Work], student: Planned) -> Iterator[Finding]:
+    """Shards before compression, and checkpoints with the states that are kept while training."""
+    shards = sum(
+        w.rows
+        * estimates.row_bytes(round(w.prompt), round(w.response), round(w.text), round(w.student_prompt))
+        for w in works
+        if w.node.stage in _GENERATING
+    )
+    training = [w.node for w in works if w.node.stage == "distill"]
+    kept = states = 0
+    if student.shape is not None:
+        kept = sum(_checkpoint(node, student, student.shape) for node in training)
+        states = max((_states(node, student, student.shape) for node in training), default=0)
+    what = f"at most {_size(shards)} of shards before compression, {_size(kept)} of checkpoints, {_size(states)} of states while one arm trains"
+    free = shutil.disk_usage(
+        next(p for p in (graph.directory.resolve(), *graph.directory.resolve().parents) if p.exists())
+    ).free
+    if shards + kept + states > free:
+        yield warning(
+            "disk",
+            f"{what}, and {_size(free)} are free",
+            "give trd run an --out with more room, or lower keep in [distill]",
+        )
+    else:
+        yield ok("disk", f"{what}; {_size(free)} are free")
+
+
+def _checkpoint(node: Node, student: Planned, shape: Shape) -> int:
+    config = node.config
+    assert isinstance(config, DistillConfig)
+    dtype = student.dtype if config.save_dtype == "auto" else config.save_dtype
+    copies = 2 if config.teacher_weights == "ema" and not config.lora else 1
+    return copies * shape.parameters * BYTES[dtype] + adapter_of(config, student) * BYTES[dtype]
+
+
+def _states(node: Node, student: Planned, shape: Shape) -> int:
+    config = node.config
+    assert isinstance(config, DistillConfig)
+    trained = adapter_of(config, student) or shape.parameters
+    average = BYTES["float32"] if config.teacher_weights == "ema" else 0
+    return (config.keep + 1) * trained * (12 + average)  # weights and two moments in float32
+
+
+# Tokens and hours
+
+
+def check_cost(config: PlanConfig, graph: Graph, works: Sequence[Work]) -> Iterator[Finding]:
+    """Response tokens of each stage over all rounds, arms and seeds, and hours where a rate is given or was measured."""
+    total, unknown = 0.0, []
+    for stage in ("sample", "refine", "distill", "eval"):
+        own = [work for work in works if work.node.stage == stage]
+        tokens = sum(work.tokens for work in own)
+        if not own:
+            continue
+        told = "" if all(work.measured for work in own) else "at most "
+        what = f"{stage}: {told}{tokens:,.0f} response tokens in {sum(w.rows for w in own):,} rows"
+        rate, source = _rate(config, graph, stage)
+        if rate is None:
+            unknown.append(stage)
+            yield ok("cost", what)
+        else:
+            total += estimates.hours(tokens, rate)
+            yield ok(
+                "cost",
+                f"{what}, {_time(estimates.hours(tokens, rate))} at {rate:,.0f} tokens/s ({source})",
+            )
+    if total:
+        yield ok("cost", f"{_time(total)} in all" + (f", without {', '.join(unknown)}" if unknown else ""))
+    elif unknown:
+        yield ok("cost", "no hours: there is no rate; --sample-rate and --train-rate give one")
+
+
+def _rate(config: PlanConfig, graph: Graph, stage: str) -> tuple[float | None, str]:
+    """Response tokens a second: as given, else as the finished sessions of the run directory had them."""
+    given = config.train_rate if stage == "distill" else config.sample_rate
+    if given is not None:
+        return given, "given"
+    measured = _measured(graph, [stage])
+    if measured is None and stage != "distill":
+        measured = _measured(graph, _GENERATING)
+    return measured, "measured"
+
+
+def _measured(graph: Graph, stages: Sequence[str]) -> float | None:
+    tokens = seconds = 0.0
+    for node in graph.nodes:
+        if node.stage in stages:
+            for session in _sessions(graph.path(node)):
+                tokens, seconds = tokens + session.get("tokens", 0), seconds + session.get("seconds", 0)
+    return tokens / seconds if tokens and seconds else None
+
+
+def _sessions(directory: Path) -> list[dict[str, float]]:
+    try:
+        text = (directory / "sessions.jsonl").read_text(encoding="utf-8")
+        return [json.loads(line) for line in text.splitlines() if line.strip()]
+    except (OSError, ValueError):
+        return []
+
+
+def _time(hours: float) -> str:
+    return f"{hours:,.1f} hours" if hours >= 1 else f"{60 * hours:.1f} minutes"
+
+
+def _size(size: float) -> str:
+    return f"{size / GIB:.1f} GiB" if size >= GIB / 10 else f"{size / 2**20:.1f} MiB"

@@ -1,0 +1,85 @@
+// One trajectory: its problem, y_o beside y_r, and what is folded away. The state that it reads is page.js's.
+
+function plain(text, math) { return drawn(tokensOf(text, index.pattern), null, "", math, raw); }
+
+function toggle(label, pressed, act) {
+  const button = element("button", { type: "button", "aria-pressed": String(pressed) }, label);
+  button.addEventListener("click", act);
+  return button;
+}
+
+function facts(pairs) {
+  return element("dl", { class: "facts" }, ...pairs.flatMap(([name, value]) => [element("dt", {}, name), element("dd", {}, value)]));
+}
+
+// What is folded away is drawn when it is unfolded.
+function folded(title, content, open = false) {
+  const made = element("details", open ? { open: "" } : {}, element("summary", {}, title));
+  const fill = () => { if (made.open && made.children.length === 1) made.append(...content()); };
+  made.addEventListener("toggle", fill);
+  fill();
+  return made;
+}
+
+function side(name, about, body) {
+  const heading = element("h4", {}, name, element("span", { class: about.verdict }, `${SIGNS[about.verdict]} ${about.verdict}`),
+    element("span", { class: "muted" }, Object.fromEntries(about.facts).tokens ?? ""));
+  return element("div", { class: "side" }, heading, about.text === null ? element("p", { class: "error" }, about.error ?? "no response") : body);
+}
+
+function legend(unit) {
+  if (!marks) return "Differences are off.";
+  const units = { word: "Marked by words, formulas and lines of code: ", line: "They differ in much: marked by lines: ",
+    all: "They differ in too much to be told apart. " };
+  const note = element("span", {}, units[unit]);
+  if (unit !== "all") note.append(element("del", {}, "only in y_o"), " ", element("ins", {}, "only in y_r"));
+  return note;
+}
+
+function pair(entry) {
+  const { before, after, math } = entry;
+  if (!before || !after) {
+    const [name, only] = before ? ["y_o", before] : ["y_r", after];
+    return [element("div", { class: "pair single" }, side(name, only, plain(only.text ?? "", math)))];
+  }
+  const [one, other] = [before, after].map((each) => tokensOf(each.text ?? "", index.pattern));
+  const found = difference(one, other);
+  const hide = !marks || found.unit === "all";
+  return [
+    element("p", { class: "legend" }, legend(found.unit)),
+    element("div", { class: "pair" },
+      side("y_o", before, drawn(one, hide ? null : found.before, "del", math, raw)),
+      side("y_r", after, drawn(other, hide ? null : found.after, "ins", math, raw))),
+  ];
+}
+
+function prompt(title, about, math) {
+  return folded(title, () => about.messages.flatMap(([role, text]) => [element("h4", { class: "muted" }, role), plain(text, math)]));
+}
+
+function view(entry, i) {
+  const { before, after, math } = entry;
+  const go = (label, step) => {
+    const button = toggle(label, false, () => choose(place + step));
+    button.removeAttribute("aria-pressed");
+    button.disabled = shown[place + step] === undefined;
+    return button;
+  };
+  const flags = index.flags.filter((_, bit) => index.flag_bits[i] & (1 << bit));
+  const reference = [entry.answer && `Answer: ${entry.answer}`, entry.reference].filter(Boolean).join("\n\n");
+  const parts = [
+    element("div", { class: "bar" }, element("h3", {}, index.problems[index.problem[i]][0]),
+      toggle("Differences", marks, () => { marks = !marks; redraw(); }),
+      toggle("Source", raw, () => { raw = !raw; redraw(); }), go("‹ Previous", -1), go("Next ›", 1)),
+    element("ul", { class: "chips", "aria-label": "About" }, element("li", {}, changeName(...verdicts(i))),
+      element("li", {}, index.sets[index.set[i]]), ...flags.map((flag) => element("li", { class: "flag" }, `⚑ ${flag}`))),
+    folded("Problem", () => [plain(entry.problem, math)], true),
+    ...pair(entry),
+  ];
+  if (reference) parts.push(folded("Reference", () => [plain(reference, math)]));
+  if (after) parts.push(prompt("Prompt of y_r, to the teacher", after, math));
+  if (before) parts.push(prompt("Prompt of y_o, to the student", before, math));
+  parts.push(folded("Lineage", () => [facts(entry.facts),
+    ...[["y_o", before], ["y_r", after]].filter(([, about]) => about).flatMap(([name, about]) => [element("h4", {}, name), facts(about.facts)])]));
+  return parts;
+}

@@ -1,0 +1,250 @@
+"""The figures of a report: frozen values, made by `collect`, shown by the tables, the plots and the page. No IO here.
+
+Arms are named as in the recipe; "base" is the model that the run began with. In a report on two runs every arm, and every
+node, is named `run/…`. `round` counts from 0 and is None for what belongs to no round; `seed` is None where seeds share it
+and ALL_SEEDS for what is told of all of them together.
+A figure that is not known is None, never 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+BASE = "base"
+# The seed of what is told of all seeds together.
+ALL_SEEDS = "all"
+Seed = int | str | None
+VERDICTS = ("correct", "incorrect", "error", "timeout")
+# What the matrix calls a row that was never graded.
+UNVERIFIED = "unverified"
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """Mean and quantiles of a figure over rows; `values` are all of them, sorted.
+
+    A quantile is the value at the nearest rank, so that it is one that occurs.
+    """
+
+    rows: int
+    mean: float
+    p05: float
+    p25: float
+    p50: float
+    p75: float
+    p95: float
+    values: tuple[float, ...] = field(repr=False)
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread | None:
+        """The spread of these values; None where there are none."""
+        if not values:
+            return None
+        ordered = tuple(sorted(float(v) for v in values))
+        last = len(ordered) - 1
+        quantiles = (ordered[round(q * last)] for q in (0.05, 0.25, 0.5, 0.75, 0.95))
+        return cls(len(ordered), sum(ordered) / len(ordered), *quantiles, ordered)
+
+
+@dataclass(frozen=True, slots=True)
+class NodeCost:
+    """What a node of the run's graph took.
+
+    `tokens` are response tokens: generated, or for distill trained on, every epoch counted. `seconds` is wall time; for a stage
+    that was interrupted, of the invocations that are on record. `tokens_per_second` is over the time of the stage
+    itself, without starting the process. `peak_bytes` is resident memory, or the GPU allocator's peak where that is more.
+    """
+
+    name: str
+    stage: str
+    arm: str | None
+    round: int | None
+    seed: Seed
+    state: str
+    rows: int | None
+    tokens: int | None
+    seconds: float | None
+    tokens_per_second: float | None
+    peak_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """One score of results.json with its 95 % interval; shares are of all samples of the benchmark."""
+
+    arm: str
+    round: int | None
+    seed: Seed
+    benchmark: str
+    score: str
+    value: float | None
+    low: float | None
+    high: float | None
+    questions: int
+    truncated: float
+    no_answer: float
+    error: float
+    timeout: float
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Paired difference of avg@k of an arm to `against`, over the questions graded on both sides (core/comparison.py).
+
+    `p_holm` is corrected over all differences of the report that have the same `family`: those "to base", those to the
+    reference arm, those between two runs; those of all seeds together are families of their own. `k` is the number of the arm's samples of a
+    question that are compared. `gained` and `lost` count questions.
+    """
+
+    arm: str
+    round: int | None
+    seed: Seed
+    benchmark: str
+    against: str
+    family: str
+    k: int
+    value: float | None
+    low: float | None
+    high: float | None
+    p_value: float | None
+    p_holm: float | None
+    gained: int
+    lost: int
+    questions: int
+
+
+@dataclass(frozen=True, slots=True)
+class Nll:
+    """Mean negative log-likelihood in nats a token, over all tokens of `rows` rows, and where the figure is from."""
+
+    value: float
+    tokens: int
+    rows: int
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Leaks:
+    """Shares of the rows of an OPSD refinement in which y_r shows that it was written with y* in view (core/leaks.py).
+
+    `talks_before` is the share of the same rows whose y_o, written without y*, talks so: what the patterns find anyway.
+    `copies` has by n the share of rows with an n-word run of y* that neither y_o nor the problem has.
+    """
+
+    rows: int
+    talks: float
+    talks_before: float
+    copies: Mapping[int, float]
+
+
+@dataclass(frozen=True)
+class Refinement:
+    """What the teacher made of a set of rollouts: y_o → y_r, over the refined rows whose parent is there.
+
+    `matrix` counts rows by (verdict of y_o, verdict of y_r), UNVERIFIED without one; all other figures are over rows in which
+    both have a response. `lengths` is in tokens, under "y_o" and "y_r". `edit_distance` is Levenshtein over
+    tokens divided by the longer of the two; `common_prefix` the share of y_o's tokens that y_r begins with. `nll` has,
+    as far as they are known, "y_o", "y_r" and "y*" under the student that wrote y_o, in the student's own context, and
+    "y_r, refiner" under the teacher in the refinement context. `leaks` is None but for opsd.
+    """
+
+    node: str
+    arm: str | None
+    round: int | None
+    seed: Seed
+    setting: str
+    rows: int
+    errors: int
+    matrix: Mapping[tuple[str, str], int]
+    lengths: Mapping[str, Spread | None]
+    edit_distance: Spread | None
+    common_prefix: Spread | None
+    nll: Mapping[str, Nll]
+    leaks: Leaks | None
+
+    def verdicts(self, side: int) -> list[str]:
+        """The verdicts that y_o (side 0) or y_r (side 1) has; correct and incorrect always."""
+        found = {pair[side] for pair in self.matrix} | {"correct", "incorrect"}
+        return [verdict for verdict in (*VERDICTS, UNVERIFIED) if verdict in found]
+
+
+@dataclass(frozen=True)
+class Training:
+    """A training run: the lines of train.jsonl, and the divergence by tenth of the response.
+
+    `kl_by_position` has for "correct" and "incorrect" (verdict of the parent y_o, or of y_o itself where that is trained
+    along) ten means in nats, None where no position fell; it is None where train.jsonl has no positions.
+    """
+
+    node: str
+    arm: str
+    round: int | None
+    seed: Seed
+    steps: Sequence[Mapping[str, Any]]
+    kl_by_position: Mapping[str, Sequence[float | None]] | None
+
+
+@dataclass(frozen=True, slots=True)
+class SetRef:
+    """A trajectory set of the run: `stage` is "rollout" or "refined". `parents` are the sets of a refined one's rollouts."""
+
+    node: str
+    arm: str | None
+    round: int | None
+    seed: Seed
+    stage: str
+    path: Path
+    parents: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The content of one results.json, and whose it is."""
+
+    node: str
+    arm: str
+    round: int | None
+    seed: Seed
+    results: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class ReportData:
+    """All of a report. `missing` says in words what is not there, and why where that is known.
+
+    `runs` has one name, or two where two runs are compared.
+    """
+
+    name: str
+    runs: tuple[str, ...]
+    directory: Path
+    setting: str | None
+    reference_arm: str | None
+    nodes: tuple[NodeCost, ...]
+    evaluations: tuple[Evaluation, ...]
+    scores: tuple[Score, ...]
+    differences: tuple[Difference, ...]
+    refinements: tuple[Refinement, ...]
+    trainings: tuple[Training, ...]
+    sets: tuple[SetRef, ...]
+    missing: tuple[str, ...]
+
+    def arms(self) -> list[str]:
+        """Every arm that has a score or a training, base first, then in order of appearance."""
+        found = dict.fromkeys([*(s.arm for s in self.scores), *(t.arm for t in self.trainings)])
+        return sorted(found, key=lambda arm: not _is_base(arm))
+
+    def last_scores(self) -> Iterator[Score]:
+        """The scores of every arm after its last evaluated round."""
+        last: dict[tuple[str, Seed], int] = {}
+        for s in self.scores:
+            key = (s.arm, s.seed)
+            last[key] = max(last.get(key, -1), -1 if s.round is None else s.round)
+        return (s for s in self.scores if (-1 if s.round is None else s.round) == last[s.arm, s.seed])
+
+
+def _is_base(arm: str) -> bool:
+    return arm == BASE or arm.endswith(f"/{BASE}")

@@ -1,0 +1,121 @@
+"""Paired differences between the arms of a run, to its base model and between two runs, corrected for their number."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from math import isnan, nan
+from typing import Any
+
+from trd_cli.core.comparison import holm, paired_difference
+from trd_cli.report.data import ALL_SEEDS, BASE, Difference, Evaluation, ReportData, Seed
+from trd_cli.report.seeds import pooled
+from trd_cli.scores import correct_matrix
+
+Found = tuple[list[Difference], tuple[str, ...]]
+
+
+def within_run(evaluations: Sequence[Evaluation], reference_arm: str | None) -> Found:
+    """Every arm against the base model, and against the reference arm of the same round and seed; what could not be compared.
+
+    `evaluations` may hold pooled ones (report/seeds.py).
+    """
+    found: list[Difference] = []
+    notes: dict[str, None] = {}
+    for against in dict.fromkeys(filter(None, (BASE, reference_arm))):
+        for one in evaluations:
+            if one.arm in (BASE, against):
+                continue
+            other = _counterpart(one, evaluations, against)
+            if other is not None:
+                found += _differences(other, one, one.arm, against, f"to {against}", notes)
+    return found, tuple(notes)
+
+
+def between_runs(a: tuple[ReportData, str], b: tuple[ReportData, str]) -> Found:
+    """B − A for every arm, round and seed that both have; arms are named with their run."""
+    (data_a, name_a), (data_b, name_b) = a, b
+    there, here = ({(e.arm, e.round, e.seed): e for e in _with_pools(data)} for data in (data_a, data_b))
+    found: list[Difference] = []
+    notes = _in_one_alone(there.values(), here, f"{name_a}/{{}}: {name_b} has no such evaluation")
+    notes |= _in_one_alone(here.values(), there, f"{name_b}/{{}}: {name_a} has no such evaluation")
+    for one in here.values():
+        other = there.get((one.arm, one.round, one.seed))
+        if other is None:
+            continue
+        names = f"{name_b}/{one.arm}", f"{name_a}/{one.arm}"
+        found += _differences(other, one, *names, f"between {name_b} and {name_a}", notes)
+    return found, tuple(notes)
+
+
+def _in_one_alone(
+    evaluations: Iterable[Evaluation], others: Collection[tuple[str, int | None, Seed]], text: str
+) -> dict[str, None]:
+    """What is said of the evaluations, as they were run, that have no counterpart."""
+    alone = (e for e in evaluations if (e.arm, e.round, e.seed) not in others and e.seed != ALL_SEEDS)
+    return {text.replace("{}", e.node): None for e in alone}
+
+
+def _with_pools(data: ReportData) -> list[Evaluation]:
+    return [*data.evaluations, *pooled(data.evaluations)]
+
+
+def corrected(differences: Iterable[Difference]) -> tuple[Difference, ...]:
+    """The differences with `p_holm` filled in, over all of the same family."""
+    differences = list(differences)
+    families: dict[str, list[int]] = defaultdict(list)
+    for i, difference in enumerate(differences):
+        families[difference.family].append(i)
+    for members in families.values():
+        p_values = [differences[i].p_value for i in members]
+        for i, p in zip(members, holm([nan if p is None else p for p in p_values]), strict=True):
+            differences[i] = replace(differences[i], p_holm=_known(p))
+    return tuple(differences)
+
+
+def _counterpart(one: Evaluation, evaluations: Sequence[Evaluation], arm: str) -> Evaluation | None:
+    """The evaluation of `arm` to compare with: of the same seed and, but for the base model, round."""
+    same_arm = [e for e in evaluations if e.arm == arm]
+    if arm == BASE:
+        return next((e for e in same_arm if e.seed == one.seed), same_arm[0] if same_arm else None)
+    return next((e for e in same_arm if (e.round, e.seed) == (one.round, one.seed)), None)
+
+
+def _differences(
+    a: Evaluation, b: Evaluation, arm: str, against: str, family: str, notes: dict[str, None]
+) -> Iterator[Difference]:
+    """B − A on every benchmark of the same content in both; others are named in `notes`."""
+    # As many samples of either side; but several seeds count with all of theirs.
+    k = None if ALL_SEEDS in (a.seed, b.seed) else min(a.results["k"], b.results["k"])
+    for name in {**a.results["benchmarks"], **b.results["benchmarks"]}:
+        sides = [each.results["benchmarks"].get(name) for each in (a, b)]
+        why_not = _why_not(*sides)
+        if why_not:
+            notes[f"{arm} against {against} on {name}: not compared, {why_not}"] = None
+            continue
+        matrices_QK = [correct_matrix(side["samples"])[:, :k] for side in sides]
+        d = paired_difference(*matrices_QK)
+        of_all = ", all seeds together" if b.seed == ALL_SEEDS else ""
+        numbers = {key: _known(getattr(d, key)) for key in ("value", "low", "high", "p_value")}
+        yield Difference(
+            *(arm, b.round, b.seed, name, against, family + of_all, k or b.results["k"]),
+            **numbers,
+            p_holm=None,
+            gained=len(d.gained),
+            lost=len(d.lost),
+            questions=d.questions,
+        )
+
+
+def _why_not(a: Mapping[str, Any] | None, b: Mapping[str, Any] | None) -> str | None:
+    """Why two results on a benchmark cannot be compared, or None."""
+    if a is None or b is None:
+        return "only one of them was evaluated on it"
+    if a["sha256"] != b["sha256"]:
+        return "its content differs"
+    return None if list(a["samples"]) == list(b["samples"]) else "they were asked other questions"
+
+
+def _known(value: float) -> float | None:
+    return None if isnan(value) else value

@@ -1,0 +1,133 @@
+"""How likely y_o, y_r and y* are to the student that wrote y_o: nats a token in its own context, the problem alone.
+
+y* is the reference solution as the tokenizer has it, with the end of the turn; y_o and y_r are the ids as sampled. Probabilities are
+at temperature 1, in float32 on a CPU and bfloat16 elsewhere.
+
+Not covered: rows without a reference solution, and those of which a text does not fit the model beside the problem.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from trd_cli.errors import InputError, ModelError
+from trd_cli.models import ModelRef
+from trd_cli.report.data import Nll, SetRef
+from trd_cli.report.refinement import Rollout
+from trd_cli.run_dir import read_run_json
+from trd_cli.shards import list_shards, read_table
+from trd_cli.tokens import Tokenizer
+from trd_cli.training.batches import Example, collate, plan_step
+from trd_cli.training.model import head_of, load, response_states
+
+TEXTS = ("y_o", "y_r", "y*")
+_COLUMNS = (
+    "trajectory_id",
+    "parent_id",
+    "response_token_ids",
+    "student_prompt_token_ids",
+    "reference_solution",
+)
+_TOKENS_A_BATCH, _CHUNK = 4096, 256
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One row's three texts, ready to score: the student's context and the ids of each text, in the order of TEXTS."""
+
+    trajectory_id: str
+    prompt: Sequence[int]
+    responses: tuple[Sequence[int], ...]
+
+
+def student_of(refined: SetRef, resolve: Callable[[str], ModelRef]) -> ModelRef:
+    """The student that wrote a refined set's rollouts. Raises ModelError where it has no weights or they have changed."""
+    about = (read_run_json(refined.path) or {}).get("about", {})
+    name = about.get("student")
+    if name is None:
+        raise InputError(
+            f"{refined.path} does not say who wrote its rollouts", "run.json of trd refine", "leave --nll out"
+        )
+    model = resolve(name)
+    if model.path is None:
+        raise ModelError(f"--nll with {model.name}, which has no weights", "a real model", "leave --nll out")
+    model.check_revision(about.get("student_revision"), refined.path)
+    return model
+
+
+def score(
+    refined: SetRef, rollouts: Mapping[str, Rollout], rows: int, model: ModelRef, device: str
+) -> dict[str, Nll]:
+    """The three figures over the same rows: the first `rows` by id that have all texts. {} where no row has."""
+    chosen = choose(refined, rollouts, rows, model)
+    if not chosen:
+        return {}
+    scorer = _Scorer(model, device)
+    found = {}
+    for i, text in enumerate(TEXTS):
+        # Teacher and student are one here, so both sides of an example have its context.
+        examples = [Example(row.trajectory_id, row.prompt, row.prompt, row.responses[i]) for row in chosen]
+        tokens = sum(len(example.response) for example in examples)
+        found[text] = Nll(scorer.nats(examples) / tokens, tokens, len(chosen), f"scored with {model.name}")
+    return found
+
+
+def choose(refined: SetRef, rollouts: Mapping[str, Rollout], rows: int, model: ModelRef) -> list[Scored]:
+    """The rows to score. Ids are hashes of the content: the first of them are a choice that favours nothing."""
+    tokenizer, longest = model.tokenizer(), model.max_length()
+    found = []
+    for path in list_shards(refined.path):
+        columns = (column.to_pylist() for column in read_table(path, list(_COLUMNS)).select(_COLUMNS).columns)
+        found += filter(
+            None, (_scored(row, rollouts, tokenizer, longest) for row in zip(*columns, strict=True))
+        )
+    return sorted(found, key=lambda row: row.trajectory_id)[:rows]
+
+
+def _scored(row: tuple, rollouts: Mapping[str, Rollout], tokenizer: Tokenizer, longest: int) -> Scored | None:
+    name, parent_id, refined, prompt, reference = row
+    before = rollouts.get(parent_id)
+    if (
+        before is None
+        or before.token_ids is None
+        or not len(before.token_ids)
+        or not refined
+        or not reference
+    ):
+        return None
+    reference_ids = [*tokenizer.encode(reference), tokenizer.end_of_turn_id]
+    responses = (before.token_ids.tolist(), refined, reference_ids)
+    fits = len(prompt) + max(map(len, responses)) <= longest
+    return Scored(name, prompt, responses) if fits else None
+
+
+class _Scorer:
+    def __init__(self, model: ModelRef, device: str) -> None:
+        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        try:
+            self._device = torch.device(str(accelerator or "cpu") if device == "auto" else device)
+            torch.empty(0, device=self._device)
+        except (RuntimeError, AssertionError):
+            raise InputError(f"--device {device}", "a device that is there", "change --device") from None
+        self._dtype = torch.float32 if self._device.type == "cpu" else torch.bfloat16
+        self._model = load(model, self._dtype, self._device).eval()
+
+    @torch.no_grad()
+    def nats(self, examples: Sequence[Example]) -> float:
+        """Negative log-likelihood of all responses."""
+        return sum(self._batch(group) for group in plan_step(examples, _TOKENS_A_BATCH).groups)
+
+    def _batch(self, group: Iterable[Example]) -> float:
+        batch = collate(list(group), None).to(self._device)
+        states_ND = response_states(self._model, batch.student, self._dtype)
+        head_VD, total = head_of(self._model), 0.0
+        for start in range(0, len(states_ND), _CHUNK):
+            at = slice(start, start + _CHUNK)
+            logits_CV = (states_ND[at] @ head_VD.T).float()
+            total += torch.nn.functional.cross_entropy(
+                logits_CV, batch.response_N[at], reduction="sum"
+            ).item()
+        return total

@@ -1,0 +1,100 @@
+"""The tables of refinement: verdicts, lengths and edits, likelihood under the student, references leaked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from trd_cli.core.ngrams import SIZES
+from trd_cli.report.data import Nll, Refinement, ReportData, Spread
+from trd_cli.report.table import Table, count, table_of
+from trd_cli.score_tables import NOTHING, percent
+
+_QUANTILES = ("mean", "5 %", "25 %", "median", "75 %", "95 %")
+
+
+def verdicts(refinement: Refinement) -> Table:
+    """Verdicts of y_o (lines) against those of y_r (columns)."""
+    befores, afters = (refinement.verdicts(side) for side in (0, 1))
+    total = max(1, refinement.rows)
+
+    def cell(before: str, after: str) -> str:
+        rows = refinement.matrix.get((before, after), 0)
+        return f"{rows:,} ({100 * rows / total:.1f} %)"
+
+    rows = ([f"y_o {before}", *(cell(before, after) for after in afters)] for before in befores)
+    header = ("", *(f"y_r {after}" for after in afters))
+    name = f"verdicts-{refinement.node.replace('/', '-')}"
+    title = f"Verdicts y_o → y_r, {refinement.node}"
+    note = f"{refinement.setting}, {refinement.rows:,} rows, {refinement.errors:,} without a response. Per cent are of all rows."
+    return table_of("refinement", name, title, header, rows, 1, note)
+
+
+def changes(data: ReportData) -> Table:
+    """Lengths and edits."""
+    rows = []
+    for r in data.refinements:
+        figures: Mapping[str, Spread | None] = {
+            "tokens of y_o": r.lengths["y_o"],
+            "tokens of y_r": r.lengths["y_r"],
+            "token edit distance, share of the longer": r.edit_distance,
+            "common prefix, share of y_o": r.common_prefix,
+        }
+        rows += [(r.node, name, *_spread(spread, name)) for name, spread in figures.items() if spread]
+    header = ("refined set", "figure", "rows", *_QUANTILES)
+    return table_of("refinement", "changes", "What the teacher changed", header, rows, 2)
+
+
+def _spread(spread: Spread, name: str) -> list[str]:
+    values = (spread.mean, spread.p05, spread.p25, spread.p50, spread.p75, spread.p95)
+    shown = count if name.startswith("tokens") else lambda v: f"{v:.3f}"
+    return [str(spread.rows), *map(shown, values)]
+
+
+NLL = {
+    "y_o": "y_o under the student",
+    "y_r": "y_r under the student",
+    "y*": "y* under the student",
+    "y_r, refiner": "y_r under the teacher, in the refinement prompt",
+}
+
+
+def nll(data: ReportData) -> Table:
+    rows = [
+        (r.node, label, *_nll_cells(r.nll.get(key))) for r in data.refinements for key, label in NLL.items()
+    ]
+    header = ("refined set", "text", "nats a token", "tokens", "rows", "from")
+    note = (
+        "The student reads the problem alone: the lower, the more like what it writes itself. Means over tokens. "
+        "Figures from different rows are not to be compared closely; trd report --nll N scores all three texts of the same rows."
+    )
+    table = table_of("refinement", "nll", "Negative log-likelihood", header, rows, 2, note)
+    return Table(
+        table.name, table.section, table.title, table.columns, table.rows, frozenset({2, 3, 4}), note
+    )
+
+
+def _nll_cells(nll: Nll | None) -> tuple[str, ...]:
+    if nll is None:
+        return (NOTHING,) * 4
+    return f"{nll.value:.3f}", count(nll.tokens), count(nll.rows), nll.source
+
+
+def leaked(data: ReportData) -> Table:
+    shown = [(r.node, r.leaks) for r in data.refinements if r.leaks is not None]
+    rows = [
+        (
+            node,
+            count(leaks.rows),
+            percent(leaks.talks),
+            percent(leaks.talks_before),
+            *(percent(leaks.copies[n]) for n in SIZES),
+        )
+        for node, leaks in shown
+    ]
+    copied = (f"copies {n} words of y*" for n in SIZES)
+    header = ("refined set", "rows", "y_r talks of a reference", "y_o does", *copied)
+    note = (
+        "Per cent of the rows that have y* and a response. The phrases are listed in trd_cli/core/leaks.py; y_o was written without y*, so its share is "
+        "what they find anyway. Copied: so many words in a row of y* are in y_r, and neither in y_o nor in the problem."
+    )
+    return table_of("refinement", "leaks", "References leaked", header, rows, 1, note)

@@ -1,0 +1,241 @@
+"""trd run: the stages of a recipe, each in a process of its own; what is done already is left alone."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from trd_cli.config import RunConfig
+from trd_cli.errors import InputError, UserError
+from trd_cli.execution import StageProcess, Status, forget, is_done, sweep
+from trd_cli.graph import build_graph
+from trd_cli.locks import locked, stage_lock
+from trd_cli.nodes import BASE_EVAL, FORMAT, Graph, Node
+from trd_cli.previews import first_prompts
+from trd_cli.recipes import load_recipe
+from trd_cli.reporting import NodeState, RunReport
+from trd_cli.run_dir import DEFAULT_ROOT, write_text
+
+_TICK = 0.05
+_SAVE = 5.0  # seconds between two records of a running stage
+# What a run that was killed at its very start may have left.
+_OURS = {".lock", ".stage", "recipe.toml", ".recipe.toml.tmp", ".graph.json.tmp"}
+
+
+def run(config: RunConfig, report: RunReport) -> Path:
+    """Run what is missing and return the run directory. Raises UserError when stages failed, after all others have run."""
+    recipe = load_recipe(Path(config.recipe))
+    directory = Path(config.out) if config.out else DEFAULT_ROOT / recipe.name
+    graph = build_graph(recipe, directory)
+    chosen = graph.chosen(config.only, config.until)
+    again = _again(graph, config, chosen)
+    _check_directory(directory)
+    with locked(directory):
+        _write(directory / "recipe.toml", recipe.as_toml())
+        _write(directory / "graph.json", _json(graph.record()))
+        status = Status(directory)
+        with stage_lock(directory, report.note) as lock:
+            sweep(directory)
+            forget(graph, again, status)
+            _Runner(graph, chosen, status, lock, report).run()
+    return directory
+
+
+def dry_run(config: RunConfig) -> list[str]:
+    """What is done, what would run, and the first prompt of each stage; nothing is written."""
+    recipe = load_recipe(Path(config.recipe))
+    directory = Path(config.out) if config.out else DEFAULT_ROOT / recipe.name
+    graph = build_graph(recipe, directory)
+    chosen = graph.chosen(config.only, config.until)
+    again = _again(graph, config, chosen)
+    _check_directory(directory)
+    status = Status(directory)
+    done = {n.name for n in graph.nodes if n.name not in again and is_done(graph, n, status)}
+    names = {node.name for node in chosen}
+    width = max(len(node.name) for node in graph.nodes)
+    lines = [f"{len(graph.nodes)} stages in {directory}: {len(done)} done, {len(names - done)} to run"]
+    for node in graph.nodes:
+        state = "done" if node.name in done else "run" if node.name in names else "left out"
+        if node.name in again and node.name in names:
+            state = "again"
+        inputs = ", ".join(node.inputs)
+        lines.append(f"  {state:<8} {node.name:<{width}}  {node.out}" + (f"  ← {inputs}" if inputs else ""))
+    for title, text in first_prompts(graph, chosen, done):
+        lines += ["", f"── {title}", text]
+    return lines
+
+
+def _again(graph: Graph, config: RunConfig, chosen: Sequence[Node]) -> set[str]:
+    """The nodes that --from does again: those of its stage, and all that is made from them."""
+    if config.from_stage is None:
+        return set()
+    starts = [
+        node.name
+        for node in chosen
+        if node.stage == config.from_stage and not (config.only and node.name == BASE_EVAL)
+    ]
+    if not starts:
+        raise InputError(
+            f"--from {config.from_stage}",
+            "one of " + ", ".join(dict.fromkeys(node.stage for node in chosen)),
+            "name a stage that is to run",
+        )
+    again = graph.made_from(starts)
+    others = {graph[name].arm for name in again} - {None, *config.only}
+    if config.only and others:
+        raise InputError(
+            f"--from {config.from_stage} with --only {' --only '.join(config.only)}: others come of the same rows",
+            "all arms whose rows would change (also " + ", ".join(sorted(others)) + ")",
+            "name them too, or leave --only out",
+        )
+    return again
+
+
+def _check_directory(directory: Path) -> None:
+    """Refuse a directory that holds something else."""
+    if directory.is_dir() and not (directory / "graph.json").is_file():
+        others = [path.name for path in directory.iterdir() if path.name not in _OURS]
+        if others:
+            raise InputError(
+                f"{directory} holds other files ({others[0]}) and no graph.json",
+                f"a run directory ({FORMAT}), or a new or empty one",
+                "give another --out",
+            )
+    elif directory.exists() and not directory.is_dir():
+        raise InputError(f"{directory} is a file", "a directory", "give another --out")
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=1, ensure_ascii=False) + "\n"
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file unless it holds just that: a run that has nothing to do changes nothing."""
+    if not path.is_file() or path.read_text(encoding="utf-8") != text:
+        write_text(path, text)
+
+
+class _Runner:
+    """Runs nodes one after the other, each after its inputs."""
+
+    def __init__(
+        self, graph: Graph, chosen: Sequence[Node], status: Status, lock: IO[str], report: RunReport
+    ) -> None:
+        self._graph, self._chosen, self._status = graph, chosen, status
+        self._lock, self._report = lock, report
+        self._shown: dict[str, NodeState] = {}
+
+    def run(self) -> None:
+        """Run what is missing. A node that fails takes along what is made from it, and nothing else."""
+        status = self._status
+        done = {node.name for node in self._chosen if is_done(self._graph, node, status)}
+        for node in self._chosen:
+            is_there = node.name in done
+            if is_there and status.of(node.name).get("state") != "done":
+                status.set(node.name, state="done", digest=node.digest)
+            self._show(node, "done" if is_there else "waiting", "")
+        waiting = [node for node in self._chosen if node.name not in done]
+        try:
+            for node in waiting:
+                if all(name in done for name in node.inputs):
+                    if self._run_one(node):
+                        done.add(node.name)
+                else:
+                    status.set(node.name, state="skipped", digest=node.digest)
+                    self._show(node, "skipped", "for want of its input")
+        finally:
+            self._report.end()
+        self._conclude(waiting)
+
+    def _run_one(self, node: Node) -> bool:
+        before = self._status.of(node.name)
+        if before.get("digest") != node.digest or before.get("state") == "done":
+            spent = 0.0
+        else:
+            spent = before.get("seconds", 0.0)
+        more = ["--regrade"] if node.stage == "verify" and self._is_stale(node, before) else []
+        started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        self._status.set(
+            node.name,
+            state="running",
+            digest=node.digest,
+            started=started,
+            exit_code=None,
+            again=True if more else None,
+        )
+        process = StageProcess(self._graph, node, self._lock, more)
+        try:
+            code = self._watch(node, process, spent)
+        except KeyboardInterrupt:
+            self._report.note(f"stopping {node.name}; once more to end it at once")
+            process.stop()
+            self._record(node, process, spent, "waiting")
+            raise
+        well = code == 0
+        if well:
+            self._status.set(node.name, again=None, state="running")
+            well = is_done(self._graph, node, self._status)
+        self._record(node, process, spent, "done" if well else "failed")
+        if well:
+            self._show(node, "done", "", process.seconds)
+        else:
+            said = process.last_line() if code else "it ended well, but its output is not whole"
+            self._show(node, "failed", f"{said} (exit code {code})", process.seconds)
+        return well
+
+    def _is_stale(self, node: Node, before: dict[str, Any]) -> bool:
+        """Whether the set's verdicts, if there are any, are to be made anew."""
+        return bool(before.get("again")) or before.get("digest", node.digest) != node.digest
+
+    def _watch(self, node: Node, process: StageProcess, spent: float) -> int:
+        """Wait for a stage, showing how far it is; gives its exit code."""
+        shown = saved = 0.0
+        while (code := process.poll()) is None:
+            if process.seconds - shown > 0.5:
+                shown = process.seconds
+                self._show(node, "running", "", process.seconds, process)
+            if process.seconds - saved > _SAVE:
+                saved = process.seconds
+                self._record(node, process, spent, "running")
+            time.sleep(_TICK)
+        return code
+
+    def _record(self, node: Node, process: StageProcess, spent: float, state: str) -> None:
+        peak = max(process.peak, self._status.of(node.name).get("peak_rss_bytes", 0) if spent else 0)
+        self._status.set(
+            node.name,
+            state=state,
+            seconds=round(spent + process.seconds, 3),
+            peak_rss_bytes=peak,
+            exit_code=process.exit_code,
+        )
+
+    def _show(
+        self, node: Node, state: str, text: str, seconds: float = 0.0, process: StageProcess | None = None
+    ) -> None:
+        progress = process.progress() if process else None
+        before = self._shown.get(node.name)
+        if progress is None and before is not None and before.total is not None:
+            rows, total = (before.total if state == "done" else before.rows), before.total
+        else:
+            rows, total = (progress.done, progress.total) if progress else (None, None)
+        rest = text or (progress.rest if progress else "")
+        self._shown[node.name] = NodeState(node.name, state, rows, total, rest, seconds)
+        self._report.show(list(self._shown.values()), node.name)
+
+    def _conclude(self, waiting: Sequence[Node]) -> None:
+        states = {node.name: self._shown[node.name].state for node in waiting}
+        failed = [node for node in waiting if states[node.name] == "failed"]
+        if failed:
+            named = ", ".join(f"{node.name} ({self._graph.directory / node.log})" for node in failed)
+            skipped = sum(state == "skipped" for state in states.values())
+            raise UserError(
+                f"{len(failed)} of {len(waiting)} stages failed, {skipped} skipped for it: {named}",
+                "all to end well",
+                "see the logs, mend it, and run the same command again",
+            )
+        if not waiting:
+            self._report.note(f"{self._graph.directory}: all {len(self._chosen)} stages are done")
