@@ -104,7 +104,7 @@ def test_the_table_is_markdown_in_a_pipe_and_the_same_in_its_file(
     (row,) = [line.strip("| ").split(" | ") for line in result.stdout.splitlines() if BENCH + " |" in line]
     assert row[1] == f"{100 * bench['a']['value']:.1f} %"
     assert row[2] == f"{100 * bench['b']['value']:.1f} %"
-    assert row[3] == f"{100 * bench['difference']['value']:+.1f} %"
+    assert row[3] == f"{100 * bench['difference']['value']:+.1f} pp"
     assert row[6:8] == [str(len(bench["gained"])), str(len(bench["lost"]))]
     assert f"{BENCH}, lost: {', '.join(bench['lost'])}" in result.stdout
 

@@ -17,6 +17,7 @@ import pytest
 from pages import pairs, report_data, trajectory, write_sets
 
 from trd_cli.records import content_hash
+from trd_cli.report.data import Selection
 from trd_cli.report.formulas import formulas, mathml
 from trd_cli.report.page import inline_svg, write_page
 from trd_cli.report.plots import plots
@@ -30,6 +31,7 @@ EVIL = (
     "```html\n<b onclick='window.hacked = 5'>bold</b>\n```\nhttps://example.org/<iframe src=//example.org>"
 )
 ROWS = 480
+KEPT = "parent_verdict = 'correct' AND verdict = 'correct'"
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +46,12 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     answer = replace(
         answer, setting="opsd", response=EVIL.replace("bold", "bolder") + " As the reference solution says."
     )
-    sets = write_sets(directory, [*made, (evil, answer)])
+    rollouts, refined = write_sets(directory, [*made, (evil, answer)])
+    along_y_r = (Selection("trd-repaired", "repaired", None), Selection("trd-kept", "all", KEPT))
+    sets = (
+        replace(rollouts, selections=(Selection("fkl", "incorrect", None),)),
+        replace(refined, selections=along_y_r),
+    )
     lonely = trajectory("lonely", 7777, response=None, response_token_ids=None, error="no room", verdict=None)
     write_sets(directory / "more", [(lonely, lonely)])
     sets = (*sets, replace(sets[0], path=directory / "more" / "y_o", node="seed-1/round-0/sample", seed=1))
@@ -209,6 +216,17 @@ def test_filters_by_verdict_set_and_flag_let_through_as_many_as_they_say(reader:
         assert 0 < count < total
         reader.pick(name, "all")
     assert reader.count() == f"{total} of {total}"
+
+
+def test_rows_are_found_by_the_arm_that_trains_along_one_of_their_sides(reader: Reader) -> None:
+    # A quarter of the pairs for each change of verdict; the pair that tries to be HTML has an incorrect y_o.
+    for arm, count in (("trd-repaired", ROWS // 4), ("trd-kept", ROWS // 4), ("fkl", ROWS // 2 + 1)):
+        assert reader.pick("arm", arm) == count
+        assert reader.count() == f"{count} of {ROWS + 2}"
+    reader.pick("arm", "trd-repaired")
+    reader.until("return document.querySelector('.chips').textContent.includes('trained on by')")
+    chips = reader.js("return document.querySelector('.chips').textContent")
+    assert "trained on by fkl, trd-repaired" in chips
 
 
 def test_the_first_row_let_through_is_opened_and_has_the_verdicts_asked_for(reader: Reader) -> None:

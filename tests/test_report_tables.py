@@ -74,6 +74,11 @@ def the(values: Iterator[Any] | list[Any]) -> Any:
     return value
 
 
+def test_each_set_knows_the_arms_that_train_along_it(data: ReportData) -> None:
+    chosen = {each.stage: [(s.arm, s.subset, s.where) for s in each.selections] for each in data.sets}
+    assert chosen == {"rollout": [("fkl", "all", None)], "refined": [("trd", "all", None)]}
+
+
 # Scores
 
 

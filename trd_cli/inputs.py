@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -106,15 +106,36 @@ def load_rows(
     sets: Sequence[InputSet], subset: str = "all", where: str | None = None, parents: Sequence[str] = ()
 ) -> list[Trajectory]:
     """The rows of `sets` in the subset, in stored order. Parents are looked up only when the filter reads them."""
-    chosen: list[Trajectory] = []
-    for each in sets:
-        lookup = parent_frame(each, parents) if needs_parents(subset, where) else None
-        for path in each.shards:
-            table = read_table(path)
-            if subset != "all" or where is not None:
-                table = _filtered(table, each, subset, where, lookup)
-            chosen.extend(Trajectory(**row) for row in table.to_pylist())
-    return chosen
+    return [
+        Trajectory(**row)
+        for each in sets
+        for table in _chosen(each, subset, where, parents)
+        for row in table.to_pylist()
+    ]
+
+
+def selected_ids(
+    each: InputSet, subset: str = "all", where: str | None = None, parents: Sequence[str] = ()
+) -> list[str]:
+    """Ids of the rows that `load_rows` would give, without their texts where the filter reads none."""
+    columns = ("trajectory_id", "parent_id", "verdict") if where is None else None
+    tables = _chosen(each, subset, where, parents, columns)
+    return [name for table in tables for name in table["trajectory_id"].to_pylist()]
+
+
+def _chosen(
+    each: InputSet,
+    subset: str,
+    where: str | None,
+    parents: Sequence[str],
+    columns: Sequence[str] | None = None,
+) -> Iterator[pa.Table]:
+    """The rows of each shard of a set that are in the subset, with all columns or some."""
+    lookup = parent_frame(each, parents) if needs_parents(subset, where) else None
+    for path in each.shards:
+        table = read_table(path, columns and list(columns))
+        is_whole = subset == "all" and where is None
+        yield table if is_whole else _filtered(table, each, subset, where, lookup)
 
 
 def _filtered(

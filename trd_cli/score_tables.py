@@ -41,9 +41,14 @@ def shares(bench: Mapping[str, Any]) -> str:
     return f"{counts}; {told}; {tokens['mean']:.0f} tokens a response, median {tokens['median']:g}"
 
 
-def percent(value: float | None, sign: str = "") -> str:
+def percent(value: float | None) -> str:
     """A share in percent with one decimal; a dash for null."""
-    return NOTHING if value is None else f"{100 * value:{sign}.1f} %"
+    return NOTHING if value is None else f"{100 * value:.1f} %"
+
+
+def points(difference: float | None) -> str:
+    """A difference of two shares in percentage points, with its sign; a dash for null."""
+    return NOTHING if difference is None else f"{100 * difference:+.1f} pp"
 
 
 def interval(estimate: Mapping[str, Any], sign: str = "") -> str:

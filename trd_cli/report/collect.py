@@ -22,6 +22,7 @@ from trd_cli.report.data import (
     Refinement,
     ReportData,
     Score,
+    Selection,
     SetRef,
     Training,
 )
@@ -126,6 +127,8 @@ def _named(data: ReportData, run: str) -> ReportData:
         }
         if isinstance(value, Difference):
             changes["family"] = f"{value.family}, in {run}"
+        if isinstance(value, SetRef):
+            changes["selections"] = tuple(replace(s, arm=f"{run}/{s.arm}") for s in value.selections)
         return replace(value, **changes)
 
     fields = ("nodes", "evaluations", "scores", "differences", "refinements", "trainings", "sets")
@@ -187,7 +190,17 @@ def _set_ref(run: RunFiles, node: Node) -> SetRef | None:
     if not made.shards():
         return None
     parents = tuple(run.verified(parent).path for parent in run.sources(node, "sample"))
-    return SetRef(node.name, node.arm, node.round, node.seed, _STAGE_OF_SET[node.stage], made.path, parents)
+    whose = (node.name, node.arm, node.round, node.seed)
+    return SetRef(*whose, _STAGE_OF_SET[node.stage], made.path, parents, tuple(_selections(run, made)))
+
+
+def _selections(run: RunFiles, made: Node) -> Iterator[Selection]:
+    """What each training along a set has chosen of it."""
+    for node in run.of_stage("distill"):
+        config = (read_run_json(node.path) or {}).get("config")
+        # By the directory's name: a run may have been moved since.
+        if config and made.path.name in (Path(name).name for name in config["inputs"]):
+            yield Selection(node.arm or "", config["subset"], config["where"])
 
 
 def _training(node: Node) -> Training | None:

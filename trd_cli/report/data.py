@@ -188,8 +188,20 @@ class Training:
 
 
 @dataclass(frozen=True, slots=True)
+class Selection:
+    """What an arm trains on of a set: the rows in `subset` that satisfy `where`."""
+
+    arm: str
+    subset: str
+    where: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class SetRef:
-    """A trajectory set of the run: `stage` is "rollout" or "refined". `parents` are the sets of a refined one's rollouts."""
+    """A trajectory set of the run: `stage` is "rollout" or "refined". `parents` are the sets of a refined one's rollouts.
+
+    `selections` are of the arms that train along this set, as far as their training has begun.
+    """
 
     node: str
     arm: str | None
@@ -198,6 +210,7 @@ class SetRef:
     stage: str
     path: Path
     parents: tuple[Path, ...] = ()
+    selections: tuple[Selection, ...] = ()
 
 
 @dataclass(frozen=True)

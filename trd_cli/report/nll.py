@@ -17,6 +17,7 @@ from trd_cli.errors import InputError, ModelError
 from trd_cli.models import ModelRef
 from trd_cli.report.data import Nll, SetRef
 from trd_cli.report.refinement import Rollout
+from trd_cli.reporting import Report
 from trd_cli.run_dir import read_run_json
 from trd_cli.shards import list_shards, read_table
 from trd_cli.tokens import Tokenizer
@@ -59,7 +60,12 @@ def student_of(refined: SetRef, resolve: Callable[[str], ModelRef]) -> ModelRef:
 
 
 def score(
-    refined: SetRef, rollouts: Mapping[str, Rollout], rows: int, model: ModelRef, device: str
+    refined: SetRef,
+    rollouts: Mapping[str, Rollout],
+    rows: int,
+    model: ModelRef,
+    device: str,
+    report: Report,
 ) -> dict[str, Nll]:
     """The three figures over the same rows: the first `rows` by id that have all texts. {} where no row has."""
     chosen = choose(refined, rollouts, rows, model)
@@ -67,11 +73,14 @@ def score(
         return {}
     scorer = _Scorer(model, device)
     found = {}
+    report.start("nll", len(TEXTS) * len(chosen))
     for i, text in enumerate(TEXTS):
         # Teacher and student are one here, so both sides of an example have its context.
         examples = [Example(row.trajectory_id, row.prompt, row.prompt, row.responses[i]) for row in chosen]
         tokens = sum(len(example.response) for example in examples)
-        found[text] = Nll(scorer.nats(examples) / tokens, tokens, len(chosen), f"scored with {model.name}")
+        nats = scorer.nats(examples, report)
+        found[text] = Nll(nats / tokens, tokens, len(chosen), f"scored with {model.name}")
+    report.end()
     return found
 
 
@@ -116,9 +125,13 @@ class _Scorer:
         self._model = load(model, self._dtype, self._device).eval()
 
     @torch.no_grad()
-    def nats(self, examples: Sequence[Example]) -> float:
+    def nats(self, examples: Sequence[Example], report: Report) -> float:
         """Negative log-likelihood of all responses."""
-        return sum(self._batch(group) for group in plan_step(examples, _TOKENS_A_BATCH).groups)
+        total = 0.0
+        for group in plan_step(examples, _TOKENS_A_BATCH).groups:
+            total += self._batch(group)
+            report.advance(len(group), sum(len(example.response) for example in group))
+        return total
 
     def _batch(self, group: Iterable[Example]) -> float:
         batch = collate(list(group), None).to(self._device)

@@ -4,8 +4,8 @@ Both are JSON, compressed with gzip and written in base64, which no text of a mo
 decompresses the index at once and a chunk when one of its rows is chosen.
 
 index  {count, chunk (rows a chunk), pattern (formulas.PATTERN), verdicts, flags (their names),
-        problems [[id, beginning of the text]], sets [label],
-        id [], problem [], set [], before [], after [], tokens_before [], tokens_after [], flag_bits []}
+        problems [[id, beginning of the text]], sets [label], arms [name],
+        id [], problem [], set [], trained [places in `arms`], before [], after [], tokens_before [], tokens_after [], flag_bits []}
        `before` and `after` are places in `verdicts`, of y_o and y_r; -1 where there is no such row
 chunk  [{id, task, problem, answer, reference, facts [[name, value]], before, after, math {formula: tree}}]
        with `before` and `after` null or {id, verdict, text, error, facts, messages}
@@ -46,11 +46,12 @@ class _Index:
 
     problems: dict[str, tuple[int, str]] = field(default_factory=dict)
     sets: dict[str, int] = field(default_factory=dict)
+    arms: dict[str, int] = field(default_factory=dict)
     columns: dict[str, list[Any]] = field(
         default_factory=lambda: {
             name: []
             for name in (
-                *("id", "problem", "set", "before", "after"),
+                *("id", "problem", "set", "trained", "before", "after"),
                 *("tokens_before", "tokens_after", "flag_bits"),
             )
         }
@@ -65,6 +66,7 @@ class _Index:
             "id": row["trajectory_id"],
             "problem": problem,
             "set": self.sets.setdefault(set_label(entry.source), len(self.sets)),
+            "trained": [self.arms.setdefault(arm, len(self.arms)) for arm in entry.arms],
             "before": _place(before),
             "after": _place(after),
             "tokens_before": before["response_tokens"] if before else None,
@@ -83,6 +85,7 @@ class _Index:
             "flags": _FLAGS,
             "problems": [[name, text] for name, (_, text) in self.problems.items()],
             "sets": list(self.sets),
+            "arms": list(self.arms),
             **self.columns,
         }
 

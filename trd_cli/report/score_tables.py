@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from trd_cli.report.data import Difference, ReportData, Score
 from trd_cli.report.rounds import curves_of
 from trd_cli.report.table import Table, Whose, number, plain, table_of
-from trd_cli.score_tables import NOTHING, interval, percent
+from trd_cli.score_tables import NOTHING, interval, percent, points
 
 _INTERVALS = "Intervals are 95 %, over questions."
 
@@ -53,7 +53,7 @@ def differences(data: ReportData) -> Iterator[Table]:
         whose = Whose(members)
         rows = (
             [
-                *(*whose.cells(d), d.benchmark, d.against, percent(d.value, "+"), interval(_ends(d), "+")),
+                *(*whose.cells(d), d.benchmark, d.against, points(d.value), interval(_ends(d), "+")),
                 *(number(d.p_value, 2), number(d.p_holm, 2), str(d.gained), str(d.lost), str(d.questions)),
             ]
             for d in members

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 from trd_cli.core.leaks import copied_ngrams, talk_of_reference
 from trd_cli.core.ngrams import SIZES
 from trd_cli.errors import InputError
+from trd_cli.inputs import open_sets, selected_ids
 from trd_cli.report.data import SetRef
 from trd_cli.shards import SCHEMA, list_shards, read_table
 
@@ -39,7 +40,8 @@ class Entry:
     """What one place of the reader's list shows. At least one of `rollout` (y_o) and `refined` (y_r) is there.
 
     `talks` and `copies` are the leaks of core/leaks.py, looked for in refined rows of OPSD; `copies` is the largest n for
-    which y_r has an n-word run of the reference that neither y_o nor the problem has, 0 where there is none.
+    which y_r has an n-word run of the reference that neither y_o nor the problem has, 0 where there is none. `arms` are those
+    that train along one of the two.
     """
 
     source: SetRef
@@ -47,6 +49,7 @@ class Entry:
     refined: Row | None
     talks: bool = False
     copies: int = 0
+    arms: tuple[str, ...] = ()
 
     @property
     def row(self) -> Row:
@@ -78,7 +81,22 @@ def trajectories(sets: Sequence[SetRef], limit: int = LIMIT) -> Trajectories:
         least = heapq.nsmallest(limit, (name for names in there.values() for name in names))
         there = _cut(there, least)
     wanted = {ref: frozenset(names) for ref, names in there.items() if names}
-    return Trajectories(_entries(wanted), sum(map(len, wanted.values())), total)
+    return Trajectories(_entries(wanted, _trained(sets)), sum(map(len, wanted.values())), total)
+
+
+def _trained(sets: Iterable[SetRef]) -> dict[str, list[str]]:
+    """By the id of a row, the arms that train along it; without those whose filter reads what is not there any more."""
+    arms: dict[str, list[str]] = {}
+    for ref in sets:
+        for selection in ref.selections:
+            try:
+                (each,) = open_sets([str(ref.path)])
+                names = selected_ids(each, selection.subset, selection.where, [str(p) for p in ref.parents])
+            except InputError:
+                continue
+            for name in names:
+                arms.setdefault(name, []).append(selection.arm)
+    return arms
 
 
 def _cut(there: Mapping[SetRef, Sequence[str]], least: Iterable[str]) -> dict[SetRef, list[str]]:
@@ -108,7 +126,9 @@ def _ids(path: Path) -> list[tuple[str, str | None]]:
     return found
 
 
-def _entries(wanted: Mapping[SetRef, frozenset[str]]) -> Iterator[Entry]:
+def _entries(
+    wanted: Mapping[SetRef, frozenset[str]], trained: Mapping[str, Sequence[str]]
+) -> Iterator[Entry]:
     read = lru_cache(_PARENT_SHARDS)(_rows)
     for ref, names in wanted.items():
         where = _places(ref.parents)
@@ -116,10 +136,10 @@ def _entries(wanted: Mapping[SetRef, frozenset[str]]) -> Iterator[Entry]:
             for row in _rows(shard).values():
                 if row["trajectory_id"] not in names:
                     continue
-                if ref.stage == "rollout":
-                    yield Entry(ref, row, None)
-                else:
-                    yield _pair(ref, row, where, read)
+                entry = Entry(ref, row, None) if ref.stage == "rollout" else _pair(ref, row, where, read)
+                both = (side["trajectory_id"] for side in (entry.rollout, entry.refined) if side)
+                arms = dict.fromkeys(arm for name in both for arm in trained.get(name, ()))
+                yield replace(entry, arms=tuple(arms))
 
 
 def _pair(

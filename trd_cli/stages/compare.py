@@ -32,7 +32,7 @@ from trd_cli.core.metrics import avg_at_k
 from trd_cli.errors import InputError
 from trd_cli.reporting import Report
 from trd_cli.run_dir import write_text
-from trd_cli.score_tables import NOTHING, csv_text, interval, markdown_table, percent
+from trd_cli.score_tables import NOTHING, csv_text, interval, markdown_table, percent, points
 from trd_cli.scores import correct_matrix, json_ready, read_results, results_text
 from trd_cli.shards import make_directory
 
@@ -169,7 +169,7 @@ def _row(name: str, bench: Mapping[str, Any]) -> list[str]:
         name,
         percent(bench["a"]["value"]),
         percent(bench["b"]["value"]),
-        percent(d["value"], "+"),
+        points(d["value"]),
         interval(d, "+"),
         NOTHING if d["p_value"] is None else f"{d['p_value']:.2g}",
         str(len(bench["gained"])),

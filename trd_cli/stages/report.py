@@ -84,7 +84,7 @@ def _with_nll(
         key = f"{refined.path.name} {model.revision} {config.nll} rows of {refinement.rows}"
         if key not in kept:
             report.note(f"scoring {config.nll} rows of {refinement.node} with {model.name}")
-            scored = score(refined, _rollouts(refined), config.nll, model, config.device)
+            scored = score(refined, _rollouts(refined), config.nll, model, config.device, report)
             kept[key] = {text: asdict(nll) for text, nll in scored.items()}
             write_text(cache, json.dumps(kept, indent=2, ensure_ascii=False) + "\n")
         found = {text: Nll(**values) for text, values in kept[key].items()}

@@ -77,6 +77,8 @@ function fillFilters() {
     const [before, after] = key.split("/").map((at) => (at < 0 ? null : index.verdicts[at]));
     return option(key, counted(changeName(before, after), count));
   }));
+  const arms = index.arms.map((_, arm) => all.filter((i) => index.trained[i].includes(arm)).length);
+  $("arm").append(option("", "all"), ...index.arms.map((name, arm) => option(arm, counted(name, arms[arm]))));
   const sets = tally((i) => index.set[i]);
   $("set").append(option("", "all"), ...index.sets.map((label, i) => option(i, counted(label, sets.get(i) ?? 0))));
   $("flag").append(option("", "all"));
@@ -93,11 +95,12 @@ function matches(i, words) {
 
 function applyFilters() {
   const current = shown[place];
-  const { change, set, flag, search } = Object.fromEntries(["change", "set", "flag", "search"].map((id) => [id, $(id).value]));
+  const [change, arm, set, flag, search] = ["change", "arm", "set", "flag", "search"].map((id) => $(id).value);
   const words = search.trim().toLowerCase();
   shown = [];
   for (let i = 0; i < index.count; i++) {
     if (change && changeKey(i) !== change) continue;
+    if (arm && !index.trained[i].includes(Number(arm))) continue;
     if (set && index.set[i] !== Number(set)) continue;
     if (flag && !(index.flag_bits[i] & Number(flag))) continue;
     if (words && !matches(i, words)) continue;
@@ -112,7 +115,7 @@ function applyFilters() {
 }
 
 function clearFilters() {
-  for (const id of ["change", "set", "flag", "search"]) $(id).value = "";
+  for (const id of ["change", "arm", "set", "flag", "search"]) $(id).value = "";
   applyFilters();
 }
 
@@ -233,7 +236,7 @@ function inView() {
 
 function connect() {
   $("filters").addEventListener("submit", (event) => event.preventDefault());
-  for (const id of ["change", "set", "flag"]) $(id).addEventListener("change", () => filtered());
+  for (const id of ["change", "arm", "set", "flag"]) $(id).addEventListener("change", () => filtered());
   $("search").addEventListener("input", () => filtered());
   $("list").addEventListener("scroll", () => requestAnimationFrame(drawList), { passive: true });
   $("list").addEventListener("click", (event) => {

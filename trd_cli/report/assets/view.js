@@ -72,7 +72,9 @@ function view(entry, i) {
       toggle("Differences", marks, () => { marks = !marks; redraw(); }),
       toggle("Source", raw, () => { raw = !raw; redraw(); }), go("‹ Previous", -1), go("Next ›", 1)),
     element("ul", { class: "chips", "aria-label": "About" }, element("li", {}, changeName(...verdicts(i))),
-      element("li", {}, index.sets[index.set[i]]), ...flags.map((flag) => element("li", { class: "flag" }, `⚑ ${flag}`))),
+      element("li", {}, index.sets[index.set[i]]),
+      ...(index.trained[i].length ? [element("li", {}, `trained on by ${index.trained[i].map((arm) => index.arms[arm]).join(", ")}`)] : []),
+      ...flags.map((flag) => element("li", { class: "flag" }, `⚑ ${flag}`))),
     folded("Problem", () => [plain(entry.problem, math)], true),
     ...pair(entry),
   ];
