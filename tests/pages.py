@@ -209,7 +209,7 @@ def report_data(directory: Path, sets: tuple[SetRef, ...] = ()) -> ReportData:
     return ReportData(
         name="made-up run",
         runs=("made-up run",),
-        directory=directory,
+        directories=(directory,),
         setting="opsd",
         reference_arm="trd",
         nodes=tuple(nodes),

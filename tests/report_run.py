@@ -82,9 +82,9 @@ def write_graph(directory: Path, name: str = "tiny") -> None:
     entries, status = [], {}
     for number, (node, folder, inputs, arm) in enumerate(NODES):
         whose = (
-            {"arm": arm, "round": 0, "seed": 0}
+            {"arm": arm, "arms": [arm] if arm else ["trd", "fkl"], "round": 0, "seed": 0}
             if node.startswith("seed")
-            else {"arm": None, "round": None, "seed": None}
+            else {"arm": None, "arms": ["trd", "fkl"], "round": None, "seed": None}
         )
         stage = node.rpartition("/")[2].partition("-")[0]
         entry = {

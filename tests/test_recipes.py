@@ -440,5 +440,5 @@ def test_the_record_of_a_graph_is_plain_json(tmp_path: Path) -> None:
     assert (record["format"], record["name"], len(record["nodes"])) == ("trd-graph-1", "recipe", 11)
     assert shlex.join(record["nodes"][0]["argv"]).startswith("data make --n 8 --out nodes/problems-")
     assert set(record["nodes"][1]) == {
-        *("name", "stage", "arm", "round", "seed", "out", "inputs", "digest", "argv")
+        *("name", "stage", "arm", "arms", "round", "seed", "out", "inputs", "digest", "argv")
     }

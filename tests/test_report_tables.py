@@ -137,7 +137,7 @@ def test_a_benchmark_of_another_content_is_not_compared_and_named(copy: Path, ok
     evaluate(ok, copy / "nodes" / "eval-trd", 0.9, 2, "arithmetic:n=20,seed=4")
     found = collect(copy)
     assert [(d.arm, d.against) for d in found.differences] == [("fkl", "base")]
-    assert f"trd against base on {BENCH}: not compared, only one of them was evaluated on it" in found.missing
+    assert f"trd against base on {BENCH}: not compared, only one of them was evaluated on it" in found.notes
 
 
 def test_a_curve_begins_with_the_base_model_and_takes_the_last_round_for_the_summary(
@@ -435,7 +435,7 @@ def test_cost_is_told_by_rows_tokens_and_logs(finished: Path, data: ReportData) 
     rows = rows_of(finished / "nodes" / "sample-0")
     session = json.loads((finished / "nodes" / "sample-0" / "sessions.jsonl").read_text())
     assert (sample.rows, sample.tokens) == (len(rows), sum(len(row.response_token_ids) for row in rows))
-    assert sample.tokens_per_second == pytest.approx(session["tokens"] / session["seconds"])
+    assert sample.tokens_per_second == pytest.approx(session["tokens"] / session["at_work"])
     assert sample.seconds == 1002.0, "of the process, by status.json"
     assert sample.peak_bytes == 2**33
     verify, problems = costs[f"{ROUND}/verify-rollouts"], costs["problems"]
@@ -638,7 +638,7 @@ def test_an_arm_that_one_run_alone_has_is_named(finished: Path, copy: Path) -> N
         node["arm"] = "rkl" if node["arm"] == "fkl" else node["arm"]
     (copy / "graph.json").write_text(json.dumps(graph))
     both = combine(collect(finished), collect(copy))
-    assert both.missing == (
+    assert both.notes == (
         f"tiny/{ROUND}/fkl/eval: copy has no such evaluation",
         f"copy/{ROUND}/fkl/eval: tiny has no such evaluation",
     )

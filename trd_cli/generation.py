@@ -186,12 +186,14 @@ def too_long(length: int, limit: int) -> str:
 
 @dataclass
 class Outcome:
-    """What an invocation did: rows generated now, rows in all, how many of those are errors, response tokens generated."""
+    """What an invocation did: rows generated now, rows in all, how many of those are errors, response tokens generated, and the
+    seconds it took to generate them, without loading the model."""
 
     generated: int = 0
     rows: int = 0
     errors: int = 0
     tokens: int = 0
+    seconds: float = 0.0
 
     def check_errors(self, allowed: float) -> None:
         """Raise TooManyRowErrors beyond `allowed`: a count, or below 1 a share of all rows."""
@@ -235,7 +237,7 @@ class ShardFiller:
                 self._engine.close()
             self._report.end()
             if self.outcome.generated:
-                self._run.log_session(self.outcome.generated, self.outcome.tokens)
+                self._run.log_session(self.outcome.generated, self.outcome.tokens, self.outcome.seconds)
 
     def expect(self, planned: Sequence[Trajectory]) -> None:
         """Record all rows the finished set has; raises ResumeRefused when the directory holds any other."""
@@ -274,11 +276,15 @@ class ShardFiller:
             self._engine = self._backend.start()
 
     def _generate(self, ready: Sequence[Trajectory], missing: Mapping[str, Trajectory]) -> None:
-        for completion in self._engine.generate(
-            [request_for(row, self._backend.max_length) for row in ready]
-        ):
-            row = with_completion(missing[completion.request_id], completion)
-            self._add(row, len(row.response_token_ids or ()))
+        began = time.monotonic()
+        try:
+            for completion in self._engine.generate(
+                [request_for(row, self._backend.max_length) for row in ready]
+            ):
+                row = with_completion(missing[completion.request_id], completion)
+                self._add(row, len(row.response_token_ids or ()))
+        finally:
+            self.outcome.seconds += time.monotonic() - began
 
     def _add(self, row: Trajectory, tokens: int) -> None:
         self._buffer.append(row)

@@ -70,10 +70,16 @@ class _Builder:
         self._users: dict[str, set[str]] = {}
 
     def nodes(self) -> Iterable[Node]:
-        """All nodes; those that several arms use belong to none of them."""
+        """All nodes; those that several arms use belong to none of them. Raises InputError where two arms train the same student."""
         for digest, node in self._by_digest.items():
-            alone = len(self._users[digest]) == 1
-            yield node if alone or node.arm is None else replace(node, arm=None)
+            arms = tuple(arm for arm in self._recipe.arms if arm in self._users[digest])
+            if node.stage == "distill" and len(arms) > 1:
+                raise InputError(
+                    f"arms {' and '.join(arms)} come to the same training",
+                    "arms that differ in what is trained on or how",
+                    "leave one out",
+                )
+            yield replace(node, arms=arms, arm=node.arm if len(arms) == 1 else None)
 
     def build(self) -> None:
         recipe = self._recipe
@@ -256,7 +262,7 @@ class _Builder:
                 **(extra or {}),
             }
         )
-        self._users.setdefault(digest, set()).add(arm or "")
+        self._users.setdefault(digest, set()).update((arm,) if arm else self._recipe.arms)
         if digest not in self._by_digest:
             where = out or f"{NODES}/{stage}-{digest[:10]}"
             config = configure(where)

@@ -25,7 +25,7 @@ class Node:
     """One command. `argv` are the words after `trd`, `out` and other nodes' outputs in them relative to the run directory.
 
     `out` of a verify node is the set that it fills in. `arm` is None where the node belongs to no arm alone, `round` and
-    `seed` where it belongs to none.
+    `seed` where it belongs to none. `arms` are those that need it.
     """
 
     name: str
@@ -35,6 +35,7 @@ class Node:
     out: str
     digest: str
     arm: str | None = None
+    arms: tuple[str, ...] = ()
     round: int | None = None
     seed: int | None = None
     config: Config = field(default_factory=Config, compare=False, repr=False)
@@ -51,7 +52,7 @@ class Node:
 
     def record(self) -> dict[str, Any]:
         """The node as graph.json holds it."""
-        names = ("name", "stage", "arm", "round", "seed", "out", "inputs", "digest", "argv")
+        names = ("name", "stage", "arm", "arms", "round", "seed", "out", "inputs", "digest", "argv")
         values = {name: getattr(self, name) for name in names}
         return {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
 

@@ -3,7 +3,7 @@
 run.json         what made the rows: command, identity (the options that decide them), inputs, versions,
                  `rows_expected` once it is known
 shard-*.parquet  the rows; these files, not run.json, say how far the work has come
-sessions.jsonl   one line an invocation: seconds, rows, tokens
+sessions.jsonl   one line an invocation: seconds, of them at work (without loading the model), rows, tokens
 """
 
 from __future__ import annotations
@@ -254,8 +254,9 @@ class RunDir:
         ]
         return shard_path(self.path, max(used, default=-1) + 1)
 
-    def log_session(self, rows: int, tokens: int) -> None:
-        """Append what this invocation did to `sessions.jsonl`."""
-        record = {"seconds": round(time.monotonic() - self._started, 3), "rows": rows, "tokens": tokens}
+    def log_session(self, rows: int, tokens: int, at_work: float) -> None:
+        """Append what this invocation did to `sessions.jsonl`; `at_work` are the seconds in which it made its rows."""
+        seconds = round(time.monotonic() - self._started, 3)
+        record = {"seconds": seconds, "at_work": round(at_work, 3), "rows": rows, "tokens": tokens}
         with open(self.path / "sessions.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")

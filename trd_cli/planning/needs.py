@@ -259,24 +259,22 @@ def _rate(config: PlanConfig, graph: Graph, stage: str) -> tuple[float | None, s
     given = config.train_rate if stage == "distill" else config.sample_rate
     if given is not None:
         return given, "given"
-    measured = _measured(graph, [stage])
-    if measured is None and stage != "distill":
-        measured = _measured(graph, _GENERATING)
-    return measured, "measured"
+    if stage == "distill":
+        return _measured(graph, [stage], "train.jsonl", "response_tokens", "seconds"), "measured"
+    sessions = ("sessions.jsonl", "tokens", "at_work")
+    return _measured(graph, [stage], *sessions) or _measured(graph, _GENERATING, *sessions), "measured"
 
 
-def _measured(graph: Graph, stages: Sequence[str]) -> float | None:
-    tokens = seconds = 0.0
-    for node in graph.nodes:
-        if node.stage in stages:
-            for session in _sessions(graph.path(node)):
-                tokens, seconds = tokens + session.get("tokens", 0), seconds + session.get("seconds", 0)
-    return tokens / seconds if tokens and seconds else None
+def _measured(graph: Graph, stages: Sequence[str], log: str, tokens: str, seconds: str) -> float | None:
+    """Tokens a second over all lines of these stages' logs, without loading their models."""
+    lines = [line for n in graph.nodes if n.stage in stages for line in _records(graph.path(n) / log)]
+    spent = sum(line.get(seconds, 0) for line in lines)
+    return sum(line.get(tokens, 0) for line in lines) / spent if spent else None
 
 
-def _sessions(directory: Path) -> list[dict[str, float]]:
+def _records(path: Path) -> list[dict[str, float]]:
     try:
-        text = (directory / "sessions.jsonl").read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8")
         return [json.loads(line) for line in text.splitlines() if line.strip()]
     except (OSError, ValueError):
         return []

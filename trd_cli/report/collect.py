@@ -64,7 +64,7 @@ def collect(directory: Path) -> ReportData:
     return ReportData(
         name=run.name,
         runs=(run.name,),
-        directory=directory,
+        directories=(directory,),
         setting=run.recipe.get("setting"),
         reference_arm=reference,
         nodes=each(("problems", "sample", "verify", "refine", "distill", "eval"), cost_of),
@@ -74,7 +74,8 @@ def collect(directory: Path) -> ReportData:
         refinements=tuple(_with_training_nll(run, each, trainings) for each in refinements),
         trainings=trainings,
         sets=each(("sample", "refine"), lambda node: _set_ref(run, node)),
-        missing=(*missing, *notes),
+        missing=tuple(missing),
+        notes=notes,
     )
 
 
@@ -97,14 +98,15 @@ def combine(a: ReportData, b: ReportData) -> ReportData:
             "trainings",
             "sets",
             "missing",
+            "notes",
         )
     }
     parts["differences"] += corrected(differences)
-    parts["missing"] += notes
+    parts["notes"] += notes
     return ReportData(
         name=f"{names[0]} and {names[1]}",
         runs=names,
-        directory=b.directory,
+        directories=(*a.directories, *b.directories),
         setting=a.setting if a.setting == b.setting else None,
         reference_arm=None,
         **parts,
@@ -112,7 +114,7 @@ def combine(a: ReportData, b: ReportData) -> ReportData:
 
 
 def _told_apart(a: ReportData, b: ReportData) -> tuple[str, str]:
-    for pair in ((a.name, b.name), (a.directory.resolve().name, b.directory.resolve().name)):
+    for pair in ((a.name, b.name), tuple(each.directories[0].resolve().name for each in (a, b))):
         if pair[0] != pair[1]:
             return pair
     return ("A", "B")
@@ -129,11 +131,13 @@ def _named(data: ReportData, run: str) -> ReportData:
             changes["family"] = f"{value.family}, in {run}"
         if isinstance(value, SetRef):
             changes["selections"] = tuple(replace(s, arm=f"{run}/{s.arm}") for s in value.selections)
+            changes["users"] = f"{run}, {value.users}"
         return replace(value, **changes)
 
     fields = ("nodes", "evaluations", "scores", "differences", "refinements", "trainings", "sets")
     changed = {field: tuple(map(prefixed, getattr(data, field))) for field in fields}
-    return replace(data, **changed, missing=tuple(f"{run}/{line}" for line in data.missing))
+    said = {name: tuple(f"{run}/{line}" for line in getattr(data, name)) for name in ("missing", "notes")}
+    return replace(data, **changed, **said)
 
 
 def scores_of(evaluation: Evaluation) -> Iterator[Score]:
@@ -190,8 +194,11 @@ def _set_ref(run: RunFiles, node: Node) -> SetRef | None:
     if not made.shards():
         return None
     parents = tuple(run.verified(parent).path for parent in run.sources(node, "sample"))
-    whose = (node.name, node.arm, node.round, node.seed)
-    return SetRef(*whose, _STAGE_OF_SET[node.stage], made.path, parents, tuple(_selections(run, made)))
+    return SetRef(
+        *(node.name, node.arm, node.round, node.seed, _STAGE_OF_SET[node.stage], made.path, parents),
+        selections=tuple(_selections(run, made)),
+        users="all arms" if set(node.arms) >= set(run.recipe.get("arms", ())) else ", ".join(node.arms),
+    )
 
 
 def _selections(run: RunFiles, made: Node) -> Iterator[Selection]:

@@ -21,7 +21,7 @@ def cost_of(node: Node) -> NodeCost:
         work = [(step["response_tokens"], step["seconds"]) for step in steps]
         rows, tokens = _sum(step["trajectories"] for step in steps), _sum(t for t, _ in work)
     else:
-        work = [(session["tokens"], session["seconds"]) for session in sessions]
+        work = [(session["tokens"], session["at_work"]) for session in sessions]
         rows, tokens = _in_shards(node)
     work_tokens, work_seconds = (_sum(column) for column in (zip(*work, strict=True) if work else ((), ())))
     times = (node.status.get("seconds"), work_seconds, _sum(session["seconds"] for session in sessions))

@@ -200,7 +200,8 @@ class Selection:
 class SetRef:
     """A trajectory set of the run: `stage` is "rollout" or "refined". `parents` are the sets of a refined one's rollouts.
 
-    `selections` are of the arms that train along this set, as far as their training has begun.
+    `selections` are of the arms that train along this set, as far as their training has begun; `users` are in words all arms
+    that need it, with the run where there are two.
     """
 
     node: str
@@ -211,6 +212,7 @@ class SetRef:
     path: Path
     parents: tuple[Path, ...] = ()
     selections: tuple[Selection, ...] = ()
+    users: str = "all arms"
 
 
 @dataclass(frozen=True)
@@ -226,14 +228,15 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class ReportData:
-    """All of a report. `missing` says in words what is not there, and why where that is known.
+    """All of a report. `missing` says in words what is not there, and why where that is known; `notes` what else a reader should
+    know, as what could not be compared.
 
-    `runs` has one name, or two where two runs are compared.
+    `runs` has one name, or two where two runs are compared, A and B; `directories` are theirs.
     """
 
     name: str
     runs: tuple[str, ...]
-    directory: Path
+    directories: tuple[Path, ...]
     setting: str | None
     reference_arm: str | None
     nodes: tuple[NodeCost, ...]
@@ -244,6 +247,7 @@ class ReportData:
     trainings: tuple[Training, ...]
     sets: tuple[SetRef, ...]
     missing: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
     def arms(self) -> list[str]:
         """Every arm that has a score or a training, base first, then in order of appearance."""

@@ -103,7 +103,7 @@ def pack(entries: Iterable[Entry]) -> Packed:
 
 def set_label(ref: SetRef) -> str:
     """A set as a reader knows it: arm, round, seed; and whether it is of attempts alone."""
-    parts = [ref.arm or "all arms"]
+    parts = [ref.users]
     parts += [
         f"{name} {value}" for name, value in (("round", ref.round), ("seed", ref.seed)) if value is not None
     ]

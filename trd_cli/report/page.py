@@ -108,7 +108,7 @@ def _facts(data: ReportData, trajectories: Trajectories) -> list[tuple[str, str]
         ("Rounds", str(len(rounds)) if rounds else ""),
         ("Seeds", ", ".join(map(str, seeds))),
         ("Trajectories", f"{trajectories.total:,}" if trajectories.total else ""),
-        ("Directory", str(data.directory)),
+        ("Directory", " and ".join(map(str, data.directories))),
     ]
     return [(name, value) for name, value in facts if value]
 

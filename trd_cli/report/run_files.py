@@ -25,6 +25,7 @@ class Node:
     name: str
     stage: str
     arm: str | None
+    arms: tuple[str, ...]
     round: int | None
     seed: int | None
     path: Path
@@ -93,11 +94,12 @@ def read_run(directory: Path) -> RunFiles:
     for entry in graph["nodes"]:
         name = entry["name"]
         kept = {key: entry.get(key) for key in ("stage", "arm", "round", "seed")}
+        arms = tuple(entry.get("arms", ()))
         path, inputs = (directory / entry["out"]).resolve(), tuple(entry["inputs"])
         record = status.get(name, {})
         if record.get("digest") not in (None, entry["digest"]):
             record = {}  # of an earlier recipe
-        nodes[name] = Node(name, **kept, path=path, inputs=inputs, status=record)
+        nodes[name] = Node(name, **kept, arms=arms, path=path, inputs=inputs, status=record)
     return RunFiles(directory, graph["name"], graph.get("recipe") or {}, nodes)
 
 

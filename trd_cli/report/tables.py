@@ -33,8 +33,9 @@ def tables(data: ReportData) -> list[Table]:
 def markdown(data: ReportData) -> str:
     """The report without its plots; what is missing is named first."""
     parts = [f"# {data.name}"]
-    if data.missing:
-        parts.append("Not there, or not finished:\n\n" + "\n".join(f"- {line}" for line in data.missing))
+    for words, lines in (("Not there, or not finished", data.missing), ("Not compared", data.notes)):
+        if lines:
+            parts.append(f"{words}:\n\n" + "\n".join(f"- {line}" for line in lines))
     for section, group in groupby(tables(data), key=lambda table: table.section):
         parts.append(f"## {section.capitalize()}")
         for table in group:

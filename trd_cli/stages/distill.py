@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -128,7 +129,9 @@ def _train(
     with run_dir if accelerator.is_main_process else nullcontext():
         report.note(f"loading {student.name} and its teacher {teacher.name} for {_described(config)}")
         trainer = Trainer(config, student, teacher, accelerator, run_dir.path)
+        began = time.monotonic()
         trained = trainer.train(examples, report)
+        at_work = time.monotonic() - began
         trainer.save()
         if accelerator.is_main_process:
             about = {
@@ -137,7 +140,7 @@ def _train(
                 "trajectories": len(examples),
             }
             run_dir.finish(about | asdict(trained))
-            run_dir.log_session(config.epochs * len(examples), trained.tokens)
+            run_dir.log_session(config.epochs * len(examples), trained.tokens, at_work)
             clear_states(run_dir.path)
     report.note(
         f"loss {trained.first_loss:.4f} → {trained.last_loss:.4f} over {trained.steps} steps, saved in {run_dir.path}"

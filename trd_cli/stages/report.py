@@ -41,7 +41,7 @@ def run(config: ReportConfig, resolve: Callable[[str], ModelRef], report: Report
     _make(out)
     if config.nll is not None:
         data = _with_nll(data, config, out / CACHE, resolve, report)
-    for line in data.missing:
+    for line in (*data.missing, *data.notes):
         report.note(f"not in the report: {line}")
     _write(out, data)
     report.note(f"wrote {PAGE}, report.md, CSV files and plots in {out}")

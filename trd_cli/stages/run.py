@@ -237,5 +237,4 @@ class _Runner:
                 "all to end well",
                 "see the logs, mend it, and run the same command again",
             )
-        if not waiting:
-            self._report.note(f"{self._graph.directory}: all {len(self._chosen)} stages are done")
+        self._report.note(f"{self._graph.directory}: all {len(self._chosen)} stages are done")
