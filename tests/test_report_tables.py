@@ -150,7 +150,7 @@ def test_a_curve_begins_with_the_base_model_and_takes_the_last_round_for_the_sum
         **{
             **{
                 name: getattr(data, name)
-                for name in ("name", "runs", "directory", "setting", "reference_arm")
+                for name in ("name", "runs", "directories", "setting", "reference_arm")
             },
             **dict.fromkeys(
                 ("nodes", "evaluations", "differences", "refinements", "trainings", "sets", "missing"), ()
