@@ -13,8 +13,9 @@ import tomli_w
 from conftest import Trd
 
 from trd_cli.config import DistillConfig, EvalConfig, RefineConfig, SampleConfig
-from trd_cli.graph import Graph, build_graph
-from trd_cli.recipes import Recipe, load_recipe
+from trd_cli.recipes.loading import load_recipe
+from trd_cli.recipes.recipe import Recipe
+from trd_cli.running.graph import Graph, build_graph
 
 RECIPES = Path(__file__).parent.parent / "examples" / "recipes"
 PAPER = RECIPES / "paper"

@@ -17,9 +17,9 @@ from sets import rows_of
 from tiny import END, OTHER_END, SHAPE, build_model, reference_model, set_eos, write_tokenizer
 
 from trd_cli.core.estimates import GIB, adapter_parameters, generating, row_bytes, training
-from trd_cli.graph import build_graph
 from trd_cli.planning.models import Planned, read_model
-from trd_cli.recipes import load_recipe
+from trd_cli.recipes.loading import load_recipe
+from trd_cli.running.graph import build_graph
 from trd_cli.shards import list_shards, read_problems, write_problems
 
 Findings = list[dict[str, str]]
@@ -243,6 +243,46 @@ def test_lengths_and_rates_are_those_of_the_run_as_soon_as_it_has_rollouts(
     ]
 
 
+def test_a_set_that_is_not_finished_does_not_count_as_measured(
+    write: Write, plan: Any, ok: Trd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = write(
+        student="scripted", arms={"fkl": {"method": "fkl"}}, sample={"shard_rows": 5, "max_tokens": 32}
+    )
+    run = tmp_path / "run"
+    run.mkdir()
+    monkeypatch.chdir(run)
+    graph = build_graph(load_recipe(recipe), run)
+    for name in ("problems", "seed-0/round-0/sample"):
+        ok(*graph[name].argv)
+    list_shards(run / graph["seed-0/round-0/sample"].out)[0].unlink()
+    told(plan(recipe), "ok", "cost", "sample: at most ")
+
+
+def test_seeds_multiply_what_every_stage_does(write: Write, plan: Any) -> None:
+    rows = {}
+    for seeds in ([0], [0, 1, 2]):
+        findings = plan(write(seeds=seeds), code=0)
+        told_rows = [f["what"] for f in findings if f["topic"] == "cost" and " rows" in f["what"]]
+        for what in told_rows:
+            stage = what.partition(":")[0]
+            rows.setdefault(stage, []).append(int(what.rpartition(" in ")[2].split()[0]))
+    assert {stage: rows[stage] for stage in ("sample", "refine", "distill")} == {
+        "sample": [12, 36],
+        "refine": [12, 36],
+        "distill": [24, 72],
+    }
+    assert rows["eval"] == [15, 35], "the starting model once, two arms a seed"
+
+
+def test_an_evaluation_longer_than_the_model_takes_is_told(write: Write, plan: Any) -> None:
+    eval_ = {"bench": "arithmetic:n=5,seed=2"}
+    long = plan(write(eval={**eval_, "max_tokens": 4096}), code=0)
+    told(long, "warning", "lengths", "eval: arithmetic:n=5,seed=2: 100 %", "less than max_tokens 4,096")
+    wide = plan(write(eval={**eval_, "max_tokens": 32, "max_model_len": 9000}), code=1)
+    told(wide, "error", "lengths", "eval: max_model_len 9,000", "takes 2,048")
+
+
 # Problems and benchmarks
 
 
@@ -315,8 +355,7 @@ def test_subsets_by_verdict_without_anything_to_grade_by_are_an_error(
 def test_slices_beyond_the_problems_are_an_error(write: Write, plan: Any, ok: Trd, tmp_path: Path) -> None:
     problems = without(tmp_path, ok, "reference_solution", 0)
     findings = plan(write(problems=problems, rounds=2, problems_per_round=8), code=1)
-    error = told(findings, "error", "problems", "2 rounds of 8 problems are 16, and there are 12")
-    assert "problems_per_round to 6" in error["change"]
+    told(findings, "error", "recipe", "2 rounds of 8 problems, and there are 12; expected at least 16")
 
 
 # What cannot be combined
@@ -329,6 +368,7 @@ def test_slices_beyond_the_problems_are_an_error(write: Write, plan: Any, ok: Tr
         ({"method": "trd", "mask_tokens": ["<|nothing|>"]}, ["mask_tokens '<|nothing|>'"]),
         ({"method": "fkl", "beta": 0.3}, ["beta"]),
         ({"method": "fkl", "subset": "repaired"}, ["subset = 'repaired'", "no parents"]),
+        ({"method": "trd", "lora": True, "lora_targets": ["nope"]}, ["lora_targets nope", "no linear layer"]),
     ],
 )
 def test_an_arm_that_cannot_be_trained_is_an_error(

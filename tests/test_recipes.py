@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shlex
 from collections import Counter
@@ -10,13 +11,18 @@ from typing import Any
 
 import pytest
 from conftest import Trd
+from tiny import build_model
 from typer.main import get_command
 
 from trd_cli.cli import app
 from trd_cli.config import Config, DistillConfig, EvalConfig, ImportConfig, RefineConfig, SampleConfig
 from trd_cli.errors import InputError
-from trd_cli.graph import Graph, Node, build_graph
-from trd_cli.recipes import Recipe, load_recipe
+from trd_cli.models import resolve_model
+from trd_cli.prompts import prompts_dir
+from trd_cli.recipes.loading import load_recipe
+from trd_cli.recipes.recipe import Recipe
+from trd_cli.running.contents import Contents
+from trd_cli.running.graph import Graph, Node, build_graph
 
 BASE = """
 setting = "opsd"
@@ -79,7 +85,7 @@ WRONG: dict[str, tuple[str, tuple[str, ...]]] = {
     "no such set": (BASE.replace("n = 8", "n = 8, level = 9") + ARM, ("[problems.make] level = 9",)),
     "too few problems": (
         "rounds = 3\nproblems_per_round = 3" + BASE + ARM,
-        ("3 rounds of 3 problems, 8 made", "at least 9"),
+        ("3 rounds of 3 problems, and there are 8", "at least 9"),
     ),
     "unknown option": (
         BASE + "[sample]\ntemprature = 1.0\n" + ARM,
@@ -87,7 +93,7 @@ WRONG: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "wrong value": (BASE + "[sample]\ntemperature = -1\n" + ARM, ("[sample] temperature = -1",)),
     "wrong type": (BASE + "[eval]\nk = 'many'\nbench = 'aime24'\n" + ARM, ("[eval] k = 'many'", "integer")),
-    "eval of nothing": (BASE + "[eval]\nk = 4\n" + ARM, ("[eval] no --bench",)),
+    "eval of nothing": (BASE + "[eval]\nk = 4\n" + ARM, ("[eval] without a benchmark",)),
     "filled by the graph": (BASE + "[sample]\nlimit = 4\n" + ARM, ("[sample] limit", "problems_per_round")),
     "seed of a stage": (BASE + "[distill]\nseed = 4\n" + ARM, ("[distill] seed", "seeds, at the top")),
     "model of an arm": (BASE + ARM + 'model = "x"\n', ("[arms.trd] model", "student, at the top")),
@@ -96,9 +102,9 @@ WRONG: dict[str, tuple[str, tuple[str, ...]]] = {
     "method": (BASE + '[arms.a]\nmethod = "tdr"\n', ("[arms.a] method = 'tdr'", "'trd'")),
     "unread by the objective": (
         BASE + ARM + "beta = 0.5\n",
-        ("[arms.trd] --beta with --objective forward-kl",),
+        ("[arms.trd] beta with objective forward-kl",),
     ),
-    "name of an arm": (BASE + '[arms."a/b"]\nmethod = "trd"\n', ("[arms.a/b]", "a name of letters")),
+    "name of an arm": (BASE + '[arms."a/b"]\nmethod = "trd"\n', ("[arms.a/b]", "letters, digits")),
     "base as an arm": (BASE + '[arms.base]\nmethod = "trd"\n', ("base is the starting model",)),
     "refine of an arm": (BASE + ARM + "refine = {top = 1}\n", ("[arms.trd.refine] top",)),
     "refine of an arm is no table": (BASE + ARM + "refine = 3\n", ("[arms.trd] refine = 3", "a table")),
@@ -115,6 +121,40 @@ WRONG: dict[str, tuple[str, tuple[str, ...]]] = {
         'teacher = "x/y"' + BASE.replace("opsd", "opd") + '[arms.a]\nmethod = "opsd-clip"\n',
         ("method = 'opsd-clip' with setting", 'setting = "opsd"'),
     ),
+    "no table": ("arms = 3" + BASE, ("arms = 3", "expected a table")),
+    "no number": ("rounds = '2'" + BASE + ARM, ("rounds = '2'", "a valid integer")),
+    "no student's name": (BASE.replace('"scripted"', '""') + ARM, ("student = ''", "at least 1 character")),
+    "a name that leads elsewhere": ("name = '../x'" + BASE + ARM, ("name = '../x'", "letters, digits")),
+    "a date": (BASE + "[sample]\nengine_arg = {x = 2025-01-01}\n" + ARM, ("a date or a time", "quotes")),
+    "no benchmark": (BASE + "[eval]\nbench = []\n" + ARM, ("[eval] without a benchmark",)),
+    "no template": (
+        BASE + "[sample]\nprompt = 'x.jinja'\n" + ARM,
+        ("[sample] prompt x.jinja: No such file",),
+    ),
+    "a template of another kind": (
+        BASE + "[eval]\nbench = 'aime24'\nprompt = 'refine.jinja'\n" + ARM,
+        ("[eval] ", "refine.jinja has the placeholder 'attempt'", "change prompt"),
+    ),
+    "a filter that is no SQL": (
+        BASE + ARM + 'where = "verdict = "\n',
+        ("[arms.trd] --where 'verdict = '", "a Polars SQL condition"),
+    ),
+    "a filter of no column": (
+        BASE + ARM + "where = \"verdit = 'correct'\"\n",
+        ("[arms.trd] --where", "verdit", "parent_verdict"),
+    ),
+    "rollouts by their parents": (
+        BASE + "[refine]\nsubset = 'repaired'\n" + ARM,
+        ("[refine] subset = 'repaired' of rollouts, which have no parents",),
+    ),
+    "options that decide nothing": (
+        BASE + ARM + "[arms.b]\nmethod = 'trd'\nmax_tokens_per_batch = 512\n",
+        ("arms trd and b differ in max_tokens_per_batch of trd distill alone", "[distill]"),
+    ),
+    "rows of two servers": (
+        BASE + ARM + "[arms.b]\nmethod = 'trd'\nsubset = 'correct'\nrefine = {batch_size = 3}\n",
+        ("arms trd and b differ in batch_size of trd refine alone", "[refine]"),
+    ),
     "own weights for opd": (
         'teacher = "x/y"' + BASE.replace("opsd", "opd") + ARM + 'teacher_weights = "ema"\n',
         ("teacher_weights = 'ema' with setting",),
@@ -128,10 +168,11 @@ def test_a_wrong_recipe_is_refused_with_its_file_and_key(
     text: str, said: tuple[str, ...], tmp_path: Path, trd: Trd
 ) -> None:
     path = written(tmp_path, text)
+    written(tmp_path, "{{ problem }} {{ attempt }}", "refine.jinja")
     result = trd("run", path, "--out", tmp_path / "run")
     assert result.exit_code == 1
     (line,) = result.stderr.splitlines()
-    assert str(path) in line
+    assert str(path) in line or "alone, which changes no row" in line
     assert "; expected " in line
     assert [words for words in said if words not in line] == []
     assert not (tmp_path / "run").exists()
@@ -156,6 +197,22 @@ def test_the_nearer_file_wins_key_by_key(tmp_path: Path) -> None:
     assert (made.name, made.rounds, made.student) == ("mine", 2, "scripted"), "a name is not inherited"
     assert made.sample == {"n": 3, "top_k": 7, "engine_arg": {"delay": 0.5, "length": 4}}
     assert list(made.arms) == ["fkl", "trd"]
+
+
+def test_problems_of_another_kind_take_the_place_of_inherited_ones_and_false_takes_tables_out(
+    tmp_path: Path,
+) -> None:
+    written(tmp_path, BASE + "[eval]\nbench = 'aime24'\n" + ARM + '[arms.fkl]\nmethod = "fkl"\n', "far.toml")
+    text = 'extends = "far.toml"\neval = false\narms.trd = false\n[problems]\nfile = "mine.parquet"\n'
+    made = load_recipe(written(tmp_path, text))
+    assert made.problems == {"file": "mine.parquet"}
+    assert made.eval is None
+    assert list(made.arms) == ["fkl"]
+
+
+def test_a_directory_with_a_benchmark_s_name_does_not_stand_for_it(tmp_path: Path) -> None:
+    (tmp_path / "aime24").mkdir()
+    assert recipe(tmp_path, BASE + "[eval]\nbench = 'aime24'\n" + ARM).eval == {"bench": "aime24"}
 
 
 def test_a_complaint_names_the_file_that_the_key_is_from(tmp_path: Path) -> None:
@@ -386,20 +443,53 @@ def test_a_change_of_options_changes_what_comes_of_them_and_nothing_else(
 
 
 def test_a_problem_file_and_a_template_count_by_their_content(tmp_path: Path, ok: Trd) -> None:
-    problems, template = tmp_path / "p.parquet", tmp_path / "own.jinja"
     text = BASE.replace('make = {kind = "arithmetic", n = 8}', 'file = "p.parquet"')
     text += '[sample]\nprompt = "own.jinja"\n' + ARM
     digests = []
     for n, words in ((3, "a"), (4, "a"), (4, "b")):
-        ok("data", "make", "arithmetic", "--n", n, "--out", tmp_path / f"{n}.parquet")
-        here = tmp_path / f"{n}{words}"
-        here.mkdir()
-        (here / problems.name).write_bytes((tmp_path / f"{n}.parquet").read_bytes())
-        (here / template.name).write_text("{{ problem }} " + words)
-        made = graph(here, text)
+        ok("data", "make", "arithmetic", "--n", n, "--out", tmp_path / "p.parquet")
+        (tmp_path / "own.jinja").write_text("{{ problem }} " + words)
+        made = graph(tmp_path, text)
         assert kinds(made)["problems"] == 0
         digests.append(made["seed-0/round-0/sample"].digest)
     assert len(set(digests)) == 3
+
+
+def test_the_templates_that_trd_brings_count_by_their_content_too() -> None:
+    config = SampleConfig.parse({"problems": "p.parquet"})
+    texts = [(prompts_dir() / f"student-{task}.jinja").read_bytes() for task in ("math", "code")]
+    assert Contents().deciding(config, "opsd")["prompt"] == [
+        hashlib.sha256(text).hexdigest() for text in texts
+    ]
+
+
+def test_training_is_told_where_the_rollouts_are_so_that_a_run_can_be_moved(tmp_path: Path) -> None:
+    made = graph(tmp_path, BASE + ARM + '[arms.fkl]\nmethod = "fkl"\n')
+    rollouts = made["seed-0/round-0/sample"].out
+    assert option(made["seed-0/round-0/trd/distill"], "--parents") == rollouts
+    assert option(made["seed-0/round-0/fkl/distill"], "--parents") is None
+
+
+@pytest.mark.parametrize(
+    ("weights", "teacher"), [("initial", "first"), ("round", "second"), ("ema", "second/ema")]
+)
+def test_a_student_that_an_earlier_run_has_trained_has_the_teacher_that_training_has(
+    weights: str, teacher: str, tmp_path: Path
+) -> None:
+    first, second = (build_model(tmp_path / name) for name in ("first", "second"))
+    build_model(second / "ema")
+    about = {"student": str(first), "finished": True}
+    identity = {"student_revision": resolve_model(str(first)).revision}
+    record = {
+        "format": "trd-run-1",
+        "command": "distill",
+        "digest": "0",
+        "identity": identity,
+        "about": about,
+    }
+    (second / "run.json").write_text(json.dumps(record | {"inputs": [], "rows_expected": None}))
+    text = BASE.replace("scripted", str(second)) + ARM + f'teacher_weights = "{weights}"\n'
+    assert option(graph(tmp_path, text)["seed-0/round-0/refine"], "--teacher") == str(tmp_path / teacher)
 
 
 def test_a_problem_file_that_is_not_there_is_named(tmp_path: Path) -> None:

@@ -162,6 +162,29 @@ def test_a_shard_that_is_lost_is_made_again_and_nothing_else(finished: Path, tmp
     assert files(sets_of(run, "sample")[0]) == kept
 
 
+def test_verdicts_of_another_recipe_are_not_taken_for_those_of_this_one(
+    finished: Path, tmp_path: Path, ok: Trd
+) -> None:
+    run = copied(finished, tmp_path / "run")
+    own = '[arms.{0}]\nmethod = "trd"\nsample = {{temperature = 0.3}}\n'
+    lenient = BASE.replace("[verify]", "[verify]\nlenient = true")
+    ok("run", written(tmp_path, lenient + own.format("a")), "--out", run, *UP_TO_VERIFY)
+    ok("run", written(tmp_path, BASE + own.format("b")), "--out", run, *UP_TO_VERIFY)
+    assert len(sets_of(run, "sample")) == 2, "both arms have the same rows"
+    graders = {row.grader_version for rows in rows_in(run).values() for row in rows.values()}
+    assert not any("lenient" in grader for grader in graders)
+
+
+def test_a_set_whose_verdicts_are_nobody_s_is_graded_again(finished: Path, tmp_path: Path, ok: Trd) -> None:
+    run = copied(finished, tmp_path / "run")
+    (directory,) = sets_of(run, "refine")
+    (directory / "verdicts.json").unlink()
+    shard = list_shards(directory)[0]
+    write_shard(shard, [replace(row, verdict="timeout", grader_version="0") for row in read_rows(shard)])
+    ok(*command(run))
+    assert rows_in(run) == rows_in(finished)
+
+
 # Doing a part
 
 
@@ -182,6 +205,19 @@ def test_from_does_a_stage_again_with_what_comes_of_it(finished: Path, tmp_path:
     assert sorted(path.name for path in (run / "nodes").iterdir()) == sorted(
         path.name for path in (finished / "nodes").iterdir()
     )
+
+
+def test_from_takes_away_what_an_earlier_recipe_made_of_the_same_rows(tmp_path: Path, ok: Trd) -> None:
+    run = tmp_path / "run"
+    hot = BASE + "[refine]\ntemperature = 1.0\n" + TRD_ARM
+    ok("run", written(tmp_path, hot), "--out", run, *UP_TO_VERIFY)
+    earlier = sets_of(run, "refine")
+    path = written(tmp_path, BASE + TRD_ARM)
+    ok("run", path, "--out", run, *UP_TO_VERIFY)
+    assert len(sets_of(run, "refine")) == 2
+    ok("run", path, "--out", run, *UP_TO_VERIFY, "--from", "sample")
+    assert len(sets_of(run, "refine")) == 1
+    assert not set(earlier) & set(sets_of(run, "refine")), "it was made of rollouts that are gone"
 
 
 def test_from_verify_grades_again_what_is_there(finished: Path, tmp_path: Path, ok: Trd) -> None:
@@ -422,10 +458,20 @@ def test_an_interrupted_run_ends_its_stage_and_goes_on_from_there(
     assert first + second == len(by_id(directory)) == 24
 
 
-def survive(path: Path, more: tuple[str, ...], run: Path, kills: int, seed: int, longest: float) -> int:
-    """Kill a run at random moments of it and run it again, until it is through; rows that are there stay. Gives the kills made."""
+def survive(
+    path: Path,
+    more: tuple[str, ...],
+    run: Path,
+    kills: int,
+    seed: int,
+    longest: float,
+    log: Path | None = None,
+) -> int:
+    """Kill a run at random moments of it and run it again, until it is through; rows that are there stay, and by the engine's
+    `log` none is generated again. Gives the kills made."""
     chance, made = random.Random(seed), 0
     before: dict[str, dict[str, Trajectory]] = {}
+    finished: list[tuple[int, set[str]]] = []
     while True:
         process = started("run", path, "--out", run, *more)
         if made < kills:
@@ -441,12 +487,21 @@ def survive(path: Path, more: tuple[str, ...], run: Path, kills: int, seed: int,
                         there = after[name][identity]
                         assert row in (there, replace(there, **UNGRADED)), "what was done is still done"
                 before = after
+                # The rows first: what is generated in between is in neither.
+                finished.append((len(generated(log)), {name for rows in after.values() for name in rows}))
                 continue
         else:
             _, said = process.communicate()
         assert process.returncode == 0, said
         assert "Traceback" not in said
+        for position, names in finished:
+            assert not names & set(generated(log)[position:]), "what was finished was generated again"
         return made
+
+
+def generated(log: Path | None) -> list[str]:
+    """Ids of the rows in the order in which the scripted engine made them."""
+    return log.read_text().split() if log is not None and log.exists() else []
 
 
 UNGRADED = dict.fromkeys(("verdict", "extracted_answer", "grader", "grader_version", "verdict_detail"), None)
@@ -461,16 +516,18 @@ def check_nothing_twice(run: Path) -> None:
 
 
 def test_rows_survive_that_their_run_is_killed_at_any_moment(tmp_path: Path, ok: Trd) -> None:
-    slow = BASE.replace("[sample]", "[sample]\nengine_arg = {delay = 0.03}").replace(
-        "shard_rows = 3", "shard_rows = 1"
-    )
-    text = "seeds = [0, 1]" + slow + "[refine]\nengine_arg = {delay = 0.03}\nshard_rows = 1\n" + TRD_ARM
+    log = tmp_path / "engine.log"
+    engine = f'engine_arg = {{delay = 0.03, log = "{log}"}}\nshard_rows = 1\n'
+    slow = BASE.replace("[sample]", f"[sample]\n{engine}").replace("shard_rows = 3\n", "")
+    text = "seeds = [0, 1]" + slow + f"[refine]\n{engine}" + TRD_ARM
     path = written(tmp_path, text + '[arms.own]\nmethod = "trd"\nrefine = {top_k = 5}\n')
     ok("run", path, "--out", tmp_path / "undisturbed", *UP_TO_VERIFY)
+    assert len(generated(log)) == len(set(generated(log))) == 48, "2 seeds, 8 rollouts, refined in 2 ways"
     kills, made, round_number = int(KILLS or 5), 0, 0
     while made < kills:
         run = tmp_path / f"run-{round_number}"
-        made += survive(path, UP_TO_VERIFY, run, kills - made, seed=round_number, longest=4)
+        log.unlink()
+        made += survive(path, UP_TO_VERIFY, run, kills - made, seed=round_number, longest=4, log=log)
         round_number += 1
         assert rows_in(run) == rows_in(tmp_path / "undisturbed")
         for name in ("graph.json", "recipe.toml"):

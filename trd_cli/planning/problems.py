@@ -12,10 +12,10 @@ from trd_cli.datasets.arithmetic import make_arithmetic
 from trd_cli.datasets.importing import import_problems
 from trd_cli.errors import InputError, PromptError
 from trd_cli.generation import templates_for
-from trd_cli.graph import Graph
 from trd_cli.planning.findings import Finding, error, of_exception, ok, out_of_reach, per_cent, warning
-from trd_cli.recipes import Recipe
+from trd_cli.recipes.recipe import Recipe
 from trd_cli.records import Problem
+from trd_cli.running.graph import Graph
 from trd_cli.shards import read_problems
 
 

@@ -16,10 +16,10 @@ import pyarrow.compute as pc
 from trd_cli.config import DistillConfig, RefineConfig, RenderOptions, SampleConfig
 from trd_cli.errors import InputError
 from trd_cli.generation import templates_for
-from trd_cli.graph import Graph, Node
 from trd_cli.planning.models import Planned
-from trd_cli.recipes import Recipe
+from trd_cli.recipes.recipe import Recipe
 from trd_cli.records import Problem
+from trd_cli.running.graph import Graph, Node
 from trd_cli.shards import list_shards, read_table
 
 _RENDERED = 1000
@@ -112,8 +112,10 @@ class _Writer:
         attempts = _responses(graph.path(sample))
         refined = _responses(graph.path(refine)) if refine else {}
         kept, cases = self._cases(asked, refine, distill, attempts, refined)
-        measured = {name for name, found in (("rollouts", attempts), ("refined", refined)) if found}
-        share = kept / max(len(self._problems), 1)
+        # A set that is not finished tells too little: its short responses came first.
+        both = (("rollouts", attempts), ("refined", refined))
+        measured = {name for name, found in both if kept and kept <= found.keys()}
+        share = len(kept) / max(len(self._problems), 1)
         rows = round(count * share) * asked.n
         return Chain(sample, refine, distill, rows, 1 - share, tuple(cases), frozenset(measured))
 
@@ -124,8 +126,8 @@ class _Writer:
         distill: Node,
         attempts: Mapping[str, Sequence[int]],
         refined: Mapping[str, Sequence[int]],
-    ) -> tuple[int, list[Case]]:
-        """How many of the problems are kept, and their rows."""
+    ) -> tuple[set[str], list[Case]]:
+        """Which of the problems are kept, and their rows."""
         prompts = self._lengths("student", asked, self._student, asked)
         training, refining = distill.config, refine.config if refine else None
         assert isinstance(training, DistillConfig)
@@ -137,14 +139,15 @@ class _Writer:
             own = RenderOptions(prompt=training.prompt)
             contexts = self._lengths(f"{context_kind}-{self._setting}", own, self._teacher, asked)
         references = self._references() if asked.max_reference_tokens is not None else [0] * len(prompts)
-        kept, cases = 0, []
+        kept: set[str] = set()
+        cases: list[Case] = []
         for problem, *lengths, reference in zip(
             self._problems, prompts, contexts, bare, references, strict=True
         ):
             too_long = lengths[0] > (asked.max_prompt_tokens or lengths[0])
             if too_long or reference > (asked.max_reference_tokens or reference):
                 continue
-            kept += 1
+            kept.add(problem.problem_id)
             longest_y_r = max(refined.get(problem.problem_id, ()), default=None)
             known = attempts.get(problem.problem_id, ())
             room = (window(asked.max_model_len, self._student) or 1 << 62) - lengths[0]

@@ -12,13 +12,12 @@ from typing import Any
 from trd_cli.config import DistillConfig, ObjectiveOptions
 from trd_cli.errors import InputError, TrdError
 from trd_cli.inputs import InputSet, check_complete, load_rows, open_sets, parent_column
-from trd_cli.models import ModelRef
+from trd_cli.models import ModelRef, own_teacher
 from trd_cli.records import Trajectory
 from trd_cli.reporting import Report
-from trd_cli.run_dir import RunDir, read_run_json
+from trd_cli.run_dir import RunDir
 from trd_cli.shards import read_table
 from trd_cli.training.batches import Example, ids_array
-from trd_cli.training.checkpoints import EMA
 from trd_cli.training.contexts import Contexts
 from trd_cli.training.state import clear_states
 
@@ -228,7 +227,7 @@ def _models(
             "leave --setting out",
         )
     if config.teacher is None and setting == "opsd":
-        return student, _own_teacher(config, student, resolve)
+        return student, own_teacher(student, config.teacher_weights, config.lora, resolve)
     if config.teacher_weights != "round":
         chosen = f"--method {config.method}, which sets " if config.method else ""
         raise InputError(
@@ -246,26 +245,6 @@ def _models(
     teacher = resolve(name)
     teacher.check_revision(source.about("model_revision"), source.directory)
     return student, teacher
-
-
-def _own_teacher(config: DistillConfig, student: ModelRef, resolve: Callable[[str], ModelRef]) -> ModelRef:
-    """Which of its weights the student has as teacher; an average goes on from where the round before left it."""
-    if config.teacher_weights == "initial":
-        return _first_of(student, resolve)
-    average = student.path / EMA if student.path else None
-    # An adapter's average cannot start anywhere but at the weights that the adapter is on.
-    goes_on = config.teacher_weights == "ema" and not config.lora and average and average.is_dir()
-    return resolve(str(average)) if goes_on else student
-
-
-def _first_of(student: ModelRef, resolve: Callable[[str], ModelRef]) -> ModelRef:
-    """The model that the student was before its first round: the start of a chain of checkpoints, each naming the one before."""
-    first = student
-    while first.path and (run := read_run_json(first.path)) and run["command"] == "distill":
-        before = resolve(run["about"]["student"])
-        before.check_revision(run["identity"]["student_revision"], first.path)
-        first = before
-    return first
 
 
 def _described(config: DistillConfig) -> str:

@@ -11,19 +11,20 @@ from typing import Any
 from trd_cli.config import PlanConfig, SampleConfig
 from trd_cli.datasets.benchmarks import Benchmark
 from trd_cli.errors import InputError, UserError
-from trd_cli.graph import Graph, build_graph
 from trd_cli.planning.arms import check_arms
 from trd_cli.planning.benchmarks import check_overlap, load_benchmarks
 from trd_cli.planning.findings import Finding, of_exception, ok
-from trd_cli.planning.lengths import check_lengths
+from trd_cli.planning.lengths import check_evaluations, check_lengths
 from trd_cli.planning.models import Planned, chat_text, check_pair, read_model
 from trd_cli.planning.needs import check_cost, check_disk, check_memory, work_of
 from trd_cli.planning.problems import check_problems, load_problems
 from trd_cli.planning.rows import chains
-from trd_cli.recipes import load_recipe
+from trd_cli.recipes.loading import load_recipe
 from trd_cli.records import Problem
 from trd_cli.reporting import Report
 from trd_cli.run_dir import DEFAULT_ROOT, write_text
+from trd_cli.running.graph import Graph, build_graph
+from trd_cli.shards import make_directory
 
 FORMAT = "trd-plan-1"
 # Stands for problems that cannot be read: what is longest is the responses.
@@ -37,6 +38,7 @@ def run(config: PlanConfig, report: Report) -> list[Finding]:
     """
     findings = list(_findings(config, report))
     if config.out is not None:
+        make_directory(Path(config.out).parent)
         value = {"format": FORMAT, "recipe": config.recipe, "findings": [f.record() for f in findings]}
         write_text(Path(config.out), json.dumps(value, indent=1, ensure_ascii=False) + "\n")
     return findings
@@ -88,6 +90,7 @@ class _Plan:
             yield from check_overlap(problems, benchmarks)
         if student is not None and teacher is not None:
             yield from check_arms(self._graph, student, teacher, os.environ)
+            yield from check_evaluations(self._graph, benchmarks, student)
             yield from self._rows(problems, benchmarks, student, teacher)
 
     def _models(self) -> tuple[Planned | None, Planned | None, list[Finding]]:

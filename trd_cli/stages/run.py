@@ -10,14 +10,15 @@ from typing import IO, Any
 
 from trd_cli.config import RunConfig
 from trd_cli.errors import InputError, UserError
-from trd_cli.execution import StageProcess, Status, forget, is_done, sweep
-from trd_cli.graph import build_graph
-from trd_cli.locks import locked, stage_lock
-from trd_cli.nodes import BASE_EVAL, FORMAT, Graph, Node
-from trd_cli.previews import first_prompts
-from trd_cli.recipes import load_recipe
+from trd_cli.recipes.loading import load_recipe
 from trd_cli.reporting import NodeState, RunReport
 from trd_cli.run_dir import DEFAULT_ROOT, write_text
+from trd_cli.running.execution import StageProcess
+from trd_cli.running.graph import build_graph
+from trd_cli.running.locks import locked, stage_lock
+from trd_cli.running.nodes import BASE_EVAL, FORMAT, Graph, Node
+from trd_cli.running.outputs import Status, Verdicts, forget, is_done, is_whole, sweep
+from trd_cli.running.previews import first_prompts
 
 _TICK = 0.05
 _SAVE = 5.0  # seconds between two records of a running stage
@@ -156,7 +157,8 @@ class _Runner:
             spent = 0.0
         else:
             spent = before.get("seconds", 0.0)
-        more = ["--regrade"] if node.stage == "verify" and self._is_stale(node, before) else []
+        verdicts = Verdicts(self._graph.path(node)) if node.stage == "verify" else None
+        more = ["--regrade"] if verdicts is not None and verdicts.begin(node) else []
         started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         self._status.set(
             node.name,
@@ -164,7 +166,6 @@ class _Runner:
             digest=node.digest,
             started=started,
             exit_code=None,
-            again=True if more else None,
         )
         process = StageProcess(self._graph, node, self._lock, more)
         try:
@@ -174,10 +175,9 @@ class _Runner:
             process.stop()
             self._record(node, process, spent, "waiting")
             raise
-        well = code == 0
-        if well:
-            self._status.set(node.name, again=None, state="running")
-            well = is_done(self._graph, node, self._status)
+        well = code == 0 and is_whole(self._graph.path(node), node.stage)
+        if well and verdicts is not None:
+            verdicts.end(node)
         self._record(node, process, spent, "done" if well else "failed")
         if well:
             self._show(node, "done", "", process.seconds)
@@ -185,10 +185,6 @@ class _Runner:
             said = process.last_line() if code else "it ended well, but its output is not whole"
             self._show(node, "failed", f"{said} (exit code {code})", process.seconds)
         return well
-
-    def _is_stale(self, node: Node, before: dict[str, Any]) -> bool:
-        """Whether the set's verdicts, if there are any, are to be made anew."""
-        return bool(before.get("again")) or before.get("digest", node.digest) != node.digest
 
     def _watch(self, node: Node, process: StageProcess, spent: float) -> int:
         """Wait for a stage, showing how far it is; gives its exit code."""

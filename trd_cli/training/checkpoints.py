@@ -27,7 +27,7 @@ _KEPT = (
     "*.model",
     "LICENSE*",
 )
-ADAPTER, EMA = "adapter", "ema"
+ADAPTER = "adapter"
 
 
 def save_model(

@@ -10,7 +10,7 @@ from typing import Any
 
 from trd_cli.config import Config, RunStage
 from trd_cli.errors import InputError
-from trd_cli.recipes import Recipe
+from trd_cli.recipes.recipe import Recipe
 
 FORMAT = "trd-graph-1"
 NODES = "nodes"

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from trd_cli.config import ImportConfig, MakeConfig
-from trd_cli.execution import command_of
-from trd_cli.nodes import Graph, Node
 from trd_cli.prompts import Template, load_template
 from trd_cli.records import Problem
+from trd_cli.running.execution import command_of
+from trd_cli.running.nodes import Graph, Node
 
 _ATTEMPT = "⟨the student's attempt y_o⟩"
 _WITH_PROMPTS = ("sample", "refine", "distill", "eval")

@@ -1,8 +1,4 @@
-"""Running the nodes of a graph: what is done, one process a stage with its log and its peak memory.
-
-    status.json   {node: {"state", "digest", "started", "seconds", "peak_rss_bytes", "exit_code"}}, for people and reports.
-                  Outputs decide what is done; the record only adds what an output cannot say: that the stage ended with an
-                  error, that verdicts were made with other options, that they are being made again
+"""Running a node of a graph: one process a stage, with its log and its peak memory.
 
 Memory is the larger of the kernel's peak of the stage's own process and of what its whole process tree held when looked at, once
 a second; pages that processes share count for each of them. GPU memory is not looked at.
@@ -15,7 +11,6 @@ import json
 import os
 import re
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -23,111 +18,18 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
-from trd_cli.errors import InputError
-from trd_cli.inputs import check_complete
-from trd_cli.locks import PATIENCE, kill_tree
-from trd_cli.nodes import NODES, Graph, Node
-from trd_cli.run_dir import read_run_json, write_text
-from trd_cli.scores import FILE as RESULTS
-from trd_cli.shards import list_shards, read_table
+from trd_cli.running.locks import PATIENCE, kill_tree
+from trd_cli.running.nodes import NODES, Graph, Node
 
 # The process that a stage ends with; read by the command line when it starts.
 PARENT_VARIABLE = "TRD_RUN_PID"
 _LOOK = 1.0  # seconds between two looks at the memory of a stage's processes
-_REMOVED = ".removed-"
 _TAIL = 8192
+_ERROR = re.compile(r"^trd [\w-]+: error: ")
 _PROGRESS = re.compile(r"^trd [\w -]+: (?P<what>\S.*?) (?P<done>\d+)/(?P<total>\d+) · (?P<rest>.*)$")
 _TOTAL = re.compile(r"^trd [\w -]+: (?P<total>\d+) rows(?:, (?P<done>\d+) done before)?$")
-
-
-class Status:
-    """status.json of a run directory."""
-
-    def __init__(self, directory: Path) -> None:
-        self._path = directory / "status.json"
-        try:
-            found = json.loads(self._path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            found = {}
-        self.records: dict[str, dict[str, Any]] = found if isinstance(found, dict) else {}
-
-    def of(self, name: str) -> dict[str, Any]:
-        return self.records.get(name, {})
-
-    def set(self, name: str, **values: Any) -> None:
-        """Change some values of a node's record; None takes one out."""
-        changed = {k: v for k, v in {**self.of(name), **values}.items() if v is not None}
-        if changed != self.records.get(name):
-            self.records[name] = changed
-            self._write()
-
-    def drop(self, names: Sequence[str]) -> None:
-        kept = {name: record for name, record in self.records.items() if name not in names}
-        if kept != self.records:
-            self.records = kept
-            self._write()
-
-    def _write(self) -> None:
-        write_text(self._path, json.dumps(self.records, indent=1) + "\n")
-
-
-def is_done(graph: Graph, node: Node, status: Status) -> bool:
-    """Whether a node's output is whole, and nothing is recorded that makes it worthless."""
-    record = status.of(node.name)
-    other = record.get("digest", node.digest) != node.digest
-    if record.get("again") or (node.stage == "verify" and other):
-        return False
-    if record.get("state") == "failed" and not other:
-        return False
-    return is_whole(graph.path(node), node.stage)
-
-
-def is_whole(path: Path, stage: str) -> bool:
-    """Whether a stage's output says itself that nothing is missing. A file that cannot be read is missing."""
-    try:
-        if stage == "problems":
-            return (path / "problems.parquet").is_file()
-        if stage == "eval":
-            return (path / RESULTS).is_file()
-        run = read_run_json(path)
-        if run is None:
-            return False
-        if stage == "distill":
-            return bool(run["about"].get("finished"))
-        check_complete([path])
-        return stage != "verify" or _is_graded(path)
-    except InputError:
-        return False
-
-
-def _is_graded(directory: Path) -> bool:
-    return all(read_table(shard, ["verdict"])["verdict"].null_count == 0 for shard in list_shards(directory))
-
-
-def forget(graph: Graph, names: set[str], status: Status) -> None:
-    """Remove the outputs of these nodes, what is made from others first, so that a crash leaves none without its inputs.
-
-    Verdicts are not removed where their set stays: they are recorded as to be made again.
-    """
-    gone = {graph[name].out for name in names if graph[name].stage != "verify"}
-    for node in reversed([n for n in graph.nodes if n.name in names]):
-        if node.stage == "verify" and node.out not in gone:
-            status.set(node.name, state="waiting", again=True, digest=node.digest)
-            continue
-        status.drop([node.name])
-        path = graph.path(node)
-        if node.stage != "verify" and path.exists():
-            # Renamed first: half a set is nothing that a stage could go on from.
-            path.rename(path.with_name(f"{_REMOVED}{path.name}-{time.time_ns()}"))
-    sweep(graph.directory)
-
-
-def sweep(directory: Path) -> None:
-    """Delete what was taken out of the way, by this run or by one that was killed."""
-    for path in (directory / NODES).glob(f"{_REMOVED}*"):
-        shutil.rmtree(path, ignore_errors=True)
 
 
 def command_of(graph: Graph, node: Node, more: Sequence[str] = ()) -> list[str]:
@@ -220,8 +122,9 @@ class StageProcess:
                     time.sleep(0.02)
 
     def last_line(self) -> str:
-        """The last line of what this invocation wrote to its log."""
-        return next((line for line in reversed(_tail(self.log, self._start)) if line.strip()), "")
+        """The last error that this invocation told in its log, else its last line. A launcher writes a report below the error."""
+        lines = [line for line in reversed(_tail(self.log, self._start)) if line.strip()]
+        return next((line for line in lines if _ERROR.match(line)), lines[0] if lines else "")
 
     def progress(self) -> Progress | None:
         """How far it is, by its own last word on it."""

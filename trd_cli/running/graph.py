@@ -10,10 +10,8 @@ same digest, hence the same node. Local files and model directories are read for
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -29,23 +27,13 @@ from trd_cli.config import (
     VerifyConfig,
 )
 from trd_cli.errors import InputError
-from trd_cli.models import fingerprint
-from trd_cli.nodes import BASE, NODES, ORDER, Graph, Node
-from trd_cli.recipes import Recipe
+from trd_cli.models import EMA, ModelRef, own_teacher, resolve_model
+from trd_cli.recipes.recipe import Recipe
 from trd_cli.records import content_hash
+from trd_cli.running.contents import Contents, Model
+from trd_cli.running.nodes import BASE, NODES, ORDER, Graph, Node
 
 __all__ = ["ORDER", "Graph", "Node", "build_graph"]
-
-# Options that decide a result without being part of the identity that the command itself compares.
-_GRADING = ("lenient", "timeout", "test_timeout", "code_timeout", "memory")
-_DECIDING: dict[str, tuple[str, ...]] = {
-    "problems": tuple({**MakeConfig.model_fields, **ImportConfig.model_fields}.keys() - {"out"}),
-    "sample": ("n", "limit", "skip", "max_prompt_tokens", "max_reference_tokens"),
-    "verify": _GRADING,
-    "refine": (),
-    "distill": (),
-    "eval": ("bench", "k", "limit", "temperature", "top_p", "top_k", "max_tokens", *_GRADING),
-}
 
 
 def build_graph(recipe: Recipe, directory: Path) -> Graph:
@@ -55,36 +43,23 @@ def build_graph(recipe: Recipe, directory: Path) -> Graph:
     return Graph(recipe, Path(directory), tuple(builder.nodes()))
 
 
-@dataclass(frozen=True)
-class _Model:
-    """A model as a command names it, and the node that makes it, if any."""
-
-    words: str
-    node: Node | None = None
-
-
 class _Builder:
     def __init__(self, recipe: Recipe) -> None:
         self._recipe = recipe
         self._by_digest: dict[str, Node] = {}
         self._users: dict[str, set[str]] = {}
+        self._contents = Contents()
 
     def nodes(self) -> Iterable[Node]:
-        """All nodes; those that several arms use belong to none of them. Raises InputError where two arms train the same student."""
+        """All nodes; those that several arms use belong to none of them."""
         for digest, node in self._by_digest.items():
             arms = tuple(arm for arm in self._recipe.arms if arm in self._users[digest])
-            if node.stage == "distill" and len(arms) > 1:
-                raise InputError(
-                    f"arms {' and '.join(arms)} come to the same training",
-                    "arms that differ in what is trained on or how",
-                    "leave one out",
-                )
             yield replace(node, arms=arms, arm=node.arm if len(arms) == 1 else None)
 
     def build(self) -> None:
         recipe = self._recipe
         problems = self._problems()
-        start = _Model(recipe.student)
+        start = Model(recipe.student)
         if recipe.eval is not None:
             self._eval(start, _Place(BASE, None, None, None))
         for seed in recipe.seeds:
@@ -94,8 +69,8 @@ class _Builder:
                     student = self._round(arm, seed, number, student, problems)
 
     def _round(
-        self, arm: str, seed: int, number: int, student: _Model, problems: tuple[str, Node | None]
-    ) -> _Model:
+        self, arm: str, seed: int, number: int, student: Model, problems: tuple[str, Node | None]
+    ) -> Model:
         """One round of one arm; gives the student that it ends with."""
         whole = f"seed-{seed}/round-{number}"
         own = _Place(f"{whole}/{arm}", arm, number, seed)
@@ -109,8 +84,8 @@ class _Builder:
         if self._recipe.along(arm) == "refined":
             refined = self._refine(arm, student, rollouts, graded, of_refined)
             inputs = [self._verify("verify-refined", refined, of_refined, arm), graded]
-        trained = self._distill(arm, student, inputs, own)
-        model = _Model(trained.out, trained)
+        trained = self._distill(arm, student, inputs, rollouts, own)
+        model = Model(trained.out, trained)
         if self._recipe.eval is not None:
             self._eval(model, own)
         return model
@@ -137,7 +112,7 @@ class _Builder:
         )
         return f"{node.out}/problems.parquet", node
 
-    def _sample(self, arm: str, student: _Model, problems: tuple[str, Node | None], place: _Place) -> Node:
+    def _sample(self, arm: str, student: Model, problems: tuple[str, Node | None], place: _Place) -> Node:
         size = self._recipe.problems_per_round
         sliced = {} if size is None else {"limit": size, "skip": size * place.round}
         file, made = problems
@@ -149,7 +124,9 @@ class _Builder:
             "round": place.round,
             "seed": place.seed,
         }
-        extra = {"model": _named(student)} | ({} if made else {"problems": _file_digest(file)})
+        extra = {"model": self._contents.model(student)}
+        if made is None:
+            extra["problems"] = self._contents.file(file)
         return self._add(
             "sample",
             "sample",
@@ -174,10 +151,10 @@ class _Builder:
             out=source.out,
         )
 
-    def _refine(self, arm: str, student: _Model, rollouts: Node, graded: Node, place: _Place) -> Node:
+    def _refine(self, arm: str, student: Model, rollouts: Node, graded: Node, place: _Place) -> Node:
         recipe = self._recipe
         options = recipe.refining(arm)
-        teacher = _Model(recipe.teacher) if recipe.teacher else self._own_teacher(arm, student)
+        teacher = Model(recipe.teacher) if recipe.teacher else self._own_teacher(arm, student)
         reads_verdicts = options.get("subset", "all") != "all" or options.get("where") is not None
         values = {
             **options,
@@ -194,21 +171,33 @@ class _Builder:
             (graded if reads_verdicts else rollouts, teacher.node),
             place,
             arm,
-            {"teacher": _named(teacher)},
+            {"teacher": self._contents.model(teacher)},
         )
 
-    def _own_teacher(self, arm: str, student: _Model) -> _Model:
+    def _own_teacher(self, arm: str, student: Model) -> Model:
         """Which of its weights the student refines with, as trd distill chooses them for the loss."""
         config = DistillConfig.parse(self._recipe.training(arm))
         if student.node is None or config.teacher_weights == "initial":
-            return _Model(self._recipe.student)
+            return self._start_teacher(config)
         # An adapter's average begins anew each round, at the student itself.
         if config.teacher_weights == "ema" and not config.lora:
-            return _Model(f"{student.words}/ema", student.node)
+            return Model(f"{student.words}/{EMA}", student.node)
         return student
 
-    def _distill(self, arm: str, student: _Model, inputs: list[Node], place: _Place) -> Node:
+    def _start_teacher(self, config: DistillConfig) -> Model:
+        """The teacher of the recipe's own student, which may be a checkpoint of an earlier run."""
+        name = self._recipe.student
+        if not Path(name).is_dir():
+            return Model(name)
+
+        def found(model: str) -> ModelRef:
+            return resolve_model(model, weights=False)
+
+        return Model(own_teacher(found(name), config.teacher_weights, config.lora, found).name)
+
+    def _distill(self, arm: str, student: Model, inputs: list[Node], rollouts: Node, place: _Place) -> Node:
         recipe = self._recipe
+        along_refined = recipe.along(arm) == "refined"
         teacher = {"teacher": recipe.teacher} if recipe.teacher else {}
         values = {
             **recipe.training(arm),
@@ -216,6 +205,8 @@ class _Builder:
             "model": student.words,
             "seed": place.seed,
             "inputs": (inputs[0].out,),
+            # Not left to what the refined set says of where it was made: a run may be moved or copied.
+            "parents": (rollouts.out,) if along_refined else (),
         }
         return self._add(
             "distill",
@@ -225,10 +216,13 @@ class _Builder:
             (*inputs, student.node),
             place,
             arm,
-            {"model": _named(student), "teacher": recipe.teacher and _named(_Model(recipe.teacher))},
+            {
+                "model": self._contents.model(student),
+                "teacher": recipe.teacher and self._contents.model(Model(recipe.teacher)),
+            },
         )
 
-    def _eval(self, model: _Model, place: _Place) -> Node:
+    def _eval(self, model: Model, place: _Place) -> Node:
         return self._add(
             "eval",
             "eval",
@@ -237,7 +231,10 @@ class _Builder:
             (model.node,),
             place,
             place.arm,
-            {"model": _named(model), "bench": _bench_files(self._recipe.eval.get("bench") or "")},
+            {
+                "model": self._contents.model(model),
+                "bench": self._contents.files_among(self._recipe.eval["bench"]),
+            },
         )
 
     def _add(
@@ -257,12 +254,11 @@ class _Builder:
         digest = content_hash(
             {
                 "stage": stage,
-                "options": _deciding(stage, configure("")),
+                "options": self._contents.deciding(configure(""), self._recipe.setting),
                 "inputs": [node.digest for node in sources],
                 **(extra or {}),
             }
         )
-        self._users.setdefault(digest, set()).update((arm,) if arm else self._recipe.arms)
         if digest not in self._by_digest:
             where = out or f"{NODES}/{stage}-{digest[:10]}"
             config = configure(where)
@@ -278,7 +274,25 @@ class _Builder:
                 seed=place.seed,
                 config=config,
             )
-        return self._by_digest[digest]
+        node = self._by_digest[digest]
+        users = self._users.setdefault(digest, set())
+        if arm is not None:
+            _check_shared(node, configure(node.out), arm, users)
+        users.update((arm,) if arm else self._recipe.arms)
+        return node
+
+
+def _check_shared(node: Node, config: Config, arm: str, users: Collection[str]) -> None:
+    """Refuse an arm that shares a node and asks for something else there, which it would not get."""
+    names = [
+        name for name in type(config).model_fields if getattr(config, name) != getattr(node.config, name)
+    ]
+    if names:
+        raise InputError(
+            f"arms {min(users)} and {arm} differ in {', '.join(names)} of trd {node.stage} alone, which changes no row",
+            "arms that differ in what they are made of",
+            f"set it in [{node.stage}] for all arms, or leave it out",
+        )
 
 
 @dataclass(frozen=True)
@@ -289,41 +303,3 @@ class _Place:
     arm: str | None
     round: int | None
     seed: int | None
-
-
-def _deciding(stage: str, config: Config) -> dict[str, Any]:
-    """The options that decide a node's result; a prompt template counts by its text."""
-    values = config.model_dump(mode="json")
-    chosen = config.identity() | {name: values[name] for name in _DECIDING[stage] if name in values}
-    if chosen.get("prompt"):
-        chosen["prompt"] = _file_digest(chosen["prompt"])
-    if stage == "problems" and Path(values.get("file") or "").is_file():
-        chosen["file"] = _file_digest(values["file"])
-    return chosen
-
-
-def _named(model: _Model) -> str | None:
-    """What stands for a model in a digest: weights in a local directory, else its name; None for one of a node's."""
-    if model.node is not None:
-        return "ema" if model.words.endswith("/ema") else None
-    return _directory_digest(model.words) if Path(model.words).is_dir() else model.words
-
-
-def _bench_files(bench: str) -> dict[str, str]:
-    """Digests of the benchmarks that are files."""
-    names = [item.partition(":")[0] for item in bench.split(",")]
-    return {name: _file_digest(name) for name in names if name and Path(name).is_file()}
-
-
-@cache
-def _directory_digest(path: str) -> str:
-    return fingerprint(Path(path))
-
-
-@cache
-def _file_digest(path: str) -> str:
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}", "a file that can be read", "check the path") from None

@@ -1,0 +1,113 @@
+"""Reading a recipe's TOML with all it extends: which values hold, and which file each key is from."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from trd_cli.errors import InputError
+
+# Keys whose values name files or models.
+_FILES = {"prompt", "file"}
+_MODELS = {"student", "teacher"}
+
+Table = dict[str, Any]
+
+
+def read_recipe(path: Path, above: tuple[Path, ...]) -> tuple[Table, dict[str, Path]]:
+    """The values of a file over those of the files it extends, and which file each dotted key is from."""
+    here = path.resolve()
+    if here in above:
+        chain = " → ".join(p.name for p in (*above, here))
+        raise InputError(f"{path}: extends goes in a circle ({chain})", "a chain that ends", "take one out")
+    own = _read(path)
+    bases = own.pop("extends", [])
+    bases = [bases] if isinstance(bases, str) else bases
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        raise InputError(f"{path}: extends = {bases!r}", "a file name or a list of them", "change extends")
+    values: Table = {}
+    origins: dict[str, Path] = {}
+    for base in bases:
+        inherited, theirs = read_recipe(path.parent / base, (*above, here))
+        inherited.pop("name", None)
+        _merge(values, inherited)
+        origins |= theirs
+    nearer = _with_paths(own, path.parent)
+    problems = nearer.get("problems")
+    if isinstance(problems, dict) and isinstance(values.get("problems"), dict):
+        # One of them is where problems come from: the nearer takes the place of another kind.
+        values["problems"] = {kind: value for kind, value in values["problems"].items() if kind in problems}
+    _merge(values, nearer)
+    return values, origins | dict.fromkeys(_dotted(own), path)
+
+
+def _read(path: Path) -> Table:
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        json.dumps(table)
+        return table
+    except TypeError:
+        raise InputError(
+            f"recipe {path} has a date or a time", "no such value in a recipe", "put it in quotes"
+        ) from None
+    except OSError as error:
+        raise InputError(f"recipe {path}: {error.strerror}", "a TOML file", "check the path") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"recipe {path}: {error}", "a TOML file", "mend it") from None
+
+
+def _merge(values: Table, nearer: Mapping[str, Any]) -> None:
+    """Put `nearer` over `values`: tables key by key, anything else whole; false takes a table out."""
+    for key, value in nearer.items():
+        if value is False and isinstance(values.get(key), dict):
+            del values[key]
+        elif isinstance(value, dict) and isinstance(values.get(key), dict):
+            values[key] = dict(values[key])
+            _merge(values[key], value)
+        else:
+            values[key] = value
+
+
+def _dotted(table: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """The keys of a table and of the tables in it."""
+    found: list[str] = []
+    for key, value in table.items():
+        found.append(prefix + key)
+        if isinstance(value, dict):
+            found += _dotted(value, f"{prefix}{key}.")
+    return found
+
+
+def _with_paths(table: Table, directory: Path) -> Table:
+    """Files and directories by their absolute paths: in the recipe's directory, else in the working one; any other name stays."""
+
+    def absolute(text: str) -> str:
+        there = (path for path in (directory / text, Path(text)) if text and path.exists())
+        found = next(there, None)
+        return text if found is None else str(found.resolve())
+
+    def benchmark(text: str) -> str:
+        # A file, with what follows its name after a colon; a directory that has a benchmark's name is none.
+        name, colon, options = text.partition(":")
+        file = absolute(name)
+        return f"{file}{colon}{options}" if Path(file).is_file() else text
+
+    made: Table = {}
+    for key, value in table.items():
+        if isinstance(value, dict):
+            made[key] = _with_paths(value, directory)
+        elif key in _FILES | _MODELS and isinstance(value, str):
+            made[key] = absolute(value)
+        elif key == "bench":
+            items = value.split(",") if isinstance(value, str) else value
+            made[key] = (
+                [benchmark(i) if isinstance(i, str) else i for i in items]
+                if isinstance(items, list)
+                else items
+            )
+        else:
+            made[key] = value
+    return made

@@ -1,0 +1,257 @@
+"""Recipes: one TOML file that says what is run. Read with everything it extends, and checked against the stages' own options.
+
+    extends = "base.toml"          another recipe or a list of them; tables are merged key by key, the nearer file wins; false in
+                                   place of a table takes out an inherited one (arms.rkl = false, eval = false)
+    name = "…"                     default: the file's stem (a name is not inherited)
+    setting, student, teacher, rounds, problems_per_round, seeds, processes, reference_arm
+    [problems]                     one of: file = "set.parquet", make = {kind = …}, import = {file = …}
+    [sample] [refine] [verify] [distill] [eval]
+                                   options of these commands; without [eval] nothing is evaluated
+    [arms.NAME]                    options of trd distill that this arm has of its own; sample = {…} and refine = {…} give it
+                                   rollouts and refined rows of its own too
+
+Files are looked for in the directory of the recipe that names them, then in the working directory. Not covered: whether models, data sets and benchmarks can be reached.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import ValidationError
+
+from trd_cli.config import METHODS, Config, DistillConfig, MakeConfig, RefineConfig
+from trd_cli.core.selection import needs_parents
+from trd_cli.errors import InputError, PromptError, UserError
+from trd_cli.inputs import check_filter
+from trd_cli.recipes.files import Table, read_recipe
+from trd_cli.recipes.recipe import OF_AN_ARM, Recipe, templates_of
+from trd_cli.recipes.sections import FILLED, SOURCES, Checker, closest
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+_-]*")
+
+
+def load_recipe(path: Path) -> Recipe:
+    """Read a recipe with all it extends. Raises InputError that names the file and the key."""
+    path = Path(path)
+    values, origins = read_recipe(path, ())
+    values.setdefault("name", path.stem)
+    return _Check(path, origins).recipe(values)
+
+
+class _Check(Checker):
+    """Checks one recipe; every complaint names the file that the key is from."""
+
+    def recipe(self, values: Table) -> Recipe:
+        self._top(values)
+        try:
+            recipe = Recipe(**values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(str(part) for part in first["loc"])
+            self.invalid("", str(first["loc"][0]), key, first)
+        self._names(recipe)
+        self._models(recipe)
+        recipe = recipe.model_copy(update={"eval": self._evaluation(recipe.eval)})
+        self._problems(recipe)
+        for name in ("sample", "refine", "verify", "eval"):
+            if getattr(recipe, name) is not None:
+                self._rendered(self.section(name, getattr(recipe, name), name), recipe.setting, name)
+        self._arms(recipe)
+        return recipe
+
+    def _top(self, values: Table) -> None:
+        for key in values:
+            if key not in Recipe.model_fields:
+                self.unknown("", key, Recipe.model_fields, {})
+        for key in ("setting", "student", "problems", "arms"):
+            if key not in values:
+                what = f"[{key}]" if key in ("problems", "arms") else key
+                self.fail(key, f"no {what}", what, f"add {what}, or what this recipe extends")
+
+    def _names(self, recipe: Recipe) -> None:
+        """The names of a run and of its arms are names of files too."""
+        expected = "letters, digits, '.', '+', '_' and '-', the first a letter or a digit"
+        if not _NAME.fullmatch(recipe.name):
+            self.fail("name", f"name = {recipe.name!r}", expected, "rename it")
+        for arm in recipe.arms:
+            if not _NAME.fullmatch(arm) or arm == "base":
+                self.fail(
+                    f"arms.{arm}", f"[arms.{arm}]", f"{expected}; base is the starting model", "rename it"
+                )
+
+    def _rendered(self, config: Config, setting: str, where: str) -> None:
+        """Check a stage's templates and its filter before anything is run."""
+        try:
+            templates_of(config, setting)
+        except PromptError as error:
+            self.fail(
+                f"{where}.prompt", f"[{where}] {error.got}", error.expected, "change prompt, or mend the file"
+            )
+        condition = getattr(config, "where", None)
+        if condition is None:
+            return
+        try:
+            check_filter(condition)
+        except InputError as error:
+            self.fail(f"{where}.where", f"[{where}] {error.got}", error.expected, error.mend)
+
+    def _models(self, recipe: Recipe) -> None:
+        if recipe.setting == "opd" and recipe.teacher is None:
+            self.fail("setting", 'setting = "opd" without teacher', "a stronger model", "add teacher = MODEL")
+        if recipe.setting == "opsd" and recipe.teacher is not None:
+            self.fail(
+                "teacher",
+                f'teacher = {recipe.teacher!r} with setting = "opsd"',
+                "the student itself as its teacher",
+                "leave teacher out; teacher_weights in [distill] says which of its weights",
+            )
+        if not recipe.seeds or len(set(recipe.seeds)) < len(recipe.seeds):
+            self.fail("seeds", f"seeds = {list(recipe.seeds)}", "one or more, all different", "change seeds")
+
+    def _evaluation(self, table: Table | None) -> Table | None:
+        """`bench` may be a list in a recipe; on the command line it is one word."""
+        if table is None:
+            return None
+        bench = table.get("bench")
+        if bench in (None, "", []):
+            self.fail(
+                "eval.bench", "[eval] without a benchmark", 'bench = "NAME"', "add one, or leave [eval] out"
+            )
+        return table | {"bench": ",".join(map(str, bench)) if isinstance(bench, list) else bench}
+
+    def _problems(self, recipe: Recipe) -> None:
+        table, kinds = recipe.problems, ("file", *SOURCES)
+        for key in table:
+            if key not in kinds:
+                self.unknown("problems", key, kinds, {})
+        if len(table) != 1:
+            got = " and ".join(table) if table else "nothing"
+            self.fail("problems", f"[problems] with {got}", "one of file, make, import", "keep one of them")
+        (kind, value), *_ = table.items()
+        if kind == "file":
+            if not isinstance(value, str):
+                self.fail("problems.file", f"[problems] file = {value!r}", "a Parquet file", "change it")
+            there = _rows_in(Path(value))
+        elif not isinstance(value, dict):
+            self.fail(f"problems.{kind}", f"[problems] {kind} = {value!r}", "a table", "change it")
+        else:
+            made = self.section(kind, value, f"problems.{kind}")
+            there = made.n if isinstance(made, MakeConfig) else None
+        needed = recipe.rounds * (recipe.problems_per_round or 0)
+        if there is not None and needed > there:
+            self.fail(
+                "problems_per_round",
+                f"{recipe.rounds} rounds of {recipe.problems_per_round} problems, and there are {there}",
+                f"at least {needed} problems",
+                "take more problems, or fewer a round",
+            )
+
+    def _arms(self, recipe: Recipe) -> None:
+        if not recipe.arms:
+            self.fail("arms", "no arm", "at least one [arms.NAME]", "add one, with method = …")
+        configs: dict[str, Table] = {}
+        for name in recipe.arms:
+            configs[name] = self._arm(recipe, name)
+            twin = next(
+                (other for other in configs if other != name and configs[other] == configs[name]), None
+            )
+            if twin is not None:
+                self.fail(
+                    f"arms.{name}",
+                    f"arms {twin} and {name} are the same",
+                    "arms that differ",
+                    "leave one out",
+                )
+        if recipe.reference_arm is not None and recipe.reference_arm not in recipe.arms:
+            self.fail(
+                "reference_arm",
+                f"reference_arm = {recipe.reference_arm!r}",
+                "one of " + ", ".join(recipe.arms),
+                closest(recipe.reference_arm, recipe.arms) or "change it",
+            )
+
+    def _arm(self, recipe: Recipe, name: str) -> Table:
+        """Check one arm; gives all that decides what it is."""
+        where = f"arms.{name}"
+        arm = recipe.arms[name]
+        for section in OF_AN_ARM:
+            own = arm.get(section, {})
+            if not isinstance(own, dict):
+                self.fail(f"{where}.{section}", f"[{where}] {section} = {own!r}", "a table", "change it")
+            self._rendered(
+                self.section(section, own, f"{where}.{section}"), recipe.setting, f"{where}.{section}"
+            )
+        for key in recipe.distill:
+            if key in FILLED["distill"] or key not in DistillConfig.model_fields:
+                self.unknown("distill", key, DistillConfig.model_fields, FILLED["distill"])
+        own = {key: value for key, value in arm.items() if key not in OF_AN_ARM}
+        for key in own:
+            if key in FILLED["distill"] or key not in DistillConfig.model_fields:
+                self.unknown(where, key, (*DistillConfig.model_fields, *OF_AN_ARM), FILLED["distill"])
+        table = recipe.distill | own
+        inherited = [key for key in recipe.distill if key not in own]
+        try:
+            config = DistillConfig(**table, setting=recipe.setting)
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = str(first["loc"][0])
+            self.invalid("distill" if key in inherited else where, key, key, first)
+        except UserError as error:
+            self.refuse(where, error)
+        self._rendered(config, recipe.setting, where)
+        self._fits(recipe, where, config)
+        refined = RefineConfig.parse({**recipe.refining(name), "setting": recipe.setting})
+        if (config.stage or "refined") == "refined" and needs_parents(refined.subset, refined.where):
+            self.fail(
+                f"{where}.refine.subset" if "subset" in arm.get("refine", {}) else "refine.subset",
+                f"[refine] {_reads(refined)} of rollouts, which have no parents",
+                "a subset of the rollouts' own verdicts (all, correct, incorrect)",
+                "change it; [arms.NAME] subset chooses among the refined rows",
+            )
+        along = config.stage or "refined"
+        return {
+            "sample": recipe.sampling(name),
+            "refine": recipe.refining(name) if along == "refined" else {},
+            "distill": config.model_dump(mode="json", exclude={"method"}),
+        }
+
+    def _fits(self, recipe: Recipe, where: str, config: DistillConfig) -> None:
+        """What a command would find out hours later."""
+        theirs = METHODS.get(config.method, {}).get("setting", recipe.setting)
+        if theirs != recipe.setting:
+            self.fail(
+                f"{where}.method",
+                f'[{where}] method = {config.method!r} with setting = "{recipe.setting}"',
+                f'setting = "{theirs}", for which it is made',
+                "change one of them",
+            )
+        if recipe.setting == "opd" and config.teacher_weights != "round":
+            self.fail(
+                f"{where}.teacher_weights",
+                f'[{where}] teacher_weights = {config.teacher_weights!r} with setting = "opd"',
+                'setting = "opsd", where the student is its own teacher',
+                "leave it out",
+            )
+        if config.stage == "rollout" and needs_parents(config.subset, config.where):
+            self.fail(
+                where,
+                f"[{where}] {_reads(config)} along y_o, which has no parents",
+                "a subset of the rollouts' own verdicts (all, correct, incorrect)",
+                'change it, or train along y_r with stage = "refined"',
+            )
+
+
+def _reads(config: DistillConfig | RefineConfig) -> str:
+    """The filter that reads parents, as it is written in a recipe."""
+    return f"where = {config.where!r}" if config.subset == "all" else f"subset = {config.subset!r}"
+
+
+def _rows_in(path: Path) -> int | None:
+    """Rows of a Parquet file; None where it cannot be told yet."""
+    try:
+        return pq.read_metadata(path).num_rows
+    except (OSError, pa.ArrowException):
+        return None

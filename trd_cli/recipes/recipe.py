@@ -1,0 +1,85 @@
+"""A recipe after `extends`, and the templates that its stages render."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, Strict, StrictInt
+
+from trd_cli.config import Config, DistillConfig, EvalConfig, Positive, RefineConfig, SampleConfig
+from trd_cli.prompts import Template, load_template
+from trd_cli.recipes.files import Table
+from trd_cli.records import Task
+
+# Sections that an arm may have of its own beside options of training.
+OF_AN_ARM = ("sample", "refine")
+
+Name = Annotated[str, Field(min_length=1)]
+Count = Annotated[Positive, Strict()]
+
+
+class Recipe(BaseModel):
+    """A recipe after `extends`, checked. Sections hold what was written, not the defaults."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    setting: Literal["opd", "opsd"]
+    student: Name
+    teacher: Name | None = None
+    rounds: Count = 1
+    problems_per_round: Count | None = None
+    seeds: tuple[StrictInt, ...] = (0,)
+    processes: Count = 1
+    reference_arm: str | None = None
+    problems: Table
+    sample: Table = {}
+    refine: Table = {}
+    verify: Table = {}
+    distill: Table = {}
+    eval: Table | None = None
+    arms: dict[str, Table]
+
+    def sampling(self, arm: str) -> Table:
+        """Options of trd sample for this arm's rollouts."""
+        return self.sample | self.arms[arm].get("sample", {})
+
+    def refining(self, arm: str) -> Table:
+        """Options of trd refine for this arm's refined rows."""
+        return self.refine | self.arms[arm].get("refine", {})
+
+    def training(self, arm: str) -> Table:
+        """Options of trd distill for this arm, but for those that the graph fills in."""
+        own = {key: value for key, value in self.arms[arm].items() if key not in OF_AN_ARM}
+        return self.distill | own | {"setting": self.setting}
+
+    def along(self, arm: str) -> str:
+        """What an arm trains along: "refined" (y_r) or "rollout" (y_o)."""
+        return DistillConfig.parse(self.training(arm)).stage or "refined"
+
+    def as_toml(self) -> str:
+        """The recipe as a file that needs no other one."""
+        import tomli_w
+
+        return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
+
+
+def templates_of(config: Config, setting: str) -> list[Template]:
+    """The templates that a stage renders prompts with, for either task; none where its rows bring their prompts along.
+
+    Raises PromptError for one that cannot be used.
+    """
+    own = getattr(config, "prompt", None)
+    if isinstance(config, (SampleConfig, EvalConfig)):
+        kind = "student"
+    elif isinstance(config, RefineConfig):
+        kind = f"refine-{setting}"
+    elif isinstance(config, DistillConfig):
+        along_refined = (config.stage or "refined") == "refined"
+        context = config.teacher_context or ("refine" if along_refined else "vanilla")
+        if along_refined and context == "refine":
+            return []
+        kind = f"{context}-{setting}"
+    else:
+        return []
+    return [load_template(kind, task, own) for task in get_args(Task)]

@@ -1,0 +1,64 @@
+"""What stands for models, files and options in the digests of a graph: their content, not their names."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trd_cli.config import Config, ImportConfig
+from trd_cli.errors import InputError
+from trd_cli.models import EMA, fingerprint
+from trd_cli.recipes.recipe import templates_of
+from trd_cli.running.nodes import Node
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model as a command names it, and the node that makes it, if any."""
+
+    words: str
+    node: Node | None = None
+
+
+class Contents:
+    """Digests of local files and model directories, each read once for a graph."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, str] = {}
+
+    def file(self, path: str) -> str:
+        if path not in self._known:
+            try:
+                with open(path, "rb") as file:
+                    self._known[path] = hashlib.file_digest(file, "sha256").hexdigest()
+            except OSError as error:
+                raise InputError(
+                    f"{path}: {error.strerror}", "a file that can be read", "check the path"
+                ) from None
+        return self._known[path]
+
+    def files_among(self, bench: str) -> dict[str, str]:
+        """Digests of the benchmarks that are files."""
+        names = [item.partition(":")[0] for item in bench.split(",")]
+        return {name: self.file(name) for name in names if name and Path(name).is_file()}
+
+    def model(self, model: Model) -> str | None:
+        """What stands for a model in a digest: weights in a local directory, else its name; None for one of a node's."""
+        if model.node is not None:
+            return EMA if model.words.endswith(f"/{EMA}") else None
+        if not Path(model.words).is_dir():
+            return model.words
+        if model.words not in self._known:
+            self._known[model.words] = fingerprint(Path(model.words))
+        return self._known[model.words]
+
+    def deciding(self, config: Config, setting: str) -> dict[str, Any]:
+        """The options that decide a node's result; templates, built in or not, count by their text, an imported file by its content."""
+        chosen = config.deciding()
+        if "prompt" in chosen:
+            chosen["prompt"] = [template.sha256 for template in templates_of(config, setting)]
+        if isinstance(config, ImportConfig) and Path(config.file).is_file():
+            chosen["file"] = self.file(config.file)
+        return chosen

@@ -1,0 +1,178 @@
+"""What of a run is done, as its outputs say, and taking outputs away that are to be made again.
+
+status.json      {node: {"state", "digest", "started", "seconds", "peak_rss_bytes", "exit_code"}}, for people and reports.
+                 Outputs decide what is done; the record only adds what an output cannot say: that the stage ended with an
+                 error
+verdicts.json    {"digest", "again", "whole"} in a set that is graded: by which node, whether verdicts that were there before are
+                 being replaced, and whether all have been
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from trd_cli.errors import InputError
+from trd_cli.inputs import check_complete
+from trd_cli.run_dir import read_run_json, write_text
+from trd_cli.running.nodes import NODES, Graph, Node
+from trd_cli.scores import FILE as RESULTS
+from trd_cli.shards import list_shards, read_table
+
+_REMOVED = ".removed-"
+_NODE = re.compile(rf"{NODES}/([a-z]+-[0-9a-f]{{10}})\b")
+
+
+class Status:
+    """status.json of a run directory."""
+
+    def __init__(self, directory: Path) -> None:
+        self._path = directory / "status.json"
+        try:
+            found = json.loads(self._path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            found = {}
+        self.records: dict[str, dict[str, Any]] = found if isinstance(found, dict) else {}
+
+    def of(self, name: str) -> dict[str, Any]:
+        return self.records.get(name, {})
+
+    def set(self, name: str, **values: Any) -> None:
+        """Change some values of a node's record; None takes one out."""
+        changed = {k: v for k, v in {**self.of(name), **values}.items() if v is not None}
+        if changed != self.records.get(name):
+            self.records[name] = changed
+            self._write()
+
+    def drop(self, names: Sequence[str]) -> None:
+        kept = {name: record for name, record in self.records.items() if name not in names}
+        if kept != self.records:
+            self.records = kept
+            self._write()
+
+    def _write(self) -> None:
+        write_text(self._path, json.dumps(self.records, indent=1) + "\n")
+
+
+def is_done(graph: Graph, node: Node, status: Status) -> bool:
+    """Whether a node's output is whole, and nothing is recorded that makes it worthless."""
+    record = status.of(node.name)
+    if record.get("state") == "failed" and record.get("digest") == node.digest:
+        return False
+    path = graph.path(node)
+    if node.stage == "verify" and not Verdicts(path).are_of(node):
+        return False
+    return is_whole(path, node.stage)
+
+
+class Verdicts:
+    """verdicts.json of a set: whose the verdicts in it are, which their columns do not say in full."""
+
+    def __init__(self, directory: Path) -> None:
+        self._path = directory / "verdicts.json"
+        try:
+            found = json.loads(self._path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            found = {}
+        self._record: dict[str, Any] = found if isinstance(found, dict) else {}
+
+    def are_of(self, node: Node) -> bool:
+        return self._record.get("whole", False) and self._record.get("digest") == node.digest
+
+    def begin(self, node: Node) -> bool:
+        """Record that the node starts grading; gives whether verdicts that are there already are to be replaced.
+
+        They are not where an interrupted run of the same node has made them.
+        """
+        own = self._record.get("digest") == node.digest
+        again = self._record.get("again", False) if own else _has_verdicts(self._path.parent)
+        self._write(digest=node.digest, again=again, whole=False)
+        return again
+
+    def end(self, node: Node) -> None:
+        self._write(digest=node.digest, again=False, whole=True)
+
+    def forget(self) -> None:
+        """From now on the verdicts in the set are nobody's."""
+        self._path.unlink(missing_ok=True)
+
+    def _write(self, **record: Any) -> None:
+        write_text(self._path, json.dumps(record) + "\n")
+
+
+def is_whole(path: Path, stage: str) -> bool:
+    """Whether a stage's output says itself that nothing is missing. A file that cannot be read is missing."""
+    try:
+        if stage == "problems":
+            return (path / "problems.parquet").is_file()
+        if stage == "eval":
+            return (path / RESULTS).is_file()
+        run = read_run_json(path)
+        if run is None:
+            return False
+        if stage == "distill":
+            return bool(run["about"].get("finished"))
+        check_complete([path])
+        return stage != "verify" or _is_graded(path)
+    except InputError:
+        return False
+
+
+def _is_graded(directory: Path) -> bool:
+    return all(read_table(shard, ["verdict"])["verdict"].null_count == 0 for shard in list_shards(directory))
+
+
+def _has_verdicts(directory: Path) -> bool:
+    tables = (read_table(shard, ["verdict"]) for shard in list_shards(directory))
+    return any(table["verdict"].null_count < table.num_rows for table in tables)
+
+
+def forget(graph: Graph, names: set[str], status: Status) -> None:
+    """Remove the outputs of these nodes, and those of earlier recipes in the same directory that were made from them.
+
+    What is made from others goes first, so that a crash leaves none without its inputs. Verdicts are not removed where their set
+    stays: they are made again.
+    """
+    chosen = [node for node in graph.nodes if node.name in names]
+    gone = [node.out for node in chosen if node.stage != "verify"]
+    for node in chosen:
+        if node.stage == "verify" and node.out not in gone:
+            Verdicts(graph.path(node)).forget()
+    removed = {Path(out).name for out in gone}
+    for path in _made_from(graph.directory / NODES, removed):
+        _take_away(path)
+    for out in reversed(dict.fromkeys(gone)):
+        _take_away(graph.directory / out)
+    status.drop(list(names))
+    sweep(graph.directory)
+
+
+def _take_away(path: Path) -> None:
+    # Renamed first: half a set is nothing that a stage could go on from.
+    if path.exists():
+        path.rename(path.with_name(f"{_REMOVED}{path.name}-{time.time_ns()}"))
+
+
+def _made_from(nodes: Path, names: set[str]) -> list[Path]:
+    """Directories that say in their run.json that they were made from one of these, directly or not; the last made first."""
+    sources = {
+        path.parent: set(_NODE.findall(path.read_text(encoding="utf-8", errors="replace")))
+        for path in nodes.glob("*/run.json")
+    }
+    found: dict[Path, None] = {}
+    known = set(names)
+    while more := [p for p, used in sources.items() if p.name not in known and used & known]:
+        found |= dict.fromkeys(more)
+        known |= {path.name for path in more}
+    return list(reversed(found))
+
+
+def sweep(directory: Path) -> None:
+    """Delete what was taken out of the way, by this run or by one that was killed."""
+    for path in (directory / NODES).glob(f"{_REMOVED}*"):
+        shutil.rmtree(path, ignore_errors=True)
