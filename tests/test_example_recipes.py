@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,18 @@ def test_these_are_the_recipes() -> None:
     others = {"cpu-smoke", "fu2026", "released-code", "subset-ablation"}
     assert {short(path) for path in WHOLE} == {short(paper(*each)) for each in MATRIX} | others
     assert all(path.is_file() for path in PARTS)
+
+
+@pytest.mark.parametrize(
+    "page", [RECIPES / "README.md", RECIPES.parent.parent / "README.md"], ids=["recipes", "top"]
+)
+def test_the_recipes_in_the_readmes_are_recipes(page: Path, tmp_path: Path) -> None:
+    blocks = re.findall(r"^```toml\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+    assert blocks
+    for text in blocks:
+        path = tmp_path / "recipe.toml"
+        path.write_text(text.replace('"paper/', f'"{PAPER}/'))
+        assert "jsd" in load_recipe(path).arms or "cold" in load_recipe(path).arms
 
 
 # Facts of arXiv 2606.08432 and its released scripts
