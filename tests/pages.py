@@ -11,8 +11,9 @@ import random
 import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from itertools import count, islice
 from pathlib import Path
 
 from trd_cli.records import Trajectory, content_hash
@@ -135,14 +136,20 @@ def pairs(rows: int, tokens: int) -> Iterator[tuple[Trajectory, Trajectory]]:
         yield y_o, y_r
 
 
-def write_sets(directory: Path, made: list[tuple[Trajectory, Trajectory]]) -> tuple[SetRef, SetRef]:
-    """The rollouts and the refined rows as two sets, and how a report names them."""
+def write_sets(
+    directory: Path, made: Iterable[tuple[Trajectory, Trajectory]], shard_rows: int = SHARD
+) -> tuple[SetRef, SetRef]:
+    """The rollouts and the refined rows as two sets, a shard of each at a time, and how a report names them."""
     paths = [directory / "y_o", directory / "y_r"]
-    for side, path in enumerate(paths):
+    for path in paths:
         path.mkdir(parents=True, exist_ok=True)
-        rows = [pair[side] for pair in made]
-        for start in range(0, len(rows), SHARD):
-            write_shard(shard_path(path, start // SHARD), rows[start : start + SHARD])
+    left = iter(made)
+    for number in count():
+        shard = list(islice(left, shard_rows))
+        if not shard:
+            break
+        for path, rows in zip(paths, zip(*shard, strict=True), strict=True):
+            write_shard(shard_path(path, number), rows)
     return (
         SetRef("seed-0/round-0/sample", None, 0, 0, "rollout", paths[0]),
         SetRef("seed-0/round-0/refine", None, 0, 0, "refined", paths[1], (paths[0],)),
@@ -229,7 +236,7 @@ def main(out: str, rows: str = "10000", tokens: str = "1000") -> None:
     from trd_cli.report.trajectories import trajectories
 
     directory = Path(out)
-    data = report_data(directory, write_sets(directory, list(pairs(int(rows), int(tokens)))))
+    data = report_data(directory, write_sets(directory, pairs(int(rows), int(tokens))))
     started = time.monotonic()
     write_page(directory / "report.html", data, plots(data), trajectories(data.sets))
     seconds, size = time.monotonic() - started, (directory / "report.html").stat().st_size

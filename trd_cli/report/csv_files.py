@@ -13,8 +13,8 @@ _WHOSE = ("node", "arm", "round", "seed")
 _SPREAD = ("rows", "mean", "p05", "p25", "p50", "p75", "p95")
 
 
-def csv_files(data: ReportData) -> dict[str, str]:
-    """File names and their contents; a file that would have no line is left out."""
+def csv_files(data: ReportData) -> dict[str, str | None]:
+    """All file names and their contents; None for a file that would have no line."""
     made = {
         "scores.csv": _records(Score, data.scores),
         "differences.csv": _records(Difference, data.differences),
@@ -26,7 +26,7 @@ def csv_files(data: ReportData) -> dict[str, str]:
         "kl_by_position.csv": _positions(data.trainings),
         "cost.csv": _records(NodeCost, data.nodes),
     }
-    return {name: csv_text(header, rows) for name, (header, rows) in made.items() if rows}
+    return {name: csv_text(header, rows) if rows else None for name, (header, rows) in made.items()}
 
 
 Lines = tuple[Sequence[str], list[Sequence[Any]]]

@@ -11,7 +11,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+import numpy as np
 
 BASE = "base"
 # The seed of what is told of all seeds together.
@@ -26,7 +28,7 @@ UNVERIFIED = "unverified"
 class Spread:
     """Mean and quantiles of a figure over rows; `values` are all of them, sorted.
 
-    A quantile is the value at the nearest rank, so that it is one that occurs.
+    Between two ranks a quantile is interpolated linearly (numpy's default), as every median of a report is.
     """
 
     rows: int
@@ -43,10 +45,9 @@ class Spread:
         """The spread of these values; None where there are none."""
         if not values:
             return None
-        ordered = tuple(sorted(float(v) for v in values))
-        last = len(ordered) - 1
-        quantiles = (ordered[round(q * last)] for q in (0.05, 0.25, 0.5, 0.75, 0.95))
-        return cls(len(ordered), sum(ordered) / len(ordered), *quantiles, ordered)
+        ordered = np.sort(np.asarray(values, dtype=np.float64))
+        quantiles = np.quantile(ordered, (0.05, 0.25, 0.5, 0.75, 0.95)).tolist()
+        return cls(len(ordered), float(ordered.mean()), *quantiles, tuple(ordered.tolist()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,8 @@ class NodeCost:
 
     `tokens` are response tokens: generated, or for distill trained on, every epoch counted. `seconds` is wall time; for a stage
     that was interrupted, of the invocations that are on record. `tokens_per_second` is over the time of the stage
-    itself, without starting the process. `peak_bytes` is resident memory, or the GPU allocator's peak where that is more.
+    itself, without starting the process. `peak_bytes` is resident memory of the host, for distill on a GPU the allocator's
+    peak where that is more; what sample, refine and eval take of a GPU is not known.
     """
 
     name: str
@@ -185,6 +187,16 @@ class Training:
     seed: Seed
     steps: Sequence[Mapping[str, Any]]
     kl_by_position: Mapping[str, Sequence[float | None]] | None
+
+    def mean(self, key: str, end: Literal["first", "last"]) -> float | None:
+        """Mean over the first or last tenth of the steps, of one step at least, weighted by their trajectories.
+
+        One step is a few rows, and the last of an epoch may have fewer still. None where no step of them has the key.
+        """
+        n = max(1, len(self.steps) // 10)
+        steps = self.steps[:n] if end == "first" else self.steps[-n:]
+        known = [(step[key], step["trajectories"]) for step in steps if step.get(key) is not None]
+        return sum(v * w for v, w in known) / sum(w for _, w in known) if known else None
 
 
 @dataclass(frozen=True, slots=True)

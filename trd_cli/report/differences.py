@@ -34,7 +34,10 @@ def within_run(evaluations: Sequence[Evaluation], reference_arm: str | None) -> 
 
 
 def between_runs(a: tuple[ReportData, str], b: tuple[ReportData, str]) -> Found:
-    """B − A for every arm, round and seed that both have; arms are named with their run."""
+    """B − A for every arm, round and seed that both have; arms are named with their run.
+
+    Without the base model where it is the same one: there is nothing to find, and it would weaken all other tests.
+    """
     (data_a, name_a), (data_b, name_b) = a, b
     there, here = ({(e.arm, e.round, e.seed): e for e in _with_pools(data)} for data in (data_a, data_b))
     found: list[Difference] = []
@@ -45,6 +48,9 @@ def between_runs(a: tuple[ReportData, str], b: tuple[ReportData, str]) -> Found:
         if other is None:
             continue
         names = f"{name_b}/{one.arm}", f"{name_a}/{one.arm}"
+        if one.arm == BASE and one.results["model_revision"] == other.results["model_revision"]:
+            notes[f"{names[0]} against {names[1]}: not compared, they are the same model"] = None
+            continue
         found += _differences(other, one, *names, f"between {name_b} and {name_a}", notes)
     return found, tuple(notes)
 

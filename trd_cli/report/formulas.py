@@ -32,7 +32,8 @@ PATTERN = (
     r"|(?<![\\$])\$(?![\s$])(?:[^$\n\\]|\\[^\n]){0,600}?(?<=\S)(?<!\\)\$(?![\d$])"
     r"|\\boxed\{(?:[^{}$\n]|\{(?:[^{}$\n]|\{[^{}$\n]{0,200}\}){0,200}\}){1,200}\})"
 )
-_FINDER = re.compile(PATTERN)
+# All begin with one of three characters: tried at no other place, the search takes half the time.
+_FINDER = re.compile(rf"(?=[`$\\])(?:{PATTERN})")
 _FORMULA = 3
 _LONGEST = 1500
 _CACHED = 20_000

@@ -3,20 +3,26 @@
 y* is the reference solution as the tokenizer has it, with the end of the turn; y_o and y_r are the ids as sampled. Probabilities are
 at temperature 1, in float32 on a CPU and bfloat16 elsewhere.
 
+The rows are chosen by their ids alone: only those that are scored are read as texts and token ids, N of them and a few more; of all
+others no more than one shard's columns are in memory at a time.
+
 Not covered: rows without a reference solution, and those of which a text does not fit the model beside the problem.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
 from trd_cli.errors import InputError, ModelError
 from trd_cli.models import ModelRef
 from trd_cli.report.data import Nll, SetRef
-from trd_cli.report.refinement import Rollout
 from trd_cli.reporting import Report
 from trd_cli.run_dir import read_run_json
 from trd_cli.shards import list_shards, read_table
@@ -59,16 +65,9 @@ def student_of(refined: SetRef, resolve: Callable[[str], ModelRef]) -> ModelRef:
     return model
 
 
-def score(
-    refined: SetRef,
-    rollouts: Mapping[str, Rollout],
-    rows: int,
-    model: ModelRef,
-    device: str,
-    report: Report,
-) -> dict[str, Nll]:
+def score(refined: SetRef, rows: int, model: ModelRef, device: str, report: Report) -> dict[str, Nll]:
     """The three figures over the same rows: the first `rows` by id that have all texts. {} where no row has."""
-    chosen = choose(refined, rollouts, rows, model)
+    chosen = choose(refined, rows, model)
     if not chosen:
         return {}
     scorer = _Scorer(model, device)
@@ -84,33 +83,67 @@ def score(
     return found
 
 
-def choose(refined: SetRef, rollouts: Mapping[str, Rollout], rows: int, model: ModelRef) -> list[Scored]:
-    """The rows to score. Ids are hashes of the content: the first of them are a choice that favours nothing."""
+def choose(refined: SetRef, rows: int, model: ModelRef) -> list[Scored]:
+    """The rows to score, by id. Ids are hashes of the content: the first of them are a choice that favours nothing."""
+    candidates = _candidates(refined)
+    found: list[Scored] = []
+    start, size = 0, rows
+    while len(found) < rows and start < len(candidates):
+        found += _fitting(refined, dict(candidates[start : start + size]), model)
+        # Each portion reads the set once: growing ones, so that a set of which few rows fit is not read often.
+        start, size = start + size, 2 * size
+    return found[:rows]
+
+
+def _candidates(refined: SetRef) -> list[tuple[str, str]]:
+    """Ids, in their order, of the rows that have all three texts, and of their parents."""
+    written = {name for parent in refined.parents for (name,) in _ids(parent, ("trajectory_id",))}
+    named = ("trajectory_id", "parent_id")
+    rows = _ids(refined.path, named, "reference_solution")
+    return sorted((name, parent_id) for name, parent_id in rows if parent_id in written)
+
+
+def _ids(directory: Path, names: Sequence[str], text: str | None = None) -> Iterator[tuple[str, ...]]:
+    """Columns of ids of the rows that have a response and, where asked for, another text."""
+    for path in list_shards(directory):
+        table = read_table(path, [*names, "response_token_ids", *([text] if text else [])])
+        there = pc.greater(pc.list_value_length(table["response_token_ids"]), 0)
+        if text:
+            there = pc.and_(there, pc.greater(pc.binary_length(table[text]), 0))
+        # `filter` drops rows of which nothing is known, too.
+        kept = table.select(list(names)).filter(there)
+        yield from zip(*(column.to_pylist() for column in kept.columns), strict=True)
+
+
+def _fitting(refined: SetRef, parent_of: Mapping[str, str], model: ModelRef) -> list[Scored]:
+    """The rows of these ids that fit the model, by id."""
+    parents = set(parent_of.values())
+    rollouts = {
+        row["trajectory_id"]: row["response_token_ids"]
+        for directory in refined.parents
+        for row in _rows(directory, parents, ("trajectory_id", "response_token_ids"))
+    }
     tokenizer, longest = model.tokenizer(), model.max_length()
-    found = []
-    for path in list_shards(refined.path):
-        columns = (column.to_pylist() for column in read_table(path, list(_COLUMNS)).select(_COLUMNS).columns)
-        found += filter(
-            None, (_scored(row, rollouts, tokenizer, longest) for row in zip(*columns, strict=True))
-        )
-    return sorted(found, key=lambda row: row.trajectory_id)[:rows]
+    found = (
+        _scored(row, rollouts[row["parent_id"]], tokenizer)
+        for row in _rows(refined.path, parent_of.keys(), _COLUMNS)
+    )
+    fitting = (row for row in found if len(row.prompt) + max(map(len, row.responses)) <= longest)
+    return sorted(fitting, key=lambda row: row.trajectory_id)
 
 
-def _scored(row: tuple, rollouts: Mapping[str, Rollout], tokenizer: Tokenizer, longest: int) -> Scored | None:
-    name, parent_id, refined, prompt, reference = row
-    before = rollouts.get(parent_id)
-    if (
-        before is None
-        or before.token_ids is None
-        or not len(before.token_ids)
-        or not refined
-        or not reference
-    ):
-        return None
-    reference_ids = [*tokenizer.encode(reference), tokenizer.end_of_turn_id]
-    responses = (before.token_ids.tolist(), refined, reference_ids)
-    fits = len(prompt) + max(map(len, responses)) <= longest
-    return Scored(name, prompt, responses) if fits else None
+def _rows(directory: Path, ids: Iterable[str], names: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """The rows of these ids."""
+    wanted = pa.array(sorted(ids), pa.string())
+    for path in list_shards(directory):
+        table = read_table(path, list(names))
+        yield from table.filter(pc.is_in(table["trajectory_id"], wanted)).to_pylist()
+
+
+def _scored(row: Mapping[str, Any], rollout: Sequence[int], tokenizer: Tokenizer) -> Scored:
+    reference = [*tokenizer.encode(row["reference_solution"]), tokenizer.end_of_turn_id]
+    responses = (rollout, row["response_token_ids"], reference)
+    return Scored(row["trajectory_id"], row["student_prompt_token_ids"], responses)
 
 
 class _Scorer:

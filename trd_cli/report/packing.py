@@ -3,10 +3,13 @@
 Both are JSON, compressed with gzip and written in base64, which no text of a model can break out of. The page
 decompresses the index at once and a chunk when one of its rows is chosen.
 
-index  {count, chunk (rows a chunk), pattern (formulas.PATTERN), verdicts, flags (their names),
-        problems [[id, beginning of the text]], sets [label], arms [name],
-        id [], problem [], set [], trained [places in `arms`], before [], after [], tokens_before [], tokens_after [], flag_bits []}
-       `before` and `after` are places in `verdicts`, of y_o and y_r; -1 where there is no such row
+index  {count, starts (first row of each chunk), pattern (formulas.PATTERN), verdicts, flags (their names),
+        problems [[id, beginning of the text, which is what can be searched]], sets [[node, label]], arms [name],
+        id [], parent [], problem [], set [], trained [places in `arms`],
+        before [], after [], tokens_before [], tokens_after [], flag_bits []}
+       `parent` is the id of the y_o that a y_r was made from, there or not; null for a y_o. `before` and `after` are
+       places in `verdicts`, of y_o and y_r; -1 where there is no such row. Nodes and labels of sets are unique; ids need
+       not be: two runs may share rows
 chunk  [{id, task, problem, answer, reference, facts [[name, value]], before, after, math {formula: tree}}]
        with `before` and `after` null or {id, verdict, text, error, facts, messages}
 """
@@ -16,42 +19,47 @@ from __future__ import annotations
 import base64
 import gzip
 import json
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
-from typing import Any
+from typing import IO, Any
 
 from trd_cli.report.data import UNVERIFIED, VERDICTS, SetRef
 from trd_cli.report.formulas import PATTERN, typeset
 from trd_cli.report.trajectories import Entry, Row
 
 CHUNK = 200
+# A browser takes a chunk apart in one go.
+_CHUNK_CHARACTERS = 2_000_000
+# Of an attempt that the teacher's prompt repeats; a shorter text may be there by chance.
+_REPEATED = 200
 _VERDICTS = (*VERDICTS, UNVERIFIED)
 _FLAGS = ("talks of the reference", "copies 8 words of it", "copies 13 words of it", "cut off", "no response")
-_SNIPPET = 300
+SEARCHED = 2000
 
 
 @dataclass
 class Packed:
-    """What goes into the page: `index` and each of `chunks` is base64 of gzip of JSON."""
+    """What goes into the page: `index` and each of `chunks` is base64 of gzip of JSON. `chunks` are there to be read once."""
 
     count: int
     index: str
-    chunks: list[str]
+    chunks: Iterator[str]
 
 
 @dataclass
 class _Index:
     """The columns of the index, filled entry by entry."""
 
-    problems: dict[str, tuple[int, str]] = field(default_factory=dict)
-    sets: dict[str, int] = field(default_factory=dict)
+    problems: dict[tuple[str, str], int] = field(default_factory=dict)
+    sets: dict[SetRef, int] = field(default_factory=dict)
+    starts: list[int] = field(default_factory=list)
     arms: dict[str, int] = field(default_factory=dict)
     columns: dict[str, list[Any]] = field(
         default_factory=lambda: {
             name: []
             for name in (
-                *("id", "problem", "set", "trained", "before", "after"),
+                *("id", "parent", "problem", "set", "trained", "before", "after"),
                 *("tokens_before", "tokens_after", "flag_bits"),
             )
         }
@@ -59,13 +67,13 @@ class _Index:
 
     def add(self, entry: Entry) -> None:
         row, before, after = entry.row, entry.rollout, entry.refined
-        problem = self.problems.setdefault(
-            row["problem_id"], (len(self.problems), row["problem"][:_SNIPPET])
-        )[0]
+        # By their text too: two runs may have different problems of one name.
+        named = (row["problem_id"], row["problem"][:SEARCHED])
         values = {
             "id": row["trajectory_id"],
-            "problem": problem,
-            "set": self.sets.setdefault(set_label(entry.source), len(self.sets)),
+            "parent": row["parent_id"],
+            "problem": self.problems.setdefault(named, len(self.problems)),
+            "set": self.sets.setdefault(entry.source, len(self.sets)),
             "trained": [self.arms.setdefault(arm, len(self.arms)) for arm in entry.arms],
             "before": _place(before),
             "after": _place(after),
@@ -79,31 +87,55 @@ class _Index:
     def content(self) -> dict[str, Any]:
         return {
             "count": len(self.columns["id"]),
-            "chunk": CHUNK,
+            "starts": self.starts,
             "pattern": PATTERN,
             "verdicts": _VERDICTS,
             "flags": _FLAGS,
-            "problems": [[name, text] for name, (_, text) in self.problems.items()],
-            "sets": list(self.sets),
+            "problems": list(self.problems),
+            "sets": list(zip((ref.node for ref in self.sets), set_labels(self.sets), strict=True)),
             "arms": list(self.arms),
             **self.columns,
         }
 
 
-def pack(entries: Iterable[Entry]) -> Packed:
-    """The index and the chunks of these entries; one chunk of texts is in memory at a time."""
-    index, chunks, left = _Index(), [], iter(entries)
-    while chunk := list(islice(left, CHUNK)):
+def pack(entries: Iterable[Entry], spool: IO[str]) -> Packed:
+    """The index and the chunks of these entries. Chunks are written to `spool`, an empty file to write and read: one of
+    them is in memory at a time."""
+    index = _Index()
+    for chunk in _chunks(entries):
+        index.starts.append(len(index.columns["id"]))
         for entry in chunk:
             index.add(entry)
-        chunks.append(_compressed([_shown(entry) for entry in chunk]))
+        spool.write(_compressed([_shown(entry) for entry in chunk]) + "\n")
     content = index.content()
-    return Packed(content["count"], _compressed(content), chunks)
+    spool.seek(0)
+    return Packed(content["count"], _compressed(content), (line.rstrip("\n") for line in spool))
 
 
-def set_label(ref: SetRef) -> str:
-    """A set as a reader knows it: arm, round, seed; and whether it is of attempts alone."""
-    parts = [ref.users]
+def _chunks(entries: Iterable[Entry]) -> Iterator[list[Entry]]:
+    """At most CHUNK entries each, and none after _CHUNK_CHARACTERS of responses."""
+    chunk: list[Entry] = []
+    characters = 0
+    for entry in entries:
+        chunk.append(entry)
+        characters += sum(len(side["response"] or "") for side in (entry.rollout, entry.refined) if side)
+        if len(chunk) == CHUNK or characters >= _CHUNK_CHARACTERS:
+            yield chunk
+            chunk, characters = [], 0
+    if chunk:
+        yield chunk
+
+
+def set_labels(refs: Iterable[SetRef]) -> list[str]:
+    """Sets as a reader knows them; with the node's name where two would be called the same."""
+    labels = {ref: _set_label(ref) for ref in refs}
+    times = Counter(labels.values())
+    return [label if times[label] == 1 else f"{label} · {ref.node}" for ref, label in labels.items()]
+
+
+def _set_label(ref: SetRef) -> str:
+    """Arms, round, seed; and whether the set is of attempts alone."""
+    parts = [ref.users] if ref.users else []
     parts += [
         f"{name} {value}" for name, value in (("round", ref.round), ("seed", ref.seed)) if value is not None
     ]
@@ -136,7 +168,12 @@ def _shown(entry: Entry) -> dict[str, Any]:
     sides = [side for side in (entry.rollout, entry.refined) if side]
     texts = [row["problem"], row["reference_solution"] or "", row["reference_answer"] or ""]
     texts += [side["response"] or "" for side in sides]
-    texts += [message["content"] for side in sides for message in side["messages"]]
+    attempt = (entry.rollout or {}).get("response") or ""
+    for side in sides:
+        for message in side["messages"]:
+            # Its formulas are those of y_o, which are found already.
+            repeats = len(attempt) >= _REPEATED and attempt in message["content"]
+            texts.append(message["content"].replace(attempt, "\n") if repeats else message["content"])
     return {
         "id": row["trajectory_id"],
         "task": row["task"],

@@ -12,18 +12,22 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from trd_cli import __version__
+from trd_cli.errors import InputError
 from trd_cli.report.data import ReportData
-from trd_cli.report.packing import pack
+from trd_cli.report.packing import SEARCHED, pack
 from trd_cli.report.tables import Table, tables
-from trd_cli.report.trajectories import Trajectories
-from trd_cli.run_dir import write_text
+from trd_cli.report.trajectories import CHARACTERS, LIMIT, Trajectories
+from trd_cli.shards import sync_directory
 
 if TYPE_CHECKING:
     from trd_cli.report.plots import Plot
@@ -36,7 +40,7 @@ SECTIONS = {
     "cost": "Cost",
 }
 _ASSETS = Path(__file__).parent / "assets"
-_SCRIPTS = ("difference.js", "text.js", "store.js", "view.js", "page.js")
+_SCRIPTS = ("frame.js", "difference.js", "text.js", "store.js", "view.js", "page.js")
 _PROLOGUE = re.compile(r"^.*?(?=<svg\b)", re.DOTALL)
 _METADATA = re.compile(r"<metadata>.*?</metadata>", re.DOTALL)
 _REFERENCE = re.compile(r'(\bid="|url\(#|href="#)')
@@ -67,19 +71,41 @@ def write_page(path: Path, data: ReportData, plots: Mapping[str, Plot], trajecto
         loader=jinja2.FileSystemLoader(_ASSETS), autoescape=True, undefined=jinja2.StrictUndefined
     )
     script = "(() => {\n" + "\n".join(_asset(name) for name in _SCRIPTS) + "})();\n"
-    packed = pack(trajectories.entries)
-    text = environment.get_template("page.html.jinja").render(
-        data=data,
-        facts=_facts(data, trajectories),
-        sections=_sections(tables(data), plots, Markup),
-        packed=packed,
-        total=trajectories.total,
-        policy=_policy(script),
-        version=__version__,
-        css=Markup(_asset("page.css")),
-        script=Markup(script),
-    )
-    write_text(path, text)
+    template = environment.get_template("page.html.jinja")
+    shown: dict[str, Any] = {
+        "data": data,
+        "facts": _facts(data, trajectories),
+        "sections": _sections(tables(data), plots, Markup),
+        "total": trajectories.total,
+        "bounds": {"rows": LIMIT, "characters": CHARACTERS, "searched": SEARCHED},
+        "policy": _policy(script),
+        "version": __version__,
+        "css": Markup(_asset("page.css")),
+        "script": Markup(script),
+    }
+    with _replacing(path) as file, tempfile.TemporaryFile("w+", encoding="ascii", dir=path.parent) as spool:
+        file.writelines(template.generate(packed=pack(trajectories.entries, spool), **shown))
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[IO[str]]:
+    """A file to write to piece by piece, which replaces the one at `path` when it is whole."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        sync_directory(path.parent)
+    except OSError as error:
+        raise InputError(
+            f"could not write {path}: {error.strerror}",
+            "room and permission to write",
+            "free some space and run again",
+        ) from None
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _asset(name: str) -> str:
@@ -98,19 +124,30 @@ def _policy(script: str) -> str:
 def _facts(data: ReportData, trajectories: Trajectories) -> list[tuple[str, str]]:
     """What the report is on, for its top."""
     rounds = {node.round for node in data.nodes if node.round is not None}
+    runs = list(zip(data.runs, data.directories, strict=True))
     seeds = sorted({node.seed for node in data.nodes if node.seed is not None})
     facts = [
-        ("Runs", " and ".join(data.runs) if len(data.runs) > 1 else ""),
         ("Setting", (data.setting or "").upper()),
-        ("Arms", ", ".join(data.arms())),
+        ("Arms", ", ".join(_arms(data))),
         ("Compared to", data.reference_arm or ""),
         ("Benchmarks", ", ".join(dict.fromkeys(score.benchmark for score in data.scores))),
         ("Rounds", str(len(rounds)) if rounds else ""),
         ("Seeds", ", ".join(map(str, seeds))),
         ("Trajectories", f"{trajectories.total:,}" if trajectories.total else ""),
-        ("Directory", " and ".join(map(str, data.directories))),
+        *(("Directory" + (f" of {run}" if len(data.runs) > 1 else ""), str(path)) for run, path in runs),
     ]
     return [(name, value) for name, value in facts if value]
+
+
+def _arms(data: ReportData) -> list[str]:
+    """The arms; of two runs each arm once, with the run where only one has it."""
+    if len(data.runs) == 1:
+        return data.arms()
+    runs: dict[str, list[str]] = {}
+    for arm in data.arms():
+        run = next(run for run in data.runs if arm.startswith(f"{run}/"))
+        runs.setdefault(arm.removeprefix(f"{run}/"), []).append(run)
+    return [arm if len(has) > 1 else f"{arm} ({has[0]} only)" for arm, has in runs.items()]
 
 
 def _sections(all_tables: Iterable[Table], plots: Mapping[str, Plot], markup: type[Any]) -> list[_Section]:

@@ -1,193 +1,181 @@
-"""The plots of a report, as SVG and PNG, on no background and in an ink that is read on white and on black.
+"""The plots of a report, as SVG and PNG, on no background and in colours that are seen on white and on black.
 
-Deterministic: the same figures give the same bytes with the same matplotlib. Arms keep their colour and mark over all plots;
-lines of one colour differ in style, so that no plot needs colour to be read.
+Deterministic: the same figures give the same bytes with the same matplotlib. Colour and mark are those of an arm, the same in all
+plots, and tell nothing else. Seeds of an arm are thin lines or dots; what is told of all of them together is on top.
 """
 
 from __future__ import annotations
 
-import io
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from functools import partial
+from textwrap import fill
 
 import matplotlib
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 
 from trd_cli.report.data import ALL_SEEDS, Refinement, ReportData, Score, Seed
-from trd_cli.report.rounds import curves_of
+from trd_cli.report.drawing import (
+    INK,
+    STYLE,
+    THICK,
+    THIN,
+    Drawn,
+    Look,
+    Plot,
+    add_legend,
+    looks_of,
+    panels,
+    saved,
+    seeds_legend,
+    whole_numbers,
+)
+from trd_cli.report.rounds import are_several, curves_of
+from trd_cli.report.training_plots import losses, positions
 
-# Contrast of 4.1 with white and 5.1 with black.
-INK = "#7d7d7d"
-# Okabe and Ito's colours, without black and yellow; told apart by colour-blind readers too.
-_COLOURS = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9")
-_MARKS = "os^Dvp*XP"
-_LINES = ("-", "--", ":", "-.")
-# What train.jsonl says of a step, by panel.
-_STEPS = {
-    "loss": "loss, nats",
-    "divergence_p50": "divergence,\nmedian, nats",
-    "divergence_p95": "divergence,\n95 %, nats",
-    "grad_norm": "gradient norm",
-}
-_BY_VERDICT = {"correct": "-", "incorrect": "--"}
-_WIDE, _ROW, _BINS = 7.0, 0.32, 40
-_STYLE = {
-    "svg.fonttype": "none",
-    "font.family": "sans-serif",
-    "font.size": 9,
-    "axes.titlesize": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.facecolor": "none",
-    "figure.facecolor": "none",
-    "savefig.facecolor": "none",
-    "legend.frameon": False,
-    "grid.alpha": 0.35,
-    "grid.linewidth": 0.5,
-    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "axes.titlecolor"), INK),
-    **dict.fromkeys(("xtick.color", "ytick.color", "grid.color", "legend.labelcolor"), INK),
-}
+__all__ = ["INK", "Plot", "is_plot", "plots"]
 
-
-@dataclass(frozen=True)
-class Plot:
-    """A plot with its title and a sentence for those who do not see it.
-
-    `svg` is for a page: text and axes take the colour of the text around them. `svg_file` and `png` stand alone.
-    """
-
-    title: str
-    alt: str
-    svg_file: str
-    png: bytes
-
-    @property
-    def svg(self) -> str:
-        return self.svg_file[self.svg_file.index("<svg") :].replace(INK, "currentColor")
-
-
-# A figure, its title and its sentence.
-Drawn = tuple[Figure, str, str]
+_NAMES = re.compile(r"scores-arms|rounds-scores|refinement-(verdicts|lengths)-\d+|training-(loss|positions)")
+_ROW, _BINS = 0.32, 40
+_ALL = "all seeds, 95 % interval"
 
 
 def plots(data: ReportData) -> dict[str, Plot]:
     """All plots for which there are figures, by name; a name begins with its section."""
-    looks = {arm: (_COLOURS[i % len(_COLOURS)], _MARKS[i % len(_MARKS)]) for i, arm in enumerate(data.arms())}
+    looks = looks_of(data.arms())
     made: dict[str, Callable[[], Drawn | None]] = {
-        "scores-arms": lambda: _arms(data, looks),
-        "rounds-scores": lambda: _rounds(data, looks),
-        **{f"refinement-verdicts-{name}": _later(_matrix, r) for name, r in _numbered(data.refinements)},
-        **{f"refinement-lengths-{name}": _later(_lengths, r) for name, r in _numbered(data.refinements)},
-        "training-loss": lambda: _losses(data, looks),
-        "training-positions": lambda: _positions(data, looks),
+        "scores-arms": partial(_arms, data, looks),
+        "rounds-scores": partial(_rounds, data, looks),
+        **{f"refinement-verdicts-{name}": partial(_matrix, r) for name, r in _numbered(data.refinements)},
+        **{f"refinement-lengths-{name}": partial(_lengths, r) for name, r in _numbered(data.refinements)},
+        "training-loss": partial(losses, data, looks),
+        "training-positions": partial(positions, data, looks),
     }
     found = {}
     for name, draw in made.items():
-        with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):
+        with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
             drawn = draw()
             if drawn is not None:
-                found[name] = _saved(*drawn)
+                found[name] = saved(*drawn)
     return found
+
+
+def is_plot(name: str) -> bool:
+    """Whether some report has a plot of this name."""
+    return _NAMES.fullmatch(name) is not None
 
 
 def _numbered(refinements: Sequence[Refinement]) -> Iterator[tuple[str, Refinement]]:
     return ((str(i), refinement) for i, refinement in enumerate(refinements, start=1))
 
 
-def _later(draw: Callable[[Refinement], Drawn | None], refinement: Refinement) -> Callable[[], Drawn | None]:
-    return lambda: draw(refinement)
+def _apart(by_seed: Mapping[Seed, object]) -> tuple[list[Seed], list[Seed]]:
+    """The seeds of an arm that are drawn in full, with intervals, and those that are only hinted at."""
+    if ALL_SEEDS in by_seed:
+        return [ALL_SEEDS], [seed for seed in by_seed if seed != ALL_SEEDS]
+    return list(by_seed), []
 
 
-def _saved(figure: Figure, title: str, alt: str) -> Plot:
-    svg, png = io.StringIO(), io.BytesIO()
-    figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
-    figure.savefig(png, format="png", dpi=160, metadata={"Software": None})
-    return Plot(title, alt, svg.getvalue(), png.getvalue())
-
-
-def _figure(rows: int, columns: int, height: float) -> tuple[Figure, list[list[Axes]]]:
-    figure = Figure(figsize=(_WIDE, height), layout="constrained")
-    return figure, figure.subplots(rows, columns, squeeze=False).tolist()
-
-
-def _label(arm: str, seed: Seed, several: bool) -> str:
-    if seed == ALL_SEEDS:
-        return f"{arm}, all seeds"
-    return f"{arm}, seed {seed}" if several and seed is not None else arm
-
-
-def _arms(data: ReportData, looks: Mapping[str, tuple[str, str]]) -> Drawn | None:
+def _arms(data: ReportData, looks: Mapping[str, Look]) -> Drawn | None:
+    """A panel for each benchmark, a line for each arm."""
     shown = [s for s in data.last_scores() if s.score.startswith("avg@") and s.value is not None]
-    benchmarks = list(dict.fromkeys(s.benchmark for s in shown))
+    by_benchmark: dict[str, dict[str, dict[Seed, Score]]] = {}
+    for s in shown:
+        by_benchmark.setdefault(s.benchmark, {}).setdefault(s.arm, {})[s.seed] = s
     if not shown:
         return None
-    heights = [sum(s.benchmark == b for s in shown) for b in benchmarks]
-    figure, panels = _figure(len(benchmarks), 1, sum(_ROW * n + 0.75 for n in heights))
-    for [axes], benchmark in zip(panels, benchmarks, strict=True):
-        scores = [s for s in shown if s.benchmark == benchmark]
-        _intervals(axes, scores, looks)
+    heights = [_ROW * len(arms) + 0.75 for arms in by_benchmark.values()]
+    figure, rows = panels(len(heights), 1, sum(heights), heights)
+    for [axes], (benchmark, arms) in zip(rows, by_benchmark.items(), strict=True):
+        for i, (arm, by_seed) in enumerate(arms.items()):
+            _intervals(axes, i, by_seed, looks[arm])
+        axes.set_yticks(range(len(arms)), [fill(arm, 40) for arm in arms])
+        axes.set_ylim(len(arms) - 0.5, -0.5)
+        axes.grid(axis="x")
         axes.set_title(benchmark, loc="left")
-        axes.set_xlabel(f"{scores[0].score}, %, with 95 % intervals")
-    told = "; ".join(f"{s.arm} {100 * s.value:.1f} % on {s.benchmark}" for s in shown)
+        name = next(s.score for s in shown if s.benchmark == benchmark)
+        axes.set_xlabel(f"{name}, %, with 95 % intervals")
+    if any(s.seed == ALL_SEEDS for s in shown):
+        marks = ((".", "one seed"), ("o", _ALL))
+        add_legend(figure, [Line2D([], [], color=INK, ls="", marker=m, label=label) for m, label in marks])
+    told = "; ".join(f"{_named(s)} {100 * s.value:.1f} % on {s.benchmark}" for s in shown)
     return figure, "Scores by arm", f"Scores of each arm with 95 % intervals: {told}."
 
 
-def _intervals(axes: Axes, scores: Sequence[Score], looks: Mapping[str, tuple[str, str]]) -> None:
-    several = len({s.seed for s in scores} - {None}) > 1
-    for i, s in enumerate(scores):
-        colour, mark = looks[s.arm]
+def _named(s: Score) -> str:
+    if s.seed == ALL_SEEDS:
+        return f"{s.arm}, all seeds"
+    return s.arm if s.seed is None else f"{s.arm}, seed {s.seed}"
+
+
+def _intervals(axes: Axes, place: int, by_seed: Mapping[Seed, Score], look: Look) -> None:
+    full, hinted = _apart(by_seed)
+    dots = [100 * by_seed[seed].value for seed in hinted]
+    # Above the interval, whose line and ends they would be lost in.
+    axes.plot(dots, [place - 0.28] * len(dots), ls="", marker=".", color=look.colour)
+    for i, seed in enumerate(full):
+        s, shift = by_seed[seed], 0.5 * ((i + 0.5) / len(full) - 0.5)
         ends = [[100 * (s.value - s.low)], [100 * (s.high - s.value)]]
-        axes.errorbar([100 * s.value], [i], xerr=ends, fmt=mark, color=colour, capsize=3)
-    axes.set_yticks(range(len(scores)), [_label(s.arm, s.seed, several) for s in scores])
-    axes.set_ylim(len(scores) - 0.5, -0.5)
-    axes.grid(axis="x")
+        axes.errorbar(
+            [100 * s.value], [place + shift], xerr=ends, fmt=look.mark, color=look.colour, capsize=3
+        )
 
 
-def _rounds(data: ReportData, looks: Mapping[str, tuple[str, str]]) -> Drawn | None:
+def _rounds(data: ReportData, looks: Mapping[str, Look]) -> Drawn | None:
     curves = curves_of(data)
-    if max((max(curve) for curve in curves.values()), default=0) < 2:
+    if not are_several(curves):
         return None
-    benchmarks = list(dict.fromkeys(benchmark for _, _, benchmark in curves))
-    seeds = list(dict.fromkeys(seed for _, seed, _ in curves))
-    figure, panels = _figure(len(benchmarks), 1, 2.6 * len(benchmarks))
-    for [axes], benchmark in zip(panels, benchmarks, strict=True):
-        own = {(arm, seed): curve for (arm, seed, of), curve in curves.items() if of == benchmark}
-        for i, ((arm, seed), curve) in enumerate(own.items()):
+    by_benchmark: dict[str, dict[str, dict[Seed, Mapping[int, Score]]]] = {}
+    for (arm, seed, benchmark), curve in curves.items():
+        by_benchmark.setdefault(benchmark, {}).setdefault(arm, {})[seed] = curve
+    figure, rows = panels(len(by_benchmark), 1, 2.6 * len(by_benchmark))
+    for [axes], (benchmark, arms) in zip(rows, by_benchmark.items(), strict=True):
+        for i, (arm, by_seed) in enumerate(arms.items()):
+            full, hinted = _apart(by_seed)
             # Beside each other, so that intervals of the same round do not cover each other.
-            shift = 0.2 * ((i + 0.5) / len(own) - 0.5)
-            look = {"color": looks[arm][0], "marker": looks[arm][1]}
-            line = _LINES[seeds.index(seed) % len(_LINES)]
-            _curve(axes, curve, shift, linestyle=line, label=_label(arm, seed, len(seeds) > 1), **look)
+            shift = 0.3 * ((i + 0.5) / len(arms) - 0.5)
+            for seed in hinted:
+                _curve(axes, by_seed[seed], shift, looks[arm], False)
+            for seed in full:
+                _curve(axes, by_seed[seed], shift, looks[arm], True)
         axes.set_title(benchmark, loc="left")
         axes.set_ylabel("avg@k, %")
         axes.set_xlabel("rounds of training")
-        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(axis="y")
-        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+        whole_numbers([axes])
+    arms = dict.fromkeys(arm for arm, _, _ in curves)
+    several = any(seed == ALL_SEEDS for _, seed, _ in curves)
+    add_legend(figure, [*(looks[arm].entry(arm) for arm in arms), *(seeds_legend(_ALL) if several else [])])
     return figure, "Score by round", "avg@k of each arm after each round of training, with 95 % intervals."
 
 
-def _curve(axes: Axes, curve: Mapping[int, Score], shift: float, **look: str) -> None:
+def _curve(axes: Axes, curve: Mapping[int, Score], shift: float, look: Look, in_full: bool) -> None:
     scores = [(r, s) for r, s in sorted(curve.items()) if s.value is not None]
-    ends = [[100 * (s.value - s.low) for _, s in scores], [100 * (s.high - s.value) for _, s in scores]]
     places, values = [r + shift for r, _ in scores], [100 * s.value for _, s in scores]
-    axes.errorbar(places, values, ends, capsize=3, **look)
+    if not in_full:
+        axes.plot(places, values, color=look.colour, **THIN)
+        return
+    ends = [[100 * (s.value - s.low) for _, s in scores], [100 * (s.high - s.value) for _, s in scores]]
+    axes.errorbar(places, values, ends, capsize=3, color=look.colour, marker=look.mark, **THICK)
 
 
 def _matrix(refinement: Refinement) -> Drawn | None:
+    """Counts and shares in a grid; a bar in each cell is as long as its share."""
     if not refinement.matrix:
         return None
     befores, afters = (refinement.verdicts(side) for side in (0, 1))
-    counts = [[refinement.matrix.get((before, after), 0) for after in afters] for before in befores]
-    total = refinement.rows
-    figure, [[axes]] = _figure(1, 1, 1.0 + 0.55 * len(befores))
-    colours = matplotlib.colors.LinearSegmentedColormap.from_list("share", ["#0072b200", "#0072b2a0"])
-    axes.imshow([[n / total for n in row] for row in counts], cmap=colours, vmin=0, vmax=1, aspect="auto")
-    for y, row in enumerate(counts):
-        for x, n in enumerate(row):
-            axes.text(x, y, f"{n:,}\n{100 * n / total:.1f} %", ha="center", va="center")
+    figure, [[axes]] = panels(1, 1, 0.8 + 0.6 * len(befores))
+    for y, before in enumerate(befores):
+        for x, after in enumerate(afters):
+            n = refinement.matrix.get((before, after), 0)
+            share = n / refinement.rows
+            axes.text(x, y - 0.08, f"{n:,}\n{100 * share:.1f} %", ha="center", va="center")
+            for length, alpha in ((1.0, 0.2), (share, 1.0)):
+                axes.barh(y + 0.38, 0.8 * length, 0.1, x - 0.4, color=INK, alpha=alpha, linewidth=0)
+    axes.set_xlim(-0.5, len(afters) - 0.5)
+    axes.set_ylim(len(befores) - 0.5, -0.5)
     axes.set_xticks(range(len(afters)), afters)
     axes.set_yticks(range(len(befores)), befores)
     axes.tick_params(length=0)
@@ -199,84 +187,21 @@ def _matrix(refinement: Refinement) -> Drawn | None:
 
 
 def _lengths(refinement: Refinement) -> Drawn | None:
+    """Histograms over each other: y_o filled, y_r as an outline."""
     spreads = {name: spread for name, spread in refinement.lengths.items() if spread is not None}
     if not spreads:
         return None
-    figure, [[axes]] = _figure(1, 1, 2.4)
+    figure, [[axes]] = panels(1, 1, 2.4)
     longest = max(spread.values[-1] for spread in spreads.values())
     edges = [i * max(longest, 1) / _BINS for i in range(_BINS + 1)]
-    for (name, spread), colour, line in zip(spreads.items(), _COLOURS, _LINES, strict=False):
-        axes.hist(
-            spread.values,
-            bins=edges,
-            histtype="step",
-            color=colour,
-            linestyle=line,
-            label=name,
-            linewidth=1.5,
-        )
+    looks = {"y_o": {"facecolor": INK, "alpha": 0.4}, "y_r": {"edgecolor": INK, "fill": False, **THICK}}
+    for name, spread in spreads.items():
+        kind = "stepfilled" if name == "y_o" else "step"
+        axes.hist(spread.values, bins=edges, histtype=kind, **looks[name])
     axes.set_xlabel("tokens of the response")
     axes.set_ylabel("rows")
     axes.grid(axis="y")
-    axes.legend()
-    told = " and ".join(f"{name} has a median of {spread.p50:.0f} tokens" for name, spread in spreads.items())
-    return (
-        figure,
-        f"Lengths, {refinement.node}",
-        f"Histogram of response lengths in {refinement.node}: {told}.",
-    )
-
-
-def _losses(data: ReportData, looks: Mapping[str, tuple[str, str]]) -> Drawn | None:
-    if not data.trainings:
-        return None
-    figure, panels = _figure(len(_STEPS), 1, 1.6 * len(_STEPS))
-    lines: dict[str, int] = {}
-    for t in data.trainings:
-        # Rounds and seeds of an arm differ in the style of the line.
-        number = lines[t.arm] = lines.get(t.arm, -1) + 1
-        mark = looks[t.arm][1] if len(t.steps) == 1 else None
-        look = {"color": looks[t.arm][0], "linestyle": _LINES[number % len(_LINES)], "marker": mark}
-        steps = [step["step"] for step in t.steps]
-        for [axes], key in zip(panels, _STEPS, strict=True):
-            axes.plot(
-                steps, [step.get(key) for step in t.steps], label=t.node.removesuffix("/distill"), **look
-            )
-    for [axes], label in zip(panels, _STEPS.values(), strict=True):
-        axes.set_ylabel(label)
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.grid(axis="y")
-    panels[-1][0].set_xlabel("optimiser step")
-    panels[0][0].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
-    told = "; ".join(
-        f"{t.node} from {t.steps[0]['loss']:.3g} to {t.steps[-1]['loss']:.3g}" for t in data.trainings
-    )
-    return figure, "Loss, divergence and gradient norm", f"Loss by step: {told}."
-
-
-def _positions(data: ReportData, looks: Mapping[str, tuple[str, str]]) -> Drawn | None:
-    shown = [t for t in data.trainings if t.kl_by_position]
-    if not shown:
-        return None
-    columns = min(3, len(shown))
-    rows = -(-len(shown) // columns)
-    figure, panels = _figure(rows, columns, 0.3 + 2.3 * rows)
-    flat = [axes for row in panels for axes in row]
-    for axes, t in zip(flat, shown, strict=False):
-        for verdict, means in t.kl_by_position.items():
-            places = [(10 * i + 5, mean) for i, mean in enumerate(means) if mean is not None]
-            axes.plot(
-                *zip(*places, strict=True), color=looks[t.arm][0], linestyle=_BY_VERDICT[verdict], marker="."
-            )
-        axes.set_title(t.node.removesuffix("/distill"), loc="left", fontsize=8)
-        axes.set_xlabel("place in the response, %")
-        axes.set_ylabel("divergence, nats")
-        axes.set_ylim(bottom=0)
-        axes.set_xlim(0, 100)
-        axes.grid(axis="y")
-    for axes in flat[len(shown) :]:
-        axes.set_visible(False)
-    lines = [Line2D([], [], color=INK, linestyle=line, marker=".") for line in _BY_VERDICT.values()]
-    figure.legend(lines, [f"y_o {verdict}" for verdict in _BY_VERDICT], loc="outside upper right", ncols=2)
-    alt = "Mean divergence of teacher and student by tenth of the response, for rows whose attempt was correct and incorrect."
-    return figure, "Divergence by position", alt
+    add_legend(figure, [Patch(label=name, **looks[name]) for name in spreads])
+    told = " and ".join(f"{name} has a median of {spread.p50:g} tokens" for name, spread in spreads.items())
+    alt = f"Histogram of response lengths in {refinement.node}: {told}."
+    return figure, f"Lengths, {refinement.node}", alt

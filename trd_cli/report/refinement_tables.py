@@ -22,11 +22,13 @@ def verdicts(refinement: Refinement) -> Table:
         return f"{rows:,} ({100 * rows / total:.1f} %)"
 
     rows = ([f"y_o {before}", *(cell(before, after) for after in afters)] for before in befores)
-    header = ("", *(f"y_r {after}" for after in afters))
-    name = f"verdicts-{refinement.node.replace('/', '-')}"
+    name = f"refinement-verdicts-{refinement.node.replace('/', '-')}"
     title = f"Verdicts y_o → y_r, {refinement.node}"
-    note = f"{refinement.setting}, {refinement.rows:,} rows, {refinement.errors:,} without a response. Per cent are of all rows."
-    return table_of("refinement", name, title, header, rows, 1, note)
+    note = (
+        f"{refinement.setting.upper()}, {refinement.rows:,} rows, of which {refinement.errors:,} lack the response of y_o or y_r. Percentages "
+        "are of all rows."
+    )
+    return table_of(name, title, ("",), [f"y_r {after}" for after in afters], rows, note)
 
 
 def changes(data: ReportData) -> Table:
@@ -40,8 +42,12 @@ def changes(data: ReportData) -> Table:
             "common prefix, share of y_o": r.common_prefix,
         }
         rows += [(r.node, name, *_spread(spread, name)) for name, spread in figures.items() if spread]
-    header = ("refined set", "figure", "rows", *_QUANTILES)
-    return table_of("refinement", "changes", "What the teacher changed", header, rows, 2)
+    note = (
+        "Over the rows in which y_o and y_r both have a response. The edit distance is Levenshtein over tokens, divided by the longer of "
+        "the two; the common prefix is how much of y_o's tokens y_r begins with. Quantiles are interpolated linearly."
+    )
+    title, words = "What the teacher changed", ("refined set", "figure")
+    return table_of("refinement-changes", title, words, ("rows", *_QUANTILES), rows, note)
 
 
 def _spread(spread: Spread, name: str) -> list[str]:
@@ -62,21 +68,18 @@ def nll(data: ReportData) -> Table:
     rows = [
         (r.node, label, *_nll_cells(r.nll.get(key))) for r in data.refinements for key, label in NLL.items()
     ]
-    header = ("refined set", "text", "nats a token", "tokens", "rows", "from")
     note = (
-        "The student reads the problem alone: the lower, the more like what it writes itself. Means over tokens. "
-        "Figures from different rows are not to be compared closely; trd report --nll N scores all three texts of the same rows."
+        "Means over tokens. The student reads the problem alone: the lower, the more the text is like what it writes itself. "
+        "Figures of different rows should not be compared closely; trd report --nll N scores all three texts of the same N rows."
     )
-    table = table_of("refinement", "nll", "Negative log-likelihood", header, rows, 2, note)
-    return Table(
-        table.name, table.section, table.title, table.columns, table.rows, frozenset({2, 3, 4}), note
-    )
+    words, numbers = ("refined set", "text", "from"), ("nats a token", "tokens", "rows")
+    return table_of("refinement-nll", "Negative log-likelihood", words, numbers, rows, note)
 
 
 def _nll_cells(nll: Nll | None) -> tuple[str, ...]:
     if nll is None:
         return (NOTHING,) * 4
-    return f"{nll.value:.3f}", count(nll.tokens), count(nll.rows), nll.source
+    return nll.source, f"{nll.value:.3f}", count(nll.tokens), count(nll.rows)
 
 
 def leaked(data: ReportData) -> Table:
@@ -91,10 +94,11 @@ def leaked(data: ReportData) -> Table:
         )
         for node, leaks in shown
     ]
-    copied = (f"copies {n} words of y*" for n in SIZES)
-    header = ("refined set", "rows", "y_r talks of a reference", "y_o does", *copied)
+    copied = (f"y_r copies {n} words of y*" for n in SIZES)
+    numbers = ("rows", "y_r talks of a reference", "y_o talks of one", *copied)
     note = (
-        "Per cent of the rows that have y* and a response. The phrases are listed in trd_cli/core/leaks.py; y_o was written without y*, so its share is "
-        "what they find anyway. Copied: so many words in a row of y* are in y_r, and neither in y_o nor in the problem."
+        "Shares of the rows that have y* and a response on both sides. Talk of a reference is found by the phrases listed in "
+        "trd_cli/core/leaks.py; y_o was written without y*, so its share is what they find by mistake. Copied means that y_r has a run of so "
+        "many words of y* that is neither in y_o nor in the problem."
     )
-    return table_of("refinement", "leaks", "References leaked", header, rows, 1, note)
+    return table_of("refinement-leaks", "References leaked", ("refined set",), numbers, rows, note)

@@ -22,6 +22,11 @@ def curves_of(data: ReportData) -> Curves:
     return found
 
 
+def are_several(curves: Curves) -> bool:
+    """Whether some arm was evaluated after more than one round: what is before and after one, the tables of scores have."""
+    return any(max(curve) > 1 for curve in curves.values())
+
+
 def _run(arm: str) -> str:
     """Of two runs in a report the one that the arm belongs to."""
     return arm.rpartition("/")[0]

@@ -12,7 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from trd_cli.errors import InputError
+from trd_cli.report.layouts import Entry, Graph, Statuses, checked
 from trd_cli.shards import list_shards
 
 FORMAT = "trd-graph-1"
@@ -40,13 +43,21 @@ class Node:
         """The shards that are there by now."""
         return list_shards(self.path) if self.path.is_dir() else []
 
-    def records(self, name: str) -> list[dict[str, Any]]:
-        """The lines of a JSON-lines file in the node's directory; a line that is being written is not read."""
+    def records(self, name: str, layout: type[BaseModel]) -> list[dict[str, Any]]:
+        """The lines of a JSON-lines file in the node's directory; a line that is being written is not read.
+
+        Raises InputError for a line that is not of the layout.
+        """
         try:
             lines = (self.path / name).read_text(encoding="utf-8").splitlines(keepends=True)
         except (FileNotFoundError, NotADirectoryError):
             return []
-        return [json.loads(line) for line in lines if line.endswith("}\n")]
+        found = []
+        for number, line in enumerate(lines, start=1):
+            if line.endswith("}\n"):
+                found.append(_parsed(line))
+                checked(layout, found[-1], f"{self.path / name}, line {number}")
+        return found
 
 
 @dataclass(frozen=True)
@@ -89,18 +100,29 @@ def read_run(directory: Path) -> RunFiles:
             "the directory of a trd run, with its graph.json",
             "check the path, or start the run first",
         )
-    status = _read_json(directory / "status.json") or {}
-    nodes = {}
-    for entry in graph["nodes"]:
-        name = entry["name"]
-        kept = {key: entry.get(key) for key in ("stage", "arm", "round", "seed")}
-        arms = tuple(entry.get("arms", ()))
-        path, inputs = (directory / entry["out"]).resolve(), tuple(entry["inputs"])
-        record = status.get(name, {})
-        if record.get("digest") not in (None, entry["digest"]):
-            record = {}  # of an earlier recipe
-        nodes[name] = Node(name, **kept, arms=arms, path=path, inputs=inputs, status=record)
-    return RunFiles(directory, graph["name"], graph.get("recipe") or {}, nodes)
+    known = checked(Graph, graph, directory / "graph.json")
+    status = checked(Statuses, _read_json(directory / "status.json") or {}, directory / "status.json").root
+    nodes = {entry.name: _node(directory, entry, status.get(entry.name, {})) for entry in known.nodes}
+    return RunFiles(directory, known.name, known.recipe or {}, nodes)
+
+
+def _node(directory: Path, entry: Entry, record: Mapping[str, Any]) -> Node:
+    if record.get("digest") not in (None, entry.digest):
+        record = {}  # of an earlier recipe
+    return Node(
+        *(entry.name, entry.stage, entry.arm, tuple(entry.arms), entry.round, entry.seed),
+        path=(directory / entry.out).resolve(),
+        inputs=tuple(entry.inputs),
+        status=record,
+    )
+
+
+def _parsed(line: str) -> Any:
+    """The value of a line, or None where it is no JSON."""
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None
 
 
 def _read_json(path: Path) -> Any:

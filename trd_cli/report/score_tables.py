@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from trd_cli.report.data import Difference, ReportData, Score
-from trd_cli.report.rounds import curves_of
+from trd_cli.report.data import ALL_SEEDS, Difference, ReportData, Score, Seed
+from trd_cli.report.rounds import are_several, curves_of
 from trd_cli.report.table import Table, Whose, number, plain, table_of
 from trd_cli.score_tables import NOTHING, interval, percent, points
 
 _INTERVALS = "Intervals are 95 %, over questions."
+
+
+def _note(seeds: Iterable[Seed], *sentences: str) -> str:
+    """The sentences, and with rows of all seeds among these what such a row says."""
+    of_all = (
+        f'Rows of seed "{ALL_SEEDS}" are over the samples of all seeds of the arm. Their intervals and p are over questions: they hold for '
+        "these students, not for those that other seeds would give."
+    )
+    return " ".join([*sentences, *([of_all] if ALL_SEEDS in seeds else [])])
 
 
 def _ends(score: Score | Difference) -> dict[str, float | None]:
@@ -27,9 +36,8 @@ def summary(data: ReportData) -> Table:
         cells[f"{score.benchmark}, {score.score}"] = f"{percent(score.value)} ({interval(_ends(score))})"
     columns = list(dict.fromkeys(column for cells in found.values() for column in cells))
     rows = ([*key, *(cells.get(column, NOTHING) for column in columns)] for key, cells in found.items())
-    header = (*whose.columns, *columns)
-    note = f"After the last round of each arm. {_INTERVALS}"
-    return table_of("scores", "summary", "Arms by benchmarks", header, rows, len(whose.columns), note)
+    note = _note((s.seed for s in shown), "After the last evaluated round of each arm.", _INTERVALS)
+    return table_of("scores-summary", "Arms by benchmarks", whose.columns, columns, rows, note)
 
 
 def scores(data: ReportData) -> Table:
@@ -42,9 +50,10 @@ def scores(data: ReportData) -> Table:
         for s in data.scores
     )
     numbers = ("value", "95 % interval", "questions", "truncated", "no answer", "error", "timeout")
-    header = (*whose.columns, "benchmark", "score", *numbers)
-    note = f"{_INTERVALS} Truncated, no answer, error and timeout are shares of all samples of the benchmark."
-    return table_of("scores", "all", "All scores", header, rows, len(whose.columns) + 2, note)
+    words = (*whose.columns, "benchmark", "score")
+    ends = "Truncated, no answer, error and timeout are shares of all samples of the benchmark."
+    note = _note((s.seed for s in data.scores), _INTERVALS, ends)
+    return table_of("scores-all", "All scores", words, numbers, rows, note)
 
 
 def differences(data: ReportData) -> Iterator[Table]:
@@ -58,21 +67,19 @@ def differences(data: ReportData) -> Iterator[Table]:
             ]
             for d in members
         )
-        columns = ("difference", "95 % interval", "p", "p, Holm", "gained", "lost", "questions")
-        header = (*whose.columns, "benchmark", "against", *columns)
-        note = (
-            "Paired differences of avg@k over the questions that both have graded. p is of the sign-flip test over questions, two-sided; p, "
-            f"Holm is corrected for their number, {len(members)}. Gained and lost are questions."
+        numbers = ("difference", "95 % interval", "p", "p, Holm", "gained", "lost", "questions")
+        words = (*whose.columns, "benchmark", "against")
+        tested = sum(d.p_value is not None for d in members)
+        note = _note(
+            (d.seed for d in members),
+            "A difference is the arm's avg@k minus that of what it is compared against, in percentage points, paired over the questions "
+            "that have a graded sample on both sides.",
+            "p is of the two-sided sign-flip test over questions;",
+            f"p, Holm is corrected for the number of tests in this table, {tested}.",
+            "Gained and lost count the questions on which the arm is better and worse.",
         )
-        yield table_of(
-            "scores",
-            f"differences-{i + 1}",
-            f"Differences {family}",
-            header,
-            rows,
-            len(whose.columns) + 2,
-            note,
-        )
+        title = f"Differences {family}"
+        yield table_of(f"scores-differences-{i + 1}", title, words, numbers, rows, note)
 
 
 def _by_family(differences: Iterable[Difference]) -> dict[str, list[Difference]]:
@@ -84,12 +91,16 @@ def _by_family(differences: Iterable[Difference]) -> dict[str, list[Difference]]
 
 def rounds(data: ReportData) -> Table:
     curves = curves_of(data)
+    if not are_several(curves):
+        curves = {}
     numbers = sorted({r for curve in curves.values() for r in curve})
-    if len(numbers) < 3:
-        curves = {}  # before and after one round: the tables above have it
     rows = (
         [arm, plain(seed), benchmark, *(percent(curve[r].value) if r in curve else NOTHING for r in numbers)]
         for (arm, seed, benchmark), curve in curves.items()
     )
-    header = ("arm", "seed", "benchmark", *("before" if r == 0 else f"after {r}" for r in numbers))
-    return table_of("rounds", "scores", "avg@k by rounds of training", header, rows, 3)
+    columns = ["before" if r == 0 else f"after {r}" for r in numbers]
+    before = "Before is the base model, which all arms and seeds share." if 0 in numbers else ""
+    note = _note((seed for _, seed, _ in curves), *filter(None, [before]))
+    return table_of(
+        "rounds-scores", "avg@k by rounds of training", ("arm", "seed", "benchmark"), columns, rows, note
+    )

@@ -23,17 +23,18 @@ class Table:
 
 
 def table_of(
-    section: str,
     name: str,
     title: str,
-    columns: Sequence[str],
+    words: Sequence[str],
+    numbers: Sequence[str],
     rows: Iterable[Sequence[str]],
-    text: int,
     note: str = "",
 ) -> Table:
-    """A table whose first `text` columns hold words, all others numbers."""
-    numeric = frozenset(range(text, len(columns)))
-    return Table(f"{section}-{name}", section, title, tuple(columns), tuple(map(tuple, rows)), numeric, note)
+    """A table whose first columns hold `words`, all others `numbers`; its name begins with its section's, as `scores-all`."""
+    columns = (*words, *numbers)
+    numeric = frozenset(range(len(words), len(columns)))
+    section = name.partition("-")[0]
+    return Table(name, section, title, columns, tuple(map(tuple, rows)), numeric, note)
 
 
 class Whose:

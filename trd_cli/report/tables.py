@@ -43,39 +43,31 @@ def markdown(data: ReportData) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-_KL = ("divergence_p50", "divergence_p95", "divergence_p99")
+_DIVERGENCES = ("divergence_p50", "divergence_p95", "divergence_p99")
 
 
 def _training(data: ReportData) -> Table:
     rows = [(t.node, *_training_cells(t)) for t in data.trainings]
-    header = (
-        *(
-            "training",
-            "steps",
-            "trajectories a step",
-            "loss, first",
-            "loss, last",
-            "divergence p50, last",
-            "p95, last",
-        ),
-        *("p99, last", "gradient norm, median", "gradient norm, largest", "top-1 agreement, last"),
+    numbers = (
+        *("steps", "trajectories, first step", "loss, first tenth", "loss, last tenth"),
+        *("divergence p50, last tenth", "p95, last tenth", "p99, last tenth"),
+        *("gradient norm, median", "gradient norm, largest", "top-1 agreement, last tenth"),
     )
-    note = "Loss and divergence in nats, by the arm's own objective: arms of different objectives are not to be compared by it."
-    return table_of("training", "steps", "Loss, divergence and gradients", header, rows, 1, note)
+    note = (
+        "Loss and divergence are in nats and of the arm's own objective: those of different objectives cannot be compared. First and last "
+        "tenth are means over the first and the last tenth of the steps, of one step at least, weighted by their trajectories; the quantiles "
+        "of the divergence, too, are means of the steps' own. The gradient norm is over all steps, before clipping."
+    )
+    return table_of("training-steps", "Loss, divergence and gradients", ("training",), numbers, rows, note)
 
 
 def _training_cells(training: Training) -> list[str]:
-    first, last = training.steps[0], training.steps[-1]
     norms = [step["grad_norm"] for step in training.steps]
     return [
-        *(
-            str(len(training.steps)),
-            count(first["trajectories"]),
-            number(first["loss"]),
-            number(last["loss"]),
-        ),
-        *(number(last.get(key)) for key in _KL),
-        *(number(median(norms)), number(max(norms)), percent(last.get("top1_agreement"))),
+        *(str(len(training.steps)), count(training.steps[0]["trajectories"])),
+        *(number(training.mean("loss", end)) for end in ("first", "last")),
+        *(number(training.mean(key, "last")) for key in _DIVERGENCES),
+        *(number(median(norms)), number(max(norms)), percent(training.mean("top1_agreement", "last"))),
     ]
 
 
@@ -85,9 +77,14 @@ def _positions(data: ReportData) -> Table:
         for t in data.trainings
         for verdict, means in (t.kl_by_position or {}).items()
     ]
-    header = ("training", "attempt was", *(f"{10 * i}–{10 * i + 10} %" for i in range(10)))
-    note = "Mean divergence in nats by tenth of the response, over all steps, for rows whose attempt y_o was correct and incorrect."
-    return table_of("training", "positions", "Divergence by position", header, rows, 2, note)
+    numbers = [f"{10 * i}–{10 * i + 10} %" for i in range(10)]
+    note = (
+        "Mean divergence in nats, over all steps, at the tokens in each tenth of the response that is trained on; apart for the rows whose y_o "
+        "was correct and incorrect. Rows whose y_o has neither verdict are left out."
+    )
+    return table_of(
+        "training-positions", "Divergence by position", ("training", "y_o was"), numbers, rows, note
+    )
 
 
 def _cost(data: ReportData) -> Table:
@@ -102,9 +99,11 @@ def _cost(data: ReportData) -> Table:
         )
         for n in data.nodes
     ]
-    header = ("node", "stage", "state", "rows", "tokens", "seconds", "tokens/s", "peak memory, GiB")
+    numbers = ("rows", "tokens", "seconds", "tokens/s", "peak memory, GiB")
     note = (
-        "Response tokens: generated, or for distill trained on in all epochs. Seconds are wall time, with starting the process; tokens/s "
-        "without. Peak memory is resident, or the GPU allocator's where that is more."
+        "Tokens are those of responses: generated, or for distill trained on in all epochs. Seconds are wall time with the start of the process, "
+        "tokens/s are without it. Peak memory is the host's, resident; for distill on a GPU it is the allocator's peak where that is more. What "
+        "sample, refine and eval take of a GPU is not in it."
     )
-    return table_of("cost", "nodes", "Rows, tokens, time and memory", header, rows, 3, note)
+    title, words = "Rows, tokens, time and memory", ("node", "stage", "state")
+    return table_of("cost-nodes", title, words, numbers, rows, note)

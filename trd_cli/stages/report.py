@@ -1,6 +1,7 @@
 """trd report: a run, or two beside each other, as tables, plots and one page.
 
-Writes report.html, report.md, a CSV file a table and plots/*.svg, plots/*.png into --out; nll.json keeps what --nll has scored.
+Writes report.html, report.md, a CSV file a table and plots/*.svg, plots/*.png into --out, in place of those of an earlier
+report; nll.json keeps what --nll has scored.
 """
 
 from __future__ import annotations
@@ -9,22 +10,20 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 from trd_cli.config import ReportConfig
 from trd_cli.errors import InputError
 from trd_cli.models import ModelRef
-from trd_cli.report.collect import collect, combine
+from trd_cli.report.collect import collect
 from trd_cli.report.csv_files import csv_files
-from trd_cli.report.data import Nll, Refinement, ReportData, SetRef
+from trd_cli.report.data import Nll, Refinement, ReportData
 from trd_cli.report.page import write_page
-from trd_cli.report.plots import plots
-from trd_cli.report.refinement import read_rollouts
+from trd_cli.report.plots import Plot, is_plot, plots
 from trd_cli.report.tables import markdown
 from trd_cli.report.trajectories import trajectories
+from trd_cli.report.two_runs import combine
 from trd_cli.reporting import Report
-from trd_cli.run_dir import write_text
-from trd_cli.shards import list_shards
+from trd_cli.run_dir import write_bytes, write_text
 
 CACHE = "nll.json"
 PAGE = "report.html"
@@ -37,7 +36,7 @@ def run(config: ReportConfig, resolve: Callable[[str], ModelRef], report: Report
     """
     runs = [collect(Path(name)) for name in config.runs]
     data = runs[0] if len(runs) == 1 else combine(*runs)
-    out = Path(config.out) if config.out else Path(config.runs[-1]) / "report"
+    out = _out(config)
     _make(out)
     if config.nll is not None:
         data = _with_nll(data, config, out / CACHE, resolve, report)
@@ -47,6 +46,14 @@ def run(config: ReportConfig, resolve: Callable[[str], ModelRef], report: Report
     report.note(f"wrote {PAGE}, report.md, CSV files and plots in {out}")
     report.result(out / PAGE)
     return data
+
+
+def _out(config: ReportConfig) -> Path:
+    """Where to write; a report on two runs does not take the place of one on B alone."""
+    if config.out:
+        return Path(config.out)
+    *against, run = map(Path, config.runs)
+    return run / "-against-".join(["report", *(each.resolve().name for each in against)])
 
 
 def _make(out: Path) -> None:
@@ -61,13 +68,24 @@ def _make(out: Path) -> None:
 def _write(out: Path, data: ReportData) -> None:
     write_text(out / "report.md", markdown(data))
     for name, text in csv_files(data).items():
-        write_text(out / name, text)
+        if text is None:
+            (out / name).unlink(missing_ok=True)  # of an earlier report
+        else:
+            write_text(out / name, text)
     drawn = plots(data)
-    for name, plot in drawn.items():
-        write_text(out / "plots" / f"{name}.svg", plot.svg_file)
-        (out / "plots" / f"{name}.png").write_bytes(plot.png)
+    _write_plots(out / "plots", drawn)
     # Last: where it is, all the rest is.
     write_page(out / PAGE, data, drawn, trajectories(data.sets))
+
+
+def _write_plots(directory: Path, drawn: Mapping[str, Plot]) -> None:
+    """The plots as files; those that an earlier report has drawn and this one has not are removed, nothing else is."""
+    for name, plot in drawn.items():
+        write_text(directory / f"{name}.svg", plot.svg_file)
+        write_bytes(directory / f"{name}.png", plot.png)
+    for path in directory.iterdir():
+        if path.suffix in (".svg", ".png") and is_plot(path.stem) and path.stem not in drawn:
+            path.unlink()
 
 
 def _with_nll(
@@ -84,7 +102,7 @@ def _with_nll(
         key = f"{refined.path.name} {model.revision} {config.nll} rows of {refinement.rows}"
         if key not in kept:
             report.note(f"scoring {config.nll} rows of {refinement.node} with {model.name}")
-            scored = score(refined, _rollouts(refined), config.nll, model, config.device, report)
+            scored = score(refined, config.nll, model, config.device, report)
             kept[key] = {text: asdict(nll) for text, nll in scored.items()}
             write_text(cache, json.dumps(kept, indent=2, ensure_ascii=False) + "\n")
         found = {text: Nll(**values) for text, values in kept[key].items()}
@@ -92,11 +110,7 @@ def _with_nll(
     return replace(data, refinements=tuple(refinements))
 
 
-def _rollouts(refined: SetRef) -> dict[str, Any]:
-    return read_rollouts(path for parent in refined.parents for path in list_shards(parent))
-
-
-def _cached(path: Path) -> dict[str, Mapping[str, Any]]:
+def _cached(path: Path) -> dict[str, Mapping[str, Mapping[str, float | str]]]:
     """What an earlier report scored; a file that cannot be read is made anew."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))

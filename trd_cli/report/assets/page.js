@@ -1,50 +1,6 @@
-// The page: theme, navigation, and the reader of trajectories.
+// The reader of trajectories: its filters, its list, its links and keys.
 
-const $ = (id) => document.getElementById(id);
 const isPhone = matchMedia("(max-width: 860px)");
-
-// ---- light and dark
-
-function showTheme() {
-  const chosen = document.documentElement.dataset.theme;
-  const dark = chosen ? chosen === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
-  $("theme").textContent = dark ? "Light" : "Dark";
-  $("theme").setAttribute("aria-label", dark ? "Use the light theme" : "Use the dark theme");
-  return dark;
-}
-
-function remembered(value) {
-  // A page opened from a file may have no storage.
-  try {
-    if (value !== undefined) localStorage.setItem("trd-theme", value);
-    return localStorage.getItem("trd-theme");
-  } catch { return null; }
-}
-
-$("theme").addEventListener("click", () => {
-  document.documentElement.dataset.theme = remembered(showTheme() ? "light" : "dark") ?? (showTheme() ? "light" : "dark");
-  showTheme();
-});
-matchMedia("(prefers-color-scheme: dark)").addEventListener("change", showTheme);
-if (["light", "dark"].includes(remembered())) document.documentElement.dataset.theme = remembered();
-showTheme();
-
-// ---- which section is in view
-
-const links = [...document.querySelectorAll("nav ul a")];
-const sections = links.map((link) => $(link.hash.slice(1)));
-
-function markSection() {
-  const line = innerHeight / 3;
-  let current = -1;
-  sections.forEach((section, i) => { if (section.getBoundingClientRect().top < line) current = i; });
-  links.forEach((link, i) => link.setAttribute("aria-current", String(i === current)));
-}
-addEventListener("scroll", () => requestAnimationFrame(markSection), { passive: true });
-markSection();
-
-// ---- the reader
-
 const ROW = 56, SPARE = 8;
 const SIGNS = { correct: "✓", incorrect: "✗", error: "!", timeout: "⏱", unverified: "?" };
 const CHANGES = [
@@ -52,7 +8,7 @@ const CHANGES = [
   ["kept", "correct", "correct"], ["unrepaired", "incorrect", "incorrect"],
 ];
 const number = new Intl.NumberFormat("en");
-let index = null, shown = [], place = -1, marks = true, raw = false, asked = 0;
+let index = null, repeated = new Set(), shown = [], place = -1, mark = -1, marks = true, raw = false, asked = 0;
 
 const verdict = (column, i) => (index[column][i] < 0 ? null : index.verdicts[index[column][i]]);
 const verdicts = (i) => [verdict("before", i), verdict("after", i)];
@@ -64,6 +20,7 @@ function changeName(before, after) {
   return `${before} → ${after}${name ? ` (${name})` : ""}`;
 }
 
+const setLabel = (i) => index.sets[index.set[i]][1];
 const changeKey = (i) => `${index.before[i]}/${index.after[i]}`;
 
 function option(value, text) { return element("option", { value }, text); }
@@ -80,17 +37,23 @@ function fillFilters() {
   const arms = index.arms.map((_, arm) => all.filter((i) => index.trained[i].includes(arm)).length);
   $("arm").append(option("", "all"), ...index.arms.map((name, arm) => option(arm, counted(name, arms[arm]))));
   const sets = tally((i) => index.set[i]);
-  $("set").append(option("", "all"), ...index.sets.map((label, i) => option(i, counted(label, sets.get(i) ?? 0))));
+  $("set").append(option("", "all"), ...index.sets.map(([, label], i) => option(i, counted(label, sets.get(i) ?? 0))));
   $("flag").append(option("", "all"));
   index.flags.forEach((label, bit) => {
     const count = all.filter((i) => index.flag_bits[i] & (1 << bit)).length;
     if (count) $("flag").append(option(1 << bit, counted(label, count)));
   });
+  hideFilters();
+}
+
+// A filter that has nothing to choose is not shown.
+function hideFilters() {
+  for (const [id, least] of [["arm", 2], ["set", 3], ["flag", 2]]) $(id).closest("label").hidden = $(id).options.length < least;
 }
 
 function matches(i, words) {
   const [name, text] = index.problems[index.problem[i]];
-  return index.id[i].startsWith(words) || name.toLowerCase().includes(words) || text.toLowerCase().includes(words);
+  return [index.id[i], index.parent[i]].some((id) => id?.startsWith(words)) || name.toLowerCase().includes(words) || text.toLowerCase().includes(words);
 }
 
 function applyFilters() {
@@ -129,7 +92,7 @@ function row(at) {
     { class: "row", role: "option", id: `row-${at}`, style: `top:${at * ROW}px`, "data-at": at,
       "aria-selected": String(at === place), "aria-setsize": shown.length, "aria-posinset": at + 1 },
     element("div", {}, element("span", {}, text.replace(/\s+/g, " ").slice(0, 90)), signs),
-    element("div", {}, element("span", {}, `${problem} · ${index.sets[index.set[i]]}`), element("span", {}, tokens)),
+    element("div", {}, element("span", {}, index.sets.length > 1 ? `${setLabel(i)} · ${problem}` : problem), element("span", {}, tokens)),
     element("span", { class: "hidden" }, `, ${changeName(before, after)}`));
 }
 
@@ -154,8 +117,9 @@ function reveal() {
 function choose(at, { inHash = true } = {}) {
   if (!shown.length) return;
   place = Math.min(Math.max(at, 0), shown.length - 1);
+  mark = -1;
   reveal();
-  if (inHash) history.replaceState(null, "", `#t=${index.id[shown[place]]}`);
+  if (inHash) history.replaceState(null, "", fragment(shown[place]));
   return open(shown[place]);
 }
 
@@ -163,7 +127,8 @@ async function open(i) {
   const mine = ++asked, old = $("detail").dataset.id;
   let entry;
   try {
-    entry = (await chunk(Math.floor(i / index.chunk)))[i % index.chunk];
+    const number = index.starts.findLastIndex((first) => first <= i);
+    entry = (await chunk(number))[i - index.starts[number]];
   } catch (error) {
     $("detail").replaceChildren(element("p", { class: "error" }, `This trajectory could not be read: ${error.message}`));
     return;
@@ -178,17 +143,41 @@ const redraw = () => place >= 0 && open(shown[place]);
 
 // ---- links and keys
 
+// The address of a row: its id, and its set where the id alone could be another row.
+function fragment(i) {
+  const id = index.id[i];
+  return `#t=${id}${repeated.has(id) ? `&set=${encodeURIComponent(index.sets[index.set[i]][0])}` : ""}`;
+}
+
+// The first row whose id begins so, or else whose y_o's does; of the set of this node where one is given.
+function find(id, node) {
+  for (const names of [index.id, index.parent]) {
+    const i = names.findIndex((name, at) => name?.startsWith(id) && (!node || index.sets[index.set[at]][0] === node));
+    if (i >= 0) return i;
+  }
+  return -1;
+}
+
 function openFromHash() {
-  const id = /^#t=([0-9a-z]{6,64})$/i.exec(location.hash)?.[1];
-  const i = id === undefined ? -1 : index.id.findIndex((each) => each.startsWith(id));
-  if (i < 0) return false;
+  const link = new URLSearchParams(location.hash.slice(1)), id = link.get("t")?.toLowerCase() ?? "";
+  if (!/^[0-9a-z]{6,64}$/.test(id)) return false;
+  const i = find(id, link.get("set"));
+  if (i < 0) { notHere(id); return true; }
   if (!shown.includes(i)) clearFilters();
   choose(shown.indexOf(i), { inHash: false });
   $("trajectories").scrollIntoView({ behavior: "instant" });
   return true;
 }
 
-let mark = -1;
+// A link to what this page does not hold must not show something else.
+function notHere(id) {
+  asked++;
+  place = -1;
+  drawList();
+  delete $("detail").dataset.id;
+  $("detail").replaceChildren(element("p", { class: "error" }, `This page has no trajectory with the id ${id}.`));
+}
+
 function goToMark(step) {
   const all = [...$("detail").querySelectorAll(".pair del, .pair ins")].sort((a, b) => a.getBoundingClientRect().top - b.getBoundingClientRect().top);
   if (!all.length) return;
@@ -199,7 +188,6 @@ function goToMark(step) {
 }
 
 function goTo(at) {
-  mark = -1;
   choose(at);
   const { top, bottom } = $("trajectories").getBoundingClientRect();
   if (top > innerHeight / 2 || bottom < innerHeight / 2) $("trajectories").scrollIntoView();
@@ -260,6 +248,8 @@ function filtered() {
 async function start() {
   if (!$("index") || !$("list")) return;
   index = await unpacked("index");
+  const seen = new Set();
+  repeated = new Set(index.id.filter((id) => seen.has(id) || !seen.add(id)));
   fillFilters();
   applyFilters();
   connect();

@@ -2,7 +2,12 @@
 // Nothing in it ever becomes HTML.
 
 const MATHML = "http://www.w3.org/1998/Math/MathML";
-const WORDS = /(?:[\p{Script=Han}\p{Script=Hiragana}\p{Script=Katakana}]|[\p{L}\p{N}_]+(?:[.,'’]\p{N}+)*|[^\s\p{L}\p{N}_])\s*|\s+/gu;
+// Combining marks, variation selectors, skin tones, and what a joiner joins belong to the character before them.
+const ALONG = "(?:[\\p{Grapheme_Extend}\\p{M}\\p{Emoji_Modifier}]|\\u200d\\p{Extended_Pictographic}?)";
+const BLANK = `(?:\\s(?!${ALONG}))`;
+const WORDS = new RegExp(
+  `(?:[\\p{Script=Han}\\p{Script=Hiragana}\\p{Script=Katakana}]${ALONG}*|(?:[\\p{L}\\p{N}_]${ALONG}*)+(?:[.,'’](?:\\p{N}${ALONG}*)+)*` +
+  `|\\p{Regional_Indicator}{2}${ALONG}*|(?:[^\\s\\p{L}\\p{N}_]|\\s(?=${ALONG}))${ALONG}*)${BLANK}*|${BLANK}+`, "gu");
 const KEYWORDS = new Set(
   ("and as assert async await bool boolean break case catch char class const continue def default del do double elif else enum except " +
    "false False finally float fn for from function global if import in include int is lambda let long match mut namespace new None " +
@@ -51,9 +56,13 @@ function fenced(source) {
   const closing = /^[ \t]*```/.test(lines[lines.length - 1] ?? "") ? lines.pop() : null;
   const language = opening.slice(3).trim().split(/\s/)[0];
   const pieces = highlighted(lines.join("\n"), language);
-  const tokens = [{ kind: "fence", source: opening + "\n", key: "```" }];
-  lines.forEach((line, i) => tokens.push({ kind: "line", source: line + "\n", key: line.trimEnd(), pieces: pieces[i] }));
-  if (closing !== null) tokens.push({ kind: "fence", source: closing, key: "```", closes: true });
+  const tokens = [{ kind: "fence", source: opening + "\n", key: opening.trimEnd() }];
+  lines.forEach((line, i) => {
+    const end = closing === null && i === lines.length - 1 ? "" : "\n";
+    if (line + end) tokens.push({ kind: "line", source: line + end, key: line.trimEnd(), pieces: pieces[i] });
+  });
+  // An end is never taken for a beginning.
+  if (closing !== null) tokens.push({ kind: "fence", source: closing, key: `end ${closing.trimEnd()}`, closes: true });
   return tokens;
 }
 
@@ -94,33 +103,38 @@ function formula(source, math, raw) {
   return element("span", { class: block ? "formula block" : "formula", title: source }, drawn);
 }
 
-function codeLine(token) {
-  return token.pieces.length
-    ? token.pieces.map(([kind, text]) => (kind ? element("span", { class: kind }, text) : text))
-    : ["\u200b"];
+function codeLine(token, raw) {
+  if (raw || !token.pieces) return [token.source];
+  return [...token.pieces.map(([kind, text]) => (kind ? element("span", { class: kind }, text) : text)), token.source.endsWith("\n") ? "\n" : ""];
 }
 
 // Tokens on the page. `flags` (or null) marks those that changed, as <del> or <ins> by `tag`; neighbours share one mark.
+// With `raw`, the text of what is drawn is the text of the tokens, character by character.
 function drawn(tokens, flags, tag, math, raw) {
   const root = element("div", { class: "text" });
-  let block = null, mark = null, afterBlock = false;
+  // `ended` is what stands on lines of its own right before a token: the line break after it is not to be seen twice.
+  let block = null, mark = null, ended = null;
   tokens.forEach((token, i) => {
-    const changed = flags !== null && flags[i] === 1;
-    const ownLine = afterBlock;
-    afterBlock = false;
-    if (token.kind === "line") {
+    const changed = flags !== null && flags[i] === 1 && Boolean(token.key || token.pieces), after = ended;
+    ended = null;
+    if (token.kind === "line" || token.kind === "fence") {
       block ??= root.appendChild(element("pre"));
-      block.append(element(changed ? tag : "span", changed ? { class: "changed" } : {}, ...codeLine(token)));
+      const names = [changed && "changed", token.kind === "fence" && "fence"].filter(Boolean).join(" ");
+      block.append(element(changed ? tag : "span", names ? { class: names } : {}, ...codeLine(token, raw)));
       mark = null;
+      if (token.closes) [ended, block] = [block.lastChild, null];
       return;
     }
     block = null;
-    if (token.kind === "fence") { mark = null; afterBlock = true; return; }
-    const node = token.kind === "formula" ? formula(token.source, math, raw)
-      : token.kind === "code" && !raw ? element("code", {}, token.source.slice(1, -1))
-      : ownLine ? token.source.replace(/^\n/, "") : token.source;
-    afterBlock = node.className === "formula block";
-    if (!changed || !token.key) { mark = null; root.append(node); return; }
+    let source = token.source;
+    if (after && source.startsWith("\n")) {
+      if (after.parentNode.matches("pre")) after.append("\n");
+      source = source.slice(1);
+    }
+    const node = token.kind === "formula" ? formula(source, math, raw)
+      : token.kind === "code" && !raw ? element("code", {}, source.slice(1, -1)) : source;
+    if (node.className === "formula block") ended = node;
+    if (!changed) { mark = null; root.append(node); return; }
     mark ??= root.appendChild(element(tag));
     mark.append(node);
   });

@@ -23,7 +23,7 @@ function folded(title, content, open = false) {
 
 function side(name, about, body) {
   const heading = element("h4", {}, name, element("span", { class: about.verdict }, `${SIGNS[about.verdict]} ${about.verdict}`),
-    element("span", { class: "muted" }, Object.fromEntries(about.facts).tokens ?? ""));
+    element("span", { class: "muted" }, `tokens: ${Object.fromEntries(about.facts).tokens}`));
   return element("div", { class: "side" }, heading, about.text === null ? element("p", { class: "error" }, about.error ?? "no response") : body);
 }
 
@@ -70,9 +70,10 @@ function view(entry, i) {
   const parts = [
     element("div", { class: "bar" }, element("h3", {}, index.problems[index.problem[i]][0]),
       toggle("Differences", marks, () => { marks = !marks; redraw(); }),
-      toggle("Source", raw, () => { raw = !raw; redraw(); }), go("‹ Previous", -1), go("Next ›", 1)),
+      toggle("Source", raw, () => { raw = !raw; redraw(); }),
+      element("span", {}, go("‹ Previous", -1), go("Next ›", 1))),
     element("ul", { class: "chips", "aria-label": "About" }, element("li", {}, changeName(...verdicts(i))),
-      element("li", {}, index.sets[index.set[i]]),
+      element("li", {}, setLabel(i)),
       ...(index.trained[i].length ? [element("li", {}, `trained on by ${index.trained[i].map((arm) => index.arms[arm]).join(", ")}`)] : []),
       ...flags.map((flag) => element("li", { class: "flag" }, `⚑ ${flag}`))),
     folded("Problem", () => [plain(entry.problem, math)], true),

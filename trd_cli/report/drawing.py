@@ -1,0 +1,135 @@
+"""What all plots of a report share: their style, the look of an arm, lines of several seeds, and one legend a figure."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+# Contrast of 4.1 with white and 5.1 with black.
+INK = "#7d7d7d"
+# After Okabe and Ito's, which colour-blind readers tell apart, with a contrast of 3 or more with white and with black.
+COLOURS = ("#0072b2", "#b87f00", "#009e73", "#d55e00", "#c06a9a", "#2f95cc")
+MARKS = "os^Dvp*XP"
+WIDE = 7.0
+_COLUMN, _MARKED = 2.3, 8
+STYLE = {
+    "svg.fonttype": "none",
+    # Names of arms and benchmarks are a user's words: a $ in them is no formula.
+    "text.parse_math": False,
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.facecolor": "none",
+    "figure.facecolor": "none",
+    "savefig.facecolor": "none",
+    "legend.frameon": False,
+    "grid.alpha": 0.35,
+    "grid.linewidth": 0.5,
+    "lines.markersize": 4.5,
+    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "axes.titlecolor"), INK),
+    **dict.fromkeys(("xtick.color", "ytick.color", "grid.color", "legend.labelcolor"), INK),
+}
+THIN = {"linewidth": 0.7, "alpha": 0.6}
+THICK = {"linewidth": 1.6}
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A plot with its title and a sentence for those who do not see it.
+
+    `svg` is for a page: text and axes take the colour of the text around them. `svg_file` and `png` stand alone.
+    """
+
+    title: str
+    alt: str
+    svg_file: str
+    png: bytes
+
+    @property
+    def svg(self) -> str:
+        return self.svg_file[self.svg_file.index("<svg") :].replace(INK, "currentColor")
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """The colour and the mark of an arm: the same in all plots of a report."""
+
+    colour: str
+    mark: str
+
+    def entry(self, arm: str) -> Line2D:
+        """The arm's line in a legend."""
+        return Line2D([], [], color=self.colour, marker=self.mark, label=arm, **THICK)
+
+
+# A figure, its title and its sentence.
+Drawn = tuple[Figure, str, str]
+
+
+def looks_of(arms: Sequence[str]) -> dict[str, Look]:
+    return {arm: Look(COLOURS[i % len(COLOURS)], MARKS[i % len(MARKS)]) for i, arm in enumerate(arms)}
+
+
+def panels(
+    rows: int, columns: int, height: float, heights: Sequence[float] | None = None, shared: bool = False
+) -> tuple[Figure, list[list[Axes]]]:
+    """A figure of so many panels, `height` inches high; `shared` panels have one x axis, and those of a row one y axis."""
+    figure = Figure(figsize=(max(WIDE, _COLUMN * columns), height), layout="constrained")
+    axes = {"sharex": "all", "sharey": "row"} if shared else {}
+    return figure, figure.subplots(rows, columns, squeeze=False, height_ratios=heights, **axes).tolist()
+
+
+def add_legend(figure: Figure, entries: Sequence[Artist]) -> None:
+    """One legend below all panels, in as few lines as have room beside each other. The figure grows by its height."""
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    for lines in range(1, len(entries) + 1):
+        columns = -(-len(entries) // lines)
+        legend = figure.legend(handles=entries, loc="outside lower center", ncols=columns)
+        box = legend.get_window_extent(renderer)
+        if box.width <= figure.bbox.width or columns == 1:
+            break
+        legend.remove()
+    width, height = figure.get_size_inches()
+    figure.set_size_inches(width, height + box.height / figure.dpi)
+
+
+def seeds_legend(together: str) -> list[Line2D]:
+    """What thin and thick lines are where an arm has several seeds."""
+    return [
+        Line2D([], [], color=INK, label="one seed", **THIN),
+        Line2D([], [], color=INK, label=together, **THICK),
+    ]
+
+
+def seeds_and_mean(axes: Axes, look: Look, curves: Sequence[Mapping[float, float]], style: str = "-") -> None:
+    """The curves (x to y) of an arm's seeds; of several, thin lines and their mean where all of them have a value."""
+    if len(curves) > 1:
+        for curve in curves:
+            axes.plot(list(curve), list(curve.values()), color=look.colour, linestyle=style, **THIN)
+        common = (x for x in curves[0] if all(x in curve for curve in curves))
+        curves = [{x: fmean(curve[x] for curve in curves) for x in common}]
+    for curve in curves:
+        marks = {"marker": look.mark, "markevery": max(1, len(curve) // _MARKED)}
+        axes.plot(list(curve), list(curve.values()), color=look.colour, linestyle=style, **marks, **THICK)
+
+
+def whole_numbers(axes: Iterable[Axes]) -> None:
+    for each in axes:
+        each.xaxis.get_major_locator().set_params(integer=True)
+
+
+def saved(figure: Figure, title: str, alt: str) -> Plot:
+    svg, png = io.StringIO(), io.BytesIO()
+    figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
+    figure.savefig(png, format="png", dpi=160, metadata={"Software": None})
+    return Plot(title, alt, svg.getvalue(), png.getvalue())
