@@ -124,13 +124,12 @@ def _evaluation(node: Node) -> Evaluation | None:
 
 
 def _refinement(run: RunFiles, node: Node, trainings: Sequence[Training]) -> Refinement | None:
-    made = run.verified(node)
-    if not made.shards():
+    if not node.shards():
         return None
     parents = run.sources(node, "sample")
     rollouts = {}
     for parent in parents:
-        rollouts |= read_rollouts(run.verified(parent).shards())
+        rollouts |= read_rollouts(parent.shards())
     if not rollouts:
         names = " and ".join(parent.name for parent in parents)
         raise InputError("the rollouts that were refined are gone", f"those of {names}", "run trd run again")
@@ -139,18 +138,17 @@ def _refinement(run: RunFiles, node: Node, trainings: Sequence[Training]) -> Ref
         raise InputError(f"{node.path} has no run.json", "one of trd refine", "run trd run again")
     setting = about["about"]["setting"]
     whose = {key: getattr(node, key) for key in ("arm", "round", "seed")}
-    found = refinement_of(made.shards(), rollouts, {"node": node.name, "setting": setting, **whose})
+    found = refinement_of(node.shards(), rollouts, {"node": node.name, "setting": setting, **whose})
     return with_training_nll(run, found, trainings)
 
 
 def _set_ref(run: RunFiles, node: Node) -> SetRef | None:
-    made = run.verified(node)
-    if not made.shards():
+    if not node.shards():
         return None
-    parents = tuple(run.verified(parent).path for parent in run.sources(node, "sample"))
+    parents = tuple(parent.path for parent in run.sources(node, "sample"))
     return SetRef(
-        *(node.name, node.arm, node.round, node.seed, _STAGE_OF_SET[node.stage], made.path, parents),
-        selections=tuple(_selections(run, made)),
+        *(node.name, node.arm, node.round, node.seed, _STAGE_OF_SET[node.stage], node.path, parents),
+        selections=tuple(_selections(run, node)),
         users="all arms" if set(node.arms) >= set(run.recipe.get("arms", ())) else ", ".join(node.arms),
     )
 

@@ -72,13 +72,6 @@ class RunFiles:
     def of_stage(self, *stages: str) -> Iterator[Node]:
         return (node for node in self.nodes.values() if node.stage in stages)
 
-    def verified(self, made: Node) -> Node:
-        """The node whose shards hold the verdicts of a set: its finished verify node where that writes copies, else itself."""
-        for node in self.of_stage("verify"):
-            if made.name in node.inputs and node.path != made.path and node.state == "done" and node.shards():
-                return node
-        return made
-
     def sources(self, node: Node, stage: str) -> list[Node]:
         """The nodes of `stage` whose rows a node reads, verified or not; not those behind a model that it uses."""
         found: dict[str, Node] = {}
