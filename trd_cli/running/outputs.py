@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from trd_cli.errors import InputError
+from trd_cli.files import write_text
 from trd_cli.inputs import check_complete
-from trd_cli.run_dir import read_run_json, write_text
+from trd_cli.run_dir import read_run_json
 from trd_cli.running.nodes import NODES, Graph, Node
 from trd_cli.scores import FILE as RESULTS
 from trd_cli.shards import list_shards, read_table

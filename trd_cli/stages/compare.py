@@ -30,11 +30,10 @@ from trd_cli.config import CompareConfig
 from trd_cli.core.comparison import paired_difference
 from trd_cli.core.metrics import avg_at_k
 from trd_cli.errors import InputError
+from trd_cli.files import make_directory, write_text
 from trd_cli.reporting import Report
-from trd_cli.run_dir import write_text
 from trd_cli.score_tables import NOTHING, csv_text, interval, markdown_table, percent, points
 from trd_cli.scores import correct_matrix, json_ready, read_results, results_text
-from trd_cli.shards import make_directory
 
 FORMAT = "trd-compare-1"
 _DIFFERENCE = ("value", "low", "high", "stderr", "p_value", "questions")

@@ -14,16 +14,17 @@ from typing import Any, Literal
 from trd_cli.config import EvalConfig, SamplingOptions
 from trd_cli.datasets.benchmarks import Benchmark, load_benchmark, split_benchmarks
 from trd_cli.errors import InputError, ResumeRefused
+from trd_cli.files import make_directory, write_text
 from trd_cli.generation import Backend, Outcome, Rendering, ShardFiller, plan_rollouts, preview, templates_for
 from trd_cli.graders.pool import GraderOptions, GraderPool
 from trd_cli.graders.sandbox import choose_level
 from trd_cli.grading import ShardGrader
 from trd_cli.records import Problem, Trajectory, content_hash
 from trd_cli.reporting import Report, WithoutResults
-from trd_cli.run_dir import RunDir, read_run_json, write_text
+from trd_cli.run_dir import RunDir, read_run_json
 from trd_cli.score_tables import results_csv, results_markdown, sampling_text
 from trd_cli.scores import FILE, Classify, build_results, read_samples, results_text, samples_there
-from trd_cli.shards import make_directory, read_table
+from trd_cli.shards import read_table
 
 _OF_THE_BENCHMARK = ("temperature", "top_p", "top_k", "max_tokens")
 

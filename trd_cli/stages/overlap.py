@@ -15,18 +15,10 @@ from trd_cli.config import OverlapConfig
 from trd_cli.core.ngrams import NEAR_COPY, SIZES, Boilerplate, QuestionIndex, Shared
 from trd_cli.datasets.benchmarks import Benchmark, load_benchmark, split_benchmarks
 from trd_cli.errors import InputError
+from trd_cli.files import make_directory, write_text
 from trd_cli.inputs import open_sets
 from trd_cli.reporting import Report
-from trd_cli.run_dir import write_text
-from trd_cli.shards import (
-    PROBLEM_SCHEMA,
-    SCHEMA,
-    make_directory,
-    read_problems,
-    read_table,
-    shard_number,
-    write_problems,
-)
+from trd_cli.shards import PROBLEM_SCHEMA, SCHEMA, read_problems, read_table, shard_number, write_problems
 
 _ROWS_AT_ONCE = 500
 

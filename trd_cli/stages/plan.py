@@ -11,6 +11,7 @@ from typing import Any
 from trd_cli.config import PlanConfig, SampleConfig
 from trd_cli.datasets.benchmarks import Benchmark
 from trd_cli.errors import InputError, UserError
+from trd_cli.files import make_directory, write_text
 from trd_cli.planning.arms import check_arms
 from trd_cli.planning.benchmarks import check_overlap, load_benchmarks
 from trd_cli.planning.findings import Finding, of_exception, ok
@@ -22,9 +23,8 @@ from trd_cli.planning.rows import chains
 from trd_cli.recipes.loading import load_recipe
 from trd_cli.records import Problem
 from trd_cli.reporting import Report
-from trd_cli.run_dir import DEFAULT_ROOT, write_text
+from trd_cli.run_dir import DEFAULT_ROOT
 from trd_cli.running.graph import Graph, build_graph
-from trd_cli.shards import make_directory
 
 FORMAT = "trd-plan-1"
 # Stands for problems that cannot be read: what is longest is the responses.

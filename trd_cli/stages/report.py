@@ -13,6 +13,7 @@ from pathlib import Path
 
 from trd_cli.config import ReportConfig
 from trd_cli.errors import InputError
+from trd_cli.files import write_bytes, write_text
 from trd_cli.models import ModelRef
 from trd_cli.report.collect import collect
 from trd_cli.report.csv_files import csv_files
@@ -23,7 +24,6 @@ from trd_cli.report.tables import markdown
 from trd_cli.report.trajectories import trajectories
 from trd_cli.report.two_runs import combine
 from trd_cli.reporting import Report
-from trd_cli.run_dir import write_bytes, write_text
 
 CACHE = "nll.json"
 PAGE = "report.html"

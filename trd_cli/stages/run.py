@@ -10,9 +10,10 @@ from typing import IO, Any
 
 from trd_cli.config import RunConfig
 from trd_cli.errors import InputError, UserError
+from trd_cli.files import write_text
 from trd_cli.recipes.loading import load_recipe
 from trd_cli.reporting import NodeState, RunReport
-from trd_cli.run_dir import DEFAULT_ROOT, write_text
+from trd_cli.run_dir import DEFAULT_ROOT
 from trd_cli.running.execution import StageProcess
 from trd_cli.running.graph import build_graph
 from trd_cli.running.locks import locked, stage_lock

@@ -10,6 +10,7 @@ from typing import get_args
 
 from trd_cli.config import VerifyConfig
 from trd_cli.errors import InputError
+from trd_cli.files import make_directory, write_text
 from trd_cli.generation import Outcome
 from trd_cli.graders import math
 from trd_cli.graders.pool import GraderOptions
@@ -18,8 +19,8 @@ from trd_cli.grading import ShardGrader
 from trd_cli.inputs import InputSet, check_complete, open_sets
 from trd_cli.records import Verdict
 from trd_cli.reporting import Report
-from trd_cli.run_dir import read_run_json, write_text
-from trd_cli.shards import list_shards, make_directory, read_table
+from trd_cli.run_dir import read_run_json
+from trd_cli.shards import list_shards, read_table
 
 
 def run(config: VerifyConfig, waves: Iterable[Sequence[str]], report: Report) -> Counter[str]:

@@ -12,8 +12,8 @@ from safetensors import SafetensorError
 
 from trd_cli.config import LoraOptions
 from trd_cli.errors import InputError, TrdError, first_line
+from trd_cli.files import sync_directory
 from trd_cli.models import ModelRef
-from trd_cli.shards import sync_directory
 from trd_cli.training.model import load, with_adapter
 
 # What a tokenizer consists of, and what must travel with the weights; anything else beside them is not the model's.

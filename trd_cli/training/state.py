@@ -6,7 +6,6 @@ steps are done, which with the seed is the position in the data. Weights that ar
 
 from __future__ import annotations
 
-import os
 import pickle
 import shutil
 from pathlib import Path
@@ -21,8 +20,8 @@ from torch.distributed.checkpoint.state_dict import (
     set_state_dict,
 )
 
-from trd_cli.errors import InputError, first_line
-from trd_cli.shards import sync_directory
+from trd_cli.errors import InputError
+from trd_cli.files import make_directory, refused, replacing
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -65,23 +64,12 @@ class States:
         accelerator.wait_for_everyone()
 
     def _write(self, path: Path, state: dict[str, Any]) -> None:
-        temporary = path.with_name(f".{path.name}.tmp")
+        make_directory(self._directory)
         try:
-            self._directory.mkdir(exist_ok=True)
-            with open(temporary, "wb") as file:
+            with replacing(path) as file:
                 torch.save(state, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-            sync_directory(self._directory)
-        except (OSError, RuntimeError) as error:  # torch.save raises RuntimeError on a full disk
-            raise InputError(
-                f"could not save {path}: {first_line(error)}",
-                "room and permission to write",
-                "free some space and run again",
-            ) from None
-        finally:
-            temporary.unlink(missing_ok=True)
+        except RuntimeError as error:  # what torch.save makes of a full disk
+            raise refused(path, error) from None
         before = [other for other in self.paths() if other.name <= path.name]
         # Later ones are left from before a resume that could not read them.
         for other in {*self.paths()} - {*before[-self._keep :]}:

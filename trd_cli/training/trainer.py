@@ -19,9 +19,9 @@ import torch
 from trd_cli.config import DistillConfig
 from trd_cli.core.objectives import Objective
 from trd_cli.errors import TrdError
+from trd_cli.files import write_text
 from trd_cli.models import EMA, ModelRef
 from trd_cli.reporting import Report
-from trd_cli.run_dir import write_text
 from trd_cli.training.batches import Example, Weighting, collate, plan_step, steps
 from trd_cli.training.checkpoints import save_model
 from trd_cli.training.figures import StepFigures
