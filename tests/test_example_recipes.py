@@ -16,7 +16,8 @@ from conftest import Trd
 from trd_cli.config import DistillConfig, EvalConfig, RefineConfig, SampleConfig
 from trd_cli.recipes.loading import load_recipe
 from trd_cli.recipes.recipe import Recipe
-from trd_cli.running.graph import Graph, build_graph
+from trd_cli.running.graph import build_graph
+from trd_cli.running.nodes import Graph
 
 RECIPES = Path(__file__).parent.parent / "examples" / "recipes"
 PAPER = RECIPES / "paper"

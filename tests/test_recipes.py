@@ -22,7 +22,8 @@ from trd_cli.prompts import prompts_dir
 from trd_cli.recipes.loading import load_recipe
 from trd_cli.recipes.recipe import Recipe
 from trd_cli.running.contents import Contents
-from trd_cli.running.graph import Graph, Node, build_graph
+from trd_cli.running.graph import build_graph
+from trd_cli.running.nodes import Graph, Node
 
 BASE = """
 setting = "opsd"
@@ -108,9 +109,13 @@ WRONG: dict[str, tuple[str, tuple[str, ...]]] = {
     "base as an arm": (BASE + '[arms.base]\nmethod = "trd"\n', ("base is the starting model",)),
     "refine of an arm": (BASE + ARM + "refine = {top = 1}\n", ("[arms.trd.refine] top",)),
     "refine of an arm is no table": (BASE + ARM + "refine = 3\n", ("[arms.trd] refine = 3", "a table")),
+    "twins but for a default": (
+        BASE + ARM + "[arms.b]\nmethod = 'trd'\nrefine = {temperature = 0.6}\n",
+        ("arms trd and b come to the same training", "leave one out"),
+    ),
     "twins": (
         BASE + ARM + '[arms.b]\nobjective = "forward-kl"\nstage = "refined"\nteacher_context = "refine"\n',
-        ("arms trd and b are the same",),
+        ("arms trd and b come to the same training",),
     ),
     "reference arm": ('reference_arm = "tdr"' + BASE + ARM, ("reference_arm = 'tdr'", "did you mean trd?")),
     "a parent's verdict along y_o": (
@@ -143,6 +148,10 @@ WRONG: dict[str, tuple[str, tuple[str, ...]]] = {
         BASE + ARM + "where = \"verdit = 'correct'\"\n",
         ("[arms.trd] --where", "verdit", "parent_verdict"),
     ),
+    "a filter of a parent's column that is not read": (
+        BASE + ARM + 'where = "array_length(parent_logprobs) > 3"\n',
+        ("[arms.trd] --where", "parent_logprobs"),
+    ),
     "rollouts by their parents": (
         BASE + "[refine]\nsubset = 'repaired'\n" + ARM,
         ("[refine] subset = 'repaired' of rollouts, which have no parents",),
@@ -172,7 +181,7 @@ def test_a_wrong_recipe_is_refused_with_its_file_and_key(
     result = trd("run", path, "--out", tmp_path / "run")
     assert result.exit_code == 1
     (line,) = result.stderr.splitlines()
-    assert str(path) in line or "alone, which changes no row" in line
+    assert str(path) in line or line.startswith("trd run: error: arms ")
     assert "; expected " in line
     assert [words for words in said if words not in line] == []
     assert not (tmp_path / "run").exists()
@@ -208,6 +217,14 @@ def test_problems_of_another_kind_take_the_place_of_inherited_ones_and_false_tak
     assert made.problems == {"file": "mine.parquet"}
     assert made.eval is None
     assert list(made.arms) == ["fkl"]
+
+
+def test_the_later_of_two_parts_says_where_problems_come_from(tmp_path: Path) -> None:
+    written(tmp_path, BASE, "made.toml")
+    written(tmp_path, '[problems]\nfile = "mine.parquet"\n', "mine.toml")
+    assert recipe(tmp_path, 'extends = ["made.toml", "mine.toml"]\n' + ARM).problems == {
+        "file": "mine.parquet"
+    }
 
 
 def test_a_directory_with_a_benchmark_s_name_does_not_stand_for_it(tmp_path: Path) -> None:
@@ -463,6 +480,20 @@ def test_the_templates_that_trd_brings_count_by_their_content_too() -> None:
     ]
 
 
+def test_a_file_of_questions_counts_by_its_content(tmp_path: Path) -> None:
+    digests = []
+    for place, answer in (("a", 2), ("b", 2), ("b", 3)):
+        (tmp_path / place).mkdir(exist_ok=True)
+        (tmp_path / place / "q.jsonl").write_text(
+            json.dumps({"problem": "1 + 1?", "answer": str(answer)}) + "\n"
+        )
+        text = BASE + "[eval]\nbench = 'q.jsonl:math,arithmetic:n=3,level=2'\n" + ARM
+        digests.append(
+            build_graph(load_recipe(written(tmp_path / place, text)), tmp_path)["base/eval"].digest
+        )
+    assert digests[0] == digests[1] != digests[2]
+
+
 def test_training_is_told_where_the_rollouts_are_so_that_a_run_can_be_moved(tmp_path: Path) -> None:
     made = graph(tmp_path, BASE + ARM + '[arms.fkl]\nmethod = "fkl"\n')
     rollouts = made["seed-0/round-0/sample"].out
@@ -490,6 +521,55 @@ def test_a_student_that_an_earlier_run_has_trained_has_the_teacher_that_training
     (second / "run.json").write_text(json.dumps(record | {"inputs": [], "rows_expected": None}))
     text = BASE.replace("scripted", str(second)) + ARM + f'teacher_weights = "{weights}"\n'
     assert option(graph(tmp_path, text)["seed-0/round-0/refine"], "--teacher") == str(tmp_path / teacher)
+
+
+def test_checkpoints_that_were_moved_together_still_find_each_other(tmp_path: Path) -> None:
+    first, second = (
+        build_model(tmp_path / "old" / name, seed) for seed, name in enumerate(("first", "second"))
+    )
+    about = {"student": str(first), "finished": True}
+    identity = {"student_revision": resolve_model(str(first)).revision}
+    record = {
+        "format": "trd-run-1",
+        "command": "distill",
+        "digest": "0",
+        "identity": identity,
+        "about": about,
+    }
+    (second / "run.json").write_text(json.dumps(record | {"inputs": [], "rows_expected": None}))
+    new = (tmp_path / "old").rename(tmp_path / "new")
+    text = BASE.replace("scripted", str(new / "second")) + ARM + 'teacher_weights = "initial"\n'
+    assert option(graph(tmp_path, text)["seed-0/round-0/refine"], "--teacher") == str(new / "first")
+
+
+def test_arms_with_different_teachers_have_rows_and_names_of_their_own(tmp_path: Path) -> None:
+    first, second = (build_model(tmp_path / name, seed) for seed, name in enumerate(("first", "second")))
+    build_model(second / "ema", 2)
+    about = {"student": str(first), "finished": True}
+    identity = {"student_revision": resolve_model(str(first)).revision}
+    record = {
+        "format": "trd-run-1",
+        "command": "distill",
+        "digest": "0",
+        "identity": identity,
+        "about": about,
+    }
+    (second / "run.json").write_text(json.dumps(record | {"inputs": [], "rows_expected": None}))
+    arms = "".join(
+        f'[arms.{weights}]\nmethod = "{method}"\nteacher_weights = "{weights}"\n'
+        for weights, method in (("initial", "trd"), ("round", "trd"), ("ema", "trd"))
+    )
+    text = (
+        BASE.replace("scripted", str(second)) + arms + '[arms.fkl]\nmethod = "fkl"\nteacher_weights = "ema"\n'
+    )
+    made = graph(tmp_path, text)
+    assert kinds(made)["refine"] == kinds(made)["verify-refined"] == 3
+    names = [node.name for node in made.nodes]
+    assert len(set(names)) == len(names)
+    assert {node.name for node in made.chosen()} == set(names)
+    before = made["seed-0/round-0/fkl/distill"].digest
+    (second / "ema" / "config.json").write_text((second / "ema" / "config.json").read_text() + "\n")
+    assert graph(tmp_path, text)["seed-0/round-0/fkl/distill"].digest != before, "its teacher is another"
 
 
 def test_a_problem_file_that_is_not_there_is_named(tmp_path: Path) -> None:

@@ -220,6 +220,18 @@ def test_from_takes_away_what_an_earlier_recipe_made_of_the_same_rows(tmp_path: 
     assert not set(earlier) & set(sets_of(run, "refine")), "it was made of rollouts that are gone"
 
 
+def test_from_verify_takes_away_what_an_earlier_recipe_chose_by_the_verdicts(tmp_path: Path, ok: Trd) -> None:
+    run = tmp_path / "run"
+    chosen = BASE + "[refine]\nsubset = 'incorrect'\n" + TRD_ARM
+    ok("run", written(tmp_path, chosen), "--out", run, *UP_TO_VERIFY)
+    (by_verdict,) = sets_of(run, "refine")
+    path = written(tmp_path, BASE + TRD_ARM)
+    ok("run", path, "--out", run, *UP_TO_VERIFY)
+    (all_rows,) = set(sets_of(run, "refine")) - {by_verdict}
+    ok("run", path, "--out", run, *UP_TO_VERIFY, "--from", "verify")
+    assert sets_of(run, "refine") == [all_rows]
+
+
 def test_from_verify_grades_again_what_is_there(finished: Path, tmp_path: Path, ok: Trd) -> None:
     run = copied(finished, tmp_path / "run")
     for directory in (*sets_of(run, "sample"), *sets_of(run, "refine")):
@@ -367,6 +379,16 @@ def test_too_many_error_rows_fail_a_stage_until_more_are_allowed(tmp_path: Path,
     ok("run", path, "--out", run, "--until", "sample")
     (directory,) = sets_of(run, "sample")
     assert sessions(directory) == [8], "no row was generated again"
+
+
+def test_a_set_with_too_many_errors_is_not_done_whatever_is_on_record(tmp_path: Path, trd: Trd) -> None:
+    faulty = BASE.replace("[sample]", "[sample]\nengine_arg = {faults = 0.5}") + TRD_ARM
+    path, run = written(tmp_path, faulty), tmp_path / "run"
+    assert trd("run", path, "--out", run, "--until", "sample").exit_code == 1
+    (run / "status.json").unlink()
+    result = trd("run", path, "--out", run, "--until", "sample")
+    assert result.exit_code == 1
+    assert "rows ended as errors" in result.stderr
 
 
 def test_a_second_run_in_the_same_directory_is_refused(finished: Path, tmp_path: Path, trd: Trd) -> None:
@@ -523,7 +545,7 @@ def test_rows_survive_that_their_run_is_killed_at_any_moment(tmp_path: Path, ok:
     path = written(tmp_path, text + '[arms.own]\nmethod = "trd"\nrefine = {top_k = 5}\n')
     ok("run", path, "--out", tmp_path / "undisturbed", *UP_TO_VERIFY)
     assert len(generated(log)) == len(set(generated(log))) == 48, "2 seeds, 8 rollouts, refined in 2 ways"
-    kills, made, round_number = int(KILLS or 5), 0, 0
+    kills, made, round_number = int(KILLS or 3), 0, 0
     while made < kills:
         run = tmp_path / f"run-{round_number}"
         log.unlink()

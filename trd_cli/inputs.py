@@ -18,6 +18,10 @@ from trd_cli.run_dir import read_run_json
 from trd_cli.shards import SCHEMA, list_shards, read_table, shard_number
 
 _PER_TOKEN = {"prompt_token_ids", "student_prompt_token_ids", "response_token_ids", "logprobs"}
+# A filter reads a parent's columns but those that hold a value a token, which are most of a set.
+_OF_PARENTS = [name for name in SCHEMA.names if name not in _PER_TOKEN]
+# No column that a filter could mean.
+_PLACE = "_place"
 
 
 @dataclass(frozen=True)
@@ -126,7 +130,7 @@ def selected_ids(
 def check_filter(where: str) -> None:
     """Raise InputError when `where` cannot be a condition over a row and its parent; no row is read."""
     own = pl.from_arrow(SCHEMA.empty_table())
-    select(own.hstack(own.drop("parent_id").rename(lambda name: f"parent_{name}")), "all", where)
+    select(own.hstack(_as_parents(own.select(_OF_PARENTS)).drop("parent_id")), "all", where)
 
 
 def _chosen(
@@ -147,7 +151,7 @@ def _chosen(
 def _filtered(
     table: pa.Table, each: InputSet, subset: str, where: str | None, parents: pl.DataFrame | None
 ) -> pa.Table:
-    frame = pl.from_arrow(table).with_row_index("row_index")
+    frame = pl.from_arrow(table).with_row_index(_PLACE)
     if parents is not None:
         frame = frame.join(parents, on="parent_id", how="left", maintain_order="left")
         orphans = frame.filter(pl.col("parent_id").is_not_null() & pl.col("parent_trajectory_id").is_null())
@@ -157,7 +161,7 @@ def _filtered(
                 "its set",
                 "give --parents DIR",
             )
-    return table.take(pa.array(select(frame, subset, where)["row_index"].to_list(), pa.int64()))
+    return table.take(pa.array(select(frame, subset, where)[_PLACE].to_list(), pa.int64()))
 
 
 def parent_frame(each: InputSet, parents: Sequence[str] = ()) -> pl.DataFrame:
@@ -165,7 +169,6 @@ def parent_frame(each: InputSet, parents: Sequence[str] = ()) -> pl.DataFrame:
 
     Without the columns that hold a value a token: they are most of a set and no filter reads them.
     """
-    columns = [name for name in SCHEMA.names if name not in _PER_TOKEN]
     if each.run.get("command") == "sample":
         raise InputError(
             f"{each.directory} holds rollouts, which have no parents",
@@ -173,7 +176,7 @@ def parent_frame(each: InputSet, parents: Sequence[str] = ()) -> pl.DataFrame:
             "give the set that trd refine made",
         )
     tables = [
-        read_table(path, columns)
+        read_table(path, _OF_PARENTS)
         for directory in parent_directories(each, parents)
         for path in list_shards(directory)
     ]
@@ -183,14 +186,14 @@ def parent_frame(each: InputSet, parents: Sequence[str] = ()) -> pl.DataFrame:
             "the set it was made from",
             "give --parents DIR",
         )
-    frame = pl.from_arrow(pa.concat_tables(tables))
+    return _as_parents(pl.from_arrow(pa.concat_tables(tables))).unique("parent_id")
+
+
+def _as_parents(frame: pl.DataFrame) -> pl.DataFrame:
+    """Rows with `parent_` before the names of their columns, and `parent_id` to join them by."""
     renamed = frame.rename({name: f"parent_{name}" for name in frame.columns})
     # A row's own parent_id must stay the join key; the grandparent's id is of no use here.
-    return (
-        renamed.drop("parent_parent_id")
-        .with_columns(parent_id=pl.col("parent_trajectory_id"))
-        .unique("parent_id")
-    )
+    return renamed.drop("parent_parent_id").with_columns(parent_id=pl.col("parent_trajectory_id"))
 
 
 def parent_column(sets: Sequence[InputSet], name: str, parents: Sequence[str] = ()) -> dict[str, Any]:

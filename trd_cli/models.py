@@ -113,11 +113,18 @@ def own_teacher(student: ModelRef, weights: str, lora: bool, resolve: Callable[[
     return resolve(str(average)) if goes_on else student
 
 
+def moved(name: str, neighbour: Path) -> str:
+    """A model's recorded name; where its directory is gone and one of its name is beside `neighbour`, that: they were moved together."""
+    beside = neighbour.parent / Path(name).name
+    is_gone = Path(name).is_absolute() and not Path(name).is_dir()
+    return str(beside) if is_gone and beside.is_dir() else name
+
+
 def _first_of(student: ModelRef, resolve: Callable[[str], ModelRef]) -> ModelRef:
     """The model that the student was before its first round: the start of a chain of checkpoints, each naming the one before."""
     first = student
     while first.path and (run := read_run_json(first.path)) and run["command"] == "distill":
-        before = resolve(run["about"]["student"])
+        before = resolve(moved(run["about"]["student"], first.path))
         before.check_revision(run["identity"]["student_revision"], first.path)
         first = before
     return first

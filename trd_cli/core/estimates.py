@@ -129,8 +129,3 @@ def row_bytes(prompt: int, response: int, problem_text: int, student_prompt: int
 
 def hours(tokens: float, per_second: float) -> float:
     return tokens / per_second / 3600
-
-
-def share_above(lengths: Sequence[int], limit: int) -> float:
-    """Share of lengths beyond a limit; 0 where there are none."""
-    return sum(length > limit for length in lengths) / max(len(lengths), 1)

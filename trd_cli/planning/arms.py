@@ -8,7 +8,7 @@ from trd_cli.config import DistillConfig, SampleConfig
 from trd_cli.planning.findings import Finding, error, warning
 from trd_cli.planning.models import Planned
 from trd_cli.planning.needs import adapter_of
-from trd_cli.running.graph import Graph, Node
+from trd_cli.running.nodes import Graph, Node
 
 _ALL_SPECIAL = "special"
 

@@ -10,7 +10,7 @@ from trd_cli.datasets.benchmarks import Benchmark, load_benchmark, split_benchma
 from trd_cli.errors import InputError
 from trd_cli.planning.findings import Finding, error, of_exception, ok, out_of_reach, per_cent, warning
 from trd_cli.records import Problem
-from trd_cli.running.graph import Graph
+from trd_cli.running.nodes import Graph
 
 
 def load_benchmarks(graph: Graph) -> tuple[list[Benchmark], list[Finding]]:

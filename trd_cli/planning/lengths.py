@@ -11,7 +11,7 @@ from trd_cli.datasets.benchmarks import Benchmark
 from trd_cli.planning.findings import Finding, error, grouped, ok, per_cent, warning
 from trd_cli.planning.models import Planned
 from trd_cli.planning.rows import Chain, room_for_prompt, window
-from trd_cli.running.graph import Graph, Node
+from trd_cli.running.nodes import Graph, Node
 
 _RARE = 0.01  # share of rows that may be cut without a warning
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections.abc import Iterator, Sequence
@@ -17,7 +18,7 @@ from trd_cli.planning.findings import Finding, error, grouped, ok, warning
 from trd_cli.planning.lengths import arm_of
 from trd_cli.planning.models import Planned
 from trd_cli.planning.rows import Chain, window
-from trd_cli.running.graph import ORDER, Graph, Node
+from trd_cli.running.nodes import ORDER, Graph, Node
 
 _GENERATING = ("sample", "refine", "eval")
 
@@ -269,16 +270,19 @@ def _rate(config: PlanConfig, graph: Graph, stage: str) -> tuple[float | None, s
 def _measured(graph: Graph, stages: Sequence[str], log: str, tokens: str, seconds: str) -> float | None:
     """Tokens a second over all lines of these stages' logs, without loading their models."""
     lines = [line for n in graph.nodes if n.stage in stages for line in _records(graph.path(n) / log)]
-    spent = sum(line.get(seconds, 0) for line in lines)
-    return sum(line.get(tokens, 0) for line in lines) / spent if spent else None
+    told = [(line[tokens], line[seconds]) for line in lines if tokens in line and seconds in line]
+    spent = sum(each for _, each in told)
+    return sum(count for count, _ in told) / spent if spent else None
 
 
 def _records(path: Path) -> list[dict[str, float]]:
-    try:
-        text = path.read_text(encoding="utf-8")
-        return [json.loads(line) for line in text.splitlines() if line.strip()]
-    except (OSError, ValueError):
-        return []
+    """The lines of a log that are whole."""
+    found = []
+    with contextlib.suppress(OSError):
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            with contextlib.suppress(ValueError):
+                found.append(json.loads(line))
+    return [each for each in found if isinstance(each, dict)]
 
 
 def _time(hours: float) -> str:

@@ -15,7 +15,7 @@ from trd_cli.generation import templates_for
 from trd_cli.planning.findings import Finding, error, of_exception, ok, out_of_reach, per_cent, warning
 from trd_cli.recipes.recipe import Recipe
 from trd_cli.records import Problem
-from trd_cli.running.graph import Graph
+from trd_cli.running.nodes import Graph
 from trd_cli.shards import read_problems
 
 

@@ -19,7 +19,7 @@ from trd_cli.generation import templates_for
 from trd_cli.planning.models import Planned
 from trd_cli.recipes.recipe import Recipe
 from trd_cli.records import Problem
-from trd_cli.running.graph import Graph, Node
+from trd_cli.running.nodes import Graph, Node
 from trd_cli.shards import list_shards, read_table
 
 _RENDERED = 1000

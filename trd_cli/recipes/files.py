@@ -33,14 +33,9 @@ def read_recipe(path: Path, above: tuple[Path, ...]) -> tuple[Table, dict[str, P
     for base in bases:
         inherited, theirs = read_recipe(path.parent / base, (*above, here))
         inherited.pop("name", None)
-        _merge(values, inherited)
+        _put_over(values, inherited)
         origins |= theirs
-    nearer = _with_paths(own, path.parent)
-    problems = nearer.get("problems")
-    if isinstance(problems, dict) and isinstance(values.get("problems"), dict):
-        # One of them is where problems come from: the nearer takes the place of another kind.
-        values["problems"] = {kind: value for kind, value in values["problems"].items() if kind in problems}
-    _merge(values, nearer)
+    _put_over(values, _with_paths(own, path.parent))
     return values, origins | dict.fromkeys(_dotted(own), path)
 
 
@@ -57,6 +52,14 @@ def _read(path: Path) -> Table:
         raise InputError(f"recipe {path}: {error.strerror}", "a TOML file", "check the path") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"recipe {path}: {error}", "a TOML file", "mend it") from None
+
+
+def _put_over(values: Table, nearer: Mapping[str, Any]) -> None:
+    """Put one recipe's values over another's. Problems come from one place: the nearer takes the place of another kind."""
+    far, near = (table.get("problems") for table in (values, nearer))
+    if isinstance(far, dict) and isinstance(near, dict):
+        values["problems"] = {kind: value for kind, value in far.items() if kind in near}
+    _merge(values, nearer)
 
 
 def _merge(values: Table, nearer: Mapping[str, Any]) -> None:

@@ -152,19 +152,8 @@ class _Check(Checker):
     def _arms(self, recipe: Recipe) -> None:
         if not recipe.arms:
             self.fail("arms", "no arm", "at least one [arms.NAME]", "add one, with method = …")
-        configs: dict[str, Table] = {}
         for name in recipe.arms:
-            configs[name] = self._arm(recipe, name)
-            twin = next(
-                (other for other in configs if other != name and configs[other] == configs[name]), None
-            )
-            if twin is not None:
-                self.fail(
-                    f"arms.{name}",
-                    f"arms {twin} and {name} are the same",
-                    "arms that differ",
-                    "leave one out",
-                )
+            self._arm(recipe, name)
         if recipe.reference_arm is not None and recipe.reference_arm not in recipe.arms:
             self.fail(
                 "reference_arm",
@@ -173,8 +162,8 @@ class _Check(Checker):
                 closest(recipe.reference_arm, recipe.arms) or "change it",
             )
 
-    def _arm(self, recipe: Recipe, name: str) -> Table:
-        """Check one arm; gives all that decides what it is."""
+    def _arm(self, recipe: Recipe, name: str) -> None:
+        """Check one arm. Whether it differs from the others is seen in the graph."""
         where = f"arms.{name}"
         arm = recipe.arms[name]
         for section in OF_AN_ARM:
@@ -211,12 +200,6 @@ class _Check(Checker):
                 "a subset of the rollouts' own verdicts (all, correct, incorrect)",
                 "change it; [arms.NAME] subset chooses among the refined rows",
             )
-        along = config.stage or "refined"
-        return {
-            "sample": recipe.sampling(name),
-            "refine": recipe.refining(name) if along == "refined" else {},
-            "distill": config.model_dump(mode="json", exclude={"method"}),
-        }
 
     def _fits(self, recipe: Recipe, where: str, config: DistillConfig) -> None:
         """What a command would find out hours later."""

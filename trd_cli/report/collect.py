@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TypeVar
 
 from trd_cli.errors import InputError, UserError
-from trd_cli.inputs import read_run_json
 from trd_cli.report.costs import cost_of
 from trd_cli.report.data import (
     BASE,
@@ -30,6 +29,7 @@ from trd_cli.report.refinement import read_rollouts, refinement_of
 from trd_cli.report.run_files import Node, RunFiles, read_run
 from trd_cli.report.seeds import pooled, pooled_scores
 from trd_cli.report.trainings import training_of, with_training_nll
+from trd_cli.run_dir import read_run_json
 from trd_cli.score_tables import KINDS
 from trd_cli.scores import FILE, read_results
 
@@ -61,7 +61,7 @@ def collect(directory: Path) -> ReportData:
     evaluations = each(["eval"], _evaluation)
     refinements = each(["refine"], lambda node: _refinement(run, node, trainings))
     reference = run.recipe.get("reference_arm")
-    pools = pooled(evaluations)
+    pools = pooled(evaluations, {node.seed for node in run.nodes.values()} - {None})
     differences, notes = within_run((*evaluations, *pools), reference)
     return ReportData(
         name=run.name,
@@ -156,7 +156,10 @@ def _set_ref(run: RunFiles, node: Node) -> SetRef | None:
 def _selections(run: RunFiles, made: Node) -> Iterator[Selection]:
     """What each training along a set has chosen of it."""
     for node in run.of_stage("distill"):
-        config = (read_run_json(node.path) or {}).get("config")
+        try:
+            config = (read_run_json(node.path) or {}).get("config")
+        except InputError:
+            continue  # named where the training itself is read
         # By the directory's name: a run may have been moved since.
         if config and made.path.name in (Path(name).name for name in config["inputs"]):
             yield Selection(node.arm or "", config["subset"], config["where"])

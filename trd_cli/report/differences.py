@@ -64,7 +64,7 @@ def _in_one_alone(
 
 
 def _with_pools(data: ReportData) -> list[Evaluation]:
-    return [*data.evaluations, *pooled(data.evaluations)]
+    return [*data.evaluations, *pooled(data.evaluations, {node.seed for node in data.nodes} - {None})]
 
 
 def corrected(differences: Iterable[Difference]) -> tuple[Difference, ...]:

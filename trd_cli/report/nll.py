@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 import torch
 
 from trd_cli.errors import InputError, ModelError
-from trd_cli.models import ModelRef
+from trd_cli.models import ModelRef, moved
 from trd_cli.report.data import Nll, SetRef
 from trd_cli.reporting import Report
 from trd_cli.run_dir import read_run_json
@@ -58,7 +58,7 @@ def student_of(refined: SetRef, resolve: Callable[[str], ModelRef]) -> ModelRef:
         raise InputError(
             f"{refined.path} does not say who wrote its rollouts", "run.json of trd refine", "leave --nll out"
         )
-    model = resolve(name)
+    model = resolve(moved(name, refined.path))
     if model.path is None:
         raise ModelError(f"--nll with {model.name}, which has no weights", "a real model", "leave --nll out")
     model.check_revision(about.get("student_revision"), refined.path)

@@ -16,9 +16,8 @@ from pydantic import BaseModel
 
 from trd_cli.errors import InputError
 from trd_cli.report.layouts import Entry, Graph, Statuses, checked
+from trd_cli.running.nodes import FORMAT
 from trd_cli.shards import list_shards
-
-FORMAT = "trd-graph-1"
 
 
 @dataclass(frozen=True)

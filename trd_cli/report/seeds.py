@@ -8,19 +8,20 @@ Not covered: pass@k and maj@k, which are of one student each; benchmarks that th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
 from trd_cli.core.metrics import avg_at_k
-from trd_cli.report.data import ALL_SEEDS, BASE, Evaluation, Score
+from trd_cli.report.data import ALL_SEEDS, BASE, Evaluation, Score, Seed
 from trd_cli.scores import correct_matrix
 
 SHARES = ("truncated", "no_answer", "error", "timeout")
 
 
-def pooled(evaluations: Iterable[Evaluation]) -> list[Evaluation]:
-    """For each arm and round of several seeds, one evaluation of all their samples; only benchmarks that all were asked alike."""
+def pooled(evaluations: Iterable[Evaluation], seeds: Collection[Seed]) -> list[Evaluation]:
+    """For each arm and round of which all `seeds` of the run are evaluated, where they are several, one evaluation of all their samples;
+    only benchmarks that all were asked alike."""
     groups: dict[tuple[str, int | None], list[Evaluation]] = {}
     for each in evaluations:
         if each.arm != BASE:
@@ -28,7 +29,7 @@ def pooled(evaluations: Iterable[Evaluation]) -> list[Evaluation]:
     return [
         Evaluation(group[0].node, arm, number, ALL_SEEDS, _together(group))
         for (arm, number), group in groups.items()
-        if len(group) > 1
+        if len(group) > 1 and {each.seed for each in group} == set(seeds)
     ]
 
 

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from trd_cli.inputs import read_run_json
 from trd_cli.report.data import Nll, Refinement, Training
 from trd_cli.report.layouts import Step
 from trd_cli.report.outputs import LOG
 from trd_cli.report.run_files import Node, RunFiles
+from trd_cli.run_dir import read_run_json
 
 TENTHS = 10
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trd_cli.config import Config, ImportConfig
+from trd_cli.config import Config, EvalConfig, ImportConfig
+from trd_cli.datasets.benchmarks import split_benchmarks
 from trd_cli.errors import InputError
 from trd_cli.models import EMA, fingerprint
 from trd_cli.recipes.recipe import templates_of
@@ -39,10 +40,10 @@ class Contents:
                 ) from None
         return self._known[path]
 
-    def files_among(self, bench: str) -> dict[str, str]:
-        """Digests of the benchmarks that are files."""
-        names = [item.partition(":")[0] for item in bench.split(",")]
-        return {name: self.file(name) for name in names if name and Path(name).is_file()}
+    def benchmark(self, name: str) -> str:
+        """A benchmark's name; of one that is a file, its digest with what follows the file's name."""
+        file, colon, options = name.partition(":")
+        return f"{self.file(file)}{colon}{options}" if Path(file).is_file() else name
 
     def model(self, model: Model) -> str | None:
         """What stands for a model in a digest: weights in a local directory, else its name; None for one of a node's."""
@@ -59,6 +60,8 @@ class Contents:
         chosen = config.deciding()
         if "prompt" in chosen:
             chosen["prompt"] = [template.sha256 for template in templates_of(config, setting)]
+        if isinstance(config, EvalConfig):
+            chosen["bench"] = [self.benchmark(name) for name in split_benchmarks(config.bench or "")]
         if isinstance(config, ImportConfig) and Path(config.file).is_file():
             chosen["file"] = self.file(config.file)
         return chosen

@@ -10,7 +10,7 @@ same digest, hence the same node. Local files and model directories are read for
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,9 +31,7 @@ from trd_cli.models import EMA, ModelRef, own_teacher, resolve_model
 from trd_cli.recipes.recipe import Recipe
 from trd_cli.records import content_hash
 from trd_cli.running.contents import Contents, Model
-from trd_cli.running.nodes import BASE, NODES, ORDER, Graph, Node
-
-__all__ = ["ORDER", "Graph", "Node", "build_graph"]
+from trd_cli.running.nodes import BASE, NODES, Graph, Node
 
 
 def build_graph(recipe: Recipe, directory: Path) -> Graph:
@@ -41,6 +39,10 @@ def build_graph(recipe: Recipe, directory: Path) -> Graph:
     builder = _Builder(recipe)
     builder.build()
     return Graph(recipe, Path(directory), tuple(builder.nodes()))
+
+
+# Options that only say by what name something goes that counts by its content.
+_NAMES = {"method", "model", "teacher", "problems", "inputs", "parents", "out"}
 
 
 class _Builder:
@@ -218,7 +220,9 @@ class _Builder:
             arm,
             {
                 "model": self._contents.model(student),
-                "teacher": recipe.teacher and self._contents.model(Model(recipe.teacher)),
+                "teacher": self._contents.model(
+                    Model(recipe.teacher) if recipe.teacher else self._own_teacher(arm, student)
+                ),
             },
         )
 
@@ -231,10 +235,7 @@ class _Builder:
             (model.node,),
             place,
             place.arm,
-            {
-                "model": self._contents.model(model),
-                "bench": self._contents.files_among(self._recipe.eval["bench"]),
-            },
+            {"model": self._contents.model(model)},
         )
 
     def _add(
@@ -242,7 +243,7 @@ class _Builder:
         kind: str,
         stage: RunStage,
         command: tuple[str, ...],
-        configure: Any,
+        configure: Callable[[str], Config],
         inputs: Iterable[Node | None],
         place: _Place,
         arm: str | None = None,
@@ -263,7 +264,7 @@ class _Builder:
             where = out or f"{NODES}/{stage}-{digest[:10]}"
             config = configure(where)
             self._by_digest[digest] = Node(
-                name=f"{place.prefix}/{kind}".lstrip("/"),
+                name=self._name(kind, place, arm),
                 stage=stage,
                 argv=(*command, *config.flags()),
                 inputs=tuple(node.name for node in sources),
@@ -276,22 +277,35 @@ class _Builder:
             )
         node = self._by_digest[digest]
         users = self._users.setdefault(digest, set())
-        if arm is not None:
+        if arm is not None and users - {arm}:
             _check_shared(node, configure(node.out), arm, users)
         users.update((arm,) if arm else self._recipe.arms)
         return node
 
+    def _name(self, kind: str, place: _Place, arm: str | None) -> str:
+        """That of the place; where another node has it, as arms of one place may need different ones, with the arm."""
+        name = f"{place.prefix}/{kind}".lstrip("/")
+        taken = any(node.name == name for node in self._by_digest.values())
+        return f"{place.prefix}/{arm}/{kind}" if taken else name
+
 
 def _check_shared(node: Node, config: Config, arm: str, users: Collection[str]) -> None:
-    """Refuse an arm that shares a node and asks for something else there, which it would not get."""
-    names = [
-        name for name in type(config).model_fields if getattr(config, name) != getattr(node.config, name)
-    ]
+    """Refuse an arm that shares a node and asks for something else there, which it would not get, and one that comes to the same
+    training as another."""
+    own = config.deciding().keys() | _NAMES
+    fields = [name for name in type(config).model_fields if name not in own]
+    names = [name for name in fields if getattr(config, name) != getattr(node.config, name)]
     if names:
         raise InputError(
             f"arms {min(users)} and {arm} differ in {', '.join(names)} of trd {node.stage} alone, which changes no row",
             "arms that differ in what they are made of",
             f"set it in [{node.stage}] for all arms, or leave it out",
+        )
+    if node.stage == "distill":
+        raise InputError(
+            f"arms {min(users)} and {arm} come to the same training",
+            "arms that differ in what they are trained on or how",
+            "leave one out",
         )
 
 

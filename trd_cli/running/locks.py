@@ -15,27 +15,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from trd_cli.errors import InputError, ResumeRefused
+from trd_cli.errors import ResumeRefused
+from trd_cli.files import make_directory
 
-PATIENCE = (
-    600.0  # seconds a stage has to end its step and write what it has finished, once it is told to stop
-)
+# Seconds a stage has to end its step and write what it has finished, once it is told to stop.
+PATIENCE = 600.0
 _GRACE = 5.0  # seconds for what ends by itself
 
 
 @contextlib.contextmanager
 def locked(directory: Path) -> Iterator[None]:
     """Hold the run directory; raises ResumeRefused while another trd run has it."""
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        file = open(directory / ".lock", "a")  # noqa: SIM115
-    except OSError as error:
-        raise InputError(
-            f"cannot make {directory}: {error.strerror}",
-            "a directory one may write to",
-            "give another --out",
-        ) from None
-    with file:
+    make_directory(directory)
+    with open(directory / ".lock", "a") as file:
         if not _flock(file):
             raise ResumeRefused(
                 f"{directory} is in use by another trd run", "one at a time", "wait for it to end"

@@ -13,7 +13,7 @@ import json
 import re
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from trd_cli.files import write_text
 from trd_cli.inputs import check_complete
 from trd_cli.run_dir import read_run_json
 from trd_cli.running.nodes import NODES, Graph, Node
-from trd_cli.scores import FILE as RESULTS
+from trd_cli.scores import read_results
 from trd_cli.shards import list_shards, read_table
 
 _REMOVED = ".removed-"
@@ -60,15 +60,11 @@ class Status:
         write_text(self._path, json.dumps(self.records, indent=1) + "\n")
 
 
-def is_done(graph: Graph, node: Node, status: Status) -> bool:
-    """Whether a node's output is whole, and nothing is recorded that makes it worthless."""
-    record = status.of(node.name)
-    if record.get("state") == "failed" and record.get("digest") == node.digest:
+def is_done(graph: Graph, node: Node) -> bool:
+    """Whether a node's output says itself that nothing is missing, and its verdicts are its own."""
+    if node.stage == "verify" and not Verdicts(graph.path(node)).are_of(node):
         return False
-    path = graph.path(node)
-    if node.stage == "verify" and not Verdicts(path).are_of(node):
-        return False
-    return is_whole(path, node.stage)
+    return is_whole(graph, node)
 
 
 class Verdicts:
@@ -106,26 +102,38 @@ class Verdicts:
         write_text(self._path, json.dumps(record) + "\n")
 
 
-def is_whole(path: Path, stage: str) -> bool:
-    """Whether a stage's output says itself that nothing is missing. A file that cannot be read is missing."""
+def is_whole(graph: Graph, node: Node) -> bool:
+    """Whether all rows of a node's output are there, with no more errors than it allows. A file that cannot be read is missing."""
+    path = graph.path(node)
     try:
-        if stage == "problems":
+        if node.stage == "problems":
             return (path / "problems.parquet").is_file()
-        if stage == "eval":
-            return (path / RESULTS).is_file()
+        if node.stage == "eval":
+            return _few_errors(node, *_in_scores(path))
         run = read_run_json(path)
         if run is None:
             return False
-        if stage == "distill":
+        if node.stage == "distill":
             return bool(run["about"].get("finished"))
         check_complete([path])
-        return stage != "verify" or _is_graded(path)
+        if node.stage == "verify":
+            return _count(path, "verdict")[0] == 0
+        empty, rows = _count(path, "error")
+        return _few_errors(node, rows - empty, rows)
     except InputError:
         return False
 
 
-def _is_graded(directory: Path) -> bool:
-    return all(read_table(shard, ["verdict"])["verdict"].null_count == 0 for shard in list_shards(directory))
+def _few_errors(node: Node, errors: int, rows: int) -> bool:
+    """Whether the stage ends well with so many errors, by its --max-errors."""
+    allowed = node.config.max_errors
+    return errors <= (allowed * rows if allowed < 1 else allowed)
+
+
+def _count(directory: Path, column: str) -> tuple[int, int]:
+    """Rows of a set without a value in a column, and rows in all."""
+    found = [read_table(shard, [column])[column] for shard in list_shards(directory)]
+    return sum(each.null_count for each in found), sum(len(each) for each in found)
 
 
 def _has_verdicts(directory: Path) -> bool:
@@ -140,15 +148,15 @@ def forget(graph: Graph, names: set[str], status: Status) -> None:
     stays: they are made again.
     """
     chosen = [node for node in graph.nodes if node.name in names]
-    gone = [node.out for node in chosen if node.stage != "verify"]
-    for node in chosen:
-        if node.stage == "verify" and node.out not in gone:
-            Verdicts(graph.path(node)).forget()
-    removed = {Path(out).name for out in gone}
-    for path in _made_from(graph.directory / NODES, removed):
+    gone = list(dict.fromkeys(node.out for node in chosen if node.stage != "verify"))
+    graded = [node for node in chosen if node.stage == "verify" and node.out not in gone]
+    removed, regraded = {Path(out).name for out in gone}, {Path(node.out).name for node in graded}
+    for path in _made_from(graph.directory / NODES, removed, regraded):
         _take_away(path)
-    for out in reversed(dict.fromkeys(gone)):
+    for out in reversed(gone):
         _take_away(graph.directory / out)
+    for node in graded:
+        Verdicts(graph.path(node)).forget()
     status.drop(list(names))
     sweep(graph.directory)
 
@@ -159,14 +167,19 @@ def _take_away(path: Path) -> None:
         path.rename(path.with_name(f"{_REMOVED}{path.name}-{time.time_ns()}"))
 
 
-def _made_from(nodes: Path, names: set[str]) -> list[Path]:
-    """Directories that say in their run.json that they were made from one of these, directly or not; the last made first."""
-    sources = {
-        path.parent: set(_NODE.findall(path.read_text(encoding="utf-8", errors="replace")))
-        for path in nodes.glob("*/run.json")
-    }
+def _made_from(nodes: Path, removed: set[str], regraded: set[str]) -> list[Path]:
+    """Directories that say in their run.json that they were made from those removed, or by verdicts of those graded again, directly
+    or not; the last made first."""
+    sources = {}
+    for path in nodes.glob("*/run.json"):
+        try:
+            record = read_run_json(path.parent) or {}
+        except InputError:
+            continue  # nothing that a stage could go on from
+        used = set(_NODE.findall(json.dumps(record)))
+        sources[path.parent] = used if _reads_verdicts(record) else used - regraded
     found: dict[Path, None] = {}
-    known = set(names)
+    known = removed | regraded
     while more := [p for p, used in sources.items() if p.name not in known and used & known]:
         found |= dict.fromkeys(more)
         known |= {path.name for path in more}
@@ -177,3 +190,16 @@ def sweep(directory: Path) -> None:
     """Delete what was taken out of the way, by this run or by one that was killed."""
     for path in (directory / NODES).glob(f"{_REMOVED}*"):
         shutil.rmtree(path, ignore_errors=True)
+
+
+def _reads_verdicts(record: Mapping[str, Any]) -> bool:
+    """Whether rows were chosen, or are told apart, by verdicts: in training always, in refining where it chooses."""
+    identity = record.get("identity", {})
+    chooses = identity.get("subset", "all") != "all" or identity.get("where") is not None
+    return chooses or record.get("command") == "distill"
+
+
+def _in_scores(directory: Path) -> tuple[int, int]:
+    """Samples of an evaluation that got no verdict, and samples in all; raises InputError for results that cannot be read."""
+    counts = [bench["verdicts"] for bench in read_results(str(directory))["benchmarks"].values()]
+    return sum(c["error"] + c["timeout"] for c in counts), sum(sum(c.values()) for c in counts)

@@ -24,7 +24,8 @@ from trd_cli.recipes.loading import load_recipe
 from trd_cli.records import Problem
 from trd_cli.reporting import Report
 from trd_cli.run_dir import DEFAULT_ROOT
-from trd_cli.running.graph import Graph, build_graph
+from trd_cli.running.graph import build_graph
+from trd_cli.running.nodes import Graph
 
 FORMAT = "trd-plan-1"
 # Stands for problems that cannot be read: what is longest is the responses.

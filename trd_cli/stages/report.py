@@ -12,8 +12,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from trd_cli.config import ReportConfig
-from trd_cli.errors import InputError
-from trd_cli.files import write_bytes, write_text
+from trd_cli.files import make_directory, write_bytes, write_text
 from trd_cli.models import ModelRef
 from trd_cli.report.collect import collect
 from trd_cli.report.csv_files import csv_files
@@ -24,6 +23,7 @@ from trd_cli.report.tables import markdown
 from trd_cli.report.trajectories import trajectories
 from trd_cli.report.two_runs import combine
 from trd_cli.reporting import Report
+from trd_cli.run_dir import read_run_json
 
 CACHE = "nll.json"
 PAGE = "report.html"
@@ -37,7 +37,7 @@ def run(config: ReportConfig, resolve: Callable[[str], ModelRef], report: Report
     runs = [collect(Path(name)) for name in config.runs]
     data = runs[0] if len(runs) == 1 else combine(*runs)
     out = _out(config)
-    _make(out)
+    make_directory(out / "plots")
     if config.nll is not None:
         data = _with_nll(data, config, out / CACHE, resolve, report)
     for line in (*data.missing, *data.notes):
@@ -54,15 +54,6 @@ def _out(config: ReportConfig) -> Path:
         return Path(config.out)
     *against, run = map(Path, config.runs)
     return run / "-against-".join(["report", *(each.resolve().name for each in against)])
-
-
-def _make(out: Path) -> None:
-    try:
-        (out / "plots").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"cannot make {out}: {error.strerror}", "a directory", "give another --out"
-        ) from None
 
 
 def _write(out: Path, data: ReportData) -> None:
@@ -99,7 +90,9 @@ def _with_nll(
     for refinement in data.refinements:
         refined = sets[refinement.node]
         model = student_of(refined, resolve)
-        key = f"{refined.path.name} {model.revision} {config.nll} rows of {refinement.rows}"
+        # A set that was made again has the same name, and may have other rows.
+        made = (read_run_json(refined.path) or {}).get("created")
+        key = f"{refined.path.name} of {made}, {model.revision}, {config.nll} rows of {refinement.rows}"
         if key not in kept:
             report.note(f"scoring {config.nll} rows of {refinement.node} with {model.name}")
             scored = score(refined, config.nll, model, config.device, report)

@@ -54,8 +54,7 @@ def dry_run(config: RunConfig) -> list[str]:
     chosen = graph.chosen(config.only, config.until)
     again = _again(graph, config, chosen)
     _check_directory(directory)
-    status = Status(directory)
-    done = {n.name for n in graph.nodes if n.name not in again and is_done(graph, n, status)}
+    done = {n.name for n in graph.nodes if n.name not in again and is_done(graph, n)}
     names = {node.name for node in chosen}
     width = max(len(node.name) for node in graph.nodes)
     lines = [f"{len(graph.nodes)} stages in {directory}: {len(done)} done, {len(names - done)} to run"]
@@ -133,7 +132,7 @@ class _Runner:
     def run(self) -> None:
         """Run what is missing. A node that fails takes along what is made from it, and nothing else."""
         status = self._status
-        done = {node.name for node in self._chosen if is_done(self._graph, node, status)}
+        done = {node.name for node in self._chosen if is_done(self._graph, node)}
         for node in self._chosen:
             is_there = node.name in done
             if is_there and status.of(node.name).get("state") != "done":
@@ -176,7 +175,7 @@ class _Runner:
             process.stop()
             self._record(node, process, spent, "waiting")
             raise
-        well = code == 0 and is_whole(self._graph.path(node), node.stage)
+        well = code == 0 and is_whole(self._graph, node)
         if well and verdicts is not None:
             verdicts.end(node)
         self._record(node, process, spent, "done" if well else "failed")
