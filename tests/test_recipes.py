@@ -501,63 +501,42 @@ def test_training_is_told_where_the_rollouts_are_so_that_a_run_can_be_moved(tmp_
     assert option(made["seed-0/round-0/fkl/distill"], "--parents") is None
 
 
+def trained(directory: Path) -> tuple[Path, Path]:
+    """A model and a checkpoint made from it, with an average beside it, as trd distill leaves them."""
+    first, second = (build_model(directory / name, seed) for seed, name in enumerate(("first", "second")))
+    build_model(second / "ema", 2)
+    record = {
+        **{"format": "trd-run-1", "command": "distill", "digest": "0", "inputs": [], "rows_expected": None},
+        "identity": {"student_revision": resolve_model(str(first)).revision},
+        "about": {"student": str(first), "finished": True},
+    }
+    (second / "run.json").write_text(json.dumps(record))
+    return first, second
+
+
 @pytest.mark.parametrize(
     ("weights", "teacher"), [("initial", "first"), ("round", "second"), ("ema", "second/ema")]
 )
 def test_a_student_that_an_earlier_run_has_trained_has_the_teacher_that_training_has(
     weights: str, teacher: str, tmp_path: Path
 ) -> None:
-    first, second = (build_model(tmp_path / name) for name in ("first", "second"))
-    build_model(second / "ema")
-    about = {"student": str(first), "finished": True}
-    identity = {"student_revision": resolve_model(str(first)).revision}
-    record = {
-        "format": "trd-run-1",
-        "command": "distill",
-        "digest": "0",
-        "identity": identity,
-        "about": about,
-    }
-    (second / "run.json").write_text(json.dumps(record | {"inputs": [], "rows_expected": None}))
+    _, second = trained(tmp_path)
     text = BASE.replace("scripted", str(second)) + ARM + f'teacher_weights = "{weights}"\n'
     assert option(graph(tmp_path, text)["seed-0/round-0/refine"], "--teacher") == str(tmp_path / teacher)
 
 
 def test_checkpoints_that_were_moved_together_still_find_each_other(tmp_path: Path) -> None:
-    first, second = (
-        build_model(tmp_path / "old" / name, seed) for seed, name in enumerate(("first", "second"))
-    )
-    about = {"student": str(first), "finished": True}
-    identity = {"student_revision": resolve_model(str(first)).revision}
-    record = {
-        "format": "trd-run-1",
-        "command": "distill",
-        "digest": "0",
-        "identity": identity,
-        "about": about,
-    }
-    (second / "run.json").write_text(json.dumps(record | {"inputs": [], "rows_expected": None}))
+    trained(tmp_path / "old")
     new = (tmp_path / "old").rename(tmp_path / "new")
     text = BASE.replace("scripted", str(new / "second")) + ARM + 'teacher_weights = "initial"\n'
     assert option(graph(tmp_path, text)["seed-0/round-0/refine"], "--teacher") == str(new / "first")
 
 
 def test_arms_with_different_teachers_have_rows_and_names_of_their_own(tmp_path: Path) -> None:
-    first, second = (build_model(tmp_path / name, seed) for seed, name in enumerate(("first", "second")))
-    build_model(second / "ema", 2)
-    about = {"student": str(first), "finished": True}
-    identity = {"student_revision": resolve_model(str(first)).revision}
-    record = {
-        "format": "trd-run-1",
-        "command": "distill",
-        "digest": "0",
-        "identity": identity,
-        "about": about,
-    }
-    (second / "run.json").write_text(json.dumps(record | {"inputs": [], "rows_expected": None}))
+    _, second = trained(tmp_path)
     arms = "".join(
-        f'[arms.{weights}]\nmethod = "{method}"\nteacher_weights = "{weights}"\n'
-        for weights, method in (("initial", "trd"), ("round", "trd"), ("ema", "trd"))
+        f'[arms.{weights}]\nmethod = "trd"\nteacher_weights = "{weights}"\n'
+        for weights in ("initial", "round", "ema")
     )
     text = (
         BASE.replace("scripted", str(second)) + arms + '[arms.fkl]\nmethod = "fkl"\nteacher_weights = "ema"\n'

@@ -29,14 +29,10 @@ _OURS = {".lock", ".stage", "recipe.toml", ".recipe.toml.tmp", ".graph.json.tmp"
 
 def run(config: RunConfig, report: RunReport) -> Path:
     """Run what is missing and return the run directory. Raises UserError when stages failed, after all others have run."""
-    recipe = load_recipe(Path(config.recipe))
-    directory = Path(config.out) if config.out else DEFAULT_ROOT / recipe.name
-    graph = build_graph(recipe, directory)
-    chosen = graph.chosen(config.only, config.until)
-    again = _again(graph, config, chosen)
-    _check_directory(directory)
+    graph, chosen, again = _planned(config)
+    directory = graph.directory
     with locked(directory):
-        _write(directory / "recipe.toml", recipe.as_toml())
+        _write(directory / "recipe.toml", graph.recipe.as_toml())
         _write(directory / "graph.json", _json(graph.record()))
         status = Status(directory)
         with stage_lock(directory, report.note) as lock:
@@ -48,16 +44,11 @@ def run(config: RunConfig, report: RunReport) -> Path:
 
 def dry_run(config: RunConfig) -> list[str]:
     """What is done, what would run, and the first prompt of each stage; nothing is written."""
-    recipe = load_recipe(Path(config.recipe))
-    directory = Path(config.out) if config.out else DEFAULT_ROOT / recipe.name
-    graph = build_graph(recipe, directory)
-    chosen = graph.chosen(config.only, config.until)
-    again = _again(graph, config, chosen)
-    _check_directory(directory)
+    graph, chosen, again = _planned(config)
     done = {n.name for n in graph.nodes if n.name not in again and is_done(graph, n)}
     names = {node.name for node in chosen}
     width = max(len(node.name) for node in graph.nodes)
-    lines = [f"{len(graph.nodes)} stages in {directory}: {len(done)} done, {len(names - done)} to run"]
+    lines = [f"{len(graph.nodes)} stages in {graph.directory}: {len(done)} done, {len(names - done)} to run"]
     for node in graph.nodes:
         state = "done" if node.name in done else "run" if node.name in names else "left out"
         if node.name in again and node.name in names:
@@ -67,6 +58,16 @@ def dry_run(config: RunConfig) -> list[str]:
     for title, text in first_prompts(graph, chosen, done):
         lines += ["", f"── {title}", text]
     return lines
+
+
+def _planned(config: RunConfig) -> tuple[Graph, list[Node], set[str]]:
+    """The graph, the nodes that were asked for, and the names of those to do again."""
+    recipe = load_recipe(Path(config.recipe))
+    graph = build_graph(recipe, Path(config.out) if config.out else DEFAULT_ROOT / recipe.name)
+    chosen = graph.chosen(config.only, config.until)
+    again = _again(graph, config, chosen)
+    _check_directory(graph.directory)
+    return graph, chosen, again
 
 
 def _again(graph: Graph, config: RunConfig, chosen: Sequence[Node]) -> set[str]:
