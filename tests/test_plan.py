@@ -308,7 +308,7 @@ def test_problems_that_share_a_long_run_of_words_with_a_question_are_a_warning(
 
 
 def test_a_benchmark_that_there_is_not_is_an_error(write: Write, plan: Any) -> None:
-    told(plan(write(eval={"bench": "aime2042"}), code=1), "error", "benchmarks", "aime2042 cannot be loaded")
+    told(plan(write(eval={"bench": "aime2042"}), code=1), "error", "recipe", "[eval] no benchmark 'aime2042'")
 
 
 def without(tmp_path: Path, ok: Trd, field: str, count: int) -> dict[str, str]:

@@ -131,6 +131,16 @@ WRONG: dict[str, tuple[str, tuple[str, ...]]] = {
     "no student's name": (BASE.replace('"scripted"', '""') + ARM, ("student = ''", "at least 1 character")),
     "a name that leads elsewhere": ("name = '../x'" + BASE + ARM, ("name = '../x'", "letters, digits")),
     "a date": (BASE + "[sample]\nengine_arg = {x = 2025-01-01}\n" + ARM, ("a date or a time", "quotes")),
+    "a benchmark that there is not": (
+        BASE + "[eval]\nbench = 'amie25'\n" + ARM,
+        ("[eval] no benchmark 'amie25'", "aime25"),
+    ),
+    "a benchmark's option": (BASE + "[eval]\nbench = 'arithmetic:m=4'\n" + ARM, ("[eval] ", "m=4")),
+    "problems that are no Parquet": (
+        BASE.replace('make = {kind = "arithmetic", n = 8}', 'file = "p.jsonl"') + ARM,
+        ("file = 'p.jsonl'", "import.file = 'p.jsonl'"),
+    ),
+    "extend": ("extend = 'x.toml'" + BASE + ARM, ("extend, which is no key there", "did you mean extends?")),
     "no benchmark": (BASE + "[eval]\nbench = []\n" + ARM, ("[eval] without a benchmark",)),
     "no template": (
         BASE + "[sample]\nprompt = 'x.jinja'\n" + ARM,

@@ -137,7 +137,7 @@ def test_running_again_changes_no_file(finished: Path, ok: Trd) -> None:
     result = ok(*command(finished))
     assert files(finished) == before
     assert result.stdout == f"{finished}\n"
-    assert result.stderr == f"trd run: {finished}: all 5 stages are done\n"
+    assert result.stderr == f"trd run: {finished}: the 5 stages asked for, of 11, are done\n"
 
 
 def test_what_is_done_is_read_from_the_outputs(finished: Path, tmp_path: Path, ok: Trd) -> None:
@@ -389,6 +389,14 @@ def test_a_set_with_too_many_errors_is_not_done_whatever_is_on_record(tmp_path: 
     result = trd("run", path, "--out", run, "--until", "sample")
     assert result.exit_code == 1
     assert "rows ended as errors" in result.stderr
+
+
+def test_a_model_without_weights_is_refused_before_anything_is_generated(tmp_path: Path, trd: Trd) -> None:
+    path, run = written(tmp_path, BASE + TRD_ARM), tmp_path / "run"
+    result = trd("run", path, "--out", run)
+    assert result.exit_code == 1
+    assert "scripted has no weights" in result.stderr
+    assert not run.exists()
 
 
 def test_a_second_run_in_the_same_directory_is_refused(finished: Path, tmp_path: Path, trd: Trd) -> None:

@@ -15,11 +15,12 @@ import re
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 from trd_cli.config import ImportConfig
 from trd_cli.datasets.evalplus import canonical_version
 from trd_cli.datasets.importing import import_problems
-from trd_cli.datasets.known_sets import GRADERS, KNOWN, SAMPLING, SPELLINGS, Options
+from trd_cli.datasets.known_sets import GRADERS, KNOWN, SAMPLING, SPELLINGS, Known, Options
 from trd_cli.datasets.sources import Loaded
 from trd_cli.errors import InputError
 from trd_cli.records import Problem, Sampling, Task
@@ -62,16 +63,27 @@ def load_benchmark(name: str) -> Benchmark:
     file = _FILE.fullmatch(name)
     if file:
         return _from_file(name, file[1], file[2])
+    canonical, known, typed = _named(name)
+    loaded = known.load(canonical, {**known.options, **typed})
+    _check(canonical, loaded)
+    return _benchmark(canonical, loaded, known.task, known.grader, known.sampling)
+
+
+def check_benchmark(name: str) -> None:
+    """Raise InputError for a name or an option there is not; nothing is read."""
+    if not _FILE.fullmatch(name):
+        _named(name)
+
+
+def _named(name: str) -> tuple[str, Known, dict[str, Any]]:
+    """A benchmark's canonical name, what is known of it, and the options given."""
     base, _, text = name.partition(":")
     key = _canonical(base)
     known = KNOWN[key]
     typed = _options(name, text, known.options)
     if "version" in typed:
         typed["version"] = canonical_version(typed["version"])
-    canonical = ":".join(filter(None, (key, ",".join(f"{k}={v}" for k, v in typed.items()))))
-    loaded = known.load(canonical, {**known.options, **typed})
-    _check(canonical, loaded)
-    return _benchmark(canonical, loaded, known.task, known.grader, known.sampling)
+    return ":".join(filter(None, (key, ",".join(f"{k}={v}" for k, v in typed.items())))), known, typed
 
 
 def split_benchmarks(text: str) -> list[str]:

@@ -120,11 +120,13 @@ def _memory(device: float | None, work: Work, student: Planned, teacher: Planned
         what = _parts(need)
         change = "lower max_tokens_per_batch, use lora or gradient_checkpointing, or spread it over processes"
     else:
-        need = _generating(work, model)
-        what = f"{_parts(need)} for {model.name} with one sequence of {work.longest:,} tokens in flight"
-        change = "lower max_tokens or max_model_len, or raise tensor_parallel_size"
         engine = work.node.config
         assert isinstance(engine, EngineOptions)
+        at_once = _at_once(engine, work.rows)
+        need = _generating(work, model, at_once)
+        sequences = "one sequence" if at_once == 1 else f"{at_once} sequences"
+        what = f"{_parts(need)} for {model.name} with {sequences} of {work.longest:,} tokens in flight"
+        change = "lower max_tokens, max_model_len or batch_size, or raise tensor_parallel_size"
         device = device and device * engine.tensor_parallel_size * engine.gpu_memory_utilization
     if device is None or need.total <= device * GIB:
         yield ok("memory", what)
@@ -132,13 +134,19 @@ def _memory(device: float | None, work: Work, student: Planned, teacher: Planned
         yield error("memory", f"{what}, and {device:.1f} GiB are there", change)
 
 
-def _generating(work: Work, model: Planned) -> Need:
+def _at_once(engine: EngineOptions, rows: int) -> int:
+    """Sequences whose keys and values are held: as asked for; vllm and servers take as many as they have room for, one at least."""
+    asked = engine.batch_size if engine.engine in ("auto", "transformers") else None
+    return max(1, min(asked or 1, rows))
+
+
+def _generating(work: Work, model: Planned, at_once: int) -> Need:
     config = work.node.config
     assert isinstance(config, (SampleConfig, RefineConfig, EvalConfig))
     assert model.shape is not None
     dtype = model.dtype if config.dtype == "auto" else config.dtype
     longest = min(work.longest, window(config.max_model_len, model) or work.longest)
-    return estimates.generating(model.shape, dtype, longest)
+    return estimates.generating(model.shape, dtype, longest, at_once)
 
 
 def training_need(work: Work, student: Planned, teacher: Planned) -> Need:

@@ -24,6 +24,7 @@ from pydantic import ValidationError
 
 from trd_cli.config import METHODS, Config, DistillConfig, MakeConfig, RefineConfig
 from trd_cli.core.selection import needs_parents
+from trd_cli.datasets.benchmarks import check_benchmark, split_benchmarks
 from trd_cli.errors import InputError, PromptError, UserError
 from trd_cli.inputs import check_filter
 from trd_cli.recipes.files import Table, read_recipe
@@ -65,7 +66,7 @@ class _Check(Checker):
     def _top(self, values: Table) -> None:
         for key in values:
             if key not in Recipe.model_fields:
-                self.unknown("", key, Recipe.model_fields, {})
+                self.unknown("", key, ("extends", *Recipe.model_fields), {})
         for key in ("setting", "student", "problems", "arms"):
             if key not in values:
                 what = f"[{key}]" if key in ("problems", "arms") else key
@@ -74,13 +75,13 @@ class _Check(Checker):
     def _names(self, recipe: Recipe) -> None:
         """The names of a run and of its arms are names of files too."""
         expected = "letters, digits, '.', '+', '_' and '-', the first a letter or a digit"
+        if "base" in recipe.arms:
+            self.fail("arms.base", "[arms.base]", "another name: base is the starting model", "rename it")
         if not _NAME.fullmatch(recipe.name):
             self.fail("name", f"name = {recipe.name!r}", expected, "rename it")
         for arm in recipe.arms:
-            if not _NAME.fullmatch(arm) or arm == "base":
-                self.fail(
-                    f"arms.{arm}", f"[arms.{arm}]", f"{expected}; base is the starting model", "rename it"
-                )
+            if not _NAME.fullmatch(arm):
+                self.fail(f"arms.{arm}", f"[arms.{arm}]", expected, "rename it")
 
     def _rendered(self, config: Config, setting: str, where: str) -> None:
         """Check a stage's templates and its filter before anything is run."""
@@ -120,7 +121,13 @@ class _Check(Checker):
             self.fail(
                 "eval.bench", "[eval] without a benchmark", 'bench = "NAME"', "add one, or leave [eval] out"
             )
-        return table | {"bench": ",".join(map(str, bench)) if isinstance(bench, list) else bench}
+        joined = ",".join(map(str, bench)) if isinstance(bench, list) else str(bench)
+        for name in split_benchmarks(joined):
+            try:
+                check_benchmark(name)
+            except InputError as error:
+                self.refuse("eval", error)
+        return table | {"bench": joined}
 
     def _problems(self, recipe: Recipe) -> None:
         table, kinds = recipe.problems, ("file", *SOURCES)
@@ -134,6 +141,13 @@ class _Check(Checker):
         if kind == "file":
             if not isinstance(value, str):
                 self.fail("problems.file", f"[problems] file = {value!r}", "a Parquet file", "change it")
+            if Path(value).suffix in (".jsonl", ".json", ".csv"):
+                self.fail(
+                    "problems.file",
+                    f"[problems] file = {value!r}",
+                    "a Parquet file of trd data",
+                    f"write import.file = {value!r}, or import it first",
+                )
             there = _rows_in(Path(value))
         elif not isinstance(value, dict):
             self.fail(f"problems.{kind}", f"[problems] {kind} = {value!r}", "a table", "change it")

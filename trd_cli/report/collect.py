@@ -36,6 +36,8 @@ from trd_cli.scores import FILE, read_results
 _STAGES = ("problems", "sample", "verify", "refine", "distill", "eval")
 _STAGE_OF_SET = {"sample": "rollout", "refine": "refined"}
 _SHOWN_KEYS = ("value", "low", "high", "questions")
+# So many stages that wait are named.
+_NAMED = 3
 Value = TypeVar("Value")
 
 
@@ -57,6 +59,7 @@ def collect(directory: Path) -> ReportData:
 
     for line, name in each(_STAGES, _not_whole):
         missing[name][line] = None
+    waiting = [node.name for node in run.nodes.values() if node.state == "waiting"]
     trainings = each(["distill"], training_of)
     evaluations = each(["eval"], _evaluation)
     refinements = each(["refine"], lambda node: _refinement(run, node, trainings))
@@ -76,7 +79,7 @@ def collect(directory: Path) -> ReportData:
         refinements=refinements,
         trainings=trainings,
         sets=each(("sample", "refine"), lambda node: _set_ref(run, node)),
-        missing=tuple(line for lines in missing.values() for line in lines),
+        missing=(*(line for lines in missing.values() for line in lines), *_waiting(waiting, len(run.nodes))),
         notes=notes,
     )
 
@@ -102,6 +105,8 @@ def _of_all_seeds(evaluations: Sequence[Evaluation], pools: Sequence[Evaluation]
 
 def _not_whole(node: Node) -> tuple[str, str] | None:
     """What is said of a node that is not done, or whose output is gone, and the node's name."""
+    if node.state == "waiting":
+        return None  # all of them are one line
     if node.state == "done":
         gone = lacking(node)
         return None if gone is None else (f"{node.name}: {gone}", node.name)
@@ -109,6 +114,13 @@ def _not_whole(node: Node) -> tuple[str, str] | None:
     ended = f" with exit code {code}" if code else ""
     log = f", see logs/{node.name.replace('/', '_')}.log" if node.state == "failed" else ""
     return f"{node.name}: {node.state}{ended}{log}", node.name
+
+
+def _waiting(names: Sequence[str], total: int) -> Iterator[str]:
+    """What is said of the nodes that have not been run."""
+    if names:
+        more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+        yield f"{len(names)} of {total} stages have not been run: {', '.join(names[:_NAMED])}{more}"
 
 
 def _reason(error: BaseException) -> str:

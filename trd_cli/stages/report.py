@@ -40,8 +40,10 @@ def run(config: ReportConfig, resolve: Callable[[str], ModelRef], report: Report
     make_directory(out / "plots")
     if config.nll is not None:
         data = _with_nll(data, config, out / CACHE, resolve, report)
-    for line in (*data.missing, *data.notes):
+    for line in data.missing:
         report.note(f"not in the report: {line}")
+    for line in data.notes:
+        report.note(line)
     _write(out, data)
     report.note(f"wrote {PAGE}, report.md, CSV files and plots in {out}")
     report.result(out / PAGE)

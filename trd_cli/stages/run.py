@@ -11,6 +11,7 @@ from typing import IO, Any
 from trd_cli.config import RunConfig
 from trd_cli.errors import InputError, UserError
 from trd_cli.files import write_text
+from trd_cli.models import SCRIPTED
 from trd_cli.recipes.loading import load_recipe
 from trd_cli.reporting import NodeState, RunReport
 from trd_cli.run_dir import DEFAULT_ROOT
@@ -30,6 +31,7 @@ _OURS = {".lock", ".stage", "recipe.toml", ".recipe.toml.tmp", ".graph.json.tmp"
 def run(config: RunConfig, report: RunReport) -> Path:
     """Run what is missing and return the run directory. Raises UserError when stages failed, after all others have run."""
     graph, chosen, again = _planned(config)
+    _check_weights(graph, chosen)
     directory = graph.directory
     with locked(directory):
         _write(directory / "recipe.toml", graph.recipe.as_toml())
@@ -45,13 +47,14 @@ def run(config: RunConfig, report: RunReport) -> Path:
 def dry_run(config: RunConfig) -> list[str]:
     """What is done, what would run, and the first prompt of each stage; nothing is written."""
     graph, chosen, again = _planned(config)
-    done = {n.name for n in graph.nodes if n.name not in again and is_done(graph, n)}
+    there = {node.name for node in graph.nodes if is_done(graph, node)}
+    done = there - again
     names = {node.name for node in chosen}
     width = max(len(node.name) for node in graph.nodes)
     lines = [f"{len(graph.nodes)} stages in {graph.directory}: {len(done)} done, {len(names - done)} to run"]
     for node in graph.nodes:
         state = "done" if node.name in done else "run" if node.name in names else "left out"
-        if node.name in again and node.name in names:
+        if node.name in again & there and node.name in names:
             state = "again"
         inputs = ", ".join(node.inputs)
         lines.append(f"  {state:<8} {node.name:<{width}}  {node.out}" + (f"  ← {inputs}" if inputs else ""))
@@ -68,6 +71,16 @@ def _planned(config: RunConfig) -> tuple[Graph, list[Node], set[str]]:
     again = _again(graph, config, chosen)
     _check_directory(graph.directory)
     return graph, chosen, again
+
+
+def _check_weights(graph: Graph, chosen: Sequence[Node]) -> None:
+    """Refuse to train a model without weights before anything is generated with it."""
+    if SCRIPTED in (graph.recipe.student, graph.recipe.teacher) and any(n.stage == "distill" for n in chosen):
+        raise InputError(
+            f"{SCRIPTED} has no weights to train or to learn from",
+            "a real model",
+            "change it, or stop before: --until verify",
+        )
 
 
 def _again(graph: Graph, config: RunConfig, chosen: Sequence[Node]) -> set[str]:
@@ -234,4 +247,6 @@ class _Runner:
                 "all to end well",
                 "see the logs, mend it, and run the same command again",
             )
-        self._report.note(f"{self._graph.directory}: all {len(self._chosen)} stages are done")
+        count, total = len(self._chosen), len(self._graph.nodes)
+        which = f"all {total} stages" if count == total else f"the {count} stages asked for, of {total},"
+        self._report.note(f"{self._graph.directory}: {which} are done")
