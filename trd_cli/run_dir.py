@@ -229,6 +229,6 @@ class RunDir:
     def log_session(self, rows: int, tokens: int, at_work: float) -> None:
         """Append what this invocation did to `sessions.jsonl`; `at_work` are the seconds in which it made its rows."""
         seconds = round(time.monotonic() - self._started, 3)
-        record = {"seconds": seconds, "at_work": round(at_work, 3), "rows": rows, "tokens": tokens}
+        record = {"seconds": seconds, "at_work": round(at_work, 6), "rows": rows, "tokens": tokens}
         with open(self.path / "sessions.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
