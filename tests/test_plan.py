@@ -215,17 +215,22 @@ def test_problems_that_are_filtered_by_length_are_counted(write: Write, plan: An
     told(plan(filtered, code=1), "error", "lengths", "sample: every problem is left out")
 
 
-def test_lengths_and_rates_are_those_of_the_run_as_soon_as_it_has_rollouts(
-    write: Write, plan: Any, ok: Trd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    recipe = write(student="scripted", arms={"fkl": {"method": "fkl"}})
-    run = tmp_path / "run"
+def sampled(recipe: Path, ok: Trd, run: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The rollouts of a recipe, made in its run directory by the command of its graph."""
     run.mkdir()
     monkeypatch.chdir(run)
     graph = build_graph(load_recipe(recipe), run)
     for name in ("problems", "seed-0/round-0/sample"):
         ok(*graph[name].argv)
-    rows = rows_of(run / graph["seed-0/round-0/sample"].out)
+    return run / graph["seed-0/round-0/sample"].out
+
+
+def test_lengths_and_rates_are_those_of_the_run_as_soon_as_it_has_rollouts(
+    write: Write, plan: Any, ok: Trd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = write(student="scripted", arms={"fkl": {"method": "fkl"}})
+    rollouts = sampled(recipe, ok, tmp_path / "run", monkeypatch)
+    rows = rows_of(rollouts)
     findings = plan(recipe)
     prompts = sorted(len(row.prompt_token_ids) for row in rows)
     told(findings, "ok", "lengths", "sample: prompts of", f"to {prompts[-1]} tokens")
@@ -249,13 +254,8 @@ def test_a_set_that_is_not_finished_does_not_count_as_measured(
     recipe = write(
         student="scripted", arms={"fkl": {"method": "fkl"}}, sample={"shard_rows": 5, "max_tokens": 32}
     )
-    run = tmp_path / "run"
-    run.mkdir()
-    monkeypatch.chdir(run)
-    graph = build_graph(load_recipe(recipe), run)
-    for name in ("problems", "seed-0/round-0/sample"):
-        ok(*graph[name].argv)
-    list_shards(run / graph["seed-0/round-0/sample"].out)[0].unlink()
+    rollouts = sampled(recipe, ok, tmp_path / "run", monkeypatch)
+    list_shards(rollouts)[0].unlink()
     told(plan(recipe), "ok", "cost", "sample: at most ")
 
 

@@ -1,6 +1,6 @@
 """A run directory as `trd run` leaves it, finished or not: its nodes, how far each is, and where its files are.
 
-Reads graph.json ({format, name, recipe, nodes: [{name, stage, arm, round, seed, out, inputs, digest, argv}]}) and
+Reads graph.json ({format, name, recipe, nodes: [{name, stage, arm, arms, round, seed, out, inputs, digest, argv}]}) and
 status.json ({node: {state, seconds, peak_rss_bytes, exit_code, …}}). Nothing is written.
 """
 
@@ -63,7 +63,6 @@ class Node:
 class RunFiles:
     """A run directory: `nodes` by name, in the graph's order."""
 
-    directory: Path
     name: str
     recipe: Mapping[str, Any]
     nodes: Mapping[str, Node]
@@ -95,7 +94,7 @@ def read_run(directory: Path) -> RunFiles:
     known = checked(Graph, graph, directory / "graph.json")
     status = checked(Statuses, _read_json(directory / "status.json") or {}, directory / "status.json").root
     nodes = {entry.name: _node(directory, entry, status.get(entry.name, {})) for entry in known.nodes}
-    return RunFiles(directory, known.name, known.recipe or {}, nodes)
+    return RunFiles(known.name, known.recipe or {}, nodes)
 
 
 def _node(directory: Path, entry: Entry, record: Mapping[str, Any]) -> Node:

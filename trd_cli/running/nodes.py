@@ -76,9 +76,6 @@ class Graph:
         """Where the node's output is."""
         return self.directory / node.out
 
-    def inputs_of(self, node: Node) -> list[Node]:
-        return [self[name] for name in node.inputs]
-
     def needed_by(self, names: Iterable[str]) -> set[str]:
         """These nodes and all that they come from."""
         found: set[str] = set()
