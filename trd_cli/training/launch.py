@@ -12,6 +12,8 @@ import torch
 
 from trd_cli.config import DistillConfig
 from trd_cli.errors import InputError, UserError, first_line
+from trd_cli.training.model import compute_dtype
+from trd_cli.training.sharding import complete_settings
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -49,6 +51,7 @@ def accelerator_for(config: DistillConfig, logs: Path | None = None) -> Accelera
             "a launch by torchrun or accelerate",
             "see the example in --help",
         ) from None
+    complete_settings(accelerator, config, compute_dtype(config))
     wanted = _processes_wanted()
     if wanted > 1 and accelerator.num_processes == 1:
         raise UserError(
@@ -63,8 +66,6 @@ def accelerator_for(config: DistillConfig, logs: Path | None = None) -> Accelera
             "several processes alone, or FSDP version 2",
             "change accelerate's configuration",
         )
-    if kind == "FSDP" and config.teacher_weights == "ema":
-        raise InputError("--teacher-weights ema with FSDP", "initial or round", "change --teacher-weights")
     device = accelerator.device
     if config.device not in ("auto", device.type, str(device)):
         raise InputError(f"--device {config.device}", f"auto or {device}", "change --device")

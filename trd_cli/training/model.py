@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from trd_cli.config import LoraOptions
+from trd_cli.config import DistillConfig, LoraOptions
 from trd_cli.core.objectives import Objective
 from trd_cli.errors import InputError, ModelError, TrdError, first_line
 from trd_cli.models import ModelRef
@@ -20,8 +20,14 @@ from trd_cli.training.loss import Figures, fused_divergence
 # Of transformers 5.23, about a name that peft 0.21 uses.
 warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
 
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 _HEAD_LIMIT = {torch.float32: 1e-3, torch.bfloat16: 3e-2}
 _LOGIT_TRANSFORMS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
+
+
+def compute_dtype(config: DistillConfig) -> torch.dtype:
+    """Return the dtype of matrix products."""
+    return DTYPES["bfloat16" if config.dtype == "auto" else config.dtype]
 
 
 def load(
@@ -101,6 +107,7 @@ def with_adapter(model: nn.Module, options: LoraOptions, seed: int) -> nn.Module
         target_modules=list(options.lora_targets) or "all-linear",
         task_type="CAUSAL_LM",
     )
+    tied = embedding_is_tied(model)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter(
@@ -117,6 +124,12 @@ def with_adapter(model: nn.Module, options: LoraOptions, seed: int) -> nn.Module
         raise InputError(
             "--lora-targets with the output head",
             "layers before it: the loss reads the head's own weight",
+            "leave it out",
+        )
+    if tied and hasattr(base_of(adapted).get_input_embeddings(), "lora_A"):
+        raise InputError(
+            "--lora-targets with an embedding that is the output head too",
+            "layers after it: merged into the embedding, the adapter would change the head",
             "leave it out",
         )
     return adapted
@@ -144,10 +157,22 @@ def head_of(model: nn.Module) -> torch.Tensor:
     return base_of(model).get_output_embeddings().weight
 
 
-def response_states(model: nn.Module, side: Side, compute: torch.dtype) -> torch.Tensor:
-    """Final hidden states (N, D), in `compute`, at the places that predict the response; prompt positions never reach the head."""
+def embedding_is_tied(model: nn.Module) -> bool:
+    """Return True where the output head is the input embedding's own weight."""
+    base = base_of(model)
+    embedding, head = base.get_input_embeddings(), base.get_output_embeddings()
+    return head is not None and getattr(embedding, "weight", None) is head.weight
+
+
+def response_states(
+    model: nn.Module, side: Side, compute: torch.dtype, autocast: bool = True
+) -> torch.Tensor:
+    """Return the final hidden states (N, D), in `compute`, at the places that predict the response.
+
+    Prompt positions never reach the head. `autocast` is off for a model whose weights are in `compute` while it runs.
+    """
     device = side.ids_BL.device.type
-    with torch.autocast(device, compute, enabled=compute != torch.float32):
+    with torch.autocast(device, compute, enabled=autocast and compute != torch.float32):
         hidden_BLD = base_of(model).get_decoder()(input_ids=side.ids_BL, use_cache=False).last_hidden_state
     # Autocast hands on float32 from the last norm; the head's products are taken in the compute dtype too.
     return hidden_BLD.flatten(0, 1)[side.places_N].to(compute)
@@ -166,6 +191,16 @@ class Teacher:
     def weights(self, student: nn.Module) -> Iterator[nn.Module]:
         """The model to read with, while the block lasts."""
         yield self.model
+
+    def read(
+        self, student: nn.Module, side: Side, compute: torch.dtype, autocast: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the states (N, E) along the response and the output head (V, E), which is there until `release`."""
+        with torch.no_grad(), self.weights(student) as model:
+            return response_states(model, side, compute, autocast), head_of(model).detach()
+
+    def release(self) -> None:
+        """Let go of the head: the loss has been computed."""
 
     def follow(self, student: nn.Module) -> None:
         """Called after every step of the student."""
@@ -250,21 +285,34 @@ class DistillStep(nn.Module):
         objective: Objective,
         compute: torch.dtype,
         temperature: float = 1.0,
+        autocast: bool = True,
     ) -> None:
-        """`compute` is the dtype of matrix products; the weights stay as they are."""
+        """`compute` is the dtype of matrix products: weights are cast to it by autocast, or by whoever gathers them."""
         super().__init__()
         self.student, self.teacher = student, teacher
-        # The layers that accelerate shards one by one.
-        self._no_split_modules = getattr(base_of(student), "_no_split_modules", None)
         self.objective, self.compute, self.temperature = objective, compute, temperature
+        self.autocast = autocast
+
+    @property
+    def _no_split_modules(self) -> list[str] | None:
+        """Name the layers that accelerate shards one by one."""
+        return getattr(base_of(self.student), "_no_split_modules", None)
+
+    def tie_weights(self) -> None:
+        """Make embedding and head one parameter again; accelerate calls it after it has replaced both."""
+        base_of(self.student).tie_weights()
+
+    def get_input_embeddings(self) -> nn.Module | None:
+        """Return what accelerate shards apart: the embedding, but where the head is its weight too."""
+        return None if embedding_is_tied(self.student) else base_of(self.student).get_input_embeddings()
 
     def forward(self, batch: Batch) -> tuple[torch.Tensor, Figures]:
         """Weighted divergence of a micro-batch (scalar) and figures of each position."""
-        with torch.no_grad(), self.teacher.weights(self.student) as teacher:
-            teacher_NE = response_states(teacher, batch.teacher, self.compute)
-            teacher_head_VE = head_of(teacher).detach()
-        student_ND = response_states(self.student, batch.student, self.compute)
-        return fused_divergence(
+        teacher_NE, teacher_head_VE = self.teacher.read(
+            self.student, batch.teacher, self.compute, self.autocast
+        )
+        student_ND = response_states(self.student, batch.student, self.compute, self.autocast)
+        found = fused_divergence(
             student_ND,
             head_of(self.student),
             teacher_NE,
@@ -274,3 +322,5 @@ class DistillStep(nn.Module):
             self.objective,
             self.temperature,
         )
+        self.teacher.release()
+        return found

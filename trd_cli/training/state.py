@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 _NAME = "states"
+# What accelerate's activation checkpointing puts into the names of a layer's parameters.
+_RECOMPUTED = "_checkpoint_wrapped_module."
 _WHOLE = {"full_state_dict": True, "ignore_frozen_params": True}
 _TO_CPU = StateDictOptions(**_WHOLE, cpu_offload=True)
 
@@ -101,7 +103,8 @@ class States:
     ) -> None:
         """Put weights, optimiser and random generators where they were. Raises InputError for a state of other weights."""
         bare = accelerator.unwrap_model(model)
-        missing = [n for n, p in bare.named_parameters() if p.requires_grad and n not in state["model"]]
+        trained = (n.replace(_RECOMPUTED, "") for n, p in bare.named_parameters() if p.requires_grad)
+        missing = [name for name in trained if name not in state["model"]]
         if missing:
             raise InputError(
                 f"the state in {self._directory} lacks {missing[0]}",

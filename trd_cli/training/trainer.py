@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from trd_cli.config import DistillConfig
 from trd_cli.core.objectives import Objective
@@ -26,18 +27,20 @@ from trd_cli.training.batches import Example, Weighting, collate, plan_step, ste
 from trd_cli.training.checkpoints import save_model
 from trd_cli.training.figures import StepFigures
 from trd_cli.training.model import (
+    DTYPES,
     AdapterOff,
     Average,
     DistillStep,
     Teacher,
     allow_checkpointing,
     check_logits,
+    compute_dtype,
     load,
     with_adapter,
 )
+from trd_cli.training.sharding import ShardedTeacher, check_recomputation, is_sharded, load_to_share
 from trd_cli.training.state import States, trained_weights
 
-_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
@@ -98,34 +101,46 @@ class Trainer:
         """Loads the models; states, log and model go to `directory`. `step` is what is trained."""
         self._config, self._student_ref, self._directory = config, student, directory
         self._accelerator, self._is_main = accelerator, accelerator.is_main_process
-        compute = _DTYPES["bfloat16" if config.dtype == "auto" else config.dtype]
-        device, attention = self._accelerator.device, config.attn_implementation
+        compute = compute_dtype(config)
         # An adapter's float32 is enough for what changes; the weights under it are only read.
-        # What is sharded is loaded beside the devices: none of them need hold it whole.
-        place = torch.device("cpu") if accelerator.distributed_type == "FSDP" else device
-        self._student = load(student, compute if config.lora else torch.float32, place, attention).train()
-        if place == device:
-            check_logits(self._student, student.name, compute)
+        self._student = self._load(student, compute if config.lora else torch.float32, compute).train()
+        check_recomputation(accelerator, self._student)
         if config.gradient_checkpointing:
             allow_checkpointing(self._student)
         if config.lora:
             self._student = with_adapter(self._student, config, config.seed)
         self._teacher = self._teacher_of(teacher, compute)
         self.step = DistillStep(
-            self._student, self._teacher, objective_of(config), compute, config.temperature
+            self._student,
+            self._teacher,
+            objective_of(config),
+            compute,
+            config.temperature,
+            autocast=not is_sharded(accelerator),
         )
+
+    def _load(self, model: ModelRef, dtype: torch.dtype, compute: torch.dtype) -> nn.Module:
+        """A network on the device, or, where it will be sharded, on the main process's CPU."""
+        accelerator, attention = self._accelerator, self._config.attn_implementation
+        if not is_sharded(accelerator):
+            loaded = load(model, dtype, accelerator.device, attention)
+            check_logits(loaded, model.name, compute)
+            return loaded
+        loaded = load_to_share(accelerator, model, dtype, attention)
+        # Not where training is on GPUs: some kinds of attention run there alone.
+        if self._is_main and accelerator.device.type == "cpu":
+            check_logits(loaded, model.name, compute)
+        return loaded
 
     def _teacher_of(self, teacher: ModelRef, compute: torch.dtype) -> Teacher:
         own, config = teacher.path == self._student_ref.path, self._config
-        device, attention = self._accelerator.device, config.attn_implementation
         if config.teacher_weights == "ema":
-            before = None if own else load(teacher, torch.float32, device, attention)
+            before = None if own else self._load(teacher, torch.float32, compute)
             return Average(self._student, config.ema_decay, before)
         if own and config.lora:
             return AdapterOff()
-        model = load(teacher, compute, device, attention)
-        check_logits(model, teacher.name, compute)
-        return Teacher(model)
+        model = self._load(teacher, compute, compute)
+        return ShardedTeacher(self._accelerator, model) if is_sharded(self._accelerator) else Teacher(model)
 
     def train(self, examples: Sequence[Example], report: Report) -> Trained:
         """Run the steps that are left; one JSON line a step goes to the log.
@@ -227,14 +242,21 @@ class Trainer:
         for i, group in enumerate(groups):
             batch = collate(group, weighting) if group else collate([min(rows, key=lambda e: e.tokens)], None)
             batch = batch.to(self._accelerator.device)
-            last = i == len(groups) - 1
-            with nullcontext() if last else self._accelerator.no_sync(self._model):
+            with (
+                nullcontext()
+                if self._syncs(is_last=i == len(groups) - 1)
+                else self._accelerator.no_sync(self._model)
+            ):
                 loss, of_positions = self._model(batch)
                 # Gradients are averaged over processes, the loss is a sum over them.
                 self._accelerator.backward(loss * self._accelerator.num_processes)
             if group:
                 figures.add(loss.item(), of_positions, batch, group)
         return figures
+
+    def _syncs(self, is_last: bool) -> bool:
+        """Whether gradients go to the other processes after a micro-batch: what is not sent is held whole, which shards are to avoid."""
+        return is_last or is_sharded(self._accelerator)
 
     def _clip_gradients(self) -> float:
         """Scale the gradients down to the largest norm that is allowed; returns the norm they had."""
@@ -335,7 +357,7 @@ class Trainer:
         saved = self._config.save_dtype
         config = json.loads((self._student_ref.path / "config.json").read_text())
         original = config.get("dtype") or config.get("torch_dtype") or "float32"
-        return _DTYPES.get(original, torch.float32) if saved == "auto" else _DTYPES[saved]
+        return DTYPES.get(original, torch.float32) if saved == "auto" else DTYPES[saved]
 
 
 class _Signals:
