@@ -387,7 +387,14 @@ def test_an_average_of_weights_that_are_sharded_is_an_error(
     arms = {"x": {"method": "trd", "teacher_weights": "ema"}}
     plan(write(arms=arms), code=0)
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    told(plan(write(arms=arms), code=1), "error", "recipe", "arm x: teacher_weights ema with FSDP")
+    told(plan(write(arms=arms), code=1), "error", "recipe", "arm x: --teacher-weights ema with FSDP")
+    monkeypatch.delenv("ACCELERATE_USE_FSDP")
+    told(
+        plan(write(arms=arms), "--fsdp", 2, code=1),
+        "error",
+        "recipe",
+        "arm x: --teacher-weights ema with FSDP",
+    )
 
 
 def test_a_biased_estimate_is_a_warning(write: Write, plan: Any) -> None:
@@ -507,6 +514,36 @@ def test_memory_of_training_an_adapter_is_sixteen_bytes_of_it_beside_frozen_weig
     assert need["weights"] == 2 * 1_720_574_976 + 4 * adapter
     assert need["gradients"] + need["optimiser"] == 12 * adapter
     assert need["teacher"] == 0
+
+
+def test_processes_that_share_the_weights_hold_a_part_each_and_what_computes_whole(tmp_path: Path) -> None:
+    shape = without_weights(tmp_path / "qwen3", QWEN3_8B).shape
+    assert shape is not None
+    need = training(shape, shape, "bfloat16", tokens=4096, shards=8).parts
+    parameters = 8_190_735_360
+    assert need["weights"] == need["gradients"] == need["optimiser"] // 2 == 4 * parameters // 8
+    assert need["teacher"] == 2 * parameters // 8
+    # Of both sides in bfloat16: head and embedding of 151,936 × 4,096, and two of 36 layers; the head's gradient in bfloat16 and float32.
+    head = 151_936 * 4096
+    layer = (parameters - 2 * head) // 36
+    assert need["whole while it computes"] == 2 * (2 * 2 * head + 2 * 2 * layer) + 6 * head
+
+
+def test_an_eight_billion_student_with_the_longest_rows_fits_eight_devices_of_80_gb(
+    write: Write, plan: Any, tmp_path: Path
+) -> None:
+    without_weights(tmp_path / "model", QWEN3_8B)
+    recipe = write(
+        student=str(tmp_path / "model"),
+        sample={"max_tokens": 20000},
+        refine={"max_tokens": 20000},
+        distill={"max_length": 38912, "gradient_checkpointing": True},
+        arms={"trd": {"method": "trd"}},
+    )
+    alone = plan(recipe, "--gpu-memory", 74.5, code=1)
+    told(alone, "error", "memory", "distill", "and 74.5 GiB are there")
+    shared = plan(recipe, "--gpu-memory", 74.5, "--fsdp", 8, code=0)
+    told(shared, "ok", "memory", "distill", "on each of 8 processes")
 
 
 def test_checkpointing_keeps_an_input_a_layer_and_the_insides_of_one() -> None:

@@ -494,6 +494,13 @@ class DistillConfig(ObjectiveOptions, LoraOptions, InputOptions, SelectOptions):
             raise _unread("ema_decay", f"--teacher-weights {self.teacher_weights}", "--teacher-weights ema")
         return self
 
+    def check_shardable(self) -> None:
+        """Raise InputError for what cannot be trained with the weights cut over several processes."""
+        if self.teacher_weights == "ema":
+            raise InputError(
+                "--teacher-weights ema with FSDP", "initial or round", "change --teacher-weights"
+            )
+
     model: str | None = option(
         None,
         flags=("--model", "-m"),
@@ -711,6 +718,11 @@ class PlanConfig(Config):
     )
     gpu_memory: AboveZero | None = option(
         None, help="GiB of one device: a stage that needs more is an error.", rows=False
+    )
+    fsdp: Positive = option(
+        1,
+        help="Processes that share the weights of a training (accelerate launch --use_fsdp --fsdp_version 2).",
+        rows=False,
     )
 
 

@@ -3,8 +3,8 @@
 Sizes: P parameters, V vocabulary, D width, T tokens of a forward pass. Weights, keys and values, gradients and optimiser
 are exact for what the code holds; activations are rough, within a factor of two.
 
-Not covered: what the framework itself takes (CUDA context, allocator, vLLM's graphs: one to three GiB), sharding over
-devices, attention that is not of all heads in every layer (sliding windows, linear attention, latent keys).
+Not covered: what the framework itself takes (CUDA context, allocator, vLLM's graphs: one to three GiB), the memory of the host,
+attention that is not of all heads in every layer (sliding windows, linear attention, latent keys).
 """
 
 from __future__ import annotations
@@ -19,11 +19,16 @@ BYTES: dict[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 CHUNK, LOGIT_COPIES = 256, 8
 # float32 master weight, gradient, and AdamW's two moments.
 _MASTER, _GRADIENT, _MOMENTS = 4, 4, 8
+# Of weights in shards, a layer is whole while it computes, and the next one is fetched meanwhile.
+_LAYERS_AT_ONCE = 2
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of a decoder. `kv_width` is key-value heads times their width, `inner` the width inside the feed-forward block."""
+    """Sizes of a decoder. `kv_width` is key-value heads times their width, `inner` the width inside the feed-forward block.
+
+    `tied` tells that the output head is the input embedding.
+    """
 
     parameters: int
     vocabulary: int
@@ -31,6 +36,7 @@ class Shape:
     layers: int
     kv_width: int
     inner: int
+    tied: bool = False
 
     def kv_bytes(self, dtype: str) -> int:
         """Bytes of keys and values a token takes in all layers."""
@@ -38,6 +44,17 @@ class Shape:
 
     def head_bytes(self, dtype: str) -> int:
         return self.vocabulary * self.width * BYTES[dtype]
+
+    @property
+    def layer_parameters(self) -> int:
+        """Parameters of one layer: of what neither embedding nor head takes."""
+        outside = self.vocabulary * self.width * (1 if self.tied else 2)
+        return max(0, self.parameters - outside) // max(1, self.layers)
+
+    def whole_bytes(self, dtype: str) -> int:
+        """Bytes of what is whole at a time of weights in shards: the head, two layers, and an embedding of its own."""
+        apart = 0 if self.tied else self.head_bytes(dtype)
+        return self.head_bytes(dtype) + apart + _LAYERS_AT_ONCE * self.layer_parameters * BYTES[dtype]
 
 
 def adapter_parameters(rank: int, linears: Sequence[tuple[int, int]]) -> int:
@@ -71,27 +88,44 @@ def training(
     adapter: int = 0,
     averaged: bool = False,
     checkpointing: bool = False,
+    shards: int = 1,
 ) -> Need:
-    """One process of trd distill. `teacher` is None where it has no weights of its own (the student's without its adapter).
+    """Return what one process of trd distill holds. `teacher` is None where it has no weights of its own (the student's without its adapter).
 
     `tokens` are those of a forward pass on the longer side; `adapter` the adapter's parameters, 0 where all are trained;
-    `averaged` holds a float32 average of what is trained, in place of a teacher.
+    `averaged` holds a float32 average of what is trained, in place of a teacher. With `shards`, FSDP2 cuts weights, gradients, moments and
+    teacher over so many processes.
     """
     trained = adapter or student.parameters
     frozen = student.parameters * BYTES[dtype] if adapter else 0
+    is_cast = not adapter and dtype != "float32" and shards == 1
     # Autocast keeps the weights it has cast while a forward pass lasts.
-    cast = student.parameters * BYTES[dtype] if not adapter and dtype != "float32" else 0
+    cast = student.parameters * BYTES[dtype] if is_cast else 0
     of_teacher = trained * _MASTER if averaged else (teacher.parameters * BYTES[dtype] if teacher else 0)
+    held = {
+        "weights": frozen + trained * _MASTER + cast,
+        "gradients": trained * _GRADIENT,
+        "optimiser": trained * _MOMENTS,
+        "teacher": of_teacher,
+    }
     return Need(
         {
-            "weights": frozen + trained * _MASTER + cast,
-            "gradients": trained * _GRADIENT,
-            "optimiser": trained * _MOMENTS,
-            "teacher": of_teacher,
+            **{name: -(-size // shards) for name, size in held.items()},
+            "whole while it computes": _whole(student, teacher, dtype, trains_all=not adapter)
+            if shards > 1
+            else 0,
             "logits": logits(student, dtype, head_is_trained=not adapter),
             "activations": activations(student, dtype, tokens, checkpointing),
         }
     )
+
+
+def _whole(student: Shape, teacher: Shape | None, dtype: str, trains_all: bool) -> int:
+    """What shards do not make smaller: gathered weights of both sides, and the gradient of the largest unit on its way to the others."""
+    gathered = student.whole_bytes(dtype) + (teacher.whole_bytes(dtype) if teacher else 0)
+    largest = max(student.layer_parameters, student.vocabulary * student.width)
+    # As it comes out of the backward pass, and in float32 as it is sent.
+    return gathered + (largest * (BYTES[dtype] + _GRADIENT) if trains_all else 0)
 
 
 def logits(shape: Shape, dtype: str, head_is_trained: bool) -> int:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 from trd_cli.config import DistillConfig, SampleConfig
-from trd_cli.planning.findings import Finding, error, warning
+from trd_cli.errors import InputError
+from trd_cli.planning.findings import Finding, error, of_exception, warning
 from trd_cli.planning.models import Planned
 from trd_cli.planning.needs import adapter_of
 from trd_cli.running.nodes import Graph, Node
@@ -13,10 +14,8 @@ from trd_cli.running.nodes import Graph, Node
 _ALL_SPECIAL = "special"
 
 
-def check_arms(
-    graph: Graph, student: Planned, teacher: Planned, environment: Mapping[str, str]
-) -> Iterator[Finding]:
-    """Each arm once. `environment` are the variables that tell how training is launched."""
+def check_arms(graph: Graph, student: Planned, teacher: Planned, sharded: bool) -> Iterator[Finding]:
+    """Each arm once. `sharded` tells that training is launched with FSDP."""
     for model in dict.fromkeys((student, teacher)):
         if model.ref.path is None:
             yield error(
@@ -36,7 +35,8 @@ def check_arms(
             seen.add(node.arm)
             yield from _objective(node, node.config, student, teacher)
             yield from _sampled(node, node.config, graph)
-            yield from _launch(node, node.config, environment)
+            if sharded:
+                yield from _launch(node, node.config)
 
 
 def _objective(node: Node, config: DistillConfig, student: Planned, teacher: Planned) -> Iterator[Finding]:
@@ -79,11 +79,8 @@ def _sampled(node: Node, config: DistillConfig, graph: Graph) -> Iterator[Findin
         )
 
 
-def _launch(node: Node, config: DistillConfig, environment: Mapping[str, str]) -> Iterator[Finding]:
-    sharded = environment.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true", "yes")
-    if config.teacher_weights == "ema" and sharded:
-        yield error(
-            "recipe",
-            f"arm {node.arm}: teacher_weights ema with FSDP (ACCELERATE_USE_FSDP is set)",
-            "take initial or round, or launch without FSDP",
-        )
+def _launch(node: Node, config: DistillConfig) -> Iterator[Finding]:
+    try:
+        config.check_shardable()
+    except InputError as raised:
+        yield of_exception("error", "recipe", raised, f"arm {node.arm}: ")

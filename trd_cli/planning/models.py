@@ -127,6 +127,7 @@ def _shape(config: Any, parameters: int) -> Shape | None:
         layers=layers,
         kv_width=(getattr(config, "num_key_value_heads", None) or heads) * head_width,
         inner=getattr(config, "intermediate_size", None) or 4 * width,
+        tied=bool(getattr(config, "tie_word_embeddings", False)),
     )
 
 

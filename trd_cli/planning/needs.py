@@ -106,19 +106,19 @@ def check_memory(
     return grouped(
         (work.node.stage, arm_of(work.node), finding)
         for work in works
-        for finding in _memory(config.gpu_memory, work, student, teacher)
+        for finding in _memory(config, work, student, teacher)
     )
 
 
-def _memory(device: float | None, work: Work, student: Planned, teacher: Planned) -> Iterator[Finding]:
-    """`device` is what it has, in GiB."""
+def _memory(plan: PlanConfig, work: Work, student: Planned, teacher: Planned) -> Iterator[Finding]:
+    device = plan.gpu_memory
     model = teacher if work.node.stage == "refine" else student
     if model.shape is None:
         return
     if isinstance(work.node.config, DistillConfig):
-        need = training_need(work, student, teacher)
-        what = _parts(need)
-        change = "lower max_tokens_per_batch, use lora or gradient_checkpointing, or spread it over processes"
+        need = training_need(work, student, teacher, plan.fsdp)
+        what = _parts(need) + (f" on each of {plan.fsdp} processes" if plan.fsdp > 1 else "")
+        change = "lower max_tokens_per_batch, use lora or gradient_checkpointing, or share the weights over (more) processes, --fsdp here"
     else:
         engine = work.node.config
         assert isinstance(engine, EngineOptions)
@@ -149,7 +149,7 @@ def _generating(work: Work, model: Planned, at_once: int) -> Need:
     return estimates.generating(model.shape, dtype, longest, at_once)
 
 
-def training_need(work: Work, student: Planned, teacher: Planned) -> Need:
+def training_need(work: Work, student: Planned, teacher: Planned, shards: int = 1) -> Need:
     """Memory of one process of an arm's trd distill."""
     config, shape = work.node.config, student.shape
     assert isinstance(config, DistillConfig)
@@ -167,6 +167,7 @@ def training_need(work: Work, student: Planned, teacher: Planned) -> Need:
         adapter=adapter_of(config, student),
         averaged=config.teacher_weights == "ema",
         checkpointing=config.gradient_checkpointing,
+        shards=shards,
     )
 
 

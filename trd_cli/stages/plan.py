@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -90,7 +89,7 @@ class _Plan:
         if problems and benchmarks:
             yield from check_overlap(problems, benchmarks)
         if student is not None and teacher is not None:
-            yield from check_arms(self._graph, student, teacher, os.environ)
+            yield from check_arms(self._graph, student, teacher, self._is_sharded())
             yield from check_evaluations(self._graph, benchmarks, student)
             yield from self._rows(problems, benchmarks, student, teacher)
 
@@ -105,6 +104,11 @@ class _Plan:
         if student is not None and teacher is not None:
             found += check_pair(student, teacher, *self._rendering())
         return student, teacher, found
+
+    def _is_sharded(self) -> bool:
+        from trd_cli.training.sharding import is_asked_for
+
+        return self._config.fsdp > 1 or is_asked_for()
 
     def _rendering(self) -> tuple[bool, dict[str, Any]]:
         """Whether prompts go through the chat template, and what is passed to it."""

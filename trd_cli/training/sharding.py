@@ -25,6 +25,11 @@ if TYPE_CHECKING:
     from accelerate.utils import FullyShardedDataParallelPlugin
 
 
+def is_asked_for() -> bool:
+    """Return True where the launcher was told to shard: accelerate says so to its processes."""
+    return os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+
+
 def is_sharded(accelerator: Accelerator) -> bool:
     """Return True where the weights are cut over the processes."""
     return accelerator.distributed_type == "FSDP"
@@ -39,8 +44,7 @@ def complete_settings(accelerator: Accelerator, config: DistillConfig, compute: 
     """
     from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 
-    asked = os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
-    if not asked or accelerator.distributed_type not in ("FSDP", "MULTI_CPU"):
+    if not is_asked_for() or accelerator.distributed_type not in ("FSDP", "MULTI_CPU"):
         return
     accelerator.state.distributed_type = DistributedType.FSDP
     # A fresh one for each training: the first that uses a plugin writes its own model's layers into it.
@@ -51,8 +55,7 @@ def complete_settings(accelerator: Accelerator, config: DistillConfig, compute: 
 
 
 def _check(plugin: FullyShardedDataParallelPlugin, config: DistillConfig) -> None:
-    if config.teacher_weights == "ema":
-        raise InputError("--teacher-weights ema with FSDP", "initial or round", "change --teacher-weights")
+    config.check_shardable()
     if plugin.activation_checkpointing and config.gradient_checkpointing:
         raise InputError(
             "--gradient-checkpointing and fsdp_activation_checkpointing",
