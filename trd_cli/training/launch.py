@@ -13,7 +13,7 @@ import torch
 from trd_cli.config import DistillConfig
 from trd_cli.errors import InputError, UserError, first_line
 from trd_cli.training.model import compute_dtype
-from trd_cli.training.sharding import complete_settings
+from trd_cli.training.sharding import complete_settings, is_asked_for
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -34,6 +34,8 @@ def accelerator_for(config: DistillConfig, logs: Path | None = None) -> Accelera
 
     for name in config.tracker:
         _check_tracker(name)
+    if is_asked_for() and os.environ.get("FSDP_VERSION", "1") != "2":
+        raise _unfit("FSDP version 1")
     on_cpu = config.device == "cpu" or (config.device == "auto" and not torch.accelerator.is_available())
     try:
         accelerator = Accelerator(
@@ -59,17 +61,20 @@ def accelerator_for(config: DistillConfig, logs: Path | None = None) -> Accelera
             f"{wanted} processes",
             f"on CPUs, start with ACCELERATE_USE_CPU=true torchrun --nproc_per_node {wanted} -m trd_cli distill ...",
         )
-    kind = accelerator.distributed_type
-    if kind in ("DEEPSPEED", "MEGATRON_LM", "TP") or (kind == "FSDP" and not accelerator.is_fsdp2):
-        raise UserError(
-            f"a launch with {kind}",
-            "several processes alone, or FSDP version 2",
-            "change accelerate's configuration",
-        )
+    if accelerator.distributed_type in ("DEEPSPEED", "MEGATRON_LM", "TP"):
+        raise _unfit(accelerator.distributed_type)
     device = accelerator.device
     if config.device not in ("auto", device.type, str(device)):
         raise InputError(f"--device {config.device}", f"auto or {device}", "change --device")
     return accelerator
+
+
+def _unfit(kind: str) -> UserError:
+    return UserError(
+        f"a launch with {kind}",
+        "several processes alone, or FSDP version 2",
+        "change accelerate's configuration (--fsdp_version 2)",
+    )
 
 
 def _check_tracker(name: str) -> None:

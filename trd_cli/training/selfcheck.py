@@ -12,11 +12,13 @@ from torch import Tensor, nn
 from trd_cli.config import DistillConfig
 from trd_cli.core.divergences.distribution import Distribution
 from trd_cli.core.objectives import Objective
+from trd_cli.errors import InputError
 from trd_cli.models import ModelRef
 from trd_cli.training.batches import Batch, Example, Weighting, collate
 from trd_cli.training.launch import accelerator_for
 from trd_cli.training.loss import fused_divergence
 from trd_cli.training.model import DistillStep, Teacher, head_of, logits_off, response_states
+from trd_cli.training.sharding import is_sharded
 from trd_cli.training.trainer import Trainer, objective_of
 
 _ROWS, _POSITIONS, _ENTRIES = 4, 64, 4096
@@ -45,6 +47,8 @@ def run_checks(
 ) -> list[Check]:
     """The checks, in the dtype and with the objective of `config`, on four rows from the shortest to the middling."""
     accelerator = accelerator_for(config)
+    if is_sharded(accelerator):
+        raise InputError("--selfcheck with FSDP", "one process that holds the weights", "launch it without")
     step = Trainer(config, student, teacher, accelerator).step.eval()
     by_length = sorted(examples, key=lambda e: e.tokens)
     rows = by_length[:: max(1, len(by_length) // (2 * _ROWS))][:_ROWS]

@@ -49,9 +49,8 @@ def complete_settings(accelerator: Accelerator, config: DistillConfig, compute: 
     accelerator.state.distributed_type = DistributedType.FSDP
     # A fresh one for each training: the first that uses a plugin writes its own model's layers into it.
     plugin = accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()
-    if plugin.fsdp_version == 2:
-        _check(plugin, config)
-        _complete(plugin, compute)
+    _check(plugin, config)
+    _complete(plugin, compute)
 
 
 def _check(plugin: FullyShardedDataParallelPlugin, config: DistillConfig) -> None:

@@ -98,17 +98,17 @@ class Trainer:
         accelerator: Accelerator,
         directory: Path | None = None,
     ) -> None:
-        """Loads the models; states, log and model go to `directory`. `step` is what is trained."""
+        """Load the models; states, log and model go to `directory`. `step` is what is trained, `optimizer` is made by `train`."""
         self._config, self._student_ref, self._directory = config, student, directory
         self._accelerator, self._is_main = accelerator, accelerator.is_main_process
         compute = compute_dtype(config)
         # An adapter's float32 is enough for what changes; the weights under it are only read.
         self._student = self._load(student, compute if config.lora else torch.float32, compute).train()
-        check_recomputation(accelerator, self._student)
         if config.gradient_checkpointing:
             allow_checkpointing(self._student)
         if config.lora:
             self._student = with_adapter(self._student, config, config.seed)
+        check_recomputation(accelerator, self._student)
         self._teacher = self._teacher_of(teacher, compute)
         self.step = DistillStep(
             self._student,
@@ -149,7 +149,7 @@ class Trainer:
         after the last whole step is saved then.
         """
         config, accelerator = self._config, self._accelerator
-        self._model, self._optimizer = accelerator.prepare(self.step, self._adamw())
+        self._model, self.optimizer = accelerator.prepare(self.step, self._adamw())
         self._states = States(self._directory, config.keep)
         trained = self._resume(report)
         total = config.epochs * math.ceil(len(examples) / config.batch_size)
@@ -196,14 +196,14 @@ class Trainer:
     def _one_step(self, number: int, total: int, rows: Sequence[Example], trained: Trained) -> Trained:
         config, begun = self._config, time.monotonic()
         rate = config.learning_rate * rate_at(number, total, config.warmup_ratio, config.min_lr_ratio)
-        for group in self._optimizer.param_groups:
+        for group in self.optimizer.param_groups:
             group["lr"] = rate
         plan = plan_step(rows, config.max_tokens_per_batch, self._accelerator.num_processes)
         figures = self._gathered(self._accumulate(rows, plan.mine(self._accelerator.process_index)))
         norm = self._clip_gradients()
         self._check(number + 1, figures.loss, norm, rows, trained)
-        self._optimizer.step()
-        self._optimizer.zero_grad()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
         self._teacher.follow(self._student)
         trained = trained.after(figures.loss, figures.tokens)
         seconds = time.monotonic() - begun
@@ -303,7 +303,7 @@ class Trainer:
         # For dropout; a state brings its own.
         torch.manual_seed(self._config.seed + self._accelerator.process_index)
         if state:
-            self._states.restore(self._accelerator, self._model, self._optimizer, state)
+            self._states.restore(self._accelerator, self._model, self.optimizer, state)
             self._teacher.load_state(state["teacher"])
             report.note(f"going on after step {trained.steps}")
         if self._is_main:
@@ -327,7 +327,7 @@ class Trainer:
 
     def _save_state(self, trained: Trained) -> None:
         extra = {"trained": asdict(trained), "teacher": self._teacher.state()}
-        self._states.save(self._accelerator, self._model, self._optimizer, trained.steps, extra)
+        self._states.save(self._accelerator, self._model, self.optimizer, trained.steps, extra)
         self._saved_at = time.monotonic()
 
     def _all_agree(self, decision: bool) -> bool:

@@ -1,0 +1,181 @@
+"""Starting trainings of several processes in tests, and comparing what came of two of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import runpy
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from conftest import Trd
+from tiny import END, OTHER_END, VOCABULARY, build_model, set_eos
+
+from trd_cli.shards import list_shards, read_rows, write_shard
+
+ROOT = Path(__file__).parent.parent
+BIN = Path(sys.executable).parent
+ENGINE = ("--engine", "transformers", "--dtype", "float32", "--device", "cpu", "--max-tokens", 12)
+TRAIN = ("--dtype", "float32", "--device", "cpu", "--lr", 2e-3)
+PLENTY = 180  # seconds, for what must end by itself
+
+
+@dataclass(frozen=True)
+class World:
+    """Two models of one family, twelve trajectories of each kind, and twelve of very different lengths."""
+
+    student: Path
+    teacher: Path
+    by_teacher: Path
+    by_student: Path
+    uneven: Path
+
+
+def make_world(root: Path, ok: Trd, tied: bool = False) -> World:
+    """Make both models, the student's embedding tied to its head or not, and the sets."""
+    student = build_model(root / "student", tie_word_embeddings=tied)
+    teacher = build_model(root / "teacher", seed=1)
+    for model in (student, teacher):
+        set_eos(model, [END, OTHER_END])
+    problems, rollouts = root / "problems.parquet", root / "y_o"
+    ok("data", "make", "arithmetic", "--n", 6, "--out", problems)
+    ok("sample", "-m", student, "-p", problems, "-n", 2, *ENGINE, "--out", rollouts)
+    ok("refine", rollouts, "--setting", "opd", "--teacher", teacher, *ENGINE, "--out", root / "opd")
+    ok("refine", rollouts, "--setting", "opsd", *ENGINE, "--out", root / "opsd")
+    return World(
+        student, teacher, root / "opd", root / "opsd", with_uneven_responses(root / "opd", root / "uneven")
+    )
+
+
+def with_uneven_responses(source: Path, target: Path) -> Path:
+    """A copy of a set whose responses have 1, 1, 2, 3, 5, 8 ... tokens."""
+    shutil.copytree(source, target)
+    shorter, longer = 1, 1
+    for shard in list_shards(target):
+        rows = []
+        for row in read_rows(shard):
+            ids = [4 + (7 * i + shorter) % (VOCABULARY - 4) for i in range(shorter)]
+            rows.append(replace(row, response_token_ids=ids, finish_reason="length", logprobs=None))
+            shorter, longer = longer, shorter + longer
+        write_shard(shard, rows)
+    return target
+
+
+def log_of(checkpoint: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (checkpoint / "train.jsonl").read_text().splitlines()]
+
+
+def weights(directory: Path) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(directory / "model.safetensors")
+
+
+def apart(one: Path, two: Path, before: Path) -> float:
+    """How far two trainings ended from one another, as a share of how far they went; of the weights where it is most.
+
+    Not element by element: AdamW divides by the gradient's size, so that one of nearly nothing moves as far as any other.
+    """
+    ends, others, starts = weights(one), weights(two), weights(before)
+    assert ends.keys() == others.keys() == starts.keys()
+    moved = [name for name in starts if not ends[name].equal(starts[name])]
+    assert moved
+    assert all(others[name].equal(starts[name]) for name in starts.keys() - set(moved))
+    return max(((ends[n] - others[n]).norm() / (ends[n] - starts[n]).norm()).item() for n in moved)
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What became of a launch: the launcher's exit code, and what each process printed, by its rank."""
+
+    exit_code: int
+    stdout: Mapping[int, str]
+    stderr: Mapping[int, str]
+
+
+def environment(**more: str) -> dict[str, str]:
+    """This process's, for a launch that knows nothing of another one."""
+    own = {
+        name: value for name, value in os.environ.items() if not name.startswith(("MASTER_", "ACCELERATE_"))
+    }
+    # A trainer that ran in this process has told its environment of one process.
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        own.pop(name, None)
+    return {**own, "OMP_NUM_THREADS": "1", **more}
+
+
+def start_two(logs: Path, *program: object, **more: str) -> subprocess.Popen[bytes]:
+    """Two processes of a Python program under torchrun; each prints into files of its own in `logs`."""
+    launcher = (BIN / "torchrun", "--standalone", "--nproc_per_node", 2, "--log-dir", logs, "--redirects", 3)
+    return subprocess.Popen(
+        [str(word) for word in (*launcher, *program)],
+        cwd=ROOT,
+        env=environment(ACCELERATE_USE_CPU="true", **more),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+def ended(launcher: subprocess.Popen[bytes], logs: Path) -> Launch:
+    try:
+        code = launcher.wait(PLENTY)
+    finally:
+        launcher.terminate()  # which ends its processes too
+    stdout, stderr = (
+        {int(path.parent.name): path.read_text() for path in logs.rglob(f"{name}.log")}
+        for name in ("stdout", "stderr")
+    )
+    return Launch(code, stdout, stderr)
+
+
+def run(*command: object, **more: str) -> subprocess.CompletedProcess[str]:
+    """Any other command, in the environment of a shell."""
+    return subprocess.run(
+        [str(word) for word in command],
+        cwd=ROOT,
+        env=environment(**more),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=PLENTY,
+        check=False,
+    )
+
+
+@dataclass(frozen=True)
+class Order:
+    """A trd command for the processes of a launch, with variables that are set while it runs."""
+
+    words: Sequence[str]
+    variables: Mapping[str, str] = field(default_factory=dict)
+
+
+def carry_out(root: Path, orders: Sequence[Order], **more: str) -> Launch:
+    """Let two processes under torchrun run commands, one after another."""
+    root.mkdir(exist_ok=True)
+    (root / "orders.json").write_text(json.dumps([asdict(order) for order in orders]))
+    return ended(start_two(root / "logs", __file__, root / "orders.json", **more), root / "logs")
+
+
+def _run_orders(path: str) -> None:
+    for order in json.loads(Path(path).read_text()):
+        sys.argv[1:] = order["words"]
+        os.environ.update(order["variables"])
+        try:
+            runpy.run_module("trd_cli", run_name="__main__")
+        except SystemExit as end:
+            if end.code:
+                raise
+        for name in order["variables"]:
+            del os.environ[name]
+
+
+if __name__ == "__main__":
+    _run_orders(sys.argv[1])
