@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import Trd
 from test_distill import ENGINE, TRAIN, World, log_of, refusal, run_json, weights, world
-from tiny import reference_model
+from tiny import build_model, reference_model
 
 from trd_cli.config import METHODS, DistillConfig
 from trd_cli.core.objectives import OBJECTIVES
@@ -122,15 +122,36 @@ def adapted(world: World, ok: Trd, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def test_an_adapter_stands_beside_the_weights_it_is_merged_into(world: World, adapted: Path) -> None:
-    from peft import PeftModel
-
     ids = torch.arange(5, 25)[None]
     with torch.no_grad():
         merged = reference_model(adapted)(ids).logits
-        beside = PeftModel.from_pretrained(reference_model(world.student), adapted / "adapter")(ids).logits
+        beside = peft_logits(world.student, adapted / "adapter", ids)
         before = reference_model(world.student)(ids).logits
     torch.testing.assert_close(merged, beside, atol=1e-5, rtol=1e-4)
     assert (merged - before).abs().max() > 1e-2
+
+
+def peft_logits(model: Path, adapter: Path, ids: torch.Tensor) -> torch.Tensor:
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(reference_model(model), adapter)(ids).logits
+
+
+def test_an_adapter_of_an_embedding_is_merged_where_the_head_is_another_weight(
+    world: World, ok: Trd, trd: Trd, tmp_path: Path
+) -> None:
+    targets = ("--lora-targets", "embed_tokens", "--lora-targets", "q_proj", "--lr", 1e-2)
+    options = (*TRAIN, *LORA, *targets, "--epochs", 4)
+    ok("distill", world.by_student, *options, "--out", tmp_path / "c")
+    ids = torch.arange(5, 25)[None]
+    with torch.no_grad():
+        merged, before = (reference_model(m)(ids).logits for m in (tmp_path / "c", world.student))
+        beside = peft_logits(world.student, tmp_path / "c" / "adapter", ids)
+    torch.testing.assert_close(merged, beside, atol=1e-5, rtol=1e-4)
+    assert (merged - before).abs().max() > 1e-2
+    tied = build_model(tmp_path / "tied", tie_word_embeddings=True)
+    command = ("distill", world.by_teacher, "-m", tied, *options, "--out", tmp_path / "d")
+    assert "--lora-targets with an embedding that is the output head too" in refusal(trd(*command))
 
 
 def test_an_adapter_changes_linear_layers_alone(world: World, adapted: Path) -> None:
