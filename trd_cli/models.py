@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from trd_cli.errors import ModelError, first_line
-from trd_cli.run_dir import read_run_json
 from trd_cli.tokens import ByteTokenizer, HubTokenizer, Tokenizer
 
 EMBEDDED = "smollm2-135m"
@@ -88,7 +88,7 @@ def resolve_model(name: str, weights: bool = True) -> ModelRef:
 
 
 def _local(name: str, directory: Path) -> ModelRef:
-    run = read_run_json(directory)
+    run = _run_of(directory)
     if run is not None and run["command"] == "distill" and not run["about"].get("finished"):
         raise ModelError(
             f"{directory} is an unfinished checkpoint", "a finished one", "run its trd distill again"
@@ -98,6 +98,13 @@ def _local(name: str, directory: Path) -> ModelRef:
             f"{directory} has no config.json", "a Hugging Face model directory", "check the path"
         )
     return ModelRef(name, directory.resolve(), fingerprint(directory))
+
+
+def _run_of(directory: Path) -> dict[str, Any] | None:
+    # Deferred: who has a model's directory in hand can train it without the libraries that read shards.
+    from trd_cli.run_dir import read_run_json
+
+    return read_run_json(directory)
 
 
 def own_teacher(student: ModelRef, weights: str, lora: bool, resolve: Callable[[str], ModelRef]) -> ModelRef:
@@ -123,7 +130,7 @@ def moved(name: str, neighbour: Path) -> str:
 def _first_of(student: ModelRef, resolve: Callable[[str], ModelRef]) -> ModelRef:
     """The model that the student was before its first round: the start of a chain of checkpoints, each naming the one before."""
     first = student
-    while first.path and (run := read_run_json(first.path)) and run["command"] == "distill":
+    while first.path and (run := _run_of(first.path)) and run["command"] == "distill":
         before = resolve(moved(run["about"]["student"], first.path))
         before.check_revision(run["identity"]["student_revision"], first.path)
         first = before
