@@ -36,7 +36,7 @@ import psutil
 
 GOALS = {"between two steps": 0.55, "passes": 0.75}
 LAYERS, PROCESSES, MIB = 16, 2, 2**20
-FULL, QUICK = 1024, 512
+FULL, QUICK = 1024, 384
 # What accelerate's launcher tells the processes for `--use_fsdp --fsdp_version 2` on a machine with GPUs.
 SETTINGS = {
     "ACCELERATE_USE_CPU": "true",
@@ -117,9 +117,9 @@ def train(root: Path, out: Path) -> None:
     from trd_cli.training.launch import accelerator_for
     from trd_cli.training.trainer import Trainer
 
-    config = DistillConfig(batch_size=4, max_tokens_per_batch=64, device="cpu")
+    config = DistillConfig(batch_size=4, max_tokens_per_batch=24, device="cpu")
     accelerator = accelerator_for(config)
-    rows = [Example(f"{i:02d}", range(10, 18), range(20, 28), range(30, 46)) for i in range(12)]
+    rows = [Example(f"{i:02d}", range(10, 14), range(20, 24), range(30, 38)) for i in range(12)]
     out.mkdir(exist_ok=True)
     # What is imported and made once, on the way through a model without weight.
     small, student, teacher = (ModelRef(name, root / name, name) for name in ("small", "student", "teacher"))
@@ -164,7 +164,7 @@ def roles(alone: Stand, shared: list[Stand]) -> dict[str, tuple[int, int]]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a model of 54 million weights, not of 216")
+    parser.add_argument("--quick", action="store_true", help="a model of 31 million weights, not of 216")
     parser.add_argument("--train", nargs=2, type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.train:
