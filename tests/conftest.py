@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from click.testing import Result
+from local_server import Server, servers
 from typer.testing import CliRunner
 
 from trd_cli.cli import app
@@ -57,3 +58,10 @@ def rollouts(tmp_path: Path, ok: Trd, problems: Path) -> Path:
     path = tmp_path / "y_o"
     ok("sample", "-m", "scripted", "-p", problems, "-n", 2, "--shard-rows", 10, "--out", path)
     return path
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., Server]]:
+    """Start a local server by what it answers."""
+    with servers() as start:
+        yield start

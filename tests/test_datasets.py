@@ -336,7 +336,7 @@ def test_the_source_is_the_files_name_when_nothing_else_says_it(tmp_path: Path) 
         (float("nan"), None),
         (float("inf"), "inf"),
         (["1", "2"], '["1", "2"]'),
-        ("\ud83d half", "? half"),
+        ("\ud83d half", "\ufffd half"),
     ],
 )
 def test_values_become_texts(tmp_path: Path, value: Any, text: str | None) -> None:

@@ -2,153 +2,30 @@
 
 from __future__ import annotations
 
-import json
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import metadata
-from typing import Any
 
 import pytest
+from local_server import (
+    END,
+    SAMPLING,
+    TOKENIZER,
+    Reply,
+    ask,
+    asking,
+    chat,
+    completion,
+    engine_for,
+    exact,
+    failed,
+)
 
-from trd_cli.config import EngineOptions
-from trd_cli.engines.openai import OpenAIEngine
 from trd_cli.errors import EngineError
-from trd_cli.models import ModelRef
 from trd_cli.records import Completion, Request, Sampling
-from trd_cli.tokens import ByteTokenizer
-
-TOKENIZER = ByteTokenizer()
-END = TOKENIZER.end_of_turn_id
-SAMPLING = Sampling(temperature=0.6, top_p=0.95, top_k=20, max_tokens=64)
-
-
-@dataclass(frozen=True)
-class Reply:
-    """What the server answers; a `body` that is no string is sent as JSON. `drop` closes the connection instead."""
-
-    body: Any
-    status: int = 200
-    content_type: str = "application/json"
-    drop: bool = False
-
-
-@dataclass(frozen=True)
-class Received:
-    prompt: str
-    path: str
-    body: dict[str, Any]
-    headers: Mapping[str, str]
-
-
-@dataclass
-class Server:
-    """`answer(prompt, tries)` makes the reply; `tries` counts how often this prompt has come, from 1."""
-
-    answer: Callable[[str, int], Reply]
-    received: list[Received] = field(default_factory=list)
-    url: str = ""
-    over: threading.Event = field(default_factory=threading.Event)
-
-    def prompts(self) -> list[str]:
-        return [one.prompt for one in self.received]
-
-
-def _handler(server: Server) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            prompt = (
-                TOKENIZER.decode(body["prompt"][0]) if "prompt" in body else body["messages"][-1]["content"]
-            )
-            server.received.append(Received(prompt, self.path, body, self.headers))
-            reply = server.answer(prompt, server.prompts().count(prompt))
-            if reply.drop:
-                self.close_connection = True
-                return
-            sent = (reply.body if isinstance(reply.body, str) else json.dumps(reply.body)).encode()
-            self.send_response(reply.status)
-            self.send_header("Content-Type", reply.content_type)
-            self.send_header("Content-Length", str(len(sent)))
-            self.send_header("retry-after-ms", "1")
-            self.end_headers()
-            self.wfile.write(sent)
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    return Handler
-
-
-class _Quiet(ThreadingHTTPServer):
-    daemon_threads = True
-
-    def handle_error(self, *_: Any) -> None:
-        """Clients that hang up are part of the tests."""
-
-
-@pytest.fixture
-def serve() -> Iterator[Callable[..., Server]]:
-    opened: list[tuple[Server, ThreadingHTTPServer]] = []
-
-    def start(answer: Callable[[str, int], Reply] | Reply) -> Server:
-        server = Server(answer if callable(answer) else lambda _prompt, _tries: answer)
-        http = _Quiet(("127.0.0.1", 0), _handler(server))
-        server.url = f"http://127.0.0.1:{http.server_port}/v1"
-        threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-        opened.append((server, http))
-        return server
-
-    yield start
-    for server, http in opened:
-        server.over.set()
-        http.shutdown()
-        http.server_close()
-
-
-def completion(text: str = "ok", finish: Any = "stop", **choice: Any) -> Reply:
-    return Reply({"id": "1", "choices": [{"index": 0, "text": text, "finish_reason": finish, **choice}]})
-
-
-def exact(text: str = "ok", ids: list[int] | None = None, finish: str = "stop") -> Reply:
-    ids = [*TOKENIZER.encode(text), END] if ids is None else ids
-    return completion(text, finish, token_ids=ids, logprobs={"token_logprobs": [-0.5] * len(ids)})
-
-
-def chat(content: str | None, finish: Any = "stop", **message: Any) -> Reply:
-    full = {"role": "assistant", "content": content, **message}
-    return Reply({"id": "1", "choices": [{"index": 0, "message": full, "finish_reason": finish}]})
-
-
-def failed(status: int, message: str) -> Reply:
-    return Reply({"error": {"message": message, "type": "scripted", "code": status}}, status)
-
-
-def engine_for(url: str | None, batch_size: int | None = None, **arguments: Any) -> OpenAIEngine:
-    options = EngineOptions(engine="openai", base_url=url, batch_size=batch_size, engine_arg=arguments)
-    return OpenAIEngine(ModelRef("scripted", None, "x"), TOKENIZER, options)
-
-
-def asking(prompt: str, sampling: Sampling = SAMPLING, seed: int = 7) -> Request:
-    message = {"role": "user", "content": prompt}
-    return Request(prompt, TOKENIZER.encode(prompt), sampling, seed, messages=(message,))
-
-
-def ask(
-    server: Server, *prompts: str, batch_size: int | None = None, **arguments: Any
-) -> dict[str, Completion]:
-    engine = engine_for(server.url, batch_size, **arguments)
-    completions = {one.request_id: one for one in engine.generate([asking(prompt) for prompt in prompts])}
-    engine.close()
-    return completions
-
 
 # What is sent
 
@@ -271,16 +148,21 @@ def test_reasoning_cut_at_its_length_stays_open(serve):
     ("arguments", "reply", "error"),
     [
         ({}, completion("no", "content_filter"), "the server ended with finish_reason 'content_filter'"),
-        ({}, completion("no", None), "the server ended with finish_reason None"),
         ({"api": "chat"}, chat(None, "tool_calls"), "the server ended with finish_reason 'tool_calls'"),
         ({"api": "chat"}, chat(None), "the server's answer has no text"),
         ({}, Reply({"id": "1", "choices": []}), "the server's answer has no choices"),
-        ({}, Reply({"detail": "?"}), "the server's answer has no choices"),
-        ({}, Reply("<html>welcome</html>", content_type="text/html"), "the server's answer has no choices"),
+        ({}, Reply({"id": "1", "choices": ["hi"]}), "the server's answer has no choices"),
+        ({}, Reply([5]), "the server's answer has no choices"),
+        ({}, Reply({"detail": "?"}), "the server answered 200 with an error: ?"),
+        (
+            {},
+            Reply("<html>welcome</html>", content_type="text/html"),
+            "the server's answer is unreadable: not JSON: <html>welcome</html>",
+        ),
     ],
 )
 def test_an_answer_that_is_no_response_becomes_an_error_row(serve, arguments, reply, error):
-    assert ask(serve(reply), "a", **arguments)["a"] == Completion("a", error=error)
+    assert ask(serve(reply), "a", retries=0, **arguments)["a"] == Completion("a", error=error)
 
 
 def test_an_answer_that_is_broken_json_becomes_an_error_row(serve):

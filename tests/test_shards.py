@@ -158,12 +158,20 @@ def test_problems_come_back_as_they_were_written(tmp_path: Path) -> None:
     assert read_problems(tmp_path / "new" / "p.parquet") == problems
 
 
-def test_a_row_without_a_required_value_is_not_written(shard: Path) -> None:
-    before = shard.read_bytes()
+def test_a_problem_without_a_required_value_is_not_written(tmp_path: Path) -> None:
+    path, problem = tmp_path / "p.parquet", Problem("a", "hand", "math", "1 + 1?")
+    write_problems(path, [problem])
     with pytest.raises((ValueError, pa.ArrowException)):
-        write_shard(shard, [replace(ROLLOUT, problem=None)])
-    assert shard.read_bytes() == before
-    assert [p.name for p in shard.parent.iterdir()] == [shard.name]
+        write_problems(path, [problem, replace(problem, problem=None)])
+    assert read_problems(path) == [problem]
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_row_without_a_required_value_becomes_an_error_row_that_says_so(shard: Path) -> None:
+    write_shard(shard, [ROLLOUT, replace(ROLLOUT, problem=None)])
+    good, bad = read_rows(shard)
+    assert good == ROLLOUT
+    assert (bad.error, bad.response) == ("could not be written: no table holds its problem", None)
 
 
 @pytest.mark.parametrize("path", [GOLDEN_SHARD, None], ids=["golden", "fresh"])

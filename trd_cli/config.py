@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from trd_cli.errors import InputError
+from trd_cli.redaction import without_secrets
 
 Positive = Annotated[int, Field(ge=1)]
 NonNegative = Annotated[int, Field(ge=0)]
@@ -104,15 +105,19 @@ class Config(BaseModel):
             expected = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
             raise InputError(got, expected, f"change {name} (see --help)") from None
 
+    def record(self) -> dict[str, Any]:
+        """All options as JSON values, as run.json holds them: without keys."""
+        return without_secrets(self.model_dump(mode="json"))
+
     def identity(self) -> dict[str, Any]:
         """The options that decide which rows are made, as JSON values."""
-        values = self.model_dump(mode="json")
+        values = self.record()
         fields = type(self).model_fields
         return {name: values[name] for name in fields if fields[name].json_schema_extra["rows"]}
 
     def deciding(self) -> dict[str, Any]:
         """The options that decide a result: `identity`, and those that say how many rows there are or how they are graded."""
-        values = self.model_dump(mode="json")
+        values = self.record()
         fields = type(self).model_fields
         return {name: values[name] for name in fields if fields[name].json_schema_extra["decides"]}
 

@@ -16,6 +16,8 @@ an exception: it becomes that row's `error`.
 
 from __future__ import annotations
 
+from trd_cli.redaction import scrubbed
+
 
 class TrdError(Exception):
     """Base of all errors raised on purpose; `exit_code` is what the command ends with."""
@@ -24,11 +26,11 @@ class TrdError(Exception):
 
 
 class UserError(TrdError):
-    """One clear line: what was got, what was expected, and how to mend it."""
+    """One clear line: what was got, what was expected, and how to mend it; without keys, whatever it quotes."""
 
     def __init__(self, got: str, expected: str, mend: str) -> None:
-        self.got, self.expected, self.mend = got, expected, mend
-        super().__init__(f"{got}; expected {expected}; {mend}".replace("\n", " "))
+        self.got, self.expected, self.mend = map(scrubbed, (got, expected, mend))
+        super().__init__(f"{self.got}; expected {self.expected}; {self.mend}".replace("\n", " "))
 
     def __reduce__(self) -> tuple[type[UserError], tuple[str, str, str]]:
         """For the way back from a worker process: pickle would call the class with the whole line alone."""

@@ -15,6 +15,7 @@ from typing import Any
 
 from trd_cli.config import OutputOptions, SamplingOptions
 from trd_cli.engines.base import Engine
+from trd_cli.engines.border import answered
 from trd_cli.errors import ModelError, ResumeRefused, TooManyRowErrors
 from trd_cli.models import ModelRef
 from trd_cli.prompts import Template, load_template
@@ -277,10 +278,10 @@ class ShardFiller:
 
     def _generate(self, ready: Sequence[Trajectory], missing: Mapping[str, Trajectory]) -> None:
         began = time.monotonic()
+        requests = [request_for(row, self._backend.max_length) for row in ready]
+        completions = self._engine.generate(requests)
         try:
-            for completion in self._engine.generate(
-                [request_for(row, self._backend.max_length) for row in ready]
-            ):
+            for completion in answered(requests, completions, self._backend.tokenizer, self._report.note):
                 row = with_completion(missing[completion.request_id], completion)
                 self._add(row, len(row.response_token_ids or ()))
         finally:
@@ -304,7 +305,7 @@ class ShardFiller:
             self._target = path = self._target or self._run.next_shard()
             # The order in which rows finish is chance; sorted, equal work gives equal files.
             rows = sorted(self._buffer, key=lambda row: (row.problem_id, row.sample_index, row.trajectory_id))
-            write_shard(path, rows)
+            rows = write_shard(path, rows)
             self._buffer, self._target = [], None
             self.outcome.rows += len(rows)
             self.outcome.errors += sum(row.error is not None for row in rows)

@@ -11,7 +11,7 @@ from typing import Literal
 from trd_cli.errors import InputError
 from trd_cli.graders.base import Grade, Question
 from trd_cli.graders.pool import GraderOptions, GraderPool
-from trd_cli.records import Trajectory
+from trd_cli.records import Trajectory, well_formed
 from trd_cli.reporting import Report
 from trd_cli.shards import read_rows, write_shard
 
@@ -74,11 +74,11 @@ class ShardGrader:
             if rows[i].verdict is not None:
                 self.changes[rows[i].verdict, row.verdict] += 1
             rows[i] = row
-        self.counts.update(row.verdict for row in rows)
         if self._share:
             self._check([row for row in rows if row.verdict in _SETTLED and self._is_sampled(row)])
         if todo or source != target:
-            write_shard(target, rows)
+            rows = write_shard(target, rows)
+        self.counts.update(row.verdict for row in rows)
         self._report.result(target)
 
     def _is_owed(self, row: Trajectory, path: Path) -> bool:
@@ -109,8 +109,8 @@ class ShardGrader:
                 replace(
                     row,
                     verdict=grade.verdict,
-                    extracted_answer=grade.extracted_answer,
-                    verdict_detail=grade.detail,
+                    extracted_answer=grade.extracted_answer and well_formed(grade.extracted_answer),
+                    verdict_detail=grade.detail and well_formed(grade.detail),
                     grader=name,
                     grader_version=version,
                 )

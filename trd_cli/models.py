@@ -181,6 +181,7 @@ def _from_hub(name: str, weights: bool = True) -> Path:
         LocalEntryNotFoundError,
         OfflineModeIsEnabled,
         OSError,
+        UnicodeEncodeError,  # a token that no header can carry
     ) as error:
         reason = first_line(error)
         raise ModelError(

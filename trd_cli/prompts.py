@@ -11,7 +11,7 @@ import jinja2
 import jinja2.meta
 
 from trd_cli.errors import PromptError
-from trd_cli.records import Message, Task
+from trd_cli.records import Message, Task, well_formed
 
 # Placeholders a template of each kind may use; those marked True it must use.
 PLACEHOLDERS: dict[str, dict[str, bool]] = {
@@ -47,7 +47,8 @@ class Template:
 
     def render(self, values: Mapping[str, str]) -> tuple[Message, ...]:
         """The messages of one prompt: a single user turn. Every placeholder must be in `values`."""
-        return ({"role": "user", "content": _ENVIRONMENT.from_string(self.text).render(**values).strip()},)
+        text = well_formed(_ENVIRONMENT.from_string(self.text).render(**values))
+        return ({"role": "user", "content": text.strip()},)
 
 
 def load_template(kind: str, task: Task, override: str | None = None) -> Template:

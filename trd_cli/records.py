@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 Task = Literal["math", "code"]
@@ -22,6 +22,13 @@ def content_hash(value: Any, length: int = 32) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:length]
 
 
+def well_formed(text: str) -> str:
+    """Return `text` as UTF-8 can hold it: two surrogates that make a pair are joined, any other one becomes U+FFFD."""
+    if text.isascii():
+        return text
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
 @dataclass(frozen=True, slots=True)
 class Problem:
     """One problem x with its reference y*. `tests` is JSON text, for code only."""
@@ -33,6 +40,11 @@ class Problem:
     reference_answer: str | None = None
     reference_solution: str | None = None
     tests: str | None = None
+
+    def well_formed(self) -> Problem:
+        """Return the problem with all its text as UTF-8 can hold it: half of a surrogate pair is legal in JSON."""
+        texts = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{name: well_formed(text) for name, text in texts.items() if text})
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,8 @@ shard is there whole or not at all. The schema's version is in the file's footer
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import fields
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from trd_cli.errors import InputError, first_line
 from trd_cli.files import make_directory, replacing
-from trd_cli.records import Problem, Trajectory
+from trd_cli.records import Problem, Trajectory, well_formed
 
 SCHEMA_VERSION = "1"
 _VERSION_KEY = b"trd.schema_version"
@@ -74,6 +74,12 @@ SCHEMA = pa.schema(
         _field("error", pa.string()),
     ]
 )
+_OF_A_RESPONSE = ("response", "response_token_ids", "logprobs", "finish_reason", "ids_exact")
+_OF_A_VERDICT = frozenset({"verdict", "extracted_answer", "grader", "grader_version", "verdict_detail"})
+# What stands in a required column for a value that cannot be written; a list is empty.
+_EMPTY = {pa.string(): "", pa.int32(): 0, pa.int64(): 0, pa.float64(): 0.0}
+# Whatever Arrow and Python raise over a value that is not of its column's type.
+_UNBUILDABLE = (pa.ArrowException, TypeError, ValueError, OverflowError)
 PROBLEM_SCHEMA = pa.schema(
     [
         _field(n, pa.string(), required=n in ("problem_id", "source", "task", "problem"))
@@ -90,15 +96,56 @@ def write_table(path: Path, table: pa.Table) -> None:
         pq.write_table(table, file, compression="zstd", dictionary_pagesize_limit=64 << 20)
 
 
-def write_shard(path: Path, rows: Sequence[Trajectory]) -> None:
-    """Write rows as one shard, atomically."""
-    write_table(path, _to_table(rows, SCHEMA))
+def write_shard(path: Path, rows: Sequence[Trajectory]) -> list[Trajectory]:
+    """Write rows as one shard, atomically, and return them as they were written.
+
+    A row that no table can hold becomes an error row; it never takes the others along.
+    """
+    try:
+        table, written = _to_table(rows, SCHEMA), list(rows)
+    except _UNBUILDABLE:
+        written = [_writable(row) for row in rows]
+        # Each by itself, as a column may also be too large for one piece.
+        table = pa.concat_tables([_to_table([row], SCHEMA) for row in written])
+    write_table(path, table)
+    return written
 
 
 def write_problems(path: Path, problems: Sequence[Problem]) -> None:
     """Write a problem set as one Parquet file, atomically."""
     make_directory(path.parent)
     write_table(path, _to_table(problems, PROBLEM_SCHEMA))
+
+
+def _writable(row: Trajectory) -> Trajectory:
+    """Return the row, or the nearest to it that a table can hold: its text well formed, else an error row that names the columns."""
+    for candidate in (row, replace(row, **{name: _in_utf8(getattr(row, name)) for name in SCHEMA.names})):
+        unfit = [name for name in SCHEMA.names if not _fits(SCHEMA.field(name), getattr(candidate, name))]
+        if not unfit:
+            return candidate
+    reason = f"could not be written: no table holds its {', '.join(unfit)}"
+    required = (name for name in unfit if not SCHEMA.field(name).nullable)
+    emptied = dict.fromkeys(unfit) | {name: _EMPTY.get(SCHEMA.field(name).type, ()) for name in required}
+    if set(unfit) <= _OF_A_VERDICT:
+        return replace(candidate, **emptied | {"verdict": "error", "verdict_detail": reason})
+    return replace(candidate, **emptied | dict.fromkeys(_OF_A_RESPONSE) | {"error": reason})
+
+
+def _in_utf8(value: Any) -> Any:
+    """Return a column's value with all text in it well formed."""
+    if isinstance(value, str):
+        return well_formed(value)
+    if isinstance(value, Mapping):
+        return {key: _in_utf8(each) for key, each in value.items()}
+    is_text = isinstance(value, (list, tuple)) and any(isinstance(each, (str, Mapping)) for each in value)
+    return [_in_utf8(each) for each in value] if is_text else value
+
+
+def _fits(column: pa.Field, value: Any) -> bool:
+    try:
+        return pa.array([value], column.type).null_count == 0 or column.nullable
+    except _UNBUILDABLE:
+        return False
 
 
 def read_rows(path: Path) -> list[Trajectory]:
@@ -181,7 +228,11 @@ def _check_schema(path: Path, found: pa.Schema, expected: pa.Schema) -> None:
 
 
 def _to_table(rows: Sequence[Any], schema: pa.Schema) -> pa.Table:
-    return pa.table({name: [getattr(row, name) for row in rows] for name in schema.names}, schema=schema)
+    table = pa.table({name: [getattr(row, name) for row in rows] for name in schema.names}, schema=schema)
+    for field in schema:
+        if not field.nullable and table[field.name].null_count:  # which pyarrow says only when it writes
+            raise ValueError(f"a row without {field.name}")
+    return table
 
 
 def shard_number(path: Path) -> int | None:

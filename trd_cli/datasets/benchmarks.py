@@ -101,7 +101,7 @@ def _benchmark(name: str, loaded: Loaded, task: Task, grader: str, sampling: Sam
     sha256 = loaded.sha256()
     return Benchmark(
         name,
-        [replace(problem, source=name) for problem in loaded.problems],
+        [replace(problem.well_formed(), source=name) for problem in loaded.problems],
         task,
         grader,
         loaded.source,

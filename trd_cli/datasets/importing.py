@@ -33,7 +33,7 @@ import pyarrow.parquet as pq
 
 from trd_cli.config import ImportConfig
 from trd_cli.errors import InputError
-from trd_cli.records import Problem, Task, content_hash
+from trd_cli.records import Problem, Task, content_hash, well_formed
 
 FIELDS = ("problem", "reference_answer", "reference_solution", "tests", "problem_id", "source", "task")
 Row = Mapping[str, Any]
@@ -213,7 +213,7 @@ def _text(value: Any) -> str | None:
     if isinstance(value, list | dict):
         value = json.dumps(value, ensure_ascii=False, default=str)
     # Half of a surrogate pair is legal in JSON but cannot be written as UTF-8.
-    text = "" if value is None else str(value).encode("utf-8", "replace").decode("utf-8")
+    text = "" if value is None else well_formed(str(value))
     return text if text.strip() else None
 
 

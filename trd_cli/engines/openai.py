@@ -6,25 +6,39 @@ server renders the messages with its own).
 
 from __future__ import annotations
 
-import json
-import os
 from collections import deque
-from collections.abc import Iterator, Sequence
-from queue import SimpleQueue
-from threading import Thread
+from collections.abc import Iterator, Mapping, Sequence
+from queue import Empty, SimpleQueue
+from threading import Event, Thread
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from trd_cli.config import EngineOptions
+from trd_cli.engines.border import Malformed, as_ids, as_logprobs, as_text, with_end
+from trd_cli.engines.replies import (
+    Complaint,
+    Unreadable,
+    choice_of,
+    complaint,
+    complaint_in,
+    finish_of,
+    guessed_finish,
+    read_json,
+)
+from trd_cli.engines.server import header_value, read_server
 from trd_cli.errors import EngineError
 from trd_cli.models import ModelRef
 from trd_cli.records import Completion, Request
+from trd_cli.redaction import one_line
 from trd_cli.tokens import Tokenizer
 
 _DEFAULT_IN_FLIGHT = 32
 _CONNECT_SECONDS = 10.0
+_FIRST_WAIT, _LONGEST_WAIT = 0.5, 8.0
 _LONGEST_REASON = 300
+# So many of the first prompts that are refused alike stop the run, where more are to come: it concerns every request.
+_FIRST_PROMPTS = 3
 # What the HTTP library raises when no connection was made. By name: openai 2 uses httpx, openai 3 its successor.
 _UNREACHABLE = {"ConnectError", "ConnectTimeout", "ProxyError", "UnsupportedProtocol"}
 # vllm answers what a request leaves out from the model's generation_config.json: a row that says "no filter" must say
@@ -45,6 +59,14 @@ class _Arguments(BaseModel):
     logprobs: bool = True
 
 
+class _Fault(Exception):
+    """Says why one request has no answer. Two of equal `likeness` fail for the same reason; None is a reason of its own."""
+
+    def __init__(self, reason: str, likeness: str | None = None) -> None:
+        super().__init__(reason)
+        self.reason, self.likeness = reason, likeness
+
+
 class OpenAIEngine:
     """Sends up to `batch_size` requests at a time to `base_url` (else OPENAI_BASE_URL), key in OPENAI_API_KEY.
 
@@ -53,9 +75,10 @@ class OpenAIEngine:
     text comes back, the ids are those of the text and `ids_exact` is False. `api=chat` sends the messages; what it leaves
     out (`top_k` 0, penalties) is as the server is configured.
 
-    The client waits and tries again after 408, 409, 429, 5xx, lost connections and timeouts. What still fails is that
-    row's error, but for 401, 403, 404 and a server that cannot be reached: those raise EngineError. Nothing is sent
-    before the first request.
+    The client waits and tries again after 408, 409, 429, 5xx, lost connections, timeouts, a body that is cut off, and an error
+    in a body with status 200. What still fails is that row's error. What concerns every request raises EngineError: 401 to 405, a quota
+    or credit that is used up, a server that cannot be reached, and a refusal that the first three prompts meet alike. Nothing is
+    sent before the first request.
     """
 
     name = "openai"
@@ -65,18 +88,30 @@ class OpenAIEngine:
 
         self.version: str = openai.__version__
         self._arguments = _read_arguments(options.engine_arg)
-        self._base_url = _read_base_url(options)
+        self._server = read_server(options.base_url)
         self._served_model = self._arguments.served_model or model.name
         self._tokenizer = tokenizer
+        self._ends = [token for token, i in tokenizer.vocabulary().items() if i in tokenizer.eos_ids]
         self._in_flight = options.batch_size or _DEFAULT_IN_FLIGHT
+        self._closed = Event()
         seconds = self._arguments.timeout
-        self._client = openai.OpenAI(
-            base_url=self._base_url,
-            api_key=os.environ.get("OPENAI_API_KEY") or "none",
-            max_retries=self._arguments.retries,
+        connection = {
+            "base_url": self._server.url,
+            "api_key": self._server.key,
+            "organization": header_value("OPENAI_ORG_ID") or None,
+            "project": header_value("OPENAI_PROJECT_ID") or None,
+            "default_query": self._server.query,
+            "max_retries": self._arguments.retries,
             # pool=None: waiting for a free connection is no failure of the server.
-            timeout=openai.Timeout(seconds, connect=min(seconds, _CONNECT_SECONDS), pool=None),
-        )
+            "timeout": openai.Timeout(seconds, connect=min(seconds, _CONNECT_SECONDS), pool=None),
+        }
+        try:
+            self._client = _client_class()(**connection)
+        except Exception as error:  # whatever it makes of proxies in the environment
+            got = f"no client for {self._server.shown}: {self._line(error)}"
+            raise EngineError(
+                got, "an address and proxies it can use", "check --base-url and *_PROXY"
+            ) from None
 
     def generate(self, requests: Sequence[Request]) -> Iterator[Completion]:
         """One completion a request, as they finish; raises EngineError when the server is of no use to any request.
@@ -88,104 +123,279 @@ class OpenAIEngine:
         # Daemon threads, not an executor's: the interpreter joins those at exit, and an open request may take an hour.
         for _ in range(min(self._in_flight, len(requests))):
             Thread(target=self._work, args=(todo, done), name="trd-openai", daemon=True).start()
+        opening = _Opening(requests)
         try:
             for _ in range(len(requests)):
                 request, answer = done.get()
-                failed = isinstance(answer, Exception)
-                yield self._failure(request, answer) if failed else self._completion(request, answer)
+                if isinstance(answer, _Fault):
+                    failed = Completion(request.request_id, error=answer.reason)
+                    yield from opening.refused(failed, answer.likeness)
+                    if opening.is_hopeless:
+                        raise self._all_alike(answer)
+                elif isinstance(answer, Exception):
+                    yield from _responses(done)
+                    raise answer
+                else:
+                    yield from opening.answered(answer)
+            yield from opening.rest()
         finally:
             todo.clear()
 
     def close(self) -> None:
         """Close the connections. Requests still open are abandoned: they are not tried again."""
+        self._closed.set()
         self._client.close()
 
     def _work(self, todo: deque[Request], done: SimpleQueue[tuple[Request, Any]]) -> None:
-        """Answers, or the exceptions in their place, until there is nothing to do."""
+        """Put completions, or the exceptions in their place, into `done` until there is nothing to do."""
         while True:
             try:
                 request = todo.popleft()
             except IndexError:
                 return
             try:
-                done.put((request, self._ask(request)))
+                done.put((request, self._completion(request, self._ask(request))))
             except Exception as error:
                 done.put((request, error))
 
     def _ask(self, request: Request) -> Any:
+        """Return the JSON of the answer, after as many tries as it takes and may; raise _Fault or EngineError."""
+        retries, wait = self._arguments.retries, _FIRST_WAIT
+        while True:
+            reply = self._send(request, retries)
+            try:
+                body = read_json(reply.http_response.content)
+                found = complaint_in(body)
+                if found is None:
+                    return body
+                fault, is_passing = self._refusal(found), found.is_passing
+            except Unreadable as error:
+                fault, is_passing = self._unreadable(error), error.is_cut
+            retries -= reply.retries_taken + 1
+            if not is_passing or retries < 0 or self._closed.wait(wait):
+                raise fault
+            wait = min(2 * wait, _LONGEST_WAIT)
+
+    def _send(self, request: Request, retries: int) -> Any:
+        """Return the reply as it came; raise _Fault or EngineError where there is none with status 200."""
+        import openai
+
+        client = self._client
+        if retries != self._arguments.retries:
+            client = client.with_options(max_retries=retries)
+        try:
+            if self._arguments.api == "chat":
+                return client.chat.completions.with_raw_response.create(**self._chat(request))
+            return client.completions.with_raw_response.create(**self._completions(request))
+        except openai.APIStatusError as error:
+            raise self._refusal(_complaint_of(error.response)) from None
+        except openai.APITimeoutError:
+            raise _Fault(f"timeout: no answer within {self._arguments.timeout:g} s") from None
+        except openai.APIConnectionError as error:
+            raise self._lost(error.__cause__ or error) from None
+        except openai.OpenAIError as error:
+            raise _Fault(f"the client failed: {self._line(error)}") from None
+
+    def _common(self, request: Request) -> dict[str, Any]:
         sampling = request.sampling
-        common = {
+        return {
             "model": self._served_model,
             "max_tokens": sampling.max_tokens,
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
             "seed": request.seed,  # vllm and OpenAI take any signed 64-bit integer
         }
-        if self._arguments.api == "chat":
-            extra = {"top_k": sampling.top_k} if sampling.top_k > 0 else {}
-            messages: Any = [dict(message) for message in request.messages]
-            return self._client.chat.completions.create(messages=messages, extra_body=extra, **common)
-        if self._arguments.logprobs:
-            common["logprobs"] = 0  # the sampled token's alone
-        extra = {"return_token_ids": True, "top_k": sampling.top_k or _NO_TOP_K, **_NEUTRAL}
-        prompt = [list(request.prompt_token_ids)]
-        return self._client.completions.create(prompt=prompt, extra_body=extra, **common)
 
-    def _completion(self, request: Request, answer: Any) -> Completion:
-        choices = getattr(answer, "choices", None)  # a page of HTML arrives as a string
-        if not choices:
-            return Completion(request.request_id, error="the server's answer has no choices")
-        choice = choices[0]
-        finish = getattr(choice, "finish_reason", None)
-        if finish not in ("stop", "length"):
-            return Completion(request.request_id, error=f"the server ended with finish_reason {finish!r}")
-        text = _text(choice)
-        if text is None:
-            return Completion(request.request_id, error="the server's answer has no text")
-        ids, logprobs, exact = self._tokens(choice, text, stopped=finish == "stop")
+    def _chat(self, request: Request) -> dict[str, Any]:
+        top_k = request.sampling.top_k
+        messages = [dict(message) for message in request.messages]
+        extra = {"top_k": top_k} if top_k > 0 else {}
+        return {**self._common(request), "messages": messages, "extra_body": extra}
+
+    def _completions(self, request: Request) -> dict[str, Any]:
+        extra = {"return_token_ids": True, "top_k": request.sampling.top_k or _NO_TOP_K, **_NEUTRAL}
+        logprobs = {"logprobs": 0} if self._arguments.logprobs else {}  # the sampled token's alone
+        prompt = [list(request.prompt_token_ids)]
+        return {**self._common(request), **logprobs, "prompt": prompt, "extra_body": extra}
+
+    def _completion(self, request: Request, body: Any) -> Completion:
+        choice = choice_of(body)
+        if choice is None:
+            raise _Fault("the server's answer has no choices", "no choices")
+        try:
+            return self._response(request, choice, body.get("usage"))
+        except Malformed as fault:
+            raise _Fault(f"the server's answer is malformed: {self._line(fault)}") from None
+
+    def _response(self, request: Request, choice: Mapping[str, Any], usage: Any) -> Completion:
+        """Return the response in a choice; raise _Fault where it did not end well or has no text, Malformed where a value is of another kind."""
+        given = choice.get("token_ids") if self._arguments.api == "completions" else None
+        ids = as_ids(given) if given else None
+        reason = choice.get("finish_reason")
+        finish = finish_of(reason)
+        if reason in (None, ""):
+            used = usage.get("completion_tokens") if isinstance(usage, Mapping) else None
+            finish = guessed_finish(request.sampling.max_tokens, ids, used, self._tokenizer.eos_ids)
+            if finish is None:
+                raise _Fault("the server gave no finish_reason, and nothing else tells how its answer ended")
+        if finish is None:
+            told = reason.get("type") if isinstance(reason, Mapping) else reason
+            shown = repr(told) if isinstance(told, (str, int)) else f"of the kind {type(told).__name__}"
+            raise _Fault(f"the server ended with finish_reason {self._line(shown)}")
+        text = as_text(self._content(choice))
+        exact = ids is not None
+        if exact:
+            logprobs = as_logprobs(_logprobs(choice), len(ids))
+        else:
+            text = self._without_end(text) if finish == "stop" else text
+            ids, logprobs = self._tokenizer.encode(text), None
+        if finish == "stop":
+            ids, logprobs = with_end(ids, logprobs, self._tokenizer)
         return Completion(request.request_id, text, ids, logprobs, finish, exact)
 
-    def _tokens(self, choice: Any, text: str, stopped: bool) -> tuple[list[int], list[float] | None, bool]:
-        """Token ids (an end-of-turn id last when `stopped`), their logprobs, and whether the server gave the ids."""
-        given = getattr(choice, "token_ids", None) if self._arguments.api == "completions" else None
-        ids = list(given) if given else self._tokenizer.encode(text)
-        logprobs = _logprobs(choice, len(ids)) if given else None
-        ended = bool(given) and ids[-1] in self._tokenizer.eos_ids
-        if stopped and not ended:
-            # The id that stopped it was not returned, so there is no logprob for it either.
-            return [*ids, self._tokenizer.end_of_turn_id], None, bool(given)
-        return ids, logprobs, bool(given)
-
-    def _failure(self, request: Request, error: Exception) -> Completion:
-        """The row's error; raises EngineError for what would fail every row, and `error` itself when it is a bug."""
-        import openai
-
-        if isinstance(error, openai.APIStatusError):
-            self._check_status(error.status_code, _reason(error))
-            reason = f"the server answered {error.status_code}: {_reason(error)}"
-        elif isinstance(error, openai.APIConnectionError):
-            self._check_reached(error.__cause__)
-            reason = f"the connection was lost: {_one_line(error.__cause__ or error)}"
-            if isinstance(error, openai.APITimeoutError):
-                reason = f"timeout: no answer within {self._arguments.timeout:g} s"
-        elif isinstance(error, (openai.OpenAIError, json.JSONDecodeError)):
-            reason = f"the server's answer is unreadable: {_one_line(error)}"
+    def _content(self, choice: Mapping[str, Any]) -> Any:
+        """Return the text of a choice or its parts, with what the server split off as reasoning before it."""
+        message = choice.get("message")
+        if not isinstance(message, Mapping):
+            content, message = choice.get("text"), {}
         else:
-            raise error
-        return Completion(request.request_id, error=reason)
+            content = message.get("content")
+        thoughts = message.get("reasoning_content") or message.get("reasoning")
+        if thoughts:
+            parts = content if isinstance(content, list) else [] if content is None else [content]
+            return [{"type": "thinking", "thinking": thoughts}, *parts]
+        if content is None:
+            refused = message.get("refusal")
+            said = f": the model refused ({self._line(refused)})" if refused else ""
+            raise _Fault(f"the server's answer has no text{said}")
+        return content
 
-    def _check_status(self, status: int, reason: str) -> None:
-        got = f"{self._base_url} answered {status} ({reason})"
-        if status in (401, 403):
-            raise EngineError(got, "a key it accepts", "set OPENAI_API_KEY")
-        if status == 404:
-            mend = "check --base-url (it usually ends in /v1) and --engine-arg served_model=NAME"
-            raise EngineError(got, f"a server of the model {self._served_model!r}", mend)
+    def _without_end(self, text: str) -> str:
+        """Return text without the names of end tokens that some servers leave at its end; the id is added once, by `with_end`."""
+        bare = text.rstrip()
+        end = next((end for end in self._ends if bare.endswith(end)), None)
+        return text if end is None else self._without_end(bare.removesuffix(end))
 
-    def _check_reached(self, cause: BaseException | None) -> None:
-        if cause is not None and type(cause).__name__ in _UNREACHABLE:
-            got = f"no connection to {self._base_url} ({_one_line(cause)})"
-            raise EngineError(got, "a running server", "start it, or check --base-url")
+    def _refusal(self, found: Complaint) -> Exception:
+        """Return a complaint as the fault of one request, or as an EngineError where every request would meet it."""
+        reason = self._line(found.reason or "without a reason")
+        got = f"{self._server.shown} answered {found.status} ({reason})"
+        if not found.is_about_content:
+            if found.is_about_credit or found.is_about_quota:
+                mend = "top it up, or wait until the quota is renewed, and run the same command again"
+                return EngineError(got, "an account with credit and quota left", mend)
+            if found.status in (401, 403):
+                return EngineError(got, "a key it accepts", "set OPENAI_API_KEY")
+            if found.status in (404, 405):
+                mend = "check --base-url (it usually ends in /v1) and --engine-arg served_model=NAME"
+                return EngineError(got, f"a server of the model {self._served_model!r}", mend)
+        of_its_own = found.is_about_content or found.is_about_length
+        said = f"{found.status} with an error" if found.status == 200 else f"{found.status}"
+        return _Fault(f"the server answered {said}: {reason}", None if of_its_own else found.likeness)
+
+    def _all_alike(self, fault: _Fault) -> EngineError:
+        got = f"{self._server.shown} did not answer one of the first {_FIRST_PROMPTS} prompts, each time the same: {fault.reason}"
+        mend = "change what it names (an option, --engine-arg, --base-url, the server's own settings) and run the same command again"
+        return EngineError(got, "requests that it answers", mend)
+
+    def _unreadable(self, error: Exception) -> _Fault:
+        reason = f"the server's answer is unreadable: {self._line(error)}"
+        return _Fault(reason, reason)
+
+    def _lost(self, cause: BaseException) -> Exception:
+        kind = type(cause).__name__
+        if kind in _UNREACHABLE:
+            got = f"no connection to {self._server.shown} ({self._line(cause)})"
+            return EngineError(got, "a running server", "start it, or check --base-url")
+        if kind == "LocalProtocolError":  # its message quotes the header
+            variables = "OPENAI_API_KEY, OPENAI_ORG_ID and OPENAI_PROJECT_ID"
+            return EngineError("a header that cannot be sent", "printable ASCII", f"set {variables} again")
+        if kind == "DecodingError":
+            return self._unreadable(cause)
+        reason = f"the connection was lost: {self._line(cause)}"
+        return _Fault(reason, reason)
+
+    def _line(self, value: Any) -> str:
+        """Return one line of at most 300 characters, without keys."""
+        return one_line(value, _LONGEST_REASON, self._server.secrets)
+
+
+class _Opening:
+    """Holds the errors of the first requests back until one is answered, or fails for another reason.
+
+    Where the first prompts that differ all fail alike, so would the rest: then they are no errors of rows, and none is handed on.
+    """
+
+    def __init__(self, requests: Sequence[Request]) -> None:
+        first: dict[tuple[int, ...], str] = {}
+        for request in requests:
+            first.setdefault(tuple(request.prompt_token_ids), request.request_id)
+            if len(first) > _FIRST_PROMPTS:
+                break
+        self._waiting = set(list(first.values())[:_FIRST_PROMPTS] if len(first) > _FIRST_PROMPTS else ())
+        self._held: list[Completion] = []
+        self._is_over = not self._waiting
+        self._likeness: str | None = None
+
+    @property
+    def is_hopeless(self) -> bool:
+        return not self._is_over and not self._waiting
+
+    def refused(self, completion: Completion, likeness: str | None) -> list[Completion]:
+        """Return what may be handed on now, with this error or without it."""
+        if self._is_over or likeness is None or self._likeness not in (None, likeness):
+            return self.answered(completion)
+        self._likeness = likeness
+        self._held.append(completion)
+        self._waiting.discard(completion.request_id)
+        return []
+
+    def answered(self, completion: Completion) -> list[Completion]:
+        """Return this completion after those held back, which are errors of their own rows."""
+        return [*self.rest(), completion]
+
+    def rest(self) -> list[Completion]:
+        """Return the errors held back; from here on none is."""
+        self._is_over, held, self._held = True, self._held, []
+        return held
+
+
+def _client_class() -> type:
+    import openai
+
+    class Client(openai.OpenAI):
+        """Does not wait and try again where only paying helps."""
+
+        def _should_retry(self, response: Any) -> bool:
+            return super()._should_retry(response) and not _complaint_of(response).is_about_credit
+
+    return Client
+
+
+def _complaint_of(response: Any) -> Complaint:
+    try:
+        body = read_json(response.content)
+    except Unreadable:
+        body = response.text
+    found = complaint(response.status_code, body)
+    return found if found.reason else complaint(response.status_code, response.text)
+
+
+def _responses(done: SimpleQueue[tuple[Request, Any]]) -> Iterator[Completion]:
+    """Yield the responses that have come meanwhile."""
+    while True:
+        try:
+            _, answer = done.get_nowait()
+        except Empty:
+            return
+        if isinstance(answer, Completion):
+            yield answer
+
+
+def _logprobs(choice: Mapping[str, Any]) -> Any:
+    """Return what the server gives as logprobs of the sampled tokens."""
+    given = choice.get("logprobs")
+    return given.get("token_logprobs") if isinstance(given, Mapping) else None
 
 
 def _read_arguments(given: dict[str, Any]) -> _Arguments:
@@ -200,42 +410,3 @@ def _read_arguments(given: dict[str, Any]) -> _Arguments:
             ) from None
         expected = first["msg"].removeprefix("Input should be ")
         raise EngineError(f"--engine-arg {key}={first['input']!r}", expected, f"change {key}") from None
-
-
-def _read_base_url(options: EngineOptions) -> str:
-    url = options.base_url or os.environ.get("OPENAI_BASE_URL")
-    example = "give --base-url, for example http://localhost:8000/v1"
-    if not url:
-        raise EngineError("--engine openai without a server", "--base-url or OPENAI_BASE_URL", example)
-    if not url.startswith(("http://", "https://")):
-        raise EngineError(f"the server {url!r}", "an address that begins with http:// or https://", example)
-    return url
-
-
-def _text(choice: Any) -> str | None:
-    """The choice's text, its reasoning before it in <think> tags; left open when it ended inside the reasoning."""
-    message = getattr(choice, "message", None)
-    if message is None:
-        return getattr(choice, "text", None)
-    content = getattr(message, "content", None)
-    thoughts = getattr(message, "reasoning_content", None) or getattr(message, "reasoning", None)
-    if not thoughts:
-        return content
-    return f"<think>\n{thoughts}" + (f"\n</think>\n\n{content}" if content else "")
-
-
-def _logprobs(choice: Any, count: int) -> list[float] | None:
-    """The sampled tokens' logprobs (`count` of them), or None where the server did not give each one."""
-    given = getattr(getattr(choice, "logprobs", None), "token_logprobs", None) or ()
-    return list(given) if len(given) == count and None not in given else None
-
-
-def _reason(error: Any) -> str:
-    """What the server says went wrong (its JSON body's `message`), else what the client says."""
-    body = error.body if isinstance(error.body, dict) else {}
-    return _one_line(body.get("message") or error.message)
-
-
-def _one_line(value: Any) -> str:
-    text = " ".join(str(value).split()) or type(value).__name__
-    return text if len(text) <= _LONGEST_REASON else text[: _LONGEST_REASON - 1] + "…"

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from trd_cli.config import EngineOptions
+from trd_cli.engines.border import with_end
 from trd_cli.engines.registry import engine_version
 from trd_cli.errors import EngineError
 from trd_cli.models import ModelRef
@@ -149,7 +150,7 @@ class VllmEngine:
         exact = output.finish_reason == "length" or (bool(ids) and ids[-1] in self._tokenizer.eos_ids)
         if not exact:
             # vLLM knew an end of its own; a row that ends in "stop" must teach the student to stop.
-            ids, logprobs = [*ids, self._tokenizer.end_of_turn_id], None
+            ids, logprobs = with_end(ids, logprobs, self._tokenizer)
         text, reason = self._tokenizer.decode(ids), output.finish_reason
         return Completion(request.request_id, text, ids, logprobs, reason, ids_exact=exact)
 

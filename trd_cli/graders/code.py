@@ -84,8 +84,8 @@ def grade(question: Question, options: CodeOptions) -> Grade:
 
 
 def _said(error: Exception) -> str:
-    """The message as a detail; halves of surrogate pairs, which a program may raise, cannot be stored."""
-    return str(error)[:500].encode("utf-8", "replace").decode()
+    """The message as a detail, which a program may have made long."""
+    return str(error)[:500]
 
 
 def _program(response: str) -> str:

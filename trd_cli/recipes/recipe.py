@@ -10,6 +10,7 @@ from trd_cli.config import Config, DistillConfig, EvalConfig, Positive, RefineCo
 from trd_cli.prompts import Template, load_template
 from trd_cli.recipes.files import Table
 from trd_cli.records import Task
+from trd_cli.redaction import without_secrets
 
 # Sections that an arm may have of its own beside options of training.
 OF_AN_ARM = ("sample", "refine")
@@ -57,11 +58,15 @@ class Recipe(BaseModel):
         """What an arm trains along: "refined" (y_r) or "rollout" (y_o)."""
         return DistillConfig.parse(self.training(arm)).stage or "refined"
 
+    def record(self) -> Table:
+        """The recipe as a run directory holds it: without keys."""
+        return without_secrets(self.model_dump(mode="json", exclude_none=True))
+
     def as_toml(self) -> str:
-        """The recipe as a file that needs no other one."""
+        """The same as a file that needs no other one."""
         import tomli_w
 
-        return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
+        return tomli_w.dumps(self.record())
 
 
 def templates_of(config: Config, setting: str) -> list[Template]:

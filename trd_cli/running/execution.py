@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from trd_cli.redaction import scrubbed
 from trd_cli.running.locks import PATIENCE, kill_tree
 from trd_cli.running.nodes import NODES, Graph, Node
 
@@ -60,7 +61,8 @@ class StageProcess:
         if self._ends_with_run:
             environment[PARENT_VARIABLE] = str(os.getpid())
         with open(self.log, "ab") as log:
-            log.write(f"$ trd {shlex.join(words[words.index('trd_cli') + 1 :])}\n".encode())
+            typed = shlex.join(words[words.index("trd_cli") + 1 :])
+            log.write(f"$ trd {scrubbed(typed)}\n".encode())
             log.flush()
             self._start = log.tell()
             self._process = subprocess.Popen(

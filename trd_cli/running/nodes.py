@@ -11,6 +11,7 @@ from typing import Any
 from trd_cli.config import Config, RunStage
 from trd_cli.errors import InputError
 from trd_cli.recipes.recipe import Recipe
+from trd_cli.redaction import without_secrets
 
 FORMAT = "trd-graph-1"
 NODES = "nodes"
@@ -51,10 +52,9 @@ class Node:
         return f"logs/{self.name.replace('/', '_')}.log"
 
     def record(self) -> dict[str, Any]:
-        """The node as graph.json holds it."""
+        """The node as graph.json holds it: without keys."""
         names = ("name", "stage", "arm", "arms", "round", "seed", "out", "inputs", "digest", "argv")
-        values = {name: getattr(self, name) for name in names}
-        return {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
+        return without_secrets({name: getattr(self, name) for name in names})
 
 
 @dataclass(frozen=True)
@@ -118,6 +118,6 @@ class Graph:
         return {
             "format": FORMAT,
             "name": self.recipe.name,
-            "recipe": self.recipe.model_dump(mode="json", exclude_none=True),
+            "recipe": self.recipe.record(),
             "nodes": [node.record() for node in self.nodes],
         }

@@ -58,7 +58,7 @@ def run(
         config.out,
         "distill",
         identity,
-        config.model_dump(mode="json"),
+        config.record(),
         [s.lineage() for s in sets],
         scratch=_SCRATCH,
     )

@@ -72,7 +72,7 @@ def run(config: EvalConfig, backend: Backend, report: Report) -> dict[str, Any] 
         **backend.identity(),
     }
     about = backend.about() | {"benchmarks": {name: part.about() for name, part in parts.items()}}
-    run_dir = RunDir(config.out, "eval", identity, config.model_dump(mode="json"), about=about)
+    run_dir = RunDir(config.out, "eval", identity, config.record(), about=about)
     for line in _remarks(config, parts, backend):
         report.note(line)
     if config.dry_run:

@@ -48,7 +48,7 @@ def run(
         config.out,
         "refine",
         refiner.identity(sets[:1] if config.stream else sets),
-        config.model_dump(mode="json"),
+        config.record(),
         inputs=[s.lineage() for s in sets],
         about=refiner.about(),
     )

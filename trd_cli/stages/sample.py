@@ -30,7 +30,7 @@ def run(config: SampleConfig, backend: Backend, report: Report) -> Outcome:
         **backend.identity(),
     }
     about = {**backend.about(), **rendering.identity()}
-    run_dir = RunDir(config.out, "sample", identity, config.model_dump(mode="json"), about=about)
+    run_dir = RunDir(config.out, "sample", identity, config.record(), about=about)
     if config.dry_run:
         report.note(preview(planned[0], len(planned), run_dir.path))
         return Outcome()

@@ -1,0 +1,155 @@
+"""A small real server on this machine that answers as OpenAI-compatible ones do, scripted by the prompt's text, and the engine asking it."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+from trd_cli.config import EngineOptions
+from trd_cli.engines.openai import OpenAIEngine
+from trd_cli.models import ModelRef
+from trd_cli.records import Completion, Request, Sampling
+from trd_cli.tokens import ByteTokenizer
+
+TOKENIZER = ByteTokenizer()
+END = TOKENIZER.end_of_turn_id
+SAMPLING = Sampling(temperature=0.6, top_p=0.95, top_k=20, max_tokens=64)
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What the server answers; a `body` that is neither text nor bytes is sent as JSON.
+
+    `drop` closes the connection instead; `raw` is sent as it is, head and all, and then the connection is closed.
+    """
+
+    body: Any = ""
+    status: int = 200
+    content_type: str = "application/json"
+    drop: bool = False
+    raw: bytes | None = None
+
+
+@dataclass(frozen=True)
+class Received:
+    prompt: str
+    path: str
+    body: dict[str, Any]
+    headers: Mapping[str, str]
+
+
+@dataclass
+class Server:
+    """`answer(prompt, tries)` makes the reply; `tries` counts how often this prompt has come, from 1."""
+
+    answer: Callable[[str, int], Reply]
+    received: list[Received] = field(default_factory=list)
+    url: str = ""
+    over: threading.Event = field(default_factory=threading.Event)
+
+    def prompts(self) -> list[str]:
+        return [one.prompt for one in self.received]
+
+
+def _handler(server: Server) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            prompt = (
+                TOKENIZER.decode(body["prompt"][0]) if "prompt" in body else body["messages"][-1]["content"]
+            )
+            server.received.append(Received(prompt, self.path, body, self.headers))
+            reply = server.answer(prompt, server.prompts().count(prompt))
+            if reply.drop or reply.raw is not None:
+                self.wfile.write(reply.raw or b"")
+                self.close_connection = True
+                return
+            sent = reply.body if isinstance(reply.body, bytes) else _encoded(reply.body)
+            self.send_response(reply.status)
+            self.send_header("Content-Type", reply.content_type)
+            self.send_header("Content-Length", str(len(sent)))
+            self.send_header("retry-after-ms", "1")
+            self.end_headers()
+            self.wfile.write(sent)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    return Handler
+
+
+class _Quiet(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, *_: Any) -> None:
+        """Clients that hang up are part of the tests."""
+
+
+@contextmanager
+def servers() -> Iterator[Callable[..., Server]]:
+    """Start servers by what they answer: a reply, or a function of the prompt and the number of the try."""
+    opened: list[tuple[Server, ThreadingHTTPServer]] = []
+
+    def start(answer: Callable[[str, int], Reply] | Reply) -> Server:
+        server = Server(answer if callable(answer) else lambda _prompt, _tries: answer)
+        http = _Quiet(("127.0.0.1", 0), _handler(server))
+        server.url = f"http://127.0.0.1:{http.server_port}/v1"
+        threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        opened.append((server, http))
+        return server
+
+    try:
+        yield start
+    finally:
+        for server, http in opened:
+            server.over.set()
+            http.shutdown()
+            http.server_close()
+
+
+def _encoded(body: Any) -> bytes:
+    return (body if isinstance(body, str) else json.dumps(body)).encode()
+
+
+def completion(text: str = "ok", finish: Any = "stop", **choice: Any) -> Reply:
+    return Reply({"id": "1", "choices": [{"index": 0, "text": text, "finish_reason": finish, **choice}]})
+
+
+def exact(text: str = "ok", ids: list[int] | None = None, finish: str = "stop") -> Reply:
+    ids = [*TOKENIZER.encode(text), END] if ids is None else ids
+    return completion(text, finish, token_ids=ids, logprobs={"token_logprobs": [-0.5] * len(ids)})
+
+
+def chat(content: str | None, finish: Any = "stop", **message: Any) -> Reply:
+    full = {"role": "assistant", "content": content, **message}
+    return Reply({"id": "1", "choices": [{"index": 0, "message": full, "finish_reason": finish}]})
+
+
+def failed(status: int, message: str) -> Reply:
+    return Reply({"error": {"message": message, "type": "scripted", "code": status}}, status)
+
+
+def engine_for(url: str | None, batch_size: int | None = None, **arguments: Any) -> OpenAIEngine:
+    options = EngineOptions(engine="openai", base_url=url, batch_size=batch_size, engine_arg=arguments)
+    return OpenAIEngine(ModelRef("scripted", None, "x"), TOKENIZER, options)
+
+
+def asking(prompt: str, sampling: Sampling = SAMPLING, seed: int = 7) -> Request:
+    message = {"role": "user", "content": prompt}
+    return Request(prompt, TOKENIZER.encode(prompt), sampling, seed, messages=(message,))
+
+
+def ask(
+    server: Server, *prompts: str, batch_size: int | None = None, **arguments: Any
+) -> dict[str, Completion]:
+    engine = engine_for(server.url, batch_size, **arguments)
+    completions = {one.request_id: one for one in engine.generate([asking(prompt) for prompt in prompts])}
+    engine.close()
+    return completions

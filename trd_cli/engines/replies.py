@@ -1,0 +1,192 @@
+"""What OpenAI-compatible servers reply: answers, reasons to end, and complaints, each in the forms that servers give them.
+
+Known are the forms of vLLM, SGLang, llama.cpp, TGI, Ollama, LM Studio, LiteLLM, OpenRouter, Together and Mistral, and those of
+Anthropic's, Google's and Cohere's models where a gateway hands them on.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from trd_cli.records import FinishReason
+
+_STOPS = (
+    "stop stopped stop_sequence stop_token stop_word stop_words stop_str end_turn end_of_turn end_of_text endoftext end_id eos "
+    "eos_token eos_token_id eosfound stopstringfound complete completed"
+)
+_LENGTHS = (
+    "length limit max_length model_length max_tokens max_new_tokens max_output_tokens max_completion_tokens token_limit "
+    "model_context_window_exceeded maxpredictedtokensreached contextlengthreached"
+)
+_FINISHES: dict[str, FinishReason] = {
+    **dict.fromkeys(_STOPS.split(), "stop"),
+    **dict.fromkeys(_LENGTHS.split(), "length"),
+}
+_BUSY = (408, 409, 429)
+# A message lies no deeper in a complaint than this.
+_DEEPEST = 6
+# No waiting helps against these. The word quota alone says little: Google's limits a minute are called so too.
+_NO_CREDIT = re.compile(
+    r"insufficient[_ ](?:user[_ ])?(?:quota|balance|credit|fund)|credit balance is too low|out of credits|billing[_ ](?:hard|not)",
+    re.IGNORECASE,
+)
+_QUOTA = re.compile(r"quota|billing|credits?\b", re.IGNORECASE)
+_FILTERED = re.compile(
+    r"content[_ ]?filter|(?:content|usage|management)[_ ]polic|moderation|flagged|guardrail|safety|violat|responsible_?ai",
+    re.IGNORECASE,
+)
+_TOO_LONG = re.compile(
+    r"context[_ ](?:length|window|size)|too long|too many (?:input )?tokens|(?:input|prompt) (?:length|tokens)",
+    re.IGNORECASE,
+)
+_TAG = re.compile(r"<[^>]*>")
+# A request's own number in a complaint, as "(request id: 202502031415…)".
+_NUMBER_OF_ITS_OWN = re.compile(r"\b(?=[\w-]*\d)[\w-]{10,}\b")
+
+
+@dataclass(frozen=True)
+class Complaint:
+    """Holds what a server says went wrong. `status` is that of the answer, or the one that a body with status 200 names; `kind` is its code and type."""
+
+    status: int
+    reason: str
+    kind: str = ""
+
+    @property
+    def is_about_credit(self) -> bool:
+        """Return True if no request will be answered before somebody pays."""
+        return self.status == 402 or bool(_NO_CREDIT.search(f"{self.kind} {self.reason}"))
+
+    @property
+    def is_about_quota(self) -> bool:
+        """Return True if a quota is used up, which time may help against."""
+        return self.status == 429 and bool(_QUOTA.search(f"{self.kind} {self.reason}"))
+
+    @property
+    def is_about_content(self) -> bool:
+        """Return True if a filter refused the text of this request."""
+        return bool(_FILTERED.search(f"{self.kind} {self.reason}"))
+
+    @property
+    def is_about_length(self) -> bool:
+        """Return True if the prompt of this request is too long."""
+        return bool(_TOO_LONG.search(f"{self.kind} {self.reason}"))
+
+    @property
+    def is_passing(self) -> bool:
+        """Return True if the same request may be answered a little later."""
+        if self.is_about_credit or self.is_about_content:
+            return False
+        # A server that has begun to answer cannot change its status any more when it fails.
+        failed_late = self.status == 200 and "invalid" not in self.kind.lower()
+        return self.status in _BUSY or self.status >= 500 or failed_late
+
+    @property
+    def likeness(self) -> str:
+        """Return a text that is equal for two requests which are refused for the same reason."""
+        return f"{self.status} {_NUMBER_OF_ITS_OWN.sub('', self.reason)}"
+
+
+class Unreadable(ValueError):
+    """Says why a reply is no JSON; `is_cut` is True where it begins as JSON does, or is empty."""
+
+    def __init__(self, reason: str, is_cut: bool) -> None:
+        super().__init__(reason)
+        self.is_cut = is_cut
+
+
+def read_json(content: bytes) -> Any:
+    """Return the JSON value of a reply's body; raise Unreadable where it is none."""
+    try:
+        return json.loads(content.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise Unreadable(f"not UTF-8 at byte {error.start}", is_cut=False) from None
+    except (ValueError, RecursionError) as error:
+        begins = content.lstrip()[:1]
+        if begins in (b"{", b"["):
+            raise Unreadable(f"broken JSON of {len(content)} bytes: {error}", is_cut=True) from None
+        shown = content[:200].decode("utf-8", "replace")
+        raise Unreadable(f"not JSON: {shown}" if begins else "empty", is_cut=not begins) from None
+
+
+def choice_of(body: Any) -> Mapping[str, Any] | None:
+    """Return the first choice of an answer, or None where it has none."""
+    choices = body.get("choices") if isinstance(body, Mapping) else None
+    choice = choices[0] if isinstance(choices, list) and choices else None
+    return choice if isinstance(choice, Mapping) else None
+
+
+def complaint_in(body: Any) -> Complaint | None:
+    """Return the complaint that a reply with status 200 holds in place of an answer, or in its choice; None where it holds none."""
+    choice = choice_of(body)
+    if isinstance(body, Mapping) and body.get("error"):
+        return complaint(200, body)
+    if choice is not None:
+        return complaint(200, choice) if choice.get("error") else None
+    found = complaint(200, body)
+    return found if found.reason else None
+
+
+def complaint(status: int, body: Any) -> Complaint:
+    """Return what a body that is no answer says: `reason` "" where it says nothing.
+
+    A number in it that is an HTTP status takes the place of 200.
+    """
+    while isinstance(body, list) and body:  # as Google sends it
+        body = body[0]
+    if isinstance(body, str):
+        return Complaint(status, _TAG.sub(" ", body))
+    if not isinstance(body, Mapping):
+        return Complaint(status, "")
+    error = body.get("error") or body.get("errors") or body.get("detail") or body
+    source = error if isinstance(error, Mapping) else body
+    names = ("code", "type", "status", "error_type", "error_code")
+    kinds = [str(source[name]) for name in names if source.get(name) not in (None, "")]
+    if status == 200:
+        status = next((int(kind) for kind in kinds if re.fullmatch(r"[45]\d\d", kind)), status)
+    return Complaint(status, _said(error), " ".join(kinds))
+
+
+def _said(error: Any, depth: int = 0) -> str:
+    """Return the message of an error: a text, an object with one, or FastAPI's list of what is wrong where."""
+    if isinstance(error, str) or depth > _DEEPEST:
+        return error if isinstance(error, str) else ""
+    if isinstance(error, list):
+        return "; ".join(filter(None, (_said(each, depth + 1) for each in error)))
+    if not isinstance(error, Mapping):
+        return ""
+    names = ("message", "Message", "msg", "detail", "error_description", "error", "title")
+    text = next((_said(error[name], depth + 1) for name in names if error.get(name)), "")
+    place = error.get("loc")
+    if not isinstance(place, list):
+        return text
+    return ".".join(str(part) for part in place if part != "body") + f": {text}"
+
+
+def finish_of(reason: Any) -> FinishReason | None:
+    """Return "stop" or "length" for a server's reason to end, however it writes it; None for any other, and for none."""
+    if isinstance(reason, Mapping):  # as SGLang's own interface has it
+        reason = reason.get("type")
+    if not isinstance(reason, str):
+        return None
+    return _FINISHES.get(reason.rpartition(".")[2].strip().lower().replace("-", "_"))
+
+
+def guessed_finish(limit: int, ids: list[int] | None, used: Any, ends: frozenset[int]) -> FinishReason | None:
+    """Return how an answer without a reason ended, or None where nothing tells.
+
+    `limit` is how many tokens were asked for. The server's own `ids` tell by the last one and their number; without them `used`, the
+    tokens it counted, tells: an answer with fewer than it might have had came to its end.
+    """
+    if ids and ids[-1] in ends:
+        return "stop"
+    count = len(ids) if ids else used
+    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+        return None
+    if count >= limit:
+        return "length"
+    return None if ids else "stop"

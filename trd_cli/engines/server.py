@@ -1,0 +1,77 @@
+"""Which server the openai engine asks, and with which key: read and checked before the first request."""
+
+from __future__ import annotations
+
+import base64
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from urllib.parse import parse_qsl, unquote, urlsplit, urlunsplit
+
+from trd_cli.errors import EngineError
+from trd_cli.redaction import is_secret_name, scrubbed
+
+_EXAMPLE = "give --base-url, for example http://localhost:8000/v1"
+
+
+@dataclass(frozen=True)
+class Server:
+    """Holds an address, its query apart, and a key. `shown` is the address without its user; `secrets` must not be shown."""
+
+    url: str
+    query: Mapping[str, str]
+    key: str
+    shown: str
+    secrets: frozenset[str]
+
+
+def read_server(base_url: str | None) -> Server:
+    """Return the server of `base_url`, else of OPENAI_BASE_URL, with the key in OPENAI_API_KEY ("none" without one).
+
+    Raises EngineError for an address or a key that cannot be used, without showing the key.
+    """
+    given = (base_url or os.environ.get("OPENAI_BASE_URL") or "").strip()
+    if not given:
+        raise EngineError("--engine openai without a server", "--base-url or OPENAI_BASE_URL", _EXAMPLE)
+    key = header_value("OPENAI_API_KEY")
+    expected = "an address that begins with http:// or https://"
+    if not given.startswith(("http://", "https://")):
+        raise EngineError(f"the server {given!r}", expected, _EXAMPLE)
+    try:
+        parts = urlsplit(given)
+        usable = bool(parts.hostname) and parts.port != 0 and given.isprintable() and " " not in given
+    except ValueError:
+        usable = False
+    if not usable:
+        raise EngineError(
+            f"the server {scrubbed(given)!r}", f"{expected} and has a host", f"{_EXAMPLE}, without spaces"
+        )
+    query = dict(parse_qsl(parts.query, keep_blank_values=True))
+    secrets = {key, *_of_the_user(parts.username, parts.password)}
+    secrets |= {value for name, value in query.items() if is_secret_name(name)}
+    url = urlunsplit(parts._replace(query="", fragment=""))
+    return Server(url, query, key or "none", scrubbed(url), frozenset(secrets - {""}))
+
+
+def header_value(variable: str) -> str:
+    """Return a variable that is sent as a header, without space around it; "" where it is not set.
+
+    Raises EngineError for one that no header can carry, without showing it: the HTTP library's own complaint would quote it.
+    """
+    value = os.environ.get(variable, "").strip()
+    if all("!" <= character <= "~" for character in value):
+        return value
+    what = "a character that is not ASCII" if not value.isascii() else "a space or a control character"
+    raise EngineError(
+        f"{variable} holds {what}",
+        "printable ASCII without spaces, as a header carries it",
+        f"set {variable} again",
+    )
+
+
+def _of_the_user(name: str | None, password: str | None) -> set[str]:
+    """Return what of the user in an address is secret, as it is typed, as it is meant, and as it is sent."""
+    secret = password or name or ""
+    pair = f"{unquote(name or '')}:{unquote(password or '')}"
+    sent = base64.b64encode(pair.encode("utf-8", "replace")).decode() if secret else ""
+    return {secret, unquote(secret), sent}

@@ -1,0 +1,84 @@
+"""Keeping keys out of what is shown and written: messages, the column `error`, run.json, logs.
+
+Two kinds are known: values that are secrets wherever they appear (keys in the environment, and those a caller names), and places
+where a secret stands (the user in an address, `api_key=…`, words with the form of a key).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+HIDDEN = "***"
+# A shorter value is no secret, and would be found inside other words.
+_SHORTEST, _SHORTEST_ANYWHERE = 4, 8
+_OF_THE_ENVIRONMENT = re.compile(
+    r"(?:API_?KEY|ACCESS_?KEY|SECRET_?KEY|SECRET|TOKEN|PASSWORD)$", re.IGNORECASE
+)
+# Not `eos_token` and the like, which name a token of text.
+_NAME = (
+    r"(?:\w+[_.-])?(?:api[_-]?key|access[_-]?key|secret[_-]?key|auth[_-]?key|secret|password|passwd|authorization)"
+    r"|(?:(?:hf|hub|huggingface|use|auth|access|api|bearer|session|x)[_-])*token"
+)
+_SECRET_NAME = re.compile(_NAME, re.IGNORECASE)
+_ASSIGNED = re.compile(rf"(?<![\w-])({_NAME})=['\"]?[^\s&;,'\"]+", re.IGNORECASE)
+_IN_A_QUERY = re.compile(r"([?&](?:key|sig|signature)=)[^\s&#'\"]+", re.IGNORECASE)
+# A password may hold a slash, which ends the part of an address where it would be looked for; and a scheme may be forgotten.
+_USER = re.compile(
+    r"(https?://)[^\s'\"]*@|(\w://)[^\s/?#'\"]*@|(?<![\w/])()[\w.%+-]+:[^\s/@'\"]+@(?=[\w-]+(?:[/.]|:\d))",
+    re.IGNORECASE,
+)
+_SHAPED = re.compile(r"\b(?:sk-|hf_|gsk_|xai-|nvapi-|AIza)(?=[\w-]*\d)[\w-]{16,}")
+
+
+def scrubbed(text: str, secrets: Iterable[str] = ()) -> str:
+    """Return `text` with `***` for each of `secrets`, each key in the environment, and whatever stands where a secret does."""
+    return _by_place(_without(text, secrets))
+
+
+def one_line(value: Any, longest: int, secrets: Iterable[str] = ()) -> str:
+    """Return the text of a value, without secrets, as one line of at most `longest` characters."""
+    text = _without(" ".join(str(value).split()), secrets) or type(value).__name__
+    # Cut before the search by place, which is slow in long texts, and after it.
+    text = _by_place(text[: 4 * longest])
+    return text if len(text) <= longest else text[: longest - 1] + "…"
+
+
+def without_secrets(value: Any) -> Any:
+    """Return a JSON value with `***` where a secret stands; the same in every environment, so that it can be an identity."""
+    if isinstance(value, Mapping):
+        return {key: HIDDEN if _is_secret(key, v) else without_secrets(v) for key, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [without_secrets(item) for item in value]
+    return _by_place(value) if isinstance(value, str) else value
+
+
+def is_secret_name(name: str) -> bool:
+    """Return whether an option, a variable or a query's key of this name holds a secret."""
+    return _SECRET_NAME.fullmatch(name) is not None or name.lower() in ("key", "sig", "signature")
+
+
+def _is_secret(name: str, value: Any) -> bool:
+    return isinstance(value, str) and bool(value) and _SECRET_NAME.fullmatch(str(name)) is not None
+
+
+def _without(text: str, secrets: Iterable[str]) -> str:
+    for secret in sorted({*secrets, *_keys_of_the_environment()}, key=len, reverse=True):
+        if len(secret) >= _SHORTEST_ANYWHERE:
+            text = text.replace(secret, HIDDEN)
+        elif len(secret) >= _SHORTEST:
+            text = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", HIDDEN, text)
+    return text
+
+
+def _by_place(text: str) -> str:
+    text = _USER.sub(lambda found: f"{found[1] or found[2] or ''}{HIDDEN}@", text)
+    text = _ASSIGNED.sub(rf"\1={HIDDEN}", text)
+    return _SHAPED.sub(HIDDEN, _IN_A_QUERY.sub(rf"\1{HIDDEN}", text))
+
+
+def _keys_of_the_environment() -> list[str]:
+    found = (value.strip() for name, value in os.environ.items() if _OF_THE_ENVIRONMENT.search(name))
+    return [value for value in found if len(value) >= _SHORTEST_ANYWHERE]
