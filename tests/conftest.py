@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,6 +18,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 Trd = Callable[..., Result]
+
+made_by_setup = pytest.mark.skipif(
+    not (Path(sys.prefix) / ".trd-installed").is_file(),
+    reason="needs the environment that tests/run.sh makes",
+)
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from children import start_child
 from conftest import Trd
 from tiny import END, OTHER_END, VOCABULARY, build_model, set_eos
 
@@ -113,8 +114,8 @@ def environment(**more: str) -> dict[str, str]:
 def start_two(logs: Path, *program: object, **more: str) -> subprocess.Popen[bytes]:
     """Two processes of a Python program under torchrun; each prints into files of its own in `logs`."""
     launcher = (BIN / "torchrun", "--standalone", "--nproc_per_node", 2, "--log-dir", logs, "--redirects", 3)
-    return subprocess.Popen(
-        [str(word) for word in (*launcher, *program)],
+    return start_child(
+        (*launcher, *program),
         cwd=ROOT,
         env=environment(ACCELERATE_USE_CPU="true", **more),
         stdin=subprocess.DEVNULL,

@@ -274,19 +274,20 @@ def test_a_row_that_is_not_the_sets_is_refused_with_its_number(
     assert message in said
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"no archive", "could not be read"),
-        (gzip.compress(b'{"task_id": '), "could not be read"),
-        (
-            gzip.compress(jsonl([{"task_id": "HumanEval/0", "prompt": "p"}])),
-            "HumanEval/0 without entry_point",
-        ),
-        (gzip.compress(jsonl([TASK])), "has 1 questions; expected 164"),
-    ],
-)
-def test_an_evalplus_file_that_cannot_be_used_is_refused(folder: Path, content: bytes, message: str) -> None:
+UNUSABLE = {
+    "no archive": (b"no archive", "could not be read"),
+    "half a line": (gzip.compress(b'{"task_id": ', mtime=0), "could not be read"),
+    "a key missing": (
+        gzip.compress(jsonl([{"task_id": "HumanEval/0", "prompt": "p"}]), mtime=0),
+        "HumanEval/0 without entry_point",
+    ),
+    "too few questions": (gzip.compress(jsonl([TASK]), mtime=0), "has 1 questions; expected 164"),
+}
+
+
+@pytest.mark.parametrize("case", UNUSABLE)
+def test_an_evalplus_file_that_cannot_be_used_is_refused(folder: Path, case: str) -> None:
+    content, message = UNUSABLE[case]
     (folder / "HumanEvalPlus.jsonl.gz").write_bytes(content)
     said = refusal("humaneval+")
     assert "HumanEvalPlus.jsonl.gz" in said

@@ -441,7 +441,11 @@ BAD_FILES = {
     "line of another kind": ("set.jsonl", b'{"problem": "a"}\n[1]\n', r"line 2: a list, not an object"),
     "latin-1": ("set.jsonl", b'{"problem": "\xe9"}\n', r"could not be read.*UTF-8"),
     "not gzip": ("set.jsonl.gz", b'{"problem": "a"}\n', r"could not be read \(Not a gzipped file"),
-    "cut gzip": ("set.jsonl.gz", gzip.compress(b'{"problem": "a"}\n' * 99)[:40], r"could not be read"),
+    "cut gzip": (
+        "set.jsonl.gz",
+        gzip.compress(b'{"problem": "a"}\n' * 99, mtime=0)[:40],
+        r"could not be read",
+    ),
     "not JSON": ("set.json", b'{"a": 1}\n{"a": 2}', r"set\.json is not JSON.*name it \.jsonl"),
     "number": ("set.json", b"3", r"holds a int"),
     "two lists": ("set.json", b'{"a": [], "b": []}', r"holds 2 lists in an object"),

@@ -17,7 +17,7 @@ PACKAGE = ROOT / "trd_cli"
 # A file may import its own floor and those below. A name with a slash is a directory with all that is in it.
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("__init__", "errors", "records", "redaction"),
-    ("config", "prompts", "tokens", "reporting", "files", "core/"),
+    ("config", "prompts", "tokens", "reporting", "files", "frames", "core/"),
     (
         "shards",
         "run_dir",
@@ -177,6 +177,11 @@ def test_only_the_command_line_prints_and_exits(module: str) -> None:
         or (isinstance(node, ast.ImportFrom) and node.module in ("sys", "typer"))
     ]
     assert found == []
+
+
+def test_polars_is_loaded_in_one_place_which_mends_its_handling_of_ctrl_c() -> None:
+    found = [module for module, path in FILES.items() if "import polars" in path.read_text()]
+    assert found == ["frames"]
 
 
 @pytest.mark.parametrize("line", ["--help", "sample --help", "distill --help", "data import --help"])

@@ -7,129 +7,52 @@ the work and not into Python's start. Not covered: power loss, which only the fs
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from children import Run, Start, forking, gone, wait_for
 from click.testing import Result
 from sets import by_id, rows_of
 
 from trd_cli.records import Trajectory
 from trd_cli.shards import list_shards, read_rows, write_shard
 
-ROOT = Path(__file__).parent.parent
 KILLS = 20
 Trd = Callable[..., Result]
 Rows = dict[str, Trajectory]
 
 WARM = """
-import json, os, signal, sys
 import pyarrow
 import trd_cli.engines.scripted
-from trd_cli.cli import app
 from trd_cli.stages import refine, sample, verify
-
 pyarrow.table({"x": [1]})  # loads pandas, where there is one
-for line in sys.stdin:
-    order = json.loads(line)
-    child = os.fork()
-    if child == 0:
-        os.setsid()
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        for descriptor, name in enumerate((os.devnull, order["stdout"], order["stderr"])):
-            os.dup2(os.open(name, os.O_RDWR | os.O_CREAT | os.O_TRUNC), descriptor)
-        app(order["args"])
-    print(child, flush=True)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
-
-
-class Run:
-    """A command in a session of its own; `pid` names the session too. It is reaped by its parent as soon as it ends."""
-
-    def __init__(self, parent: subprocess.Popen[str], directory: Path, args: list[str]) -> None:
-        self.stdout, self.stderr = directory / "stdout", directory / "stderr"
-        for path in (self.stdout, self.stderr):
-            path.write_text("")  # what the run before said is not taken for this one's
-        order = {"args": args, "stdout": str(self.stdout), "stderr": str(self.stderr)}
-        self._parent = parent
-        parent.stdin.write(json.dumps(order) + "\n")
-        parent.stdin.flush()
-        self.pid = int(parent.stdout.readline())
-
-    def kill(self, number: signal.Signals = signal.SIGKILL) -> int:
-        """Send a signal to the command alone and wait for its end; gives the exit code."""
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self.pid, number)
-        return self.wait()
-
-    def at_work(self, directory: Path) -> None:
-        """Return when a shard more is done than is now, or when the command has ended."""
-        before = files(directory)
-        with contextlib.suppress(ProcessLookupError):
-            wait_for(lambda: files(directory) != before or os.kill(self.pid, 0))
-
-    def wait(self) -> int:
-        return int(self._parent.stdout.readline())
-
-
-Start = Callable[..., Run]
 
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
     """Starts a trd command; whatever is left of it in the end is ended."""
-    directory = tmp_path_factory.mktemp("talk")
-    parent = subprocess.Popen(
-        [sys.executable, "-c", WARM], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    sessions: list[int] = []
-
-    def run(*args: object) -> Run:
-        started = Run(parent, directory, [str(a) for a in args])
-        sessions.append(started.pid)
-        return started
-
-    yield run
-    parent.stdin.close()
-    parent.wait()
-    for pid in (pid for session in sessions for pid in alive(session)):
-        os.kill(pid, signal.SIGKILL)
-
-
-def alive(session: int) -> list[int]:
-    """The processes of a session that still run."""
-    found: list[int] = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            state, _, _, its_session = path.read_text().rpartition(")")[2].split()[:4]
-            if int(its_session) == session and state not in "ZX":
-                found.append(int(path.parent.name))
-    return found
-
-
-def gone(sessions: list[int], seconds: float) -> bool:
-    """Whether all processes of the sessions end within so many seconds."""
-    until = time.monotonic() + seconds
-    while any(alive(session) for session in sessions):
-        if time.monotonic() > until:
-            return False
-        time.sleep(0.05)
-    return True
+    with forking(WARM, tmp_path_factory.mktemp("talk")) as starts:
+        yield starts
 
 
 def files(directory: Path) -> set[tuple[str, int]]:
     """The shards that are there; one that is written again is another one."""
     return {(path.name, path.stat().st_mtime_ns) for path in directory.glob("shard-*.parquet")}
+
+
+def at_work(run: Run, directory: Path) -> None:
+    """Return when a shard more is done than is now, or when the command has ended."""
+    before = files(directory)
+    with contextlib.suppress(ProcessLookupError):
+        wait_for(lambda: files(directory) != before or os.kill(run.pid, 0))
 
 
 def state(directory: Path) -> Rows:
@@ -158,7 +81,7 @@ def survive(
         # The start takes most of the time: every other kill falls into what comes after it.
         late = attempt % 2 == 1
         if late:
-            run.at_work(directory)
+            at_work(run, directory)
         left = work * sum(before.get(name) != row for name, row in expected.items()) / len(expected)
         time.sleep(chance.uniform(0, left if late else startup + left) if kills < KILLS else 0)
         code = run.kill() if kills < KILLS else run.wait()
@@ -272,13 +195,6 @@ def test_a_stage_that_is_interrupted_keeps_its_rows_and_goes_on_from_there(
     assert run.wait() == 0
     assert by_id(out) == by_id(y_o)
     assert run.stdout.read_text().splitlines() == [str(path) for path in list_shards(out)]
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 20) -> None:
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until, "it never came to that"
-        time.sleep(0.02)
 
 
 # This is one arithmetic operation, in which a process hears of nothing but a signal that ends it.

@@ -10,15 +10,10 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from conftest import made_by_setup
 
 ROOT = Path(__file__).parent.parent
-pytestmark = [
-    pytest.mark.model,
-    pytest.mark.skipif(
-        not (Path(sys.prefix) / ".trd-installed").is_file(),
-        reason="needs the environment that tests/run.sh makes",
-    ),
-]
+pytestmark = [pytest.mark.model, made_by_setup]
 
 
 @pytest.fixture(scope="module")

@@ -13,17 +13,15 @@ import random
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from children import Run, Start, forking, wait_for
 from conftest import Trd
-from test_kill import Run, alive, wait_for
 from tiny import END, OTHER_END, build_model, set_eos
 
 from trd_cli.shards import iter_rows, list_shards
@@ -38,49 +36,19 @@ KILLS, KEPT = 12, 3
 OF_THE_MACHINE = {"seconds", "response_tokens_per_second", "read_tokens_per_second", "peak_memory_gib"}
 
 WARM = """
-import json, os, signal, sys
 import accelerate.utils, peft, torch, transformers
 import torch.distributed.checkpoint.state_dict
 from transformers import AutoTokenizer, LlamaForCausalLM
 import trd_cli.training.launch, trd_cli.training.trainer
-from trd_cli.cli import app
 from trd_cli.stages import distill
-
-for line in sys.stdin:
-    order = json.loads(line)
-    child = os.fork()
-    if child == 0:
-        os.setsid()
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        for descriptor, name in enumerate((os.devnull, order["stdout"], order["stderr"])):
-            os.dup2(os.open(name, os.O_RDWR | os.O_CREAT | os.O_TRUNC), descriptor)
-        app(order["args"])
-    print(child, flush=True)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
-
-Start = Callable[..., Run]
 
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
     """Starts a trd command; whatever is left of it in the end is ended."""
-    directory = tmp_path_factory.mktemp("talk")
-    parent = subprocess.Popen(
-        [sys.executable, "-c", WARM], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    sessions: list[int] = []
-
-    def run(*args: object) -> Run:
-        started = Run(parent, directory, [str(a) for a in args])
-        sessions.append(started.pid)
-        return started
-
-    yield run
-    parent.stdin.close()
-    parent.wait()
-    for pid in (pid for session in sessions for pid in alive(session)):
-        os.kill(pid, signal.SIGKILL)
+    with forking(WARM, tmp_path_factory.mktemp("talk")) as starts:
+        yield starts
 
 
 @pytest.fixture(scope="module")
@@ -271,6 +239,21 @@ def test_a_model_that_is_saved_but_not_marked_as_finished_is_not_trained_from_th
 
 
 # Stopped
+
+
+def test_a_training_in_the_background_of_a_shell_leaves_ctrl_c_alone_and_hears_sigterm(
+    start: Start, sets: dict[str, Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "c"
+    # The shell has such a job ignore SIGINT, which a terminal sends to all jobs of a script.
+    run = start("distill", sets["by_teacher"], *LONG, "--out", out, ignored=[signal.SIGINT])
+    wait_for(lambda: len(log_of(out)) >= 2)
+    os.kill(run.pid, signal.SIGINT)
+    before = len(log_of(out))
+    wait_for(lambda: len(log_of(out)) >= before + 3)
+    assert run.kill(signal.SIGTERM) == 130
+    assert not finished(out)
+    assert last_state(out) == len(log_of(out))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["INT", "TERM"])

@@ -15,12 +15,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from children import start_child, wait_for
 from conftest import Trd
 from sets import by_id
 from tiny import build_model
@@ -427,7 +427,7 @@ def test_a_stage_that_an_earlier_run_left_behind_is_ended_first(
 
     with open(run / ".stage", "w+") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        left = subprocess.Popen(["sleep", "300"], pass_fds=[lock.fileno()])
+        left = start_child(["sleep", "300"], pass_fds=[lock.fileno()])
         created = psutil.Process(left.pid).create_time()
         lock.write(json.dumps({"node": "seed-0/round-0/refine", "pid": left.pid, "created": created}))
     result = ok(*command(run))
@@ -440,16 +440,9 @@ def test_a_stage_that_an_earlier_run_left_behind_is_ended_first(
 
 def started(*args: object) -> subprocess.Popen[str]:
     words = [sys.executable, "-m", "trd_cli", *map(str, args)]
-    return subprocess.Popen(
+    return start_child(
         words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
-
-
-def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until, "it never came to that"
-        time.sleep(0.02)
 
 
 def stages_of(run: Path) -> list[int]:
@@ -660,7 +653,7 @@ def test_a_terminal_shows_a_table_of_all_stages(tmp_path: Path) -> None:
         "sample",
     ]
     environment = os.environ | {"TERM": "xterm", "COLUMNS": "120", "LINES": "30"}
-    process = subprocess.Popen(words, stdin=other, stdout=other, stderr=other, env=environment)
+    process = start_child(words, stdin=other, stdout=other, stderr=other, env=environment)
     os.close(other)
     shown = b""
     while True:

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from children import start_child
 from click.testing import Result
 from sets import by_id, rows_of
 
@@ -241,7 +242,7 @@ def test_the_template_of_each_row_is_known_by_its_digest(problems: Path, tmp_pat
 def test_a_reader_that_leaves_early_does_not_stop_the_work(problems: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     command = [sys.executable, "-m", "trd_cli.cli", *SCRIPTED, "-p", str(problems), "--shard-rows", "3"]
-    process = subprocess.Popen(
+    process = start_child(
         [*command, "--engine-arg", "delay=0.01", "--out", str(out)],
         cwd=ROOT,
         env=os.environ,

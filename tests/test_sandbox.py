@@ -21,6 +21,7 @@ from typing import Any
 
 import psutil
 import pytest
+from children import start_child
 from click.testing import Result
 
 from trd_cli.graders.inside import codec
@@ -305,7 +306,7 @@ with Sandbox({level!r}, Limits(1 << 30, 20)) as sandbox:
     print("ready", flush=True)
     sandbox.ask({{"load": "import time\\ntime.sleep(600)", "prelude": False}}, 600)
 """
-    with subprocess.Popen([sys.executable, "-c", source], stdout=subprocess.PIPE, text=True) as grader:
+    with start_child([sys.executable, "-c", source], stdout=subprocess.PIPE, text=True) as grader:
         assert grader.stdout.readline() == "ready\n"
         processes = family(grader.pid)
         assert len(processes) > 1

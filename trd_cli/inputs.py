@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from trd_cli.core.selection import needs_parents, select
 from trd_cli.errors import InputError
+from trd_cli.frames import pl
 from trd_cli.records import Trajectory, content_hash
 from trd_cli.run_dir import read_run_json
 from trd_cli.shards import SCHEMA, list_shards, read_table, shard_number

@@ -12,9 +12,8 @@ from __future__ import annotations
 
 import re
 
-import polars as pl
-
 from trd_cli.errors import InputError, first_line
+from trd_cli.frames import pl
 
 SUBSETS: dict[str, str] = {
     "all": "TRUE",

@@ -16,13 +16,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from trd_cli.core.leaks import copied_ngrams, talk_of_reference
 from trd_cli.core.ngrams import SIZES
 from trd_cli.errors import InputError
+from trd_cli.frames import pl
 from trd_cli.inputs import open_sets, selected_ids
 from trd_cli.report.data import SetRef
 from trd_cli.shards import SCHEMA, list_shards, read_table

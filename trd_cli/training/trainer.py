@@ -361,13 +361,19 @@ class Trainer:
 
 
 class _Signals:
-    """The first SIGINT or SIGTERM asks to stop after the step under way; a second one interrupts at once."""
+    """The first SIGINT or SIGTERM asks to stop after the step under way; a second one interrupts at once.
+
+    SIGINT stays ignored where it was: so a shell starts a job in the background, and the terminal's Ctrl-C is not meant for it.
+    """
 
     def __init__(self, report: Report) -> None:
         self._report, self.stop = report, False
 
     def __enter__(self) -> _Signals:
-        self._before = {n: signal.signal(n, self._heard) for n in (signal.SIGINT, signal.SIGTERM)}
+        numbers = [signal.SIGTERM]
+        if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+            numbers.append(signal.SIGINT)
+        self._before = {number: signal.signal(number, self._heard) for number in numbers}
         return self
 
     def _heard(self, number: int, _: object) -> None:

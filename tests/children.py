@@ -1,0 +1,148 @@
+"""Child processes in tests, which hear signals as if a person had started them in a terminal.
+
+A shell starts its background jobs with SIGINT ignored, and nohup its command with SIGHUP ignored. What a process ignores is
+ignored by its children too, so a suite that runs in the background would pass that on to whatever it starts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+HEARD = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
+
+# It becomes the command, so that the command has the process id that was started.
+_BECOME = """
+import os, signal, sys
+default, ignored, *command = sys.argv[1:]
+signal.pthread_sigmask(signal.SIG_SETMASK, ())
+for numbers, what in ((default, signal.SIG_DFL), (ignored, signal.SIG_IGN)):
+    for number in filter(None, numbers.split(",")):
+        signal.signal(int(number), what)
+os.execvp(command[0], command)
+"""
+
+
+def start_child(
+    words: Iterable[object], *, ignored: Iterable[signal.Signals] = (), **options: Any
+) -> subprocess.Popen[Any]:
+    """Start a command with the default handling of signals, but for those `ignored`; `options` are Popen's."""
+    numbers = (",".join(str(int(number)) for number in each) for each in (HEARD, ignored))
+    return subprocess.Popen([sys.executable, "-ISc", _BECOME, *numbers, *map(str, words)], **options)
+
+
+# Commands of trd forked from one process that has the modules loaded, so that a signal falls into the work and not into
+# Python's start.
+_FORKING = """
+import json, os, signal, sys
+{modules}
+from trd_cli.cli import app
+
+for line in sys.stdin:
+    order = json.loads(line)
+    child = os.fork()
+    if child == 0:
+        os.setsid()
+        for number in order["ignored"]:
+            signal.signal(number, signal.SIG_IGN)
+        for descriptor, name in enumerate((os.devnull, order["stdout"], order["stderr"])):
+            os.dup2(os.open(name, os.O_RDWR | os.O_CREAT | os.O_TRUNC), descriptor)
+        app(order["args"])
+    print(child, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+class Run:
+    """A command in a session of its own; `pid` names the session too. It is reaped by its parent as soon as it ends."""
+
+    def __init__(
+        self,
+        parent: subprocess.Popen[str],
+        directory: Path,
+        args: list[str],
+        ignored: Iterable[signal.Signals] = (),
+    ) -> None:
+        self.stdout, self.stderr = directory / "stdout", directory / "stderr"
+        for path in (self.stdout, self.stderr):
+            path.write_text("")  # what the run before said is not taken for this one's
+        order = {"args": args, "stdout": str(self.stdout), "stderr": str(self.stderr)}
+        self._parent = parent
+        parent.stdin.write(json.dumps(order | {"ignored": [int(number) for number in ignored]}) + "\n")
+        parent.stdin.flush()
+        self.pid = int(parent.stdout.readline())
+
+    def kill(self, number: signal.Signals = signal.SIGKILL) -> int:
+        """Send a signal to the command alone and wait for its end; gives the exit code."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, number)
+        return self.wait()
+
+    def wait(self) -> int:
+        return int(self._parent.stdout.readline())
+
+
+Start = Callable[..., Run]
+
+
+@contextmanager
+def forking(modules: str, directory: Path) -> Iterator[Start]:
+    """Give what starts a trd command from a process with these import lines done; what is left in the end is ended."""
+    parent = start_child(
+        [sys.executable, "-c", _FORKING.format(modules=modules)],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    sessions: list[int] = []
+
+    def run(*args: object, ignored: Iterable[signal.Signals] = ()) -> Run:
+        started = Run(parent, directory, [str(a) for a in args], ignored)
+        sessions.append(started.pid)
+        return started
+
+    yield run
+    parent.stdin.close()
+    parent.wait()
+    for pid in (pid for session in sessions for pid in alive(session)):
+        os.kill(pid, signal.SIGKILL)
+
+
+def alive(session: int) -> list[int]:
+    """The processes of a session that still run."""
+    found: list[int] = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _, _, its_session = path.read_text().rpartition(")")[2].split()[:4]
+            if int(its_session) == session and state not in "ZX":
+                found.append(int(path.parent.name))
+    return found
+
+
+def gone(sessions: list[int], seconds: float) -> bool:
+    """Whether all processes of the sessions end within so many seconds."""
+    until = time.monotonic() + seconds
+    while any(alive(session) for session in sessions):
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
+    """Return as soon as a condition holds; fail where it does not within so many seconds."""
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, "it never came to that"
+        time.sleep(0.02)
