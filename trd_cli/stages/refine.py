@@ -20,6 +20,7 @@ from trd_cli.generation import (
     preview,
     templates_for,
     too_long,
+    unknown_id,
 )
 from trd_cli.inputs import InputSet, check_complete, load_rows, open_sets
 from trd_cli.prompts import Template
@@ -169,7 +170,7 @@ class Refiner:
 
         whole = token_ids(rollout.response)
         if len(whole) <= self._room:
-            return self._row(rollout, Prompt(messages(rollout.response), whole, template), trimmed=0)
+            return self._asked(rollout, Prompt(messages(rollout.response), whole, template), trimmed=0)
         text = fit_attempt(self.backend.tokenizer, rollout.response, token_ids, self._room)
         if text is None:
             bare = len(token_ids(""))
@@ -179,7 +180,10 @@ class Refiner:
         kept = len(self.backend.tokenizer.encode(text))
         # The ids as sampled may be other ones, and fewer, than the text's own.
         trimmed = max(1, len(rollout.response_token_ids) - kept)
-        return self._row(rollout, Prompt(messages(text), token_ids(text), template), trimmed=trimmed)
+        return self._asked(rollout, Prompt(messages(text), token_ids(text), template), trimmed=trimmed)
+
+    def _asked(self, rollout: Trajectory, prompt: Prompt, trimmed: int) -> Trajectory:
+        return self._row(rollout, prompt, trimmed, unknown_id(self.backend.model, prompt))
 
     def _row(
         self, rollout: Trajectory, prompt: Prompt, trimmed: int | None = None, error: str | None = None

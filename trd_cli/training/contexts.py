@@ -44,6 +44,7 @@ class Contexts:
                 raise ModelError(
                     f"{model.name} has no weights to train", "a real model", "give --model and --teacher"
                 )
+        self._student, self._teacher = student, teacher
         self._tokenizer: Tokenizer = student.tokenizer()
         teachers = self._tokenizer if teacher.path == student.path else teacher.tokenizer()
         _check_vocabularies(self._tokenizer, student.name, teachers, teacher.name)
@@ -104,11 +105,19 @@ class Contexts:
         if not scored:
             return "every token of the response is masked"
         students = row.student_prompt_token_ids if row.stage == "refined" else row.prompt_token_ids
+        if unknown := (
+            _unknown(self._student, students, "the student's prompt")
+            or _unknown(self._student, response, "the response")
+            or _unknown(self._teacher, response, "the response")
+        ):
+            return unknown
         if len(students) + len(response) > self._limit:
             return too_long_for(self._limit, "problem and response")
         asked = self._asking.ask(row, len(response))
         if isinstance(asked, str):
             return asked
+        if unknown := _unknown(self._teacher, asked.token_ids, "the teacher's context"):
+            return unknown
         self._cut.update(asked.cut)
         return Example(
             row.trajectory_id, students, asked.token_ids, response, scored, self._attempts_verdict(row)
@@ -130,6 +139,13 @@ class Contexts:
 
     def _attempts_verdict(self, row: Trajectory) -> str | None:
         return self._parents("verdict").get(row.parent_id) if row.stage == "refined" else row.verdict
+
+
+def _unknown(model: ModelRef, token_ids: Sequence[int], what: str) -> str | None:
+    """Return why a row is left out whose ids the model does not all know, None where it does."""
+    if model.unknown_id(token_ids) is None:
+        return None
+    return f"{what} has a token id that {model.name} has no embedding for"
 
 
 def _longest(model: ModelRef, asked: int | None) -> int:
