@@ -25,6 +25,7 @@ from trd_cli.errors import InputError, ModelError
 from trd_cli.models import ModelRef, moved
 from trd_cli.report.data import Nll, SetRef
 from trd_cli.reporting import Report
+from trd_cli.rope import config_of, switch_length
 from trd_cli.run_dir import read_run_json
 from trd_cli.shards import list_shards, read_table
 from trd_cli.tokens import Tokenizer
@@ -158,12 +159,13 @@ class _Scorer:
             raise InputError(f"--device {device}", "a device that is there", "change --device") from None
         self._dtype = torch.float32 if self._device.type == "cpu" else torch.bfloat16
         self._model = load(model, self._dtype, self._device).eval()
+        self._switch = switch_length(config_of(model))
 
     @torch.no_grad()
     def nats(self, examples: Sequence[Example], report: Report) -> float:
         """Negative log-likelihood of all responses."""
         total = 0.0
-        for group in plan_step(examples, _TOKENS_A_BATCH).groups:
+        for group in plan_step(examples, _TOKENS_A_BATCH, switches=(self._switch, self._switch)).groups:
             total += self._batch(group)
             report.advance(len(group), sum(len(example.response) for example in group))
         return total

@@ -13,6 +13,7 @@ from trd_cli.inputs import InputSet
 from trd_cli.models import ModelRef
 from trd_cli.records import Trajectory
 from trd_cli.reporting import Report
+from trd_cli.rope import config_of, steady_length
 from trd_cli.tokens import Tokenizer
 from trd_cli.training.asking import Asking, too_long_for
 from trd_cli.training.batches import Example, ids_array
@@ -61,7 +62,10 @@ class Contexts:
                 "an end that only the teacher knows is replaced by the student's"
             )
         self._teacher_eos_ids = teachers.eos_ids
-        self._limit = min(_longest(model, config.max_length) for model in (student, teacher))
+        longest = [_longest(model, config.max_length) for model in (student, teacher)]
+        # Longer rows would change what the others read, see `rope`.
+        longest += filter(None, (steady_length(config_of(model)) for model in (student, teacher)))
+        self._limit = min(longest)
         self._masked = _masked_ids(config.mask_tokens, self._tokenizer)
         self._config, self._report = config, report
         self._parents = functools.cache(parents)

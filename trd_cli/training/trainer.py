@@ -22,6 +22,7 @@ from trd_cli.errors import TrdError
 from trd_cli.files import write_text
 from trd_cli.models import EMA, ModelRef
 from trd_cli.reporting import Report
+from trd_cli.rope import config_of, switch_length
 from trd_cli.training.batches import Example, Weighting, collate, plan_step, steps
 from trd_cli.training.checkpoints import save_model
 from trd_cli.training.figures import StepFigures
@@ -95,7 +96,7 @@ class Trainer:
         accelerator: Accelerator,
         directory: Path | None = None,
     ) -> None:
-        """Loads the models; states, log and model go to `directory`. `step` is what is trained."""
+        """Loads the models; states, log and model go to `directory`. `step` is what is trained, `switches` as in `plan_step`."""
         self._config, self._student_ref, self._directory = config, student, directory
         self._accelerator, self._is_main = accelerator, accelerator.is_main_process
         compute = _DTYPES["bfloat16" if config.dtype == "auto" else config.dtype]
@@ -111,6 +112,7 @@ class Trainer:
         if config.lora:
             self._student = with_adapter(self._student, config, config.seed)
         self._teacher = self._teacher_of(teacher, compute)
+        self.switches = (switch_length(config_of(student)), switch_length(config_of(teacher)))
         self.step = DistillStep(
             self._student, self._teacher, objective_of(config), compute, config.temperature
         )
@@ -183,7 +185,7 @@ class Trainer:
         rate = config.learning_rate * rate_at(number, total, config.warmup_ratio, config.min_lr_ratio)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
-        plan = plan_step(rows, config.max_tokens_per_batch, self._accelerator.num_processes)
+        plan = plan_step(rows, config.max_tokens_per_batch, self._accelerator.num_processes, self.switches)
         figures = self._gathered(self._accumulate(rows, plan.mine(self._accelerator.process_index)))
         norm = self._clip_gradients()
         self._check(number + 1, figures.loss, norm, rows, trained)
