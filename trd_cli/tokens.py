@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol
 from trd_cli.errors import ModelError, first_line
 from trd_cli.records import Message, content_hash
 
-Render = Literal["chat", "raw"]
+Render = Literal["chat", "raw", "raw-line"]
 
 
 class Tokenizer(Protocol):
@@ -71,8 +71,8 @@ class ByteTokenizer:
         return bytes(i for i in token_ids if i < 256).decode("utf-8", "replace")
 
     def render(self, messages: Sequence[Message], mode: Render, kwargs: Mapping[str, Any]) -> list[int]:
-        if mode == "raw":
-            return self.encode("\n\n".join(m["content"] for m in messages))
+        if mode != "chat":
+            return self.encode(raw_text(messages, mode))
         turns = [
             [self.start_id, *self.encode(f"{m['role']}\n{m['content']}"), self.end_of_turn_id]
             for m in messages
@@ -137,10 +137,8 @@ class HubTokenizer:
         return self._tokenizer.decode(list(token_ids), skip_special_tokens=True)
 
     def render(self, messages: Sequence[Message], mode: Render, kwargs: Mapping[str, Any]) -> list[int]:
-        if mode == "raw":
-            return self._tokenizer.encode(
-                "\n\n".join(m["content"] for m in messages), add_special_tokens=True
-            )
+        if mode != "chat":
+            return self._tokenizer.encode(raw_text(messages, mode), add_special_tokens=True)
         if self._tokenizer.chat_template is None:
             raise ModelError(
                 f"the tokenizer in {self.path} has no chat template",
@@ -157,6 +155,12 @@ class HubTokenizer:
 
     def fingerprint(self) -> str:
         return content_hash(sorted(self._tokenizer.get_vocab().items(), key=lambda item: item[1]))
+
+
+def raw_text(messages: Sequence[Message], mode: Render) -> str:
+    """Return a prompt's text as it is; in the mode `raw-line` a line break ends it, so that a response begins a line of its own."""
+    text = "\n\n".join(message["content"] for message in messages)
+    return f"{text}\n" if mode == "raw-line" else text
 
 
 def fit_attempt(
