@@ -99,43 +99,30 @@ def rehearse(
     with _building(target, ".rehearsal.tmp") as building:
         _copy_kept(student, building)
         model = _without_weights(student)
-        if model is not None:
-            _rehearse_weights(model, shapes, student, options, building, dtype, averaged)
-
-
-def _rehearse_weights(
-    model: nn.Module,
-    shapes: Mapping[str, torch.Size],
-    student: ModelRef,
-    options: LoraOptions,
-    building: Path,
-    dtype: torch.dtype,
-    averaged: bool,
-) -> None:
-    size = sum(w.numel() for w in model.parameters())
-    needed = size * dtype.itemsize + averaged * size * torch.float32.itemsize
-    if options.lora:
-        model = with_adapter(model, options, seed=0)
-        needed += sum(shape.numel() for shape in shapes.values()) * torch.float32.itemsize
-        _name_base(model, student)
-        model.peft_config["default"].save_pretrained(building / ADAPTER)
-    own = {name: weight.shape for name, weight in model.state_dict().items()}
-    found = {name.removeprefix("student."): shape for name, shape in shapes.items()}
-    other = [name for name, shape in found.items() if own.get(name) != shape]
-    _check_names(model, [name for name in own if name not in found], other, options)
-    if options.lora:
-        model = model.merge_and_unload()
-    model = model.to(dtype)
-    model.config.save_pretrained(building)
-    # Looks for weights that share memory undeclared, and writes nothing.
-    model.save_pretrained(building, is_main_process=False)
-    free = shutil.disk_usage(building).free
-    if free < needed:
-        raise InputError(
-            f"{free / _GIB:.1f} GiB are free in {building.parent}",
-            f"the {needed / _GIB:.1f} GiB that the checkpoint takes",
-            "free some space, or give an --out with more",
-        )
+        if model is None:
+            return
+        size = sum(w.numel() for w in model.parameters())
+        needed = size * dtype.itemsize + averaged * size * torch.float32.itemsize
+        if options.lora:
+            model = with_adapter(model, options, seed=0)
+            needed += sum(shape.numel() for shape in shapes.values()) * torch.float32.itemsize
+            _name_base(model, student)
+            model.peft_config["default"].save_pretrained(building / ADAPTER)
+        own = {name: weight.shape for name, weight in model.state_dict().items()}
+        found = {name.removeprefix("student."): shape for name, shape in shapes.items()}
+        other = [name for name, shape in found.items() if own.get(name) != shape]
+        _check_names(model, [name for name in own if name not in found], other, options)
+        model = (model.merge_and_unload() if options.lora else model).to(dtype)
+        model.config.save_pretrained(building)
+        # Looks for weights that share memory undeclared, and writes nothing.
+        model.save_pretrained(building, is_main_process=False)
+        free = shutil.disk_usage(building).free
+        if free < needed:
+            raise InputError(
+                f"{free / _GIB:.1f} GiB are free in {target}",
+                f"the {needed / _GIB:.1f} GiB that the checkpoint takes",
+                "free some space, or give an --out with more",
+            )
 
 
 def _without_weights(student: ModelRef) -> nn.Module | None:
