@@ -12,7 +12,7 @@ from typing import Any, Literal
 import pytest
 from conftest import Trd
 from sets import by_id, rows_of
-from tiny import END, OTHER_END, SPECIALS, build_model, set_eos, write_tokenizer
+from tiny import END, OTHER_END, SPECIALS, build_model, set_eos, with_normalizer, write_tokenizer
 
 from trd_cli.config import DistillConfig
 from trd_cli.errors import InputError
@@ -671,6 +671,70 @@ def test_no_half_of_a_character_is_left_of_an_attempt(world: World) -> None:
     assert len(contents) == 20
     for content in contents:
         assert is_cut_from_its_tails("refine-opd", row, attempt, content), content
+
+
+def normalizing(world: World, directory: Path, kind: str) -> World:
+    """The same sets, and models whose tokenizers change letters before they look them up."""
+    from tokenizers import normalizers as n
+
+    normalizer = {
+        "NFC": n.NFC(),
+        "lowercase": n.Lowercase(),
+        "accents stripped": n.Sequence([n.NFD(), n.StripAccents()]),
+        "spaces replaced": n.Sequence([n.Prepend("_"), n.Replace(" ", "_")]),
+    }[kind]
+    models = {
+        role: with_normalizer(shutil.copytree(getattr(world, role), directory / role), normalizer)
+        for role in ("student", "teacher")
+    }
+    return replace(world, **models)
+
+
+NORMALIZERS = ["NFC", "lowercase", "accents stripped", "spaces replaced"]
+# OHM SIGN, which NFC makes a letter omega; capitals, accents and spaces for the others.
+CHANGED = "Ann measures 3 \u2126 and 4 \u2126, Zoe\u0301 adds: " + long_attempt(3)
+
+
+@pytest.mark.parametrize("kind", NORMALIZERS)
+@pytest.mark.parametrize("cut", ["attempt", "reference"])
+def test_a_text_that_the_tokenizer_normalises_loses_its_tail_alone(
+    world: World, tmp_path: Path, kind: str, cut: str
+) -> None:
+    other = normalizing(world, tmp_path, kind)
+    attempt, reference = (CHANGED, "7") if cut == "attempt" else ("3 + 4", CHANGED)
+    row = refined_row(other, "opsd", PROBLEM, attempt, reference)
+    limit = len(row.prompt_token_ids) + len(row.response_token_ids) - 30
+    made = examples_of(
+        other,
+        world.opsd,
+        rows=[row],
+        parents=parent_of(other, row, attempt),
+        teacher=other.student,
+        max_length=limit,
+    )
+    read = made.examples[row.trajectory_id].teacher_prompt
+    shown = [(attempt[:n], reference) for n in range(len(attempt))] + [
+        ("", reference[:n]) for n in range(len(reference))
+    ]
+    texts = [message("refine-opsd", row, *parts) for parts in shown]
+    assert any(prompt_ids(other, text) == read for text in texts)
+    assert limit - 8 <= len(read) + len(row.response_token_ids) <= limit
+
+
+@pytest.mark.parametrize("kind", NORMALIZERS)
+def test_trd_refine_shows_the_head_of_an_attempt_as_it_was_written(
+    world: World, ok: Trd, tmp_path: Path, kind: str
+) -> None:
+    other = normalizing(world, tmp_path, kind)
+    attempt = CHANGED + "hours and others, " * 20
+    rollouts = with_attempts(world.rollouts, tmp_path / "y_o", other.tokenizer, lambda _: attempt)
+    teacher = ("--setting", "opd", "--teacher", other.teacher)
+    ok("refine", rollouts, *teacher, *ENGINE, "--max-model-len", 600, "--out", tmp_path / "y_r")
+    for row in rows_of(tmp_path / "y_r"):
+        assert row.attempt_tokens_trimmed > 0
+        shown = row.messages[0]["content"]
+        assert shown in {message("refine-opd", row, attempt[:n]) for n in range(len(attempt))}
+        assert 580 <= len(row.prompt_token_ids) + 12 <= 600
 
 
 def test_a_template_may_show_the_attempt_before_the_problem(world: World, tmp_path: Path) -> None:

@@ -18,6 +18,8 @@ from trd_cli.recipes.loading import load_recipe
 from trd_cli.recipes.recipe import Recipe
 from trd_cli.running.graph import build_graph
 from trd_cli.running.nodes import Graph
+from trd_cli.shards import iter_rows, list_shards
+from trd_cli.training.trainer import rate_at
 
 RECIPES = Path(__file__).parent.parent / "examples" / "recipes"
 PAPER = RECIPES / "paper"
@@ -177,19 +179,34 @@ def test_the_ablation_has_four_subsets_along_y_r_and_two_along_y_o() -> None:
 
 
 def test_the_released_code_renders_raw_text_averages_over_tokens_and_trains_on_no_end() -> None:
-    graph = graph_of(RECIPES / "released-code.toml")
-    assert (one(graph, SampleConfig).render, one(graph, RefineConfig).render) == ("raw", "raw")
-    trainings = [n.config for n in graph.nodes if isinstance(n.config, DistillConfig)]
-    assert {(config.reduction, config.eos) for config in trainings} == {("token", False)}
+    graph, papers = graph_of(RECIPES / "released-code.toml"), graph_of(paper("opd", "math", "qwen3-1.7b"))
+    assert (one(graph, SampleConfig).render, one(graph, RefineConfig).render) == ("raw-line", "raw-line")
+    own = {"reduction": "token", "eos": False, "lora_dropout": 0.0}
+    for arm in load_recipe(RECIPES / "released-code.toml").arms:
+        assert differing(one(graph, DistillConfig, arm), one(papers, DistillConfig, arm)) == own
+    assert differing(one(graph, SampleConfig), one(papers, SampleConfig)) == {"render": "raw-line"}
+    assert differing(one(graph, RefineConfig), one(papers, RefineConfig)) == {"render": "raw-line"}
+
+
+def differing(one: Any, other: Any) -> dict[str, Any]:
+    """The options in which two configurations of a stage differ, as the first has them; but the paths of its nodes."""
+    ours, theirs = one.model_dump(), other.model_dump()
+    return {key: ours[key] for key in ours.keys() - {"inputs", "parents", "out"} if ours[key] != theirs[key]}
 
 
 def test_fu_et_al_compare_the_sampled_token_with_the_teacher_s_top_32() -> None:
     graph = graph_of(RECIPES / "fu2026.toml")
     sample = one(graph, SampleConfig)
     assert (sample.temperature, sample.top_p, sample.top_k, sample.max_tokens) == (1.0, 0.9, 0, 16384)
+    assert (sample.n, sample.max_prompt_tokens, sample.max_model_len) == (1, 2048, 18432)
     one_token, top_k = (one(graph, DistillConfig, arm) for arm in ("sampled", "top-k"))
     for config in (one_token, top_k):
         assert (config.learning_rate, config.batch_size, config.mask_tokens) == (2e-6, 128, ("special",))
+        # Equation 6 is a mean over the tokens of a batch; there is no warm-up, and the rate is constant.
+        assert (config.reduction, config.warmup_ratio, config.min_lr_ratio) == ("token", 0.0, 1.0)
+        assert (config.weight_decay, config.max_grad_norm, config.epochs) == (0.01, 1.0, 1)
+        assert (config.lora, config.temperature, config.eos, config.max_length) == (False, 1.0, True, 18432)
+        assert {rate_at(i, 50, config.warmup_ratio, config.min_lr_ratio) for i in range(50)} == {1.0}
     assert (one_token.objective, one_token.estimator) == ("sampled", "k1")
     assert (top_k.objective, top_k.top_k, top_k.top_k_mode) == ("reverse-kl-topk", 32, "renormalise")
     assert not [n for n in graph.nodes if n.stage == "refine"]
@@ -266,3 +283,16 @@ def test_a_recipe_s_rows_are_made_by_the_scripted_engine(
         ok(*node.argv)
     for node in made:
         assert any(graph.path(node).glob("*.parquet"))
+
+
+def test_a_prompt_of_the_released_code_ends_in_one_line_break(ok: Trd, tmp_path: Path, inside: Path) -> None:
+    graph = graph_of(scripted(RECIPES / "released-code.toml", tmp_path), inside)
+    for node in graph.nodes:
+        if node.stage in ("problems", "sample", "verify", "refine"):
+            ok(*node.argv)
+    for stage in ("sample", "refine"):
+        (node,) = [node for node in graph.nodes if node.stage == stage]
+        for row in iter_rows(list_shards(graph.path(node))):
+            text = bytes(row.prompt_token_ids).decode()
+            assert text == row.messages[0]["content"] + "\n"
+            assert not row.messages[0]["content"].endswith("\n")

@@ -22,6 +22,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "shards",
         "run_dir",
         "models",
+        "rope",
         "inputs",
         "generation",
         "grading",

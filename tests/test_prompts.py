@@ -12,9 +12,11 @@ from pathlib import Path
 
 import pytest
 from conftest import Trd
+from tiny import write_tokenizer
 
 from trd_cli.errors import PromptError
 from trd_cli.prompts import PLACEHOLDERS, Template, load_template, prompts_dir
+from trd_cli.tokens import ByteTokenizer, HubTokenizer
 
 KINDS = ("student", "vanilla-opd", "vanilla-opsd", "refine-opd", "refine-opsd")
 TASKS = ("math", "code")
@@ -35,6 +37,16 @@ def text_of(template: Template, **changes: str) -> str:
     (message,) = template.render(VALUES | changes)
     assert message["role"] == "user"
     return message["content"]
+
+
+@pytest.mark.parametrize("kind", ["bytes", "hub"])
+def test_a_prompt_rendered_raw_line_is_its_text_and_one_line_break(kind: str, tmp_path: Path) -> None:
+    write_tokenizer(tmp_path)
+    tokenizer = ByteTokenizer() if kind == "bytes" else HubTokenizer(tmp_path)
+    for question in ("What is the sum?", "What is the sum?\n"):
+        messages = ({"role": "user", "content": question},)
+        assert tokenizer.render(messages, "raw", {}) == tokenizer.encode(question)
+        assert tokenizer.render(messages, "raw-line", {}) == tokenizer.encode(question + "\n")
 
 
 def own(folder: Path, text: str) -> str:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import random
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,7 @@ import pytest
 from tiny import END, OTHER_END, SPECIALS, build_model, set_eos, write_tokenizer
 
 from trd_cli.errors import ModelError
-from trd_cli.tokens import ByteTokenizer, HubTokenizer, Tokenizer, fit_attempt
+from trd_cli.tokens import ByteTokenizer, HubTokenizer, Tokenizer
 
 TEXTS = (
     "",
@@ -152,41 +150,3 @@ def test_the_fingerprint_tells_vocabularies_apart_and_nothing_else(model: Path, 
     write_tokenizer(copy, merges=tuple((a, b) for a in "abcd" for b in "eghij"))
     assert HubTokenizer(copy).fingerprint() != original
     assert ByteTokenizer().fingerprint() != original
-
-
-def around(tokenizer: Tokenizer) -> Callable[[str], list[int]]:
-    """A prompt that shows an attempt."""
-    return lambda text: tokenizer.render([{"role": "user", "content": f"Mend this: {text} Go."}], "chat", {})
-
-
-def test_an_attempt_that_fits_is_kept_whole(tokenizer: Tokenizer) -> None:
-    attempt, render = tokenizer.encode("the hour and the sum"), around(tokenizer)
-    assert fit_attempt(tokenizer, attempt, render, room=len(render("the hour and the sum"))) == len(attempt)
-    assert fit_attempt(tokenizer, [], render, room=10_000) == 0
-
-
-def test_an_attempt_too_long_keeps_as_much_of_its_head_as_fits() -> None:
-    tokenizer = ByteTokenizer()
-    attempt, render = tokenizer.encode("0123456789" * 20), around(tokenizer)
-    bare = len(render(""))
-    for room in (bare, bare + 1, bare + 57, bare + 199):
-        assert fit_attempt(tokenizer, attempt, render, room) == room - bare
-
-
-def test_a_prompt_that_does_not_fit_without_an_attempt_is_hopeless(tokenizer: Tokenizer) -> None:
-    render = around(tokenizer)
-    assert fit_attempt(tokenizer, tokenizer.encode("the sum"), render, room=len(render("")) - 1) is None
-    assert fit_attempt(tokenizer, [], render, room=0) is None
-
-
-def test_what_is_kept_always_fits_and_is_nearly_all_that_would(tokenizer: Tokenizer) -> None:
-    chance, render = random.Random(0), around(tokenizer)
-    pieces = ["the", " hour", " and", "∑", "漢", "🙂", "12", " = ", "\n", "ing", "x"]
-    for _ in range(100):
-        attempt = tokenizer.encode("".join(chance.choices(pieces, k=chance.randrange(1, 80))))
-        room = len(render("")) + chance.randrange(0, 90)
-        kept = fit_attempt(tokenizer, attempt, render, room)
-        assert kept is not None
-        assert len(render(tokenizer.decode(attempt[:kept]))) <= room
-        fitting = [k for k in range(len(attempt) + 1) if len(render(tokenizer.decode(attempt[:k]))) <= room]
-        assert kept >= max(fitting) - 6

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,46 @@ def write_tokenizer(
     )
     fast.chat_template = chat_template
     fast.save_pretrained(directory)
+
+
+def with_normalizer(directory: Path, normalizer: Any, **settings: Any) -> Path:
+    """Give the tokenizer of a model directory another normaliser, and other settings; its vocabulary stays."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(str(directory), **settings)
+    tokenizer.backend_tokenizer.normalizer = normalizer
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+def build_words(directory: Path, pieces: Sequence[str]) -> Path:
+    """A tokenizer of whole words beside a model: it drops spaces, lowers letters, and knows no more than `pieces` and single letters."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    letters = sorted({letter for piece in pieces for letter in piece.lower() if not letter.isspace()})
+    words = [*SPECIALS, "[UNK]", *dict.fromkeys(piece.strip().lower() for piece in pieces if piece.strip())]
+    known = dict.fromkeys([*words, *letters, *(f"##{letter}" for letter in letters)])
+    tokenizer = Tokenizer(models.WordPiece({word: i for i, word in enumerate(known)}, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    tokenizer.add_special_tokens([AddedToken(piece, special=True) for piece in SPECIALS])
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>", pad_token="<|pad|>")
+    fast.chat_template = CHAT_TEMPLATE
+    fast.save_pretrained(directory)
+    return directory
+
+
+def build_bytes(directory: Path) -> Path:
+    """A tokenizer written in Python beside a model: bytes as ids, and no word on where in the text a token was."""
+    from transformers import ByT5Tokenizer
+
+    slow = ByT5Tokenizer(eos_token="<|end|>", pad_token="<|pad|>", extra_ids=0)
+    slow.chat_template = CHAT_TEMPLATE
+    slow.save_pretrained(directory)
+    (directory / "tokenizer.json").unlink(missing_ok=True)
+    return directory
 
 
 def llama_config(**changes: Any):

@@ -201,9 +201,9 @@ class SamplingOptions(Config):
 
 class RenderOptions(Config):
     prompt: str | None = option(None, help="Template file instead of the built-in one (jinja2).")
-    render: Literal["chat", "raw"] | None = option(
+    render: Literal["chat", "raw", "raw-line"] | None = option(
         None,
-        help="chat: through the chat template; raw: the prompt's text as it is. Default: chat, or as the input set.",
+        help="chat: through the chat template; raw: the prompt's text as it is; raw-line: and a line break after it. Default: chat, or as the input set.",
     )
     chat_template_kwargs: JsonPairs | None = option(
         None,

@@ -150,7 +150,8 @@ def plan_rollouts(
     sampling: SamplingOptions,
     round: int = 0,
 ) -> list[Trajectory]:
-    """`n` planned attempts at each problem. A prompt that leaves no room for a response is an error row.
+    """`n` planned attempts at each problem. A prompt that leaves no room for a response, or has an id that the model does not know, is
+    an error row.
 
     Raises ModelError when no prompt at all fits.
     """
@@ -164,7 +165,8 @@ def plan_rollouts(
         )
         length = len(prompt.token_ids)
         shortest = length if shortest is None else min(shortest, length)
-        error = None if length < backend.max_length else too_long(length, backend.max_length)
+        fits = length < backend.max_length
+        error = unknown_id(backend.model, prompt) if fits else too_long(length, backend.max_length)
         rows.extend(
             new_row(
                 problem, prompt, backend, sampling, stage="rollout", round=round, sample_index=i, error=error
@@ -183,6 +185,16 @@ def plan_rollouts(
 def too_long(length: int, limit: int) -> str:
     """The `error` of a row whose prompt does not fit."""
     return f"prompt too long: {length} tokens, the model takes {limit}"
+
+
+def unknown_id(model: ModelRef, prompt: Prompt) -> str | None:
+    """Return the `error` of a row whose prompt has a token id that its model has no embedding for, None where it has none such."""
+    found = model.unknown_id(prompt.token_ids)
+    if found is None:
+        return None
+    return (
+        f"the prompt has the token id {found}, and {model.name} has embeddings for {model.embedding_rows} ids"
+    )
 
 
 @dataclass

@@ -6,8 +6,9 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,36 @@ class ModelRef:
             "max_position_embeddings",
             "give --max-model-len",
         )
+
+    @cached_property
+    def embedding_rows(self) -> int | None:
+        """Return how many token ids the model has embeddings for, or None where nothing tells it."""
+        if self.path is None:
+            return None
+        config = json.loads((self.path / "config.json").read_text())
+        found = (part.get("vocab_size") for part in (config.get("text_config") or {}, config))
+        rows = next((rows for rows in found if isinstance(rows, int)), None)
+        return rows if rows is not None else _usual_rows(self.path)
+
+    def unknown_id(self, token_ids: Sequence[int]) -> int | None:
+        """Return an id that the model has no embedding for, negative or too high, or None where it knows them all."""
+        if not len(token_ids):
+            return None
+        lowest, highest = min(token_ids), max(token_ids)
+        if lowest < 0:
+            return lowest
+        return highest if self.embedding_rows is not None and highest >= self.embedding_rows else None
+
+
+def _usual_rows(path: Path) -> int | None:
+    """Return the embedding's rows of an architecture whose configuration file leaves them to transformers."""
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(str(path), trust_remote_code=False).get_text_config()
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return getattr(config, "vocab_size", None)
 
 
 def resolve_model(name: str, weights: bool = True) -> ModelRef:

@@ -7,13 +7,14 @@ and serves the scripted engine.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from trd_cli.errors import ModelError, first_line
 from trd_cli.records import Message, content_hash
 
-Render = Literal["chat", "raw"]
+Render = Literal["chat", "raw", "raw-line"]
 
 
 class Tokenizer(Protocol):
@@ -27,6 +28,14 @@ class Tokenizer(Protocol):
     special_ids: frozenset[int]
 
     def encode(self, text: str) -> list[int]: ...
+
+    def ends(self, text: str) -> Sequence[int]:
+        """Return where in `text`, in characters, each token of `encode(text)` ends; never falling.
+
+        A token that ends inside a character ends with all of it. Near enough to cut a text by, whatever the tokenizer's normaliser
+        makes of it; whoever needs an exact count of tokens encodes what is left.
+        """
+        ...
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text without special tokens."""
@@ -55,12 +64,15 @@ class ByteTokenizer:
     def encode(self, text: str) -> list[int]:
         return list(text.encode("utf-8", "replace"))
 
+    def ends(self, text: str) -> list[int]:
+        return [i for i, letter in enumerate(text, 1) for _ in self.encode(letter)]
+
     def decode(self, token_ids: Sequence[int]) -> str:
         return bytes(i for i in token_ids if i < 256).decode("utf-8", "replace")
 
     def render(self, messages: Sequence[Message], mode: Render, kwargs: Mapping[str, Any]) -> list[int]:
-        if mode == "raw":
-            return self.encode("\n\n".join(m["content"] for m in messages))
+        if mode != "chat":
+            return self.encode(raw_text(messages, mode))
         turns = [
             [self.start_id, *self.encode(f"{m['role']}\n{m['content']}"), self.end_of_turn_id]
             for m in messages
@@ -114,14 +126,19 @@ class HubTokenizer:
     def encode(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=False)
 
+    def ends(self, text: str) -> list[int]:
+        if not self._tokenizer.is_fast:  # keeps no places: spread evenly
+            tokens = len(self.encode(text))
+            return [-(-i * len(text) // tokens) for i in range(1, tokens + 1)]
+        encoded = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        return list(accumulate((end for _, end in encoded["offset_mapping"]), max))
+
     def decode(self, token_ids: Sequence[int]) -> str:
         return self._tokenizer.decode(list(token_ids), skip_special_tokens=True)
 
     def render(self, messages: Sequence[Message], mode: Render, kwargs: Mapping[str, Any]) -> list[int]:
-        if mode == "raw":
-            return self._tokenizer.encode(
-                "\n\n".join(m["content"] for m in messages), add_special_tokens=True
-            )
+        if mode != "chat":
+            return self._tokenizer.encode(raw_text(messages, mode), add_special_tokens=True)
         if self._tokenizer.chat_template is None:
             raise ModelError(
                 f"the tokenizer in {self.path} has no chat template",
@@ -140,19 +157,30 @@ class HubTokenizer:
         return content_hash(sorted(self._tokenizer.get_vocab().items(), key=lambda item: item[1]))
 
 
+def raw_text(messages: Sequence[Message], mode: Render) -> str:
+    """Return a prompt's text as it is; in the mode `raw-line` a line break ends it, so that a response begins a line of its own."""
+    text = "\n\n".join(message["content"] for message in messages)
+    return f"{text}\n" if mode == "raw-line" else text
+
+
 def fit_attempt(
-    tokenizer: Tokenizer, attempt_ids: Sequence[int], render: Callable[[str], Sequence[int]], room: int
-) -> int | None:
-    """How many tokens from the head of an attempt can be kept so that its prompt has at most `room` ids.
+    tokenizer: Tokenizer, attempt: str, render: Callable[[str], Sequence[int]], room: int
+) -> str | None:
+    """Return the head of an attempt that can be kept so that its prompt has at most `room` ids.
 
     `render(text)` gives the whole prompt's ids for an attempt's text. None when the prompt does not fit even without one.
+    The head is a piece of the text itself, never what ids decode to: a tokenizer may change letters and spaces on the way.
     """
-    kept = len(attempt_ids)
-    overhang = len(render(tokenizer.decode(attempt_ids))) - room
+    overhang = len(render(attempt)) - room
+    if overhang <= 0:
+        return attempt
+    ends = tokenizer.ends(attempt)
+    head, kept = attempt, len(ends)
     while overhang > 0:
-        if kept == 0:
+        if not head:
             return None
-        # Decoding and encoding do not keep tokens one for one, so the overhang is an estimate: cut and look again.
+        # A head is not encoded token for token as the whole is, so the overhang is an estimate: cut and look again.
         kept = max(0, kept - overhang)
-        overhang = len(render(tokenizer.decode(attempt_ids[:kept]))) - room
-    return kept
+        head = attempt[: ends[kept - 1]] if kept else ""
+        overhang = len(render(head)) - room
+    return head

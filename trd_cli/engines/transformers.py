@@ -1,8 +1,13 @@
 """The engine that runs anywhere: a Hugging Face model, batched, with rows that come and go.
 
 Prompts are prefilled in groups of similar length; a row that finishes is handed on at once and its slot is given to the next
-prompt, so that no step computes a row that has ended. Not covered: models whose cache is not plain keys and values
-(state-space, linear attention); those are refused, use vllm for them.
+prompt, so that no step computes a row that has ended.
+
+Where a model's rotary factors switch at a length (see `rope`), short rows run first and long ones after them. A row that grows past that
+length leaves its slot, and goes on among the long ones once all it has is read again, as transformers' own `generate` does for Phi-3: each
+token is drawn from a fresh pass over the whole row.
+
+Not covered: models whose cache is not plain keys and values (state-space, linear attention); those are refused, use vllm for them.
 """
 
 from __future__ import annotations
@@ -11,6 +16,7 @@ import random
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from importlib import metadata
 
 import torch
@@ -21,6 +27,7 @@ from trd_cli.engines.slot_cache import SlotCache
 from trd_cli.errors import EngineError, first_line
 from trd_cli.models import ModelRef
 from trd_cli.records import Completion, Request, Sampling
+from trd_cli.rope import steady_length, switch_length
 from trd_cli.tokens import Tokenizer
 
 _PREFILL_TOKENS = 4096
@@ -59,13 +66,17 @@ def _load(model: ModelRef, options: EngineOptions) -> tuple[torch.device, torch.
 
 @dataclass
 class _Row:
-    """A request in flight."""
+    """A request that waits or is in flight. `length` counts the tokens that the cache holds of it, or will once it is prefilled."""
 
     request: Request
-    generator: random.Random
     length: int
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
+
+    @cached_property
+    def generator(self) -> random.Random:
+        """The row's own source of chance; made at the first token, for a waiting row has no use for it."""
+        return random.Random(self.request.seed)
 
     def finish_reason(self, eos_ids: frozenset[int]) -> str | None:
         if self.token_ids[-1] in eos_ids:
@@ -85,6 +96,7 @@ class TransformersEngine:
         self._config = self.model.config.get_text_config()
         self._layer_types = getattr(self._config, "layer_types", None)
         self._window = getattr(self._config, "sliding_window", None)
+        self._switch = switch_length(self._config)
         self._check_attention()
         self._slots = options.batch_size or (32 if self.device.type == "cpu" else 64)
 
@@ -106,32 +118,53 @@ class TransformersEngine:
     @torch.inference_mode()
     def generate(self, requests: Sequence[Request]) -> Iterator[Completion]:
         """See `Engine.generate`. At most `--batch-size` rows are in flight, longest prompts first."""
-        waiting = deque(sorted(requests, key=lambda request: -len(request.prompt_token_ids)))
+        self._check_growth(requests)
+        rows = [_Row(request, len(request.prompt_token_ids)) for request in requests]
+        if self._switch is None:
+            yield from self._run(rows)
+            return
+        long = [row for row in rows if row.length > self._switch]
+        # Rows that outgrow the short factors join the long ones, which run last.
+        yield from self._run([row for row in rows if row.length <= self._switch], grown=long)
+        yield from self._run(long)
+
+    def _check_growth(self, requests: Sequence[Request]) -> None:
+        longest = max((len(r.prompt_token_ids) + r.sampling.max_tokens for r in requests), default=0)
+        limit = steady_length(self._config)
+        if limit is not None and longest > limit:
+            raise EngineError(
+                f"{self._name} has dynamic rotary factors, which grow with the longest row of a batch, here {longest} tokens",
+                f"at most {limit} tokens a row",
+                "lower --max-model-len, or use --engine vllm",
+            )
+
+    def _run(self, todo: Sequence[_Row], grown: list[_Row] | None = None) -> Iterator[Completion]:
+        """Generate rows of one side of the switch of factors; a row that is about to pass it is moved to `grown`."""
+        waiting = deque(sorted(todo, key=lambda row: -row.length))
         cache = SlotCache(self._config.num_hidden_layers, self._slots)
         rows: list[_Row] = []
         refill_at = self._slots - max(1, self._slots // 8)
         while waiting or rows:
             if waiting and len(rows) <= refill_at:
                 yield from self._prefill(cache, rows, waiting)
+            if grown is not None:
+                self._set_apart(cache, rows, grown)
             if rows:
                 yield from self._decode(cache, rows)
 
-    def _prefill(self, cache: SlotCache, rows: list[_Row], waiting: deque[Request]) -> Iterator[Completion]:
+    def _prefill(self, cache: SlotCache, rows: list[_Row], waiting: deque[_Row]) -> Iterator[Completion]:
         """Fill the free slots, a group of prompts a forward pass; prompts are padded on the right, where causal
         attention never looks."""
         while waiting and len(rows) < self._slots:
-            group = [waiting.popleft()]
-            longest = len(group[0].prompt_token_ids)
+            new = [waiting.popleft()]
+            longest = new[0].length
             while (
-                waiting
-                and len(rows) + len(group) < self._slots
-                and longest * (len(group) + 1) <= _PREFILL_TOKENS
+                waiting and len(rows) + len(new) < self._slots and longest * (len(new) + 1) <= _PREFILL_TOKENS
             ):
-                group.append(waiting.popleft())
-            new = [_Row(r, random.Random(r.seed), len(r.prompt_token_ids)) for r in group]
+                new.append(waiting.popleft())
             ids = torch.zeros(len(new), longest, dtype=torch.long)
             for i, row in enumerate(new):
-                ids[i, : row.length] = torch.tensor(row.request.prompt_token_ids)
+                ids[i, : row.length] = torch.tensor([*row.request.prompt_token_ids, *row.token_ids])
             ends = sorted({row.length - 1 for row in new})
             cache.prefill(list(range(len(rows), len(rows) + len(new))), self.device)
             logits = self._forward(ids, cache, None, None, torch.tensor(ends, device=self.device))
@@ -141,6 +174,14 @@ class TransformersEngine:
             self._draw(logits[torch.arange(len(new), device=self.device), picked], new)
             rows.extend(new)
             yield from self._release(cache, rows)
+
+    def _set_apart(self, cache: SlotCache, rows: list[_Row], grown: list[_Row]) -> None:
+        """Take out the rows whose next token is the first beyond the short factors: their cached keys are of no more use."""
+        for slot in range(len(rows) - 1, -1, -1):
+            if rows[slot].length == self._switch:
+                row = self._leave(cache, rows, slot)
+                row.length += 1  # with the token that was drawn last, which the cache has not seen
+                grown.append(row)
 
     def _decode(self, cache: SlotCache, rows: list[_Row]) -> Iterator[Completion]:
         """One token for every row in flight."""
@@ -206,17 +247,23 @@ class TransformersEngine:
                 rows[i].logprobs.append(logprob)
 
     def _release(self, cache: SlotCache, rows: list[_Row]) -> Iterator[Completion]:
-        """Hand on the rows that have ended; the last row in flight moves into each slot they leave."""
+        """Hand on the rows that have ended."""
         finished: list[Completion] = []
         for slot in range(len(rows) - 1, -1, -1):
             row = rows[slot]
             reason = row.finish_reason(self._tokenizer.eos_ids)
             if reason is None:
                 continue
+            self._leave(cache, rows, slot)
             text = self._tokenizer.decode(row.token_ids)
             finished.append(Completion(row.request.request_id, text, row.token_ids, row.logprobs, reason))
-            last = rows.pop()
-            if slot < len(rows):
-                cache.move(len(rows), slot, last.length)
-                rows[slot] = last
         yield from finished
+
+    @staticmethod
+    def _leave(cache: SlotCache, rows: list[_Row], slot: int) -> _Row:
+        """Free a slot, into which the last row in flight moves, and return the row that had it."""
+        row, last = rows[slot], rows.pop()
+        if slot < len(rows):
+            cache.move(len(rows), slot, last.length)
+            rows[slot] = last
+        return row

@@ -6,7 +6,8 @@ at temperature 1, in float32 on a CPU and bfloat16 elsewhere.
 The rows are chosen by their ids alone: only those that are scored are read as texts and token ids, N of them and a few more; of all
 others no more than one shard's columns are in memory at a time.
 
-Not covered: rows without a reference solution, and those of which a text does not fit the model beside the problem.
+Not covered: rows without a reference solution, those of which a text does not fit the model beside the problem, and those with a
+token id that the model has no embedding for.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from trd_cli.errors import InputError, ModelError
 from trd_cli.models import ModelRef, moved
 from trd_cli.report.data import Nll, SetRef
 from trd_cli.reporting import Report
+from trd_cli.rope import config_of, switch_length
 from trd_cli.run_dir import read_run_json
 from trd_cli.shards import list_shards, read_table
 from trd_cli.tokens import Tokenizer
@@ -116,7 +118,7 @@ def _ids(directory: Path, names: Sequence[str], text: str | None = None) -> Iter
 
 
 def _fitting(refined: SetRef, parent_of: Mapping[str, str], model: ModelRef) -> list[Scored]:
-    """The rows of these ids that fit the model, by id."""
+    """The rows of these ids that fit the model and whose token ids it knows, by id."""
     parents = set(parent_of.values())
     rollouts = {
         row["trajectory_id"]: row["response_token_ids"]
@@ -129,7 +131,8 @@ def _fitting(refined: SetRef, parent_of: Mapping[str, str], model: ModelRef) -> 
         for row in _rows(refined.path, parent_of.keys(), _COLUMNS)
     )
     fitting = (row for row in found if len(row.prompt) + max(map(len, row.responses)) <= longest)
-    return sorted(fitting, key=lambda row: row.trajectory_id)
+    known = (r for r in fitting if all(model.unknown_id(ids) is None for ids in (r.prompt, *r.responses)))
+    return sorted(known, key=lambda row: row.trajectory_id)
 
 
 def _rows(directory: Path, ids: Iterable[str], names: Sequence[str]) -> Iterator[dict[str, Any]]:
@@ -156,12 +159,13 @@ class _Scorer:
             raise InputError(f"--device {device}", "a device that is there", "change --device") from None
         self._dtype = torch.float32 if self._device.type == "cpu" else torch.bfloat16
         self._model = load(model, self._dtype, self._device).eval()
+        self._switch = switch_length(config_of(model))
 
     @torch.no_grad()
     def nats(self, examples: Sequence[Example], report: Report) -> float:
         """Negative log-likelihood of all responses."""
         total = 0.0
-        for group in plan_step(examples, _TOKENS_A_BATCH).groups:
+        for group in plan_step(examples, _TOKENS_A_BATCH, switches=(self._switch, self._switch)).groups:
             total += self._batch(group)
             report.advance(len(group), sum(len(example.response) for example in group))
         return total

@@ -113,7 +113,7 @@ class _Plan:
     def _rendering(self) -> tuple[bool, dict[str, Any]]:
         """Whether prompts go through the chat template, and what is passed to it."""
         sample = SampleConfig.parse({**self._recipe.sample, "problems": ""})
-        return sample.render != "raw", sample.chat_template_kwargs or {}
+        return sample.render in (None, "chat"), sample.chat_template_kwargs or {}
 
     def _template(self, model: Planned | None) -> list[Finding]:
         chat, kwargs = self._rendering()

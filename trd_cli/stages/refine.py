@@ -20,6 +20,7 @@ from trd_cli.generation import (
     preview,
     templates_for,
     too_long,
+    unknown_id,
 )
 from trd_cli.inputs import InputSet, check_complete, load_rows, open_sets
 from trd_cli.prompts import Template
@@ -167,19 +168,22 @@ class Refiner:
                 messages(attempt), self._rendering.mode, self._rendering.kwargs
             )
 
-        # The text is used as it stands: an attempt that fits is not decoded from its ids again.
         whole = token_ids(rollout.response)
         if len(whole) <= self._room:
-            return self._row(rollout, Prompt(messages(rollout.response), whole, template), trimmed=0)
-        kept = fit_attempt(self.backend.tokenizer, rollout.response_token_ids, token_ids, self._room)
-        if kept is None:
+            return self._asked(rollout, Prompt(messages(rollout.response), whole, template), trimmed=0)
+        text = fit_attempt(self.backend.tokenizer, rollout.response, token_ids, self._room)
+        if text is None:
             bare = len(token_ids(""))
             return self._row(
                 rollout, Prompt((), (), template), error=too_long(bare, self._room) + " beside the response"
             )
-        text = self.backend.tokenizer.decode(rollout.response_token_ids[:kept])
-        prompt = Prompt(messages(text), token_ids(text), template)
-        return self._row(rollout, prompt, trimmed=len(rollout.response_token_ids) - kept)
+        kept = len(self.backend.tokenizer.encode(text))
+        # The ids as sampled may be other ones, and fewer, than the text's own.
+        trimmed = max(1, len(rollout.response_token_ids) - kept)
+        return self._asked(rollout, Prompt(messages(text), token_ids(text), template), trimmed=trimmed)
+
+    def _asked(self, rollout: Trajectory, prompt: Prompt, trimmed: int) -> Trajectory:
+        return self._row(rollout, prompt, trimmed, unknown_id(self.backend.model, prompt))
 
     def _row(
         self, rollout: Trajectory, prompt: Prompt, trimmed: int | None = None, error: str | None = None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import takewhile
 from typing import Any
 
 from trd_cli.config import DistillConfig
@@ -86,9 +85,7 @@ class Asking:
             def ids_with(text: str, name: str = name, values: dict[str, Any] = values) -> list[int]:
                 return self._rendered(template.render({**values, name: text}))
 
-            whole = self._tokenizer.encode(values[name])
-            kept = fit_attempt(self._tokenizer, whole, ids_with, room) or 0
-            text = _common(self._tokenizer.decode(whole[:kept]), values[name])
+            text = fit_attempt(self._tokenizer, values[name], ids_with, room) or ""
             values = {**values, name: text}
             cut.append(called)
             ids = ids_with(text)
@@ -118,9 +115,3 @@ def _attempt_in(row: Trajectory, template: Template, values: dict[str, str]) -> 
     before, _, after = template.render(values)[0]["content"].partition(_MARK)
     fits = len(before) + len(after) <= len(content) and content.startswith(before) and content.endswith(after)
     return content[len(before) : len(content) - len(after)] if fits else None
-
-
-def _common(found: str, whole: str) -> str:
-    """As much of `found` as `whole` begins with: a cut inside a character leaves a sign for that at its end."""
-    same = takewhile(lambda pair: pair[0] == pair[1], zip(found, whole, strict=False))
-    return "".join(letter for letter, _ in same)

@@ -48,9 +48,15 @@ class Example:
         return max(len(self.student_prompt), len(self.teacher_prompt)) + len(self.response)
 
     @property
+    def read(self) -> tuple[int, int]:
+        """Tokens that the student reads, and the teacher: all but the last of the response."""
+        response = len(self.response) - 1
+        return len(self.student_prompt) + response, len(self.teacher_prompt) + response
+
+    @property
     def tokens(self) -> int:
-        """Tokens that are read on both sides: all but the last of the response."""
-        return len(self.student_prompt) + len(self.teacher_prompt) + 2 * (len(self.response) - 1)
+        """Tokens that are read on both sides."""
+        return sum(self.read)
 
 
 @dataclass(frozen=True)
@@ -163,15 +169,22 @@ class Plan:
         return own + [()] * (rounds - len(own))
 
 
-def plan_step(step: Sequence[Example], max_tokens: int, processes: int = 1) -> Plan:
+def plan_step(
+    step: Sequence[Example],
+    max_tokens: int,
+    processes: int = 1,
+    switches: tuple[int | None, int | None] = (None, None),
+) -> Plan:
     """Rows of similar length together: at most `max_tokens` on either side of a micro-batch, padding at most a tenth of it.
 
     A row that is longer than `max_tokens` stands alone. For several processes, micro-batches are halved until there is a
-    multiple of their number, as far as there are rows.
+    multiple of their number, as far as there are rows. `switches` are the lengths at which the rotary factors of student and teacher
+    change, if they do: rows on the two sides of one are kept apart, so that each has the factors that it would have alone.
     """
     groups: list[list[Example]] = []
-    for example in sorted(step, key=lambda e: (-e.tokens, e.trajectory_id)):
-        if groups and _fits([*groups[-1], example], max_tokens):
+    for example in sorted(step, key=lambda e: (beyond(e, switches), -e.tokens, e.trajectory_id)):
+        joins = groups and beyond(groups[-1][0], switches) == beyond(example, switches)
+        if joins and _fits([*groups[-1], example], max_tokens):
             groups[-1].append(example)
         else:
             groups.append([example])
@@ -182,6 +195,11 @@ def plan_step(step: Sequence[Example], max_tokens: int, processes: int = 1) -> P
         at = groups.index(largest)
         groups[at : at + 1] = _halves(largest, max_tokens)
     return Plan(groups, processes)
+
+
+def beyond(example: Example, switches: tuple[int | None, int | None]) -> tuple[bool, ...]:
+    """Say of student and teacher whether the row takes each beyond the length at which its rotary factors change."""
+    return tuple(s is not None and read > s for read, s in zip(example.read, switches, strict=True))
 
 
 def _fits(group: Sequence[Example], max_tokens: int) -> bool:
@@ -199,11 +217,5 @@ def _halves(group: list[Example], max_tokens: int) -> list[list[Example]]:
 
 
 def _padded(group: Sequence[Example]) -> int:
-    """Tokens that are read on both sides."""
-    sides = (
-        max(len(p) + len(r) - 1 for p, r in sides)
-        for sides in zip(
-            *(((e.student_prompt, e.response), (e.teacher_prompt, e.response)) for e in group), strict=True
-        )
-    )
-    return len(group) * sum(sides)
+    """Tokens that are read on both sides, padding included."""
+    return len(group) * sum(max(side) for side in zip(*(e.read for e in group), strict=True))

@@ -1,20 +1,27 @@
-"""Saving a trained model as a directory that transformers and vLLM load, an adapter beside its merged weights."""
+"""Saving a trained model as a directory that transformers and vLLM load, an adapter beside its merged weights.
+
+What can fail in it is tried before the first step, by `rehearse`: a training that cannot be saved is lost.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from torch import nn
 
 from trd_cli.config import LoraOptions
-from trd_cli.errors import InputError, TrdError, first_line
-from trd_cli.files import sync_directory
+from trd_cli.errors import InputError, ModelError, TrdError, first_line
+from trd_cli.files import make_directory, sync_directory
 from trd_cli.models import ModelRef
-from trd_cli.training.model import load, with_adapter
+from trd_cli.training.model import DTYPES, load, with_adapter
 
 # What a tokenizer consists of, and what must travel with the weights; anything else beside them is not the model's.
 _KEPT = (
@@ -27,7 +34,21 @@ _KEPT = (
     "*.model",
     "LICENSE*",
 )
+# Copied as it is: transformers refuses to write some of those that it reads, and would add to the others.
+_GENERATION = "generation_config.json"
 ADAPTER = "adapter"
+_GIB = 2**30
+
+
+def dtype_to_save(student: ModelRef, asked: str) -> torch.dtype:
+    """Return the dtype that a checkpoint is saved in: as asked, or for `auto` that of the student's weights; float32 where it names none."""
+    if asked != "auto":
+        return DTYPES[asked]
+    config = json.loads((student.path / "config.json").read_text())
+    parts = (config, config.get("text_config") or {})
+    named = (part.get(key) for part in parts for key in ("dtype", "torch_dtype"))
+    names = (str(name).removeprefix("torch.") for name in named)
+    return next((DTYPES[name] for name in names if name in DTYPES), torch.float32)
 
 
 def save_model(
@@ -42,37 +63,124 @@ def save_model(
     An adapter is written to `adapter/` and merged into the weights, in float32 before they are rounded to `dtype`. Files
     appear under their final names only when all of them are written; config.json, which makes the directory a model, is the last.
     """
-    building = target / ".saving.tmp"
-    shutil.rmtree(building, ignore_errors=True)
-    target.mkdir(exist_ok=True)
     model = load(student, torch.float32, torch.device("cpu"))
     if options.lora:
         model = with_adapter(model, options, seed=0)
     unknown = model.load_state_dict({n.removeprefix("student."): w for n, w in weights.items()}, strict=False)
-    tied = getattr(model, "_tied_weights_keys", None) or ()
-    untrained = [n for n in unknown.missing_keys if ("lora_" in n if options.lora else n not in tied)]
-    if unknown.unexpected_keys or untrained:
-        raise TrdError(
-            f"trained weights do not fit the student: {[*unknown.unexpected_keys, *untrained][:3]}; expected the same names"
-        )
-    try:
+    _check_names(model, unknown.missing_keys, unknown.unexpected_keys, options)
+    with _building(target, ".saving.tmp") as building:
         if options.lora:
-            model.peft_config["default"].base_model_name_or_path = student.lasting_name
+            _name_base(model, student)
             model.save_pretrained(building / ADAPTER)
             (building / ADAPTER / "README.md").unlink(missing_ok=True)  # a form to fill in, which nobody did
             model = model.merge_and_unload()
         model.to(dtype).save_pretrained(building)
-        for path in {path for pattern in _KEPT for path in student.path.glob(pattern) if path.is_file()}:
-            shutil.copy(path, building / path.name)
+        _copy_kept(student, building)
         shutil.rmtree(target / ADAPTER, ignore_errors=True)
         for path in sorted(building.iterdir(), key=lambda path: path.name == "config.json"):
             os.replace(path, target / path.name)
+    sync_directory(target)
+
+
+def rehearse(
+    shapes: Mapping[str, torch.Size],
+    student: ModelRef,
+    options: LoraOptions,
+    target: Path,
+    dtype: torch.dtype,
+    averaged: bool,
+) -> None:
+    """Do all that `save_model` does but read and write weights, and leave nothing behind.
+
+    `shapes` are those of the trained weights; `averaged` says that their average is saved too. Raises InputError where the files
+    cannot be written or there is too little room, ModelError for a model that transformers does not save, and TrdError where
+    the weights' names or shapes are not the student's.
+    """
+    with _building(target, ".rehearsal.tmp") as building:
+        _copy_kept(student, building)
+        model = _without_weights(student)
+        if model is None:
+            return
+        size = sum(w.numel() for w in model.parameters())
+        needed = size * dtype.itemsize + averaged * size * torch.float32.itemsize
+        if options.lora:
+            model = with_adapter(model, options, seed=0)
+            needed += sum(shape.numel() for shape in shapes.values()) * torch.float32.itemsize
+            _name_base(model, student)
+            model.peft_config["default"].save_pretrained(building / ADAPTER)
+        own = {name: weight.shape for name, weight in model.state_dict().items()}
+        found = {name.removeprefix("student."): shape for name, shape in shapes.items()}
+        other = [name for name, shape in found.items() if own.get(name) != shape]
+        _check_names(model, [name for name in own if name not in found], other, options)
+        model = (model.merge_and_unload() if options.lora else model).to(dtype)
+        model.config.save_pretrained(building)
+        # Looks for weights that share memory undeclared, and writes nothing.
+        model.save_pretrained(building, is_main_process=False)
+        free = shutil.disk_usage(building).free
+        if free < needed:
+            raise InputError(
+                f"{free / _GIB:.1f} GiB are free in {target}",
+                f"the {needed / _GIB:.1f} GiB that the checkpoint takes",
+                "free some space, or give an --out with more",
+            )
+
+
+def _without_weights(student: ModelRef) -> nn.Module | None:
+    """Return the student's model without storage, or None where its class cannot be made so."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        config = AutoConfig.from_pretrained(str(student.path), trust_remote_code=False)
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except Exception:  # whatever an architecture raises that wants real memory to begin with
+        return None
+
+
+def _name_base(model: Any, student: ModelRef) -> None:
+    model.peft_config["default"].base_model_name_or_path = student.lasting_name
+
+
+def _check_names(model: nn.Module, missing: list[str], unexpected: list[str], options: LoraOptions) -> None:
+    """Raise TrdError where trained weights are not those that the student's model has."""
+    tied = getattr(model, "_tied_weights_keys", None) or ()
+    untrained = [n for n in missing if ("lora_" in n if options.lora else n not in tied)]
+    if unexpected or untrained:
+        raise TrdError(
+            f"trained weights do not fit the student: {[*unexpected, *untrained][:3]}; expected the same names"
+        )
+
+
+def _copy_kept(student: ModelRef, building: Path) -> None:
+    """Copy the files that are the student's own."""
+    (building / _GENERATION).unlink(missing_ok=True)
+    for path in {path for pattern in (*_KEPT, _GENERATION) for path in student.path.glob(pattern)}:
+        if path.is_file():
+            shutil.copy(path, building / path.name)
+
+
+@contextmanager
+def _building(target: Path, name: str) -> Iterator[Path]:
+    """A directory in `target` for files that are not whole yet, gone after the block; what goes wrong in it is one line."""
+    make_directory(target)
+    building = target / name
+    shutil.rmtree(building, ignore_errors=True)
+    try:
+        building.mkdir()
+        yield building
+    except TrdError:
+        raise
     except (OSError, SafetensorError) as error:
         raise InputError(
             f"could not save in {target}: {first_line(error)}",
-            "room and permission to write",
-            "free some space and run again",
+            "room and permission to write, and to read the student's own files",
+            "mend that and run again",
+        ) from None
+    except (ValueError, RuntimeError, TypeError, AttributeError, NotImplementedError) as error:
+        raise ModelError(
+            f"transformers does not save this student in {target}: {first_line(error)}",
+            "a model that it does",
+            "use another student, or another version of transformers",
         ) from None
     finally:
         shutil.rmtree(building, ignore_errors=True)
-    sync_directory(target)

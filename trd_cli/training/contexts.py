@@ -13,6 +13,7 @@ from trd_cli.inputs import InputSet
 from trd_cli.models import ModelRef
 from trd_cli.records import Trajectory
 from trd_cli.reporting import Report
+from trd_cli.rope import config_of, steady_length
 from trd_cli.tokens import Tokenizer
 from trd_cli.training.asking import Asking, too_long_for
 from trd_cli.training.batches import Example, ids_array
@@ -44,6 +45,7 @@ class Contexts:
                 raise ModelError(
                     f"{model.name} has no weights to train", "a real model", "give --model and --teacher"
                 )
+        self._student, self._teacher = student, teacher
         self._tokenizer: Tokenizer = student.tokenizer()
         teachers = self._tokenizer if teacher.path == student.path else teacher.tokenizer()
         _check_vocabularies(self._tokenizer, student.name, teachers, teacher.name)
@@ -60,7 +62,10 @@ class Contexts:
                 "an end that only the teacher knows is replaced by the student's"
             )
         self._teacher_eos_ids = teachers.eos_ids
-        self._limit = min(_longest(model, config.max_length) for model in (student, teacher))
+        longest = [_longest(model, config.max_length) for model in (student, teacher)]
+        # Longer rows would change what the others read, see `rope`.
+        longest += filter(None, (steady_length(config_of(model)) for model in (student, teacher)))
+        self._limit = min(longest)
         self._masked = _masked_ids(config.mask_tokens, self._tokenizer)
         self._config, self._report = config, report
         self._parents = functools.cache(parents)
@@ -104,11 +109,19 @@ class Contexts:
         if not scored:
             return "every token of the response is masked"
         students = row.student_prompt_token_ids if row.stage == "refined" else row.prompt_token_ids
+        if unknown := (
+            _unknown(self._student, students, "the student's prompt")
+            or _unknown(self._student, response, "the response")
+            or _unknown(self._teacher, response, "the response")
+        ):
+            return unknown
         if len(students) + len(response) > self._limit:
             return too_long_for(self._limit, "problem and response")
         asked = self._asking.ask(row, len(response))
         if isinstance(asked, str):
             return asked
+        if unknown := _unknown(self._teacher, asked.token_ids, "the teacher's context"):
+            return unknown
         self._cut.update(asked.cut)
         return Example(
             row.trajectory_id, students, asked.token_ids, response, scored, self._attempts_verdict(row)
@@ -130,6 +143,13 @@ class Contexts:
 
     def _attempts_verdict(self, row: Trajectory) -> str | None:
         return self._parents("verdict").get(row.parent_id) if row.stage == "refined" else row.verdict
+
+
+def _unknown(model: ModelRef, token_ids: Sequence[int], what: str) -> str | None:
+    """Return why a row is left out whose ids the model does not all know, None where it does."""
+    if model.unknown_id(token_ids) is None:
+        return None
+    return f"{what} has a token id that {model.name} has no embedding for"
 
 
 def _longest(model: ModelRef, asked: int | None) -> int:

@@ -35,13 +35,15 @@ def load(
 ) -> nn.Module:
     """A causal language model whose logits are its head's output, nothing more; raises ModelError for others."""
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, GenerationConfig
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    attention = {"attn_implementation": attn_implementation} if attn_implementation else {}
+    # One of its own: nothing is generated, and transformers refuses some of those that models bring.
+    more: dict[str, Any] = {"generation_config": GenerationConfig()}
+    more |= {"attn_implementation": attn_implementation} if attn_implementation else {}
     try:
-        loaded = AutoModelForCausalLM.from_pretrained(str(model.path), dtype=dtype, **attention).to(device)
+        loaded = AutoModelForCausalLM.from_pretrained(str(model.path), dtype=dtype, **more).to(device)
     except torch.OutOfMemoryError:
         raise TrdError(
             f"out of memory loading {model.name}; expected room for its weights; use a larger device, --lora, or more processes"
@@ -50,8 +52,8 @@ def load(
         raise ModelError(
             f"cannot load {model.name}: {first_line(error)}",
             "a causal language model"
-            + (f" with --attn-implementation {attn_implementation}" if attention else ""),
-            "check the directory" + (" and the option" if attention else ""),
+            + (f" with --attn-implementation {attn_implementation}" if attn_implementation else ""),
+            "check the directory" + (" and the option" if attn_implementation else ""),
         ) from None
     config = loaded.config.get_text_config()
     for name in _LOGIT_TRANSFORMS:

@@ -14,7 +14,7 @@ from trd_cli.core.divergences.distribution import Distribution
 from trd_cli.core.objectives import Objective
 from trd_cli.errors import InputError
 from trd_cli.models import ModelRef
-from trd_cli.training.batches import Batch, Example, Weighting, collate
+from trd_cli.training.batches import Batch, Example, Weighting, beyond, collate
 from trd_cli.training.launch import accelerator_for
 from trd_cli.training.loss import fused_divergence
 from trd_cli.training.model import DistillStep, Teacher, head_of, logits_off, response_states
@@ -45,12 +45,15 @@ class Check:
 def run_checks(
     config: DistillConfig, examples: Sequence[Example], student: ModelRef, teacher: ModelRef
 ) -> list[Check]:
-    """The checks, in the dtype and with the objective of `config`, on four rows from the shortest to the middling."""
+    """The checks, in the dtype and with the objective of `config`, on four rows from the shortest to the middling, all on one side of
+    the lengths at which rotary factors change."""
     accelerator = accelerator_for(config)
     if is_sharded(accelerator):
         raise InputError("--selfcheck with FSDP", "one process that holds the weights", "launch it without")
-    step = Trainer(config, student, teacher, accelerator).step.eval()
+    trainer = Trainer(config, student, teacher, accelerator)
+    step, switches = trainer.step.eval(), trainer.switches
     by_length = sorted(examples, key=lambda e: e.tokens)
+    by_length = [e for e in by_length if beyond(e, switches) == beyond(by_length[0], switches)]
     rows = by_length[:: max(1, len(by_length) // (2 * _ROWS))][:_ROWS]
     weighting = Weighting.of(rows, config.reduction)
     batch = collate(rows, weighting).to(accelerator.device)
@@ -60,7 +63,7 @@ def run_checks(
             logits_off(step.student, step.compute),
             _LIMITS[step.compute],
         ),
-        *_same_context(step, rows, weighting, accelerator.device),
+        *_same_context(step, rows, weighting, accelerator.device, switches[0]),
         *_chunked_against_dense(step, batch, objective_of(config)),
         *_splits(step, rows, weighting, accelerator.device),
     ]
@@ -78,15 +81,20 @@ class _Itself(Teacher):
 
 
 def _same_context(
-    step: DistillStep, rows: Sequence[Example], weighting: Weighting, device: torch.device
+    step: DistillStep,
+    rows: Sequence[Example],
+    weighting: Weighting,
+    device: torch.device,
+    switch: int | None,
 ) -> list[Check]:
     """A teacher that is the student, in the student's context, has nothing to teach; nor where only its padding differs."""
     itself = DistillStep(step.student, _Itself(), step.objective, step.compute, step.temperature)
     # One more row in the teacher's half of the batch, longer than all others, shifts and pads it as contexts of their own do.
     same = [replace(e, teacher_prompt=e.student_prompt) for e in rows]
     longest = max(rows, key=lambda e: len(e.student_prompt))
+    more = 7 if switch is None or longest.read[0] > switch else min(7, switch - longest.read[0])
     filler = replace(
-        longest, teacher_prompt=[*longest.student_prompt, *longest.student_prompt[:7]], scored=[0]
+        longest, teacher_prompt=[*longest.student_prompt, *longest.student_prompt[:more]], scored=[0]
     )
     found: list[Tensor] = []
     for group in (same, [*same, filler]):

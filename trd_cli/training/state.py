@@ -31,11 +31,15 @@ _NAME = "states"
 _RECOMPUTED = "_checkpoint_wrapped_module."
 _WHOLE = {"full_state_dict": True, "ignore_frozen_params": True}
 _TO_CPU = StateDictOptions(**_WHOLE, cpu_offload=True)
+_IN_PLACE = StateDictOptions(ignore_frozen_params=True)
 
 
-def trained_weights(model: nn.Module) -> dict[str, torch.Tensor]:
-    """What is trained, by the names of the bare module, whole and on the CPU. Every process takes part, the main one gets it."""
-    return get_model_state_dict(model, options=_TO_CPU)
+def trained_weights(model: nn.Module, whole: bool = True) -> dict[str, torch.Tensor]:
+    """What is trained, by the names of the bare module, whole and on the CPU. Every process takes part, the main one gets it.
+
+    Not `whole`: where and how they are, in each process, with nothing copied; a shard has the shape of the whole.
+    """
+    return get_model_state_dict(model, options=_TO_CPU if whole else _IN_PLACE)
 
 
 class States:

@@ -8,7 +8,7 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,11 +23,11 @@ from trd_cli.errors import TrdError
 from trd_cli.files import write_text
 from trd_cli.models import EMA, ModelRef
 from trd_cli.reporting import Report
+from trd_cli.rope import config_of, switch_length
 from trd_cli.training.batches import Example, Weighting, collate, plan_step, steps
-from trd_cli.training.checkpoints import save_model
+from trd_cli.training.checkpoints import dtype_to_save, rehearse, save_model
 from trd_cli.training.figures import StepFigures
 from trd_cli.training.model import (
-    DTYPES,
     AdapterOff,
     Average,
     DistillStep,
@@ -98,7 +98,10 @@ class Trainer:
         accelerator: Accelerator,
         directory: Path | None = None,
     ) -> None:
-        """Load the models; states, log and model go to `directory`. `step` is what is trained, `optimizer` is made by `train`."""
+        """Load the models; states, log and model go to `directory`.
+
+        `step` is what is trained, `optimizer` is made by `train`, `switches` are as in `plan_step`.
+        """
         self._config, self._student_ref, self._directory = config, student, directory
         self._accelerator, self._is_main = accelerator, accelerator.is_main_process
         compute = compute_dtype(config)
@@ -110,6 +113,7 @@ class Trainer:
             self._student = with_adapter(self._student, config, config.seed)
         check_recomputation(accelerator, self._student)
         self._teacher = self._teacher_of(teacher, compute)
+        self.switches = (switch_length(config_of(student)), switch_length(config_of(teacher)))
         self.step = DistillStep(
             self._student,
             self._teacher,
@@ -151,6 +155,7 @@ class Trainer:
         config, accelerator = self._config, self._accelerator
         self._model, self.optimizer = accelerator.prepare(self.step, self._adamw())
         self._states = States(self._directory, config.keep)
+        self._rehearse_saving()
         trained = self._resume(report)
         total = config.epochs * math.ceil(len(examples) / config.batch_size)
         done_rows = sum(len(rows) for _, rows in self._numbered(examples, 0, trained.steps))
@@ -198,7 +203,7 @@ class Trainer:
         rate = config.learning_rate * rate_at(number, total, config.warmup_ratio, config.min_lr_ratio)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        plan = plan_step(rows, config.max_tokens_per_batch, self._accelerator.num_processes)
+        plan = plan_step(rows, config.max_tokens_per_batch, self._accelerator.num_processes, self.switches)
         figures = self._gathered(self._accumulate(rows, plan.mine(self._accelerator.process_index)))
         norm = self._clip_gradients()
         self._check(number + 1, figures.loss, norm, rows, trained)
@@ -340,24 +345,44 @@ class Trainer:
 
     def save(self) -> None:
         """Write the trained student as a model directory."""
-        weights = trained_weights(self._model)
-        if self._is_main:
-            save_model(weights, self._student_ref, self._config, self._directory, self._saved_dtype())
-            if isinstance(self._teacher, Average) and not self._config.lora:
-                save_model(
-                    self._teacher.state(),
-                    self._student_ref,
-                    self._config,
-                    self._directory / EMA,
-                    torch.float32,
-                )
-        self._accelerator.wait_for_everyone()
+        weights, config, student = trained_weights(self._model), self._config, self._student_ref
 
-    def _saved_dtype(self) -> torch.dtype:
-        saved = self._config.save_dtype
-        config = json.loads((self._student_ref.path / "config.json").read_text())
-        original = config.get("dtype") or config.get("torch_dtype") or "float32"
-        return DTYPES.get(original, torch.float32) if saved == "auto" else DTYPES[saved]
+        def write() -> None:
+            dtype = dtype_to_save(student, config.save_dtype)
+            save_model(weights, student, config, self._directory, dtype)
+            if self._saves_average():
+                save_model(self._teacher.state(), student, config, self._directory / EMA, torch.float32)
+
+        self._on_main(write)
+
+    def _rehearse_saving(self) -> None:
+        """Try, before there is anything to lose, whether the student can be saved; all processes end together where it cannot."""
+        shapes = {name: w.shape for name, w in trained_weights(self._model, whole=False).items()}
+        config, student = self._config, self._student_ref
+
+        def rehearsal() -> None:
+            dtype = dtype_to_save(student, config.save_dtype)
+            rehearse(shapes, student, config, self._directory, dtype, self._saves_average())
+
+        self._on_main(rehearsal)
+
+    def _saves_average(self) -> bool:
+        return isinstance(self._teacher, Average) and not self._config.lora
+
+    def _on_main(self, work: Callable[[], None]) -> None:
+        """Let the main process work while the others wait; they all raise the TrdError that it ends in."""
+        failure = None
+        if self._is_main:
+            try:
+                work()
+            except TrdError as error:
+                failure = error
+        if self._accelerator.num_processes > 1:
+            from accelerate.utils import broadcast_object_list
+
+            failure = broadcast_object_list([failure])[0]
+        if failure is not None:
+            raise failure
 
 
 class _Signals:
