@@ -20,6 +20,7 @@ from trd_cli.config import DistillConfig
 from trd_cli.core.objectives import Objective
 from trd_cli.errors import TrdError
 from trd_cli.files import write_text
+from trd_cli.interrupts import stop_signals
 from trd_cli.models import EMA, ModelRef
 from trd_cli.reporting import Report
 from trd_cli.training.batches import Example, Weighting, collate, plan_step, steps
@@ -339,17 +340,22 @@ class Trainer:
 
 
 class _Signals:
-    """The first SIGINT or SIGTERM asks to stop after the step under way; a second one interrupts at once."""
+    """The first SIGINT, SIGTERM or SIGHUP asks to stop after the step under way; a second one interrupts at once.
+
+    A second SIGHUP does not: a terminal that is closed sends several.
+    """
 
     def __init__(self, report: Report) -> None:
         self._report, self.stop = report, False
 
     def __enter__(self) -> _Signals:
-        self._before = {n: signal.signal(n, self._heard) for n in (signal.SIGINT, signal.SIGTERM)}
+        self._before = {n: signal.signal(n, self._heard) for n in stop_signals()}
         return self
 
     def _heard(self, number: int, _: object) -> None:
         if self.stop:
+            if number == signal.SIGHUP:
+                return
             raise KeyboardInterrupt
         self.stop = True
         self._report.note("stopping after this step and saving its state; once more to stop at once")
