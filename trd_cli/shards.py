@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from trd_cli.errors import InputError, first_line
-from trd_cli.files import make_directory, replacing
+from trd_cli.files import make_directory, readable, replacing
 from trd_cli.records import Problem, Trajectory
 
 SCHEMA_VERSION = "1"
@@ -128,7 +128,7 @@ def read_table(path: Path, columns: list[str] | None = None, schema: pa.Schema =
     if path.is_dir():
         raise InputError(f"{path} is a directory", "a Parquet file", "name the file in it")
     try:
-        file = pq.ParquetFile(path)
+        file = pq.ParquetFile(source_of(path))
     except FileNotFoundError:
         raise InputError(f"no such file: {path}", "a Parquet file", "check the path") from None
     except (pa.ArrowException, OSError) as error:
@@ -144,10 +144,21 @@ def read_table(path: Path, columns: list[str] | None = None, schema: pa.Schema =
 def is_torn(path: Path) -> bool:
     """Whether a file cannot be read as Parquet at all, whatever its schema."""
     try:
-        pq.ParquetFile(path).read()
+        pq.ParquetFile(source_of(path)).read()
     except (pa.ArrowException, OSError):
         return True
     return False
+
+
+def source_of(path: Path) -> Path | pa.BufferReader:
+    """Return a Parquet file as pyarrow opens it: its path, or its bytes where that is not UTF-8. Raises InputError for a pipe."""
+    if path.exists() and not path.is_file():
+        raise InputError(
+            f"{path} is a pipe or a device",
+            "a file: Parquet is read from its end",
+            "write it to a file first",
+        )
+    return path if readable(str(path)) == str(path) else pa.BufferReader(path.read_bytes())
 
 
 def _unreadable(path: Path, error: Exception) -> InputError:
