@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import glob
 import os
 import re
 import secrets
@@ -80,12 +79,13 @@ def _temporary(path: Path) -> Iterator[IO[bytes]]:
 
 def sweep(directory: Path, name: str | None = None) -> None:
     """Remove what killed processes left half-written in a directory, of one file or of all; not what is being written now."""
-    pattern = ".*.tmp" if name is None else f".{glob.escape(name)}.{'[0-9a-f]' * 8}.tmp"
-    for leftover in directory.glob(pattern):
-        # What cannot be removed hinders nobody.
-        with contextlib.suppress(OSError), open(leftover, "r+b") as file:
-            if flock(file):
-                leftover.unlink()
+    pattern = re.compile(rf"\.{re.escape(name)}\.[0-9a-f]{{8}}\.tmp" if name else r"\..*\.tmp")
+    # What cannot be removed hinders nobody.
+    with contextlib.suppress(OSError):
+        for leftover in filter(pattern.fullmatch, os.listdir(directory)):
+            with contextlib.suppress(OSError), open(directory / leftover, "r+b") as file:
+                if flock(file):
+                    os.unlink(directory / leftover)
 
 
 def refused(path: Path, error: Exception) -> InputError:
