@@ -6,6 +6,7 @@ shard is there whole or not at all. The schema's version is in the file's footer
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields
@@ -16,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from trd_cli.errors import InputError, first_line
-from trd_cli.files import make_directory, readable, replacing
+from trd_cli.files import make_directory, replacing
 from trd_cli.records import Problem, Trajectory
 
 SCHEMA_VERSION = "1"
@@ -150,15 +151,18 @@ def is_torn(path: Path) -> bool:
     return False
 
 
-def source_of(path: Path) -> Path | pa.BufferReader:
-    """Return a Parquet file as pyarrow opens it: its path, or its bytes where that is not UTF-8. Raises InputError for a pipe."""
+def source_of(path: Path) -> pa.OSFile:
+    """Open a Parquet file for pyarrow, whatever the bytes of its name. Raises InputError for a pipe, and OSError.
+
+    Not Python's own file: pyarrow's threads let go of one even while Python ends, which aborts the process.
+    """
     if path.exists() and not path.is_file():
         raise InputError(
             f"{path} is a pipe or a device",
             "a file: Parquet is read from its end",
             "write it to a file first",
         )
-    return path if readable(str(path)) == str(path) else pa.BufferReader(path.read_bytes())
+    return pa.OSFile(os.fsencode(path))
 
 
 def _unreadable(path: Path, error: Exception) -> InputError:
