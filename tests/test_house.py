@@ -17,7 +17,7 @@ PACKAGE = ROOT / "trd_cli"
 # A file may import its own floor and those below. A name with a slash is a directory with all that is in it.
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("__init__", "errors", "records", "redaction"),
-    ("config", "prompts", "tokens", "reporting", "files", "frames", "core/"),
+    ("config", "prompts", "tokens", "reporting", "files", "frames", "locks", "interrupts", "core/"),
     (
         "shards",
         "run_dir",
@@ -38,7 +38,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "report/",
     ),
     ("stages/",),
-    ("console", "cli", "__main__"),
+    ("streams", "console", "cli", "__main__"),
 )
 PRINTING = {"console", "cli"}
 HEAVY = {

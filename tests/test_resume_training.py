@@ -230,8 +230,12 @@ def test_a_model_that_is_saved_but_not_marked_as_finished_is_not_trained_from_th
     command = ("distill", sets["by_teacher"], *LONG, "--save-steps", 7, "--out", out)
     run = start(*command)
     wait_for(lambda: last_state(out) > 0)
-    (out / ".run.json.tmp").mkdir()  # where run.json is written before it is renamed: so it cannot be
+    record = (out / "run.json").read_bytes()
+    (out / "run.json").unlink()
+    (out / "run.json").mkdir()  # so it cannot be written
     assert run.wait() == 1
+    (out / "run.json").rmdir()
+    (out / "run.json").write_bytes(record)
     assert (out / "model.safetensors").exists()
     assert not finished(out)
     assert resumed_at(ok(*command).stderr) == 28

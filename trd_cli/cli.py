@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from trd_cli import __version__
+from trd_cli import __version__, streams
 from trd_cli.config import (
     METHODS,
     CompareConfig,
@@ -41,8 +41,10 @@ from trd_cli.config import (
     ShowConfig,
     VerifyConfig,
 )
-from trd_cli.console import ConsoleReport, RunTable, print_table
+from trd_cli.console import ConsoleReport, RunTable, print_table, show_remarks
 from trd_cli.errors import InputError, Interrupted, TrdError, UserError
+from trd_cli.files import of_the_system, readable
+from trd_cli.interrupts import raise_when_told
 from trd_cli.reporting import SilentReport
 
 if TYPE_CHECKING:
@@ -61,6 +63,8 @@ app = typer.Typer(
 )
 # Seconds; the processes of one launch are rarely further apart.
 _PATIENCE = 15.0
+# What the system says of a wrong call, whatever the user has done.
+_OUR_MISTAKES = (errno.EBADF, errno.EFAULT, errno.ECHILD, errno.ENOTSOCK)
 
 data_app = typer.Typer(help="Make, import or check problem sets; list benchmarks.", **_STYLE)
 app.add_typer(data_app, name="data")
@@ -131,11 +135,13 @@ def _cli_type(annotation: Any) -> Any:
 
 
 def _guarded(name: str, work: Callable[[], None]) -> None:
-    """Run a command; every failure of ours ends in one line and its exit code."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    """Run a command; every failure that is not a mistake of ours ends in one line and its exit code."""
+    raise_when_told()
+    show_remarks(name)
     try:
         try:
             work()
+            streams.finish()
         except KeyboardInterrupt:
             kept = (
                 "training goes on from its last saved state"
@@ -144,11 +150,15 @@ def _guarded(name: str, work: Callable[[], None]) -> None:
             )
             raise Interrupted(f"interrupted; {kept} when the same command is run again") from None
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            if error.errno in _OUR_MISTAKES:
                 raise
-            raise InputError(
-                f"could not write: {error.strerror}", "room on the disk", "free some space and run again"
-            ) from None
+            raise of_the_system(error) from None
+        except UnicodeEncodeError:
+            words = [word for word in sys.argv if readable(word) != word]
+            if not words:
+                raise
+            # A file of any name can be read and written, but a name may also be asked for where only text can be.
+            raise InputError(f"{words[0]} is not UTF-8", "text", "rename or retype it") from None
     except TrdError as error:
         if not _is_first_process():
             _let_the_first_process_say_it(error)
@@ -175,10 +185,6 @@ def _launched_as_many() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
-
-
 def _waves(inputs: Sequence[str], stream: bool) -> Iterator[list[str]]:
     """The input paths: those given, or the lines of standard input, all at once or as they come."""
     if inputs and tuple(inputs) != ("-",):
@@ -187,10 +193,10 @@ def _waves(inputs: Sequence[str], stream: bool) -> Iterator[list[str]]:
     if sys.stdin.isatty():
         raise InputError("no input", "a trajectory set, or paths on standard input", "name a directory")
     count = 0
-    for lines in _arriving() if stream else iter([[line.strip() for line in sys.stdin if line.strip()]]):
-        count += len(lines)
-        if lines:
-            yield lines
+    for paths in _arriving() if stream else iter([list(streams.lines())]):
+        count += len(paths)
+        if paths:
+            yield paths
     if count == 0:
         raise InputError(
             "the pipe brought no path", "at least one shard", "see what the command before it said"
@@ -198,21 +204,26 @@ def _waves(inputs: Sequence[str], stream: bool) -> Iterator[list[str]]:
 
 
 def _arriving() -> Iterator[list[str]]:
-    """All lines that have come since the last look, as soon as there is one."""
-    lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+    """All paths that have come since the last look, as soon as there is one."""
+    paths: queue.SimpleQueue[str | Exception | None] = queue.SimpleQueue()
 
     def read() -> None:
-        for line in sys.stdin:
-            lines.put(line.strip())
-        lines.put(None)
+        try:
+            for path in streams.lines():
+                paths.put(path)
+            paths.put(None)
+        except Exception as error:
+            paths.put(error)
 
     threading.Thread(target=read, daemon=True).start()
     while True:
-        batch = [lines.get()]
-        while not lines.empty():
-            batch.append(lines.get())
-        yield [line for line in batch if line]
-        if None in batch:
+        batch = [paths.get()]
+        while not paths.empty():
+            batch.append(paths.get())
+        yield [path for path in batch if isinstance(path, str)]
+        if isinstance(batch[-1], Exception):
+            raise batch[-1]
+        if batch[-1] is None:
             return
 
 
@@ -352,12 +363,13 @@ def compare(config: CompareConfig) -> None:
     from trd_cli.stages import compare as stage
 
     comparison = stage.run(config, ConsoleReport("compare"))
-    if sys.stdout.isatty():
-        from rich.console import Console
+    with streams.printing():
+        if sys.stdout.isatty():
+            from rich.console import Console
 
-        Console().print(stage.for_a_terminal(comparison))
-    else:
-        print(stage.markdown(comparison), end="")
+            Console().print(stage.for_a_terminal(comparison))
+        else:
+            print(stage.markdown(comparison), end="")
 
 
 @command(app, "report", ReportConfig, "trd report runs/opsd-math --nll 64")
@@ -382,7 +394,8 @@ def plan(config: PlanConfig) -> None:
     from trd_cli.stages import plan as stage
 
     findings = stage.run(config, ConsoleReport("plan"))
-    print("\n".join(lines(findings)))
+    with streams.printing():
+        print("\n".join(lines(findings)))
     stage.check(config, findings)
 
 
@@ -396,11 +409,13 @@ def run(config: RunConfig) -> None:
     from trd_cli.stages import run as stage
 
     if config.dry_run:
-        print("\n".join(stage.dry_run(config)))
+        told = stage.dry_run(config)
+        with streams.printing():
+            print("\n".join(told))
         return
     directory = stage.run(config, RunTable())
     if not sys.stdout.isatty():
-        print(directory)
+        streams.hand_over(directory)
 
 
 @command(app, "show", ShowConfig, "trd show runs/y_r --id 3fa9")
@@ -410,7 +425,9 @@ def show(config: ShowConfig) -> None:
 
     from trd_cli.stages import show as stage
 
-    Console().print(stage.show(config, next(_waves(config.inputs, stream=False))))
+    shown = stage.show(config, next(_waves(config.inputs, stream=False)))
+    with streams.printing():
+        Console().print(shown)
 
 
 @command(app, "diff", ShowConfig, "trd diff runs/y_r --id 3fa9")
@@ -420,7 +437,9 @@ def diff(config: ShowConfig) -> None:
 
     from trd_cli.stages import show as stage
 
-    Console().print(stage.diff(config, next(_waves(config.inputs, stream=False))))
+    shown = stage.diff(config, next(_waves(config.inputs, stream=False)))
+    with streams.printing():
+        Console().print(shown)
 
 
 @command(
@@ -498,11 +517,18 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
 
 def main() -> None:
     """Entry point of the `trd` script."""
+    streams.settle()
+    streams.use_utf8()
     # Read when torch is loaded. Threads that spin while they wait make a step several times slower as soon as anything
     # else runs on the machine; threads that sleep cost next to nothing on a quiet one.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     _end_with_the_run()
-    app()
+    try:
+        with streams.printing():  # of help, which no command guards
+            app()
+    except InputError as error:
+        print(f"trd: error: {error}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from None
 
 
 def _end_with_the_run() -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import os
+import logging
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from trd_cli import streams
+from trd_cli.errors import first_line
 from trd_cli.reporting import NodeState
 
 _INTERVAL = 10.0
@@ -63,13 +65,17 @@ class ConsoleReport:
     def result(self, path: Path) -> None:
         if not self._piped or self._broken:
             return
-        try:
-            print(path, flush=True)
-        except BrokenPipeError:
-            # The reader is gone, hours of work need not be: finish, and let the shell report the reader's failure.
+        failure = streams.hand_over(path)
+        if failure is not None:
+            # Hours of work need not be gone with a reader, or for want of room where its paths go.
             self._broken = True
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            self.note("the next command in the pipe has ended; going on, so that the work is kept")
+            gone = isinstance(failure, BrokenPipeError)
+            why = (
+                "the next command in the pipe has ended"
+                if gone
+                else f"standard output: {failure.strerror or first_line(failure)}"
+            )
+            self.note(f"{why}; going on, so that the work is kept")
 
     def _rate(self) -> str:
         seconds = max(time.monotonic() - self._began, 1e-6)
@@ -86,6 +92,23 @@ class ConsoleReport:
         return f"{self._what} {done}/{self._total} · {self._rate()} · {tail}"
 
 
+class _Remarks(logging.Handler):
+    """Warnings of this package that belong to no stage, as notes of the command."""
+
+    def __init__(self, command: str) -> None:
+        super().__init__(logging.WARNING)
+        self._command = command
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(f"trd {self._command}: {record.getMessage()}", file=sys.stderr, flush=True)
+
+
+def show_remarks(command: str) -> None:
+    """Print what the package warns of through `logging`."""
+    logger = logging.getLogger("trd_cli")
+    logger.handlers, logger.propagate = [_Remarks(command)], False
+
+
 def print_table(
     titles: Sequence[str],
     rows: Sequence[Sequence[str]],
@@ -93,10 +116,17 @@ def print_table(
     hidden: Sequence[str] = (),
 ) -> None:
     """A table on standard output: for people on a terminal, tab-separated and without titles in a pipe, where none is hidden."""
-    if not sys.stdout.isatty():
-        for row in rows:
-            print("\t".join(row))
-        return
+    with streams.printing():
+        if sys.stdout.isatty():
+            _print_for_people(titles, rows, right, hidden)
+        else:
+            for row in rows:
+                print("\t".join(row))
+
+
+def _print_for_people(
+    titles: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str], hidden: Sequence[str]
+) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text

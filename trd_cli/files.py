@@ -2,48 +2,153 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
+import re
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
+from urllib.parse import unquote_to_bytes
 
 from trd_cli.errors import InputError, first_line
+from trd_cli.locks import flock
+
+# CIFS and many FUSE file systems cannot make a directory durable, and say so in one of these ways.
+_NO_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF, errno.ENOSYS, errno.EACCES}
+
+_ROOM = ("room on the disk", "free some space and run the same command again")
+_PERMISSION = ("permission", "change it, or name another place")
+_REMOVED = ("file and directory to be there", "see what has removed them, and run the same command again")
+_ANSWER = ("a file system that answers", "see to the disk or its server, and run the same command again")
+# What is to be said of an error of the operating system: what would have been right, and how to mend it.
+_ADVICE = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), _ROOM),
+    **dict.fromkeys((errno.EACCES, errno.EPERM), _PERMISSION),
+    **dict.fromkeys((errno.ENOENT, errno.ENOTDIR), _REMOVED),
+    **dict.fromkeys((errno.ESTALE, errno.EIO, errno.ETIMEDOUT), _ANSWER),
+    errno.EROFS: ("a file system that can be written to", "name another place, or mount it for writing"),
+    errno.EMFILE: ("fewer open files", "raise the limit (ulimit -n) and run the same command again"),
+}
+_OTHERWISE = ("the system to allow it", "mend that and run the same command again")
+_URI = "file://"
+# Python's stand-ins for bytes that are no UTF-8, and halves of characters.
+_NO_TEXT = re.compile("[\ud800-\udfff]")
+# Texts of pipes by what tells one pipe from another; a pipe gives its text only once.
+_read: dict[tuple[str, int, int], str] = {}
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
     """A file to write to, which takes the place of `path` when the block ends well; else that is as it was.
 
-    Raises InputError when the disk refuses.
+    Raises InputError when the disk refuses, and where `path` is a device, a pipe or a directory.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path} is no regular file", "one, or nothing yet", "name another place")
     try:
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with _temporary(path) as file:
+            temporary = Path(file.name)
+            try:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+                # The lock ends with the file: until it has its name, nobody may take it for a leftover.
+                os.replace(temporary, path)
+            finally:
+                with contextlib.suppress(OSError):
+                    temporary.unlink(missing_ok=True)
         sync_directory(path.parent)
     except OSError as error:
         raise refused(path, error) from None
-    finally:
-        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _temporary(path: Path) -> Iterator[IO[bytes]]:
+    """A new file beside `path`. Its name is this process's alone, its lock says that it is being written."""
+    sweep(path.parent, path.name)
+    while True:
+        with open(path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp"), "xb") as file:
+            # A sweep may have come between the two.
+            if flock(file) is not False and os.path.exists(file.name):
+                yield file
+                return
+
+
+def sweep(directory: Path, name: str | None = None) -> None:
+    """Remove what killed processes left half-written in a directory, of one file or of all; not what is being written now."""
+    pattern = re.compile(rf"\.{re.escape(name)}\.[0-9a-f]{{8}}\.tmp" if name else r"\..*\.tmp")
+    # What cannot be removed hinders nobody.
+    with contextlib.suppress(OSError):
+        for leftover in filter(pattern.fullmatch, os.listdir(directory)):
+            with contextlib.suppress(OSError), open(directory / leftover, "r+b") as file:
+                if flock(file):
+                    os.unlink(directory / leftover)
 
 
 def refused(path: Path, error: Exception) -> InputError:
     """What is said when the disk does not take a file."""
     reason = error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
-    return InputError(
-        f"could not write {path}: {reason}",
-        "room and permission to write",
-        "free some space and run the same command again",
+    # What is not of the operating system is a library's word for a full disk.
+    expected, mend = _advice(error) if isinstance(error, OSError) else _ROOM
+    return InputError(f"could not write {path}: {reason}", expected, mend)
+
+
+def of_the_system(error: OSError) -> InputError:
+    """Return the one line for an error of the operating system that nobody nearer to it has put into words."""
+    reason = error.strerror or first_line(error)
+    names = " → ".join(
+        os.fsdecode(name)
+        for name in (error.filename, error.filename2)
+        if isinstance(name, (str, bytes, os.PathLike))
     )
+    return InputError(f"{names}: {reason}" if names else reason, *_advice(error))
+
+
+def _advice(error: OSError) -> tuple[str, str]:
+    if error.errno is None:  # a library's own, as of a model directory that lacks a file
+        return "files that can be used", "mend or replace them, and run the same command again"
+    return _ADVICE.get(error.errno, _OTHERWISE)
+
+
+def readable(text: str) -> str:
+    """Return the text with a replacement character for each byte of a file's name that is no UTF-8."""
+    return _NO_TEXT.sub("\ufffd", text)
+
+
+def has_text_name(path: Path) -> bool:
+    """Tell if a path is UTF-8 from the root on: libraries written in Rust, and JSON, take no other."""
+    whole = str(path.resolve())
+    return readable(whole) == whole
+
+
+def as_text(path: Path) -> str:
+    """Return the absolute path as text for a record; one that is not UTF-8 as a `file:` URI. `from_text` gives it back."""
+    return str(path.resolve()) if has_text_name(path) else path.resolve().as_uri()
+
+
+def from_text(text: str) -> Path:
+    """Return the path that `as_text` has put into words."""
+    is_uri = text.startswith(_URI)
+    return Path(os.fsdecode(unquote_to_bytes(text.removeprefix(_URI))) if is_uri else text)
 
 
 def write_text(path: Path, text: str) -> None:
     """Replace a small text file."""
-    write_bytes(path, text.encode("utf-8"))
+    write_bytes(path, readable(text).encode("utf-8"))
+
+
+def read_text_once(path: Path) -> str:
+    """Return the text of a file, without a byte order mark. That of a pipe, as of `<(...)`, is kept: there it can be read only once."""
+    if path.is_file():
+        return path.read_text(encoding="utf-8-sig")
+    status = os.stat(path)
+    pipe = (str(path), status.st_dev, status.st_ino)
+    if pipe not in _read:
+        _read[pipe] = path.read_text(encoding="utf-8-sig")
+    return _read[pipe]
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -63,9 +168,13 @@ def make_directory(path: Path) -> None:
 
 
 def sync_directory(path: Path) -> None:
-    """Make renames inside `path` durable."""
-    descriptor = os.open(path, os.O_RDONLY)
+    """Make renames inside `path` durable, where its file system can."""
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise

@@ -12,10 +12,11 @@ import pyarrow.parquet as pq
 
 from trd_cli.core.selection import needs_parents, select
 from trd_cli.errors import InputError
+from trd_cli.files import as_text, from_text
 from trd_cli.frames import pl
 from trd_cli.records import Trajectory, content_hash
 from trd_cli.run_dir import read_run_json
-from trd_cli.shards import SCHEMA, list_shards, read_table, shard_number
+from trd_cli.shards import SCHEMA, list_shards, read_table, shard_number, source_of
 
 _PER_TOKEN = {"prompt_token_ids", "student_prompt_token_ids", "response_token_ids", "logprobs"}
 # A filter reads a parent's columns but those that hold a value a token, which are most of a set.
@@ -44,7 +45,7 @@ class InputSet:
     def lineage(self) -> dict[str, str]:
         """How a stage that reads this set names it in its own run.json."""
         return {
-            "path": str(self.directory.resolve()),
+            "path": as_text(self.directory),
             "digest": self.digest,
             "command": self.run.get("command", ""),
         }
@@ -73,6 +74,8 @@ def open_sets(paths: Sequence[str]) -> list[InputSet]:
                     f"{path} is not a shard", "shard-NNNNN.parquet or a set's directory", "check the path"
                 )
             found.setdefault(path.parent, []).append(path)
+        elif path.exists():
+            raise InputError(f"{path} is a pipe or a device", "a trajectory set", "name its directory")
         else:
             raise InputError(f"no such file or directory: {path}", "a trajectory set", "check the path")
     return [
@@ -100,7 +103,7 @@ def check_complete(directories: Iterable[Path]) -> None:
 
 def _count_rows(path: Path) -> int:
     try:
-        return pq.read_metadata(path).num_rows
+        return pq.read_metadata(source_of(path)).num_rows
     except (pa.ArrowException, OSError):
         read_table(path)  # says what is wrong with it
         raise
@@ -210,7 +213,9 @@ def parent_directories(each: InputSet, parents: Sequence[str] = ()) -> list[Path
     """`--parents` where given, else the inputs that run.json names."""
     if parents:
         return [s.directory for s in open_sets(parents)]
-    return [path for path in (Path(entry["path"]) for entry in each.run.get("inputs", [])) if path.is_dir()]
+    return [
+        path for path in (from_text(entry["path"]) for entry in each.run.get("inputs", [])) if path.is_dir()
+    ]
 
 
 def find_row(sets: Sequence[InputSet], identity: str | None) -> tuple[Trajectory, InputSet]:

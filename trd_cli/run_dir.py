@@ -8,12 +8,14 @@ sessions.jsonl   one line an invocation: seconds, of them at work (without loadi
 
 from __future__ import annotations
 
-import fcntl
+import contextlib
+import errno
 import json
+import logging
 import platform
 import shutil
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -21,7 +23,8 @@ from typing import Any, NoReturn
 
 from trd_cli import __version__
 from trd_cli.errors import InputError, ResumeRefused
-from trd_cli.files import write_text
+from trd_cli.files import sweep, write_text
+from trd_cli.locks import hold
 from trd_cli.records import content_hash
 from trd_cli.shards import is_torn, list_shards, read_table, shard_number, shard_path, write_table
 
@@ -43,6 +46,29 @@ def read_run_json(directory: Path) -> dict[str, Any] | None:
             f"{directory}/run.json is not of trd", f"one of format {_FORMAT}", "give another directory"
         )
     return run
+
+
+@contextlib.contextmanager
+def verdicts_held(directory: Path) -> Iterator[None]:
+    """Keep out other processes that replace shards of a set, as for their verdicts; one that only adds shards may go on beside.
+
+    Raises ResumeRefused while there is another. Where the lock may not be written, no shard may be either.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            is_ours = stack.enter_context(hold(directory / ".verify"))
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise
+            is_ours = True
+        if not is_ours:
+            raise ResumeRefused(
+                f"the verdicts in {directory} are being filled in by another process",
+                "one at a time",
+                "wait for it to end",
+            )
+        sweep(directory)
+        yield
 
 
 def versions() -> dict[str, str]:
@@ -143,26 +169,27 @@ class RunDir:
         )
 
     def __enter__(self) -> RunDir:
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = open(self.path / ".lock", "w")
-        except OSError as error:
-            raise InputError(
-                f"cannot make {self.path}: {error.strerror}",
-                "a directory one may write to",
-                "give another --out",
-            ) from None
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._lock.close()
-            raise ResumeRefused(
-                f"{self.path} is in use by another process", "one run at a time", "wait for it to end"
-            ) from None
-        for leftover in self.path.glob(".*.tmp"):
-            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
-        if self._is_new:
-            self._save()
+        with contextlib.ExitStack() as stack:
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+                is_ours = stack.enter_context(hold(self.path / ".lock"))
+            except OSError as error:
+                raise InputError(
+                    f"cannot make {self.path}: {error.strerror}",
+                    "a directory one may write to",
+                    "give another --out",
+                ) from None
+            if not is_ours:
+                raise ResumeRefused(
+                    f"{self.path} is in use by another process", "one run at a time", "wait for it to end"
+                )
+            sweep(self.path)
+            for leftover in self.path.glob(".*.tmp"):
+                if leftover.is_dir():
+                    shutil.rmtree(leftover)
+            if self._is_new:
+                self._save()
+            self._lock = stack.pop_all()
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -187,8 +214,13 @@ class RunDir:
     def finished(self, retry_errors: bool = False) -> Finished:
         """What is done. A torn shard is set aside (its rows are owed again); with `retry_errors` error rows are dropped.
 
-        Raises InputError for a shard that is whole but of another schema or version.
+        Raises InputError for a shard that is whole but of another schema or version, and ResumeRefused where rows are to be dropped
+        while another process fills in verdicts.
         """
+        with verdicts_held(self.path) if retry_errors else contextlib.nullcontext():
+            return self._finished(retry_errors)
+
+    def _finished(self, retry_errors: bool) -> Finished:
         ids: set[str] = set()
         errors: set[str] = set()
         for path in self.shards():
@@ -227,8 +259,16 @@ class RunDir:
         return shard_path(self.path, max(used, default=-1) + 1)
 
     def log_session(self, rows: int, tokens: int, at_work: float) -> None:
-        """Append what this invocation did to `sessions.jsonl`; `at_work` are the seconds in which it made its rows."""
+        """Append what this invocation did to `sessions.jsonl`; `at_work` are the seconds in which it made its rows.
+
+        A disk that refuses costs the record alone: the rows are written, or what kept them from it is said elsewhere.
+        """
         seconds = round(time.monotonic() - self._started, 3)
         record = {"seconds": seconds, "at_work": round(at_work, 6), "rows": rows, "tokens": tokens}
-        with open(self.path / "sessions.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        try:
+            with open(self.path / "sessions.jsonl", "a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+        except OSError as error:
+            logging.getLogger(__name__).warning(
+                "%s/sessions.jsonl lacks the time and the tokens of this run: %s", self.path, error.strerror
+            )

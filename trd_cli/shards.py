@@ -6,6 +6,7 @@ shard is there whole or not at all. The schema's version is in the file's footer
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
@@ -175,7 +176,7 @@ def read_table(path: Path, columns: list[str] | None = None, schema: pa.Schema =
     if path.is_dir():
         raise InputError(f"{path} is a directory", "a Parquet file", "name the file in it")
     try:
-        file = pq.ParquetFile(path)
+        file = pq.ParquetFile(source_of(path))
     except FileNotFoundError:
         raise InputError(f"no such file: {path}", "a Parquet file", "check the path") from None
     except (pa.ArrowException, OSError) as error:
@@ -191,10 +192,24 @@ def read_table(path: Path, columns: list[str] | None = None, schema: pa.Schema =
 def is_torn(path: Path) -> bool:
     """Whether a file cannot be read as Parquet at all, whatever its schema."""
     try:
-        pq.ParquetFile(path).read()
+        pq.ParquetFile(source_of(path)).read()
     except (pa.ArrowException, OSError):
         return True
     return False
+
+
+def source_of(path: Path) -> pa.OSFile:
+    """Open a Parquet file for pyarrow, whatever the bytes of its name. Raises InputError for a pipe, and OSError.
+
+    Not Python's own file: pyarrow's threads let go of one even while Python ends, which aborts the process.
+    """
+    if path.exists() and not path.is_file():
+        raise InputError(
+            f"{path} is a pipe or a device",
+            "a file: Parquet is read from its end",
+            "write it to a file first",
+        )
+    return pa.OSFile(os.fsencode(path))
 
 
 def _unreadable(path: Path, error: Exception) -> InputError:

@@ -1,6 +1,6 @@
 """Problem sets from files and from the Hugging Face Hub: presets for known sets, column maps for all others.
 
-Files are JSONL (plain or gzipped), JSON, CSV and Parquet, told apart by suffix. A name `owner/set` or `owner/set:subset`
+Files are JSONL (plain or gzipped), JSON, CSV and Parquet, told apart by suffix; a pipe is JSONL. A name `owner/set` or `owner/set:subset`
 that is no file here is asked of the Hub. Rows are read one at a time, so that only what becomes a problem is held. Tests
 come out as JSON of one of three kinds:
 
@@ -33,8 +33,11 @@ import pyarrow.parquet as pq
 
 from trd_cli.config import ImportConfig
 from trd_cli.errors import InputError
+from trd_cli.files import readable
 from trd_cli.records import Problem, Task, content_hash, well_formed
+from trd_cli.shards import source_of
 
+_BOM = "\ufeff"
 FIELDS = ("problem", "reference_answer", "reference_solution", "tests", "problem_id", "source", "task")
 Row = Mapping[str, Any]
 
@@ -196,8 +199,10 @@ def _task(value: str) -> Task:
 
 
 def _set_name(file: str) -> str:
-    """`gsm8k` for data/gsm8k.jsonl.gz, for openai/gsm8k and for openai/gsm8k:main."""
-    name = Path(file).name
+    """`gsm8k` for data/gsm8k.jsonl.gz, for openai/gsm8k and for openai/gsm8k:main; `pipe` for a pipe, whose name is a number."""
+    if Path(file).is_fifo():
+        return "pipe"
+    name = readable(Path(file).name)
     return name.removesuffix(_suffix(name) or "") if _suffix(name) else name.partition(":")[0]
 
 
@@ -348,7 +353,8 @@ def _rows(config: ImportConfig) -> Iterator[Row]:
 
 def file_rows(path: Path) -> Iterator[Row]:
     """The rows of one file, read by its suffix; InputError for another suffix, and for what cannot be read."""
-    suffix = _suffix(str(path))
+    # As of <(...), which has no name of its own.
+    suffix = ".jsonl" if path.is_fifo() else _suffix(str(path))
     if suffix is None:
         raise InputError(
             f"{path} has the suffix {path.suffix!r}", f"one of {', '.join(_READERS)}", "convert or rename it"
@@ -366,9 +372,8 @@ def _guarded(path: Path, rows: Iterator[Row]) -> Iterator[Row]:
         yield from rows
     except (OSError, EOFError, pa.ArrowException, UnicodeDecodeError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(
-            f"{path} could not be read ({reason})", "a whole, readable file in UTF-8", "get it again"
-        ) from None
+        kind = "JSONL, as which a pipe is read," if path.is_fifo() else "a whole, readable file"
+        raise InputError(f"{path} could not be read ({reason})", f"{kind} in UTF-8", "get it again") from None
 
 
 def _jsonl_rows(path: Path) -> Iterator[Row]:
@@ -378,7 +383,7 @@ def _jsonl_rows(path: Path) -> Iterator[Row]:
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
+                row = json.loads(line.removeprefix(_BOM))
             except ValueError as error:
                 raise _malformed(path, f"line {number}", f"not JSON ({error})") from None
             yield _object(path, f"line {number}", row)
@@ -424,7 +429,7 @@ def _csv_rows(path: Path) -> Iterator[Row]:
 
 
 def _parquet_rows(path: Path) -> Iterator[Row]:
-    with pq.ParquetFile(path) as file:
+    with pq.ParquetFile(source_of(path)) as file:
         for batch in file.iter_batches(batch_size=256):
             yield from batch.to_pylist()
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from trd_cli.errors import InputError
+from trd_cli.files import has_text_name, read_text_once
 
 # Keys whose values name files or models.
 _FILES = {"prompt", "file"}
@@ -18,8 +19,13 @@ Table = dict[str, Any]
 
 
 def read_recipe(path: Path, above: tuple[Path, ...]) -> tuple[Table, dict[str, Path]]:
-    """The values of a file over those of the files it extends, and which file each dotted key is from."""
-    here = path.resolve()
+    """The values of a file over those of the files it extends, and which file each dotted key is from.
+
+    A recipe from a pipe names files as one in the working directory would.
+    """
+    if not has_text_name(path):
+        raise InputError(f"recipe {path}: its path is not UTF-8", "one that a recipe can name", "rename it")
+    here, directory = (path, Path()) if path.is_fifo() else (path.resolve(), path.parent)
     if here in above:
         chain = " → ".join(p.name for p in (*above, here))
         raise InputError(f"{path}: extends goes in a circle ({chain})", "a chain that ends", "take one out")
@@ -31,17 +37,17 @@ def read_recipe(path: Path, above: tuple[Path, ...]) -> tuple[Table, dict[str, P
     values: Table = {}
     origins: dict[str, Path] = {}
     for base in bases:
-        inherited, theirs = read_recipe(path.parent / base, (*above, here))
+        inherited, theirs = read_recipe(directory / base, (*above, here))
         inherited.pop("name", None)
         _put_over(values, inherited)
         origins |= theirs
-    _put_over(values, _with_paths(own, path.parent))
+    _put_over(values, _with_paths(own, directory))
     return values, origins | dict.fromkeys(_dotted(own), path)
 
 
 def _read(path: Path) -> Table:
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        table = tomllib.loads(read_text_once(path))
         json.dumps(table)
         return table
     except TypeError:
@@ -90,6 +96,10 @@ def _with_paths(table: Table, directory: Path) -> Table:
     def absolute(text: str) -> str:
         there = (path for path in (directory / text, Path(text)) if text and path.exists())
         found = next(there, None)
+        if found is not None and found.is_fifo():
+            raise InputError(
+                f"{text} in a recipe is a pipe", "a file that each stage can read", "write it to one"
+            )
         return text if found is None else str(found.resolve())
 
     def benchmark(text: str) -> str:

@@ -38,6 +38,10 @@ def load_recipe(path: Path) -> Recipe:
     """Read a recipe with all it extends. Raises InputError that names the file and the key."""
     path = Path(path)
     values, origins = read_recipe(path, ())
+    if "name" not in values and path.is_fifo():
+        raise InputError(
+            f"the recipe from {path} has no name", "one, which a pipe does not give it", 'add name = "…"'
+        )
     values.setdefault("name", path.stem)
     return _Check(path, origins).recipe(values)
 

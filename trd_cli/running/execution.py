@@ -7,7 +7,6 @@ a second; pages that processes share count for each of them. GPU memory is not l
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import shlex
@@ -20,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from trd_cli.locks import sign
 from trd_cli.redaction import scrubbed
 from trd_cli.running.locks import PATIENCE, kill_tree
 from trd_cli.running.nodes import NODES, Graph, Node
@@ -54,7 +54,8 @@ class StageProcess:
         self.log.parent.mkdir(exist_ok=True)
         self.peak, self.exit_code = 0, None
         self._began, self._looked = time.monotonic(), 0.0
-        environment = dict(os.environ)
+        # Its log is read back as UTF-8, whatever the user's terminal has.
+        environment = dict(os.environ) | {"PYTHONIOENCODING": "utf-8"}
         # A launcher's processes are not children of this one, and the launcher itself would not hear.
         launched = node.stage == "distill" and graph.recipe.processes > 1
         self._ends_with_run = sys.platform.startswith("linux") and not launched
@@ -62,7 +63,7 @@ class StageProcess:
             environment[PARENT_VARIABLE] = str(os.getpid())
         with open(self.log, "ab") as log:
             typed = shlex.join(words[words.index("trd_cli") + 1 :])
-            log.write(f"$ trd {scrubbed(typed)}\n".encode())
+            log.write(os.fsencode(f"$ trd {scrubbed(typed)}\n"))
             log.flush()
             self._start = log.tell()
             self._process = subprocess.Popen(
@@ -74,18 +75,7 @@ class StageProcess:
                 pass_fds=[lock.fileno()],
                 start_new_session=True,
             )
-        self._say_who(lock, node)
-
-    def _say_who(self, lock: IO[str], node: Node) -> None:
-        import psutil
-
-        with contextlib.suppress(psutil.Error):
-            created = psutil.Process(self._process.pid).create_time()
-            lock.seek(0)
-            lock.truncate()
-            who = {"node": node.name, "pid": self._process.pid, "created": created}
-            lock.write(json.dumps(who | {"ends_with_run": self._ends_with_run}))
-            lock.flush()
+        sign(lock, self._process.pid, {"node": node.name, "ends_with_run": self._ends_with_run})
 
     @property
     def seconds(self) -> float:

@@ -8,15 +8,14 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from trd_cli.errors import ResumeRefused
 from trd_cli.files import make_directory
+from trd_cli.locks import hold, holder, signature, take
 
 # Seconds a stage has to end its step and write what it has finished, once it is told to stop.
 PATIENCE = 600.0
@@ -27,27 +26,19 @@ _GRACE = 5.0  # seconds for what ends by itself
 def locked(directory: Path) -> Iterator[None]:
     """Hold the run directory; raises ResumeRefused while another trd run has it."""
     make_directory(directory)
-    with open(directory / ".lock", "a") as file:
-        if not _flock(file):
+    with hold(directory / ".lock") as is_ours:
+        if not is_ours:
             raise ResumeRefused(
                 f"{directory} is in use by another trd run", "one at a time", "wait for it to end"
             )
         yield
 
 
-def _flock(file: IO[Any]) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
 @contextlib.contextmanager
 def stage_lock(directory: Path, note: Callable[[str], None]) -> Iterator[IO[str]]:
     """The file that every stage holds while it runs; a stage left by a run that was killed is ended first."""
     with open(directory / ".stage", "a+", encoding="utf-8") as file:
-        if not _flock(file):
+        if not take(file):
             _end_left_behind(file, note)
         yield file
 
@@ -56,20 +47,14 @@ def _end_left_behind(file: IO[str], note: Callable[[str], None]) -> None:
     """Tell a stage to stop, unless the death of its run has told it, and wait until it has written what it has finished."""
     import psutil
 
-    file.seek(0)
-    try:
-        left = json.loads(file.read())
-        process = psutil.Process(left["pid"])
-        found = abs(process.create_time() - left["created"]) < 1
-    except (ValueError, KeyError, psutil.Error):
-        left, found = {"node": "a stage"}, False
-    note(f"waiting for the end of {left['node']}, which an earlier run has left behind")
-    if found and not left.get("ends_with_run"):
+    left, process = signature(file), holder(file)
+    note(f"waiting for the end of {left.get('node', 'a stage')}, which an earlier run has left behind")
+    if process is not None and not left.get("ends_with_run"):
         with contextlib.suppress(psutil.Error):
             process.terminate()
     if _locked_within(file, PATIENCE):
         return
-    if found:
+    if process is not None:
         kill_tree(process.pid)
     if not _locked_within(file, _GRACE):
         raise ResumeRefused(
@@ -77,9 +62,9 @@ def _end_left_behind(file: IO[str], note: Callable[[str], None]) -> None:
         )
 
 
-def _locked_within(file: IO[Any], seconds: float) -> bool:
+def _locked_within(file: IO[str], seconds: float) -> bool:
     until = time.monotonic() + seconds
-    while not _flock(file):
+    while not take(file):
         if time.monotonic() > until:
             return False
         time.sleep(0.05)

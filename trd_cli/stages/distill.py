@@ -11,8 +11,10 @@ from typing import Any
 
 from trd_cli.config import DistillConfig, ObjectiveOptions
 from trd_cli.errors import InputError, TrdError
+from trd_cli.files import has_text_name
 from trd_cli.inputs import InputSet, check_complete, load_rows, open_sets, parent_column
 from trd_cli.models import ModelRef, own_teacher
+from trd_cli.prompts import digest_of
 from trd_cli.records import Trajectory
 from trd_cli.reporting import Report
 from trd_cli.run_dir import RunDir
@@ -51,6 +53,8 @@ def run(
     identity = config.identity() | {
         "inputs": [s.digest for s in sets],
         "rows": _digest(examples),
+        # By its text: the path of a pipe is another one each time.
+        "prompt": config.prompt and digest_of(config.prompt),
         "student_revision": student.revision,
         "teacher_revision": teacher.revision,
     }
@@ -62,6 +66,12 @@ def run(
         [s.lineage() for s in sets],
         scratch=_SCRATCH,
     )
+    if not has_text_name(run_dir.path):
+        raise InputError(
+            f"the path of {run_dir.path.resolve()} is not UTF-8",
+            "one that safetensors takes",
+            "give another --out",
+        )
     if config.dry_run:
         report.note(_preview(examples, student, teacher, run_dir, config))
         return

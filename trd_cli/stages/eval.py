@@ -21,7 +21,7 @@ from trd_cli.graders.sandbox import choose_level
 from trd_cli.grading import ShardGrader
 from trd_cli.records import Problem, Trajectory, content_hash
 from trd_cli.reporting import Report, WithoutResults
-from trd_cli.run_dir import RunDir, read_run_json
+from trd_cli.run_dir import RunDir, read_run_json, verdicts_held
 from trd_cli.score_tables import results_csv, results_markdown, sampling_text
 from trd_cli.scores import FILE, Classify, build_results, read_samples, results_text, samples_there
 from trd_cli.shards import read_table
@@ -214,7 +214,10 @@ def _grade_and_score(
     options = GraderOptions.of(config)
     shards = run_dir.shards()
     # The samples are this command's own: verdicts of another grader are simply made anew.
-    with ShardGrader(options, WithoutResults(report), regrade) as grader:
+    with (
+        verdicts_held(run_dir.path),
+        ShardGrader(options, WithoutResults(report), regrade) as grader,
+    ):
         report.start("grade", sum(read_table(shard, ["verdict"]).num_rows for shard in shards))
         for shard in shards:
             grader.fill(shard, shard)

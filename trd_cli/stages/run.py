@@ -10,7 +10,7 @@ from typing import IO, Any
 
 from trd_cli.config import RunConfig
 from trd_cli.errors import InputError, UserError
-from trd_cli.files import write_text
+from trd_cli.files import has_text_name, write_text
 from trd_cli.models import SCRIPTED
 from trd_cli.recipes.loading import load_recipe
 from trd_cli.reporting import NodeState, RunReport
@@ -24,8 +24,6 @@ from trd_cli.running.previews import first_prompts
 
 _TICK = 0.05
 _SAVE = 5.0  # seconds between two records of a running stage
-# What a run that was killed at its very start may have left.
-_OURS = {".lock", ".stage", "recipe.toml", ".recipe.toml.tmp", ".graph.json.tmp"}
 
 
 def run(config: RunConfig, report: RunReport) -> Path:
@@ -110,9 +108,13 @@ def _again(graph: Graph, config: RunConfig, chosen: Sequence[Node]) -> set[str]:
 
 
 def _check_directory(directory: Path) -> None:
-    """Refuse a directory that holds something else."""
+    """Refuse a directory that holds something else, and one whose path no record can hold."""
+    if not has_text_name(directory):
+        raise InputError(
+            f"the path of {directory.resolve()} is not UTF-8", "one that is", "give another --out"
+        )
     if directory.is_dir() and not (directory / "graph.json").is_file():
-        others = [path.name for path in directory.iterdir() if path.name not in _OURS]
+        others = [path.name for path in directory.iterdir() if not _may_be_left(path.name)]
         if others:
             raise InputError(
                 f"{directory} holds other files ({others[0]}) and no graph.json",
@@ -121,6 +123,12 @@ def _check_directory(directory: Path) -> None:
             )
     elif directory.exists() and not directory.is_dir():
         raise InputError(f"{directory} is a file", "a directory", "give another --out")
+
+
+def _may_be_left(name: str) -> bool:
+    """Whether a run that was killed at its very start may have left such a file."""
+    of_a_write = name.endswith(".tmp") and name.startswith((".recipe.toml.", ".graph.json."))
+    return name in (".lock", ".stage", "recipe.toml") or of_a_write
 
 
 def _json(value: Any) -> str:
@@ -188,6 +196,9 @@ class _Runner:
             self._report.note(f"stopping {node.name}; once more to end it at once")
             process.stop()
             self._record(node, process, spent, "waiting")
+            raise
+        except BaseException:  # as where a record cannot be written: no stage goes on that nobody watches
+            process.stop()
             raise
         well = code == 0 and is_whole(self._graph, node)
         if well and verdicts is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import get_args
 
@@ -19,16 +20,20 @@ from trd_cli.grading import ShardGrader
 from trd_cli.inputs import InputSet, check_complete, open_sets
 from trd_cli.records import Verdict
 from trd_cli.reporting import Report
-from trd_cli.run_dir import read_run_json
+from trd_cli.run_dir import read_run_json, verdicts_held
 from trd_cli.shards import list_shards, read_table
 
 
 def run(config: VerifyConfig, waves: Iterable[Sequence[str]], report: Report) -> Counter[str]:
-    """Grade what has no verdict yet; returns the verdicts of all rows seen. Each shard is replaced whole or not at all."""
+    """Grade what has no verdict yet; returns the verdicts of all rows seen. Each shard is replaced whole or not at all.
+
+    Raises ResumeRefused for a set in which another process fills in verdicts.
+    """
     options = GraderOptions.of(config)
     directories: list[Path] = []
     report.start("verify", None)
-    with ShardGrader(options, report, "all" if config.regrade else "none", config.audit) as grader:
+    regrade = "all" if config.regrade else "none"
+    with _Held() as held, ShardGrader(options, report, regrade, config.audit) as grader:
         for paths in waves:
             sets = open_sets(paths)
             directories += [each.directory for each in sets]
@@ -42,12 +47,14 @@ def run(config: VerifyConfig, waves: Iterable[Sequence[str]], report: Report) ->
                     for line in _preview(each, options, config.regrade):
                         report.note(line)
                     continue
+                make_directory(target)
+                held.add(target)
                 _prepare(each, target)
                 for shard in each.shards:
                     grader.fill(_newest(shard, target / shard.name), target / shard.name)
-    report.end()
-    if config.out is not None and not config.dry_run:
-        _settle(directories[0], Path(config.out))
+        report.end()
+        if config.out is not None and not config.dry_run:
+            _settle(directories[0], Path(config.out))
     if not (config.allow_partial or config.dry_run):
         check_complete(directories)
     if grader.counts:
@@ -62,6 +69,20 @@ def run(config: VerifyConfig, waves: Iterable[Sequence[str]], report: Report) ->
     outcome = Outcome(rows=grader.counts.total(), errors=grader.counts["error"] + grader.counts["timeout"])
     outcome.check_errors(config.max_errors)
     return grader.counts
+
+
+class _Held(ExitStack):
+    """The sets whose verdicts this process fills in, each held from its first shard to the end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._known: set[Path] = set()
+
+    def add(self, directory: Path) -> None:
+        """Hold a set, unless it is held already; raises ResumeRefused where another process has it."""
+        if directory.resolve() not in self._known:
+            self.enter_context(verdicts_held(directory))
+            self._known.add(directory.resolve())
 
 
 def _preview(each: InputSet, options: GraderOptions, regrade: bool) -> Iterator[str]:
@@ -117,11 +138,9 @@ def _is_foreign(path: Path, each: InputSet) -> bool:
 
 
 def _prepare(each: InputSet, target: Path) -> None:
-    """Make the directory of the copies, with the set's run.json as it is now."""
-    if target != each.directory:
-        make_directory(target)
-        if each.run:
-            write_text(target / "run.json", json.dumps(each.run, indent=2, ensure_ascii=False) + "\n")
+    """Bring the set's run.json as it is now to its copies."""
+    if target != each.directory and each.run:
+        write_text(target / "run.json", json.dumps(each.run, indent=2, ensure_ascii=False) + "\n")
 
 
 def _settle(source: Path, target: Path) -> None:

@@ -21,6 +21,7 @@ from trd_cli.config import DistillConfig
 from trd_cli.core.objectives import Objective
 from trd_cli.errors import TrdError
 from trd_cli.files import write_text
+from trd_cli.interrupts import stop_signals
 from trd_cli.models import EMA, ModelRef
 from trd_cli.reporting import Report
 from trd_cli.rope import config_of, switch_length
@@ -386,23 +387,22 @@ class Trainer:
 
 
 class _Signals:
-    """The first SIGINT or SIGTERM asks to stop after the step under way; a second one interrupts at once.
+    """The first SIGINT, SIGTERM or SIGHUP asks to stop after the step under way; a second one interrupts at once.
 
-    SIGINT stays ignored where it was: so a shell starts a job in the background, and the terminal's Ctrl-C is not meant for it.
+    A second SIGHUP does not: a terminal that is closed sends several.
     """
 
     def __init__(self, report: Report) -> None:
         self._report, self.stop = report, False
 
     def __enter__(self) -> _Signals:
-        numbers = [signal.SIGTERM]
-        if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
-            numbers.append(signal.SIGINT)
-        self._before = {number: signal.signal(number, self._heard) for number in numbers}
+        self._before = {n: signal.signal(n, self._heard) for n in stop_signals()}
         return self
 
     def _heard(self, number: int, _: object) -> None:
         if self.stop:
+            if number == signal.SIGHUP:
+                return
             raise KeyboardInterrupt
         self.stop = True
         self._report.note("stopping after this step and saving its state; once more to stop at once")

@@ -1,0 +1,27 @@
+"""The signals that ask a command to stop: Ctrl-C, a scheduler's SIGTERM, the SIGHUP of a terminal that is closed."""
+
+from __future__ import annotations
+
+import signal
+
+
+def stop_signals() -> tuple[signal.Signals, ...]:
+    """Return SIGTERM, and SIGINT and SIGHUP where they are not ignored.
+
+    nohup ignores SIGHUP, and a shell SIGINT for the jobs in its background: then they are not meant for the command.
+    """
+    heard = (n for n in (signal.SIGINT, signal.SIGHUP) if signal.getsignal(n) != signal.SIG_IGN)
+    return signal.SIGTERM, *heard
+
+
+def raise_when_told() -> None:
+    """Let SIGTERM and SIGHUP raise KeyboardInterrupt in the main thread, as SIGINT does."""
+    for number in stop_signals():
+        if number != signal.SIGINT:
+            signal.signal(number, _interrupt)
+
+
+def _interrupt(*_: object) -> None:
+    # A closed terminal sends several, some schedulers one after SIGTERM: they must not break into the writing of what is finished.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    raise KeyboardInterrupt
