@@ -17,7 +17,7 @@ PACKAGE = ROOT / "trd_cli"
 # A file may import its own floor and those below. A name with a slash is a directory with all that is in it.
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("__init__", "errors", "records"),
-    ("config", "prompts", "tokens", "reporting", "files", "core/"),
+    ("config", "prompts", "model_files", "chat_templates", "tokens", "reporting", "files", "core/"),
     (
         "shards",
         "run_dir",
