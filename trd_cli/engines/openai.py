@@ -64,8 +64,8 @@ class OpenAIEngine:
         import openai
 
         self.version: str = openai.__version__
-        self._arguments = _read_arguments(options.engine_arg)
-        self._base_url = _read_base_url(options)
+        self._arguments = read_arguments(options.engine_arg)
+        self._base_url = read_base_url(options)
         self._served_model = self._arguments.served_model or model.name
         self._tokenizer = tokenizer
         self._in_flight = options.batch_size or _DEFAULT_IN_FLIGHT
@@ -188,7 +188,8 @@ class OpenAIEngine:
             raise EngineError(got, "a running server", "start it, or check --base-url")
 
 
-def _read_arguments(given: dict[str, Any]) -> _Arguments:
+def read_arguments(given: dict[str, Any]) -> _Arguments:
+    """Read the keys of `--engine-arg`. Raises EngineError for one that is not known, or of another kind."""
     try:
         return _Arguments(**given)
     except ValidationError as error:
@@ -202,7 +203,8 @@ def _read_arguments(given: dict[str, Any]) -> _Arguments:
         raise EngineError(f"--engine-arg {key}={first['input']!r}", expected, f"change {key}") from None
 
 
-def _read_base_url(options: EngineOptions) -> str:
+def read_base_url(options: EngineOptions) -> str:
+    """Return the server's address. Raises EngineError where there is none, or one that is no address."""
     url = options.base_url or os.environ.get("OPENAI_BASE_URL")
     example = "give --base-url, for example http://localhost:8000/v1"
     if not url:
