@@ -31,7 +31,7 @@ def accelerator_for(config: DistillConfig, logs: Path | None = None) -> Accelera
     from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
 
     for name in config.tracker:
-        _check_tracker(name)
+        check_tracker(name)
     on_cpu = config.device == "cpu" or (config.device == "auto" and not torch.accelerator.is_available())
     try:
         accelerator = Accelerator(
@@ -63,15 +63,29 @@ def accelerator_for(config: DistillConfig, logs: Path | None = None) -> Accelera
             "several processes alone, or FSDP version 2",
             "change accelerate's configuration",
         )
-    if kind == "FSDP" and config.teacher_weights == "ema":
-        raise InputError("--teacher-weights ema with FSDP", "initial or round", "change --teacher-weights")
-    device = accelerator.device
-    if config.device not in ("auto", device.type, str(device)):
-        raise InputError(f"--device {config.device}", f"auto or {device}", "change --device")
+    if kind == "FSDP":
+        check_sharded(config)
+    check_device(config.device, accelerator.device)
     return accelerator
 
 
-def _check_tracker(name: str) -> None:
+def check_sharded(config: DistillConfig) -> None:
+    """Raise InputError for what cannot be trained with FSDP."""
+    if config.teacher_weights == "ema":
+        raise InputError("--teacher-weights ema with FSDP", "initial or round", "change --teacher-weights")
+
+
+def check_device(asked: str, device: torch.device | None = None) -> None:
+    """Raise InputError for another device than `device`, by default the one of this machine."""
+    if device is None and asked == "cpu":
+        return
+    device = device or torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    if asked not in ("auto", device.type, str(device)):
+        raise InputError(f"--device {asked}", f"auto or {device}", "change --device")
+
+
+def check_tracker(name: str) -> None:
+    """Raise InputError for a tracker that is not installed."""
     from importlib.util import find_spec
 
     if find_spec(name) is None:
