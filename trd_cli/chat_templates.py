@@ -55,7 +55,7 @@ def _after(answer: str, write: Write, messages: Sequence[Message]) -> str:
 
 
 def shows(text: str, probe: str) -> bool:
-    """Whether a rendered text has the probe in it, whatever becomes of white space."""
+    """Tell whether a rendered text has the probe in it, whatever becomes of white space."""
     return "".join(probe.split()) in "".join(text.split())
 
 

@@ -40,7 +40,7 @@ class Tokenizer(Protocol):
         ...
 
     def template_names(self) -> frozenset[str]:
-        """Names that the chat template reads beside the messages."""
+        """Return the names that the chat template reads beside the messages."""
         ...
 
     def fingerprint(self) -> str:

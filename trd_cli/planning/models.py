@@ -195,7 +195,7 @@ def chat_text(model: Planned, kwargs: Mapping[str, Any]) -> str | Finding:
 
 
 def check_template(model: Planned, mode: Render, kwargs: Mapping[str, Any]) -> Iterator[Finding]:
-    """Whether the chat template renders a prompt with these arguments, and which of them it does not read."""
+    """Check that the chat template renders a prompt with these arguments, and that it reads all of them."""
     if mode == "chat":
         text = chat_text(model, kwargs)
         if isinstance(text, Finding):
