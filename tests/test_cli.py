@@ -144,6 +144,25 @@ BAD: dict[str, Bad] = {
     "model without its engine": Bad(
         f"{S} --engine transformers", ("--engine transformers with --model scripted",)
     ),
+    "argument of a template that trd fills in": Bad(
+        f"{S} --chat-template-kwargs tokenize=False",
+        ("--chat-template-kwargs tokenize", "names that the chat template reads", "leave tokenize out"),
+    ),
+    "messages for a template": Bad(
+        "refine --setting opsd --chat-template-kwargs messages=[] y_o", ("messages", "leave messages out")
+    ),
+    "prompt for an evaluation's template": Bad(
+        "eval scripted --bench arithmetic --chat-template-kwargs add_generation_prompt=false",
+        ("add_generation_prompt", "which trd fills in"),
+    ),
+    "engine argument that an option stands for": Bad(
+        "sample -m tiny -p p.parquet --engine transformers --engine-arg dtype=float32",
+        ("--engine-arg dtype", "expected --dtype"),
+    ),
+    "another model by an engine argument": Bad(
+        "sample -m tiny -p p.parquet --engine transformers --engine-arg device_map=auto",
+        ("--engine-arg device_map", "expected --device"),
+    ),
     "engine argument without a value": Bad(f"{S} --engine-arg delay", ("--engine-arg", "KEY=VALUE")),
     "every prompt too long": Bad(
         f"{S} --max-model-len 5", ("every prompt is too long", "fewer than the 5", "--max-model-len")

@@ -305,6 +305,20 @@ def test_an_end_that_the_student_knows_stays_as_it_is(world: World, two_ends: Pa
     assert not made.notes
 
 
+def test_an_end_that_only_the_teacher_knows_becomes_what_the_students_template_writes(
+    world: World, tmp_path: Path
+) -> None:
+    base = shutil.copytree(world.student, tmp_path / "base")
+    settings = json.loads((base / "tokenizer_config.json").read_text())
+    (base / "tokenizer_config.json").write_text(json.dumps(settings | {"eos_token": "<|eos|>"}))
+    teacher = shutil.copytree(world.teacher, tmp_path / "teacher")
+    pad = SPECIALS.index("<|pad|>")
+    set_eos(teacher, [END, pad])
+    row = replace(rows_of(world.opd)[0], response_token_ids=[20, 21, pad], **FINISHED)
+    made = examples_of(world, world.opd, rows=[row], student=base, teacher=teacher)
+    assert made.examples[row.trajectory_id].response == [20, 21, END]
+
+
 # Masked tokens
 
 

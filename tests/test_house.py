@@ -17,7 +17,19 @@ PACKAGE = ROOT / "trd_cli"
 # A file may import its own floor and those below. A name with a slash is a directory with all that is in it.
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("__init__", "errors", "records", "redaction"),
-    ("config", "prompts", "tokens", "reporting", "files", "frames", "locks", "interrupts", "core/"),
+    (
+        "config",
+        "prompts",
+        "model_files",
+        "chat_templates",
+        "tokens",
+        "reporting",
+        "files",
+        "frames",
+        "locks",
+        "interrupts",
+        "core/",
+    ),
     (
         "shards",
         "run_dir",

@@ -145,7 +145,9 @@ def test_a_model_without_a_chat_template_is_an_error_unless_prompts_are_raw(
     write_tokenizer(model, chat_template=None)
     (model / "chat_template.jinja").unlink(missing_ok=True)
     told(plan(write(student=str(model)), code=1), "error", "models", "has no chat template")
-    raw = write(student=str(model), sample={"max_tokens": 32, "render": "raw"})
+    assert plan(write(student=str(model), sample={"max_tokens": 32, "render": "raw"}), code=1), "eval is not"
+    evaluation = {"bench": "arithmetic:n=5,seed=2", "max_tokens": 32, "render": "raw"}
+    raw = write(student=str(model), sample={"max_tokens": 32, "render": "raw"}, eval=evaluation)
     assert not [f for f in plan(raw, code=0) if f["topic"] == "models" and f["level"] == "error"]
 
 
@@ -365,10 +367,11 @@ def test_slices_beyond_the_problems_are_an_error(write: Write, plan: Any, ok: Tr
     ("arm", "words"),
     [
         ({"method": "rkl-topk", "top_k": 281}, ["top_k 281", "vocabulary of 280"]),
-        ({"method": "trd", "mask_tokens": ["<|nothing|>"]}, ["mask_tokens '<|nothing|>'"]),
+        ({"method": "trd", "mask_tokens": ["<|nothing|>"]}, ["mask_tokens <|nothing|>"]),
         ({"method": "fkl", "beta": 0.3}, ["beta"]),
         ({"method": "fkl", "subset": "repaired"}, ["subset = 'repaired'", "no parents"]),
-        ({"method": "trd", "lora": True, "lora_targets": ["nope"]}, ["lora_targets nope", "no linear layer"]),
+        ({"method": "trd", "lora": True, "lora_targets": ["nope"]}, ["lora_targets nope", "not found"]),
+        ({"method": "trd", "lora": True, "lora_targets": ["lm_head"]}, ["lora_targets with the output head"]),
     ],
 )
 def test_an_arm_that_cannot_be_trained_is_an_error(

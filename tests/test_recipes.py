@@ -130,6 +130,10 @@ WRONG: dict[str, tuple[str, tuple[str, ...]]] = {
     "no number": ("rounds = '2'" + BASE + ARM, ("rounds = '2'", "a valid integer")),
     "no student's name": (BASE.replace('"scripted"', '""') + ARM, ("student = ''", "at least 1 character")),
     "a name that leads elsewhere": ("name = '../x'" + BASE + ARM, ("name = '../x'", "letters, digits")),
+    "an argument of a template that trd fills in": (
+        BASE + "[refine]\nchat_template_kwargs = {tokenize = false}\n" + ARM,
+        ("[refine] chat_template_kwargs tokenize", "leave tokenize out"),
+    ),
     "a date": (BASE + "[sample]\nengine_arg = {x = 2025-01-01}\n" + ARM, ("a date or a time", "quotes")),
     "a benchmark that there is not": (
         BASE + "[eval]\nbench = 'amie25'\n" + ARM,
@@ -295,6 +299,13 @@ CONFIGS: tuple[Config, ...] = (
     ),
     SampleConfig.parse(
         {"problems": "p.parquet", "chat_template_kwargs": {"enable_thinking": False}, "skip": 3}
+    ),
+    SampleConfig.parse(
+        {
+            "problems": "p.parquet",
+            "engine_arg": {"a": "True", "b": True, "c": None, "d": "None", "e": "true", "f": "False"},
+            "chat_template_kwargs": {"x": False, "y": "False", "z": None},
+        }
     ),
     RefineConfig.parse(
         {"setting": "opd", "teacher": "x/y", "inputs": ("a", "b"), "stream": True, "top_p": 1e-5}

@@ -360,6 +360,28 @@ def test_nll_scores_the_three_texts_of_the_same_rows_as_transformers_does(
     assert "scoring" not in ok("report", finished, "--nll", 3, "--out", out).stderr, "what is scored is kept"
 
 
+def test_nll_with_a_student_that_names_no_context_length_scores_what_it_wrote(copy: Path) -> None:
+    settings = json.loads((copy / "student" / "config.json").read_text())
+    del settings["max_position_embeddings"]
+    (copy / "student" / "config.json").write_text(json.dumps(settings))
+    refined = the([each for each in collect(copy).sets if each.stage == "refined"])
+    assert len(choose(refined, 3, resolve_model(str(copy / "student")))) == 3
+
+
+def test_nll_with_a_student_that_cannot_be_read_is_one_line_with_the_file(
+    finished: Path, trd: Trd, tmp_path: Path
+) -> None:
+    config = finished / "student" / "config.json"
+    sound = config.read_bytes()
+    config.write_bytes(sound[:60])
+    try:
+        result = trd("report", finished, "--nll", 2, "--out", tmp_path / "report")
+    finally:
+        config.write_bytes(sound)
+    assert result.exit_code == 1
+    assert f"{config} cannot be read" in result.stderr.splitlines()[-1]
+
+
 def test_nll_scores_the_first_rows_by_id_that_have_all_texts_and_fit(copy: Path) -> None:
     ids = [row.trajectory_id for row in rows_of(copy / "nodes" / "refine-0")]
     one, two, three, *others = sorted(ids)

@@ -134,10 +134,18 @@ def test_a_tokenizer_that_is_cut_off_is_refused(copy: Path) -> None:
         HubTokenizer(copy)
 
 
+def without(path: Path, *names: str) -> None:
+    """Take entries out of a JSON file."""
+    settings = json.loads(path.read_text())
+    path.write_text(json.dumps({key: value for key, value in settings.items() if key not in names}))
+
+
 def test_a_tokenizer_without_an_end_is_refused(copy: Path) -> None:
-    config = json.loads((copy / "tokenizer_config.json").read_text())
-    del config["eos_token"]
-    (copy / "tokenizer_config.json").write_text(json.dumps(config))
+    write_tokenizer(copy, chat_template=None)
+    (copy / "chat_template.jinja").unlink()
+    (copy / "generation_config.json").unlink()
+    without(copy / "config.json", "eos_token_id")
+    without(copy / "tokenizer_config.json", "eos_token")
     with pytest.raises(ModelError, match="has no EOS token"):
         HubTokenizer(copy)
 

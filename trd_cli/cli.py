@@ -229,17 +229,16 @@ def _arriving() -> Iterator[list[str]]:
 
 def _backend(options: EngineOptions, name: str) -> Backend:
     """Find the model and choose its engine; the engine starts when the first row needs it."""
-    from trd_cli.engines.registry import build_engine, choose_engine, engine_version
+    from trd_cli.engines.registry import build_engine, check_arguments, choose_engine, engine_version, window
     from trd_cli.generation import Backend
     from trd_cli.models import resolve_model
 
     engine = choose_engine(options, name)
     version = engine_version(engine)
+    check_arguments(engine, options)
     model = resolve_model(name, weights=engine != "openai")
     tokenizer = model.tokenizer()
-    limit = options.max_model_len or model.max_length()
-    if engine == "transformers" and limit > model.max_length():
-        raise InputError(f"--max-model-len {limit}", f"at most the model's {model.max_length()}", "lower it")
+    limit = window(engine, model, options)
     return Backend(
         model, tokenizer, engine, version, limit, lambda: build_engine(engine, model, tokenizer, options)
     )

@@ -9,7 +9,15 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from trd_cli.errors import InputError
 from trd_cli.redaction import without_secrets
@@ -51,16 +59,51 @@ def pairs(value: Any) -> Any:
 
 
 def json_pairs(value: Any) -> Any:
-    """As `pairs`, with each value read as JSON where it is JSON: `enable_thinking=false` is the boolean."""
+    """As `pairs`, with each value read as JSON where it is JSON: `enable_thinking=false` is the boolean, and so is `=False`."""
     split = pairs(value)
     return {key: _json_or_text(text) for key, text in split.items()} if split is not value else value
 
 
+_AS_PYTHON_SPELLS = {"True": True, "False": False, "None": None}
+
+
 def _json_or_text(text: str) -> Any:
+    if text in _AS_PYTHON_SPELLS:
+        return _AS_PYTHON_SPELLS[text]
     try:
         return json.loads(text)
     except ValueError:
         return text
+
+
+# Arguments of transformers' apply_chat_template that trd fills in: given again, they would break a prompt or change what it is.
+_NOT_FOR_A_TEMPLATE = {
+    "add_generation_prompt",
+    "chat_template",
+    "continue_final_message",
+    "conversation",
+    "max_length",
+    "messages",
+    "padding",
+    "return_assistant_tokens_mask",
+    "return_dict",
+    "return_tensors",
+    "tokenize",
+    "tokenizer_kwargs",
+    "truncation",
+}
+
+
+def _for_a_template(value: dict[str, Any]) -> dict[str, Any]:
+    """Refuse names that the rendering of a prompt fills in itself."""
+    taken = sorted(_NOT_FOR_A_TEMPLATE & value.keys())
+    if taken:
+        raise InputError(
+            f"--chat-template-kwargs {taken[0]}, which trd fills in",
+            "names that the chat template reads",
+            f"leave {taken[0]} out",
+        )
+    return value
 
 
 Pairs = Annotated[dict[str, str], BeforeValidator(pairs)]
@@ -205,7 +248,7 @@ class RenderOptions(Config):
         None,
         help="chat: through the chat template; raw: the prompt's text as it is; raw-line: and a line break after it. Default: chat, or as the input set.",
     )
-    chat_template_kwargs: JsonPairs | None = option(
+    chat_template_kwargs: Annotated[JsonPairs, AfterValidator(_for_a_template)] | None = option(
         None,
         help="KEY=VALUE for the chat template (repeatable), as enable_thinking=false. Default: as the input set.",
     )

@@ -70,5 +70,12 @@ class Interrupted(TrdError):
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an exception's message that says something, or its type where there is none."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    """Return the first line of an exception's message that says something, with the next one where it ends in a colon.
+
+    Where the message is empty, or only the key that was missing, the type says what kind of error it is.
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    first = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+    return f"{type(error).__name__}: {first}" if isinstance(error, LookupError) else first

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trd_cli.errors import ModelError, first_line
 from trd_cli.files import has_text_name
+from trd_cli.model_files import CONFIG, context_length, damage, read_settings
 from trd_cli.tokens import ByteTokenizer, HubTokenizer, Tokenizer
+
+if TYPE_CHECKING:
+    from torch import nn
 
 EMBEDDED = "smollm2-135m"
 SCRIPTED = "scripted"
+_SCRIPTED_LENGTH = 8192
 # The directory in a checkpoint that holds the average of its weights.
 EMA = "ema"
 _EMBEDDED_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -53,29 +58,57 @@ class ModelRef:
         return HubTokenizer(self.path) if self.path else ByteTokenizer()
 
     def max_length(self) -> int:
-        """Longest context in tokens that the model's configuration allows."""
-        if self.path is None:
-            return 8192
-        config = json.loads((self.path / "config.json").read_text())
-        config = config.get("text_config", config)
-        for key in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"):
-            if isinstance(config.get(key), int):
-                return config[key]
-        raise ModelError(
-            f"{self.path}/config.json names no context length",
-            "max_position_embeddings",
-            "give --max-model-len",
-        )
+        """Return the longest context in tokens that the configuration names; raises ModelError where it names none."""
+        return context_length(self.path) if self.path else _SCRIPTED_LENGTH
+
+    def known_length(self) -> int | None:
+        """Return the longest context in tokens that the configuration names, or None where it names none."""
+        try:
+            return self.max_length()
+        except ModelError:
+            return None
+
+    def architecture(self) -> Any:
+        """Return the configuration as transformers reads it. Raises ModelError for one that this version does not know."""
+        from transformers import AutoConfig, __version__
+
+        try:
+            return AutoConfig.from_pretrained(str(self.path), trust_remote_code=False)
+        except Exception as error:  # of any type: each architecture checks its own fields
+            raise ModelError(
+                f"cannot load {self.name}: {self.path / CONFIG}: {first_line(error)}",
+                f"a configuration that transformers {__version__} knows",
+                "mend it, upgrade transformers, or use another model",
+            ) from None
+
+    def skeleton(self, attn_implementation: str | None = None) -> nn.Module:
+        """Build the model on the meta device: its layers, names and shapes, without weights and within a second.
+
+        Raises ModelError where transformers would refuse to build it with its weights.
+        """
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        config = self.architecture()
+        attention = {"attn_implementation": attn_implementation} if attn_implementation else {}
+        try:
+            with torch.device("meta"):
+                return AutoModelForCausalLM.from_config(config, trust_remote_code=False, **attention)
+        except Exception as error:  # of any type: each architecture checks its own sizes
+            raise cannot_load(self, error, attn_implementation) from error
 
     @cached_property
     def embedding_rows(self) -> int | None:
         """Return how many token ids the model has embeddings for, or None where nothing tells it."""
         if self.path is None:
             return None
-        config = json.loads((self.path / "config.json").read_text())
-        found = (part.get("vocab_size") for part in (config.get("text_config") or {}, config))
+        settings = read_settings(self.path / CONFIG)
+        found = (part.get("vocab_size") for part in (settings.get("text_config") or {}, settings))
         rows = next((rows for rows in found if isinstance(rows, int)), None)
-        return rows if rows is not None else _usual_rows(self.path)
+        if rows is None:
+            with suppress(ModelError):  # a configuration may leave the number to transformers
+                rows = getattr(self.architecture().get_text_config(), "vocab_size", None)
+        return rows
 
     def unknown_id(self, token_ids: Sequence[int]) -> int | None:
         """Return an id that the model has no embedding for, negative or too high, or None where it knows them all."""
@@ -87,15 +120,26 @@ class ModelRef:
         return highest if self.embedding_rows is not None and highest >= self.embedding_rows else None
 
 
-def _usual_rows(path: Path) -> int | None:
-    """Return the embedding's rows of an architecture whose configuration file leaves them to transformers."""
-    from transformers import AutoConfig
+def why_not(model: ModelRef, error: Exception) -> str:
+    """Describe why transformers failed to load a model: the file that is at fault, if one is, and what is said of it."""
+    found = damage(model.path)
+    if found is None:
+        try:
+            model.architecture()
+        except ModelError as refused:
+            found = refused.got.removeprefix(f"cannot load {model.name}: ")
+    return found or first_line(error)
 
-    try:
-        config = AutoConfig.from_pretrained(str(path), trust_remote_code=False).get_text_config()
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return getattr(config, "vocab_size", None)
+
+def cannot_load(model: ModelRef, error: Exception, attn_implementation: str | None = None) -> ModelError:
+    """Return the error of a model that transformers does not load."""
+    reason = why_not(model, error)
+    option = f" with --attn-implementation {attn_implementation}" if attn_implementation else ""
+    return ModelError(
+        f"cannot load {model.name}: {reason}",
+        f"a causal language model{option}",
+        "check the directory" + (" and the option" if option else ""),
+    )
 
 
 def resolve_model(name: str, weights: bool = True) -> ModelRef:
@@ -117,6 +161,8 @@ def resolve_model(name: str, weights: bool = True) -> ModelRef:
             "check the path",
         )
     path = _from_hub(name, weights)
+    if (path / CONFIG).is_file():  # a tokenizer alone may do for a server
+        read_settings(path / CONFIG)
     return ModelRef(name, path, path.name)
 
 
@@ -132,10 +178,11 @@ def _local(name: str, directory: Path) -> ModelRef:
         raise ModelError(
             f"{directory} is an unfinished checkpoint", "a finished one", "run its trd distill again"
         )
-    if not (directory / "config.json").is_file():
+    if not (directory / CONFIG).is_file():
         raise ModelError(
             f"{directory} has no config.json", "a Hugging Face model directory", "check the path"
         )
+    read_settings(directory / CONFIG)
     return ModelRef(name, directory.resolve(), fingerprint(directory))
 
 

@@ -13,12 +13,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from trd_cli.errors import ModelError, first_line
-
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
-
-    from trd_cli.models import ModelRef
 
 
 def switch_length(config: PreTrainedConfig) -> int | None:
@@ -35,20 +31,6 @@ def steady_length(config: PreTrainedConfig) -> int | None:
     """Return the longest pass, in tokens, that leaves a model's factors as they are, or None where no pass changes them."""
     grow = any("dynamic" in str(rope.get("rope_type")) for rope in _settings(config))
     return config.max_position_embeddings if grow else None
-
-
-def config_of(model: ModelRef) -> PreTrainedConfig:
-    """Return the configuration of a model's text part, in transformers' own names; raises ModelError where it cannot be read."""
-    from transformers import AutoConfig
-
-    try:
-        return AutoConfig.from_pretrained(str(model.path), trust_remote_code=False).get_text_config()
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(
-            f"cannot read the configuration of {model.name}: {first_line(error)}",
-            "one that transformers knows",
-            "check its config.json",
-        ) from None
 
 
 def _settings(config: PreTrainedConfig) -> Iterator[Mapping[str, Any]]:

@@ -76,6 +76,12 @@ def check_benchmark(name: str) -> None:
         _named(name)
 
 
+def asks_for_code(name: str) -> bool:
+    """Tell whether a benchmark asks for programs; of a file, as far as its name says so. Nothing is read."""
+    file = _FILE.fullmatch(name)
+    return file[2] == "code" if file else _named(name)[1].task == "code"
+
+
 def _named(name: str) -> tuple[str, Known, dict[str, Any]]:
     """A benchmark's canonical name, what is known of it, and the options given."""
     base, _, text = name.partition(":")

@@ -87,7 +87,7 @@ class OpenAIEngine:
         import openai
 
         self.version: str = openai.__version__
-        self._arguments = _read_arguments(options.engine_arg)
+        self._arguments = read_arguments(options.engine_arg)
         self._server = read_server(options.base_url)
         self._served_model = self._arguments.served_model or model.name
         self._tokenizer = tokenizer
@@ -398,7 +398,8 @@ def _logprobs(choice: Mapping[str, Any]) -> Any:
     return given.get("token_logprobs") if isinstance(given, Mapping) else None
 
 
-def _read_arguments(given: dict[str, Any]) -> _Arguments:
+def read_arguments(given: dict[str, Any]) -> _Arguments:
+    """Read the keys of `--engine-arg`. Raises EngineError for one that is not known, or of another kind."""
     try:
         return _Arguments(**given)
     except ValidationError as error:

@@ -9,11 +9,37 @@ from typing import Literal
 from trd_cli import __version__
 from trd_cli.config import EngineOptions
 from trd_cli.engines.base import Engine
-from trd_cli.errors import EngineError
+from trd_cli.errors import EngineError, InputError
 from trd_cli.models import SCRIPTED, ModelRef
 from trd_cli.tokens import Tokenizer
 
 EngineName = Literal["transformers", "vllm", "openai", "scripted"]
+_BY_MODEL = "--model"
+# Arguments of an engine that are given by an option of trd, and those that would break a row without a word.
+_NOT_TO_GIVE: dict[str, dict[str, str]] = {
+    "transformers": {
+        "pretrained_model_name_or_path": _BY_MODEL,
+        "config": _BY_MODEL,
+        "state_dict": _BY_MODEL,
+        "dtype": "--dtype",
+        "torch_dtype": "--dtype",
+        "device_map": "--device",
+        "output_loading_info": "none: what is loaded is a model alone",
+        "ignore_mismatched_sizes": "none: what does not fit would be random",
+    },
+    "vllm": {
+        "model": _BY_MODEL,
+        "tokenizer": _BY_MODEL,
+        "dtype": "--dtype",
+        "device": "--device",
+        "tensor_parallel_size": "--tensor-parallel-size",
+        "gpu_memory_utilization": "--gpu-memory-utilization",
+        "max_model_len": "--max-model-len",
+        "max_num_seqs": "--batch-size",
+        "skip_tokenizer_init": "none: vllm would not know its own ends of a response",
+    },
+}
+_LOGPROBS_MODE = "raw_logprobs"
 
 
 def choose_engine(options: EngineOptions, model_name: str) -> EngineName:
@@ -48,6 +74,54 @@ def engine_version(name: EngineName) -> str:
     raise EngineError(
         f"--engine {name}, but {name} is not installed", "it to be", f'pip install "trd-cli[{name}]"'
     )
+
+
+def check_arguments(name: EngineName, options: EngineOptions) -> None:
+    """Raise EngineError for an `--engine-arg` that the engine does not take, or that an option of trd stands for.
+
+    Names that transformers and vllm take are theirs to know: they refuse others when they start.
+    """
+    if name == "scripted":
+        from trd_cli.engines.scripted import read_script
+
+        read_script(options.engine_arg)
+    elif name == "openai":
+        from trd_cli.engines.openai import read_arguments
+
+        read_arguments(options.engine_arg)
+    for argument, value in options.engine_arg.items():
+        instead = _NOT_TO_GIVE.get(name, {}).get(argument)
+        if instead:
+            raise EngineError(f"--engine-arg {argument}", instead, "leave it out")
+        if name == "vllm" and argument == "logprobs_mode" and value != _LOGPROBS_MODE:
+            raise EngineError(
+                f"--engine-arg logprobs_mode={value}",
+                f"{_LOGPROBS_MODE}, the model's own, which rows record",
+                "leave it out",
+            )
+
+
+def check_server(name: EngineName, options: EngineOptions) -> None:
+    """Raise EngineError where the openai engine is not told of a server."""
+    if name == "openai":
+        from trd_cli.engines.server import read_server
+
+        read_server(options.base_url)
+
+
+def window(name: EngineName, model: ModelRef, options: EngineOptions) -> int:
+    """Return the longest prompt and response together, in tokens: as asked for, else what the model's configuration names.
+
+    Raises ModelError where neither says, InputError where the transformers engine is asked for more than the model takes.
+    """
+    asked, longest = options.max_model_len, model.known_length()
+    if asked is None:
+        return model.max_length()
+    if name == "transformers" and longest is not None and asked > longest:
+        raise InputError(
+            f"--max-model-len {asked}", f"at most the {longest} that {model.name} takes", "lower it"
+        )
+    return asked
 
 
 def build_engine(name: EngineName, model: ModelRef, tokenizer: Tokenizer, options: EngineOptions) -> Engine:

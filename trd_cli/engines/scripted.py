@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Iterator, Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -55,6 +55,20 @@ class Script(BaseModel):
     log: str | None = None
 
 
+def read_script(given: dict[str, Any]) -> Script:
+    """Read the keys of `--engine-arg`. Raises EngineError for one that is not known, or of another kind."""
+    try:
+        return Script(**given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        known = ", ".join(Script.model_fields)
+        raise EngineError(
+            f"--engine-arg {first['loc'][0]}={first['input']}: {first['msg'].lower()}",
+            f"one of {known}",
+            "change --engine-arg",
+        ) from None
+
+
 class ScriptedEngine:
     """See the module."""
 
@@ -62,16 +76,7 @@ class ScriptedEngine:
     version = __version__
 
     def __init__(self, tokenizer: Tokenizer, options: EngineOptions) -> None:
-        try:
-            self._script = Script(**options.engine_arg)
-        except ValidationError as error:
-            first = error.errors()[0]
-            known = ", ".join(Script.model_fields)
-            raise EngineError(
-                f"--engine-arg {first['loc'][0]}={first['input']}: {first['msg'].lower()}",
-                f"one of {known}",
-                "change --engine-arg",
-            ) from None
+        self._script = read_script(options.engine_arg)
         self._tokenizer = tokenizer
 
     def close(self) -> None: ...

@@ -18,19 +18,22 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import metadata
+from typing import Any
 
 import torch
 
 from trd_cli.config import EngineOptions
 from trd_cli.engines.sampling import draw
 from trd_cli.engines.slot_cache import SlotCache
-from trd_cli.errors import EngineError, first_line
-from trd_cli.models import ModelRef
+from trd_cli.errors import EngineError, InputError
+from trd_cli.model_files import tensor_names
+from trd_cli.models import ModelRef, why_not
 from trd_cli.records import Completion, Request, Sampling
 from trd_cli.rope import steady_length, switch_length
 from trd_cli.tokens import Tokenizer
 
 _PREFILL_TOKENS = 4096
+_ALIBI = {"bloom", "mpt"}
 _KNOWN_LAYERS = {"full_attention", "sliding_attention"}
 
 
@@ -43,25 +46,67 @@ def pick_device(name: str) -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
+def check_device(name: str) -> None:
+    """Raise InputError for a device that is not there; `auto` always is."""
+    try:
+        torch.empty(0, device=pick_device(name))
+    except (RuntimeError, AssertionError):
+        raise InputError(f"--device {name}", "a device that is there", "change --device") from None
+
+
 def _load(model: ModelRef, options: EngineOptions) -> tuple[torch.device, torch.nn.Module]:
-    from safetensors import SafetensorError
+    try:
+        device = pick_device(options.device)
+        return device, _from_pretrained(model, options).to(device).eval()
+    except Exception as error:  # of any type: each architecture checks its own sizes
+        raise _cannot_load(model, error) from None
+
+
+def _from_pretrained(model: ModelRef, options: EngineOptions, **more: Any) -> torch.nn.Module:
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    arguments = {"dtype": options.dtype, "trust_remote_code": False, **options.engine_arg, **more}
+    return AutoModelForCausalLM.from_pretrained(str(model.path), **arguments)
+
+
+def _cannot_load(model: ModelRef, error: Exception) -> EngineError:
+    return EngineError(
+        f"transformers cannot load {model.name}: {why_not(model, error)}",
+        "a causal language model",
+        "check --model, --device and --engine-arg",
+    )
+
+
+def check_options(model: ModelRef, options: EngineOptions) -> None:
+    """Raise EngineError for a model or an argument that the engine would refuse. No weights are held in memory."""
+    if not options.engine_arg:
+        check_attention(model.name, model.skeleton())
+        return
+    if model.path is None or not tensor_names(model.path):
+        return
     try:
-        device = pick_device(options.device)
-        loaded = AutoModelForCausalLM.from_pretrained(
-            str(model.path), dtype=options.dtype, **options.engine_arg
-        )
-        return device, loaded.to(device).eval()
-    except (OSError, ValueError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
-        reason = first_line(error)
+        # Only transformers itself knows its arguments. It reads the weights' files and keeps nothing of them.
+        built = _from_pretrained(model, options, device_map="meta")
+    except Exception as error:  # of any type, as in loading
+        raise _cannot_load(model, error) from None
+    check_attention(model.name, built)
+
+
+def check_attention(name: str, model: torch.nn.Module) -> None:
+    """Raise EngineError for a model whose cache is more than keys and values, or whose attention takes other masks."""
+    config = model.config.get_text_config()
+    odd = sorted(set(getattr(config, "layer_types", None) or ()) - _KNOWN_LAYERS)
+    if odd:
+        raise EngineError(f"{name} has {odd[0]} layers", "attention layers only", "use --engine vllm")
+    if config.model_type in _ALIBI or getattr(config, "alibi", False):
         raise EngineError(
-            f"transformers cannot load {model.name}: {reason}",
-            "a causal language model",
-            "check --model, --device and --engine-arg",
-        ) from None
+            f"{name} tells places apart by ALiBi", "positions that a row brings along", "use --engine vllm"
+        )
+    kind = model.config._attn_implementation
+    if kind not in ("sdpa", "eager"):
+        raise EngineError(f"attention {kind}", "sdpa or eager", "change --engine-arg attn_implementation")
 
 
 @dataclass
@@ -97,18 +142,8 @@ class TransformersEngine:
         self._layer_types = getattr(self._config, "layer_types", None)
         self._window = getattr(self._config, "sliding_window", None)
         self._switch = switch_length(self._config)
-        self._check_attention()
+        check_attention(model.name, self.model)
         self._slots = options.batch_size or (32 if self.device.type == "cpu" else 64)
-
-    def _check_attention(self) -> None:
-        odd = sorted(set(self._layer_types or ()) - _KNOWN_LAYERS)
-        if odd:
-            raise EngineError(
-                f"{self._name} has {odd[0]} layers", "attention layers only", "use --engine vllm"
-            )
-        kind = self.model.config._attn_implementation
-        if kind not in ("sdpa", "eager"):
-            raise EngineError(f"attention {kind}", "sdpa or eager", "change --engine-arg attn_implementation")
 
     def close(self) -> None:
         del self.model

@@ -2,7 +2,8 @@
 
 A row draws from its own seed, whatever its neighbours. The logits themselves move a little with the size of the batch: by about
 1e-5 in float32, where that seldom changes a token, by far more in half precision (VLLM_BATCH_INVARIANT=1 rules it out on
-some GPUs). Extra engine arguments go to `vllm.LLM` and win over the defaults here.
+some GPUs). Extra engine arguments go to `vllm.LLM` and win over the defaults here; those that an option of trd stands for, or that
+would break rows in silence, are refused (`registry.check_arguments`).
 
 vLLM and its processes write to a log file, never to standard output, which carries the paths of shards. The file is deleted
 when the engine is closed, and kept and named when the engine fails. VLLM_LOGGING_LEVEL (default WARNING) says how much
@@ -31,6 +32,7 @@ from trd_cli.config import EngineOptions
 from trd_cli.engines.border import with_end
 from trd_cli.engines.registry import engine_version
 from trd_cli.errors import EngineError
+from trd_cli.model_files import damage
 from trd_cli.models import ModelRef
 from trd_cli.records import Completion, Request
 from trd_cli.tokens import Tokenizer
@@ -66,7 +68,8 @@ class VllmEngine:
             self._log.unlink(missing_ok=True)
             raise
         except Exception as error:
-            got = f"vllm cannot start with {model.name}: {_reason(error, self._log)}"
+            reason = (damage(model.path) if model.path else None) or _reason(error, self._log)
+            got = f"vllm cannot start with {model.name}: {reason}"
             mend = "change --model, --max-model-len, --batch-size, --engine-arg or --gpu-memory-utilization "
             mend += "(on a CPU: the variable VLLM_CPU_KVCACHE_SPACE, in GiB)"
             raise EngineError(got, "an engine", mend + _pointer(self._log)) from None

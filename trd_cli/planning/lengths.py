@@ -39,22 +39,11 @@ def _check(node: Node, chain: Chain, student: Planned, teacher: Planned) -> Iter
             what = "every problem is left out by max_prompt_tokens or max_reference_tokens"
             yield error("lengths", what, "raise them in [sample]")
     elif isinstance(config, SampleConfig):
-        yield from _window(node, config.max_model_len, student)
         yield from _sample(node, config, chain, student)
     elif isinstance(config, RefineConfig):
-        yield from _window(node, config.max_model_len, teacher)
         yield from _refine(node, config, chain, teacher)
     elif isinstance(config, DistillConfig):
         yield from _distill(node, config, chain, student, teacher)
-
-
-def _window(node: Node, asked: int | None, model: Planned) -> Iterator[Finding]:
-    if asked and model.longest and asked > model.longest:
-        yield error(
-            "lengths",
-            f"max_model_len {asked:,}, and {model.name} takes {model.longest:,}",
-            f"lower max_model_len in [{node.stage}]",
-        )
 
 
 def _sample(node: Node, config: SampleConfig, chain: Chain, student: Planned) -> Iterator[Finding]:
@@ -109,7 +98,7 @@ def check_evaluations(graph: Graph, benchmarks: Sequence[Benchmark], student: Pl
         return
     config = node.config
     assert isinstance(config, EvalConfig)
-    found = list(_window(node, config.max_model_len, student))
+    found: list[Finding] = []
     limit = window(config.max_model_len, student)
     for each in benchmarks if limit is not None else ():
         prompts = [len(student.tokenizer.encode(question.problem)) for question in each.problems]
@@ -139,7 +128,6 @@ def _distill(
 ) -> Iterator[Finding]:
     limit, along = window(config.max_length, student, teacher), chain.along
     if limit is None:
-        yield error("lengths", "nothing tells the longest row", "give max_length in [distill]")
         return
     if config.max_length and config.max_length > limit:
         yield warning(

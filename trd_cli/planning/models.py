@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +9,12 @@ from typing import Any
 
 from trd_cli.core.estimates import BYTES, Shape
 from trd_cli.errors import ModelError
+from trd_cli.model_files import CONFIG, INDEX, read_settings
 from trd_cli.models import ModelRef, resolve_model
 from trd_cli.planning.findings import Finding, error, of_exception, ok, out_of_reach, warning
-from trd_cli.tokens import Tokenizer
+from trd_cli.tokens import Render, Tokenizer, check_same_tokens, unread_names
 
-_PROBE = ({"role": "user", "content": "What is 1 + 1?"},)
-_SHOWN = 3
+_QUESTION = ({"role": "user", "content": "What is 1 + 1?"},)
 
 
 @dataclass(frozen=True)
@@ -53,22 +52,11 @@ def read_model(name: str) -> tuple[Planned | None, list[Finding]]:
     warning for a name that the Hub did not give, for the Hub may be out of reach here and not where the recipe runs."""
     try:
         ref = resolve_model(name, weights=False)
-        tokenizer = ref.tokenizer()
+        model = _planned(ref)
     except ModelError as raised:
         level = "warning" if out_of_reach(raised) else "error"
         return None, [of_exception(level, "models", raised, f"{name} could not be read: ")]
-    try:
-        longest = ref.max_length()
-    except ModelError:
-        longest = None
-    if ref.path is None:
-        return Planned(ref, tokenizer, longest), []
-    settings = json.loads((ref.path / "config.json").read_text())
-    dtype = settings.get("dtype") or settings.get("torch_dtype")
-    dtype = dtype if dtype in BYTES else "bfloat16"
-    shape, linears = _sizes(ref.path, dtype)
-    model = Planned(ref, tokenizer, longest, shape, linears, dtype)
-    return model, list(_alone(model))
+    return model, list(_alone(model)) if ref.path else []
 
 
 def _alone(model: Planned) -> Iterator[Finding]:
@@ -88,29 +76,38 @@ def _alone(model: Planned) -> Iterator[Finding]:
         )
 
 
-def _sizes(path: Path, dtype: str) -> tuple[Shape | None, tuple[Linear, ...]]:
+def _planned(ref: ModelRef) -> Planned:
+    """Read a model's files. Raises ModelError for one that cannot be read."""
+    tokenizer, longest = ref.tokenizer(), ref.known_length()
+    if ref.path is None:
+        return Planned(ref, tokenizer, longest)
+    settings = read_settings(ref.path / CONFIG)
+    dtype = settings.get("dtype") or settings.get("torch_dtype")
+    dtype = dtype if dtype in BYTES else "bfloat16"
+    shape, linears = _sizes(ref, dtype)
+    return Planned(ref, tokenizer, longest, shape, linears, dtype)
+
+
+def _sizes(ref: ModelRef, dtype: str) -> tuple[Shape | None, tuple[Linear, ...]]:
     """Sizes by building the model without storage; where that fails, parameters by the size of the weights' files."""
-    import torch
     from torch import nn
-    from transformers import AutoConfig, AutoModelForCausalLM
 
     try:
-        config = AutoConfig.from_pretrained(str(path), trust_remote_code=False)
-    except (OSError, ValueError, KeyError):
+        config = ref.architecture().get_text_config()
+    except ModelError:  # which trd distill will refuse, and check_stages says so
         return None, ()
     try:
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    except Exception:  # whatever an architecture raises that this transformers does not know
-        parameters = _by_files(path, dtype)
-        return (_shape(config.get_text_config(), parameters) if parameters else None), ()
+        model = ref.skeleton()
+    except ModelError:
+        parameters = _by_files(ref.path, dtype)
+        return (_shape(config, parameters) if parameters else None), ()
     head = model.get_output_embeddings()
     linears = tuple(
         Linear(name, layer.in_features, layer.out_features)
         for name, layer in model.named_modules()
         if isinstance(layer, nn.Linear) and layer is not head
     )
-    return _shape(config.get_text_config(), sum(p.numel() for p in model.parameters())), linears
+    return _shape(config, sum(p.numel() for p in model.parameters())), linears
 
 
 def _shape(config: Any, parameters: int) -> Shape | None:
@@ -132,10 +129,12 @@ def _shape(config: Any, parameters: int) -> Shape | None:
 
 
 def _by_files(path: Path, dtype: str) -> int | None:
-    index = path / "model.safetensors.index.json"
+    index = path / INDEX
     if index.is_file():
-        return json.loads(index.read_text())["metadata"]["total_size"] // BYTES[dtype]
-    size = sum(file.stat().st_size for file in path.glob("*.safetensors"))
+        about = read_settings(index).get("metadata")
+        size = about.get("total_size", 0) if isinstance(about, dict) else 0
+    else:
+        size = sum(file.stat().st_size for file in path.glob("*.safetensors"))
     return size // BYTES[dtype] or None
 
 
@@ -160,17 +159,11 @@ def check_pair(student: Planned, teacher: Planned, chat: bool, kwargs: Mapping[s
 
 
 def _tokenizers(student: Planned, teacher: Planned) -> Finding:
-    pair = f"the tokenizers of {student.name} and {teacher.name}"
-    if student.tokenizer.fingerprint() == teacher.tokenizer.fingerprint():
-        return ok("models", f"{pair} have the same tokens")
-    mine, theirs = student.tokenizer.vocabulary(), teacher.tokenizer.vocabulary()
-    differing = sorted(token for token in {*mine, *theirs} if mine.get(token) != theirs.get(token))
-    shown = ", ".join(map(repr, differing[:_SHOWN]))
-    return error(
-        "models",
-        f"{pair} differ in {len(differing)} tokens ({shown}{', …' * (len(differing) > _SHOWN)}): the teacher cannot score the student's ids",
-        "use a teacher of the student's family",
-    )
+    try:
+        check_same_tokens(student.name, student.tokenizer, teacher.name, teacher.tokenizer)
+    except ModelError as raised:
+        return of_exception("error", "models", raised)
+    return ok("models", f"the tokenizers of {student.name} and {teacher.name} have the same tokens")
 
 
 def _templates(student: Planned, teacher: Planned, kwargs: Mapping[str, Any]) -> Iterator[Finding]:
@@ -191,12 +184,24 @@ def _templates(student: Planned, teacher: Planned, kwargs: Mapping[str, Any]) ->
 
 
 def chat_text(model: Planned, kwargs: Mapping[str, Any]) -> str | Finding:
-    """A question as the chat template renders it, special tokens in view; a finding where there is no template."""
+    """A question as the chat template renders it, special tokens in view; a finding where it does not."""
     try:
-        ids = model.tokenizer.render(_PROBE, "chat", kwargs)
+        ids = model.tokenizer.render(_QUESTION, "chat", kwargs)
     except ModelError as raised:
         return of_exception("error", "models", raised)
     names = {i: token for token, i in model.tokenizer.vocabulary().items()}
     special = model.tokenizer.special_ids
     parts = [f" {names.get(i, i)} " if i in special else model.tokenizer.decode([i]) for i in ids]
     return "".join(parts).strip()
+
+
+def check_template(model: Planned, mode: Render, kwargs: Mapping[str, Any]) -> Iterator[Finding]:
+    """Check that the chat template renders a prompt with these arguments, and that it reads all of them."""
+    if mode == "chat":
+        text = chat_text(model, kwargs)
+        if isinstance(text, Finding):
+            yield text
+            return
+    unread = unread_names(model.tokenizer, mode, kwargs)
+    if unread:
+        yield warning("models", f"{model.name}: {unread}", "correct chat_template_kwargs, or leave it out")

@@ -100,12 +100,8 @@ class Checker:
 
     def refuse(self, where: str, error: UserError) -> NoReturn:
         """What a command says of its options, of the keys that stand for them here."""
-        said = (
-            _FLAG.sub(lambda flag: flag[1].replace("-", "_"), text)
-            for text in (error.got, error.expected, error.mend)
-        )
-        got, expected, mend = said
-        self.fail(where, f"[{where}] {got}", expected, mend)
+        said = in_a_recipe(error)
+        self.fail(where, f"[{where}] {said.got}", said.expected, said.mend)
 
     def invalid(self, where: str, key: str, shown: str, first: Mapping[str, Any]) -> NoReturn:
         """One complaint of pydantic's."""
@@ -135,6 +131,12 @@ class Checker:
         keys = [".".join(parts[:n]) for n in range(len(parts), 0, -1)]
         file = next((self._origins[key] for key in keys if key in self._origins), self._path)
         raise InputError(f"{file}: {got}", expected, mend)
+
+
+def in_a_recipe(error: UserError) -> UserError:
+    """Return what a command says of its flags, said of the keys that stand for them in a recipe."""
+    parts = (error.got, error.expected, error.mend)
+    return type(error)(*(_FLAG.sub(lambda flag: flag[1].replace("-", "_"), text) for text in parts))
 
 
 def closest(key: str, names: Sequence[str] | Mapping[str, Any]) -> str | None:

@@ -21,11 +21,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
+from trd_cli.engines.transformers import check_device
 from trd_cli.errors import InputError, ModelError
 from trd_cli.models import ModelRef, moved
 from trd_cli.report.data import Nll, SetRef
 from trd_cli.reporting import Report
-from trd_cli.rope import config_of, switch_length
+from trd_cli.rope import switch_length
 from trd_cli.run_dir import read_run_json
 from trd_cli.shards import list_shards, read_table
 from trd_cli.tokens import Tokenizer
@@ -125,12 +126,15 @@ def _fitting(refined: SetRef, parent_of: Mapping[str, str], model: ModelRef) -> 
         for directory in refined.parents
         for row in _rows(directory, parents, ("trajectory_id", "response_token_ids"))
     }
-    tokenizer, longest = model.tokenizer(), model.max_length()
+    tokenizer, longest = model.tokenizer(), model.known_length()
     found = (
         _scored(row, rollouts[row["parent_id"]], tokenizer)
         for row in _rows(refined.path, parent_of.keys(), _COLUMNS)
     )
-    fitting = (row for row in found if len(row.prompt) + max(map(len, row.responses)) <= longest)
+    # A model that names no length wrote these rows in a window that it was given.
+    fitting = (
+        row for row in found if longest is None or len(row.prompt) + max(map(len, row.responses)) <= longest
+    )
     known = (r for r in fitting if all(model.unknown_id(ids) is None for ids in (r.prompt, *r.responses)))
     return sorted(known, key=lambda row: row.trajectory_id)
 
@@ -151,15 +155,12 @@ def _scored(row: Mapping[str, Any], rollout: Sequence[int], tokenizer: Tokenizer
 
 class _Scorer:
     def __init__(self, model: ModelRef, device: str) -> None:
+        check_device(device)
         accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        try:
-            self._device = torch.device(str(accelerator or "cpu") if device == "auto" else device)
-            torch.empty(0, device=self._device)
-        except (RuntimeError, AssertionError):
-            raise InputError(f"--device {device}", "a device that is there", "change --device") from None
+        self._device = torch.device(str(accelerator or "cpu") if device == "auto" else device)
         self._dtype = torch.float32 if self._device.type == "cpu" else torch.bfloat16
         self._model = load(model, self._dtype, self._device).eval()
-        self._switch = switch_length(config_of(model))
+        self._switch = switch_length(model.architecture().get_text_config())
 
     @torch.no_grad()
     def nats(self, examples: Sequence[Example], report: Report) -> float:

@@ -25,6 +25,7 @@ from trd_cli.run_dir import RunDir, read_run_json, verdicts_held
 from trd_cli.score_tables import results_csv, results_markdown, sampling_text
 from trd_cli.scores import FILE, Classify, build_results, read_samples, results_text, samples_there
 from trd_cli.shards import read_table
+from trd_cli.tokens import unread_names
 
 _OF_THE_BENCHMARK = ("temperature", "top_p", "top_k", "max_tokens")
 
@@ -58,6 +59,8 @@ def run(config: EvalConfig, backend: Backend, report: Report) -> dict[str, Any] 
         "student", (p.task for part in parts.values() for p in part.problems), config.prompt
     )
     rendering = Rendering(config.render or "chat", config.chat_template_kwargs or {})
+    if unread := unread_names(backend.tokenizer, rendering.mode, rendering.kwargs):
+        report.note(unread)
     planned = [
         row
         for part in parts.values()

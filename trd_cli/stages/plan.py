@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from trd_cli.config import PlanConfig, SampleConfig
+from trd_cli.config import PlanConfig
 from trd_cli.datasets.benchmarks import Benchmark
 from trd_cli.errors import InputError, UserError
 from trd_cli.files import make_directory, write_text
@@ -15,9 +14,10 @@ from trd_cli.planning.arms import check_arms
 from trd_cli.planning.benchmarks import check_overlap, load_benchmarks
 from trd_cli.planning.findings import Finding, of_exception, ok
 from trd_cli.planning.lengths import check_evaluations, check_lengths
-from trd_cli.planning.models import Planned, chat_text, check_pair, read_model
+from trd_cli.planning.models import Planned
 from trd_cli.planning.needs import check_cost, check_disk, check_memory, work_of
 from trd_cli.planning.problems import check_problems, load_problems
+from trd_cli.planning.refusals import check_stages, read_models
 from trd_cli.planning.rows import chains
 from trd_cli.recipes.loading import load_recipe
 from trd_cli.records import Problem
@@ -77,7 +77,7 @@ class _Plan:
 
     def findings(self) -> Iterator[Finding]:
         self._report.note("reading the models' configurations and tokenizers")
-        student, teacher, found = self._models()
+        student, teacher, found = read_models(self._recipe)
         yield from found
         self._report.note("reading problems and benchmarks")
         problems, found = load_problems(self._recipe, self._graph)
@@ -89,36 +89,17 @@ class _Plan:
         if problems and benchmarks:
             yield from check_overlap(problems, benchmarks)
         if student is not None and teacher is not None:
-            yield from check_arms(self._graph, student, teacher, self._is_sharded())
+            yield from check_stages(
+                self._graph, self._graph.nodes, student, teacher, self._is_sharded(), here=False
+            )
+            yield from check_arms(self._graph, student, teacher)
             yield from check_evaluations(self._graph, benchmarks, student)
             yield from self._rows(problems, benchmarks, student, teacher)
-
-    def _models(self) -> tuple[Planned | None, Planned | None, list[Finding]]:
-        """Student and teacher (opsd: the same), and what is to be said of them."""
-        recipe = self._recipe
-        student, found = read_model(recipe.student)
-        if recipe.teacher is None or recipe.teacher == recipe.student:
-            return student, student, found + self._template(student)
-        teacher, more = read_model(recipe.teacher)
-        found = [*found, *more, *self._template(student), *self._template(teacher)]
-        if student is not None and teacher is not None:
-            found += check_pair(student, teacher, *self._rendering())
-        return student, teacher, found
 
     def _is_sharded(self) -> bool:
         from trd_cli.training.sharding import is_asked_for
 
         return self._config.fsdp > 1 or is_asked_for()
-
-    def _rendering(self) -> tuple[bool, dict[str, Any]]:
-        """Whether prompts go through the chat template, and what is passed to it."""
-        sample = SampleConfig.parse({**self._recipe.sample, "problems": ""})
-        return sample.render in (None, "chat"), sample.chat_template_kwargs or {}
-
-    def _template(self, model: Planned | None) -> list[Finding]:
-        chat, kwargs = self._rendering()
-        text = chat_text(model, kwargs) if model is not None and chat else None
-        return [text] if isinstance(text, Finding) else []
 
     def _rows(
         self, problems: list[Problem], benchmarks: list[Benchmark], student: Planned, teacher: Planned

@@ -27,7 +27,7 @@ from trd_cli.prompts import Template
 from trd_cli.records import Message, Trajectory
 from trd_cli.reporting import Report
 from trd_cli.run_dir import RunDir
-from trd_cli.tokens import fit_attempt
+from trd_cli.tokens import fit_attempt, unread_names
 
 
 def run(
@@ -45,6 +45,9 @@ def run(
     if not (config.stream or config.allow_partial):
         check_complete(s.directory for s in sets)
     refiner = Refiner(config, sets[0], backend_for(teacher_of(config, sets[0])))
+    rendering = refiner.rendering
+    if unread := unread_names(refiner.backend.tokenizer, rendering.mode, rendering.kwargs):
+        report.note(unread)
     run_dir = RunDir(
         config.out,
         "refine",
@@ -112,7 +115,7 @@ class Refiner:
         self.backend = backend
         self._config, self._source = config, source
         kwargs = config.chat_template_kwargs
-        self._rendering = Rendering(
+        self.rendering = Rendering(
             config.render or source.about("render") or "chat",
             kwargs if kwargs is not None else source.about("chat_template_kwargs") or {},
         )
@@ -125,7 +128,7 @@ class Refiner:
         return self._config.identity() | {
             "inputs": [s.digest for s in sets],
             "prompt": {task: template.sha256 for task, template in self._templates.items()},
-            **self._rendering.identity(),
+            **self.rendering.identity(),
             **self.backend.identity(),
         }
 
@@ -133,7 +136,7 @@ class Refiner:
         """What distill needs to know: the teacher, how it was prompted, and the student's model."""
         return {
             **self.backend.about(),
-            **self._rendering.identity(),
+            **self.rendering.identity(),
             "setting": self._config.setting,
             "student": self._source.about("model"),
             "student_revision": self._source.about("model_revision"),
@@ -165,7 +168,7 @@ class Refiner:
 
         def token_ids(attempt: str) -> list[int]:
             return self.backend.tokenizer.render(
-                messages(attempt), self._rendering.mode, self._rendering.kwargs
+                messages(attempt), self.rendering.mode, self.rendering.kwargs
             )
 
         whole = token_ids(rollout.response)

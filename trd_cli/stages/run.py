@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 from trd_cli.config import RunConfig
 from trd_cli.errors import InputError, UserError
 from trd_cli.files import has_text_name, write_text
-from trd_cli.models import SCRIPTED
+from trd_cli.planning.refusals import refused
 from trd_cli.recipes.loading import load_recipe
 from trd_cli.reporting import NodeState, RunReport
 from trd_cli.run_dir import DEFAULT_ROOT
@@ -29,7 +29,7 @@ _SAVE = 5.0  # seconds between two records of a running stage
 def run(config: RunConfig, report: RunReport) -> Path:
     """Run what is missing and return the run directory. Raises UserError when stages failed, after all others have run."""
     graph, chosen, again = _planned(config)
-    _check_weights(graph, chosen)
+    _check_stages(config, graph, chosen, again)
     directory = graph.directory
     with locked(directory):
         _write(directory / "recipe.toml", graph.recipe.as_toml())
@@ -71,14 +71,14 @@ def _planned(config: RunConfig) -> tuple[Graph, list[Node], set[str]]:
     return graph, chosen, again
 
 
-def _check_weights(graph: Graph, chosen: Sequence[Node]) -> None:
-    """Refuse to train a model without weights before anything is generated with it."""
-    if SCRIPTED in (graph.recipe.student, graph.recipe.teacher) and any(n.stage == "distill" for n in chosen):
-        raise InputError(
-            f"{SCRIPTED} has no weights to train or to learn from",
-            "a real model",
-            "change it, or stop before: --until verify",
-        )
+def _check_stages(config: RunConfig, graph: Graph, chosen: Sequence[Node], again: Collection[str]) -> None:
+    """Refuse models and options that a stage would refuse, before anything is generated with them."""
+    waiting = [node for node in chosen if node.name in again or not is_done(graph, node)]
+    errors = refused(graph, waiting)
+    if errors:
+        got, _, expected = errors[0].what.partition("; expected ")
+        more = f"; trd plan {config.recipe} names {len(errors) - 1} more" if len(errors) > 1 else ""
+        raise InputError(got, expected or "what its stages take", errors[0].change + more)
 
 
 def _again(graph: Graph, config: RunConfig, chosen: Sequence[Node]) -> set[str]:

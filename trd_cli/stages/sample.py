@@ -12,7 +12,7 @@ from trd_cli.records import Problem, Trajectory, content_hash
 from trd_cli.reporting import Report
 from trd_cli.run_dir import RunDir
 from trd_cli.shards import read_problems
-from trd_cli.tokens import Tokenizer
+from trd_cli.tokens import Tokenizer, unread_names
 
 
 def run(config: SampleConfig, backend: Backend, report: Report) -> Outcome:
@@ -21,6 +21,8 @@ def run(config: SampleConfig, backend: Backend, report: Report) -> Outcome:
     problems = _slice(config, everything)
     templates = templates_for("student", (p.task for p in problems), config.prompt)
     rendering = Rendering(config.render or "chat", config.chat_template_kwargs or {})
+    if unread := unread_names(backend.tokenizer, rendering.mode, rendering.kwargs):
+        report.note(unread)
     planned = plan_rollouts(problems, config.n, templates, rendering, backend, config, config.round)
     planned = _short_enough(config, problems, planned, backend.tokenizer, report)
     identity = config.identity() | {

@@ -13,13 +13,13 @@ from trd_cli.inputs import InputSet
 from trd_cli.models import ModelRef
 from trd_cli.records import Trajectory
 from trd_cli.reporting import Report
-from trd_cli.rope import config_of, steady_length
-from trd_cli.tokens import Tokenizer
+from trd_cli.rope import steady_length
+from trd_cli.tokens import Tokenizer, check_same_tokens, unread_names
+from trd_cli.training.admission import check_trainable
 from trd_cli.training.asking import Asking, too_long_for
 from trd_cli.training.batches import Example, ids_array
 
 ALL_SPECIAL = "special"
-_SHOWN = 5  # differing tokens in an error message
 
 ParentColumn = Callable[[str], Mapping[str, Any]]
 
@@ -41,14 +41,11 @@ class Contexts:
         Raises ModelError when the two tokenizers differ: the response ids would mean different tokens.
         """
         for model in (student, teacher):
-            if model.path is None:
-                raise ModelError(
-                    f"{model.name} has no weights to train", "a real model", "give --model and --teacher"
-                )
+            check_trainable(model)
         self._student, self._teacher = student, teacher
         self._tokenizer: Tokenizer = student.tokenizer()
         teachers = self._tokenizer if teacher.path == student.path else teacher.tokenizer()
-        _check_vocabularies(self._tokenizer, student.name, teachers, teacher.name)
+        check_same_tokens(student.name, self._tokenizer, teacher.name, teachers)
         written = source.about("tokenizer")
         if written is not None and written != self._tokenizer.fingerprint():
             raise ModelError(
@@ -62,14 +59,19 @@ class Contexts:
                 "an end that only the teacher knows is replaced by the student's"
             )
         self._teacher_eos_ids = teachers.eos_ids
-        longest = [_longest(model, config.max_length) for model in (student, teacher)]
+        longest = [longest_row(model, config.max_length) for model in (student, teacher)]
         # Longer rows would change what the others read, see `rope`.
-        longest += filter(None, (steady_length(config_of(model)) for model in (student, teacher)))
+        longest += filter(
+            None, (steady_length(model.architecture().get_text_config()) for model in (student, teacher))
+        )
         self._limit = min(longest)
-        self._masked = _masked_ids(config.mask_tokens, self._tokenizer)
+        self._masked = masked_ids(config.mask_tokens, self._tokenizer)
         self._config, self._report = config, report
         self._parents = functools.cache(parents)
         self._asking = Asking(config, source, teachers, self._limit)
+        mode, kwargs = source.about("render") or "chat", source.about("chat_template_kwargs") or {}
+        if unread := unread_names(teachers, mode, kwargs):
+            report.note(f"{teacher.name}: {unread}")
 
     def examples(self, rows: Sequence[Trajectory]) -> list[Example]:
         """The rows that can be trained on; what is left out or cut is counted and said."""
@@ -152,8 +154,8 @@ def _unknown(model: ModelRef, token_ids: Sequence[int], what: str) -> str | None
     return f"{what} has a token id that {model.name} has no embedding for"
 
 
-def _longest(model: ModelRef, asked: int | None) -> int:
-    """Tokens that a row may have for this model; raises ModelError when nobody says how many."""
+def longest_row(model: ModelRef, asked: int | None) -> int:
+    """Return how many tokens a row may have for this model; raises ModelError when nobody says how many."""
     try:
         longest = model.max_length()
     except ModelError as error:
@@ -163,23 +165,11 @@ def _longest(model: ModelRef, asked: int | None) -> int:
     return min(asked or longest, longest)
 
 
-def _check_vocabularies(students: Tokenizer, student: str, teachers: Tokenizer, teacher: str) -> None:
-    if teachers.fingerprint() == students.fingerprint():
-        return
-    mine, theirs = students.vocabulary(), teachers.vocabulary()
-    differing = sorted(token for token in {*mine, *theirs} if mine.get(token) != theirs.get(token))
-    shown = ", ".join(
-        f"{token!r} {mine.get(token, '–')}/{theirs.get(token, '–')}" for token in differing[:_SHOWN]
-    )
-    raise ModelError(
-        f"the tokenizers of {student} and {teacher} differ in {len(differing)} tokens ({shown}{', …' * (len(differing) > _SHOWN)})",
-        "the same tokens with the same ids",
-        "use models of one family",
-    )
+def masked_ids(names: Sequence[str], tokenizer: Tokenizer) -> frozenset[int]:
+    """Return the ids of tokens that do not count: by name, or all special ones but the end of a turn.
 
-
-def _masked_ids(names: Sequence[str], tokenizer: Tokenizer) -> frozenset[int]:
-    """Ids of the tokens that do not count: by name, or all special ones but the end of a turn."""
+    Raises InputError for a name that is no token.
+    """
     vocabulary, found = tokenizer.vocabulary(), set()
     for name in names:
         if name == ALL_SPECIAL:

@@ -33,7 +33,7 @@ def accelerator_for(config: DistillConfig, logs: Path | None = None) -> Accelera
     from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
 
     for name in config.tracker:
-        _check_tracker(name)
+        check_tracker(name)
     if is_asked_for() and os.environ.get("FSDP_VERSION", "1") != "2":
         raise _unfit("FSDP version 1")
     on_cpu = config.device == "cpu" or (config.device == "auto" and not torch.accelerator.is_available())
@@ -63,9 +63,7 @@ def accelerator_for(config: DistillConfig, logs: Path | None = None) -> Accelera
         )
     if accelerator.distributed_type in ("DEEPSPEED", "MEGATRON_LM", "TP"):
         raise _unfit(accelerator.distributed_type)
-    device = accelerator.device
-    if config.device not in ("auto", device.type, str(device)):
-        raise InputError(f"--device {config.device}", f"auto or {device}", "change --device")
+    check_device(config.device, accelerator.device)
     return accelerator
 
 
@@ -77,7 +75,17 @@ def _unfit(kind: str) -> UserError:
     )
 
 
-def _check_tracker(name: str) -> None:
+def check_device(asked: str, device: torch.device | None = None) -> None:
+    """Raise InputError for another device than `device`, by default the one of this machine."""
+    if device is None and asked == "cpu":
+        return
+    device = device or torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    if asked not in ("auto", device.type, str(device)):
+        raise InputError(f"--device {asked}", f"auto or {device}", "change --device")
+
+
+def check_tracker(name: str) -> None:
+    """Raise InputError for a tracker that is not installed."""
     from importlib.util import find_spec
 
     if find_spec(name) is None:

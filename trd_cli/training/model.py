@@ -13,7 +13,8 @@ from torch import nn
 from trd_cli.config import DistillConfig, LoraOptions
 from trd_cli.core.objectives import Objective
 from trd_cli.errors import InputError, ModelError, TrdError, first_line
-from trd_cli.models import ModelRef
+from trd_cli.models import ModelRef, cannot_load
+from trd_cli.training.admission import check_head, check_trainable
 from trd_cli.training.batches import Batch, Side
 from trd_cli.training.loss import Figures, fused_divergence
 
@@ -22,7 +23,6 @@ warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", categor
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 _HEAD_LIMIT = {torch.float32: 1e-3, torch.bfloat16: 3e-2}
-_LOGIT_TRANSFORMS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
 
 
 def compute_dtype(config: DistillConfig) -> torch.dtype:
@@ -34,37 +34,25 @@ def load(
     model: ModelRef, dtype: torch.dtype, device: torch.device, attn_implementation: str | None = None
 ) -> nn.Module:
     """A causal language model whose logits are its head's output, nothing more; raises ModelError for others."""
-    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, GenerationConfig
     from transformers.utils import logging
 
+    check_trainable(model)
     logging.disable_progress_bar()
     # One of its own: nothing is generated, and transformers refuses some of those that models bring.
     more: dict[str, Any] = {"generation_config": GenerationConfig()}
     more |= {"attn_implementation": attn_implementation} if attn_implementation else {}
     try:
-        loaded = AutoModelForCausalLM.from_pretrained(str(model.path), dtype=dtype, **more).to(device)
+        loaded = AutoModelForCausalLM.from_pretrained(
+            str(model.path), dtype=dtype, trust_remote_code=False, **more
+        ).to(device)
     except torch.OutOfMemoryError:
         raise TrdError(
             f"out of memory loading {model.name}; expected room for its weights; use a larger device, --lora, or more processes"
         ) from None
-    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
-        raise ModelError(
-            f"cannot load {model.name}: {first_line(error)}",
-            "a causal language model"
-            + (f" with --attn-implementation {attn_implementation}" if attn_implementation else ""),
-            "check the directory" + (" and the option" if attn_implementation else ""),
-        ) from None
-    config = loaded.config.get_text_config()
-    for name in _LOGIT_TRANSFORMS:
-        if getattr(config, name, None) not in (None, 1, 1.0):
-            raise ModelError(
-                f"{model.name} transforms its logits ({name})",
-                "a model whose logits are its head's output",
-                "use another model",
-            )
-    if getattr(loaded.get_output_embeddings(), "bias", None) is not None:
-        raise ModelError(f"{model.name} has a bias on its output head", "a head without", "use another model")
+    except Exception as error:  # of any type: each architecture checks its own sizes
+        raise cannot_load(model, error, attn_implementation) from None
+    check_head(model.name, loaded)
     return loaded
 
 

@@ -17,6 +17,7 @@ from torch import nn
 from trd_cli.config import DistillConfig
 from trd_cli.errors import InputError
 from trd_cli.models import ModelRef
+from trd_cli.training.admission import check_trainable
 from trd_cli.training.batches import Side
 from trd_cli.training.model import Teacher, base_of, embedding_is_tied, head_of, load, response_states
 
@@ -103,9 +104,10 @@ def load_to_share(
 
 def _unfilled(model: ModelRef, dtype: torch.dtype, attn_implementation: str | None) -> nn.Module:
     from accelerate import init_empty_weights
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    config = AutoConfig.from_pretrained(str(model.path))
+    check_trainable(model)
+    config = model.architecture()
     attention = {"attn_implementation": attn_implementation} if attn_implementation else {}
     # Buffers that no file holds (the rotary frequencies) are not shared: they are made here.
     with init_empty_weights(include_buffers=False):

@@ -24,7 +24,7 @@ from trd_cli.files import write_text
 from trd_cli.interrupts import stop_signals
 from trd_cli.models import EMA, ModelRef
 from trd_cli.reporting import Report
-from trd_cli.rope import config_of, switch_length
+from trd_cli.rope import switch_length
 from trd_cli.training.batches import Example, Weighting, collate, plan_step, steps
 from trd_cli.training.checkpoints import dtype_to_save, rehearse, save_model
 from trd_cli.training.figures import StepFigures
@@ -114,7 +114,10 @@ class Trainer:
             self._student = with_adapter(self._student, config, config.seed)
         check_recomputation(accelerator, self._student)
         self._teacher = self._teacher_of(teacher, compute)
-        self.switches = (switch_length(config_of(student)), switch_length(config_of(teacher)))
+        self.switches = (
+            switch_length(student.architecture().get_text_config()),
+            switch_length(teacher.architecture().get_text_config()),
+        )
         self.step = DistillStep(
             self._student,
             self._teacher,

@@ -1,0 +1,80 @@
+"""Reading a chat template: the token it ends an assistant's turn with, the names it reads, and whether it shows what a user says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence, Set
+from typing import ClassVar
+
+import jinja2
+import jinja2.ext
+import jinja2.meta
+import jinja2.nodes
+import jinja2.parser
+
+from trd_cli.records import Message
+
+# Lower case, no accents, no figures: what a tokenizer that normalises its text leaves as it is.
+PROBE: tuple[Message, ...] = ({"role": "user", "content": "what is the sum of one and one"},)
+# Two answers in words that no template has: what follows both is the template's.
+_ANSWERS = ("heliotrope", "quicksilver lanterns")
+_NEXT: Message = {"role": "user", "content": "and why"}
+# What transformers gives to every template, beside the names of special tokens.
+_GIVEN = {"messages", "add_generation_prompt", "raise_exception", "strftime_now"}
+
+Write = Callable[[Sequence[Message]], str]
+Encode = Callable[[str], Sequence[int]]
+
+
+def end_of_turn(write: Write, encode: Encode, marks: Set[int], ends: Set[int]) -> int | None:
+    """Return the id that a template writes to end an assistant's turn, or None where it writes none.
+
+    `write` renders a conversation without a prompt for the next turn, `marks` are ids that are no plain text, and `ends` those
+    that are known to end a response. It is the first mark after an answer, unless a known end follows it in the middle of a
+    conversation, too: the mark then ends a part of the turn. Turns may end where the next one begins, with a known end.
+    """
+    found = {_end_after(answer, write, encode, marks | ends, ends) for answer in _ANSWERS}
+    return found.pop() if len(found) == 1 else None
+
+
+def _end_after(answer: str, write: Write, encode: Encode, marks: Set[int], ends: Set[int]) -> int | None:
+    turn: Message = {"role": "assistant", "content": answer}
+    after, middle = (_after(answer, write, [*PROBE, turn, *more]) for more in ((), (_NEXT,)))
+    written = [i for i in encode(after) if i in marks]
+    between = [i for i in encode(middle.partition(_NEXT["content"])[0]) if i in ends]
+    lasting = [i for i in written if i in between]
+    return next(iter(lasting or written or between), None)
+
+
+def _after(answer: str, write: Write, messages: Sequence[Message]) -> str:
+    """What a template writes after an answer; nothing where it fails or does not show the answer."""
+    try:
+        _, shown, rest = write(messages).rpartition(answer)
+    except Exception:  # whatever a template raises: it says nothing of an assistant's turn
+        return ""
+    return rest if shown else ""
+
+
+def shows(text: str, probe: str) -> bool:
+    """Tell whether a rendered text has the probe in it, whatever becomes of white space."""
+    return "".join(probe.split()) in "".join(text.split())
+
+
+def names_read(template: str) -> frozenset[str]:
+    """Return the names that a template reads and that a user may give; none for a template that does not compile."""
+    try:
+        return frozenset(jinja2.meta.find_undeclared_variables(_ENVIRONMENT.parse(template)) - _GIVEN)
+    except jinja2.TemplateError:
+        return frozenset()
+
+
+class _Generation(jinja2.ext.Extension):
+    """The tag with which templates mark what an assistant says; it changes nothing in what is read."""
+
+    tags: ClassVar[set[str]] = {"generation"}
+
+    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+_ENVIRONMENT = jinja2.Environment(extensions=[_Generation, "jinja2.ext.loopcontrols"])

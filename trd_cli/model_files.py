@@ -1,0 +1,180 @@
+"""Reading a model directory without loading the model: its settings, its context length, how responses end, and what its weights are called.
+
+A file that cannot be used is a ModelError that names the file and repeats the reason in its reader's own words.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from trd_cli.errors import ModelError, first_line
+
+CONFIG = "config.json"
+GENERATION_CONFIG = "generation_config.json"
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+_OTHER_WEIGHTS = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+# What a tokenizer is read from, the likeliest to be broken first.
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.json",
+    CONFIG,
+)
+_LENGTHS = (
+    "max_position_embeddings",
+    "n_positions",
+    "n_ctx",
+    "max_seq_len",
+    "max_sequence_length",
+    "seq_length",
+)
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """Read a JSON object. Raises ModelError for a file that is cut off, is not UTF-8, or holds something else."""
+    found, reason = _json_object(path)
+    if found is None:
+        raise ModelError(f"{path} cannot be read ({reason})", "a JSON object in UTF-8", "copy the file again")
+    return found
+
+
+def context_length(directory: Path) -> int:
+    """Return the longest context in tokens that config.json names.
+
+    Raises ModelError where it names none, or one that is no number of tokens.
+    """
+    path = directory / CONFIG
+    for config in _configs(directory):
+        for name in _LENGTHS:
+            value = config.get(name)
+            if value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ModelError(
+                    f"{path}: {name} is {json.dumps(value)}", "a number of tokens", "give --max-model-len"
+                )
+            return value
+    raise ModelError(f"{path} names no context length", "max_position_embeddings", "give --max-model-len")
+
+
+def configured_ends(directory: Path) -> list[int]:
+    """Return the ids that end a response by generation_config.json, or by config.json where that names none.
+
+    Raises ModelError for a file that cannot be read, and for an end that is no id.
+    """
+    generation = directory / GENERATION_CONFIG
+    if generation.is_file():
+        ends = _ends(generation, read_settings(generation))
+        if ends:
+            return ends
+    if not (directory / CONFIG).is_file():
+        return []
+    found = (_ends(directory / CONFIG, config) for config in reversed(_configs(directory)))
+    return next(filter(None, found), [])
+
+
+def tensor_names(directory: Path) -> frozenset[str]:
+    """Return the names of the weights by the headers and the index of the safetensors files, without loading them.
+
+    Weights in other formats, and those that are not there, give none. Raises ModelError for a file that is damaged, and for
+    one that the index names and that is missing beside others.
+    """
+    names: set[str] = set()
+    index = directory / INDEX
+    files = [directory / WEIGHTS] if (directory / WEIGHTS).is_file() else []
+    if not files and index.is_file():
+        weight_map = read_settings(index).get("weight_map")
+        if not isinstance(weight_map, dict):
+            raise ModelError(f"{index} has no weight_map", "the index of the weights", "copy the file again")
+        names |= weight_map.keys()
+        files = [directory / str(name) for name in sorted(set(weight_map.values()))]
+        missing = [path for path in files if not path.is_file()]
+        if missing and len(missing) < len(files):
+            raise ModelError(
+                f"{index} names {missing[0].name}, which is not there",
+                "all files of the weights",
+                "copy it too",
+            )
+        files = [] if missing else files
+    for path in files:
+        names |= _header(path)
+    return frozenset(names)
+
+
+def has_weights(directory: Path) -> bool:
+    """Tell whether a directory has weights in a form that transformers loads, whole or not."""
+    return any((directory / name).is_file() for name in (WEIGHTS, INDEX, *_OTHER_WEIGHTS))
+
+
+def damage(directory: Path) -> str | None:
+    """Describe what cannot be read of a model's configuration and weights, or return None if nothing is found.
+
+    For whoever has failed to load a model with a message that does not say which file is at fault.
+    """
+    try:
+        for name in (CONFIG, GENERATION_CONFIG):
+            if (directory / name).is_file():
+                read_settings(directory / name)
+        tensor_names(directory)
+    except ModelError as error:
+        return error.got
+    return None
+
+
+def broken_tokenizer_file(directory: Path) -> tuple[str, str | None]:
+    """Return the name of the file that a tokenizer cannot be read from, and the reason; None where the file is sound by itself."""
+    there = [name for name in _TOKENIZER_FILES if (directory / name).is_file()]
+    for name in there:
+        found, reason = _json_object(directory / name)
+        if found is None:
+            return name, reason
+    for path in sorted(directory.glob("*.jinja")):
+        try:
+            path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            return path.name, first_line(error)
+    return (there or [_TOKENIZER_FILES[0]])[0], None
+
+
+def _json_object(path: Path) -> tuple[dict[str, Any] | None, str]:
+    """What a file holds, or None and why that is no JSON object."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        return None, first_line(error)
+    return (found, "") if isinstance(found, dict) else (None, f"it holds a {type(found).__name__}")
+
+
+def _configs(directory: Path) -> list[dict[str, Any]]:
+    """The configuration of the language model where that is nested in a larger one, then the whole."""
+    config = read_settings(directory / CONFIG)
+    nested = config.get("text_config")
+    return [nested, config] if isinstance(nested, dict) else [config]
+
+
+def _ends(path: Path, settings: dict[str, Any]) -> list[int]:
+    value = settings.get("eos_token_id")
+    listed = value if isinstance(value, list) else [value]
+    odd = [end for end in listed if end is not None and (isinstance(end, bool) or not isinstance(end, int))]
+    if odd:
+        raise ModelError(
+            f"{path}: eos_token_id is {json.dumps(value)}", "an id, or a list of ids", "mend the file"
+        )
+    return [end for end in listed if end is not None and end >= 0]
+
+
+def _header(path: Path) -> set[str]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return set(file.keys())
+    except (OSError, SafetensorError, ValueError) as error:
+        raise ModelError(
+            f"{path} cannot be read ({first_line(error)})", "whole weights", "copy the file again"
+        ) from None
