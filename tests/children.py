@@ -36,9 +36,13 @@ os.execvp(command[0], command)
 def start_child(
     words: Iterable[object], *, ignored: Iterable[signal.Signals] = (), **options: Any
 ) -> subprocess.Popen[Any]:
-    """Start a command with the default handling of signals, but for those `ignored`; `options` are Popen's."""
+    """Start a command with the default handling of signals, but for those `ignored`; `options` are Popen's.
+
+    A word that is no text is given as bytes.
+    """
     numbers = (",".join(str(int(number)) for number in each) for each in (HEARD, ignored))
-    return subprocess.Popen([sys.executable, "-ISc", _BECOME, *numbers, *map(str, words)], **options)
+    command = (word if isinstance(word, bytes) else str(word) for word in words)
+    return subprocess.Popen([sys.executable, "-ISc", _BECOME, *numbers, *command], **options)
 
 
 # Commands of trd forked from one process that has the modules loaded, so that a signal falls into the work and not into

@@ -14,12 +14,12 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+from children import start_child, wait_for
 from conftest import Trd
 from sets import by_id, rows_of
 
@@ -55,8 +55,8 @@ def sample(problems: Path) -> Sample:
 
 
 def start(*arguments: object, **environment: object) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "trd_cli", *map(str, arguments)],
+    return start_child(
+        [sys.executable, "-m", "trd_cli", *arguments],
         env={**os.environ, **{name: str(value) for name, value in environment.items()}},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
@@ -89,13 +89,6 @@ def fault(library: Path, call: str, number: int, below: object = "", when: objec
     """Variables that let a call fail: on paths with `below` in them, as soon as the file `when` is there."""
     told = {"LD_PRELOAD": library, "TRD_FAULT": f"{call}:{number}"}
     return told | ({"TRD_FAULT_BELOW": below} if below else {}) | ({"TRD_FAULT_WHEN": when} if when else {})
-
-
-def wait_for(condition: Callable[[], object]) -> None:
-    until = time.monotonic() + PLENTY
-    while not condition():
-        assert time.monotonic() < until, "it never came to that"
-        time.sleep(0.02)
 
 
 def shards_in(directory: Path) -> int:
@@ -341,7 +334,7 @@ with replacing(pathlib.Path({str(tmp_path / "file")!r})) as file:
     print("writing", flush=True)
     time.sleep({PLENTY})
 """
-    with subprocess.Popen([sys.executable, "-c", writing], stdout=subprocess.PIPE, text=True) as writer:
+    with start_child([sys.executable, "-c", writing], stdout=subprocess.PIPE, text=True) as writer:
         writer.stdout.readline()
         (half,) = tmp_path.iterdir()
         sweep(tmp_path)

@@ -22,7 +22,7 @@ from trd_cli.records import Completion, Request, Sampling
 from trd_cli.report.data import SetRef
 from trd_cli.report.nll import TEXTS, choose, score
 from trd_cli.reporting import SilentReport
-from trd_cli.rope import config_of, steady_length, switch_length
+from trd_cli.rope import steady_length, switch_length
 from trd_cli.shards import read_problems, write_problems
 from trd_cli.training.batches import Example, Weighting, collate, plan_step
 from trd_cli.training.model import DistillStep, Teacher
@@ -90,7 +90,7 @@ def test_where_the_factors_change_is_read_from_the_configuration(
     directories: Callable[[str], Path], tmp_path: Path
 ) -> None:
     for kind in KINDS:
-        config = config_of(resolve_model(str(directories(kind))))
+        config = resolve_model(str(directories(kind))).architecture().get_text_config()
         assert (switch_length(config), steady_length(config)) == (SWITCH, None)
     for scaling, steady in (
         (None, None),
@@ -99,7 +99,7 @@ def test_where_the_factors_change_is_read_from_the_configuration(
         ({"rope_type": "dynamic", "factor": 2.0}, 2048),
     ):
         directory = build_model(tmp_path / str(scaling and scaling["rope_type"]), rope_scaling=scaling)
-        config = config_of(resolve_model(str(directory)))
+        config = resolve_model(str(directory)).architecture().get_text_config()
         assert (switch_length(config), steady_length(config)) == (None, steady)
 
 

@@ -15,11 +15,12 @@ import sys
 import termios
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+from children import start_child, wait_for
 from conftest import Trd
 from sets import by_id, rows_of
 from tiny import build_model
@@ -85,21 +86,11 @@ def the_error(result: subprocess.CompletedProcess[bytes]) -> str:
     return line
 
 
-def start(*arguments: object, heeds: int = signal.SIG_DFL, **streams: object) -> subprocess.Popen[bytes]:
-    """A trd command that is still running; SIGHUP reaches it, whatever has started the tests."""
-    return subprocess.Popen(
-        words(*arguments),
-        start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGHUP, heeds),
-        **streams,
-    )
-
-
-def wait_for(condition: Callable[[], object]) -> None:
-    until = time.monotonic() + PLENTY
-    while not condition():
-        assert time.monotonic() < until, "it never came to that"
-        time.sleep(0.02)
+def start(
+    *arguments: object, ignored: Sequence[signal.Signals] = (), **streams: object
+) -> subprocess.Popen[bytes]:
+    """A trd command that is still running; signals reach it, whatever has started the tests, but for those `ignored`."""
+    return start_child(words(*arguments), ignored=ignored, start_new_session=True, **streams)
 
 
 # Streams that are closed or full
@@ -123,7 +114,7 @@ def test_no_file_gets_the_number_of_a_closed_stream(made: Made, tmp_path: Path) 
     out = tmp_path / "out"
     script = 'exec "$@" <&- >&- 2>&-'
     command = ["bash", "-c", script, "bash", *words(*made.sample(out, *SLOW, "--shard-rows", 1))]
-    with subprocess.Popen(command) as running:
+    with start_child(command) as running:
         wait_for(lambda: out.is_dir() and list_shards(out))
         targets = {os.readlink(f"/proc/{running.pid}/fd/{number}") for number in range(3)}
     assert targets == {os.devnull}
@@ -395,17 +386,13 @@ def test_a_terminal_that_is_closed_keeps_the_rows(made: Made, tmp_path: Path) ->
     out = tmp_path / "out"
     ours, theirs = pty.openpty()
 
-    def own_terminal() -> None:
-        signal.signal(signal.SIGHUP, signal.SIG_DFL)
-        fcntl.ioctl(theirs, termios.TIOCSCTTY, 0)
-
-    running = subprocess.Popen(
+    running = start_child(
         words(*made.sample(out, *SLOW)),
         stdin=theirs,
         stdout=theirs,
         stderr=theirs,
         start_new_session=True,
-        preexec_fn=own_terminal,
+        preexec_fn=lambda: fcntl.ioctl(theirs, termios.TIOCSCTTY, 0),
         pass_fds=[theirs],
     )
     os.close(theirs)
@@ -419,7 +406,7 @@ def test_a_terminal_that_is_closed_keeps_the_rows(made: Made, tmp_path: Path) ->
 
 def test_under_nohup_a_hang_up_is_not_heard(made: Made, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    running = start(*made.sample(out, *SLOW), heeds=signal.SIG_IGN, stderr=subprocess.DEVNULL)
+    running = start(*made.sample(out, *SLOW), ignored=[signal.SIGHUP], stderr=subprocess.DEVNULL)
     wait_for(lambda: (out / "run.json").is_file())
     os.kill(running.pid, signal.SIGHUP)
     assert running.wait(PLENTY) == 0
