@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from trd_cli.graders import math
+from trd_cli.graders import by_math_verify, math, reading
 from trd_cli.graders.base import NO_ANSWER, Grade, Question
 
 DATA = Path(os.environ.get("TRD_DATA", Path(__file__).parent.parent.parent / "shared" / "data"))
@@ -177,6 +177,31 @@ def test_a_reference_may_be_a_worked_solution_that_ends_in_its_answer() -> None:
     assert graded(boxed(6), "Since 2 times 3, $$\\boxed{6}$$\n").verdict == "correct"
 
 
+WORKED = [
+    "Janet has 16 - 3 - 4 = 9 eggs, so she makes 9 * 2 = 18 dollars. A: 18",
+    "2 + 3 = 5 and 5 * 2 = 10. A: 10",
+    "The sum is 5, therefore the answer is 10",
+    "First 5.\nThen 7.",
+    "The sequence converges because its terms are bounded and grow, which follows from the recursion by induction on n.",
+]
+
+
+@pytest.mark.parametrize("reference", WORKED)
+def test_a_worked_solution_without_a_marked_answer_is_no_reference(reference: str) -> None:
+    grade = graded(boxed(18), reference)
+    assert (grade.verdict, grade.detail) == ("error", math.NOT_ONE_ANSWER)
+    assert graded(boxed(18), reference + "\n#### 18").verdict == "correct"
+    assert graded(boxed(18), rf"{reference} \boxed{{18}}").verdict == "correct"
+
+
+@pytest.mark.parametrize(
+    "reference",
+    ["Monday, 3", "Answer: 5", r"\text{The answer is }5", "a=1 \\text{ or } a=-2", "No.", "x = 5 for all y"],
+)
+def test_a_short_answer_is_a_reference(reference: str) -> None:
+    assert reading.reference_answer(reference) == reference
+
+
 @pytest.mark.parametrize("reference", [None, "", " "])
 def test_without_a_reference_there_is_no_verdict(reference: str | None) -> None:
     assert graded(boxed(12), reference) == Grade("error", None, "no reference answer")
@@ -240,6 +265,9 @@ NO_ANSWERS = {
     "many digits": "1" * 3_999,
     "more digits": "1" * 100_000,
     "nothing but a command": "\\frac",
+    "bars": "|" * 3_000,
+    "a tower of variables": "x^{" * 39 + "1" + "}" * 39,
+    "minus signs": "-" * 500,
 }
 
 
@@ -368,62 +396,69 @@ OPINIONS = [
     ("5", "x=5", True),
     ("5", "6", False),
     (r"\sqrt{8}", r"2\sqrt{2}", True),
-    (r"\sqrt{8}", "2.828427", True),
-    (r"\sqrt{8}", "2.8284", False),
-    ("2^{2026}-1", "2^{2026}", False),
-    ("(x+1)^2", "x^2+2x+1", True),
-    ("(x+1)^2", "x^2+2x+2", False),
     (r"\{1,2\}", r"\{2,1\}", True),
     ("(1,2)", "(2,1)", False),
-    ("(1,2)", r"\{2,1\}", None),
-    ("[0,1)", "[0,1]", False),
-    ("(0,1]", "5", False),
-    (r"(0,9) \cup (9,36)", r"(9,36) \cup (0,9)", True),
-    ("x+y=1", "2x+2y=2", True),
-    ("x=5", "y=5", False),
-    (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{bmatrix}1\\2\end{bmatrix}", True),
-    (r"\text{Evelyn}", "evelyn", True),
-    (r"\text{Evelyn}", r"\text{Carla}", False),
-    ("1011_2", "1011_3", False),
-    ("0.28", r"28\%", None),
-    ("12:00", "1:00", None),
-    ("5", "😀", None),
-    ("5", "{" * 100 + "5" + "}" * 100, None),
+    # It has its own reading, and so its own faults, which ours must not share.
+    ("mg", "Mg", True),
+    ("R-r", "0", True),
+    (r"12\text{ cm}", r"12\text{ m}", True),
+    (r"\frac{\pi}{2}", "pi/2", False),
 ]
 
 
 @pytest.mark.parametrize(("reference", "answer", "opinion"), OPINIONS)
-def test_a_second_opinion_is_by_value_and_says_where_it_cannot_tell(
-    reference: str, answer: str, opinion: bool | None
-) -> None:
-    assert math.second_opinion(Question("math", boxed(answer), reference), False) is opinion
+def test_a_second_opinion_is_that_of_math_verify_alone(reference: str, answer: str, opinion: bool) -> None:
+    assert math.second_opinion(Question("math", boxed(answer), reference)) is opinion
 
 
-def test_a_second_opinion_on_no_answer_is_that_it_is_wrong() -> None:
-    assert math.second_opinion(Question("math", "it is 12", "12"), False) is False
-    assert math.second_opinion(Question("math", "it is 12", "12"), True) is True
-    assert math.second_opinion(Question("math", boxed(12), None), False) is None
+def test_a_second_opinion_finds_the_answer_by_itself_and_needs_a_reference() -> None:
+    assert math.second_opinion(Question("math", "so it is 12", "12")) is True
+    assert math.second_opinion(Question("math", boxed(12), None)) is None
+    assert math.second_opinion(Question("math", boxed(12), "First 5, then 7. So A: 12")) is None
 
 
 # From here on: agreement with what others have recorded.
 
 
 def test_math_verify_still_gives_the_verdicts_of_its_own_tests() -> None:
-    """268 pairs of Math-Verify's tests with their options, through the comparison that `grade` uses."""
+    """268 pairs of Math-Verify's tests with their options, through the second opinion."""
     cases = rows("grading/math_verify_cases.jsonl")
     assert len(cases) == 268
     differing = []
     for number, case in enumerate(cases):
         options = case["options"]
-        rules = math.Rules(
+        rules = by_math_verify.Rules(
             targets=tuple(options.get("match_types", ["latex", "expr"])),
             float_rounding=options.get("precision", 6),
             strict=options.get("strict", True),
             allow_set_relation_comp=options.get("allow_set_relation_comp", False),
         )
-        if math.compare(case["gold"], case["pred"], rules)[0] != bool(case["expected"]):
+        if by_math_verify.compare(case["gold"], case["pred"], rules)[0] != bool(case["expected"]):
             differing.append((number, case["gold"], case["pred"]))
     assert differing == []
+
+
+# Cases of Math-Verify's tests on which our grader differs from their labels, by why.
+NOT_AS_LABELLED = {
+    "several boxes are one answer there, here the last is": {
+        172, 182, 190, 205, 206, 223, 235, 236, 237, 239, 241, 242, 246, 247, 248, 249, 250,
+    },
+    "the label belongs to options that we do not have": {6, 31, 32, 133, 139, 187, 253},
+    "the reference is no single answer, or cut off": {60, 183, 217},
+    "a line break is read for the form feed that was a command": {130},
+    "the label is wrong: 1 - 1/e is not 1 + 1/e": {263},
+}  # fmt: skip
+
+
+def test_our_verdicts_differ_from_those_of_math_verify_only_where_it_is_known_why() -> None:
+    """The same 268 pairs, as whole responses, with what is ours."""
+    cases = rows("grading/math_verify_cases.jsonl")
+    differing = {
+        number
+        for number, case in enumerate(cases)
+        if (graded(case["pred"], case["gold"], lenient=True).verdict == "correct") != bool(case["expected"])
+    }
+    assert differing == set().union(*NOT_AS_LABELLED.values())
 
 
 # (gold, prediction) of NeMo-Skills' tests, which call a function on answers; here they stand in a box.
@@ -449,23 +484,19 @@ REGRADED = [(72, "10000")]
 
 
 def test_our_verdicts_on_800_responses_are_those_recorded_but_one() -> None:
-    differing, opposed, responses = [], [], 0
+    differing, responses = [], 0
     for row in rows("rollouts/math_cot_100.jsonl"):
         for response, score in zip(row["code"], row["score"], strict=True):
             grade = graded(response, row["gt"])
             responses += 1
             if (grade.verdict == "correct") != score:
                 differing.append((row["idx"], grade.extracted_answer))
-            opinion = math.second_opinion(Question("math", response, row["gt"]), False)
-            if opinion not in (None, grade.verdict == "correct"):
-                opposed.append((row["idx"], grade))
     assert responses == 800
     assert differing == REGRADED
-    assert opposed == []
 
 
-# Neighbours whose answers are the same though their texts are not: (set, index of the first).
-SAME_AS_THE_NEXT = {("math500", 22): "5, then x=5"}
+# Neighbours whose answers are the same though their texts are not: (set, the first, the second).
+SAME_AS_THE_NEXT = {("math500", "5", "x=5")}
 SETS = {
     "aime24": 30,
     "aime25": 30,
@@ -477,24 +508,38 @@ SETS = {
 }
 
 
+def check_neighbours(name: str, references: list[str]) -> None:
+    """Each reference is right against itself and wrong against the next; `\\displaystyle` keeps equal texts from settling it."""
+    final = [reading.reference_answer(reference) or "" for reference in references]
+    for number, (reference, own) in enumerate(zip(references, final, strict=True)):
+        following = final[(number + 1) % len(final)]
+        alike = _alike(own, following) or (name, own, following) in SAME_AS_THE_NEXT
+        for answer, same in ((own, True), (following, alike)):
+            grade = graded(boxed(rf"\displaystyle {answer}"), reference)
+            assert grade.verdict == ("correct" if same else "incorrect"), (
+                number,
+                reference,
+                answer,
+                grade.detail,
+            )
+
+
 @pytest.mark.parametrize("name", SETS)
 def test_each_reference_of_a_benchmark_is_right_and_the_next_one_wrong(name: str) -> None:
-    """By math-verify and by the second opinion; `\\displaystyle` keeps equal texts from settling it."""
     kept = [row for row in rows(f"benchmarks/{name}.jsonl") if row.get("answer_type") != "description"]
     references = [str(row["answer"]) for row in kept]
     assert len(references) == SETS[name]
-    final = [reference.split("####")[-1].strip() for reference in references]
-    final = [math.extract_answer(text, lenient=False) or text for text in final]
-    for number, (reference, own) in enumerate(zip(references, final, strict=True)):
-        following = final[(number + 1) % len(final)]
-        for answer, same in (
-            (own, True),
-            (following, _alike(own, following) or (name, number) in SAME_AS_THE_NEXT),
-        ):
-            question = Question("math", boxed(rf"\displaystyle {answer}"), reference)
-            verdict = math.grade(question, False).verdict
-            assert verdict == ("correct" if same else "incorrect"), (number, reference, answer)
-            assert math.second_opinion(question, False) in (same, None), (number, reference, answer)
+    check_neighbours(name, references)
+
+
+def test_each_reference_of_the_training_set_is_right_and_the_next_one_wrong() -> None:
+    """All that differ; two of the 7,474 problems have no answer."""
+    path = DATA / "train" / "math.json"
+    if not path.exists():
+        pytest.skip(f"no {path}: set TRD_DATA to the directory with the data")
+    answers = [str(row["answer"]) for row in json.loads(path.read_text())]
+    assert (len(answers), answers.count("")) == (7474, 2)
+    check_neighbours("math", list(dict.fromkeys(filter(None, answers))))
 
 
 def _alike(one: str, other: str) -> bool:

@@ -1,79 +1,70 @@
-"""Where the answer stands in a response, and how it is written: text in, text out.
+"""Where the answer stands in a response: text in, text out.
 
 What looks at a whole response takes time linear in its length; the rest is for answers that are `readable`.
 
-Not covered: thinking blocks in other tags than `<think>`; a model whose prompt opens the block and that ends before
-closing it leaves no tag at all, so that its thoughts are read as its answer.
+Not covered: thinking blocks in other tags than `<think>`.
 """
 
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 
 # Longer or deeper than this no answer is meant; math-verify's parser takes minutes for it.
 MAX_CHARACTERS, MAX_NESTING = 4_000, 40
 
-_OPEN, _CLOSE = "<think>", "</think>"
+OPEN, CLOSE = "<think>", "</think>"
+_TAG = re.compile("</?think>")
+_CODE = re.compile(r"(?ms)^[ \t]*```.*?(?:^[ \t]*```|\Z)|`[^`\n]+`")
 
 # An opening box (also with the backslash doubled, as out of JSON), an escaped character, a brace.
 _BRACES = re.compile(r"\\{1,2}(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
 _FENCE = re.compile(r"([ \t]*)(`{3,}|~{3,})([^`]*)")
 _HASHED_NUMBER = re.compile(r"-?\$?-?\d[\d,./]*%?")
 
-_SYMBOLS = str.maketrans(
-    {
-        "−": "-",
-        "–": "-",
-        "°": r"^{\circ}",
-        "·": r"\cdot ",
-        "×": r"\times ",
-        "π": r"\pi ",
-        "∞": r"\infty ",
-        "√": r"\sqrt ",
-        "≤": r"\le ",
-        "≥": r"\ge ",
-        "∪": r"\cup ",
-        "±": r"\pm ",
-        "（": "(",
-        "）": ")",
-        "，": ",",
-        "％": "%",
-        "\u00a0": " ",
-        "\u202f": " ",
-    }
-)
-_BIG = re.compile(r"\\[bB]igg?[lrm]?(?![a-zA-Z])")
-_DELIMITERS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"))
-_GROUPED = re.compile(r"(?<![\d.])\d{1,3}(?:(?:,?\\[,;!: ] ?|,|~|\{,\}|\{\\,\})\d{3})+(?!\d)")
-_TRAILING_SPACE = re.compile(r"(?:\\[,;:!]?|[~\s])+\Z")
-_SPACED = re.compile(r"-?\d{1,3}(?: \d{3})+(?:\.\d+)?")
-_MIXED = re.compile(r"(-?\d+)\s+(\d+)/(\d+)")
 
-_TEXT = re.compile(
-    r"\\(?:text|textbf|textit|textrm|textnormal|mathrm|mathbf|mathit|mbox|rm|bf)\s*\{([^{}]*)\}"
-)
-_WORDS = re.compile(r"[A-Za-z']{2,}(?:[ -][A-Za-z']{2,})*")
-_CHOICE = re.compile(r"\(([A-J])\)(?:[\s\\~:.].*)?|([A-J])(?:[).:](?:\s.*)?)?", re.DOTALL)
-_BASED = re.compile(r"([0-9A-Za-z]*[0-9][0-9A-Za-z]*)_(?:\{(\d+)\}|(\d))")
-_UNIT_WORD = re.compile(r"[A-Za-z]{3,}[.,]?")
-_COMMAND = re.compile(r"\\[A-Za-z]+")
-# Words that change a number's value, so that it does not stand for the whole.
-_COUNTING = re.compile(
-    r"(?:hundred|thousand|[mbtr]+illion|dozen|pair|hal[fv]|quarter|third|fourth|fifth|sixth|seventh|eighth|ninth"
-    r"|[a-z]*teenth|[a-z]*tieth|tenth|eleventh|twelfth|[a-z]*dredth|squared|cubed|factorial|percent|pct|less|more"
-    r"|fewer|plus|minus|times|over|and|mod|sqrt|sin|cos|tan|log|exp|inf)",
-    re.IGNORECASE,
-)
+def thinking_is_open(response: str, opened: bool = False) -> bool:
+    """Return whether a response ends inside its thoughts; `opened` where the prompt has begun them."""
+    return final_part(response, opened) is None
 
 
-def thinking_is_open(response: str) -> bool:
-    """Whether a thinking block was opened and not closed after that."""
-    return response.rfind(_OPEN) > response.rfind(_CLOSE)
+def final_part(response: str, opened: bool = False) -> str | None:
+    """Return what comes after the thinking, or None where that never ends; `opened` where the prompt has begun it.
+
+    A closing tag without an opening one ends what the prompt began. Once the thinking is over a tag only counts as one of a
+    pair outside of code and quotes, so that a text or a program may speak of `<think>`.
+    """
+    first, end = response.find(OPEN), response.find(CLOSE)
+    if opened or 0 <= end < first or (first < 0 <= end):
+        return None if end < 0 else _after_further(response[end + len(CLOSE) :])
+    if first < 0:
+        return response
+    if not response[:first].strip():
+        return None if end < 0 else _after_further(response[end + len(CLOSE) :])
+    tags = _tags(response)
+    if tags and tags[-1][1] == OPEN and CLOSE not in [tag for _, tag in tags]:
+        return None
+    return _after_further(response)
 
 
-def final_part(response: str) -> str | None:
-    """What comes after the last thinking block, whose opening tag may be in the prompt; None while one is open."""
-    return None if thinking_is_open(response) else response.rpartition(_CLOSE)[2]
+def _after_further(text: str) -> str:
+    """Return what comes after the last whole block of thoughts in a text that may speak of them."""
+    tags = _tags(text) if CLOSE in text else []
+    ends = [
+        place + len(CLOSE) for (_, before), (place, tag) in pairwise(tags) if (before, tag) == (OPEN, CLOSE)
+    ]
+    return text[ends[-1] :] if ends else text
+
+
+def _tags(text: str) -> list[tuple[int, str]]:
+    """Return the tags of thinking in a text with their places, but those in fenced code, code within a line and quotes."""
+    code = [match.span() for match in _CODE.finditer(text)] if "`" in text or "~" in text else []
+    return [
+        (match.start(), match[0])
+        for match in _TAG.finditer(text)
+        if text[match.start() - 1 : match.start()] not in ("'", '"')
+        and not any(start < match.start() < end for start, end in code)
+    ]
 
 
 def last_boxed(text: str) -> str | None:
@@ -108,6 +99,54 @@ def after_hashes(text: str) -> str | None:
     if not found or not line or text.endswith("#####" + rest):
         return None
     return line if not after.strip() or _HASHED_NUMBER.fullmatch(line) else None
+
+
+# What announces an answer, and what may stand between it and the answer.
+_SAID = re.compile(
+    r"\b(?:(?:answer|ans)\b[*_\s]*(?:is|are|:|=|：|-\s)|(?:correct|right|best|final)\s+(?:option|choice)\s+is\b)[*_\s]*:?[*_\s]*",
+    re.IGNORECASE,
+)
+_CORRECT_OPTION = re.compile(
+    r"\b(?:option|choice)\s*\(?([A-J])\)?\s+is\s+(?:the\s+)?(?:correct|right|best|answer)", re.IGNORECASE
+)
+_LETTER = re.compile(
+    r"(?:the\s+)?(?:(?:option|choice|letter)\s+)?\(?([A-J])\)?(?P<more>\s*(?:,|/|&|and|or)\s*\(?[A-J]\)?(?![A-Za-z]))*(?=[\s.,;:!)]|$)"
+)
+_RETRACTED = re.compile(
+    r"\b(?:no|not really|wait|sorry|rather|instead)\b.*(?<![A-Za-z])[A-J](?![A-Za-z])", re.DOTALL
+)
+_SENTENCE_END = re.compile(r"[.!?。](?=\s|$)|,?\s(?:because|since)\b|,\s(?:as|so)\b")
+_LONE_LETTER = re.compile(r"[*_]*\(?([A-J])\)?[*_]*\.?")
+_LONE_OPTION = re.compile(r"\*\*(\(?[A-J][).:]\s.{1,80})\*\*\.?")
+
+
+def said_answer(text: str) -> str | None:
+    """Return what a text says to be its answer, up to the end of the sentence, or a letter that stands alone in its last line.
+
+    The letter of a choice comes without the words behind it, unless they take it back. `The answer is A bus` names no choice.
+    """
+    *_, last = [None, *_SAID.finditer(text)]
+    if last is None:
+        *_, option = [None, *_CORRECT_OPTION.finditer(text)]
+        line = text.strip().rsplit("\n", 1)[-1].strip()
+        lone = _LONE_LETTER.fullmatch(line) or _LONE_OPTION.fullmatch(line)
+        return option[1] if option else lone[1] if lone else None
+    said = text[last.end() :].lstrip().split("\n", 1)[0].replace("**", "").strip()
+    letter = _LETTER.match(said)
+    if letter and not (
+        letter[1] in "AI" and re.match(r"\s+(?!because|since|as\b)[a-z]", said[letter.end() :])
+    ):
+        sentence = _SENTENCE_END.split(said[letter.end() :])[0]
+        return None if _RETRACTED.search(sentence) else letter[0].strip()
+    said = _SENTENCE_END.split(said)[0].strip(" *_`\"'")
+    marked = re.fullmatch(r"\$([^$]+)\$", said)
+    return (marked[1].strip() if marked else said) or None
+
+
+def last_mathematics(text: str) -> str | None:
+    """Return what stands between the last marks of mathematics in a text, or None."""
+    found = re.findall(r"\$\$(.+?)\$\$|\$([^$\n]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", text, re.DOTALL)
+    return "".join(found[-1]).strip() if found else None
 
 
 def readable(answer: str) -> bool:
@@ -151,74 +190,3 @@ def last_code_block(text: str) -> str | None:
 def _dedented(line: str, indent: int) -> str:
     """A line without the spaces that its fence is indented by, as far as it has them, and without a carriage return."""
     return line[min(indent, len(line) - len(line.lstrip(" \t"))) :].removesuffix("\r")
-
-
-def cleaned(answer: str) -> str:
-    """The same answer in plainer LaTeX: no outer math or emphasis marks, thousands without separators, `2 1/2` as a fraction.
-
-    One that is not `readable` is left as it is.
-    """
-    if not readable(answer):
-        return answer.strip()
-    text = _BIG.sub("", answer.translate(_SYMBOLS)).strip()
-    for opening, closing in _DELIMITERS:
-        inside = text[len(opening) : -len(closing)]
-        if text == opening + inside + closing and opening not in inside and closing not in inside:
-            text = inside.strip()
-    text = _TRAILING_SPACE.sub("", text)
-    if not text.endswith(("..", r"\right.")):
-        text = text.removesuffix(".")
-    text = _GROUPED.sub(_ungrouped, text)
-    if _SPACED.fullmatch(text):
-        text = text.replace(" ", "")
-    if mixed := _MIXED.fullmatch(text):
-        text = rf"{mixed[1]}\frac{{{mixed[2]}}}{{{mixed[3]}}}"
-    return text or answer.strip()
-
-
-def _ungrouped(number: re.Match[str]) -> str:
-    """The digits alone; but `1,234` stays, which may be two numbers."""
-    digits = "".join(filter(str.isdigit, number[0]))
-    return number[0] if set(number[0]) <= {*digits, ","} else digits
-
-
-def without_text_marks(answer: str) -> str:
-    """`\\text{…}` and its kin replaced by their content."""
-    return " ".join(_TEXT.sub(r"\1", answer).split())
-
-
-def choice(answer: str) -> str | None:
-    """The letter of a multiple-choice answer: `(C)`, `C.`, `\\textbf{(C)} 25`; None for anything else."""
-    match = _CHOICE.fullmatch(without_text_marks(answer))
-    return (match[1] or match[2]) if match else None
-
-
-def words(answer: str) -> str | None:
-    """An answer of nothing but words, in lower case: `\\text{Evelyn}`, `Yes`; None for anything else, one letter included."""
-    text = without_text_marks(answer).strip(" .")
-    return text.lower() if _WORDS.fullmatch(text) else None
-
-
-def based(answer: str) -> tuple[str, str] | None:
-    """Digits and base of a numeral such as `1011_2` or `2B_{16}`; None for anything else."""
-    match = _BASED.fullmatch(without_text_marks(answer).replace(" ", ""))
-    return (match[1].lstrip("0").upper() or "0", match[2] or match[3]) if match else None
-
-
-def unit(answer: str) -> str:
-    """The words that `number_before_words` leaves out, in lower case and without a plural's s; "" without any."""
-    number = number_before_words(answer)
-    words = without_text_marks(answer).split()[len(number.split()) :] if number else []
-    return " ".join(word.lower().strip(".,").removesuffix("s") for word in words)
-
-
-def number_before_words(answer: str) -> str | None:
-    """The number of `12 dollars` or `\\text{5 apples}`; None where the words change its value, as in `3 million`."""
-    parts = without_text_marks(answer).split()
-    count = len(parts)
-    while count and _UNIT_WORD.fullmatch(parts[count - 1]) and not _COUNTING.match(parts[count - 1]):
-        count -= 1
-    number = " ".join(parts[:count])
-    plain = _COMMAND.sub("", number)
-    readable = any(map(str.isdigit, plain)) and not any(map(str.isalpha, plain))
-    return number if readable and (count < len(parts) or number != answer) else None

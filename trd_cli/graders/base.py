@@ -20,9 +20,13 @@ class Grade:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What is graded: a response against the reference answer of its problem, or its `tests` (JSON, the row's column)."""
+    """What is graded: a response against the reference answer of its problem, or its `tests` (JSON, the row's column).
+
+    `thinking` where the prompt has opened a thinking block that the response begins in.
+    """
 
     task: Task
     response: str
     reference_answer: str | None
     tests: str | None = None
+    thinking: bool = False

@@ -67,7 +67,7 @@ def grade(question: Question, options: CodeOptions) -> Grade:
     """Run the response's program against the row's tests. Needs no time limit of its own but for sanitising very long programs."""
     try:
         judge = _judge(question.tests, options)
-        source = _program(question.response)
+        source = _program(question)
     except _Unusable as error:
         return Grade("error", detail=_said(error))
     except _Failed as failure:
@@ -88,8 +88,8 @@ def _said(error: Exception) -> str:
     return str(error)[:500]
 
 
-def _program(response: str) -> str:
-    text = answers.final_part(response)
+def _program(question: Question) -> str:
+    text = answers.final_part(question.response, question.thinking)
     source = answers.last_code_block(text) if text is not None else None
     if not source or not source.strip():
         raise _Failed(NO_ANSWER)

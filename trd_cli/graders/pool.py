@@ -30,6 +30,7 @@ from trd_cli.graders import code, evalplus, math
 from trd_cli.graders.base import Grade, Question
 from trd_cli.graders.code import CodeOptions
 from trd_cli.graders.sandbox import Level, choose_level
+from trd_cli.records import Verdict
 
 _GRACE = 5.0
 # What a busy machine adds to the time of all tests.
@@ -196,25 +197,23 @@ class GraderPool:
     def _schedule(self, seconds: float, *work: Any) -> Any:
         return self._pool.schedule(_limited, (seconds + _GRACE, *work), timeout=seconds)
 
-    def second_opinions(
-        self, questions: Sequence[Question], grades: Sequence[Grade]
-    ) -> Iterator[bool | None]:
-        """Whether another method agrees with each grade, in order; None where it cannot tell.
+    def second_opinions(self, questions: Sequence[Question]) -> Iterator[Verdict | None]:
+        """Return the verdict of another method on each question, in order; None where it cannot tell.
 
-        Mathematics: equality by sympy instead of math-verify's comparison. Code: the tests run again.
+        Mathematics: math-verify called plainly, with its own extraction. Code: the tests run again.
         """
         futures = [
-            self._schedule(self._options.timeout, math.second_opinion, q, self._options.lenient)
+            self._schedule(self._options.timeout, math.second_opinion, q)
             if q.task == "math"
             else self._submit(q)
             for q in questions
         ]
-        for question, future, grade in zip(questions, futures, grades, strict=True):
+        for question, future in zip(questions, futures, strict=True):
             second = _result(future, 0.0)
             if question.task == "code":
-                yield second.verdict == grade.verdict
+                yield second.verdict
             else:
-                yield second == (grade.verdict == "correct") if isinstance(second, bool) else None
+                yield ("correct" if second else "incorrect") if isinstance(second, bool) else None
 
     def classes(self, groups: Sequence[Sequence[str]]) -> Iterator[list[int]]:
         """The equivalence classes of each group of answers; by their text alone where telling takes too long."""

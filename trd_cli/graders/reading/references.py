@@ -10,10 +10,11 @@ from trd_cli.graders import answers
 _MOST_WORDS, _MOST_LINES = 16, 1
 _ENVIRONMENT = re.compile(r"\\begin\{([a-z*]+)\}.*?\\end\{\1\}", re.DOTALL)
 _COMMAND = re.compile(r"\\(?:text|mathrm|textbf|mbox)\b|\\[A-Za-z]+")
+_TEXT = re.compile(r"\\text(?:bf|it|rm|normal)?\s*\{([^{}]*)\}")
 _WORD = re.compile(r"[^\W\d_]{2,}")
 # An announcement in the middle of a text: `… A: 6`, `… The answer is 6`.
 _ANNOUNCED = re.compile(
-    r"\S.*?(?<![^\W\d_])(?:A|Ans|Answer|answer|ANSWER)\s*:|\S.*\banswer\s+is\b", re.DOTALL
+    r"\S.*?(?<![^\W\d_])(?:A:\s|(?:Ans|Answer|answer|ANSWER)\s*:)|\S.*\banswer\s+is\b", re.DOTALL
 )
 _SENTENCE = re.compile(r"[^\W\d_]{2,}[.!?]\s+(?:\S+\s+){2,}\S|\d[.!?]\s+[A-Z][a-z]+\s+\S")
 _DERIVED = re.compile(
@@ -36,7 +37,9 @@ def reference_answer(text: str) -> str | None:
 
 
 def _is_worked(text: str) -> bool:
-    flat = _ENVIRONMENT.sub("M", text)
+    if len(text) > answers.MAX_CHARACTERS:
+        return True
+    flat = _TEXT.sub(r"\1", _ENVIRONMENT.sub("M", text))
     words = _WORD.findall(_COMMAND.sub(" ", flat))
     if len(flat.strip().splitlines()) > _MOST_LINES or len(words) > _MOST_WORDS:
         return True
