@@ -37,6 +37,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "rope",
         "inputs",
         "generation",
+        "thinking",
         "grading",
         "scores",
         "score_tables",

@@ -373,7 +373,7 @@ class VerifyConfig(InputOptions, GraderConfig):
     )
     audit: Share = option(
         0.0,
-        help="Grade this share of the rows by a second method too (sympy equality; a second run), and print the agreement.",
+        help="Grade this share of the rows by a second method too (math-verify with its own extraction; a second run), print the agreement, and list the rows that differ in SET.audit.jsonl.",
         rows=False,
     )
     dry_run: bool = option(False, help="Say what would be graded, then stop.", rows=False)

@@ -2,43 +2,64 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 from trd_cli.errors import InputError
 from trd_cli.graders.base import Grade, Question
+from trd_cli.graders.math import NOT_ONE_ANSWER
 from trd_cli.graders.pool import GraderOptions, GraderPool
 from trd_cli.records import Trajectory, well_formed
 from trd_cli.reporting import Report
 from trd_cli.shards import read_rows, write_shard
+from trd_cli.thinking import TAIL, Prompts
 
 _SETTLED = ("correct", "incorrect")
 
 
+@dataclass(frozen=True)
+class Differing:
+    """A row on which the second method differs, for a person to look at."""
+
+    trajectory_id: str
+    task: str
+    reference: str | None
+    answer: str | None
+    verdict: str
+    second_verdict: str
+
+
 @dataclass
 class Audit:
-    """How a second method judged a sample: rows it agreed on, rows it could not tell, and the ids of the others."""
+    """How a second method judged a sample: rows it agreed on, rows it could not tell, and the others."""
 
     agreed: int = 0
     untold: int = 0
-    disagreed: list[str] = field(default_factory=list)
+    differing: list[Differing] = field(default_factory=list)
 
     def summary(self) -> str:
         """One line for people."""
-        told = self.agreed + len(self.disagreed)
+        told = self.agreed + len(self.differing)
         share = f"{self.agreed / told:.1%}" if told else "nothing to compare"
-        ids = f": {', '.join(self.disagreed[:10])}" if self.disagreed else ""
+        ids = f": {', '.join(row.trajectory_id for row in self.differing[:10])}" if self.differing else ""
         return (
             f"audit of {told + self.untold} rows: the second method agrees on {self.agreed} of {told} ({share}), "
-            f"cannot tell {self.untold}, disagrees on {len(self.disagreed)}{ids}"
+            f"cannot tell {self.untold}, disagrees on {len(self.differing)}{ids}"
         )
+
+
+def lines(rows: Sequence[Differing]) -> str:
+    """Return rows as JSON Lines."""
+    return "".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows)
 
 
 class ShardGrader:
     """Grades whole shards; `counts` has the verdicts of all rows seen, `changes` the (old, new) ones of rows graded again.
+    `worked_references` counts the rows of each problem whose reference is not one answer.
 
     `regrade` says what becomes of rows that have a verdict: "none" refuses those of another grader or of other options, "stale"
     grades just those again, "unsettled" also those that ended as error or timeout, "all" grades every row again. A share `audit`
@@ -54,10 +75,12 @@ class ShardGrader:
     ) -> None:
         self._options, self._report, self._regrade, self._share = options, report, regrade, audit
         self._pool = GraderPool(options)
+        self._prompts = Prompts()
         self._said_sandbox = False
         self.counts: Counter[str] = Counter()
         self.changes: Counter[tuple[str, str]] = Counter()
         self.audit = Audit()
+        self.worked_references: Counter[str] = Counter()
 
     def __enter__(self) -> ShardGrader:
         self._pool.__enter__()
@@ -79,6 +102,7 @@ class ShardGrader:
         if todo or source != target:
             rows = write_shard(target, rows)
         self.counts.update(row.verdict for row in rows)
+        self.worked_references.update(row.problem_id for row in rows if row.verdict_detail == NOT_ONE_ANSWER)
         self._report.result(target)
 
     def _is_owed(self, row: Trajectory, path: Path) -> bool:
@@ -99,7 +123,7 @@ class ShardGrader:
     def _grade(self, rows: list[Trajectory]) -> list[Trajectory]:
         answered = [row for row in rows if row.error is None]
         self._say_sandbox(answered)
-        grades = iter(self._pool.grade([_question(row) for row in answered]))
+        grades = iter(self._pool.grade(self._questions(answered)))
         graded: list[Trajectory] = []
         for row in rows:
             grade = next(grades) if row.error is None else Grade("error", detail=f"no response: {row.error}")
@@ -126,14 +150,37 @@ class ShardGrader:
         return int(row.trajectory_id[:8], 16) < self._share * 16**8
 
     def _check(self, rows: Sequence[Trajectory]) -> None:
-        grades = [Grade(row.verdict) for row in rows]
-        opinions = self._pool.second_opinions([_question(row) for row in rows], grades)
-        for row, agrees in zip(rows, opinions, strict=True):
-            self.audit.agreed += agrees is True
-            self.audit.untold += agrees is None
-            if agrees is False:
-                self.audit.disagreed.append(row.trajectory_id)
+        for row, second in zip(rows, self._pool.second_opinions(self._questions(rows)), strict=True):
+            if second is None:
+                self.audit.untold += 1
+            elif second == row.verdict:
+                self.audit.agreed += 1
+            else:
+                self.audit.differing.append(
+                    Differing(
+                        row.trajectory_id,
+                        row.task,
+                        row.reference_answer,
+                        row.extracted_answer,
+                        str(row.verdict),
+                        second,
+                    )
+                )
 
-
-def _question(row: Trajectory) -> Question:
-    return Question(row.task, row.response or "", row.reference_answer, row.tests)
+    def _questions(self, rows: Sequence[Trajectory]) -> list[Question]:
+        return [
+            Question(
+                row.task,
+                row.response or "",
+                row.reference_answer,
+                row.tests,
+                self._prompts.open_thinking(
+                    row.model,
+                    row.prompt_token_ids[-TAIL:],
+                    row.response or "",
+                    row.ids_exact,
+                    row.finish_reason,
+                ),
+            )
+            for row in rows
+        ]

@@ -46,6 +46,7 @@ from trd_cli.graders.base import NO_ANSWER
 from trd_cli.graders.evalplus import BASE_PASSED
 from trd_cli.graders.evalplus import NAME as EVALPLUS
 from trd_cli.shards import read_table
+from trd_cli.thinking import TAIL, Prompts
 
 FORMAT = "trd-results-1"
 FILE = "results.json"
@@ -91,12 +92,19 @@ Samples = Mapping[str, Mapping[str, Mapping[int, Sample]]]
 def read_samples(shards: Iterable[Path]) -> Samples:
     """All samples of an evaluation; neither token ids nor texts stay in memory."""
     found: dict[str, dict[str, dict[int, Sample]]] = {}
+    prompts = Prompts()
     for path in shards:
-        table = read_table(path, [*_COLUMNS, "response", "response_token_ids"])
+        table = read_table(
+            path, [*_COLUMNS, "response", "response_token_ids", "prompt_token_ids", "ids_exact"]
+        )
         lengths = pc.list_value_length(table["response_token_ids"]).to_pylist()
         texts = (text.as_py() for text in table["response"])
-        for row, tokens, text in zip(table.select(_COLUMNS).to_pylist(), lengths, texts, strict=True):
-            sample = Sample(**row, tokens=tokens, open_thinking=thinking_is_open(text or ""))
+        ends = (ids.values[-TAIL:].to_pylist() for ids in table["prompt_token_ids"])
+        exact = table["ids_exact"].to_pylist()
+        rows = zip(table.select(_COLUMNS).to_pylist(), lengths, texts, ends, exact, strict=True)
+        for row, tokens, text, end, is_exact in rows:
+            opened = prompts.open_thinking(row["model"], end, text or "", is_exact, row["finish_reason"])
+            sample = Sample(**row, tokens=tokens, open_thinking=thinking_is_open(text or "", opened))
             found.setdefault(sample.source, {}).setdefault(sample.problem_id, {})[sample.sample_index] = (
                 sample
             )

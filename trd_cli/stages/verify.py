@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,7 +16,7 @@ from trd_cli.generation import Outcome
 from trd_cli.graders import math
 from trd_cli.graders.pool import GraderOptions
 from trd_cli.graders.sandbox import choose_level
-from trd_cli.grading import ShardGrader
+from trd_cli.grading import ShardGrader, lines
 from trd_cli.inputs import InputSet, check_complete, open_sets
 from trd_cli.records import Verdict
 from trd_cli.reporting import Report
@@ -33,6 +33,7 @@ def run(config: VerifyConfig, waves: Iterable[Sequence[str]], report: Report) ->
     directories: list[Path] = []
     report.start("verify", None)
     regrade = "all" if config.regrade else "none"
+    differing: defaultdict[Path, str] = defaultdict(str)
     with _Held() as held, ShardGrader(options, report, regrade, config.audit) as grader:
         for paths in waves:
             sets = open_sets(paths)
@@ -50,8 +51,12 @@ def run(config: VerifyConfig, waves: Iterable[Sequence[str]], report: Report) ->
                 make_directory(target)
                 held.add(target)
                 _prepare(each, target)
+                seen = len(grader.audit.differing)
                 for shard in each.shards:
                     grader.fill(_newest(shard, target / shard.name), target / shard.name)
+                if config.audit:
+                    differing[target] += lines(grader.audit.differing[seen:])
+                    _list_differing(target, differing[target], report)
         report.end()
         if config.out is not None and not config.dry_run:
             _settle(directories[0], Path(config.out))
@@ -64,11 +69,37 @@ def run(config: VerifyConfig, waves: Iterable[Sequence[str]], report: Report) ->
     if config.regrade and not config.dry_run:
         for line in _confusion(grader.changes):
             report.note(line)
+    if grader.worked_references:
+        report.note(_about_references(grader.worked_references))
     if config.audit and not config.dry_run:
         report.note(grader.audit.summary())
     outcome = Outcome(rows=grader.counts.total(), errors=grader.counts["error"] + grader.counts["timeout"])
     outcome.check_errors(config.max_errors)
     return grader.counts
+
+
+def audit_file(directory: Path) -> Path:
+    """Return the file beside a set that lists the rows on which the second method differs."""
+    place = directory.absolute()
+    return place.with_name(f"{place.name}.audit.jsonl")
+
+
+def _list_differing(directory: Path, text: str, report: Report) -> None:
+    """Write the rows on which the two methods differ beside the set; without any no file is left."""
+    file = audit_file(directory)
+    if text:
+        write_text(file, text)
+        report.note(f"the rows on which the second method differs: {file}")
+    else:
+        file.unlink(missing_ok=True)
+
+
+def _about_references(problems: Counter[str]) -> str:
+    names = ", ".join(list(problems)[:10]) + (", …" if len(problems) > 10 else "")
+    return (
+        f"{problems.total()} rows are errors because the reference of their problem is not one answer "
+        f"({len(problems)} problems: {names}): give its final answer alone, in a box or after ####"
+    )
 
 
 class _Held(ExitStack):
