@@ -10,6 +10,9 @@ Cached: ours keeps the last 128 texts it read, so built-in rows are all differen
 100 rows apart, with enough rows between them, outside the time, that the reference is read again; what share of readings was kept
 nevertheless, mostly a row's own from one step to the next, is shown. Ours reads no answer that is written as its reference is. SymPy keeps its last 1000 results on both sides.
 
+Mathematics, agreement: the public cases of TRD_DATA, by kind, ours and math-verify side by side, and how many wrong answers each
+accepts.
+
 Programs, checks a second, a check being a row's base and plus inputs (needs HumanEval+, in TRD_DATA or downloaded before). Baseline:
 EvalPlus's `check_correctness`. Ours: `GraderPool` in the strongest sandbox there is. Rows are reference solutions, several samples of
 each task in a row, and each side runs the reference once a task and process; EvalPlus can keep those results on disk, so it is
@@ -45,10 +48,14 @@ from trd_cli.datasets.arithmetic import make_arithmetic
 from trd_cli.datasets.evalplus import LATEST, origin, task_sha256, tasks
 from trd_cli.graders import math
 from trd_cli.graders.base import Question
+from trd_cli.graders.comparing.values import parse
 from trd_cli.graders.pool import GraderOptions, GraderPool
+from trd_cli.graders.reading import read
 from trd_cli.graders.sandbox import LEVELS, Limits, Sandbox, refusal
 
 ONE_GOAL, TWO_GOAL = 0.9, 1.7
+# Of the public cases: those whose verdict is their label's, and of the wrong answers those refused.
+AGREEMENT_GOAL, REFUSED_GOAL = 0.97, 1.0
 # Fewer than this are not two free cores.
 FREE = 1.8
 DATASET, VERSION = "humaneval", LATEST["humaneval"]
@@ -112,7 +119,10 @@ Blocks = Sequence[Sequence[Question]]
 
 def forgetting_rows(count: int) -> list[Question]:
     """Rows that take little, to fill our grader's cache."""
-    return [Question("math", rf"\boxed{{{n}.5}}", f"{n}.25") for n in range(10_000_000, 10_000_000 + count)]
+    return [
+        Question("math", rf"\boxed{{\sqrt{{{n}}}}}", rf"\sqrt{{{n}.5}}")
+        for n in range(10_000_000, 10_000_000 + count)
+    ]
 
 
 def recorded_rows() -> Blocks | None:
@@ -232,18 +242,24 @@ def print_rates(measured: Measured, count: int, unit: str) -> None:
     print(f"    cores free: {median(measured.free):.2f} of 2 (median), load average {load}")
 
 
+def _looked_up() -> tuple[int, int]:
+    """How many texts our grader had kept and had not, of those that it asked for."""
+    caches = [part.cache_info() for part in (read, parse)]
+    return sum(cache.hits for cache in caches), sum(cache.misses for cache in caches)
+
+
 def share_kept(blocks: Blocks) -> float:
     """Of the texts our grader reads for these rows in one process, those it had kept."""
     hits = total = 0
     for block in blocks:
         for row in forgetting_rows(FORGETTING):
             math.grade(row, False)
-        before = math.read.cache_info()
+        before = _looked_up()
         for row in block:
             math.grade(row, False)
-        after = math.read.cache_info()
-        hits += after.hits - before.hits
-        total += after.hits + after.misses - before.hits - before.misses
+        after = _looked_up()
+        hits += after[0] - before[0]
+        total += sum(after) - sum(before)
     return hits / total
 
 
@@ -271,6 +287,47 @@ def compare_math(name: str, blocks: Blocks, warm: Sequence[Question], rounds: in
     goals.judge(f"{name}: ours, 2 processes / math-verify", measured.ratio(two, plain), TWO_GOAL, both_free)
     goals.judge(f"{name}: ours, 2 processes / 1 process", measured.ratio(two, one), TWO_GOAL, both_free)
     return measured
+
+
+# Agreement
+
+
+def public_cases() -> list[dict[str, Any]] | None:
+    """The cases of mathematics; None without the file."""
+    path = Path(os.environ.get("TRD_DATA", ""), "grading", "public_cases.jsonl")
+    if "TRD_DATA" not in os.environ or not path.is_file():
+        return None
+    cases = [json.loads(line) for line in path.read_text().splitlines()]
+    return [case for case in cases if "tests" not in case]
+
+
+def compare_verdicts(cases: Sequence[dict[str, Any]], goals: Goals) -> dict[str, Any]:
+    """Agreement with the labels, kind by kind, and the wrong answers accepted."""
+    rows = [Question("math", case["response"], case["reference"]) for case in cases]
+    with _processes(1) as pool:
+        _, plain = pool.submit(plainly, rows).result()
+    ours = [math.grade(row, bool(case["lenient"])).verdict for row, case in zip(rows, cases, strict=True)]
+    verdicts = {"ours": ours, "math-verify": ["correct" if found else "incorrect" for found in plain]}
+    agree = {
+        name: [found == case["right"] for found, case in zip(each, cases, strict=True)]
+        for name, each in verdicts.items()
+    }
+    print(f"\nMathematics, {len(cases)} public cases: verdicts as labelled, ours and math-verify's")
+    for kind in dict.fromkeys(case["kind"] for case in cases):
+        places = [n for n, case in enumerate(cases) if case["kind"] == kind]
+        counts = [sum(agree[name][n] for n in places) for name in verdicts]
+        print(f"    {kind:<28} {counts[0]:4d} {counts[1]:4d}  of {len(places)}")
+    wrong = [n for n, case in enumerate(cases) if case["right"] == "incorrect"]
+    accepted = {name: sum(not agree[name][n] for n in wrong) for name in verdicts}
+    for name in verdicts:
+        print(
+            f"    {name}: {sum(agree[name])} of {len(cases)}, {accepted[name]} of {len(wrong)} wrong answers accepted"
+        )
+    goals.judge("public cases: agreement", sum(agree["ours"]) / len(cases), AGREEMENT_GOAL)
+    goals.judge("public cases: wrong answers refused", 1 - accepted["ours"] / len(wrong), REFUSED_GOAL)
+    return {name: {"agree": sum(agree[name]), "wrong_accepted": accepted[name]} for name in verdicts} | {
+        "of": len(cases)
+    }
 
 
 # Programs
@@ -418,6 +475,11 @@ def main() -> None:
     else:
         print("\nMathematics, math_cot_100: left out, TRD_DATA does not name a folder with it")
     figures: dict[str, Any] = {}
+    cases = public_cases()
+    if cases:
+        figures["public_cases"] = compare_verdicts(cases, goals)
+    else:
+        print("\nMathematics, public cases: left out, TRD_DATA does not name a folder with them")
     if has_tasks():
         figures["evalplus"] = compare_code(size)
     else:
