@@ -203,4 +203,5 @@ def _imported(path: str, task: str | None) -> Loaded:
         "unreadable rows": len(imported.unreadable),
     }
     said = ", ".join(f"{count} {what}" for what, count in left_out.items() if count)
-    return Loaded(imported.problems, path, notes=(f"left out: {said}",) if said else ())
+    notes = (f"left out: {said}",) if said else ()
+    return Loaded(imported.problems, path, notes=(*notes, *imported.remarks))

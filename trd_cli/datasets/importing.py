@@ -1,45 +1,35 @@
 """Problem sets from files and from the Hugging Face Hub: presets for known sets, column maps for all others.
 
-Files are JSONL (plain or gzipped), JSON, CSV and Parquet, told apart by suffix; a pipe is JSONL. A name `owner/set` or `owner/set:subset`
-that is no file here is asked of the Hub. Rows are read one at a time, so that only what becomes a problem is held. Tests
-come out as JSON of one of three kinds:
+Rows are read one at a time, so that only what becomes a problem is held. An answer is never lost in silence: what is not taken is
+counted, and `Imported.remarks` says it.
 
-    {"kind": "stdin", "inputs": [text, …], "outputs": [text, …]}
-    {"kind": "call", "fn_name": name, "inputs": [arguments, …], "outputs": [result, …]}     values as the set has them
-    {"kind": "functional", "code": program that raises when the solution is wrong}
-
-Not covered: sets that are spread over several files, answers inside free text other than GSM8K's, whether a reference
-answer or a test is right.
+Not covered: whether a reference answer or a test is right.
 """
 
 from __future__ import annotations
 
-import csv
-import gzip
-import json
-import math
 import random
-import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from decimal import Decimal
-from pathlib import Path
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, get_args
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from trd_cli.config import ImportConfig
+from trd_cli.datasets.code_tests import tests_json
+from trd_cli.datasets.columns import From, first_filled, has, paths, values
+from trd_cli.datasets.conversations import has_system_turn
+from trd_cli.datasets.presets import ANSWERS, PRESETS
+from trd_cli.datasets.rows import Row, rows_of, set_name
+from trd_cli.datasets.values import RowFault, Structured, answer_of, control_character, mended, text_of
 from trd_cli.errors import InputError
-from trd_cli.files import readable
-from trd_cli.records import Problem, Task, content_hash, well_formed
-from trd_cli.shards import source_of
+from trd_cli.graders.reading import reference_answer
+from trd_cli.records import Problem, Task, content_hash
 
-_BOM = "\ufeff"
 FIELDS = ("problem", "reference_answer", "reference_solution", "tests", "problem_id", "source", "task")
-Row = Mapping[str, Any]
+# Other names of fields in `--map`.
+_ALIASES = {"answer": "reference_answer", "solution": "reference_solution", "id": "problem_id"}
+_SHOWN_ROWS = 10
 
 
 @dataclass(frozen=True)
@@ -47,70 +37,115 @@ class Imported:
     """What came of a file. Of problems with the same id the first one stays; `duplicates` counts the others.
 
     `skipped` counts the rows with no problem text. `unreadable` has one line for each row left out because a value in it
-    could not be understood (as tests that are not JSON): "row 7: …", counted from 1.
+    could not be understood (as tests that are not JSON): "row 7: …", counted from 1. `unanswered` are the rows whose problem of
+    mathematics is among `problems` without one reference answer; `remarks` are lines for people on what was changed or not taken.
     """
 
     problems: list[Problem]
     duplicates: int
     skipped: int
     unreadable: tuple[str, ...]
+    unanswered: tuple[int, ...] = ()
+    remarks: tuple[str, ...] = ()
+
+    def without_answer(self) -> str | None:
+        """Return a line on the rows in `unanswered`, or None where every problem of mathematics has its answer."""
+        if not self.unanswered:
+            return None
+        return f"no single reference answer in {_listed(self.unanswered)}: no verdict will say right or wrong"
 
 
-class _RowFault(ValueError):
-    """A value that cannot be understood; the row is left out, with this as the reason."""
+@dataclass
+class _Counts:
+    """What was changed or not taken on the way: numbers of rows, from 1."""
 
+    rows: int = 0
+    skipped: int = 0
+    duplicates: int = 0
+    unreadable: list[str] = field(default_factory=list)
+    differing: list[int] = field(default_factory=list)
+    contradicting: list[int] = field(default_factory=list)
+    mended: list[int] = field(default_factory=list)
+    worked: list[int] = field(default_factory=list)
+    systems: list[int] = field(default_factory=list)
 
-@dataclass(frozen=True)
-class From:
-    """Where a field comes from: `make` of the values of `columns` (None where a row lacks one).
-
-    A file in which no row has the first column is refused, unless `optional`.
-    """
-
-    columns: tuple[str, ...]
-    make: Callable[..., Any] = lambda value: value
-    optional: bool = False
-
-
-@dataclass(frozen=True)
-class Preset:
-    """A known set: the task of its rows and where their fields come from."""
-
-    task: Task
-    fields: Mapping[str, From]
+    def remarks(self) -> Iterator[str]:
+        for rows, said in (
+            (self.mended, "put back the backslashes that had become control characters"),
+            (self.worked, "took the answer out of the worked solution"),
+            (self.differing, f"took the first of two different answers in the columns {', '.join(ANSWERS)}"),
+            (self.contradicting, "left out the answer of a repeated problem that differs from the first one"),
+            (self.systems, "left out the system's turn"),
+        ):
+            if rows:
+                yield f"{said} in {_listed(rows)}"
 
 
 def import_problems(config: ImportConfig) -> Imported:
-    """The problems of `config.file`, shuffled by `shuffle_seed` and cut to `limit` at the end.
+    """Return the problems of `config.file`, shuffled by `shuffle_seed` and cut to `limit` at the end.
 
-    Raises InputError for a file or Hub set that cannot be read, a malformed line, a field or column that does not exist,
-    two different problems with one mapped id, and a file that gives no problem at all.
+    Raises InputError for a file or Hub set that cannot be read, a malformed line, a field or column that does not exist, a column
+    that holds objects where one value is needed, two different problems with one mapped id, and a file that gives no problem at all.
     """
-    fields = _fields(config)
-    seen_columns: dict[str, None] = {}
+    sources = _fields(config)
+    seen = _Seen(sources)
     found: dict[str, Problem] = {}
-    duplicates = skipped = rows = 0
-    unreadable: list[str] = []
+    row_of: dict[str, int] = {}
+    counts = _Counts()
     with _integers_of_any_length():
-        for rows, row in enumerate(_rows(config), start=1):
-            seen_columns.update(dict.fromkeys(row))
+        for counts.rows, row in enumerate(rows_of(config.file, config.split), start=1):
+            seen.add(row)
             try:
-                problem = _problem(row, fields, config)
-            except _RowFault as fault:
-                unreadable.append(f"row {rows}: {fault}")
+                problem = _problem(row, sources, config, counts)
+            except RowFault as fault:
+                counts.unreadable.append(f"row {counts.rows}: {fault}")
                 continue
             if problem is None:
-                skipped += 1
+                counts.skipped += 1
                 continue
-            duplicates += problem.problem_id in found
-            _check_same(found.setdefault(problem.problem_id, problem), problem)
-    _check_columns(config, fields, seen_columns, rows)
+            row_of.setdefault(problem.problem_id, counts.rows)
+            known = found.setdefault(problem.problem_id, problem)
+            if known is not problem:
+                counts.duplicates += 1
+                found[problem.problem_id] = _joined(known, problem, counts)
+    seen.check(config, counts.rows)
     if not found:
-        why = unreadable[0] if unreadable else f"{rows} rows without a problem text"
+        why = counts.unreadable[0] if counts.unreadable else f"{counts.rows} rows without a problem text"
         raise InputError(
             f"{config.file} gives no problem ({why})", "at least one", "check --preset and --map"
         )
-    return Imported(_selected(list(found.values()), config), duplicates, skipped, tuple(unreadable))
+    problems = _selected(list(found.values()), config)
+    unanswered = [row_of[p.problem_id] for p in problems if p.task == "math" and not _has_answer(p)]
+    return Imported(
+        problems,
+        counts.duplicates,
+        counts.skipped,
+        tuple(counts.unreadable),
+        tuple(sorted(unanswered)),
+        tuple(counts.remarks()),
+    )
+
+
+def check_answers(imported: Imported, config: ImportConfig) -> None:
+    """Raise InputError where no problem of mathematics has a reference answer, unless `config.no_answers` says that none is needed."""
+    asked = sum(problem.task == "math" for problem in imported.problems)
+    if asked and asked == len(imported.unanswered) and not config.no_answers:
+        raise InputError(
+            f"{config.file} gives {asked} problems of mathematics and not one reference answer",
+            f"answers in a column that --map names, or in one of {', '.join(ANSWERS)}",
+            "name it with --map reference_answer=COLUMN, or pass --no-answers to go without",
+        )
+
+
+def _has_answer(problem: Problem) -> bool:
+    return bool(problem.reference_answer and reference_answer(problem.reference_answer))
+
+
+def _listed(rows: Sequence[int]) -> str:
+    if len(rows) == 1:
+        return f"row {rows[0]}"
+    shown = ", ".join(map(str, rows[:_SHOWN_ROWS])) + (", …" if len(rows) > _SHOWN_ROWS else "")
+    return f"{len(rows)} rows ({shown})"
 
 
 def _selected(problems: list[Problem], config: ImportConfig) -> list[Problem]:
@@ -121,68 +156,170 @@ def _selected(problems: list[Problem], config: ImportConfig) -> list[Problem]:
     return problems[: config.limit]
 
 
+# Fields and their columns
+
+
 def _fields(config: ImportConfig) -> dict[str, From]:
     """The preset's fields, or without one the columns that are named like a field (`answer` and `id` too, as many sets have them), overridden by `--map`."""
+    mapped = {_ALIASES.get(name, name): column for name, column in config.map.items()}
     for name in config.map:
-        if name not in FIELDS:
+        if _ALIASES.get(name, name) not in FIELDS:
             raise InputError(
                 f"--map {name}={config.map[name]}",
                 f"one of the fields {', '.join(FIELDS)}",
                 "change the field",
             )
     if config.preset:
-        fields = dict(PRESETS[config.preset].fields)
+        sources = dict(PRESETS[config.preset].fields)
     else:
         given = {name for name in ("source", "task") if getattr(config, name)}
-        fields = {name: From((name,), optional=name != "problem") for name in FIELDS if name not in given}
-        for name, other in (("reference_answer", "answer"), ("problem_id", "id")):
-            fields[name] = From((name, other), _given, optional=True)
-    return fields | {name: From((column,)) for name, column in config.map.items()}
+        sources = {name: From((name,), optional=name != "problem") for name in FIELDS if name not in given}
+        sources["reference_answer"] = From((ANSWERS,), optional=True)
+        sources["problem_id"] = From((("problem_id", "id"),), optional=True)
+    return sources | {name: From((column,)) for name, column in mapped.items()}
 
 
-def _check_columns(config: ImportConfig, fields: Mapping[str, From], seen: Iterable[str], rows: int) -> None:
-    if not rows:
-        raise InputError(f"{config.file} has no rows", "at least one", "check the file, or --split")
-    columns = set(seen)
-    for name, field in fields.items():
-        if not field.optional and field.columns[0] not in columns:
-            has = ", ".join(map(str, seen)) or "none"
+class _Seen:
+    """The columns of the rows so far, and which of the required ones were there."""
+
+    def __init__(self, sources: Mapping[str, From]) -> None:
+        self._missing = {name: source for name, source in sources.items() if not source.optional}
+        self._columns: dict[str, None] = {}
+        self._first: dict[str, Any] = {}
+
+    def add(self, row: Row) -> None:
+        self._columns.update(dict.fromkeys(row))
+        if self._missing:
+            self._first = self._first or dict(row)
+            there = [n for n, s in self._missing.items() if any(has(row, column) for column in s.required())]
+            for name in there:
+                del self._missing[name]
+
+    def check(self, config: ImportConfig, rows: int) -> None:
+        """Raise InputError where there was no row, or no row had a required column."""
+        if not rows:
+            raise InputError(f"{config.file} has no rows", "at least one", "check the file, or --split")
+        for name, source in self._missing.items():
+            column = " or ".join(repr(str(c)) for c in source.required())
+            has_columns = ", ".join(map(str, self._columns)) or "none"
+            inside = self._inside(source)
             raise InputError(
-                f"{config.file} has no column {field.columns[0]!r} (its columns: {has})",
+                f"{config.file} has no column {column} (its columns: {has_columns}{inside})",
                 f"a column for {name}",
                 f"name it with --map {name}=COLUMN",
             )
 
+    def _inside(self, source: From) -> str:
+        """What the first row has under the column that a path of `source` begins with."""
+        roots = [column.split(".")[0] for column in source.required() if "." in column]
+        found = [
+            path
+            for root in roots
+            for value in values(self._first, [root])
+            for path in paths(value, root)
+            if path != root
+        ]
+        return f"; inside of them: {', '.join(found)}" if found else ""
 
-def _check_same(kept: Problem, other: Problem) -> None:
+
+# Rows
+
+
+def _problem(row: Row, sources: Mapping[str, From], config: ImportConfig, counts: _Counts) -> Problem | None:
+    """One row as a problem, or None when it has no problem text."""
+    raw = {name: source(row) for name, source in sources.items()}
+    tests = tests_json(raw.pop("tests", None))
+    texts = {name: _text(name, value, sources[name], config, counts.rows) for name, value in raw.items()}
+    if texts.get("problem") is None:
+        return None
+    task = _task(texts.get("task") or config.task or _preset_task(config))
+    if task == "math":
+        texts = _mended(texts, counts)
+        texts = _with_one_answer(texts, counts)
+        _count_different_answers(row, sources, counts)
+    if config.preset and any(has_system_turn(value) for value in values(row, sources["problem"].required())):
+        counts.systems.append(counts.rows)
+    source = texts.get("source") or config.source or config.preset or set_name(config.file)
+    return Problem(
+        problem_id=_problem_id(source, texts.get("problem_id"), texts["problem"]),
+        source=source,
+        task=task,
+        problem=texts["problem"],
+        reference_answer=texts.get("reference_answer"),
+        reference_solution=texts.get("reference_solution"),
+        tests=tests,
+    )
+
+
+def _text(name: str, value: Any, source: From, config: ImportConfig, row: int) -> str | None:
+    try:
+        return answer_of(value) if name == "reference_answer" else text_of(value)
+    except Structured as structured:
+        column = source.required()[0]
+        inside = paths(structured.value, column)
+        kind = "an object" if isinstance(structured.value, Mapping) else "a list"
+        raise InputError(
+            f"{config.file}, row {row}: {column!r}, where {name} comes from, holds {kind} ({', '.join(inside)})",
+            "one value",
+            f"name the part with --map {name}={inside[0]}" + _preset_for(structured.value),
+        ) from None
+
+
+def _preset_for(value: Any) -> str:
+    first = next(iter(value), None) if isinstance(value, list) else None
+    talks = isinstance(first, Mapping) and {"role", "from"} & first.keys()
+    return ", or read conversations with --preset messages" if talks else ""
+
+
+def _mended(texts: dict[str, str | None], counts: _Counts) -> dict[str, str | None]:
+    """The same texts with their commands of LaTeX whole; RowFault for an answer with what cannot be mended."""
+    whole = {
+        name: mended(text) if text and name in ("problem", "reference_answer", "reference_solution") else text
+        for name, text in texts.items()
+    }
+    if whole != texts:
+        counts.mended.append(counts.rows)
+    wrong = control_character(whole.get("reference_answer") or "")
+    if wrong:
+        raise RowFault(f"the reference answer has the control character {wrong}")
+    return whole
+
+
+def _with_one_answer(texts: dict[str, str | None], counts: _Counts) -> dict[str, str | None]:
+    """The same texts with the answer taken out of a worked solution, which is kept as one."""
+    given = texts.get("reference_answer") or texts.get("reference_solution")
+    answer = reference_answer(given) if given else None
+    if not given or answer is None or answer == given.strip():
+        return texts
+    counts.worked.append(counts.rows)
+    solution = texts.get("reference_solution") or (given if len(given.split()) > 1 else None)
+    return texts | {"reference_answer": answer, "reference_solution": solution}
+
+
+def _count_different_answers(row: Row, sources: Mapping[str, From], counts: _Counts) -> None:
+    source = sources.get("reference_answer")
+    names = source.columns[0] if source else ""
+    if isinstance(names, tuple):
+        given = [first_filled(row, name) for name in names]
+        plain = {reference_answer(text) or text for text in map(answer_of, given) if text}
+        if len(plain) > 1:
+            counts.differing.append(counts.rows)
+
+
+def _joined(kept: Problem, other: Problem, counts: _Counts) -> Problem:
+    """The first of two equal problems, with what only the second one has; InputError where they are not equal."""
     if kept.problem != other.problem:
         raise InputError(
             f"two different problems have the id {kept.problem_id!r}",
             "a value of its own for each problem",
             "map problem_id to another column, or leave it out",
         )
-
-
-def _problem(row: Row, fields: Mapping[str, From], config: ImportConfig) -> Problem | None:
-    """One row as a problem, or None when it has no problem text."""
-    raw = {name: field.make(*(row.get(column) for column in field.columns)) for name, field in fields.items()}
-    tests = _tests(raw.pop("tests", None))
-    values = {name: _text(value) for name, value in raw.items()}
-    text = values.get("problem")
-    if text is None:
-        return None
-    source = values.get("source") or config.source or config.preset or _set_name(config.file)
-    return Problem(
-        problem_id=_problem_id(source, values.get("problem_id"), text),
-        source=source,
-        task=_task(
-            values.get("task") or config.task or (PRESETS[config.preset].task if config.preset else "math")
-        ),
-        problem=text,
-        reference_answer=values.get("reference_answer"),
-        reference_solution=values.get("reference_solution"),
-        tests=tests,
-    )
+    given = {f.name: getattr(other, f.name) for f in fields(Problem) if getattr(kept, f.name) is None}
+    if None not in (kept.reference_answer, other.reference_answer) and (
+        kept.reference_answer != other.reference_answer
+    ):
+        counts.contradicting.append(counts.rows)
+    return replace(kept, **given)
 
 
 def _problem_id(source: str, given: str | None, text: str) -> str:
@@ -192,265 +329,14 @@ def _problem_id(source: str, given: str | None, text: str) -> str:
     return given if given.startswith(f"{source}-") else f"{source}-{given}"
 
 
+def _preset_task(config: ImportConfig) -> Task:
+    return PRESETS[config.preset].task if config.preset else "math"
+
+
 def _task(value: str) -> Task:
-    if value not in get_args(Task):
-        raise _RowFault(f"task {value!r} is neither math nor code")
-    return value
-
-
-def _set_name(file: str) -> str:
-    """`gsm8k` for data/gsm8k.jsonl.gz, for openai/gsm8k and for openai/gsm8k:main; `pipe` for a pipe, whose name is a number."""
-    if Path(file).is_fifo():
-        return "pipe"
-    name = readable(Path(file).name)
-    return name.removesuffix(_suffix(name) or "") if _suffix(name) else name.partition(":")[0]
-
-
-# Values
-
-
-def _text(value: Any) -> str | None:
-    """A cell as text: None, NaN and blank text are None, 25.0 is "25", lists and objects are JSON."""
-    if isinstance(value, float | Decimal):
-        if math.isnan(value):
-            return None
-        return str(int(value)) if math.isfinite(value) and value == int(value) else str(value)
-    if isinstance(value, list | dict):
-        value = json.dumps(value, ensure_ascii=False, default=str)
-    # Half of a surrogate pair is legal in JSON but cannot be written as UTF-8.
-    text = "" if value is None else well_formed(str(value))
-    return text if text.strip() else None
-
-
-def _tests(value: Any) -> str | None:
-    """Tests of any known form as JSON text (see the module's docstring); None where there is nothing to run."""
-    if isinstance(value, str) and value.strip():
-        try:
-            value = json.loads(value)
-        except ValueError as error:
-            raise _RowFault(f"tests are not JSON ({error})") from None
-    if not value or (isinstance(value, str) and not value.strip()):
-        return None
-    if not isinstance(value, dict):
-        raise _RowFault(
-            f"tests are a {type(value).__name__}, not an object with lists of inputs and outputs (and fn_name for calls)"
-        )
-    tests = _tests_object(value)
-    return _text(tests) if tests else None
-
-
-def _tests_object(value: Row) -> dict[str, Any] | None:
-    code = value.get("functional") or value.get("code")
-    if isinstance(code, str):
-        return {"kind": "functional", "code": code}
-    inputs, outputs = (value.get(f"{name}s", value.get(name)) for name in ("input", "output"))
-    if not isinstance(inputs, list) or not isinstance(outputs, list):
-        raise _RowFault(
-            f"tests have the keys {', '.join(value)}, not inputs and outputs, nor functional code"
-        )
-    if len(inputs) != len(outputs):
-        raise _RowFault(f"tests have {len(inputs)} inputs and {len(outputs)} outputs")
-    if not inputs:
-        return None
-    if value.get("fn_name"):
-        if not all(isinstance(given, list) for given in inputs):
-            raise _RowFault("each of the inputs of a call is the list of its arguments")
-        return {"kind": "call", "fn_name": value["fn_name"], "inputs": inputs, "outputs": outputs}
-    return {"kind": "stdin", "inputs": [_lines(i) for i in inputs], "outputs": [_lines(o) for o in outputs]}
-
-
-def _lines(value: Any) -> str:
-    """What goes through standard input or output; some sets list its lines."""
-    return "\n".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def _given(*values: Any) -> Any:
-    """The first value that is one; many sets call the reference answer just that, an answer."""
-    return next((value for value in values if value is not None), None)
-
-
-def _first(value: Any) -> Any:
-    """The first of a list of solutions, which may be written as JSON; a text that is no list is the solution."""
-    if isinstance(value, str) and value.lstrip().startswith("["):
-        try:
-            value = json.loads(value)
-        except ValueError as error:
-            raise _RowFault(f"solutions are not a JSON list ({error})") from None
-    return next(iter(value), None) if isinstance(value, list) else value
-
-
-def _gsm8k_parts(value: Any) -> tuple[str, str]:
-    solution, mark, answer = str(value).rpartition("####")
-    if not mark:
-        raise _RowFault("the answer has no '####' before its number")
-    return re.sub(r"<<[^<>]*>>", "", solution).strip(), answer.strip().replace(",", "")
-
-
-def _with_starter_code(question: Any, starter_code: Any) -> Any:
-    if not _text(question) or not _text(starter_code):
-        return question
-    return f"{question}\n\nComplete this code:\n```python\n{starter_code}\n```"
-
-
-PRESETS: dict[str, Preset] = {
-    "gsm8k": Preset(
-        "math",
-        {
-            "problem": From(("question",)),
-            "reference_answer": From(("answer",), lambda value: _gsm8k_parts(value)[1]),
-            "reference_solution": From(("answer",), lambda value: _gsm8k_parts(value)[0]),
-        },
-    ),
-    "math": Preset(
-        "math",
-        {
-            "problem": From(("problem",)),
-            "reference_answer": From(("answer",)),
-            "reference_solution": From(("solution",), optional=True),
-        },
-    ),
-    "deepscaler": Preset(
-        "math",
-        {
-            "problem": From(("problem",)),
-            "reference_answer": From(("answer",)),
-            "reference_solution": From(("solution",)),
-        },
-    ),
-    "taco": Preset(
-        "code",
-        {
-            "problem": From(("question", "starter_code"), _with_starter_code),
-            "reference_solution": From(("solutions",), _first),
-            "tests": From(("input_output",)),
-        },
-    ),
-    "leetcode": Preset(
-        "code",
-        {
-            "problem": From(("problem",)),
-            "reference_solution": From(("solutions",), _first),
-            "tests": From(("tests",)),
-        },
-    ),
-    "code_contests": Preset("code", {"problem": From(("problem",)), "tests": From(("tests",))}),
-}
-
-
-# Files
-
-
-def _rows(config: ImportConfig) -> Iterator[Row]:
-    path, suffix = Path(config.file), _suffix(config.file)
-    if path.is_dir():
-        raise InputError(f"{path} is a directory", "a file", "name the file in it")
-    if not path.exists():
-        if suffix is None and _HUB_NAME.fullmatch(config.file):
-            return iter(_hub_rows(config.file, config.split))
-        raise InputError(f"no such file: {path}", "a file, or a Hub dataset as owner/name", "check the path")
-    return file_rows(path)
-
-
-def file_rows(path: Path) -> Iterator[Row]:
-    """The rows of one file, read by its suffix; InputError for another suffix, and for what cannot be read."""
-    # As of <(...), which has no name of its own.
-    suffix = ".jsonl" if path.is_fifo() else _suffix(str(path))
-    if suffix is None:
-        raise InputError(
-            f"{path} has the suffix {path.suffix!r}", f"one of {', '.join(_READERS)}", "convert or rename it"
-        )
-    return _guarded(path, _READERS[suffix](path))
-
-
-def _suffix(file: str) -> str | None:
-    return next((suffix for suffix in _READERS if file.lower().endswith(suffix)), None)
-
-
-def _guarded(path: Path, rows: Iterator[Row]) -> Iterator[Row]:
-    """The same rows, with what the operating system, gzip or Parquet raise on the way as one InputError."""
-    try:
-        yield from rows
-    except (OSError, EOFError, pa.ArrowException, UnicodeDecodeError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        kind = "JSONL, as which a pipe is read," if path.is_fifo() else "a whole, readable file"
-        raise InputError(f"{path} could not be read ({reason})", f"{kind} in UTF-8", "get it again") from None
-
-
-def _jsonl_rows(path: Path) -> Iterator[Row]:
-    opener = gzip.open if path.suffix.lower() == ".gz" else open
-    with opener(path, "rt", encoding="utf-8-sig") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line.removeprefix(_BOM))
-            except ValueError as error:
-                raise _malformed(path, f"line {number}", f"not JSON ({error})") from None
-            yield _object(path, f"line {number}", row)
-
-
-def _json_rows(path: Path) -> Iterator[Row]:
-    text = path.read_text(encoding="utf-8-sig")
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise InputError(
-            f"{path} is not JSON ({error})",
-            "a list of rows, or an object with one list of rows",
-            "mend it, or name it .jsonl if it has one row a line",
-        ) from None
-    lists = [value] if isinstance(value, list) else []
-    if isinstance(value, dict):
-        lists = [item for item in value.values() if isinstance(item, list)]
-    if len(lists) != 1:
-        got = f"{len(lists)} lists in an object" if isinstance(value, dict) else f"a {type(value).__name__}"
-        raise InputError(
-            f"{path} holds {got}", "a list of rows, or an object with one list of rows", "write it as JSONL"
-        )
-    for number, row in enumerate(lists[0], start=1):
-        yield _object(path, f"row {number}", row)
-
-
-def _csv_rows(path: Path) -> Iterator[Row]:
-    csv.field_size_limit(2**31 - 1)  # the default ends at 128 KiB, less than some problems' tests
-    with open(path, encoding="utf-8-sig", newline="") as lines:
-        reader = csv.reader(lines, strict=True)
-        try:
-            header = next(reader, [])
-            for cells in reader:
-                if cells and len(cells) != len(header):
-                    raise _malformed(
-                        path, f"line {reader.line_num}", f"{len(cells)} cells under {len(header)} columns"
-                    )
-                if cells:
-                    yield dict(zip(header, cells, strict=True))
-        except csv.Error as error:
-            raise _malformed(path, f"line {reader.line_num}", str(error)) from None
-
-
-def _parquet_rows(path: Path) -> Iterator[Row]:
-    with pq.ParquetFile(source_of(path)) as file:
-        for batch in file.iter_batches(batch_size=256):
-            yield from batch.to_pylist()
-
-
-def _object(path: Path, where: str, row: Any) -> Row:
-    if not isinstance(row, dict):
-        raise _malformed(path, where, f"a {type(row).__name__}, not an object")
-    return row
-
-
-def _malformed(path: Path, where: str, what: str) -> InputError:
-    return InputError(f"{path}, {where}: {what}", "one row with named columns", "mend or remove it")
-
-
-_READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
-    ".jsonl": _jsonl_rows,
-    ".jsonl.gz": _jsonl_rows,
-    ".json": _json_rows,
-    ".csv": _csv_rows,
-    ".parquet": _parquet_rows,
-}
+    if value.strip().lower() not in get_args(Task):
+        raise RowFault(f"task {value!r} is neither math nor code")
+    return value.strip().lower()
 
 
 @contextmanager
@@ -462,38 +348,3 @@ def _integers_of_any_length() -> Iterator[None]:
         yield
     finally:
         sys.set_int_max_str_digits(limit)
-
-
-# The Hub
-
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
-# Sets that their bare name does not load: GSM8K asks which subset, TACO has a loading script (no longer run) beside its data.
-_HUB_SUBSETS = {"openai/gsm8k": "main"}
-_HUB_FILES = {"BAAI/TACO": "hf://datasets/BAAI/TACO/ALL/{split}-*.parquet"}
-
-
-def _hub_rows(file: str, split: str) -> Iterable[Row]:
-    """The rows of a Hub dataset, downloaded into the datasets package's cache."""
-    try:
-        from datasets import load_dataset
-    except ImportError:
-        raise InputError(
-            f"{file!r} is no file here, and Hub datasets need the package datasets",
-            "it to be installed",
-            "pip install datasets",
-        ) from None
-    name, _, subset = file.partition(":")
-    base = re.split(r"\W", split)[0]
-    try:
-        if name in _HUB_FILES and not subset:
-            return load_dataset(
-                "parquet", data_files={base: _HUB_FILES[name].format(split=base)}, split=split
-            )
-        return load_dataset(name, subset or _HUB_SUBSETS.get(name), split=split)
-    except Exception as error:  # the package passes on whatever its HTTP, file and builder layers raise
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(
-            f"{file!r} is no file here and the Hub did not give it ({reason})",
-            "a file, or owner/name or owner/name:subset of a Hub dataset with that --split",
-            "check the name, the network, and HF_TOKEN for gated sets",
-        ) from None

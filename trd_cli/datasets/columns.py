@@ -1,0 +1,133 @@
+"""Where a value stands in a row: a column by its name, or a path of names and list indexes into what a column holds.
+
+`reward_model.ground_truth` and `messages.0.content` are paths, through objects, lists and text that is JSON. A column whose own name
+is the whole path wins. A name that no column has is found where only case, outer spaces, and spaces or hyphens for
+underscores differ: ` Ground Truth ` is ground_truth.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from trd_cli.datasets.values import filled
+
+Names = str | tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class From:
+    """Where a field comes from: `make` of one value for each of `columns` (None where a row has none).
+
+    A tuple in `columns` lists names of which the first filled one is taken. A file in which no row has the first column is refused,
+    unless `optional`.
+    """
+
+    columns: tuple[Names, ...]
+    make: Callable[..., Any] = lambda value: value
+    optional: bool = False
+
+    def __call__(self, row: Mapping[str, Any]) -> Any:
+        """Return the field's value for a row."""
+        return self.make(*(first_filled(row, names) for names in self.columns))
+
+    def required(self) -> tuple[str, ...]:
+        """Return the names of which a file must have one."""
+        first = self.columns[0]
+        return (first,) if isinstance(first, str) else first
+
+
+def first_filled(row: Mapping[str, Any], names: Names) -> Any:
+    """Return the first value that holds something; of words that may mean nothing (`None`, `n/a`) the first, where no other does."""
+    if isinstance(names, str):
+        names = (names,)
+    given = [value for value in values(row, names) if filled(value)]
+    return next((value for value in given if filled(value, doubtful=False)), next(iter(given), None))
+
+
+def values(row: Mapping[str, Any], names: Iterable[str]) -> Iterator[Any]:
+    """Yield what stands in a row under each of `names`, which are columns or paths, in all their spellings."""
+    return (value for name in names for value in _found(row, name))
+
+
+def has(row: Mapping[str, Any], name: str) -> bool:
+    """Return whether a row has the column or path `name`, though it may hold nothing."""
+    return next(_found(row, name), _ABSENT) is not _ABSENT
+
+
+def paths(value: Any, name: str, most: int = 8) -> list[str]:
+    """Return the paths to single values inside of `value`, which stands under `name`; `most` of them."""
+    found: list[str] = []
+    for path in _paths(value, name):
+        if len(found) == most:
+            return [*found, "…"]
+        found.append(path)
+    return found
+
+
+_ABSENT = object()
+
+
+def _found(row: Mapping[str, Any], name: str) -> Iterator[Any]:
+    for column, rest in _splits(tuple(row), name):
+        value = _inside(row[column], rest)
+        if value is not _ABSENT:
+            yield value
+
+
+@lru_cache(maxsize=1024)
+def _splits(columns: tuple[str, ...], name: str) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """The columns that `name` may begin with, the longest first, each with the steps that are left of the path."""
+    parts = name.split(".")
+    return tuple(
+        (column, tuple(parts[length:]))
+        for length in range(len(parts), 0, -1)
+        for column in _spellings(columns, ".".join(parts[:length]))
+    )
+
+
+def _spellings(names: Iterable[str], name: str) -> list[str]:
+    exact = [other for other in names if other == name]
+    return exact + [other for other in names if other != name and _plain(other) == _plain(name)]
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\s_-]+", "_", str(name).strip("\ufeff \t\r\n").casefold())
+
+
+def _inside(value: Any, steps: tuple[str, ...]) -> Any:
+    if not steps:
+        return value
+    value = _opened(value)
+    if isinstance(value, list):
+        index = int(steps[0]) if re.fullmatch(r"-?\d{1,9}", steps[0]) else len(value)
+        return _inside(value[index], steps[1:]) if -len(value) <= index < len(value) else _ABSENT
+    if isinstance(value, Mapping):
+        found = (_inside(value[key], rest) for key, rest in _splits(tuple(value), ".".join(steps)))
+        return next((item for item in found if item is not _ABSENT), _ABSENT)
+    return _ABSENT
+
+
+def _opened(value: Any) -> Any:
+    """A text that is JSON of an object or a list as what it says."""
+    if isinstance(value, str) and value.lstrip().startswith(("{", "[")):
+        try:
+            return json.loads(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _paths(value: Any, name: str) -> Iterator[str]:
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _paths(item, f"{name}.{key}")
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _paths(item, f"{name}.{index}")
+    else:
+        yield name

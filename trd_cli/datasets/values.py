@@ -1,0 +1,188 @@
+"""Cells of a file as text: numbers as they were meant, bytes decoded, lists joined, nothing where nothing is.
+
+A backslash that a program took for the start of an escape (`\\f` of `\\frac`, `\\t` of `\\text`) is mended in texts of mathematics
+where what follows it can be nothing but the rest of a command of LaTeX.
+
+Not covered: commands whose rest is a word or a name of its own (`\\to`, `\\nu`, `\\ne`) where their backslash became white space.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import math
+import re
+from datetime import datetime, time
+from decimal import Decimal
+from typing import Any
+
+from trd_cli.records import well_formed
+
+# What a table of pandas or SQL writes where it has nothing.
+_NOTHING = {"nan", "null", "<na>", "nat"}
+# What may also be meant: that there is no solution.
+_PERHAPS_NOTHING = {"none", "n/a", "na", "-"}
+
+# Powers of ten: below the one and above the other a number is written with a power.
+_LONGEST_ZEROS, _LONGEST = 6, 400
+
+_GROUPED = re.compile(r"\d{1,3}(?:,\d{3})+")
+_DOLLARS = re.compile(r"\$([^$]+)\$")
+
+# By the character that the backslash and the first letter of a command became: the rest of commands.
+_RESTS = {
+    "\a": r"lpha|pprox|ngle|rccos|rcsin|rctan|st|symp|leph|rray",
+    "\b": r"oxed|egin|eta|inom|igg?[lrm]?|ar|mod|ullet|ot|oldsymbol|f|m|ecause|ackslash",
+    "\f": r"rac|orall|box|lat|rown",
+    "\n": r"eq|abla|otin|mid|leq|geq|parallel",
+    "\r": r"ight(?:arrow)?|angle|floor|ceil|vert|brace|ho|m(?=\s*\{)",
+    "\t": r"ext(?:bf|it|rm|tt|sf|normal|up)?(?=\s*\{)|imes|heta|frac|binom|ilde|herefore|riangle|anh"
+    r"|an(?=\s*(?:[\\({^\d]|[a-z](?![a-z])))|au|o(?=\s*(?:\\|[-+]?\d))",
+    "\v": r"ec|arphi|arepsilon|artheta|ee|dots|arnothing",
+}
+_LETTERS = dict(zip("\a\b\f\n\r\t\v", "abfnrtv", strict=True))
+_ESCAPED = re.compile(
+    "|".join(f"{character}(?=(?:{rests})(?![a-zA-Z]))" for character, rests in _RESTS.items())
+)
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+
+
+class RowFault(ValueError):
+    """A value that cannot be understood; its row is left out, with this as the reason."""
+
+
+class Structured(ValueError):
+    """An object or a list stands where one value is needed; `value` is it."""
+
+    def __init__(self, value: Any) -> None:
+        super().__init__(f"a {type(value).__name__} where one value is needed")
+        self.value = value
+
+
+class Written(float):
+    """A float of JSON that remembers its digits: `written` is the number as the file has it."""
+
+    written: str
+
+    def __new__(cls, text: str) -> Written:
+        number = super().__new__(cls, text)
+        number.written = text
+        return number
+
+
+class Clash(tuple):
+    """The different values that one row has under one name."""
+
+
+def filled(value: Any, doubtful: bool = True) -> bool:
+    """Return whether a cell holds something; without `doubtful`, a word such as `None` or `n/a` is not something."""
+    if value is None or (isinstance(value, float | Decimal) and math.isnan(value)):
+        return False
+    if isinstance(value, list | dict):
+        return bool(value)
+    if isinstance(value, str):
+        word = value.strip().casefold()
+        return bool(word) and word not in _NOTHING and (doubtful or word not in _PERHAPS_NOTHING)
+    return bool(value.strip()) if isinstance(value, bytes) else True
+
+
+def text_of(value: Any) -> str | None:
+    """Return a cell as text, or None where it holds nothing (see `filled`).
+
+    25.0 is "25", 1e-07 is "10^{-7}", midnight is left out of a date. Raises Structured for an object or a list, and
+    RowFault for bytes that are not UTF-8 and for a name with several values.
+    """
+    if isinstance(value, Clash):
+        raise RowFault(f"one name has the values {' and '.join(_shown(item) for item in value)}")
+    if not filled(value):
+        return None
+    if isinstance(value, list | dict | tuple):
+        raise Structured(value)
+    if isinstance(value, bytes):
+        return text_of(_decoded(value))
+    if isinstance(value, float | Decimal):
+        return number(value)
+    if isinstance(value, datetime) and value.time() == time.min:
+        value = value.date()
+    # Half of a surrogate pair is legal in JSON but cannot be written as UTF-8.
+    return well_formed(str(value))
+
+
+def answer_of(value: Any) -> str | None:
+    """Return a reference answer as text: as `text_of`, and lists joined as the grader reads them: `1, 2`, `(1, 2), (3, 4)`.
+
+    A text that is a list of texts (`["1", "2"]`, `['1']`) is that list. Raises Structured for an object, or a list with one.
+    """
+    if isinstance(value, bytes):
+        value = _decoded(value)
+    items = value if isinstance(value, list) else _listed(value)
+    if items is None:
+        return text_of(value)
+    parts = [part for part in map(_part, items) if part is not None]
+    if len(parts) < 2:
+        return parts[0] if parts else None
+    return ", ".join(_GROUPED.sub(_ungrouped, _DOLLARS.sub(r"\1", part)) for part in parts)
+
+
+def _part(item: Any) -> str | None:
+    if not isinstance(item, list):
+        return text_of(item)
+    inner = answer_of(item)
+    return inner if inner is None or len(item) < 2 else f"({inner})"
+
+
+def _ungrouped(grouped: re.Match[str]) -> str:
+    return grouped[0].replace(",", "")
+
+
+def _listed(value: Any) -> list[str] | None:
+    """The list that a text writes out, in JSON or in Python, where all in it is text; `[1, 2]` is an interval."""
+    if not isinstance(value, str) or not re.match(r"\s*\[\s*['\"]", value):
+        return None
+    for read in (json.loads, ast.literal_eval):
+        try:
+            items = read(value.strip())
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+        if isinstance(items, list) and all(isinstance(item, str) for item in items):
+            return items
+    return None
+
+
+def number(value: float | Decimal) -> str:
+    """Return a number as mathematics writes it: `5` for 5.0, `0.1`, `2.5 \\times 10^{-9}`; nothing is rounded."""
+    if not math.isfinite(value) and not isinstance(value, Written):
+        return str(value)
+    exact = Decimal(value.written if isinstance(value, Written) else str(value))
+    power = exact.adjusted()
+    if not exact:
+        return "0"
+    if -_LONGEST_ZEROS <= power <= _LONGEST:
+        return f"{exact.to_integral_value() if exact == exact.to_integral_value() else exact:f}"
+    first, *rest = "".join(map(str, exact.as_tuple().digits)).rstrip("0")
+    digits = ".".join(filter(None, (first, "".join(rest))))
+    sign = "-" if exact < 0 else ""
+    return f"{sign}10^{{{power}}}" if digits == "1" else rf"{sign}{digits} \times 10^{{{power}}}"
+
+
+def mended(text: str) -> str:
+    """Return `text` with the backslashes that became control characters put back, where that is what they must have been."""
+    return _ESCAPED.sub(lambda found: "\\" + _LETTERS[found[0]], text)
+
+
+def control_character(text: str) -> str | None:
+    """Return the first character of `text` that is no text, as `U+0008`, or None; tabs and line ends are text."""
+    found = _CONTROL.search(text)
+    return f"U+{ord(found[0]):04X}" if found else None
+
+
+def _decoded(value: bytes) -> str:
+    try:
+        return value.decode("utf-8-sig").rstrip("\0")
+    except UnicodeDecodeError:
+        raise RowFault(f"{_shown(value)} is bytes that are not UTF-8") from None
+
+
+def _shown(value: Any) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= 40 else f"{shown[:37]}..."
