@@ -35,10 +35,16 @@ class From:
         """Return the field's value for a row."""
         return self.make(*(first_filled(row, names) for names in self.columns))
 
-    def required(self) -> tuple[str, ...]:
+    def first(self) -> tuple[str, ...]:
         """Return the names of which a file must have one."""
         first = self.columns[0]
         return (first,) if isinstance(first, str) else first
+
+    def all(self) -> tuple[str, ...]:
+        """Return all names that a value may come from."""
+        return tuple(
+            name for names in self.columns for name in ((names,) if isinstance(names, str) else names)
+        )
 
 
 def first_filled(row: Mapping[str, Any], names: Names) -> Any:

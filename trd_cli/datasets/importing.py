@@ -10,26 +10,24 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, replace
-from typing import Any, get_args
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from trd_cli.config import ImportConfig
-from trd_cli.datasets.code_tests import tests_json
-from trd_cli.datasets.columns import From, first_filled, has, paths, values
-from trd_cli.datasets.conversations import has_system_turn
+from trd_cli.datasets.columns import From, has, paths, values
 from trd_cli.datasets.presets import ANSWERS, PRESETS
-from trd_cli.datasets.rows import Row, rows_of, set_name
-from trd_cli.datasets.values import RowFault, Structured, answer_of, control_character, mended, text_of
+from trd_cli.datasets.problem_rows import Counts, listed, problem_of
+from trd_cli.datasets.rows import Row, rows_of
+from trd_cli.datasets.values import RowFault
 from trd_cli.errors import InputError
 from trd_cli.graders.reading import reference_answer
-from trd_cli.records import Problem, Task, content_hash
+from trd_cli.records import Problem
 
 FIELDS = ("problem", "reference_answer", "reference_solution", "tests", "problem_id", "source", "task")
 # Other names of fields in `--map`.
 _ALIASES = {"answer": "reference_answer", "solution": "reference_solution", "id": "problem_id"}
-_SHOWN_ROWS = 10
 
 
 @dataclass(frozen=True)
@@ -52,33 +50,7 @@ class Imported:
         """Return a line on the rows in `unanswered`, or None where every problem of mathematics has its answer."""
         if not self.unanswered:
             return None
-        return f"no single reference answer in {_listed(self.unanswered)}: no verdict will say right or wrong"
-
-
-@dataclass
-class _Counts:
-    """What was changed or not taken on the way: numbers of rows, from 1."""
-
-    rows: int = 0
-    skipped: int = 0
-    duplicates: int = 0
-    unreadable: list[str] = field(default_factory=list)
-    differing: list[int] = field(default_factory=list)
-    contradicting: list[int] = field(default_factory=list)
-    mended: list[int] = field(default_factory=list)
-    worked: list[int] = field(default_factory=list)
-    systems: list[int] = field(default_factory=list)
-
-    def remarks(self) -> Iterator[str]:
-        for rows, said in (
-            (self.mended, "put back the backslashes that had become control characters"),
-            (self.worked, "took the answer out of the worked solution"),
-            (self.differing, f"took the first of two different answers in the columns {', '.join(ANSWERS)}"),
-            (self.contradicting, "left out the answer of a repeated problem that differs from the first one"),
-            (self.systems, "left out the system's turn"),
-        ):
-            if rows:
-                yield f"{said} in {_listed(rows)}"
+        return f"no single reference answer in {listed(self.unanswered)}: no verdict will say right or wrong"
 
 
 def import_problems(config: ImportConfig) -> Imported:
@@ -91,26 +63,28 @@ def import_problems(config: ImportConfig) -> Imported:
     seen = _Seen(sources)
     found: dict[str, Problem] = {}
     row_of: dict[str, int] = {}
-    counts = _Counts()
+    counts = Counts()
+    unreadable: list[str] = []
+    skipped = duplicates = 0
     with _integers_of_any_length():
-        for counts.rows, row in enumerate(rows_of(config.file, config.split), start=1):
+        for counts.row, row in enumerate(rows_of(config.file, config.split), start=1):
             seen.add(row)
             try:
-                problem = _problem(row, sources, config, counts)
+                problem = problem_of(row, sources, config, counts)
             except RowFault as fault:
-                counts.unreadable.append(f"row {counts.rows}: {fault}")
+                unreadable.append(f"row {counts.row}: {fault}")
                 continue
             if problem is None:
-                counts.skipped += 1
+                skipped += 1
                 continue
-            row_of.setdefault(problem.problem_id, counts.rows)
+            row_of.setdefault(problem.problem_id, counts.row)
             known = found.setdefault(problem.problem_id, problem)
             if known is not problem:
-                counts.duplicates += 1
+                duplicates += 1
                 found[problem.problem_id] = _joined(known, problem, counts)
-    seen.check(config, counts.rows)
+    seen.check(config, counts.row)
     if not found:
-        why = counts.unreadable[0] if counts.unreadable else f"{counts.rows} rows without a problem text"
+        why = unreadable[0] if unreadable else f"{counts.row} rows without a problem text"
         raise InputError(
             f"{config.file} gives no problem ({why})", "at least one", "check --preset and --map"
         )
@@ -118,9 +92,9 @@ def import_problems(config: ImportConfig) -> Imported:
     unanswered = [row_of[p.problem_id] for p in problems if p.task == "math" and not _has_answer(p)]
     return Imported(
         problems,
-        counts.duplicates,
-        counts.skipped,
-        tuple(counts.unreadable),
+        duplicates,
+        skipped,
+        tuple(unreadable),
         tuple(sorted(unanswered)),
         tuple(counts.remarks()),
     )
@@ -139,13 +113,6 @@ def check_answers(imported: Imported, config: ImportConfig) -> None:
 
 def _has_answer(problem: Problem) -> bool:
     return bool(problem.reference_answer and reference_answer(problem.reference_answer))
-
-
-def _listed(rows: Sequence[int]) -> str:
-    if len(rows) == 1:
-        return f"row {rows[0]}"
-    shown = ", ".join(map(str, rows[:_SHOWN_ROWS])) + (", …" if len(rows) > _SHOWN_ROWS else "")
-    return f"{len(rows)} rows ({shown})"
 
 
 def _selected(problems: list[Problem], config: ImportConfig) -> list[Problem]:
@@ -191,7 +158,7 @@ class _Seen:
         self._columns.update(dict.fromkeys(row))
         if self._missing:
             self._first = self._first or dict(row)
-            there = [n for n, s in self._missing.items() if any(has(row, column) for column in s.required())]
+            there = [n for n, s in self._missing.items() if any(has(row, column) for column in s.first())]
             for name in there:
                 del self._missing[name]
 
@@ -200,7 +167,7 @@ class _Seen:
         if not rows:
             raise InputError(f"{config.file} has no rows", "at least one", "check the file, or --split")
         for name, source in self._missing.items():
-            column = " or ".join(repr(str(c)) for c in source.required())
+            column = " or ".join(repr(str(c)) for c in source.first())
             has_columns = ", ".join(map(str, self._columns)) or "none"
             inside = self._inside(source)
             raise InputError(
@@ -211,7 +178,7 @@ class _Seen:
 
     def _inside(self, source: From) -> str:
         """What the first row has under the column that a path of `source` begins with."""
-        roots = [column.split(".")[0] for column in source.required() if "." in column]
+        roots = [column.split(".")[0] for column in source.first() if "." in column]
         found = [
             path
             for root in roots
@@ -222,91 +189,7 @@ class _Seen:
         return f"; inside of them: {', '.join(found)}" if found else ""
 
 
-# Rows
-
-
-def _problem(row: Row, sources: Mapping[str, From], config: ImportConfig, counts: _Counts) -> Problem | None:
-    """One row as a problem, or None when it has no problem text."""
-    raw = {name: source(row) for name, source in sources.items()}
-    tests = tests_json(raw.pop("tests", None))
-    texts = {name: _text(name, value, sources[name], config, counts.rows) for name, value in raw.items()}
-    if texts.get("problem") is None:
-        return None
-    task = _task(texts.get("task") or config.task or _preset_task(config))
-    if task == "math":
-        texts = _mended(texts, counts)
-        texts = _with_one_answer(texts, counts)
-        _count_different_answers(row, sources, counts)
-    if config.preset and any(has_system_turn(value) for value in values(row, sources["problem"].required())):
-        counts.systems.append(counts.rows)
-    source = texts.get("source") or config.source or config.preset or set_name(config.file)
-    return Problem(
-        problem_id=_problem_id(source, texts.get("problem_id"), texts["problem"]),
-        source=source,
-        task=task,
-        problem=texts["problem"],
-        reference_answer=texts.get("reference_answer"),
-        reference_solution=texts.get("reference_solution"),
-        tests=tests,
-    )
-
-
-def _text(name: str, value: Any, source: From, config: ImportConfig, row: int) -> str | None:
-    try:
-        return answer_of(value) if name == "reference_answer" else text_of(value)
-    except Structured as structured:
-        column = source.required()[0]
-        inside = paths(structured.value, column)
-        kind = "an object" if isinstance(structured.value, Mapping) else "a list"
-        raise InputError(
-            f"{config.file}, row {row}: {column!r}, where {name} comes from, holds {kind} ({', '.join(inside)})",
-            "one value",
-            f"name the part with --map {name}={inside[0]}" + _preset_for(structured.value),
-        ) from None
-
-
-def _preset_for(value: Any) -> str:
-    first = next(iter(value), None) if isinstance(value, list) else None
-    talks = isinstance(first, Mapping) and {"role", "from"} & first.keys()
-    return ", or read conversations with --preset messages" if talks else ""
-
-
-def _mended(texts: dict[str, str | None], counts: _Counts) -> dict[str, str | None]:
-    """The same texts with their commands of LaTeX whole; RowFault for an answer with what cannot be mended."""
-    whole = {
-        name: mended(text) if text and name in ("problem", "reference_answer", "reference_solution") else text
-        for name, text in texts.items()
-    }
-    if whole != texts:
-        counts.mended.append(counts.rows)
-    wrong = control_character(whole.get("reference_answer") or "")
-    if wrong:
-        raise RowFault(f"the reference answer has the control character {wrong}")
-    return whole
-
-
-def _with_one_answer(texts: dict[str, str | None], counts: _Counts) -> dict[str, str | None]:
-    """The same texts with the answer taken out of a worked solution, which is kept as one."""
-    given = texts.get("reference_answer") or texts.get("reference_solution")
-    answer = reference_answer(given) if given else None
-    if not given or answer is None or answer == given.strip():
-        return texts
-    counts.worked.append(counts.rows)
-    solution = texts.get("reference_solution") or (given if len(given.split()) > 1 else None)
-    return texts | {"reference_answer": answer, "reference_solution": solution}
-
-
-def _count_different_answers(row: Row, sources: Mapping[str, From], counts: _Counts) -> None:
-    source = sources.get("reference_answer")
-    names = source.columns[0] if source else ""
-    if isinstance(names, tuple):
-        given = [first_filled(row, name) for name in names]
-        plain = {reference_answer(text) or text for text in map(answer_of, given) if text}
-        if len(plain) > 1:
-            counts.differing.append(counts.rows)
-
-
-def _joined(kept: Problem, other: Problem, counts: _Counts) -> Problem:
+def _joined(kept: Problem, other: Problem, counts: Counts) -> Problem:
     """The first of two equal problems, with what only the second one has; InputError where they are not equal."""
     if kept.problem != other.problem:
         raise InputError(
@@ -318,25 +201,8 @@ def _joined(kept: Problem, other: Problem, counts: _Counts) -> Problem:
     if None not in (kept.reference_answer, other.reference_answer) and (
         kept.reference_answer != other.reference_answer
     ):
-        counts.contradicting.append(counts.rows)
+        counts.repeated.append(counts.row)
     return replace(kept, **given)
-
-
-def _problem_id(source: str, given: str | None, text: str) -> str:
-    """Ids start with the source, so that sets can be joined; an id that already does is kept."""
-    if given is None:
-        return f"{source}-{content_hash(text, 16)}"
-    return given if given.startswith(f"{source}-") else f"{source}-{given}"
-
-
-def _preset_task(config: ImportConfig) -> Task:
-    return PRESETS[config.preset].task if config.preset else "math"
-
-
-def _task(value: str) -> Task:
-    if value.strip().lower() not in get_args(Task):
-        raise RowFault(f"task {value!r} is neither math nor code")
-    return value.strip().lower()
 
 
 @contextmanager

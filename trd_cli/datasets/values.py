@@ -29,21 +29,31 @@ _LONGEST_ZEROS, _LONGEST = 6, 400
 _GROUPED = re.compile(r"\d{1,3}(?:,\d{3})+")
 _DOLLARS = re.compile(r"\$([^$]+)\$")
 
-# By the character that the backslash and the first letter of a command became: the rest of commands.
+# By the character that the backslash and the first letter of a command became: the rest of commands. In prose, those that no word is;
+# in an answer these too, of which some are words.
 _RESTS = {
     "\a": r"lpha|pprox|ngle|rccos|rcsin|rctan|st|symp|leph|rray",
     "\b": r"oxed|egin|eta|inom|igg?[lrm]?|ar|mod|ullet|ot|oldsymbol|f|m|ecause|ackslash",
     "\f": r"rac|orall|box|lat|rown",
-    "\n": r"eq|abla|otin|mid|leq|geq|parallel",
-    "\r": r"ight(?:arrow)?|angle|floor|ceil|vert|brace|ho|m(?=\s*\{)",
-    "\t": r"ext(?:bf|it|rm|tt|sf|normal|up)?(?=\s*\{)|imes|heta|frac|binom|ilde|herefore|riangle|anh"
-    r"|an(?=\s*(?:[\\({^\d]|[a-z](?![a-z])))|au|o(?=\s*(?:\\|[-+]?\d))",
+    "\n": r"abla|otin",
+    "\r": r"ight(?:arrow)?|angle|floor|ceil|vert|brace|m(?=\s*\{)",
+    "\t": r"ext(?:bf|it|rm|tt|sf|normal|up)?(?=\s*\{)|imes|heta|frac|binom|ilde|herefore|riangle",
     "\v": r"ec|arphi|arepsilon|artheta|ee|dots|arnothing",
 }
+_SHORT_RESTS = {
+    "\n": r"eq|mid|leq|geq|parallel",
+    "\r": r"ho",
+    "\t": r"anh|an(?=\s*(?:[\\({^\d]|[a-z](?![a-z])))|au|o(?=\s*(?:\\|[-+]?\d))",
+}
 _LETTERS = dict(zip("\a\b\f\n\r\t\v", "abfnrtv", strict=True))
-_ESCAPED = re.compile(
-    "|".join(f"{character}(?=(?:{rests})(?![a-zA-Z]))" for character, rests in _RESTS.items())
-)
+
+
+def _escaped(*tables: dict[str, str]) -> re.Pattern[str]:
+    rests = [(character, rest) for table in tables for character, rest in table.items()]
+    return re.compile("|".join(f"{character}(?=(?:{rest})(?![a-zA-Z]))" for character, rest in rests))
+
+
+_ESCAPED_IN_PROSE, _ESCAPED = _escaped(_RESTS), _escaped(_RESTS, _SHORT_RESTS)
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
 
@@ -165,9 +175,13 @@ def number(value: float | Decimal) -> str:
     return f"{sign}10^{{{power}}}" if digits == "1" else rf"{sign}{digits} \times 10^{{{power}}}"
 
 
-def mended(text: str) -> str:
-    """Return `text` with the backslashes that became control characters put back, where that is what they must have been."""
-    return _ESCAPED.sub(lambda found: "\\" + _LETTERS[found[0]], text)
+def mended(text: str, prose: bool) -> str:
+    """Return `text` with the backslashes that became control characters put back, where that is what they must have been.
+
+    In `prose` the rest of a command may also be a word after a tab or on a new line; there such a rest stays.
+    """
+    pattern = _ESCAPED_IN_PROSE if prose else _ESCAPED
+    return pattern.sub(lambda found: "\\" + _LETTERS[found[0]], text)
 
 
 def control_character(text: str) -> str | None:
