@@ -10,6 +10,8 @@ DeepCoder), a list of assertions (MBPP), and JSON of any of them. Not covered: w
 
 from __future__ import annotations
 
+import ast
+import builtins
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -64,7 +66,7 @@ def of_cases(cases: Sequence[Mapping[str, Any]], function: str | None = None) ->
         raise RowFault(f"a test has the keys {', '.join(missing)}, not input and output")
     inputs = [case["input"] for case in cases]
     outputs = [_outputs(case)[0] for case in cases]
-    kinds = {_kind(case) for case in cases}
+    kinds = {_kind(case, function) for case in cases}
     if len(kinds) > 1:
         types = sorted({str(case.get("testtype") or case.get("type")) for case in cases})
         raise RowFault(
@@ -90,15 +92,65 @@ def of_cases(cases: Sequence[Mapping[str, Any]], function: str | None = None) ->
     }
 
 
-def of_assertions(assertions: Any, *before: Any) -> Tests | None:
-    """Return the test program of a list of assertions after the code `before` them (texts, or lists of lines); None without assertions."""
+def of_assertions(assertions: Any, solution: Any = None, *before: Any) -> Tests | None:
+    """Return the test program of a list of assertions after the code `before` them (texts, or lists of lines); None without assertions.
+
+    The functions that are tested are those of `solution` that the assertions use; without it, the first one that they call. Raises
+    RowFault where the assertions need a class of the solution, which no value can be made of outside of it.
+    """
     lines = _read(assertions, "tests")
     if not filled(lines):
         return None
     if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
         raise RowFault("tests are not a list of assertions")
     setup = [_lines(part) for part in before if filled(part)]
-    return {"kind": "functional", "code": "\n".join([*setup, *lines]) + "\n"}
+    program = [*setup, *lines]
+    tested = [f"{name} = Solution().{name}" for name in _tested("\n".join(program), solution)]
+    return {"kind": "functional", "code": "\n".join([*tested, *program]) + "\n"}
+
+
+def _tested(program: str, solution: Any) -> list[str]:
+    """The names of the functions that a test program takes from the solution."""
+    try:
+        tree = ast.parse(program)
+    except (SyntaxError, ValueError) as error:
+        raise RowFault(f"tests are not Python ({error})") from None
+    used = [node.id for node in ast.walk(tree) if isinstance(node, ast.Name)]
+    functions, classes = _defined(solution)
+    needed = next((name for name in used if name in classes), None)
+    if needed:
+        raise RowFault(f"tests need the class {needed} of the solution")
+    if functions & set(used):
+        return sorted(functions & set(used))
+    called = [
+        node.func.id
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+    ]
+    return [name for name in called if name not in dir(builtins) and name not in _bound(tree)][:1]
+
+
+def _defined(solution: Any) -> tuple[set[str], set[str]]:
+    """The functions and the classes that a solution defines; none where it is no Python of today."""
+    try:
+        body = ast.parse(solution).body if isinstance(solution, str) else []
+    except (SyntaxError, ValueError):
+        body = []
+    functions = {node.name for node in body if isinstance(node, ast.FunctionDef)}
+    return functions, {node.name for node in body if isinstance(node, ast.ClassDef)}
+
+
+def _bound(tree: ast.Module) -> set[str]:
+    """The names that a program gives a meaning itself."""
+    names = {
+        node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+    }
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names |= {(alias.asname or alias.name).split(".")[0] for alias in node.names}
+    return names
 
 
 def _of_list(value: list[Any], function: str | None) -> Tests | None:
@@ -134,10 +186,10 @@ def _of_object(value: Mapping[str, Any], function: str | None) -> Tests | None:
     return {"kind": "stdin", "inputs": list(map(_lines, inputs)), "outputs": list(map(_lines, outputs))}
 
 
-def _kind(case: Mapping[str, Any]) -> str:
+def _kind(case: Mapping[str, Any], function: str | None) -> str:
     said = case.get("testtype") or case.get("type")
     if said is None:
-        return "call" if _function(case) else "stdin"
+        return "call" if _function(case) or function else "stdin"
     kind = {"stdin": "stdin", "stdin_stdout": "stdin", "functional": "call", "function_call": "call"}.get(
         str(said)
     )

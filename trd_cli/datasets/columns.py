@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 from typing import Any
 
 from trd_cli.datasets.values import filled
@@ -51,38 +52,34 @@ def first_filled(row: Mapping[str, Any], names: Names) -> Any:
     """Return the first value that holds something; of words that may mean nothing (`None`, `n/a`) the first, where no other does."""
     if isinstance(names, str):
         names = (names,)
-    given = [value for value in values(row, names) if filled(value)]
+    given = [value for name in names for _, value in found(row, name) if filled(value)]
     return next((value for value in given if filled(value, doubtful=False)), next(iter(given), None))
 
 
-def values(row: Mapping[str, Any], names: Iterable[str]) -> Iterator[Any]:
-    """Yield what stands in a row under each of `names`, which are columns or paths, in all their spellings."""
-    return (value for name in names for value in _found(row, name))
+def found(row: Mapping[str, Any], name: str) -> Iterator[tuple[str, Any]]:
+    """Yield what stands in a row under a column or path, in all spellings of its name, each with the name as the row has it."""
+    left: int | None = None
+    for column, rest in _splits(tuple(row), name):
+        if left is not None and len(rest) > left:
+            return
+        value = _inside(row[column], rest)
+        if value is not _ABSENT:
+            left = len(rest)
+            yield ".".join((str(column), *rest)), value
 
 
 def has(row: Mapping[str, Any], name: str) -> bool:
     """Return whether a row has the column or path `name`, though it may hold nothing."""
-    return next(_found(row, name), _ABSENT) is not _ABSENT
+    return next(found(row, name), None) is not None
 
 
 def paths(value: Any, name: str, most: int = 8) -> list[str]:
     """Return the paths to single values inside of `value`, which stands under `name`; `most` of them."""
-    found: list[str] = []
-    for path in _paths(value, name):
-        if len(found) == most:
-            return [*found, "…"]
-        found.append(path)
-    return found
+    inside = list(islice(_paths(value, name), most + 1))
+    return [*inside[:most], "…"] if len(inside) > most else inside
 
 
 _ABSENT = object()
-
-
-def _found(row: Mapping[str, Any], name: str) -> Iterator[Any]:
-    for column, rest in _splits(tuple(row), name):
-        value = _inside(row[column], rest)
-        if value is not _ABSENT:
-            yield value
 
 
 @lru_cache(maxsize=1024)
@@ -113,8 +110,8 @@ def _inside(value: Any, steps: tuple[str, ...]) -> Any:
         index = int(steps[0]) if re.fullmatch(r"-?\d{1,9}", steps[0]) else len(value)
         return _inside(value[index], steps[1:]) if -len(value) <= index < len(value) else _ABSENT
     if isinstance(value, Mapping):
-        found = (_inside(value[key], rest) for key, rest in _splits(tuple(value), ".".join(steps)))
-        return next((item for item in found if item is not _ABSENT), _ABSENT)
+        items = (_inside(value[key], rest) for key, rest in _splits(tuple(value), ".".join(steps)))
+        return next((item for item in items if item is not _ABSENT), _ABSENT)
     return _ABSENT
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from trd_cli.config import ImportConfig
-from trd_cli.datasets.columns import From, has, paths, values
+from trd_cli.datasets.columns import From, found, has, paths
 from trd_cli.datasets.presets import ANSWERS, PRESETS
 from trd_cli.datasets.problem_rows import Counts, listed, problem_of
 from trd_cli.datasets.rows import Row, rows_of
@@ -61,7 +61,7 @@ def import_problems(config: ImportConfig) -> Imported:
     """
     sources = _fields(config)
     seen = _Seen(sources)
-    found: dict[str, Problem] = {}
+    problems: dict[str, Problem] = {}
     row_of: dict[str, int] = {}
     counts = Counts()
     unreadable: list[str] = []
@@ -78,20 +78,20 @@ def import_problems(config: ImportConfig) -> Imported:
                 skipped += 1
                 continue
             row_of.setdefault(problem.problem_id, counts.row)
-            known = found.setdefault(problem.problem_id, problem)
+            known = problems.setdefault(problem.problem_id, problem)
             if known is not problem:
                 duplicates += 1
-                found[problem.problem_id] = _joined(known, problem, counts)
+                problems[problem.problem_id] = _joined(known, problem, counts)
     seen.check(config, counts.row)
-    if not found:
+    if not problems:
         why = unreadable[0] if unreadable else f"{counts.row} rows without a problem text"
         raise InputError(
             f"{config.file} gives no problem ({why})", "at least one", "check --preset and --map"
         )
-    problems = _selected(list(found.values()), config)
-    unanswered = [row_of[p.problem_id] for p in problems if p.task == "math" and not _has_answer(p)]
+    selected = _selected(list(problems.values()), config)
+    unanswered = [row_of[p.problem_id] for p in selected if p.task == "math" and not _has_answer(p)]
     return Imported(
-        problems,
+        selected,
         duplicates,
         skipped,
         tuple(unreadable),
@@ -179,14 +179,14 @@ class _Seen:
     def _inside(self, source: From) -> str:
         """What the first row has under the column that a path of `source` begins with."""
         roots = [column.split(".")[0] for column in source.first() if "." in column]
-        found = [
+        inside = [
             path
             for root in roots
-            for value in values(self._first, [root])
+            for _, value in found(self._first, root)
             for path in paths(value, root)
             if path != root
         ]
-        return f"; inside of them: {', '.join(found)}" if found else ""
+        return f"; inside of them: {', '.join(inside)}" if inside else ""
 
 
 def _joined(kept: Problem, other: Problem, counts: Counts) -> Problem:

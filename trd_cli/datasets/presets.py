@@ -152,7 +152,7 @@ PRESETS: dict[str, Preset] = {
         {
             "problem": From((("text", "prompt"), "test_list"), _with_one_assertion),
             "reference_solution": From(("code",), optional=True),
-            "tests": From(("test_list", "test_imports", "test_setup_code"), of_assertions),
+            "tests": From(("test_list", "code", "test_imports", "test_setup_code"), of_assertions),
             "problem_id": From(("task_id",), optional=True),
         },
     ),

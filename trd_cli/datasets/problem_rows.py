@@ -8,7 +8,7 @@ from typing import get_args
 
 from trd_cli.config import ImportConfig
 from trd_cli.datasets.code_tests import tests_json
-from trd_cli.datasets.columns import From, first_filled, paths, values
+from trd_cli.datasets.columns import From, found, paths
 from trd_cli.datasets.conversations import has_system_turn
 from trd_cli.datasets.presets import PRESETS
 from trd_cli.datasets.rows import Row, set_name
@@ -91,7 +91,7 @@ def problem_of(row: Row, sources: Mapping[str, From], config: ImportConfig, coun
     )
     if task == "math":
         texts = _with_one_answer(_mended(texts, counts), counts)
-    if config.preset and any(map(has_system_turn, values(row, sources["problem"].first()))):
+    if config.preset and _has_system_turn(sources["problem"], row):
         counts.systems.append(counts.row)
     source = texts.get("source") or config.source or config.preset or set_name(config.file)
     return Problem(
@@ -119,30 +119,41 @@ def _answer_and_solution(
 
     Of several columns the first counts that is a single answer, else the first that is filled.
     """
-    given: dict[str, str] = {}
-    for name in source.first():
-        try:
-            text = answer_of(source.make(first_filled(row, name)))
-        except Structured:
-            raise _structured("reference_answer", (name,), row, config, counts.row) from None
-        if text is not None:
-            given[name] = text
+    given = list(_answers(source, row, config, counts.row))
     if not given:
         return None, None
-    certain = [name for name, text in given.items() if filled(text, doubtful=False)] or list(given)
-    single = {name: answer for name in certain if (answer := reference_answer(given[name]))}
-    taken = next(iter(single), certain[0])
-    other = next((name for name, answer in single.items() if answer != single[taken]), None)
+    certain = [item for item in given if filled(item[1], doubtful=False)] or given
+    single = [(name, text, answer) for name, text in certain if (answer := reference_answer(text))]
+    worked = next((text for _, text in certain if not reference_answer(text)), None)
+    if not single:
+        return worked, None
+    name, text, answer = single[0]
+    other = next((other for other, _, another in single if another != answer), None)
     if other:
         counts.differing.append(counts.row)
-        counts.columns = counts.columns if all(counts.columns) else (taken, other)
-    return given[taken], next((given[name] for name in certain if name not in (*single, taken)), None)
+        counts.columns = counts.columns if all(counts.columns) else (name, other)
+    return text, worked
+
+
+def _answers(source: From, row: Row, config: ImportConfig, number: int) -> Iterator[tuple[str, str]]:
+    """The texts in all columns for a reference answer, each with its column."""
+    for name, value in (item for names in source.first() for item in found(row, names)):
+        try:
+            text = answer_of(source.make(value)) if filled(value) else None
+        except Structured:
+            raise _structured("reference_answer", (name,), row, config, number) from None
+        if text is not None:
+            yield name, text
+
+
+def _has_system_turn(source: From, row: Row) -> bool:
+    return any(has_system_turn(value) for name in source.first() for _, value in found(row, name))
 
 
 def _structured(name: str, columns: Sequence[str], row: Row, config: ImportConfig, number: int) -> InputError:
     """The refusal of an object or a list where one value is needed, with the paths to its parts."""
-    found = ((column, first_filled(row, column)) for column in columns)
-    column, value = next((c, v) for c, v in found if isinstance(v, Mapping | list))
+    given = (item for column in columns for item in found(row, column))
+    column, value = next(item for item in given if isinstance(item[1], Mapping | list))
     inside = paths(value, column)
     part = next((path for path in inside if path.rpartition(".")[2] in _LIKELY), inside[0])
     mend = f"name the part with --map {name}={part}"

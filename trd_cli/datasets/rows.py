@@ -168,14 +168,15 @@ def _values(column: pa.Array) -> Sequence[Any]:
         return [
             row if there else None for row, there in zip(rows, column.is_valid().to_pylist(), strict=True)
         ]
-    if (pa.types.is_list(column_type) or pa.types.is_large_list(column_type)) and _is_deep(
-        column_type.value_field
-    ):
-        items, ends = _values(column.flatten()), column.value_lengths().to_pylist()
-        return list(_cut(items, ends))
+    if _is_list(column_type) and _is_deep(column_type.value_field):
+        return list(_cut(_values(column.flatten()), pc.list_value_length(column).to_pylist()))
     if pa.types.is_map(column_type):
         return [None if pairs is None else dict(pairs) for pairs in column.to_pylist()]
     return column.to_pylist()
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
 
 
 def _is_deep(field: pa.Field) -> bool:
