@@ -459,9 +459,16 @@ def test_a_column_that_stands_twice_gives_its_filled_cell_and_a_contradiction_is
         import_text(tmp_path, "rows.jsonl", lines),
     ):
         assert outcome.answers == ["5", "6", "7"]
-        assert "left out: 1 unreadable rows, the first: row 4: one name has the values '8' and '9'" in (
-            outcome.said
+        assert (
+            "left out: 1 unreadable rows, the first: row 4: 'answer' stands there twice, with '8' and '9'"
+            in (outcome.said)
         )
+
+
+def test_answers_in_two_spellings_of_one_name_that_differ_are_said_too(tmp_path: Path) -> None:
+    outcome = import_text(tmp_path, "rows.csv", "problem,answer, Answer \np,5,5\nq,,6\nr,7,8\n")
+    assert outcome.answers == ["5", "6", "7"]
+    assert "took the answer in 'answer' where another one stands in ' Answer ': row 3" in outcome.said
 
 
 def test_a_repeated_problem_gives_the_answer_that_the_first_one_lacks(tmp_path: Path) -> None:
@@ -562,7 +569,7 @@ def test_code_needs_no_reference_answer(tmp_path: Path) -> None:
 def test_the_answer_of_a_worked_solution_is_taken_and_the_solution_kept(tmp_path: Path) -> None:
     hashed, boxed = "Two and two.\n#### 4", r"Two and two are $\boxed{4}$."
     rows = [{"problem": "p", "answer": hashed}, {"problem": "q", "solution": boxed}]
-    outcome = import_rows(tmp_path, rows, "--map", "solution=solution")
+    outcome = import_rows(tmp_path, rows)
     assert [(p.reference_answer, p.reference_solution) for p in outcome.problems or []] == [
         ("4", hashed),
         ("4", boxed),

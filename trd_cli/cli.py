@@ -456,6 +456,9 @@ def data_make(config: MakeConfig) -> None:
     "import",
     ImportConfig,
     "trd data import gsm8k.jsonl --preset gsm8k --limit 1000 --shuffle-seed 0 --out train.parquet",
+    "\n\n\b\nPublished formats, and columns by name or by path:"
+    "\n  trd data import rl.parquet --preset verl --out train.parquet"
+    "\n  trd data import rl.parquet --map problem=extra_info.question,answer=reward_model.ground_truth --out train.parquet",
 )
 def data_import(config: ImportConfig) -> None:
     """A problem set from a file or a Hub dataset."""

@@ -15,7 +15,7 @@ from functools import lru_cache
 from itertools import islice
 from typing import Any
 
-from trd_cli.datasets.values import filled
+from trd_cli.datasets.values import Clash, RowFault, filled
 
 Names = str | tuple[str, ...]
 
@@ -52,7 +52,7 @@ def first_filled(row: Mapping[str, Any], names: Names) -> Any:
     """Return the first value that holds something; of words that may mean nothing (`None`, `n/a`) the first, where no other does."""
     if isinstance(names, str):
         names = (names,)
-    given = [value for name in names for _, value in found(row, name) if filled(value)]
+    given = [value for name in names for _, value in filled_in(row, name)]
     return next((value for value in given if filled(value, doubtful=False)), next(iter(given), None))
 
 
@@ -66,6 +66,16 @@ def found(row: Mapping[str, Any], name: str) -> Iterator[tuple[str, Any]]:
         if value is not _ABSENT:
             left = len(rest)
             yield ".".join((str(column), *rest)), value
+
+
+def filled_in(row: Mapping[str, Any], name: str) -> Iterator[tuple[str, Any]]:
+    """Yield those of `found` that hold something; RowFault where one stands in the row twice with different values."""
+    for column, value in found(row, name):
+        if isinstance(value, Clash):
+            given = " and ".join(repr(item)[:40] for item in value)
+            raise RowFault(f"{column!r} stands there twice, with {given}")
+        if filled(value):
+            yield column, value
 
 
 def has(row: Mapping[str, Any], name: str) -> bool:

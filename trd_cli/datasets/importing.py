@@ -127,7 +127,7 @@ def _selected(problems: list[Problem], config: ImportConfig) -> list[Problem]:
 
 
 def _fields(config: ImportConfig) -> dict[str, From]:
-    """The preset's fields, or without one the columns that are named like a field (`answer` and `id` too, as many sets have them), overridden by `--map`."""
+    """The preset's fields, or without one the columns that are named like a field (`answer`, `solution` and `id` too, as many sets have them), overridden by `--map`."""
     mapped = {_ALIASES.get(name, name): column for name, column in config.map.items()}
     for name in config.map:
         if _ALIASES.get(name, name) not in FIELDS:
@@ -142,6 +142,7 @@ def _fields(config: ImportConfig) -> dict[str, From]:
         given = {name for name in ("source", "task") if getattr(config, name)}
         sources = {name: From((name,), optional=name != "problem") for name in FIELDS if name not in given}
         sources["reference_answer"] = From((ANSWERS,), optional=True)
+        sources["reference_solution"] = From((("reference_solution", "solution"),), optional=True)
         sources["problem_id"] = From((("problem_id", "id"),), optional=True)
     return sources | {name: From((column,)) for name, column in mapped.items()}
 

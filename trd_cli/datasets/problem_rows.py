@@ -8,7 +8,7 @@ from typing import get_args
 
 from trd_cli.config import ImportConfig
 from trd_cli.datasets.code_tests import tests_json
-from trd_cli.datasets.columns import From, found, paths
+from trd_cli.datasets.columns import From, filled_in, found, paths
 from trd_cli.datasets.conversations import has_system_turn
 from trd_cli.datasets.presets import PRESETS
 from trd_cli.datasets.rows import Row, set_name
@@ -137,9 +137,9 @@ def _answer_and_solution(
 
 def _answers(source: From, row: Row, config: ImportConfig, number: int) -> Iterator[tuple[str, str]]:
     """The texts in all columns for a reference answer, each with its column."""
-    for name, value in (item for names in source.first() for item in found(row, names)):
+    for name, value in (item for names in source.first() for item in filled_in(row, names)):
         try:
-            text = answer_of(source.make(value)) if filled(value) else None
+            text = answer_of(source.make(value))
         except Structured:
             raise _structured("reference_answer", (name,), row, config, number) from None
         if text is not None:

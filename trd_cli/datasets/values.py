@@ -100,10 +100,8 @@ def text_of(value: Any) -> str | None:
     """Return a cell as text, or None where it holds nothing (see `filled`).
 
     25.0 is "25", 1e-07 is "10^{-7}", midnight is left out of a date. Raises Structured for an object or a list, and
-    RowFault for bytes that are not UTF-8 and for a name with several values.
+    RowFault for bytes that are not UTF-8.
     """
-    if isinstance(value, Clash):
-        raise RowFault(f"one name has the values {' and '.join(_shown(item) for item in value)}")
     if not filled(value):
         return None
     if isinstance(value, list | dict | tuple):
