@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -147,7 +147,9 @@ def test_a_structure_or_a_path_that_leads_nowhere_is_refused_by_name_with_the_pa
     assert all(word in line for word in words), line
 
 
-@pytest.mark.parametrize("answer", [{"value": 3, "unit": "m"}, [{"value": 3}]])
+@pytest.mark.parametrize(
+    "answer", [{"value": 3, "unit": "m"}, [{"value": 3}], json.dumps({"value": 3}), str({"value": 3})]
+)
 def test_an_answer_that_is_a_structure_is_refused_without_any_map_too(tmp_path: Path, answer: Any) -> None:
     line = refused(import_rows(tmp_path, [{"problem": "p", "answer": answer}]))
     assert "'answer'" in line
@@ -296,19 +298,29 @@ TALKS = {
 }
 
 
-@pytest.mark.parametrize("as_json", [False, True])
+@pytest.mark.parametrize("write", [list, json.dumps, repr])
 @pytest.mark.parametrize("preset", TALKS)
 def test_a_conversations_problem_is_the_users_turn_and_nothing_the_assistant_said(
-    tmp_path: Path, preset: str, as_json: bool
+    tmp_path: Path, preset: str, write: Callable[[list[Any]], Any]
 ) -> None:
     column, role, content, user, assistant = TALKS[preset]
-    turns = [("system", "Be brief."), (user, "1 + 1?"), (assistant, r"It is \boxed{2}.")]
+    turns = [("system", "Be brief."), (user, "Add:\nall of 1 + 1."), (assistant, r"It is \boxed{2}.")]
     talk = [{role: who, content: text} for who, text in turns]
-    outcome = import_rows(tmp_path, [{column: json.dumps(talk) if as_json else talk}], "--preset", preset)
+    outcome = import_rows(tmp_path, [{column: write(talk)}], "--preset", preset)
     problem = outcome.only
-    assert (problem.problem, problem.reference_answer) == ("1 + 1?", "2")
+    assert (problem.problem, problem.reference_answer) == ("Add:\nall of 1 + 1.", "2")
     assert problem.reference_solution == r"It is \boxed{2}."
     assert "left out the system's turn: row 1" in outcome.said
+
+
+@pytest.mark.parametrize("write", [list, json.dumps, repr])
+def test_a_conversation_mapped_to_the_problem_whole_is_refused(
+    tmp_path: Path, write: Callable[[list[Any]], Any]
+) -> None:
+    talk = [{"role": "user", "content": "1 + 1?"}, {"role": "assistant", "content": "2"}]
+    line = refused(import_rows(tmp_path, [{"chat": write(talk), "answer": 2}], "--map", "problem=chat"))
+    assert "--preset messages" in line
+    assert "--map problem=chat.0.content" in line
 
 
 def test_conversations_that_are_no_single_problem_are_left_out_and_counted(tmp_path: Path) -> None:
@@ -321,11 +333,12 @@ def test_conversations_that_are_no_single_problem_are_left_out_and_counted(tmp_p
         talk(("assistant", "never a problem")),
         talk(("user", [{"type": "image", "image": "x.png"}])),
         talk(("narrator", "c"), ("user", "d")),
+        {"messages": "user: e\nassistant: f", "answer": 1},
     ]
     outcome = import_rows(tmp_path, rows, "--preset", "messages")
     assert outcome.only.problem == "a\nb"
     assert "1 rows without a problem" in outcome.said
-    assert "left out: 3 unreadable rows, the first: row 2: 2 turns of the user, not one" in outcome.said
+    assert "left out: 4 unreadable rows, the first: row 2: 2 turns of the user, not one" in outcome.said
 
 
 # Values
@@ -389,6 +402,8 @@ def test_floats_inside_of_structures_and_maps_keep_their_digits_too(tmp_path: Pa
         (["5", None, ""], "5"),
         ('["1", "2"]', "1, 2"),
         ("['$2$']", "$2$"),
+        (r'["\nu", "\frac{1}{2}"]', r"\nu, \frac{1}{2}"),
+        (json.dumps([r"\pi", "é"]), r"\pi, é"),
         ("[1, 2]", "[1, 2]"),
     ],
 )

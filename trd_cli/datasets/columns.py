@@ -1,13 +1,12 @@
 """Where a value stands in a row: a column by its name, or a path of names and list indexes into what a column holds.
 
-`reward_model.ground_truth` and `messages.0.content` are paths, through objects, lists and text that is JSON. A column whose own name
+`reward_model.ground_truth` and `messages.0.content` are paths, through objects, lists and text that is JSON or what Python shows of them. A column whose own name
 is the whole path wins. A name that no column has is found where only case, outer spaces, and spaces or hyphens for
 underscores differ: ` Ground Truth ` is ground_truth.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from functools import lru_cache
 from itertools import islice
 from typing import Any
 
-from trd_cli.datasets.values import Clash, RowFault, filled
+from trd_cli.datasets.values import Clash, RowFault, filled, opened
 
 Names = str | tuple[str, ...]
 
@@ -115,7 +114,7 @@ def _plain(name: str) -> str:
 def _inside(value: Any, steps: tuple[str, ...]) -> Any:
     if not steps:
         return value
-    value = _opened(value)
+    value = opened(value)
     if isinstance(value, list):
         index = int(steps[0]) if re.fullmatch(r"-?\d{1,9}", steps[0]) else len(value)
         return _inside(value[index], steps[1:]) if -len(value) <= index < len(value) else _ABSENT
@@ -123,16 +122,6 @@ def _inside(value: Any, steps: tuple[str, ...]) -> Any:
         items = (_inside(value[key], rest) for key, rest in _splits(tuple(value), ".".join(steps)))
         return next((item for item in items if item is not _ABSENT), _ABSENT)
     return _ABSENT
-
-
-def _opened(value: Any) -> Any:
-    """A text that is JSON of an object or a list as what it says."""
-    if isinstance(value, str) and value.lstrip().startswith(("{", "[")):
-        try:
-            return json.loads(value)
-        except ValueError:
-            return value
-    return value
 
 
 def _paths(value: Any, name: str) -> Iterator[str]:

@@ -6,11 +6,10 @@ A system's turn is instruction to another model; it is left out. Not covered: co
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
-from trd_cli.datasets.values import RowFault, filled, text_of
+from trd_cli.datasets.values import RowFault, filled, opened, text_of
 
 _ROLES = {
     "user": "user",
@@ -29,43 +28,48 @@ _ROLES = {
 
 
 def user_turn(conversation: Any) -> str | None:
-    """Return the user's turn, or None without any; a conversation that is one text is that turn.
+    """Return the user's turn, or None without any.
 
-    Raises RowFault for several turns of the user, for a role or a part of a message that is not known.
+    Raises RowFault for several turns of the user, for what is no list of messages, for a role or a part that is not known.
     """
-    turns = _turns(conversation)
-    if isinstance(turns, str):
-        return turns
-    said = [text for role, text in turns if role == "user"]
+    said = [text for role, text in _turns(conversation) if role == "user"]
     if len(said) > 1:
         raise RowFault(f"{len(said)} turns of the user, not one")
     return said[0] if said else None
 
 
+def prompt(value: Any) -> str | None:
+    """Return a prompt: a text, or the user's turn of a list of messages."""
+    return value if isinstance(opened(value), str) else user_turn(value)
+
+
 def assistant_turn(conversation: Any) -> str | None:
     """Return the assistant's turn, or None without one or with several."""
-    turns = _turns(conversation)
-    said = [] if isinstance(turns, str) else [text for role, text in turns if role == "assistant"]
+    said = [text for role, text in _turns(conversation) if role == "assistant"]
     return said[0] if len(said) == 1 else None
+
+
+def is_conversation(value: Any) -> bool:
+    """Return whether a value is a list of messages, by its form."""
+    turns = opened(value)
+    first = next(iter(turns), None) if isinstance(turns, list) else None
+    return isinstance(first, Mapping) and bool({"role", "from"} & first.keys())
 
 
 def has_system_turn(conversation: Any) -> bool:
     """Return whether a system's turn stands in a conversation; False for what is none."""
-    opened = _opened(conversation)
-    return isinstance(opened, list) and any(
-        isinstance(turn, Mapping) and _ROLES.get(_role(turn)) == "system" for turn in opened
+    return is_conversation(conversation) and any(
+        isinstance(turn, Mapping) and _ROLES.get(_role(turn)) == "system" for turn in opened(conversation)
     )
 
 
-def _turns(conversation: Any) -> str | list[tuple[str, str | None]]:
-    opened = _opened(conversation)
-    if not filled(opened):
+def _turns(conversation: Any) -> list[tuple[str, str | None]]:
+    turns = opened(conversation)
+    if not filled(turns):
         return []
-    if isinstance(opened, str):
-        return opened
-    if not isinstance(opened, list) or not all(isinstance(turn, Mapping) for turn in opened):
-        raise RowFault(f"a conversation is a {type(opened).__name__}, not a list of messages")
-    return [_turn(turn) for turn in opened]
+    if not isinstance(turns, list) or not all(isinstance(turn, Mapping) for turn in turns):
+        raise RowFault(f"a conversation is a {type(turns).__name__}, not a list of messages")
+    return [_turn(turn) for turn in turns]
 
 
 def _turn(turn: Mapping[str, Any]) -> tuple[str, str | None]:
@@ -88,12 +92,3 @@ def _part(part: Any) -> str:
         kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
         raise RowFault(f"a part of a message is of the type {kind}, not text")
     return text
-
-
-def _opened(conversation: Any) -> Any:
-    if isinstance(conversation, str) and conversation.lstrip().startswith("[{"):
-        try:
-            return json.loads(conversation)
-        except ValueError as error:
-            raise RowFault(f"a conversation is not JSON ({error})") from None
-    return conversation

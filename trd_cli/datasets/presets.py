@@ -10,7 +10,7 @@ from typing import Any
 
 from trd_cli.datasets.code_tests import are_tests, function_name, of_assertions, parsed_tests
 from trd_cli.datasets.columns import From
-from trd_cli.datasets.conversations import assistant_turn, user_turn
+from trd_cli.datasets.conversations import assistant_turn, prompt, user_turn
 from trd_cli.datasets.values import RowFault, text_of
 from trd_cli.records import Task
 
@@ -111,7 +111,7 @@ PRESETS: dict[str, Preset] = {
     "verl": Preset(
         "math",
         {
-            "problem": From(("prompt",), user_turn),
+            "problem": From(("prompt",), prompt),
             "reference_answer": From(((_TRUTH, "extra_info.answer"),), _no_tests),
             "reference_solution": From((("extra_info.solution", "extra_info.answer"), _TRUTH), _other, True),
             "tests": From((_TRUTH,), _only_tests),

@@ -9,7 +9,7 @@ from typing import get_args
 from trd_cli.config import ImportConfig
 from trd_cli.datasets.code_tests import tests_json
 from trd_cli.datasets.columns import From, filled_in, found, paths
-from trd_cli.datasets.conversations import has_system_turn
+from trd_cli.datasets.conversations import has_system_turn, is_conversation
 from trd_cli.datasets.presets import PRESETS
 from trd_cli.datasets.rows import Row, set_name
 from trd_cli.datasets.values import (
@@ -19,6 +19,7 @@ from trd_cli.datasets.values import (
     control_character,
     filled,
     mended,
+    opened,
     text_of,
 )
 from trd_cli.errors import InputError
@@ -107,7 +108,10 @@ def problem_of(row: Row, sources: Mapping[str, From], config: ImportConfig, coun
 
 def _text(name: str, source: From, row: Row, config: ImportConfig, number: int) -> str | None:
     try:
-        return text_of(source(row))
+        value = source(row)
+        if name == "problem" and is_conversation(value):
+            raise Structured(value)
+        return text_of(value)
     except Structured:
         raise _structured(name, source.all(), row, config, number) from None
 
@@ -152,13 +156,12 @@ def _has_system_turn(source: From, row: Row) -> bool:
 
 def _structured(name: str, columns: Sequence[str], row: Row, config: ImportConfig, number: int) -> InputError:
     """The refusal of an object or a list where one value is needed, with the paths to its parts."""
-    given = (item for column in columns for item in found(row, column))
-    column, value = next(item for item in given if isinstance(item[1], Mapping | list))
+    given = ((c, opened(value)) for column in columns for c, value in found(row, column))
+    column, value = next((c, value) for c, value in given if isinstance(value, Mapping | list))
     inside = paths(value, column)
     part = next((path for path in inside if path.rpartition(".")[2] in _LIKELY), inside[0])
     mend = f"name the part with --map {name}={part}"
-    first = next(iter(value), None) if isinstance(value, list) else None
-    if isinstance(first, Mapping) and {"role", "from"} & first.keys():
+    if is_conversation(value):
         mend = f"read conversations with --preset messages, or {mend}"
     kind = "an object" if isinstance(value, Mapping) else "a list"
     return InputError(

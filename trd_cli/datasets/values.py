@@ -12,6 +12,8 @@ import ast
 import json
 import math
 import re
+import warnings
+from collections.abc import Mapping
 from datetime import datetime, time
 from decimal import Decimal
 from typing import Any
@@ -26,6 +28,8 @@ _PERHAPS_NOTHING = {"none", "n/a", "na", "-"}
 # Powers of ten: below the one and above the other a number is written with a power.
 _LONGEST_ZEROS, _LONGEST = 6, 400
 
+_WRITTEN_OUT = re.compile(r"\s*(?:\{\s*['\"]|\[\s*(?:\{\s*)?['\"])")
+_COMMAND = re.compile(r"(?<!\\)\\(?=[a-zA-Z]{2})(?!u[0-9a-fA-F]{4})")
 _GROUPED = re.compile(r"\d{1,3}(?:,\d{3})+")
 _DOLLARS = re.compile(r"\$([^$]+)\$")
 
@@ -119,14 +123,19 @@ def text_of(value: Any) -> str | None:
 def answer_of(value: Any) -> str | None:
     """Return a reference answer as text: as `text_of`, and lists joined as the grader reads them: `1, 2`, `(1, 2), (3, 4)`.
 
-    A text that is a list of texts (`["1", "2"]`, `['1']`) is that list. Raises Structured for an object, or a list with one.
+    A text that is a list of texts (`["1", "2"]`, `['1']`) is that list. Raises Structured for an object, or a list with one, also
+    where it is written out as text.
     """
-    if isinstance(value, bytes):
-        value = _decoded(value)
-    items = value if isinstance(value, list) else _listed(value)
-    if items is None:
+    value = _decoded(value) if isinstance(value, bytes) else value
+    inside = opened(value, latex=True)
+    if isinstance(inside, Mapping) or (
+        isinstance(inside, list) and any(isinstance(i, Mapping) for i in inside)
+    ):
+        raise Structured(inside)
+    is_list = isinstance(inside, list) and (inside is value or all(isinstance(item, str) for item in inside))
+    if not is_list:
         return text_of(value)
-    parts = [part for part in map(_part, items) if part is not None]
+    parts = [part for part in map(_part, inside) if part is not None]
     if len(parts) < 2:
         return parts[0] if parts else None
     return ", ".join(_GROUPED.sub(_ungrouped, _DOLLARS.sub(r"\1", part)) for part in parts)
@@ -143,18 +152,22 @@ def _ungrouped(grouped: re.Match[str]) -> str:
     return grouped[0].replace(",", "")
 
 
-def _listed(value: Any) -> list[str] | None:
-    """The list that a text writes out, in JSON or in Python, where all in it is text; `[1, 2]` is an interval."""
-    if not isinstance(value, str) or not re.match(r"\s*\[\s*['\"]", value):
-        return None
+def opened(value: Any, latex: bool = False) -> Any:
+    """Return the object or list that a text writes out, in JSON or as Python shows it; anything else as it is.
+
+    With `latex` a backslash before two letters begins a command of LaTeX, no escape.
+    """
+    if not isinstance(value, str) or not _WRITTEN_OUT.match(value):
+        return value
+    text = _COMMAND.sub(r"\\\g<0>", value.strip()) if latex else value.strip()
     for read in (json.loads, ast.literal_eval):
         try:
-            items = read(value.strip())
+            with warnings.catch_warnings(action="ignore"):
+                found = read(text)
         except (ValueError, SyntaxError, RecursionError, MemoryError):
             continue
-        if isinstance(items, list) and all(isinstance(item, str) for item in items):
-            return items
-    return None
+        return found if isinstance(found, Mapping | list) else value
+    return value
 
 
 def number(value: float | Decimal) -> str:
