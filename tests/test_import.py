@@ -260,11 +260,12 @@ def test_cases_that_cannot_be_run_leave_their_row_out_with_a_count(tmp_path: Pat
         {"task_id": 601, "prompt": "Round it.", "test_imports": ["import math"], "source_file": "x"},
     ],
 )
+@pytest.mark.parametrize("write", [list, json.dumps, repr])
 def test_mbpp_takes_either_edition_with_its_assertions_and_what_they_import(
-    tmp_path: Path, row: dict[str, Any]
+    tmp_path: Path, row: dict[str, Any], write: Callable[[list[str]], Any]
 ) -> None:
     assertions = ["assert down(1.5) == math.floor(1.5)", "assert down(2) == 2"]
-    row = {**row, "code": "def down(x): return int(x)", "test_list": assertions}
+    row = {**row, "code": "def down(x): return int(x)", "test_list": write(assertions)}
     problem = import_rows(tmp_path, [row], "--preset", "mbpp").only
     assert (problem.problem_id, problem.task) == ("mbpp-601", "code")
     assert problem.problem.startswith("Round it.")
@@ -579,6 +580,14 @@ def test_rows_without_one_answer_are_kept_and_named(tmp_path: Path) -> None:
 def test_code_needs_no_reference_answer(tmp_path: Path) -> None:
     tests = {"inputs": ["1"], "outputs": ["1"]}
     assert import_rows(tmp_path, [{"problem": "p", "tests": tests}], "--task", "code").code == 0
+
+
+def test_rows_of_code_without_tests_are_named(tmp_path: Path) -> None:
+    cases = [[], [{"input": "1", "output": "1"}], None, "nan"]
+    rows = [{"problem": f"p{i}", "tests": tests} for i, tests in enumerate(cases)]
+    outcome = import_rows(tmp_path, rows, "--preset", "deepcoder")
+    assert (outcome.code, len(outcome.problems or [])) == (0, 4)
+    assert "no tests in 3 rows (1, 3, 4)" in outcome.said
 
 
 def test_the_answer_of_a_worked_solution_is_taken_and_the_solution_kept(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from trd_cli.datasets.values import RowFault, filled
+from trd_cli.datasets.values import RowFault, filled, opened
 from trd_cli.records import well_formed
 
 Tests = dict[str, Any]
@@ -216,7 +216,7 @@ def function_name(metadata: Any) -> str | None:
 
 
 def _read(value: Any, what: str) -> Any:
-    """JSON text as what it says; anything else as it is."""
+    """JSON, or what Python shows of an object or a list, as what it says; anything else as it is."""
     if isinstance(value, bytes):
         value = value.decode("utf-8", "replace")
     if not isinstance(value, str) or not filled(value):
@@ -224,7 +224,10 @@ def _read(value: Any, what: str) -> Any:
     try:
         return json.loads(value)
     except ValueError as error:
-        raise RowFault(f"{what} are not JSON ({error})") from None
+        written = opened(value)
+        if written is value:
+            raise RowFault(f"{what} are not JSON ({error})") from None
+        return written
 
 
 def _json(value: Any) -> Any:

@@ -36,7 +36,7 @@ class Imported:
 
     `skipped` counts the rows with no problem text. `unreadable` has one line for each row left out because a value in it
     could not be understood (as tests that are not JSON): "row 7: …", counted from 1. `unanswered` are the rows whose problem of
-    mathematics is among `problems` without one reference answer; `remarks` are lines for people on what was changed or not taken.
+    mathematics is among `problems` without one reference answer, `untested` those of code without tests; `remarks` are lines for people on what was changed or not taken.
     """
 
     problems: list[Problem]
@@ -44,13 +44,14 @@ class Imported:
     skipped: int
     unreadable: tuple[str, ...]
     unanswered: tuple[int, ...] = ()
+    untested: tuple[int, ...] = ()
     remarks: tuple[str, ...] = ()
 
-    def without_answer(self) -> str | None:
-        """Return a line on the rows in `unanswered`, or None where every problem of mathematics has its answer."""
-        if not self.unanswered:
-            return None
-        return f"no single reference answer in {listed(self.unanswered)}: no verdict will say right or wrong"
+    def ungraded(self) -> Iterator[str]:
+        """Yield a line on the rows in `unanswered`, and one on those in `untested`."""
+        for rows, lacking in ((self.unanswered, "single reference answer"), (self.untested, "tests")):
+            if rows:
+                yield f"no {lacking} in {listed(rows)}: no verdict will say right or wrong"
 
 
 def import_problems(config: ImportConfig) -> Imported:
@@ -90,12 +91,14 @@ def import_problems(config: ImportConfig) -> Imported:
         )
     selected = _selected(list(problems.values()), config)
     unanswered = [row_of[p.problem_id] for p in selected if p.task == "math" and not _has_answer(p)]
+    untested = [row_of[p.problem_id] for p in selected if p.task == "code" and not p.tests]
     return Imported(
         selected,
         duplicates,
         skipped,
         tuple(unreadable),
         tuple(sorted(unanswered)),
+        tuple(sorted(untested)),
         tuple(counts.remarks()),
     )
 

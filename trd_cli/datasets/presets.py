@@ -11,7 +11,7 @@ from typing import Any
 from trd_cli.datasets.code_tests import are_tests, function_name, of_assertions, parsed_tests
 from trd_cli.datasets.columns import From
 from trd_cli.datasets.conversations import assistant_turn, prompt, user_turn
-from trd_cli.datasets.values import RowFault, text_of
+from trd_cli.datasets.values import RowFault, opened, text_of
 from trd_cli.records import Task
 
 # What sets call a reference answer, the most certain first: an `answer` may also be a worked solution.
@@ -54,9 +54,10 @@ def _with_starter_code(question: Any, starter_code: Any) -> Any:
 
 def _with_one_assertion(question: Any, assertions: Any) -> Any:
     """MBPP's text does not name the function; its first assertion does."""
-    if not text_of(question) or not isinstance(assertions, list) or not assertions:
+    lines = opened(assertions)
+    if not text_of(question) or not isinstance(lines, list) or not lines:
         return question
-    return f"{question}\n\nYour code should pass this test:\n```python\n{assertions[0]}\n```"
+    return f"{question}\n\nYour code should pass this test:\n```python\n{lines[0]}\n```"
 
 
 def _other(solution: Any, truth: Any) -> Any:

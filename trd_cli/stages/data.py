@@ -35,9 +35,8 @@ def import_(config: ImportConfig, report: Report) -> None:
         report.note(
             f"left out: {len(imported.unreadable)} unreadable rows, the first: {imported.unreadable[0]}"
         )
-    for remark in (*imported.remarks, imported.without_answer()):
-        if remark:
-            report.note(remark)
+    for remark in (*imported.remarks, *imported.ungraded()):
+        report.note(remark)
     report.result(Path(config.out))
 
 
