@@ -179,6 +179,8 @@ def test_verl_rows_of_code_have_their_tests_in_the_ground_truth_and_sets_are_ans
     assert [p.reference_answer for p in problems] == [None, "{1, 2}", r"\frac{3}{4}"]
     assert verdict(problems[0], "print(sum(map(int, input().split())))") == "correct"
     assert verdict(problems[0], "print(0)") == "incorrect"
+    as_told = import_rows(tmp_path, rows[:1], "--preset", "verl", "--task", "math", "--no-answers")
+    assert as_told.only.task == "math"
 
 
 CASES = {
@@ -580,6 +582,15 @@ def test_rows_without_one_answer_are_kept_and_named(tmp_path: Path) -> None:
 def test_code_needs_no_reference_answer(tmp_path: Path) -> None:
     tests = {"inputs": ["1"], "outputs": ["1"]}
     assert import_rows(tmp_path, [{"problem": "p", "tests": tests}], "--task", "code").code == 0
+
+
+@pytest.mark.parametrize("column", ["ground_truth", "answer"])
+def test_a_column_that_is_mapped_to_the_tests_is_no_answer(tmp_path: Path, column: str) -> None:
+    rows = [{"prompt": "p", column: {"inputs": ["1"], "outputs": ["1"]}}]
+    options = ("--task", "code", "--map", f"problem=prompt,tests={column}")
+    problem = import_rows(tmp_path, rows, *options).only
+    assert (problem.task, problem.reference_answer) == ("code", None)
+    assert verdict(problem, "print(input())") == "correct"
 
 
 def test_rows_of_code_without_tests_are_named(tmp_path: Path) -> None:

@@ -36,7 +36,8 @@ class Imported:
 
     `skipped` counts the rows with no problem text. `unreadable` has one line for each row left out because a value in it
     could not be understood (as tests that are not JSON): "row 7: …", counted from 1. `unanswered` are the rows whose problem of
-    mathematics is among `problems` without one reference answer, `untested` those of code without tests; `remarks` are lines for people on what was changed or not taken.
+    mathematics is among `problems` without one reference answer, `untested` those of code without tests; `remarks` are lines for people
+    on what was changed or not taken.
     """
 
     problems: list[Problem]
@@ -139,12 +140,15 @@ def _fields(config: ImportConfig) -> dict[str, From]:
                 f"one of the fields {', '.join(FIELDS)}",
                 "change the field",
             )
+    given = {name for name in ("source", "task") if getattr(config, name)}
     if config.preset:
-        sources = dict(PRESETS[config.preset].fields)
+        known = PRESETS[config.preset].fields
+        sources = {name: source for name, source in known.items() if name not in given}
     else:
-        given = {name for name in ("source", "task") if getattr(config, name)}
         sources = {name: From((name,), optional=name != "problem") for name in FIELDS if name not in given}
-        sources["reference_answer"] = From((ANSWERS,), optional=True)
+        answers = ("reference_answer", "answer") if config.task == "code" else ANSWERS
+        free = tuple(name for name in answers if name not in mapped.values())
+        sources["reference_answer"] = From((free,), optional=True)
         sources["reference_solution"] = From((("reference_solution", "solution"),), optional=True)
         sources["problem_id"] = From((("problem_id", "id"),), optional=True)
     return sources | {name: From((column,)) for name, column in mapped.items()}
