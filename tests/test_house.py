@@ -17,7 +17,7 @@ PACKAGE = ROOT / "trd_cli"
 # A file may import its own floor and those below. A name with a slash is a directory with all that is in it.
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("__init__", "errors", "records"),
-    ("config", "prompts", "tokens", "reporting", "files", "core/"),
+    ("config", "prompts", "tokens", "reporting", "files", "run_json", "checksums", "core/"),
     (
         "shards",
         "run_dir",
@@ -51,7 +51,6 @@ HEAVY = {
     "matplotlib",
     "numpy",
     "openai",
-    "pebble",
     "peft",
     "polars",
     "pyarrow",

@@ -13,7 +13,7 @@ from trd_cli.graders.base import Grade, Question
 from trd_cli.graders.pool import GraderOptions, GraderPool
 from trd_cli.records import Trajectory
 from trd_cli.reporting import Report
-from trd_cli.shards import read_rows, write_shard
+from trd_cli.shards import read_rows, shard_info, write_shard
 
 _SETTLED = ("correct", "incorrect")
 
@@ -78,7 +78,7 @@ class ShardGrader:
         if self._share:
             self._check([row for row in rows if row.verdict in _SETTLED and self._is_sampled(row)])
         if todo or source != target:
-            write_shard(target, rows)
+            write_shard(target, rows, shard_info(source).set_digest)
         self._report.result(target)
 
     def _is_owed(self, row: Trajectory, path: Path) -> bool:

@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 
 from trd_cli.errors import ModelError, first_line
-from trd_cli.run_dir import read_run_json
+from trd_cli.run_json import read_run_json
 from trd_cli.tokens import ByteTokenizer, HubTokenizer, Tokenizer
 
 EMBEDDED = "smollm2-135m"

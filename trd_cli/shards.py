@@ -1,26 +1,32 @@
 """Parquet trajectory shards: one schema, atomic writes, reads that refuse what does not match.
 
 A set is a directory of `shard-NNNNN.parquet` files. Each is written to a temporary name, fsynced and renamed, so a
-shard is there whole or not at all. The schema's version is in the file's footer.
+shard is there whole or not at all. The schema's version, the digest of the set and checksums are in the file's footer. What a disk
+or a copy has changed since is refused by whoever reads it. Files of before there were checksums are read too; of these only what
+breaks their encoding is noticed.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import fields
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from trd_cli.errors import InputError, first_line
+from trd_cli.checksums import Damage, check_columns, check_footer, column_sums, sealed
+from trd_cli.errors import DamagedFile, InputError, first_line
 from trd_cli.files import make_directory, replacing
 from trd_cli.records import Problem, Trajectory
+from trd_cli.run_json import maker_of
 
 SCHEMA_VERSION = "1"
 _VERSION_KEY = b"trd.schema_version"
+_SET_KEY = b"trd.set"
 _SHARD_NAME = re.compile(r"shard-(\d{5,})\.parquet")
 
 
@@ -82,17 +88,24 @@ PROBLEM_SCHEMA = pa.schema(
 )
 
 
-def write_table(path: Path, table: pa.Table) -> None:
-    """Write `table` to `path` atomically and durably; raises InputError when the disk refuses."""
-    table = table.replace_schema_metadata({_VERSION_KEY: SCHEMA_VERSION.encode()})
+def write_table(path: Path, table: pa.Table, set_digest: str | None = None) -> None:
+    """Write `table` to `path` atomically and durably; raises InputError when the disk refuses.
+
+    `set_digest` is the digest in the run.json of the set that the rows belong to.
+    """
+    metadata = {_VERSION_KEY: SCHEMA_VERSION} | ({_SET_KEY: set_digest} if set_digest else {})
+    # The samples of one problem repeat its text and tests, megabytes for some: a dictionary holds them once.
+    parts = sealed(
+        table.replace_schema_metadata(metadata), compression="zstd", dictionary_pagesize_limit=64 << 20
+    )
     with replacing(path) as file:
-        # The samples of one problem repeat its text and tests, megabytes for some: a dictionary holds them once.
-        pq.write_table(table, file, compression="zstd", dictionary_pagesize_limit=64 << 20)
+        for part in parts:
+            file.write(part)
 
 
-def write_shard(path: Path, rows: Sequence[Trajectory]) -> None:
-    """Write rows as one shard, atomically."""
-    write_table(path, _to_table(rows, SCHEMA))
+def write_shard(path: Path, rows: Sequence[Trajectory], set_digest: str | None = None) -> None:
+    """Write rows as one shard, atomically; for `set_digest` see `write_table`."""
+    write_table(path, _to_table(rows, SCHEMA), set_digest)
 
 
 def write_problems(path: Path, problems: Sequence[Problem]) -> None:
@@ -124,36 +137,77 @@ def read_problems(path: Path) -> list[Problem]:
 
 
 def read_table(path: Path, columns: list[str] | None = None, schema: pa.Schema = SCHEMA) -> pa.Table:
-    """A Parquet file that is exactly of `schema` and of this version; anything else is an InputError naming it."""
+    """Read all or some columns of a Parquet file that is exactly of `schema` and of this version.
+
+    Raises InputError that names the file for anything else, DamagedFile where what is read is not what was written.
+    """
+    with _opened(path, schema) as (file, parquet):
+        check_columns(file, parquet.metadata, columns)
+        table = parquet.read(columns=columns)
+        if not column_sums(file, parquet.metadata):
+            table.validate(full=True)
+        return table
+
+
+def check_whole(path: Path, schema: pa.Schema = SCHEMA) -> None:
+    """Raise DamagedFile where any part of a file is not what was written; nothing is decoded, but of files without checksums."""
+    with _opened(path, schema) as (file, parquet):
+        check_columns(file, parquet.metadata)
+        if not column_sums(file, parquet.metadata):
+            parquet.read().validate(full=True)
+
+
+@dataclass(frozen=True)
+class ShardInfo:
+    """The footer of a shard: how many rows it has, the digest of its set, and the checksum of their ids.
+
+    Digest and checksum are None in shards of before there were any.
+    """
+
+    rows: int
+    set_digest: str | None
+    ids_sum: int | None
+
+
+def shard_info(path: Path, schema: pa.Schema = SCHEMA) -> ShardInfo:
+    """Read the footer of a shard or, by its `schema`, of a problem set; raises as `read_table`."""
+    with _opened(path, schema) as (file, parquet):
+        digest = parquet.metadata.metadata.get(_SET_KEY)
+        ids_sum = column_sums(file, parquet.metadata).get(schema.names[0])
+        return ShardInfo(parquet.metadata.num_rows, digest and digest.decode(), ids_sum)
+
+
+@contextmanager
+def _opened(path: Path, schema: pa.Schema) -> Iterator[tuple[IO[bytes], pq.ParquetFile]]:
+    """A file whose footer is whole and says that it is of `schema`. What goes wrong with it in the block is raised as DamagedFile."""
     if path.is_dir():
         raise InputError(f"{path} is a directory", "a Parquet file", "name the file in it")
     try:
-        file = pq.ParquetFile(path)
+        with open(path, "rb") as file:
+            check_footer(file)
+            with pq.ParquetFile(file, page_checksum_verification=True) as parquet:
+                _check_schema(path, parquet.schema_arrow, schema)
+                yield file, parquet
     except FileNotFoundError:
         raise InputError(f"no such file: {path}", "a Parquet file", "check the path") from None
-    except (pa.ArrowException, OSError) as error:
-        raise _unreadable(path, error) from None
-    with file:
-        _check_schema(path, file.schema_arrow, schema)
-        try:
-            return file.read(columns=columns)
-        except (pa.ArrowException, OSError) as error:
-            raise _unreadable(path, error) from None
+    except (Damage, pa.ArrowException, OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise InputError(
+                f"cannot read {path}: {error.strerror}", "a file that can be read", "mend that"
+            ) from None
+        raise _damaged(path, schema, error) from None
 
 
-def is_torn(path: Path) -> bool:
-    """Whether a file cannot be read as Parquet at all, whatever its schema."""
-    try:
-        pq.ParquetFile(path).read()
-    except (pa.ArrowException, OSError):
-        return True
-    return False
-
-
-def _unreadable(path: Path, error: Exception) -> InputError:
+def _damaged(path: Path, schema: pa.Schema, error: Exception) -> DamagedFile:
     reason = first_line(error).removesuffix(".")
-    return InputError(
-        f"{path} is truncated or not Parquet ({reason})", "a whole Parquet file", "write it again with trd"
+    if schema is PROBLEM_SCHEMA:
+        mend = "make or import it again with trd data"
+    elif maker := maker_of(path.parent):
+        mend = f"run its trd {maker} again, which makes the lost rows anew"
+    else:
+        mend = "copy it again from where it came, or make its set again"
+    return DamagedFile(
+        f"{path} is damaged, truncated or not Parquet ({reason})", "a whole Parquet file", mend
     )
 
 

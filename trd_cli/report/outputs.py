@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from trd_cli.report.run_files import Node
-from trd_cli.run_dir import read_run_json
+from trd_cli.run_json import read_run_json
 from trd_cli.scores import FILE as RESULTS
 from trd_cli.shards import read_table
 
