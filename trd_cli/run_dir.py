@@ -14,6 +14,7 @@ import platform
 import shutil
 import time
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -130,17 +131,20 @@ class RunDir:
         """Read run.json; a damaged one is no more than a missing one where all shards say that they are of this very set."""
         try:
             return read_run_json(self.path)
-        except DamagedFile:
+        except DamagedFile as damage:
             if self._is_of_this_set():
                 return None
-            raise
+            raise ResumeRefused(
+                damage.got, damage.expected, "copy it again from where it came, or give another --out"
+            ) from None
 
     def _is_of_this_set(self) -> bool:
-        shards = self.shards() if self.path.is_dir() else []
-        try:
-            return bool(shards) and all(shard_info(path).set_digest == self.digest for path in shards)
-        except InputError:
-            return False
+        """Whether there are shards, and all that are not damaged themselves say that they are of this set."""
+        digests = set()
+        for path in self.shards() if self.path.is_dir() else ():
+            with suppress(DamagedFile):
+                digests.add(shard_info(path).set_digest)
+        return digests == {self.digest}
 
     def _refuse(self, previous: Mapping[str, Any], command: str, identity: Mapping[str, Any]) -> NoReturn:
         if previous["command"] != command:

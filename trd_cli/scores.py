@@ -4,6 +4,7 @@ The results are a function of the directory (the benchmarks in `run.json`, the r
 graders' equivalence classes: nothing else enters, so scoring again gives the same bytes.
 
     format, trd                         version of this layout, and of trd
+    checksum                            a hash of all else (`trd_cli.records`)
     model, model_revision, engine, k
     benchmarks: {name: {
       task, source, revision, sha256, known     where the questions came from; `known`: their hash is the one trd knows (null:

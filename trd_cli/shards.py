@@ -13,12 +13,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from trd_cli.checksums import Damage, check_columns, check_footer, column_sums, sealed
+from trd_cli.checksums import Checksums, Damage, write_sealed
 from trd_cli.errors import DamagedFile, InputError, first_line
 from trd_cli.files import make_directory, replacing
 from trd_cli.records import Problem, Trajectory
@@ -94,13 +94,10 @@ def write_table(path: Path, table: pa.Table, set_digest: str | None = None) -> N
     `set_digest` is the digest in the run.json of the set that the rows belong to.
     """
     metadata = {_VERSION_KEY: SCHEMA_VERSION} | ({_SET_KEY: set_digest} if set_digest else {})
-    # The samples of one problem repeat its text and tests, megabytes for some: a dictionary holds them once.
-    parts = sealed(
-        table.replace_schema_metadata(metadata), compression="zstd", dictionary_pagesize_limit=64 << 20
-    )
+    table = table.replace_schema_metadata(metadata)
     with replacing(path) as file:
-        for part in parts:
-            file.write(part)
+        # The samples of one problem repeat its text and tests, megabytes for some: a dictionary holds them once.
+        write_sealed(file, table, compression="zstd", dictionary_pagesize_limit=64 << 20)
 
 
 def write_shard(path: Path, rows: Sequence[Trajectory], set_digest: str | None = None) -> None:
@@ -141,19 +138,19 @@ def read_table(path: Path, columns: list[str] | None = None, schema: pa.Schema =
 
     Raises InputError that names the file for anything else, DamagedFile where what is read is not what was written.
     """
-    with _opened(path, schema) as (file, parquet):
-        check_columns(file, parquet.metadata, columns)
+    with _opened(path, schema) as (checksums, parquet):
+        checksums.check_columns(parquet.metadata, columns)
         table = parquet.read(columns=columns)
-        if not column_sums(file, parquet.metadata):
+        if not checksums:
             table.validate(full=True)
         return table
 
 
 def check_whole(path: Path, schema: pa.Schema = SCHEMA) -> None:
     """Raise DamagedFile where any part of a file is not what was written; nothing is decoded, but of files without checksums."""
-    with _opened(path, schema) as (file, parquet):
-        check_columns(file, parquet.metadata)
-        if not column_sums(file, parquet.metadata):
+    with _opened(path, schema) as (checksums, parquet):
+        checksums.check_columns(parquet.metadata)
+        if not checksums:
             parquet.read().validate(full=True)
 
 
@@ -171,23 +168,23 @@ class ShardInfo:
 
 def shard_info(path: Path, schema: pa.Schema = SCHEMA) -> ShardInfo:
     """Read the footer of a shard or, by its `schema`, of a problem set; raises as `read_table`."""
-    with _opened(path, schema) as (file, parquet):
+    with _opened(path, schema) as (checksums, parquet):
         digest = parquet.metadata.metadata.get(_SET_KEY)
-        ids_sum = column_sums(file, parquet.metadata).get(schema.names[0])
+        ids_sum = checksums.of_columns(parquet.metadata).get(schema.names[0])
         return ShardInfo(parquet.metadata.num_rows, digest and digest.decode(), ids_sum)
 
 
 @contextmanager
-def _opened(path: Path, schema: pa.Schema) -> Iterator[tuple[IO[bytes], pq.ParquetFile]]:
+def _opened(path: Path, schema: pa.Schema) -> Iterator[tuple[Checksums, pq.ParquetFile]]:
     """A file whose footer is whole and says that it is of `schema`. What goes wrong with it in the block is raised as DamagedFile."""
     if path.is_dir():
         raise InputError(f"{path} is a directory", "a Parquet file", "name the file in it")
     try:
         with open(path, "rb") as file:
-            check_footer(file)
+            checksums = Checksums(file)
             with pq.ParquetFile(file, page_checksum_verification=True) as parquet:
                 _check_schema(path, parquet.schema_arrow, schema)
-                yield file, parquet
+                yield checksums, parquet
     except FileNotFoundError:
         raise InputError(f"no such file: {path}", "a Parquet file", "check the path") from None
     except (Damage, pa.ArrowException, OSError, ValueError) as error:
@@ -225,6 +222,8 @@ def _check_schema(path: Path, found: pa.Schema, expected: pa.Schema) -> None:
             f"version {SCHEMA_VERSION}",
             "use the trd that wrote it, or make it again",
         )
+    if found.equals(expected):
+        return
     for name in dict.fromkeys([*expected.names, *found.names]):
         has = str(found.field(name).type) if name in found.names else "no such column"
         wants = str(expected.field(name).type) if name in expected.names else "no such column"

@@ -31,6 +31,7 @@ from typing import Any, get_args
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from trd_cli.checksums import Checksums, Damage
 from trd_cli.config import ImportConfig
 from trd_cli.errors import InputError
 from trd_cli.records import Problem, Task, content_hash
@@ -364,7 +365,7 @@ def _guarded(path: Path, rows: Iterator[Row]) -> Iterator[Row]:
     """The same rows, with what the operating system, gzip or Parquet raise on the way as one InputError."""
     try:
         yield from rows
-    except (OSError, EOFError, pa.ArrowException, UnicodeDecodeError) as error:
+    except (Damage, OSError, EOFError, pa.ArrowException, UnicodeDecodeError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(
             f"{path} could not be read ({reason})", "a whole, readable file in UTF-8", "get it again"
@@ -424,9 +425,12 @@ def _csv_rows(path: Path) -> Iterator[Row]:
 
 
 def _parquet_rows(path: Path) -> Iterator[Row]:
-    with pq.ParquetFile(path, page_checksum_verification=True) as file:
-        for batch in file.iter_batches(batch_size=256):
-            yield from batch.to_pylist()
+    with open(path, "rb") as file:
+        checksums = Checksums(file)  # of files that trd wrote; others may have those of pages
+        with pq.ParquetFile(file, page_checksum_verification=True) as parquet:
+            checksums.check_columns(parquet.metadata)
+            for batch in parquet.iter_batches(batch_size=256):
+                yield from batch.to_pylist()
 
 
 def _object(path: Path, where: str, row: Any) -> Row:
