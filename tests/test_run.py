@@ -178,7 +178,7 @@ def test_a_damaged_problem_set_that_a_stage_would_read_is_made_again_first(
     finished: Path, tmp_path: Path, ok: Trd
 ) -> None:
     run = copied(finished, tmp_path / "run")
-    flip(sets_of(run, "problems")[0] / "problems.parquet")
+    flip(sets_of(run, "problems")[0] / "problems.parquet", "problem")
     list_shards(sets_of(run, "sample")[0])[0].unlink()
     ok(*command(run))
     assert rows_in(run) == rows_in(finished)

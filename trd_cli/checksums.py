@@ -125,7 +125,7 @@ def _crc(file: IO[bytes], chunks: Collection[tuple[int, int]]) -> int:
     return sum_
 
 
-def _blocks(file: IO[bytes], start: int, length: int, size: int = 1 << 20) -> Iterator[bytes]:
+def _blocks(file: IO[bytes], start: int, length: int, size: int = 1 << 17) -> Iterator[bytes]:
     file.seek(start)
     while length > 0 and (block := file.read(min(length, size))):
         length -= len(block)

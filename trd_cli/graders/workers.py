@@ -147,7 +147,7 @@ def _serve(pipe: Connection, prepare: Work) -> None:
     except (EOFError, OSError):
         pass  # its owner is gone, or does not want it any more
     except BaseException:
-        os._exit(1)  # no memory even for a message; what it would print is nobody's
+        signal.raise_signal(signal.SIGKILL)  # no memory even for a message; what it would print is nobody's
 
 
 def _bound_processor(seconds: float) -> None:
