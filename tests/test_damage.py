@@ -260,7 +260,7 @@ def test_a_damaged_shard_is_made_again_by_its_own_command_and_no_other_row_is(
     flip(damaged, "seed")
     result = ok(*SAMPLE, "-p", problems, "--out", rollouts)
     assert by_id(rollouts) == before
-    assert f"{damaged.with_suffix('.torn')} could not stay a shard" in result.stderr
+    assert f"is {damaged.with_suffix('.torn')} now: rows that only it had are made again" in result.stderr
     sessions = (rollouts / "sessions.jsonl").read_text().splitlines()
     assert [json.loads(line)["rows"] for line in sessions] == [24, 10]
 
@@ -334,6 +334,17 @@ def test_a_shard_under_the_name_of_another_is_refused_and_the_lost_rows_are_made
     assert line.endswith("run its trd sample again to mend it")
     ok(*SAMPLE, "-p", problems, "--out", rollouts)
     assert by_id(rollouts) == before
+
+
+def test_error_rows_of_a_doubled_shard_are_tried_again_once(problems: Path, tmp_path: Path, trd: Trd) -> None:
+    out = tmp_path / "y_o"
+    command = (*SAMPLE, "-p", problems, "--engine-arg", "faults=0.3", "--max-errors", 24, "--out", out)
+    trd(*command)
+    before = by_id(out)
+    first, second, _ = list_shards(out)
+    shutil.copy(first, second)
+    assert trd(*command, "--retry-errors").exit_code == 0
+    assert by_id(out).keys() == before.keys()
 
 
 def test_a_shard_of_another_set_is_refused_and_the_lost_rows_are_made_again(

@@ -223,7 +223,9 @@ class ShardFiller:
         self._opened = time.monotonic()
         self._done = run.finished(options.retry_errors)
         for path in self._done.set_aside:
-            report.note(f"{path} could not stay a shard: rows that only it had are made again")
+            report.note(
+                f"a shard was damaged or not of this set, and is {path} now: rows that only it had are made again"
+            )
         self._known = set(self._done.ids)
         self._announced = False
         self.outcome = Outcome(rows=len(self._done.ids), errors=len(self._done.error_ids))

@@ -207,13 +207,15 @@ class RunDir:
         """
         ids: set[str] = set()
         errors: set[str] = set()
+        seen: set[str] = set()
         set_aside: list[Path] = []
         for path in self.shards():
             table = self._own_rows(path)
             names = [] if table is None else table["trajectory_id"].to_pylist()
-            if table is None or (names and ids.issuperset(names)):
+            if table is None or (names and seen.issuperset(names)):
                 set_aside.append(path.rename(path.with_suffix(".torn")))
                 continue
+            seen |= set(names)
             failed = {i for i, error in zip(names, table["error"].to_pylist(), strict=True) if error}
             if failed and retry_errors:
                 self._drop_errors(path)

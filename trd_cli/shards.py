@@ -187,10 +187,12 @@ def _opened(path: Path, schema: pa.Schema) -> Iterator[tuple[Checksums, pq.Parqu
                 yield checksums, parquet
     except FileNotFoundError:
         raise InputError(f"no such file: {path}", "a Parquet file", "check the path") from None
-    except (Damage, pa.ArrowException, OSError, ValueError) as error:
+    except (Damage, pa.ArrowException, OSError, UnicodeDecodeError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise InputError(
-                f"cannot read {path}: {error.strerror}", "a file that can be read", "mend that"
+                f"cannot read {path}: {error.strerror}",
+                "a file that can be read",
+                "see to its permissions or its disk",
             ) from None
         raise _damaged(path, schema, error) from None
 
