@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from trd_cli.errors import ModelError, first_line
 from trd_cli.files import has_text_name
 from trd_cli.model_files import CONFIG, context_length, damage, read_settings
+from trd_cli.run_json import read_run_json
 from trd_cli.tokens import ByteTokenizer, HubTokenizer, Tokenizer
 
 if TYPE_CHECKING:
@@ -173,7 +174,7 @@ def _local(name: str, directory: Path) -> ModelRef:
             "one that the tokenizers package takes",
             "rename it",
         )
-    run = _run_of(directory)
+    run = read_run_json(directory)
     if run is not None and run["command"] == "distill" and not run["about"].get("finished"):
         raise ModelError(
             f"{directory} is an unfinished checkpoint", "a finished one", "run its trd distill again"
@@ -184,13 +185,6 @@ def _local(name: str, directory: Path) -> ModelRef:
         )
     read_settings(directory / CONFIG)
     return ModelRef(name, directory.resolve(), fingerprint(directory))
-
-
-def _run_of(directory: Path) -> dict[str, Any] | None:
-    # Deferred: who has a model's directory in hand can train it without the libraries that read shards.
-    from trd_cli.run_dir import read_run_json
-
-    return read_run_json(directory)
 
 
 def own_teacher(student: ModelRef, weights: str, lora: bool, resolve: Callable[[str], ModelRef]) -> ModelRef:
@@ -216,7 +210,7 @@ def moved(name: str, neighbour: Path) -> str:
 def _first_of(student: ModelRef, resolve: Callable[[str], ModelRef]) -> ModelRef:
     """The model that the student was before its first round: the start of a chain of checkpoints, each naming the one before."""
     first = student
-    while first.path and (run := _run_of(first.path)) and run["command"] == "distill":
+    while first.path and (run := read_run_json(first.path)) and run["command"] == "distill":
         before = resolve(moved(run["about"]["student"], first.path))
         before.check_revision(run["identity"]["student_revision"], first.path)
         first = before

@@ -31,6 +31,7 @@ from typing import Any, get_args
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from trd_cli.checksums import Checksums, Damage
 from trd_cli.config import ImportConfig
 from trd_cli.errors import InputError
 from trd_cli.files import readable
@@ -370,7 +371,7 @@ def _guarded(path: Path, rows: Iterator[Row]) -> Iterator[Row]:
     """The same rows, with what the operating system, gzip or Parquet raise on the way as one InputError."""
     try:
         yield from rows
-    except (OSError, EOFError, pa.ArrowException, UnicodeDecodeError) as error:
+    except (Damage, OSError, EOFError, pa.ArrowException, UnicodeDecodeError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         kind = "JSONL, as which a pipe is read," if path.is_fifo() else "a whole, readable file"
         raise InputError(f"{path} could not be read ({reason})", f"{kind} in UTF-8", "get it again") from None
@@ -429,8 +430,13 @@ def _csv_rows(path: Path) -> Iterator[Row]:
 
 
 def _parquet_rows(path: Path) -> Iterator[Row]:
-    with pq.ParquetFile(source_of(path)) as file:
-        for batch in file.iter_batches(batch_size=256):
+    with (
+        pq.ParquetFile(source_of(path), page_checksum_verification=True) as parquet,
+        open(path, "rb") as file,
+    ):
+        # Of files that trd wrote; others may have those of pages.
+        Checksums(file).check_columns(parquet.metadata)
+        for batch in parquet.iter_batches(batch_size=256):
             yield from batch.to_pylist()
 
 

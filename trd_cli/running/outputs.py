@@ -20,10 +20,10 @@ from typing import Any
 from trd_cli.errors import InputError
 from trd_cli.files import write_text
 from trd_cli.inputs import check_complete
-from trd_cli.run_dir import read_run_json
+from trd_cli.run_json import read_run_json
 from trd_cli.running.nodes import NODES, Graph, Node
 from trd_cli.scores import read_results
-from trd_cli.shards import list_shards, read_table
+from trd_cli.shards import PROBLEM_SCHEMA, check_whole, list_shards, read_table
 
 _REMOVED = ".removed-"
 _NODE = re.compile(rf"{NODES}/([a-z]+-[0-9a-f]{{10}})\b")
@@ -58,6 +58,33 @@ class Status:
 
     def _write(self) -> None:
         write_text(self._path, json.dumps(self.records, indent=1) + "\n")
+
+
+def done_nodes(graph: Graph, chosen: Sequence[Node]) -> set[str]:
+    """Names of the chosen nodes that are done.
+
+    What a node that is not done will read is looked at whole: where it is damaged, the nodes that filled it are not done either.
+    """
+    done = {node.name: node for node in chosen if is_done(graph, node)}
+    for node in reversed(chosen):  # from what is read to what it was made from
+        inputs = [done[name] for name in node.inputs if name in done] if node.name not in done else []
+        damaged = {each.out for each in inputs if not _is_sound(graph, each)}
+        done = {name: each for name, each in done.items() if each.out not in damaged}
+    return set(done)
+
+
+def _is_sound(graph: Graph, node: Node) -> bool:
+    """Whether every byte of the shards or problems in a node's output is as it was written."""
+    path = graph.path(node)
+    try:
+        if node.stage == "problems":
+            check_whole(path / "problems.parquet", PROBLEM_SCHEMA)
+        elif node.stage != "distill":
+            for shard in list_shards(path):
+                check_whole(shard)
+    except InputError:
+        return False
+    return True
 
 
 def is_done(graph: Graph, node: Node) -> bool:

@@ -19,7 +19,7 @@ from trd_cli.running.execution import StageProcess
 from trd_cli.running.graph import build_graph
 from trd_cli.running.locks import locked, stage_lock
 from trd_cli.running.nodes import BASE_EVAL, FORMAT, Graph, Node
-from trd_cli.running.outputs import Status, Verdicts, forget, is_done, is_whole, sweep
+from trd_cli.running.outputs import Status, Verdicts, done_nodes, forget, is_whole, sweep
 from trd_cli.running.previews import first_prompts
 
 _TICK = 0.05
@@ -45,7 +45,7 @@ def run(config: RunConfig, report: RunReport) -> Path:
 def dry_run(config: RunConfig) -> list[str]:
     """What is done, what would run, and the first prompt of each stage; nothing is written."""
     graph, chosen, again = _planned(config)
-    there = {node.name for node in graph.nodes if is_done(graph, node)}
+    there = done_nodes(graph, graph.nodes)
     done = there - again
     names = {node.name for node in chosen}
     width = max(len(node.name) for node in graph.nodes)
@@ -73,8 +73,8 @@ def _planned(config: RunConfig) -> tuple[Graph, list[Node], set[str]]:
 
 def _check_stages(config: RunConfig, graph: Graph, chosen: Sequence[Node], again: Collection[str]) -> None:
     """Refuse models and options that a stage would refuse, before anything is generated with them."""
-    waiting = [node for node in chosen if node.name in again or not is_done(graph, node)]
-    errors = refused(graph, waiting)
+    done = done_nodes(graph, chosen) - set(again)
+    errors = refused(graph, [node for node in chosen if node.name not in done])
     if errors:
         got, _, expected = errors[0].what.partition("; expected ")
         more = f"; trd plan {config.recipe} names {len(errors) - 1} more" if len(errors) > 1 else ""
@@ -154,7 +154,7 @@ class _Runner:
     def run(self) -> None:
         """Run what is missing. A node that fails takes along what is made from it, and nothing else."""
         status = self._status
-        done = {node.name for node in self._chosen if is_done(self._graph, node)}
+        done = done_nodes(self._graph, self._chosen)
         for node in self._chosen:
             is_there = node.name in done
             if is_there and status.of(node.name).get("state") != "done":
