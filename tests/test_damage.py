@@ -376,13 +376,14 @@ def test_no_reader_gives_other_values_of_a_damaged_json_file(rollouts: Path, tmp
         tmp_path / "e" / "results.json": lambda path: read_results(str(path.parent)),
     }
     for path, read in readers.items():
-        content, right = path.read_bytes(), read(path)
+        content = path.read_bytes()
+        values = {name: value for name, value in read(path).items() if name != "checksum"}
         for _ in range(3 * FLIPS):
             place = chance.randrange(len(content))
             bad = content[:place] + bytes([content[place] ^ 1 << chance.randrange(8)]) + content[place + 1 :]
             path.write_bytes(bad)
             found = outcome(read, path)
-            assert isinstance(found, InputError) or {**found, "checksum": ""} == {**right, "checksum": ""}
+            assert isinstance(found, InputError) or values == {name: found.get(name) for name in values}
         path.write_bytes(content)
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from children import start_child
 from click.testing import Result
 from sets import by_id
 
@@ -229,7 +230,7 @@ def test_a_verify_whose_first_workers_are_killed_gives_the_verdicts_of_one_that_
     ok: Trd, rollouts: Path, tmp_path: Path
 ) -> None:
     ok("verify", rollouts, "--out", tmp_path / "calm")
-    process = subprocess.Popen(
+    process = start_child(
         [sys.executable, "-m", "trd_cli", "verify", str(rollouts), "--workers", "2"],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,

@@ -430,14 +430,12 @@ def _csv_rows(path: Path) -> Iterator[Row]:
 
 
 def _parquet_rows(path: Path) -> Iterator[Row]:
-    with (
-        pq.ParquetFile(source_of(path), page_checksum_verification=True) as parquet,
-        open(path, "rb") as file,
-    ):
-        # Of files that trd wrote; others may have those of pages.
-        Checksums(file).check_columns(parquet.metadata)
-        for batch in parquet.iter_batches(batch_size=256):
-            yield from batch.to_pylist()
+    with source_of(path) as source, open(path, "rb") as file:
+        checksums = Checksums(file)  # of files that trd wrote; others may have those of pages
+        with pq.ParquetFile(source, page_checksum_verification=True) as parquet:
+            checksums.check_columns(parquet.metadata)
+            for batch in parquet.iter_batches(batch_size=256):
+                yield from batch.to_pylist()
 
 
 def _object(path: Path, where: str, row: Any) -> Row:
