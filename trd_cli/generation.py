@@ -237,7 +237,7 @@ class ShardFiller:
         self._done = run.finished(options.retry_errors)
         for path in self._done.set_aside:
             report.note(
-                f"a shard was damaged or not of this set, and is {path} now: rows that only it had are made again"
+                f"a shard was damaged, not of this set or a copy of another, and is {path} now: rows that only it had are made again"
             )
         self._known = set(self._done.ids)
         self._announced = False

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from trd_cli.errors import ModelError, first_line
 from trd_cli.files import has_text_name
-from trd_cli.model_files import CONFIG, context_length, damage, read_settings
+from trd_cli.model_files import CONFIG, configs, context_length, damage, read_settings
 from trd_cli.run_json import read_run_json
 from trd_cli.tokens import ByteTokenizer, HubTokenizer, Tokenizer
 
@@ -101,10 +101,9 @@ class ModelRef:
     @cached_property
     def embedding_rows(self) -> int | None:
         """Return how many token ids the model has embeddings for, or None where nothing tells it."""
-        if self.path is None:
+        if self.path is None or not (self.path / CONFIG).is_file():
             return None
-        settings = read_settings(self.path / CONFIG)
-        found = (part.get("vocab_size") for part in (settings.get("text_config") or {}, settings))
+        found = (part.get("vocab_size") for part in configs(self.path))
         rows = next((rows for rows in found if isinstance(rows, int)), None)
         if rows is None:
             with suppress(ModelError):  # a configuration may leave the number to transformers
@@ -306,6 +305,7 @@ def _embedded() -> Path:
 def _convert_gguf(gguf: Path, target: Path) -> None:
     """Dequantise a GGUF file into a bfloat16 Hugging Face directory, renamed into place when whole."""
     building = target.with_name(f"{target.name}.{os.getpid()}.tmp")
+    shutil.rmtree(building, ignore_errors=True)  # of a process that was killed, with this number
     try:
         building.mkdir(parents=True)
     except OSError as error:

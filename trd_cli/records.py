@@ -35,8 +35,9 @@ CHECKSUM = "checksum"
 def with_checksum(record: Mapping[str, Any]) -> dict[str, Any]:
     """Return a JSON object with its key `checksum`, a hash of all other keys and their values."""
     content = {key: value for key, value in record.items() if key != CHECKSUM}
-    # As it will be read: a key that is a number becomes text.
-    return {**content, CHECKSUM: content_hash(json.loads(json.dumps(content)), 16)}
+    # As it will be read: a key that is a number becomes text, and half of a surrogate pair U+FFFD.
+    content = json.loads(well_formed(json.dumps(content, ensure_ascii=False)))
+    return {**content, CHECKSUM: content_hash(content, 16)}
 
 
 def is_intact(record: Mapping[str, Any]) -> bool:

@@ -228,8 +228,9 @@ class RunDir:
         return list_shards(self.path)
 
     def finished(self, retry_errors: bool = False) -> Finished:
-        """What is done. A shard that is damaged, of another set, or has the rows of one before it is set aside as `.torn`: what only it
-        had is owed again. With `retry_errors` error rows are dropped.
+        """Return what is done, after setting aside as `.torn` each shard that is damaged, of another set, or has the rows of one before it.
+
+        Rows that only such a shard had are owed again. With `retry_errors` error rows are dropped.
 
         Raises InputError for a shard that is whole but of another schema or version, and ResumeRefused where rows are to be dropped
         while another process fills in verdicts.

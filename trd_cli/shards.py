@@ -235,6 +235,8 @@ def _opened(path: Path, schema: pa.Schema) -> Iterator[tuple[Checksums, pq.Parqu
                 yield checksums, parquet
     except FileNotFoundError:
         raise InputError(f"no such file: {path}", "a Parquet file", "check the path") from None
+    except pa.ArrowMemoryError:
+        raise  # no fault of the file's
     except (Damage, pa.ArrowException, OSError, UnicodeDecodeError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise InputError(

@@ -34,7 +34,6 @@ import pyarrow.parquet as pq
 from trd_cli.checksums import Checksums, Damage
 from trd_cli.config import ImportConfig
 from trd_cli.errors import InputError
-from trd_cli.files import readable
 from trd_cli.records import Problem, Task, content_hash, well_formed
 from trd_cli.shards import source_of
 
@@ -203,7 +202,7 @@ def _set_name(file: str) -> str:
     """`gsm8k` for data/gsm8k.jsonl.gz, for openai/gsm8k and for openai/gsm8k:main; `pipe` for a pipe, whose name is a number."""
     if Path(file).is_fifo():
         return "pipe"
-    name = readable(Path(file).name)
+    name = well_formed(Path(file).name)
     return name.removesuffix(_suffix(name) or "") if _suffix(name) else name.partition(":")[0]
 
 

@@ -14,6 +14,7 @@ import re
 import shutil
 import time
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -61,27 +62,27 @@ class Status:
 
 
 def done_nodes(graph: Graph, chosen: Sequence[Node]) -> set[str]:
-    """Names of the chosen nodes that are done.
+    """Return the names of the chosen nodes that are done.
 
     What a node that is not done will read is looked at whole: where it is damaged, the nodes that filled it are not done either.
     """
     done = {node.name: node for node in chosen if is_done(graph, node)}
+    is_sound = cache(_is_sound)  # many nodes read one set
     for node in reversed(chosen):  # from what is read to what it was made from
         inputs = [done[name] for name in node.inputs if name in done] if node.name not in done else []
-        damaged = {each.out for each in inputs if not _is_sound(graph, each)}
+        damaged = {each.out for each in inputs if not is_sound(graph.path(each))}
         done = {name: each for name, each in done.items() if each.out not in damaged}
     return set(done)
 
 
-def _is_sound(graph: Graph, node: Node) -> bool:
-    """Whether every byte of the shards or problems in a node's output is as it was written."""
-    path = graph.path(node)
+def _is_sound(path: Path) -> bool:
+    """Tell if every byte of the shards and problems in a node's output is as it was written."""
+    problems = path / "problems.parquet"
     try:
-        if node.stage == "problems":
-            check_whole(path / "problems.parquet", PROBLEM_SCHEMA)
-        elif node.stage != "distill":
-            for shard in list_shards(path):
-                check_whole(shard)
+        if problems.is_file():
+            check_whole(problems, PROBLEM_SCHEMA)
+        for shard in list_shards(path):
+            check_whole(shard)
     except InputError:
         return False
     return True

@@ -19,7 +19,7 @@ from trd_cli.running.execution import StageProcess
 from trd_cli.running.graph import build_graph
 from trd_cli.running.locks import locked, stage_lock
 from trd_cli.running.nodes import BASE_EVAL, FORMAT, Graph, Node
-from trd_cli.running.outputs import Status, Verdicts, done_nodes, forget, is_whole, sweep
+from trd_cli.running.outputs import Status, Verdicts, done_nodes, forget, is_done, is_whole, sweep
 from trd_cli.running.previews import first_prompts
 
 _TICK = 0.05
@@ -73,8 +73,8 @@ def _planned(config: RunConfig) -> tuple[Graph, list[Node], set[str]]:
 
 def _check_stages(config: RunConfig, graph: Graph, chosen: Sequence[Node], again: Collection[str]) -> None:
     """Refuse models and options that a stage would refuse, before anything is generated with them."""
-    done = done_nodes(graph, chosen) - set(again)
-    errors = refused(graph, [node for node in chosen if node.name not in done])
+    waiting = [node for node in chosen if node.name in again or not is_done(graph, node)]
+    errors = refused(graph, waiting)
     if errors:
         got, _, expected = errors[0].what.partition("; expected ")
         more = f"; trd plan {config.recipe} names {len(errors) - 1} more" if len(errors) > 1 else ""

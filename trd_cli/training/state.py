@@ -36,9 +36,9 @@ _IN_PLACE = StateDictOptions(ignore_frozen_params=True)
 
 
 def trained_weights(model: nn.Module, whole: bool = True) -> dict[str, torch.Tensor]:
-    """What is trained, by the names of the bare module, whole and on the CPU. Every process takes part, the main one gets it.
+    """Return the trained weights by the names of the bare module, whole and on the CPU, in the main process; every process takes part.
 
-    Not `whole`: where and how they are, in each process, with nothing copied; a shard has the shape of the whole.
+    Without `whole`, each process returns its own tensors, not copied; a shard has the shape of the whole.
     """
     return get_model_state_dict(model, options=_TO_CPU if whole else _IN_PLACE)
 
@@ -87,7 +87,7 @@ class States:
         return sorted(self._directory.glob("step-*.pt"))
 
     def latest(self, accelerator: Accelerator) -> dict[str, Any] | None:
-        """The last state that is whole, None where there is none. The main process chooses; its tensors are mapped from disk."""
+        """Return the last state that is whole, None where there is none. The main process chooses; its tensors are mapped from disk."""
         from accelerate.utils import broadcast_object_list
 
         chosen = (
