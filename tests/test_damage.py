@@ -28,7 +28,7 @@ from trd_cli.datasets.importing import file_rows
 from trd_cli.errors import DamagedFile, InputError
 from trd_cli.inputs import check_complete, load_rows, open_sets, parent_frame
 from trd_cli.records import Problem
-from trd_cli.run_json import read_run_json
+from trd_cli.run_json import read_run_json, write_run_json
 from trd_cli.scores import read_results
 from trd_cli.shards import (
     PROBLEM_SCHEMA,
@@ -385,6 +385,16 @@ def test_no_reader_gives_other_values_of_a_damaged_json_file(rollouts: Path, tmp
             found = outcome(read, path)
             assert isinstance(found, InputError) or values == {name: found.get(name) for name in values}
         path.write_bytes(content)
+
+
+def test_text_that_no_file_can_hold_does_not_make_a_run_json_damaged(tmp_path: Path) -> None:
+    write_run_json(tmp_path, {"format": "trd-run-1", "half": "a\ud83d", 1: 2})
+    assert read_run_json(tmp_path) | {"checksum": ""} == {
+        "format": "trd-run-1",
+        "half": "a\ufffd",
+        "1": 2,
+        "checksum": "",
+    }
 
 
 @pytest.mark.parametrize("damage", [b"", bytes(200), b'{"format": "trd-run'], ids=["empty", "zeros", "cut"])
