@@ -28,6 +28,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "frames",
         "locks",
         "interrupts",
+        "run_json",
+        "checksums",
         "core/",
     ),
     (
@@ -64,7 +66,6 @@ HEAVY = {
     "matplotlib",
     "numpy",
     "openai",
-    "pebble",
     "peft",
     "polars",
     "pyarrow",

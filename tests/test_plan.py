@@ -401,13 +401,13 @@ def test_an_average_of_weights_that_are_sharded_is_an_error(
     arms = {"x": {"method": "trd", "teacher_weights": "ema"}}
     plan(write(arms=arms), code=0)
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    told(plan(write(arms=arms), code=1), "error", "recipe", "arm x: --teacher-weights ema with FSDP")
+    told(plan(write(arms=arms), code=1), "error", "recipe", "arm x: teacher_weights ema with FSDP")
     monkeypatch.delenv("ACCELERATE_USE_FSDP")
     told(
         plan(write(arms=arms), "--fsdp", 2, code=1),
         "error",
         "recipe",
-        "arm x: --teacher-weights ema with FSDP",
+        "arm x: teacher_weights ema with FSDP",
     )
 
 

@@ -60,7 +60,7 @@ def pairs(value: Any) -> Any:
 
 
 def json_pairs(value: Any) -> Any:
-    """As `pairs`, with each value read as JSON where it is JSON: `enable_thinking=false` is the boolean, and so is `=False`."""
+    """Split as `pairs` does, and read each value that is JSON: `enable_thinking=false` is the boolean, and so is `=False`."""
     split = pairs(value)
     return {key: _json_or_text(text) for key, text in split.items()} if split is not value else value
 
@@ -150,7 +150,7 @@ class Config(BaseModel):
             raise InputError(got, expected, f"change {name} (see --help)") from None
 
     def record(self) -> dict[str, Any]:
-        """All options as JSON values, as run.json holds them: without keys."""
+        """Return all options as JSON values, without keys, as run.json holds them."""
         return without_secrets(self.model_dump(mode="json"))
 
     def identity(self) -> dict[str, Any]:

@@ -21,9 +21,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from trd_cli.checksums import Checksums
 from trd_cli.datasets.values import Clash, Written, filled
 from trd_cli.errors import InputError
-from trd_cli.files import readable
+from trd_cli.records import well_formed
 from trd_cli.shards import source_of
 
 Row = Mapping[str, Any]
@@ -57,7 +58,7 @@ def set_name(file: str) -> str:
     """Return `gsm8k` for data/gsm8k.jsonl.gz, for openai/gsm8k and for openai/gsm8k:main; `pipe` for a pipe, whose name is a number."""
     if Path(file).is_fifo():
         return "pipe"
-    name = readable(Path(file).name)
+    name = well_formed(Path(file).name)
     return name.removesuffix(_suffix(name) or "") if _suffix(name) else name.partition(":")[0]
 
 
@@ -144,9 +145,12 @@ def _csv_rows(path: Path) -> Iterator[Row]:
 
 
 def _parquet_rows(path: Path) -> Iterator[Row]:
-    with pq.ParquetFile(source_of(path)) as file:
-        for batch in file.iter_batches(batch_size=256):
-            yield from _batch_rows(batch)
+    with source_of(path) as source, open(path, "rb") as file:
+        checksums = Checksums(file)  # of files that trd wrote; others may have those of pages
+        with pq.ParquetFile(source, page_checksum_verification=True) as parquet:
+            checksums.check_columns(parquet.metadata)
+            for batch in parquet.iter_batches(batch_size=256):
+                yield from _batch_rows(batch)
 
 
 def _batch_rows(batch: pa.RecordBatch) -> Iterator[Row]:
