@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from trd_cli.checksums import Checksums
+from trd_cli.checksums import Checksums, Damage
 from trd_cli.datasets.values import Clash, Written, filled
 from trd_cli.errors import InputError
 from trd_cli.records import well_formed
@@ -70,7 +70,7 @@ def _guarded(path: Path, rows: Iterator[Row]) -> Iterator[Row]:
     """The same rows, with what the operating system, gzip or Parquet raise on the way as one InputError."""
     try:
         yield from rows
-    except (OSError, EOFError, zlib.error, pa.ArrowException, ValueError) as error:
+    except (Damage, OSError, EOFError, zlib.error, pa.ArrowException, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         kind = "JSONL, as which a pipe is read," if path.is_fifo() else "a whole, readable file"
         raise InputError(f"{path} could not be read ({reason})", f"{kind} in UTF-8", "get it again") from None
