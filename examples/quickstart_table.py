@@ -9,9 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 
 from trd_cli.core.comparison import paired_difference
 from trd_cli.scores import correct_matrix, read_results
+from trd_cli.shards import list_shards, read_table
 
 
 def main(run: Path) -> None:
@@ -38,13 +40,18 @@ def scores(run: Path) -> str:
 
 def refinement(run: Path) -> str:
     """Verdicts of y_o against those of the y_r made from them."""
-    rollouts = pl.read_parquet(run / "y_o" / "*.parquet", columns=["trajectory_id", "verdict"])
-    refined = pl.read_parquet(run / "y_r" / "*.parquet", columns=["parent_id", "verdict"])
+    rollouts = columns_of(run / "y_o", ["trajectory_id", "verdict"])
+    refined = columns_of(run / "y_r", ["parent_id", "verdict"])
     pairs = refined.join(rollouts, left_on="parent_id", right_on="trajectory_id", suffix="_y_o")
     counts = Counter(zip(pairs["verdict_y_o"], pairs["verdict"], strict=True))
     lines = ["| y_o → y_r | rows |", "|---|---|"]
     lines += [f"| {before} → {after} | {count} |" for (before, after), count in sorted(counts.items())]
     return "\n".join(lines)
+
+
+def columns_of(directory: Path, names: list[str]) -> pl.DataFrame:
+    """Some columns of a set, their bytes checked."""
+    return pl.from_arrow(pa.concat_tables(read_table(path, names) for path in list_shards(directory)))
 
 
 def stages(run: Path) -> str:

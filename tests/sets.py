@@ -1,9 +1,14 @@
-"""Reading trajectory sets in tests."""
+"""Reading trajectory sets in tests, and damaging them."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
 
 from trd_cli.datasets.evalplus import Dataset, load_evalplus
 from trd_cli.records import Trajectory
@@ -26,3 +31,24 @@ def by_id(directory: Path) -> dict[str, Trajectory]:
 def evalplus_tests(dataset: Dataset, version: str) -> dict[str, str]:
     """The column `tests` of each task of HumanEval+ or MBPP+."""
     return {p.problem_id: p.tests for p in load_evalplus(dataset, dataset, version).problems}
+
+
+def by_hand(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    """Change a JSON file as one may who takes its checksum out."""
+    record = json.loads(path.read_text())
+    record.pop("checksum", None)
+    change(record)
+    path.write_text(json.dumps(record) + "\n")
+
+
+def flip(path: Path, column: str | None = None) -> None:
+    """Flip the last bit of a column, or of the middle of the file."""
+    content = bytearray(path.read_bytes())
+    place = len(content) // 2
+    if column is not None:
+        group = pq.read_metadata(path).row_group(0)
+        chunk = next(c for c in map(group.column, range(group.num_columns)) if c.path_in_schema == column)
+        start = chunk.dictionary_page_offset or chunk.data_page_offset
+        place = start + chunk.total_compressed_size - 1
+    content[place] ^= 1
+    path.write_bytes(content)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import pytest
 from conftest import Trd
-from sets import by_id, rows_of
+from sets import by_hand, by_id, rows_of
 from tiny import END, OTHER_END, SPECIALS, build_model, set_eos, with_normalizer, write_tokenizer
 
 from trd_cli.config import DistillConfig
@@ -812,9 +812,8 @@ def test_two_tokens_that_have_changed_places_are_named_with_their_ids(
 def without_parents(refined: Path, target: Path) -> Path:
     """A copy of a refined set whose rollouts are not where its run.json says."""
     shutil.copytree(refined, target)
-    run = json.loads((target / "run.json").read_text())
-    run["inputs"][0]["path"] = str(target.with_name("moved-away"))
-    (target / "run.json").write_text(json.dumps(run))
+    moved = str(target.with_name("moved-away"))
+    by_hand(target / "run.json", lambda run: run["inputs"][0].update(path=moved))
     return target
 
 

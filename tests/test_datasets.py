@@ -335,7 +335,7 @@ def test_the_source_is_the_files_name_when_nothing_else_says_it(tmp_path: Path) 
         (" \n", None),
         (float("nan"), None),
         (float("inf"), "inf"),
-        (["1", "2"], '["1", "2"]'),
+        (["1", "2"], "1, 2"),
         ("\ud83d half", "\ufffd half"),
     ],
 )
@@ -500,9 +500,9 @@ def test_a_preset_on_another_sets_columns_lists_the_columns_there_are(tmp_path: 
 
 def test_a_map_to_a_field_that_is_none_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
-        InputError, match=r"--map answer=x; expected one of the fields problem, reference_answer"
+        InputError, match=r"--map reply=x; expected one of the fields problem, reference_answer"
     ):
-        import_rows(tmp_path, [{"problem": "a"}], map=["answer=x"])
+        import_rows(tmp_path, [{"problem": "a"}], map=["reply=x"])
 
 
 def test_a_map_to_a_column_that_is_not_there_is_refused(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import Trd
+from sets import by_hand
 from tiny import END, OTHER_END, SHAPE, build_model, reference_model, set_eos, write_tokenizer
 
 from trd_cli.models import fingerprint, resolve_model
@@ -433,9 +434,7 @@ def with_verdicts(world: World, tmp_path: Path) -> Path:
         tmp_path / "y_r",
         lambda number, row: replace(row, verdict="correct" if number < 3 else "incorrect"),
     )
-    run = run_json(refined)
-    run["inputs"][0]["path"] = str(wrong)
-    (refined / "run.json").write_text(json.dumps(run))
+    by_hand(refined / "run.json", lambda run: run["inputs"][0].update(path=str(wrong)))
     return refined
 
 
@@ -526,9 +525,7 @@ def test_a_directory_of_another_configuration_is_refused_and_the_difference_name
 def test_a_run_that_was_cut_off_starts_again(world: World, ok: Trd, tmp_path: Path) -> None:
     ok("distill", world.by_teacher, *TRAIN, "--batch-size", 4, "--out", tmp_path / "whole")
     cut = shutil.copytree(tmp_path / "whole", tmp_path / "cut")
-    run = run_json(cut)
-    run["about"] = {}
-    (cut / "run.json").write_text(json.dumps(run))
+    by_hand(cut / "run.json", lambda run: run.update(about={}))
     (cut / "train.jsonl").write_text(json.dumps(log_of(cut)[0]) + "\n")
     (cut / "model.safetensors").unlink()
     ok("distill", world.by_teacher, *TRAIN, "--batch-size", 4, "--out", cut)
@@ -542,9 +539,7 @@ def test_an_unfinished_checkpoint_is_refused_as_a_model(
     world: World, trained: Path, trd: Trd, tmp_path: Path, missing: str
 ) -> None:
     cut = shutil.copytree(trained, tmp_path / "cut")
-    run = run_json(cut)
-    del run["about"]["finished"]
-    (cut / "run.json").write_text(json.dumps(run))
+    by_hand(cut / "run.json", lambda run: run["about"].pop("finished"))
     if missing == "weights as well":
         (cut / "config.json").unlink()
         (cut / "model.safetensors").unlink()
@@ -673,9 +668,7 @@ def test_a_second_round_keeps_its_own_log_and_takes_nothing_but_the_model_along(
 def test_a_run_that_died_while_saving_is_run_again(world: World, ok: Trd, tmp_path: Path) -> None:
     arguments = ("distill", world.by_student, *TRAIN, "--out", tmp_path / "checkpoint")
     ok(*arguments)
-    record = run_json(tmp_path / "checkpoint")
-    del record["about"]["finished"]
-    (tmp_path / "checkpoint" / "run.json").write_text(json.dumps(record))
+    by_hand(tmp_path / "checkpoint" / "run.json", lambda run: run["about"].pop("finished"))
     (tmp_path / "checkpoint" / ".saving.tmp").mkdir()
     (tmp_path / "checkpoint" / ".saving.tmp" / "model.safetensors").write_bytes(b"half")
     ok(*arguments)
@@ -703,9 +696,7 @@ def test_a_student_that_has_changed_since_it_was_sampled_is_not_trained_unasked(
     world: World, trd: Trd, tmp_path: Path
 ) -> None:
     refined = edited(world.by_student, tmp_path / "y_r", lambda _, row: row)
-    record = run_json(refined)
-    record["about"]["student_revision"] = "0" * 16
-    (refined / "run.json").write_text(json.dumps(record))
+    by_hand(refined / "run.json", lambda run: run["about"].update(student_revision="0" * 16))
     result = trd("distill", refined, *TRAIN, "--out", tmp_path / "checkpoint")
     assert result.exit_code == 1
     assert "0000000000000000, which made" in result.stderr

@@ -42,6 +42,7 @@ def test_the_prompt_is_sent_as_token_ids_with_the_rows_own_sampling_and_seed(ser
     expected = {"temperature": 0.7, "top_p": 0.8, "top_k": 5, "max_tokens": 9, "seed": largest}
     assert {key: sent.body[key] for key in expected} == expected
     assert sent.body["return_token_ids"] is True
+    assert sent.body["stop_token_ids"] == sorted(TOKENIZER.eos_ids)
     assert sent.body["logprobs"] == 0
 
 

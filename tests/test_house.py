@@ -28,6 +28,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "frames",
         "locks",
         "interrupts",
+        "run_json",
+        "checksums",
         "core/",
     ),
     (
@@ -65,7 +67,6 @@ HEAVY = {
     "matplotlib",
     "numpy",
     "openai",
-    "pebble",
     "peft",
     "polars",
     "pyarrow",

@@ -346,6 +346,8 @@ def test_secrets_are_known_by_value_and_by_place(monkeypatch: pytest.MonkeyPatch
     assert scrubbed("see http://u:p@host/v1?key=abc&n=1") == "see http://***@host/v1?key=***&n=1"
     assert scrubbed("api_key=abc max_tokens=5 eos_token=x") == "api_key=*** max_tokens=5 eos_token=x"
     assert scrubbed("wrote abc@4 and def") == "wrote abc@4 and def"
+    assert scrubbed("arithmetic:n=20.scores.avg@2.low") == "arithmetic:n=20.scores.avg@2.low"
+    assert scrubbed("there is none", ["none"]) == "there is none"
 
 
 def test_a_line_is_cut_after_its_secrets_are_hidden() -> None:

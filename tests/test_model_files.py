@@ -259,10 +259,11 @@ INDEX = "model.safetensors.index.json"
     [
         (cut(INDEX), (f"{INDEX} cannot be read", "line ")),
         (written(INDEX, b"{}"), (f"{INDEX} has no weight_map",)),
+        (written(INDEX, b'{"weight_map": {"a": ["b"]}}'), (f"{INDEX} has no weight_map",)),
         (lambda m: sorted(m.glob("model-*"))[-1].unlink(), (INDEX, "names model-0000", "which is not there")),
         (lambda m: cut(sorted(m.glob("model-*"))[-1].name)(m), ("model-0000", "cannot be read")),
     ],
-    ids=["index cut", "index empty", "shard missing", "shard cut"],
+    ids=["index cut", "index empty", "index of lists", "shard missing", "shard cut"],
 )
 def test_damaged_weights_in_several_files_are_named(
     problems: Path, sets: Path, trd: Trd, tmp_path: Path, breaks: Break, words: tuple[str, ...]

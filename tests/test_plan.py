@@ -313,6 +313,17 @@ def test_a_benchmark_that_there_is_not_is_an_error(write: Write, plan: Any) -> N
     told(plan(write(eval={"bench": "aime2042"}), code=1), "error", "recipe", "[eval] no benchmark 'aime2042'")
 
 
+def test_a_set_to_import_that_has_no_answers_is_an_error_unless_none_are_wanted(
+    write: Write, plan: Any, tmp_path: Path
+) -> None:
+    row = {"problem": "How many?", "reference_solution": "There are some."}
+    (tmp_path / "train.jsonl").write_text(json.dumps(row) + "\n")
+    made = {"file": str(tmp_path / "train.jsonl")}
+    told(plan(write(problems={"import": made})), "error", "problems", "not one reference answer")
+    findings = plan(write(problems={"import": {**made, "no_answers": True}}))
+    assert not [f for f in findings if "not one reference answer" in f["what"]]
+
+
 def without(tmp_path: Path, ok: Trd, field: str, count: int) -> dict[str, str]:
     """Twelve problems of which the first lack a field."""
     path = tmp_path / "made.parquet"
@@ -390,13 +401,13 @@ def test_an_average_of_weights_that_are_sharded_is_an_error(
     arms = {"x": {"method": "trd", "teacher_weights": "ema"}}
     plan(write(arms=arms), code=0)
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    told(plan(write(arms=arms), code=1), "error", "recipe", "arm x: --teacher-weights ema with FSDP")
+    told(plan(write(arms=arms), code=1), "error", "recipe", "arm x: teacher_weights ema with FSDP")
     monkeypatch.delenv("ACCELERATE_USE_FSDP")
     told(
         plan(write(arms=arms), "--fsdp", 2, code=1),
         "error",
         "recipe",
-        "arm x: --teacher-weights ema with FSDP",
+        "arm x: teacher_weights ema with FSDP",
     )
 
 

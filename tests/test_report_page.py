@@ -661,9 +661,9 @@ def test_a_run_with_a_torn_shard_of_rollouts_still_gets_its_page(tmp_path: Path,
     (shard,) = list_shards(run / "nodes" / "sample-0")
     shard.write_bytes(shard.read_bytes()[:1000])
     told = ok("report", run, "--out", tmp_path / "torn")
-    assert "shard-00000.parquet is truncated" in told.stderr
+    assert "shard-00000.parquet is damaged" in told.stderr
     text = (tmp_path / "torn" / "report.html").read_text()
-    assert "shard-00000.parquet is truncated" in text
+    assert "shard-00000.parquet is damaged" in text
     assert "<dt>Trajectories</dt><dd>8</dd>" in text
 
 

@@ -18,7 +18,7 @@ import pytest
 import torch
 from conftest import Trd
 from report_run import BENCH, NODES, ROUND, VERDICTS, evaluate, made_up, make_run, write_graph
-from sets import by_id, rows_of
+from sets import by_hand, by_id, rows_of
 from tiny import reference_model
 
 from trd_cli.core.comparison import holm
@@ -312,9 +312,7 @@ def test_the_nll_of_y_r_is_that_of_the_first_step_along_it(finished: Path, data:
 @pytest.mark.parametrize("change", ['"subset": "repaired"', '"where": "round = 0"'])
 def test_the_nll_of_y_r_is_not_taken_from_a_training_along_some_of_the_rows(copy: Path, change: str) -> None:
     path = copy / "nodes" / "distill-trd" / "run.json"
-    run = json.loads(path.read_text())
-    run["config"] |= json.loads(f"{{{change}}}")
-    path.write_text(json.dumps(run))
+    by_hand(path, lambda run: run["config"].update(json.loads(f"{{{change}}}")))
     assert "y_r" not in refinement(copy).nll
 
 
@@ -418,7 +416,7 @@ def test_leaks_are_shares_of_the_rows_and_exclude_what_the_attempt_had(copy: Pat
 
 def test_without_a_reference_in_view_there_are_no_leaks_to_look_for(copy: Path) -> None:
     path = copy / "nodes" / "refine-0" / "run.json"
-    path.write_text(path.read_text().replace('"setting": "opsd"', '"setting": "opd"'))
+    by_hand(path, lambda run: run["about"].update(setting="opd"))
     assert refinement(copy).leaks is None
     assert "leaks" not in markdown(collect(copy))
 
@@ -731,12 +729,13 @@ def test_a_finished_stage_with_fewer_rows_or_steps_than_it_made_is_named(copy: P
 
 def without(path: Path, *keys: str) -> None:
     """Take a key out of a JSON file."""
-    content = json.loads(path.read_text())
-    inside = content
-    for key in keys[:-1]:
-        inside = inside[key]
-    del inside[keys[-1]]
-    path.write_text(json.dumps(content) + "\n")
+
+    def take_out(content: dict[str, Any]) -> None:
+        for key in keys[:-1]:
+            content = content[key]
+        del content[keys[-1]]
+
+    by_hand(path, take_out)
 
 
 @pytest.mark.parametrize(
@@ -753,10 +752,8 @@ def test_results_without_a_key_are_named_and_the_rest_is_reported(copy: Path, ke
 
 def test_results_that_hold_other_than_k_samples_are_named(copy: Path) -> None:
     path = copy / "nodes" / "eval-trd" / "results.json"
-    content = json.loads(path.read_text())
-    first = next(iter(content["benchmarks"][BENCH]["samples"]))
-    content["benchmarks"][BENCH]["samples"][first] = "1"
-    path.write_text(json.dumps(content))
+    first = next(iter(results(copy, "trd")["benchmarks"][BENCH]["samples"]))
+    by_hand(path, lambda content: content["benchmarks"][BENCH]["samples"].update({first: "1"}))
     (told,) = collect(copy).missing
     assert f"a question of {BENCH} has not 2 samples" in told
 
@@ -786,7 +783,7 @@ def test_a_graph_without_a_key_is_refused_in_one_line(copy: Path, trd: Trd, key:
 
 def test_a_benchmark_named_like_a_broken_formula_is_drawn(copy: Path) -> None:
     for path in copy.glob("nodes/eval-*/results.json"):
-        path.write_text(path.read_text().replace(json.dumps(BENCH), '"$\\\\frac{$"'))
+        by_hand(path, lambda content: content.update(benchmarks={"$\\frac{$": content["benchmarks"][BENCH]}))
     assert "$\\frac{$" in plots(collect(copy))["scores-arms"].svg
 
 
@@ -861,7 +858,7 @@ def test_two_runs_are_compared_arm_by_arm_in_a_place_of_their_own(
 
 def test_another_base_model_is_compared(finished: Path, copy: Path) -> None:
     path = copy / "nodes" / "eval-base" / "results.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "model_revision": "another"}))
+    by_hand(path, lambda content: content.update(model_revision="another"))
     between = [d.arm for d in combine(collect(finished), collect(copy)).differences if "between" in d.family]
     assert between == ["copy/base", "copy/trd", "copy/fkl"]
 

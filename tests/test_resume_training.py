@@ -307,6 +307,18 @@ def test_a_torn_state_is_passed_over_for_the_one_before_and_without_one_it_start
     same_as(whole, cut)
 
 
+@pytest.mark.parametrize("share", [0.3, 0.7])
+def test_a_state_with_a_flipped_bit_is_passed_over(
+    sets: dict[str, Path], whole: Path, cut: Path, ok: Trd, share: float
+) -> None:
+    last, path = last_state(cut), states(cut)[-1]
+    content = bytearray(path.read_bytes())
+    content[int(share * len(content))] ^= 1
+    path.write_bytes(content)
+    assert resumed_at(ok("distill", sets["by_teacher"], *LONG, "--out", cut).stderr) == last - 1
+    same_as(whole, cut)
+
+
 def test_an_empty_state_is_passed_over(sets: dict[str, Path], whole: Path, cut: Path, ok: Trd) -> None:
     last = last_state(cut)
     states(cut)[-1].write_bytes(b"")

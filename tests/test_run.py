@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 from children import start_child, wait_for
 from conftest import Trd
-from sets import by_id
+from sets import by_id, flip
 from tiny import build_model
 
 from trd_cli.records import Trajectory
@@ -160,6 +160,28 @@ def test_a_shard_that_is_lost_is_made_again_and_nothing_else(finished: Path, tmp
     assert sessions(directory) == [8, count]
     assert by_id(directory) == by_id(sets_of(finished, "refine")[0])
     assert files(sets_of(run, "sample")[0]) == kept
+
+
+def test_damaged_rows_that_a_stage_would_read_are_made_again_first(
+    finished: Path, tmp_path: Path, ok: Trd
+) -> None:
+    run = copied(finished, tmp_path / "run")
+    (rollouts,), (refined,) = sets_of(run, "sample"), sets_of(run, "refine")
+    flip(list_shards(rollouts)[0], "messages.list.element.content")
+    list_shards(refined)[0].unlink()
+    ok(*command(run))
+    assert sessions(rollouts) == [8, 3]
+    assert rows_in(run) == rows_in(finished)
+
+
+def test_a_damaged_problem_set_that_a_stage_would_read_is_made_again_first(
+    finished: Path, tmp_path: Path, ok: Trd
+) -> None:
+    run = copied(finished, tmp_path / "run")
+    flip(sets_of(run, "problems")[0] / "problems.parquet", "problem")
+    list_shards(sets_of(run, "sample")[0])[0].unlink()
+    ok(*command(run))
+    assert rows_in(run) == rows_in(finished)
 
 
 def test_verdicts_of_another_recipe_are_not_taken_for_those_of_this_one(

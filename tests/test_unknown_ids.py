@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from conftest import Trd
 from sets import by_id, rows_of
-from tiny import VOCABULARY, build_model
+from tiny import VOCABULARY, build_model, write_tokenizer
 
-from trd_cli.models import resolve_model
+from trd_cli.models import ModelRef, resolve_model
 from trd_cli.records import Trajectory
 from trd_cli.report.data import SetRef
 from trd_cli.report.nll import choose
@@ -126,6 +126,11 @@ def test_how_many_ids_a_model_knows_is_read_where_its_configuration_says_it(
     (directory / "config.json").write_text(json.dumps(config))
     rows = resolve_model(str(directory)).embedding_rows
     assert rows == (32000 if where == "transformers' default" else VOCABULARY)
+
+
+def test_a_tokenizer_alone_which_will_do_for_a_server_tells_of_no_ids(tmp_path: Path) -> None:
+    write_tokenizer(tmp_path)
+    assert ModelRef("a", tmp_path, "r").embedding_rows is None
 
 
 # Training

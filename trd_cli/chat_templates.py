@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence, Set
-from typing import ClassVar
-
-import jinja2
-import jinja2.ext
-import jinja2.meta
-import jinja2.nodes
-import jinja2.parser
+from functools import cache
+from typing import TYPE_CHECKING, ClassVar
 
 from trd_cli.records import Message
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+    from jinja2.nodes import Node
+    from jinja2.parser import Parser
 
 # Lower case, no accents, no figures: what a tokenizer that normalises its text leaves as it is.
 PROBE: tuple[Message, ...] = ({"role": "user", "content": "what is the sum of one and one"},)
@@ -55,26 +55,32 @@ def _after(answer: str, write: Write, messages: Sequence[Message]) -> str:
 
 
 def shows(text: str, probe: str) -> bool:
-    """Tell whether a rendered text has the probe in it, whatever becomes of white space."""
-    return "".join(probe.split()) in "".join(text.split())
+    """Tell whether a rendered text has the letters of the probe in it, whatever stands for its white space."""
+    return "".join(filter(str.isalpha, probe)) in "".join(filter(str.isalpha, text))
 
 
 def names_read(template: str) -> frozenset[str]:
     """Return the names that a template reads and that a user may give; none for a template that does not compile."""
+    # Deferred: who only trains needs no templates.
+    import jinja2
+    import jinja2.meta
+
     try:
-        return frozenset(jinja2.meta.find_undeclared_variables(_ENVIRONMENT.parse(template)) - _GIVEN)
+        return frozenset(jinja2.meta.find_undeclared_variables(_environment().parse(template)) - _GIVEN)
     except jinja2.TemplateError:
         return frozenset()
 
 
-class _Generation(jinja2.ext.Extension):
-    """The tag with which templates mark what an assistant says; it changes nothing in what is read."""
+@cache
+def _environment() -> Environment:
+    """As transformers has it: its templates may also mark what an assistant says, which changes nothing in what is read."""
+    import jinja2.ext
 
-    tags: ClassVar[set[str]] = {"generation"}
+    class Generation(jinja2.ext.Extension):
+        tags: ClassVar[set[str]] = {"generation"}
 
-    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        def parse(self, parser: Parser) -> list[Node]:
+            next(parser.stream)
+            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
-
-_ENVIRONMENT = jinja2.Environment(extensions=[_Generation, "jinja2.ext.loopcontrols"])
+    return jinja2.Environment(extensions=[Generation, "jinja2.ext.loopcontrols"])

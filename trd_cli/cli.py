@@ -43,8 +43,9 @@ from trd_cli.config import (
 )
 from trd_cli.console import ConsoleReport, RunTable, print_table, show_remarks
 from trd_cli.errors import InputError, Interrupted, TrdError, UserError
-from trd_cli.files import of_the_system, readable
-from trd_cli.interrupts import raise_when_told
+from trd_cli.files import of_the_system
+from trd_cli.interrupts import raise_when_told, stop_signals
+from trd_cli.records import well_formed
 from trd_cli.reporting import SilentReport
 
 if TYPE_CHECKING:
@@ -150,11 +151,11 @@ def _guarded(name: str, work: Callable[[], None]) -> None:
             )
             raise Interrupted(f"interrupted; {kept} when the same command is run again") from None
         except OSError as error:
-            if error.errno in _OUR_MISTAKES:
-                raise
+            if error.errno in _OUR_MISTAKES:  # not to be taken for one of standard output
+                raise AssertionError(f"a wrong call of the system: {error}") from error
             raise of_the_system(error) from None
         except UnicodeEncodeError:
-            words = [word for word in sys.argv if readable(word) != word]
+            words = [word for word in sys.argv if well_formed(word) != word]
             if not words:
                 raise
             # A file of any name can be read and written, but a name may also be asked for where only text can be.
@@ -176,7 +177,7 @@ def _let_the_first_process_say_it(error: TrdError) -> None:
     if isinstance(error, Interrupted):
         raise typer.Exit(error.exit_code) from None
     if isinstance(error, UserError):
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in stop_signals():
             signal.signal(number, signal.SIG_DFL)
         time.sleep(_PATIENCE)
 
@@ -456,6 +457,9 @@ def data_make(config: MakeConfig) -> None:
     "import",
     ImportConfig,
     "trd data import gsm8k.jsonl --preset gsm8k --limit 1000 --shuffle-seed 0 --out train.parquet",
+    "\n\n\b\nPublished formats, and columns by name or by path:"
+    "\n  trd data import rl.parquet --preset verl --out train.parquet"
+    "\n  trd data import rl.parquet --map problem=extra_info.question,answer=reward_model.ground_truth --out train.parquet",
 )
 def data_import(config: ImportConfig) -> None:
     """A problem set from a file or a Hub dataset."""

@@ -7,6 +7,7 @@ shard size); all other fields belong to the identity that a resumed run must mat
 from __future__ import annotations
 
 import json
+import re
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
@@ -59,7 +60,7 @@ def pairs(value: Any) -> Any:
 
 
 def json_pairs(value: Any) -> Any:
-    """As `pairs`, with each value read as JSON where it is JSON: `enable_thinking=false` is the boolean, and so is `=False`."""
+    """Split as `pairs` does, and read each value that is JSON: `enable_thinking=false` is the boolean, and so is `=False`."""
     split = pairs(value)
     return {key: _json_or_text(text) for key, text in split.items()} if split is not value else value
 
@@ -149,7 +150,7 @@ class Config(BaseModel):
             raise InputError(got, expected, f"change {name} (see --help)") from None
 
     def record(self) -> dict[str, Any]:
-        """All options as JSON values, as run.json holds them: without keys."""
+        """Return all options as JSON values, without keys, as run.json holds them."""
         return without_secrets(self.model_dump(mode="json"))
 
     def identity(self) -> dict[str, Any]:
@@ -828,6 +829,29 @@ class MakeConfig(Config):
     out: str = option(help="Parquet file to write.", rows=False)
 
 
+def _columns(value: Any) -> Any:
+    """As `pairs`, with several in one string: `problem=prompt,answer=reward_model.ground_truth`."""
+    if not isinstance(value, (list, tuple)):
+        return value
+    return pairs([part for item in value for part in re.split(r",\s*(?=\w+=)", str(item))])
+
+
+Columns = Annotated[dict[str, str], BeforeValidator(_columns)]
+Preset = Literal[
+    "gsm8k",
+    "math",
+    "deepscaler",
+    "verl",
+    "messages",
+    "sharegpt",
+    "taco",
+    "leetcode",
+    "code_contests",
+    "deepcoder",
+    "mbpp",
+]
+
+
 class ImportConfig(Config):
     file: str = option(
         argument=True,
@@ -836,14 +860,17 @@ class ImportConfig(Config):
         decides=True,
     )
     out: str = option(help="Parquet file to write.", rows=False)
-    preset: Literal["gsm8k", "math", "deepscaler", "taco", "leetcode", "code_contests"] | None = option(
+    preset: Preset | None = option(
         None, help="Columns and answer format of a known set.", rows=False, decides=True
     )
-    map: Pairs = option(
+    map: Columns = option(
         {},
-        help="FIELD=COLUMN (repeatable): problem=question reference_answer=answer.",
+        help="FIELD=COLUMN (several by commas, or repeated); COLUMN may be a path: answer=reward_model.ground_truth.",
         rows=False,
         decides=True,
+    )
+    no_answers: bool = option(
+        False, help="Take a set of mathematics without any reference answer.", rows=False
     )
     task: Literal["math", "code"] | None = option(
         None, help="Task of all rows. Default: the preset's, else math.", rows=False, decides=True

@@ -3,6 +3,7 @@
     TrdError                     anything trd raises on purpose
     ├── UserError          1     the user can mend it: says what was got, what was expected, how to mend
     │   ├── InputError           a file, a set or a row that cannot be used
+    │   │   └── DamagedFile          a file of ours whose bytes are not those that were written
     │   ├── ModelError           a model, tokenizer or chat template that cannot be used
     │   ├── PromptError          a prompt template that cannot be used
     │   ├── EngineError          an engine that cannot start, or that stopped answering
@@ -39,6 +40,10 @@ class UserError(TrdError):
 
 class InputError(UserError):
     """A file, a trajectory set or an option's value that cannot be used."""
+
+
+class DamagedFile(InputError):
+    """A file whose bytes are not those that trd wrote."""
 
 
 class ModelError(UserError):

@@ -15,6 +15,7 @@ from urllib.parse import unquote_to_bytes
 
 from trd_cli.errors import InputError, first_line
 from trd_cli.locks import flock
+from trd_cli.records import well_formed
 
 # CIFS and many FUSE file systems cannot make a directory durable, and say so in one of these ways.
 _NO_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF, errno.ENOSYS, errno.EACCES}
@@ -34,8 +35,6 @@ _ADVICE = {
 }
 _OTHERWISE = ("the system to allow it", "mend that and run the same command again")
 _URI = "file://"
-# Python's stand-ins for bytes that are no UTF-8, and halves of characters.
-_NO_TEXT = re.compile("[\ud800-\udfff]")
 # Texts of pipes by what tells one pipe from another; a pipe gives its text only once.
 _read: dict[tuple[str, int, int], str] = {}
 
@@ -113,15 +112,10 @@ def _advice(error: OSError) -> tuple[str, str]:
     return _ADVICE.get(error.errno, _OTHERWISE)
 
 
-def readable(text: str) -> str:
-    """Return the text with a replacement character for each byte of a file's name that is no UTF-8."""
-    return _NO_TEXT.sub("\ufffd", text)
-
-
 def has_text_name(path: Path) -> bool:
     """Tell if a path is UTF-8 from the root on: libraries written in Rust, and JSON, take no other."""
     whole = str(path.resolve())
-    return readable(whole) == whole
+    return well_formed(whole) == whole
 
 
 def as_text(path: Path) -> str:
@@ -130,14 +124,14 @@ def as_text(path: Path) -> str:
 
 
 def from_text(text: str) -> Path:
-    """Return the path that `as_text` has put into words."""
+    """Return the path that `as_text` has written."""
     is_uri = text.startswith(_URI)
     return Path(os.fsdecode(unquote_to_bytes(text.removeprefix(_URI))) if is_uri else text)
 
 
 def write_text(path: Path, text: str) -> None:
     """Replace a small text file."""
-    write_bytes(path, readable(text).encode("utf-8"))
+    write_bytes(path, well_formed(text).encode("utf-8"))
 
 
 def read_text_once(path: Path) -> str:

@@ -235,6 +235,10 @@ class ShardFiller:
         self._target: Path | None = None
         self._opened = time.monotonic()
         self._done = run.finished(options.retry_errors)
+        for path in self._done.set_aside:
+            report.note(
+                f"a shard was damaged, not of this set or a copy of another, and is {path} now: rows that only it had are made again"
+            )
         self._known = set(self._done.ids)
         self._announced = False
         self.outcome = Outcome(rows=len(self._done.ids), errors=len(self._done.error_ids))
@@ -317,7 +321,7 @@ class ShardFiller:
             self._target = path = self._target or self._run.next_shard()
             # The order in which rows finish is chance; sorted, equal work gives equal files.
             rows = sorted(self._buffer, key=lambda row: (row.problem_id, row.sample_index, row.trajectory_id))
-            rows = write_shard(path, rows)
+            rows = write_shard(path, rows, self._run.digest)
             self._buffer, self._target = [], None
             self.outcome.rows += len(rows)
             self.outcome.errors += sum(row.error is not None for row in rows)

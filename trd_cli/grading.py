@@ -15,7 +15,7 @@ from trd_cli.graders.math import NOT_ONE_ANSWER
 from trd_cli.graders.pool import GraderOptions, GraderPool
 from trd_cli.records import Trajectory, well_formed
 from trd_cli.reporting import Report
-from trd_cli.shards import read_rows, write_shard
+from trd_cli.shards import read_rows, shard_info, write_shard
 from trd_cli.thinking import TAIL, Prompts
 
 _SETTLED = ("correct", "incorrect")
@@ -100,7 +100,7 @@ class ShardGrader:
         if self._share:
             self._check([row for row in rows if row.verdict in _SETTLED and self._is_sampled(row)])
         if todo or source != target:
-            rows = write_shard(target, rows)
+            rows = write_shard(target, rows, shard_info(source).set_digest)
         self.counts.update(row.verdict for row in rows)
         self.worked_references.update(row.problem_id for row in rows if row.verdict_detail == NOT_ONE_ANSWER)
         self._report.result(target)

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from trd_cli.core.selection import needs_parents, select
 from trd_cli.errors import InputError
 from trd_cli.files import as_text, from_text
 from trd_cli.frames import pl
 from trd_cli.records import Trajectory, content_hash
-from trd_cli.run_dir import read_run_json
-from trd_cli.shards import SCHEMA, list_shards, read_table, shard_number, source_of
+from trd_cli.run_json import maker_of, read_run_json
+from trd_cli.shards import SCHEMA, ShardInfo, list_shards, read_table, shard_info, shard_number
 
 _PER_TOKEN = {"prompt_token_ids", "student_prompt_token_ids", "response_token_ids", "logprobs"}
 # A filter reads a parent's columns but those that hold a value a token, which are most of a set.
@@ -85,28 +84,48 @@ def open_sets(paths: Sequence[str]) -> list[InputSet]:
 
 
 def check_complete(directories: Iterable[Path]) -> None:
-    """Refuse a set whose own run has not finished: its rows would silently be fewer than asked for."""
+    """Refuse a set whose own run has not finished: its rows would silently be fewer than asked for.
+
+    A set is refused too where a shard is of another set, or has the rows of another shard, as after a copy to a wrong name.
+    """
     for directory in dict.fromkeys(directories):
         run = read_run_json(directory)
+        shards = {path: shard_info(path) for path in list_shards(directory)}
+        _check_doubles(shards)
         if run is None:
             continue
-        rows = sum(_count_rows(path) for path in list_shards(directory))
+        again = f"run its trd {run['command']} again"
+        for path, info in shards.items():
+            if info.set_digest not in (None, run["digest"]):
+                raise InputError(
+                    f"{path} is of another set", f"a shard of {directory}", f"{again} to mend it"
+                )
+        rows = sum(info.rows for info in shards.values())
         expected = run["rows_expected"]
         if expected is None or rows < expected:
             of = "an unknown number of" if expected is None else expected
             raise InputError(
                 f"{directory} is unfinished: {rows} of {of} rows",
                 "a finished set",
-                f"run its trd {run['command']} again to finish it, or pass --allow-partial",
+                f"{again} to finish it, or pass --allow-partial",
             )
 
 
-def _count_rows(path: Path) -> int:
-    try:
-        return pq.read_metadata(source_of(path)).num_rows
-    except (pa.ArrowException, OSError):
-        read_table(path)  # says what is wrong with it
-        raise
+def _check_doubles(shards: Mapping[Path, ShardInfo]) -> None:
+    """Raise InputError where two shards have the same rows; ids are compared only where their checksums are equal."""
+    by_sum: dict[tuple[int, int], Path] = {}
+    for path, info in shards.items():
+        if info.ids_sum is None or not info.rows:
+            continue
+        other = by_sum.setdefault((info.rows, info.ids_sum), path)
+        if other != path and _ids(other).equals(_ids(path)):
+            maker = maker_of(path.parent)
+            mend = f"run its trd {maker} again to mend it" if maker else "take one away"
+            raise InputError(f"{path} has the rows of {other.name}", "each row once", mend)
+
+
+def _ids(path: Path) -> pa.Table:
+    return read_table(path, ["trajectory_id"])
 
 
 def load_rows(

@@ -49,7 +49,7 @@ def context_length(directory: Path) -> int:
     Raises ModelError where it names none, or one that is no number of tokens.
     """
     path = directory / CONFIG
-    for config in _configs(directory):
+    for config in configs(directory):
         for name in _LENGTHS:
             value = config.get(name)
             if value is None:
@@ -74,7 +74,7 @@ def configured_ends(directory: Path) -> list[int]:
             return ends
     if not (directory / CONFIG).is_file():
         return []
-    found = (_ends(directory / CONFIG, config) for config in reversed(_configs(directory)))
+    found = (_ends(directory / CONFIG, config) for config in reversed(configs(directory)))
     return next(filter(None, found), [])
 
 
@@ -89,10 +89,10 @@ def tensor_names(directory: Path) -> frozenset[str]:
     files = [directory / WEIGHTS] if (directory / WEIGHTS).is_file() else []
     if not files and index.is_file():
         weight_map = read_settings(index).get("weight_map")
-        if not isinstance(weight_map, dict):
+        if not isinstance(weight_map, dict) or not all(isinstance(n, str) for n in weight_map.values()):
             raise ModelError(f"{index} has no weight_map", "the index of the weights", "copy the file again")
         names |= weight_map.keys()
-        files = [directory / str(name) for name in sorted(set(weight_map.values()))]
+        files = [directory / name for name in sorted(set(weight_map.values()))]
         missing = [path for path in files if not path.is_file()]
         if missing and len(missing) < len(files):
             raise ModelError(
@@ -107,8 +107,15 @@ def tensor_names(directory: Path) -> frozenset[str]:
 
 
 def has_weights(directory: Path) -> bool:
-    """Tell whether a directory has weights in a form that transformers loads, whole or not."""
-    return any((directory / name).is_file() for name in (WEIGHTS, INDEX, *_OTHER_WEIGHTS))
+    """Tell whether a directory has files of weights, by their names alone."""
+    named = any((directory / name).is_file() for name in (INDEX, *_OTHER_WEIGHTS))
+    return named or any(directory.glob("*.safetensors"))
+
+
+def weights_dtype(directory: Path) -> str | None:
+    """Return the dtype of the weights that config.json names, as `bfloat16`; None where it names none."""
+    named = (config.get(key) for config in configs(directory) for key in ("dtype", "torch_dtype"))
+    return next((name.removeprefix("torch.") for name in named if isinstance(name, str)), None)
 
 
 def damage(directory: Path) -> str | None:
@@ -150,8 +157,8 @@ def _json_object(path: Path) -> tuple[dict[str, Any] | None, str]:
     return (found, "") if isinstance(found, dict) else (None, f"it holds a {type(found).__name__}")
 
 
-def _configs(directory: Path) -> list[dict[str, Any]]:
-    """The configuration of the language model where that is nested in a larger one, then the whole."""
+def configs(directory: Path) -> list[dict[str, Any]]:
+    """Return the configuration of the language model where that is nested in a larger one, then the whole."""
     config = read_settings(directory / CONFIG)
     nested = config.get("text_config")
     return [nested, config] if isinstance(nested, dict) else [config]

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from trd_cli.errors import ModelError, first_line
 from trd_cli.files import has_text_name
-from trd_cli.model_files import CONFIG, context_length, damage, read_settings
+from trd_cli.model_files import CONFIG, configs, context_length, damage, read_settings
+from trd_cli.run_json import read_run_json
 from trd_cli.tokens import ByteTokenizer, HubTokenizer, Tokenizer
 
 if TYPE_CHECKING:
@@ -100,10 +101,9 @@ class ModelRef:
     @cached_property
     def embedding_rows(self) -> int | None:
         """Return how many token ids the model has embeddings for, or None where nothing tells it."""
-        if self.path is None:
+        if self.path is None or not (self.path / CONFIG).is_file():
             return None
-        settings = read_settings(self.path / CONFIG)
-        found = (part.get("vocab_size") for part in (settings.get("text_config") or {}, settings))
+        found = (part.get("vocab_size") for part in configs(self.path))
         rows = next((rows for rows in found if isinstance(rows, int)), None)
         if rows is None:
             with suppress(ModelError):  # a configuration may leave the number to transformers
@@ -173,7 +173,7 @@ def _local(name: str, directory: Path) -> ModelRef:
             "one that the tokenizers package takes",
             "rename it",
         )
-    run = _run_of(directory)
+    run = read_run_json(directory)
     if run is not None and run["command"] == "distill" and not run["about"].get("finished"):
         raise ModelError(
             f"{directory} is an unfinished checkpoint", "a finished one", "run its trd distill again"
@@ -184,13 +184,6 @@ def _local(name: str, directory: Path) -> ModelRef:
         )
     read_settings(directory / CONFIG)
     return ModelRef(name, directory.resolve(), fingerprint(directory))
-
-
-def _run_of(directory: Path) -> dict[str, Any] | None:
-    # Deferred: who has a model's directory in hand can train it without the libraries that read shards.
-    from trd_cli.run_dir import read_run_json
-
-    return read_run_json(directory)
 
 
 def own_teacher(student: ModelRef, weights: str, lora: bool, resolve: Callable[[str], ModelRef]) -> ModelRef:
@@ -216,7 +209,7 @@ def moved(name: str, neighbour: Path) -> str:
 def _first_of(student: ModelRef, resolve: Callable[[str], ModelRef]) -> ModelRef:
     """The model that the student was before its first round: the start of a chain of checkpoints, each naming the one before."""
     first = student
-    while first.path and (run := _run_of(first.path)) and run["command"] == "distill":
+    while first.path and (run := read_run_json(first.path)) and run["command"] == "distill":
         before = resolve(moved(run["about"]["student"], first.path))
         before.check_revision(run["identity"]["student_revision"], first.path)
         first = before
@@ -312,6 +305,7 @@ def _embedded() -> Path:
 def _convert_gguf(gguf: Path, target: Path) -> None:
     """Dequantise a GGUF file into a bfloat16 Hugging Face directory, renamed into place when whole."""
     building = target.with_name(f"{target.name}.{os.getpid()}.tmp")
+    shutil.rmtree(building, ignore_errors=True)  # of a process that was killed, with this number
     try:
         building.mkdir(parents=True)
     except OSError as error:

@@ -11,7 +11,7 @@ import jinja2
 import jinja2.meta
 
 from trd_cli.errors import PromptError
-from trd_cli.files import read_text_once, readable
+from trd_cli.files import read_text_once
 from trd_cli.records import Message, Task, well_formed
 
 # Placeholders a template of each kind may use; those marked True it must use.
@@ -71,7 +71,7 @@ def _text_of(path: Path) -> str:
 
 
 def load_template(kind: str, task: Task, override: str | None = None) -> Template:
-    """The template of `kind` (a key of `PLACEHOLDERS`) for `task`, from `override` or from the built-in files.
+    """Return the template of `kind` (a key of `PLACEHOLDERS`) for `task`, from `override` or from the built-in files.
 
     Raises PromptError when the file is missing, is no template, or has other placeholders than its kind takes.
     """
@@ -95,7 +95,7 @@ def load_template(kind: str, task: Task, override: str | None = None) -> Templat
         raise PromptError(
             f"{path} lacks {{{{ {missing[0]} }}}}", f"a {kind} template with {listed}", "mend the file"
         )
-    template = Template(path.stem if override is None else readable(str(path)), text, found)
+    template = Template(path.stem if override is None else well_formed(str(path)), text, found)
     try:
         template.render(dict.fromkeys(allowed, "text"))
     except (jinja2.TemplateError, TypeError) as error:

@@ -29,6 +29,22 @@ def well_formed(text: str) -> str:
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
+CHECKSUM = "checksum"
+
+
+def with_checksum(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a JSON object with its key `checksum`, a hash of all other keys and their values."""
+    content = {key: value for key, value in record.items() if key != CHECKSUM}
+    # As it will be read: a key that is a number becomes text, and half of a surrogate pair U+FFFD.
+    content = json.loads(well_formed(json.dumps(content, ensure_ascii=False)))
+    return {**content, CHECKSUM: content_hash(content, 16)}
+
+
+def is_intact(record: Mapping[str, Any]) -> bool:
+    """Return whether a JSON object that was read is the one that was written; one without a checksum is."""
+    return CHECKSUM not in record or with_checksum(record)[CHECKSUM] == record[CHECKSUM]
+
+
 @dataclass(frozen=True, slots=True)
 class Problem:
     """One problem x with its reference y*. `tests` is JSON text, for code only."""

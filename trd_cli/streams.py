@@ -66,7 +66,7 @@ class _Lossy(io.FileIO):
 
 
 def _bytes_or_escapes(error: UnicodeError) -> tuple[bytes | str, int]:
-    """What an encoding lacks: bytes of a name that was no text as they were, anything else escaped."""
+    """Encode one character that the stream's encoding lacks: a byte of a name that was no text as it was, any other escaped."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     letter = error.object[error.start]
@@ -112,8 +112,10 @@ def printing() -> Iterator[None]:
             yield
         finally:
             sys.stdout.flush()
-    except BrokenPipeError:
+    except BrokenPipeError as error:
         _give_up()
+        if isinstance(error.__context__, SystemExit):  # the block was ending with a code of its own
+            raise error.__context__ from None
     except OSError as error:
         _give_up()
         raise InputError(

@@ -241,7 +241,7 @@ def _is_of_config(error: Exception, path: Path) -> bool:
 def unread_names(tokenizer: Tokenizer, mode: Render, kwargs: Mapping[str, Any]) -> str | None:
     """Describe the arguments of a chat template that it does not read, or return None if there are none."""
     if mode != "chat":
-        return f"--render raw reads no {', '.join(kwargs)}" if kwargs else None
+        return f"--render {mode} reads no {', '.join(kwargs)}" if kwargs else None
     known = tokenizer.template_names()
     unread = [name for name in kwargs if name not in known]
     if not unread:

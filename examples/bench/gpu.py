@@ -31,6 +31,7 @@ import argparse
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -315,7 +316,8 @@ def train(model: ModelRef, tokens: int, steps: int, out: Path, **options: Any) -
         torch.cuda.reset_peak_memory_stats()
     vocabulary = json.loads((model.path / "config.json").read_text())["vocab_size"]
     config = DistillConfig(batch_size=1, max_tokens_per_batch=tokens, device=device, **options)
-    out.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(out, ignore_errors=True)  # a state left there would be resumed
+    out.mkdir(parents=True)
     trainer = Trainer(config, model, model, accelerator_for(config), out)
     trainer.train([row(tokens, vocabulary, i) for i in range(steps)], SilentReport())
     log = [json.loads(line) for line in (out / LOG).read_text().splitlines()]

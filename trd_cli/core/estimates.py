@@ -47,12 +47,12 @@ class Shape:
 
     @property
     def layer_parameters(self) -> int:
-        """Parameters of one layer: of what neither embedding nor head takes."""
+        """Return the parameters of one layer: its share of what neither embedding nor head takes."""
         outside = self.vocabulary * self.width * (1 if self.tied else 2)
         return max(0, self.parameters - outside) // max(1, self.layers)
 
     def whole_bytes(self, dtype: str) -> int:
-        """Bytes of what is whole at a time of weights in shards: the head, two layers, and an embedding of its own."""
+        """Return the bytes of sharded weights that are whole at one time: the head, two layers, and an untied embedding."""
         apart = 0 if self.tied else self.head_bytes(dtype)
         return self.head_bytes(dtype) + apart + _LAYERS_AT_ONCE * self.layer_parameters * BYTES[dtype]
 

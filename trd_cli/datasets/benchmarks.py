@@ -23,8 +23,7 @@ from trd_cli.datasets.importing import import_problems
 from trd_cli.datasets.known_sets import GRADERS, KNOWN, SAMPLING, SPELLINGS, Known, Options
 from trd_cli.datasets.sources import Loaded
 from trd_cli.errors import InputError
-from trd_cli.files import readable
-from trd_cli.records import Problem, Sampling, Task
+from trd_cli.records import Problem, Sampling, Task, well_formed
 from trd_cli.shards import read_problems
 
 FILES = "FILE[:math|:code]"
@@ -167,7 +166,7 @@ def _options(name: str, text: str, allowed: Options) -> dict[str, str]:
 
 def _from_file(name: str, path: str, task: str | None) -> Benchmark:
     """A user's file. A problem set is read as it is; any other file as `trd data import` reads it."""
-    if readable(name) != name:
+    if well_formed(name) != name:
         raise InputError(
             f"the benchmark {name} is not named in UTF-8", "a name that rows can have", "rename it"
         )
@@ -203,4 +202,5 @@ def _imported(path: str, task: str | None) -> Loaded:
         "unreadable rows": len(imported.unreadable),
     }
     said = ", ".join(f"{count} {what}" for what, count in left_out.items() if count)
-    return Loaded(imported.problems, path, notes=(f"left out: {said}",) if said else ())
+    notes = (f"left out: {said}",) if said else ()
+    return Loaded(imported.problems, path, notes=(*notes, *imported.remarks))

@@ -26,7 +26,8 @@ from dataclasses import dataclass
 from datetime import date
 from typing import Any
 
-from trd_cli.datasets.importing import file_rows
+from trd_cli.datasets.code_tests import function_name, of_cases
+from trd_cli.datasets.rows import file_rows
 from trd_cli.datasets.sources import Fetched, Loaded, fetch, local_file
 from trd_cli.errors import InputError, first_line
 from trd_cli.records import Problem
@@ -128,31 +129,15 @@ def _problems(name: str, file: Fetched, release: _Release, first: date, last: da
 
 def _problem(name: str, row: Mapping[str, Any]) -> Problem:
     ending = _BY_CALL.format(row["starter_code"].strip("\n")) if row["starter_code"].strip() else _BY_STDIN
+    cases = _cases(row["public_test_cases"]) + _cases(row["private_test_cases"])
+    tests = of_cases(cases, function_name(row["metadata"]))
     return Problem(
         f"livecodebench-{row['question_id']}",
         name,
         "code",
         f"{row['question_content'].strip()}\n\n{ending}",
-        tests=json.dumps(_tests(row), ensure_ascii=False),
+        tests=json.dumps(tests, ensure_ascii=False),
     )
-
-
-def _tests(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Public and private tests in one of the forms of `importing.py`."""
-    cases = _cases(row["public_test_cases"]) + _cases(row["private_test_cases"])
-    kinds = {case["testtype"] for case in cases}
-    inputs, outputs = [case["input"] for case in cases], [case["output"] for case in cases]
-    if kinds == {"stdin"}:
-        return {"kind": "stdin", "inputs": inputs, "outputs": outputs}
-    if kinds != {"functional"}:
-        raise ValueError(f"{row['question_id']} has tests of the types {sorted(kinds)}")
-    return {
-        "kind": "call",
-        "exact": True,
-        "fn_name": json.loads(row["metadata"])["func_name"],
-        "inputs": [[json.loads(line) for line in text.split("\n") if line.strip()] for text in inputs],
-        "outputs": [json.loads(text) for text in outputs],
-    }
 
 
 def _cases(text: str) -> list[dict[str, Any]]:

@@ -17,7 +17,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from trd_cli.datasets.importing import PRESETS, Row, file_rows
+from trd_cli.datasets.presets import gsm8k_parts
+from trd_cli.datasets.rows import Row, file_rows
 from trd_cli.datasets.sources import Loaded, fetch
 from trd_cli.errors import InputError
 from trd_cli.graders.answers import last_boxed
@@ -108,8 +109,7 @@ def _plain(name: str, row: Row) -> Problem:
 
 
 def _gsm8k(name: str, row: Row) -> Problem:
-    fields = PRESETS["gsm8k"].fields
-    answer, solution = (fields[key].make(row["answer"]) for key in ("reference_answer", "reference_solution"))
+    solution, answer = gsm8k_parts(row["answer"])
     return _problem(name, row, _text(row), answer, reference_solution=solution)
 
 

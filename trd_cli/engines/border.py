@@ -1,6 +1,6 @@
 """The border that every completion crosses on its way into a row: text, ids and the rest are checked here, for all engines.
 
-What can be told is mended: parts of a message are joined, lone surrogates become U+FFFD, an end of turn that is missing is added.
+What can be repaired is: parts of a message are joined, lone surrogates become U+FFFD, an end of turn that is missing is added.
 Anything else is the error of its own row, so that a batch never loses a good one.
 """
 

@@ -213,7 +213,13 @@ class OpenAIEngine:
         return {**self._common(request), "messages": messages, "extra_body": extra}
 
     def _completions(self, request: Request) -> dict[str, Any]:
-        extra = {"return_token_ids": True, "top_k": request.sampling.top_k or _NO_TOP_K, **_NEUTRAL}
+        extra = {
+            "return_token_ids": True,
+            "top_k": request.sampling.top_k or _NO_TOP_K,
+            # A base model's own list has the end of its text alone, not that of its template's turns.
+            "stop_token_ids": sorted(self._tokenizer.eos_ids),
+            **_NEUTRAL,
+        }
         logprobs = {"logprobs": 0} if self._arguments.logprobs else {}  # the sampled token's alone
         prompt = [list(request.prompt_token_ids)]
         return {**self._common(request), **logprobs, "prompt": prompt, "extra_body": extra}

@@ -102,7 +102,7 @@ def check_arguments(name: EngineName, options: EngineOptions) -> None:
 
 
 def check_server(name: EngineName, options: EngineOptions) -> None:
-    """Raise EngineError where the openai engine is not told of a server."""
+    """Raise EngineError where the openai engine has no server to ask."""
     if name == "openai":
         from trd_cli.engines.server import read_server
 

@@ -36,9 +36,11 @@ _NO_CREDIT = re.compile(
 )
 _QUOTA = re.compile(r"quota|billing|credits?\b", re.IGNORECASE)
 _FILTERED = re.compile(
-    r"content[_ ]?filter|(?:content|usage|management)[_ ]polic|moderation|flagged|guardrail|safety|violat|responsible_?ai",
+    r"content[_ ]?filter|(?:content|usage|management)[_ ]polic|flagged (?:by|as|for)|guardrail|moderation|safety (?:reason|filter|system|setting|polic)|responsible_?ai",
     re.IGNORECASE,
 )
+# A filter answers with these; other statuses mean the key, the server or its load, whatever their words.
+_OF_CONTENT = (200, 400, 403, 422, 451)
 _TOO_LONG = re.compile(
     r"context[_ ](?:length|window|size)|too long|too many (?:input )?tokens|(?:input|prompt) (?:length|tokens)",
     re.IGNORECASE,
@@ -69,7 +71,7 @@ class Complaint:
     @property
     def is_about_content(self) -> bool:
         """Return True if a filter refused the text of this request."""
-        return bool(_FILTERED.search(f"{self.kind} {self.reason}"))
+        return self.status in _OF_CONTENT and bool(_FILTERED.search(f"{self.kind} {self.reason}"))
 
     @property
     def is_about_length(self) -> bool:

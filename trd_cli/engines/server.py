@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from urllib.parse import parse_qsl, unquote, urlsplit, urlunsplit
 
 from trd_cli.errors import EngineError
@@ -18,11 +18,11 @@ _EXAMPLE = "give --base-url, for example http://localhost:8000/v1"
 class Server:
     """Holds an address, its query apart, and a key. `shown` is the address without its user; `secrets` must not be shown."""
 
-    url: str
-    query: Mapping[str, str]
-    key: str
+    url: str = field(repr=False)
+    query: Mapping[str, str] = field(repr=False)
+    key: str = field(repr=False)
     shown: str
-    secrets: frozenset[str]
+    secrets: frozenset[str] = field(repr=False)
 
 
 def read_server(base_url: str | None) -> Server:

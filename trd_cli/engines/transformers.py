@@ -4,8 +4,7 @@ Prompts are prefilled in groups of similar length; a row that finishes is handed
 prompt, so that no step computes a row that has ended.
 
 Where a model's rotary factors switch at a length (see `rope`), short rows run first and long ones after them. A row that grows past that
-length leaves its slot, and goes on among the long ones once all it has is read again, as transformers' own `generate` does for Phi-3: each
-token is drawn from a fresh pass over the whole row.
+length leaves its slot. Its cached keys have the short factors, so it is read again once, among the long rows, and goes on from there.
 
 Not covered: models whose cache is not plain keys and values (state-space, linear attention); those are refused, use vllm for them.
 """
@@ -120,7 +119,7 @@ class _Row:
 
     @cached_property
     def generator(self) -> random.Random:
-        """The row's own source of chance; made at the first token, for a waiting row has no use for it."""
+        """Return the row's own source of chance; made at the first token, for a waiting row has no use for it."""
         return random.Random(self.request.seed)
 
     def finish_reason(self, eos_ids: frozenset[int]) -> str | None:

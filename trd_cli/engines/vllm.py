@@ -150,12 +150,12 @@ class VllmEngine:
         ids, logprobs = list(output.token_ids), None
         if output.logprobs:
             logprobs = [at[i].logprob for i, at in zip(ids, output.logprobs, strict=True)]
-        exact = output.finish_reason == "length" or (bool(ids) and ids[-1] in self._tokenizer.eos_ids)
-        if not exact:
-            # vLLM knew an end of its own; a row that ends in "stop" must teach the student to stop.
+        if output.finish_reason == "stop":
+            # vLLM may know an end of its own; a row that ends in "stop" must teach the student to stop.
             ids, logprobs = with_end(ids, logprobs, self._tokenizer)
-        text, reason = self._tokenizer.decode(ids), output.finish_reason
-        return Completion(request.request_id, text, ids, logprobs, reason, ids_exact=exact)
+        return Completion(
+            request.request_id, self._tokenizer.decode(ids), ids, logprobs, output.finish_reason
+        )
 
     def _abort(self, running: dict[str, Request]) -> None:
         """Take back what nobody waits for any more; nothing to take back from an engine that has died."""

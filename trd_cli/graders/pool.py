@@ -1,8 +1,9 @@
 """Worker processes that grade rows, each killed when its row takes too long.
 
 A row that hangs ends as `timeout`; one that kills its worker, raises, or takes more memory or CPU than a worker may ends as `error`. The
-others are not touched, and a fresh worker takes the place. Programs of code rows run in a sandbox below the worker (see there) and end
-with it.
+others are not touched, and a fresh worker takes the place. A row whose worker died gets a second one, for it may have been no fault of
+the row; a worker that dies before it has a row costs none. Programs of code rows run in a sandbox below the worker (see there) and
+end with it.
 """
 
 from __future__ import annotations
@@ -11,18 +12,16 @@ import logging
 import multiprocessing
 import os
 import resource
-import signal
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import TimeoutError as GradingTimeout
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from multiprocessing import forkserver
 from typing import Any, Literal
-
-from pebble import ProcessExpired, ProcessPool
 
 from trd_cli.config import GraderConfig
 from trd_cli.errors import InputError
@@ -30,12 +29,15 @@ from trd_cli.graders import code, evalplus, math
 from trd_cli.graders.base import Grade, Question
 from trd_cli.graders.code import CodeOptions
 from trd_cli.graders.sandbox import Level, choose_level
+from trd_cli.graders.workers import Died, Expired, NotStarted, Raised, Work, Worker
 from trd_cli.records import Verdict
 
-_GRACE = 5.0
 # What a busy machine adds to the time of all tests.
 _CODE_GRACE = 60.0
 _CLASSES_SECONDS = 30.0
+# How many workers may die one after the other before they have a row; the seconds between two, so that a server that was killed
+# is seen to be gone; and the bytes that each must find free.
+_STARTS, _PAUSE, _ROOM = 5, 0.2, 16 << 20
 # Handing a task to a worker costs more than grading a usual row of mathematics: such rows go together, this many at most, and
 # one by one where the chunk has not ended after so many seconds.
 _CHUNK_ROWS, _CHUNK_SECONDS = 32, 3.0
@@ -77,25 +79,19 @@ class GraderOptions:
 
 
 def _warm_up(memory: int) -> None:
-    """Import what a worker needs outside any row's time limit, and bound its memory."""
+    """Import what a worker needs outside any row's time limit, and bound its memory; raises MemoryError where that leaves no room."""
     import math_verify
 
     # Its reminder that it has no time limit of its own is not news.
     logging.getLogger(math_verify.__name__).setLevel(logging.ERROR)
+    before, most = resource.getrlimit(resource.RLIMIT_AS)
     with suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_AS, (memory, resource.getrlimit(resource.RLIMIT_AS)[1]))
-
-
-def _limited(seconds: float, work: Callable[..., Any], *arguments: Any) -> Any:
-    """Do a piece of work inside a worker. The pool kills it after its time; where the pool itself is gone, the alarm does."""
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    with suppress(ValueError, OSError):
-        bound = int(time.process_time() + seconds) + 1
-        resource.setrlimit(resource.RLIMIT_CPU, (bound, resource.getrlimit(resource.RLIMIT_CPU)[1]))
+        resource.setrlimit(resource.RLIMIT_AS, (memory, most))
     try:
-        return work(*arguments)
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        bytearray(_ROOM)
+    except MemoryError:
+        resource.setrlimit(resource.RLIMIT_AS, (before, most))
+        raise MemoryError(f"{memory / (1 << 30):g} GiB are too few for what it loads") from None
 
 
 def _grade_all(questions: Sequence[Question], lenient: bool) -> list[Grade]:
@@ -113,7 +109,7 @@ def _chunks(questions: Sequence[Question], workers: int) -> list[Sequence[Questi
     return chunks
 
 
-def _grades(future: Any) -> list[Grade] | None:
+def _grades(future: Future[Any]) -> list[Grade] | None:
     """The grades of a chunk; None where it was killed, died or raised, so that its rows are to be graded one by one."""
     found = _result(future, 0.0)
     return found if isinstance(found, list) else None
@@ -130,8 +126,10 @@ class GraderPool:
     def __enter__(self) -> GraderPool:
         # Workers are forked from a small server that has the graders loaded: a fresh one costs milliseconds, and it does not
         # inherit this process's threads.
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["math_verify", "trd_cli.graders.math", "trd_cli.graders.code"])
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(
+            ["math_verify", "trd_cli.graders.math", "trd_cli.graders.code", "trd_cli.graders.workers"]
+        )
         try:
             forkserver.ensure_running()
         except OSError as error:  # its socket lies in the directory for temporary files, whose path may be too long for one
@@ -140,20 +138,22 @@ class GraderPool:
                 "a directory for temporary files with a short path",
                 "set TMPDIR to another",
             ) from None
-        self._pool = ProcessPool(
-            max_workers=self._workers,
-            initializer=_warm_up,
-            initargs=(self._options.code.memory,),
-            context=context,
-        )
+        # Each thread has a worker and waits for it.
+        self._threads = ThreadPoolExecutor(self._workers, thread_name_prefix="trd-grader")
+        self._mine = threading.local()
+        self._alive: set[Worker] = set()
+        self._is_closing = False
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
+        self._is_closing = True
         if kind is not None:
-            self._pool.stop()
-        else:
-            self._pool.close()
-        self._pool.join()
+            self._threads.shutdown(wait=False, cancel_futures=True)
+            for worker in list(self._alive):
+                worker.kill()
+        self._threads.shutdown()
+        for worker in list(self._alive):
+            worker.close()
 
     @property
     def sandbox(self) -> Level:
@@ -182,20 +182,75 @@ class GraderPool:
                 for question, future in zip(chunk, alone[n], strict=True):
                     yield _result(future, self._options.seconds(question))
 
-    def _submit_chunk(self, questions: Sequence[Question]) -> Any:
+    def _submit_chunk(self, questions: Sequence[Question]) -> Future[Any]:
         # Never more than a single row may take: what a row's verdict is must not depend on how it was handed over.
         seconds = min(_CHUNK_SECONDS, self._options.timeout)
-        return self._schedule(seconds, _grade_all, questions, self._options.lenient)
+        return self._schedule(seconds, _grade_all, questions, self._options.lenient, tries=1)
 
-    def _submit(self, question: Question) -> Any:
+    def _submit(self, question: Question) -> Future[Any]:
         if question.task == "math":
             work = (math.grade, question, self._options.lenient)
         else:
             work = (code.grade, question, self._code_options())
         return self._schedule(self._options.seconds(question), *work)
 
-    def _schedule(self, seconds: float, *work: Any) -> Any:
-        return self._pool.schedule(_limited, (seconds + _GRACE, *work), timeout=seconds)
+    def _schedule(self, seconds: float, *work: Any, tries: int = 2) -> Future[Any]:
+        function, *arguments = work
+        return self._threads.submit(self._in_worker, tries, seconds, (function, tuple(arguments)))
+
+    def _in_worker(self, tries: int, seconds: float, work: Work) -> Any:
+        """Do a piece of work in this thread's worker, and where that dies in another one, `tries` times in all."""
+        while True:
+            worker = self._worker()
+            try:
+                return worker.ask(seconds, work)
+            except Expired:
+                self._drop(worker)
+                raise
+            except Died:
+                self._drop(worker)
+                tries -= 1
+                if not tries or self._is_closing:
+                    raise
+
+    def _worker(self) -> Worker:
+        """Return this thread's worker, a fresh one where there is none that lives; raises InputError where none will start."""
+        worker = getattr(self._mine, "worker", None)
+        if worker is not None and worker.is_alive():
+            return worker
+        if worker is not None:
+            self._drop(worker)
+        for _ in range(_STARTS):
+            try:
+                return self._started()
+            except NotStarted as failure:
+                reason = str(failure)
+                if self._is_closing:
+                    break
+                time.sleep(_PAUSE)
+        raise InputError(
+            f"the graders' processes do not start, the last one: {reason}",
+            "one that lives until it has a row",
+            "give them more memory (--memory, or fewer --workers), or see what ends them",
+        )
+
+    def _started(self) -> Worker:
+        self._mine.worker = worker = Worker(self._context, (_warm_up, (self._options.code.memory,)))
+        self._alive.add(worker)
+        try:
+            if self._is_closing:
+                raise NotStarted("came too late")
+            worker.wait_until_ready()
+        except NotStarted:
+            self._drop(worker)
+            raise
+        return worker
+
+    def _drop(self, worker: Worker) -> None:
+        self._mine.worker = None
+        self._alive.discard(worker)
+        worker.kill()
+        worker.close()
 
     def second_opinions(self, questions: Sequence[Question]) -> Iterator[Verdict | None]:
         """Return the verdict of another method on each question, in order; None where it cannot tell.
@@ -227,13 +282,13 @@ class GraderPool:
                 yield [numbers.setdefault(answer, len(numbers)) for answer in group]
 
 
-def _result(future: Any, seconds: float) -> Any:
-    """What the work gave, or the grade that says why it gave nothing."""
+def _result(future: Future[Any], seconds: float) -> Any:
+    """What the work gave, or the grade that says why it gave nothing; raises InputError where no worker will start."""
     try:
         return future.result()
-    except GradingTimeout:
+    except Expired:
         return Grade("timeout", detail=f"killed after {seconds:g} s")
-    except ProcessExpired as death:
-        return Grade("error", detail=f"the grader's process died (exit code {death.exitcode})")
-    except Exception as error:
-        return Grade("error", detail=f"{type(error).__name__}: {error}"[:500])
+    except Died as death:
+        return Grade("error", detail=f"the grader's process {death}")
+    except Raised as error:
+        return Grade("error", detail=str(error))

@@ -11,7 +11,7 @@ from trd_cli.running.nodes import Graph, Node
 
 
 def check_arms(graph: Graph, student: Planned, teacher: Planned) -> Iterator[Finding]:
-    """Each arm once. What trd distill refuses by itself is found by check_stages."""
+    """Check each arm once. What trd distill refuses by itself is found by check_stages."""
     if graph.recipe.setting == "opd" and student.ref.path == teacher.ref.path is not None:
         yield warning(
             "recipe",

@@ -9,7 +9,7 @@ from typing import Any
 
 from trd_cli.core.estimates import BYTES, Shape
 from trd_cli.errors import ModelError
-from trd_cli.model_files import CONFIG, INDEX, read_settings
+from trd_cli.model_files import INDEX, read_settings, weights_dtype
 from trd_cli.models import ModelRef, resolve_model
 from trd_cli.planning.findings import Finding, error, of_exception, ok, out_of_reach, warning
 from trd_cli.tokens import Render, Tokenizer, check_same_tokens, unread_names
@@ -81,8 +81,7 @@ def _planned(ref: ModelRef) -> Planned:
     tokenizer, longest = ref.tokenizer(), ref.known_length()
     if ref.path is None:
         return Planned(ref, tokenizer, longest)
-    settings = read_settings(ref.path / CONFIG)
-    dtype = settings.get("dtype") or settings.get("torch_dtype")
+    dtype = weights_dtype(ref.path)
     dtype = dtype if dtype in BYTES else "bfloat16"
     shape, linears = _sizes(ref, dtype)
     return Planned(ref, tokenizer, longest, shape, linears, dtype)
@@ -184,7 +183,7 @@ def _templates(student: Planned, teacher: Planned, kwargs: Mapping[str, Any]) ->
 
 
 def chat_text(model: Planned, kwargs: Mapping[str, Any]) -> str | Finding:
-    """A question as the chat template renders it, special tokens in view; a finding where it does not."""
+    """Return a question as the chat template renders it, with its special tokens, or a finding where it fails."""
     try:
         ids = model.tokenizer.render(_QUESTION, "chat", kwargs)
     except ModelError as raised:

@@ -9,7 +9,7 @@ from pathlib import Path
 from trd_cli.config import DistillConfig, ImportConfig, MakeConfig, RefineConfig
 from trd_cli.core.selection import SUBSETS
 from trd_cli.datasets.arithmetic import make_arithmetic
-from trd_cli.datasets.importing import import_problems
+from trd_cli.datasets.importing import check_answers, import_problems
 from trd_cli.errors import InputError, PromptError
 from trd_cli.generation import templates_for
 from trd_cli.planning.findings import Finding, error, of_exception, ok, out_of_reach, per_cent, warning
@@ -37,7 +37,10 @@ def load_problems(recipe: Recipe, graph: Graph) -> tuple[list[Problem], list[Fin
             config = MakeConfig.parse({**value, "out": "problems.parquet"})
             problems = make_arithmetic(config.n, config.seed, config.level)
         else:
-            problems = import_problems(ImportConfig.parse({**value, "out": "problems.parquet"})).problems
+            config = ImportConfig.parse({**value, "out": "problems.parquet"})
+            imported = import_problems(config)
+            check_answers(imported, config)
+            problems = imported.problems
     except InputError as raised:
         level = "warning" if out_of_reach(raised) else "error"
         return [], [of_exception(level, "problems", raised, "the problems could not be read: ")]

@@ -82,6 +82,8 @@ def check_stages(
 
 
 class _Stages:
+    """Collects what a list of nodes would be refused for."""
+
     def __init__(
         self,
         graph: Graph,
@@ -93,7 +95,7 @@ class _Stages:
     ) -> None:
         self._graph, self._nodes, self._sharded, self._here = graph, nodes, sharded, here
         self._student, self._teacher = student, teacher
-        self._loaded: dict[Planned, bool] = {}  # and whether it is trained or learnt from
+        self._is_trained_or_taught: dict[Planned, bool] = {}
         self._templates: dict[Finding, None] = {}
 
     def findings(self) -> list[Finding]:
@@ -108,14 +110,18 @@ class _Stages:
             shared = isinstance(node.config, EvalConfig)
             stage, arm = ("arm", node.arm or "") if node.stage == "distill" else (node.stage, arm_of(node))
             labelled += [(stage, "" if shared else arm, found) for found in known[key]]
-        models = [each for model, trained in self._loaded.items() for each in self._model(model, trained)]
+        models = [
+            each
+            for model, trained in self._is_trained_or_taught.items()
+            for each in self._model(model, trained)
+        ]
         return [*models, *self._templates, *grouped(labelled)]
 
     def _of(self, node: Node, asked: RenderOptions) -> list[Finding]:
         """What one node would be refused for. Its models and templates are noted down."""
         config = node.config
         if isinstance(config, DistillConfig):
-            self._loaded |= dict.fromkeys((self._student, self._teacher), True)
+            self._is_trained_or_taught |= dict.fromkeys((self._student, self._teacher), True)
             if templates_of(config, self._graph.recipe.setting):
                 self._templates |= dict.fromkeys(_template(self._teacher, RenderOptions(), asked))
             return [*self._training(config), *self._networks(config)]
@@ -128,7 +134,7 @@ class _Stages:
         except UserError as raised:
             return [of_exception("error", "recipe", in_a_recipe(raised))]
         if engine in _LOADING:
-            self._loaded.setdefault(model, False)
+            self._is_trained_or_taught.setdefault(model, False)
         return self._engine(node, engine, config, model)
 
     def _rollouts(self, node: Node) -> RenderOptions:
@@ -207,7 +213,7 @@ class _Stages:
 
     def _training(self, config: DistillConfig) -> Iterator[Finding]:
         from trd_cli.training.contexts import longest_row, masked_ids
-        from trd_cli.training.launch import check_device, check_tracker
+        from trd_cli.training.launch import check_tracker, check_training_device
 
         student, teacher = self._student, self._teacher
         yield from self._told("recipe", lambda: masked_ids(config.mask_tokens, student.tokenizer))
@@ -215,7 +221,7 @@ class _Stages:
             yield from self._told("lengths", lambda ref=model.ref: longest_row(ref, config.max_length))
         if self._sharded:
             yield from self._told("recipe", config.check_shardable)
-        yield from self._told("recipe", lambda: check_device(config.device), lacking=True)
+        yield from self._told("recipe", lambda: check_training_device(config.device), lacking=True)
         for tracker in config.tracker:
             yield from self._told("recipe", lambda name=tracker: check_tracker(name), lacking=True)
 

@@ -19,7 +19,7 @@ Table = dict[str, Any]
 
 
 def read_recipe(path: Path, above: tuple[Path, ...]) -> tuple[Table, dict[str, Path]]:
-    """The values of a file over those of the files it extends, and which file each dotted key is from.
+    """Return the values of a file over those of the files it extends, and which file each dotted key is from.
 
     A recipe from a pipe names files as one in the working directory would.
     """

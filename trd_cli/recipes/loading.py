@@ -18,8 +18,6 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from trd_cli.config import METHODS, Config, DistillConfig, MakeConfig, RefineConfig
@@ -30,6 +28,7 @@ from trd_cli.inputs import check_filter
 from trd_cli.recipes.files import Table, read_recipe
 from trd_cli.recipes.recipe import OF_AN_ARM, Recipe, templates_of
 from trd_cli.recipes.sections import FILLED, SOURCES, Checker, closest
+from trd_cli.shards import PROBLEM_SCHEMA, shard_info
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+_-]*")
 
@@ -251,8 +250,8 @@ def _reads(config: DistillConfig | RefineConfig) -> str:
 
 
 def _rows_in(path: Path) -> int | None:
-    """Rows of a Parquet file; None where it cannot be told yet."""
+    """Rows of a problem set; None where it cannot be told yet."""
     try:
-        return pq.read_metadata(path).num_rows
-    except (OSError, pa.ArrowException):
+        return shard_info(path, PROBLEM_SCHEMA).rows
+    except InputError:
         return None

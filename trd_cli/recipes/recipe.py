@@ -59,11 +59,11 @@ class Recipe(BaseModel):
         return DistillConfig.parse(self.training(arm)).stage or "refined"
 
     def record(self) -> Table:
-        """The recipe as a run directory holds it: without keys."""
+        """Return the recipe without keys, as a run directory holds it."""
         return without_secrets(self.model_dump(mode="json", exclude_none=True))
 
     def as_toml(self) -> str:
-        """The same as a file that needs no other one."""
+        """Return `record` as TOML that extends no other file."""
         import tomli_w
 
         return tomli_w.dumps(self.record())

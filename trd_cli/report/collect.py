@@ -29,7 +29,7 @@ from trd_cli.report.refinement import read_rollouts, refinement_of
 from trd_cli.report.run_files import Node, RunFiles, read_run
 from trd_cli.report.seeds import pooled, pooled_scores
 from trd_cli.report.trainings import training_of, with_training_nll
-from trd_cli.run_dir import read_run_json
+from trd_cli.run_json import read_run_json
 from trd_cli.score_tables import KINDS
 from trd_cli.scores import FILE, read_results
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from trd_cli.report.data import NodeCost
 from trd_cli.report.layouts import Session, Step
 from trd_cli.report.run_files import Node
-from trd_cli.shards import read_table
+from trd_cli.shards import PROBLEM_SCHEMA, read_table, shard_info
 
 
 def cost_of(node: Node) -> NodeCost:
@@ -56,7 +55,7 @@ def _in_shards(node: Node) -> tuple[int | None, int | None]:
     tables = [read_table(path, ["response_token_ids"]) for path in node.shards()]
     if not tables:
         problems = node.path / "problems.parquet"
-        return (pq.read_metadata(problems).num_rows if problems.is_file() else None), None
+        return (shard_info(problems, PROBLEM_SCHEMA).rows if problems.is_file() else None), None
     rows = sum(table.num_rows for table in tables)
     if node.stage == "verify":
         return rows, None

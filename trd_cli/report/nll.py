@@ -27,7 +27,7 @@ from trd_cli.models import ModelRef, moved
 from trd_cli.report.data import Nll, SetRef
 from trd_cli.reporting import Report
 from trd_cli.rope import switch_length
-from trd_cli.run_dir import read_run_json
+from trd_cli.run_json import read_run_json
 from trd_cli.shards import list_shards, read_table
 from trd_cli.tokens import Tokenizer
 from trd_cli.training.batches import Example, collate, plan_step

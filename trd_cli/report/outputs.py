@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from trd_cli.report.run_files import Node
-from trd_cli.run_dir import read_run_json
+from trd_cli.run_json import read_run_json
 from trd_cli.scores import FILE as RESULTS
-from trd_cli.shards import read_table
+from trd_cli.shards import check_whole, shard_info
 
 LOG = "train.jsonl"
 _FILES = {"problems": "problems.parquet", "eval": RESULTS, "distill": LOG}
@@ -16,7 +16,7 @@ _COUNTED = ("sample", "refine", "eval")
 def lacking(node: Node) -> str | None:
     """What of the output of a node that is done is gone, in words; None where all is there, and for a node that is not done.
 
-    Raises InputError where a shard or run.json cannot be read.
+    Raises InputError where a shard or run.json cannot be read, or is damaged in any part.
     """
     if node.state != "done":
         return None
@@ -38,7 +38,9 @@ def lacking(node: Node) -> str | None:
 def _too_few(node: Node, rows: int | None, steps: int | None) -> str | None:
     """By what run.json says of its rows, or of a training its steps, where it says so."""
     if node.stage in _COUNTED and rows is not None:
-        there = sum(read_table(path, ["trajectory_id"]).num_rows for path in node.shards())
+        for path in node.shards():
+            check_whole(path)
+        there = sum(shard_info(path).rows for path in node.shards())
         return f"done, but only {there} of {rows} rows are there" if there < rows else None
     if node.stage == "distill" and steps is not None:
         there = len((node.path / LOG).read_text(encoding="utf-8").splitlines())

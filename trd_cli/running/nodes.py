@@ -52,7 +52,7 @@ class Node:
         return f"logs/{self.name.replace('/', '_')}.log"
 
     def record(self) -> dict[str, Any]:
-        """The node as graph.json holds it: without keys."""
+        """Return the node without keys, as graph.json holds it."""
         names = ("name", "stage", "arm", "arms", "round", "seed", "out", "inputs", "digest", "argv")
         return without_secrets({name: getattr(self, name) for name in names})
 

@@ -14,16 +14,17 @@ import re
 import shutil
 import time
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from trd_cli.errors import InputError
 from trd_cli.files import write_text
 from trd_cli.inputs import check_complete
-from trd_cli.run_dir import read_run_json
+from trd_cli.run_json import read_run_json
 from trd_cli.running.nodes import NODES, Graph, Node
 from trd_cli.scores import read_results
-from trd_cli.shards import list_shards, read_table
+from trd_cli.shards import PROBLEM_SCHEMA, check_whole, list_shards, read_table
 
 _REMOVED = ".removed-"
 _NODE = re.compile(rf"{NODES}/([a-z]+-[0-9a-f]{{10}})\b")
@@ -58,6 +59,33 @@ class Status:
 
     def _write(self) -> None:
         write_text(self._path, json.dumps(self.records, indent=1) + "\n")
+
+
+def done_nodes(graph: Graph, chosen: Sequence[Node]) -> set[str]:
+    """Return the names of the chosen nodes that are done.
+
+    What a node that is not done will read is looked at whole: where it is damaged, the nodes that filled it are not done either.
+    """
+    done = {node.name: node for node in chosen if is_done(graph, node)}
+    is_sound = cache(_is_sound)  # many nodes read one set
+    for node in reversed(chosen):  # from what is read to what it was made from
+        inputs = [done[name] for name in node.inputs if name in done] if node.name not in done else []
+        damaged = {each.out for each in inputs if not is_sound(graph.path(each))}
+        done = {name: each for name, each in done.items() if each.out not in damaged}
+    return set(done)
+
+
+def _is_sound(path: Path) -> bool:
+    """Tell if every byte of the shards and problems in a node's output is as it was written."""
+    problems = path / "problems.parquet"
+    try:
+        if problems.is_file():
+            check_whole(problems, PROBLEM_SCHEMA)
+        for shard in list_shards(path):
+            check_whole(shard)
+    except InputError:
+        return False
+    return True
 
 
 def is_done(graph: Graph, node: Node) -> bool:

@@ -122,7 +122,8 @@ def _first_problem(graph: Graph, done: Collection[str]) -> Problem:
 
         options = MakeConfig.parse({**value, "out": "-"})
         return make_arithmetic(options.n, options.seed, options.level)[0]
-    from trd_cli.datasets.importing import PRESETS, import_problems
+    from trd_cli.datasets.importing import import_problems
+    from trd_cli.datasets.presets import PRESETS
 
     options = ImportConfig.parse({**value, "out": "-"})
     if Path(options.file).is_file():

@@ -8,7 +8,7 @@ from pathlib import Path
 from trd_cli.config import ImportConfig, MakeConfig
 from trd_cli.datasets.arithmetic import make_arithmetic
 from trd_cli.datasets.benchmarks import FILES
-from trd_cli.datasets.importing import import_problems
+from trd_cli.datasets.importing import check_answers, import_problems
 from trd_cli.datasets.known_sets import GRADERS, KNOWN, Known
 from trd_cli.records import Sampling
 from trd_cli.reporting import Report
@@ -26,6 +26,7 @@ def make(config: MakeConfig, report: Report) -> None:
 def import_(config: ImportConfig, report: Report) -> None:
     """Write an imported problem set."""
     imported = import_problems(config)
+    check_answers(imported, config)
     write_problems(Path(config.out), imported.problems)
     report.note(f"{len(imported.problems)} problems in {config.out}")
     if imported.duplicates or imported.skipped:
@@ -34,6 +35,8 @@ def import_(config: ImportConfig, report: Report) -> None:
         report.note(
             f"left out: {len(imported.unreadable)} unreadable rows, the first: {imported.unreadable[0]}"
         )
+    for remark in (*imported.remarks, *imported.ungraded()):
+        report.note(remark)
     report.result(Path(config.out))
 
 

@@ -21,7 +21,8 @@ from trd_cli.graders.sandbox import choose_level
 from trd_cli.grading import ShardGrader
 from trd_cli.records import Problem, Trajectory, content_hash
 from trd_cli.reporting import Report, WithoutResults
-from trd_cli.run_dir import RunDir, read_run_json, verdicts_held
+from trd_cli.run_dir import RunDir, verdicts_held
+from trd_cli.run_json import read_run_json
 from trd_cli.score_tables import results_csv, results_markdown, sampling_text
 from trd_cli.scores import FILE, Classify, build_results, read_samples, results_text, samples_there
 from trd_cli.shards import read_table

@@ -23,7 +23,7 @@ from trd_cli.report.tables import markdown
 from trd_cli.report.trajectories import trajectories
 from trd_cli.report.two_runs import combine
 from trd_cli.reporting import Report
-from trd_cli.run_dir import read_run_json
+from trd_cli.run_json import read_run_json
 
 CACHE = "nll.json"
 PAGE = "report.html"

@@ -19,7 +19,7 @@ from trd_cli.running.execution import StageProcess
 from trd_cli.running.graph import build_graph
 from trd_cli.running.locks import locked, stage_lock
 from trd_cli.running.nodes import BASE_EVAL, FORMAT, Graph, Node
-from trd_cli.running.outputs import Status, Verdicts, forget, is_done, is_whole, sweep
+from trd_cli.running.outputs import Status, Verdicts, done_nodes, forget, is_done, is_whole, sweep
 from trd_cli.running.previews import first_prompts
 
 _TICK = 0.05
@@ -45,7 +45,7 @@ def run(config: RunConfig, report: RunReport) -> Path:
 def dry_run(config: RunConfig) -> list[str]:
     """What is done, what would run, and the first prompt of each stage; nothing is written."""
     graph, chosen, again = _planned(config)
-    there = {node.name for node in graph.nodes if is_done(graph, node)}
+    there = done_nodes(graph, graph.nodes)
     done = there - again
     names = {node.name for node in chosen}
     width = max(len(node.name) for node in graph.nodes)
@@ -154,7 +154,7 @@ class _Runner:
     def run(self) -> None:
         """Run what is missing. A node that fails takes along what is made from it, and nothing else."""
         status = self._status
-        done = {node.name for node in self._chosen if is_done(self._graph, node)}
+        done = done_nodes(self._graph, self._chosen)
         for node in self._chosen:
             is_there = node.name in done
             if is_there and status.of(node.name).get("state") != "done":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
@@ -10,8 +9,8 @@ from pathlib import Path
 from typing import get_args
 
 from trd_cli.config import VerifyConfig
-from trd_cli.errors import InputError
-from trd_cli.files import make_directory, write_text
+from trd_cli.errors import DamagedFile, InputError
+from trd_cli.files import make_directory
 from trd_cli.generation import Outcome
 from trd_cli.graders import math
 from trd_cli.graders.pool import GraderOptions
@@ -20,8 +19,9 @@ from trd_cli.grading import ShardGrader, lines
 from trd_cli.inputs import InputSet, check_complete, open_sets
 from trd_cli.records import Verdict
 from trd_cli.reporting import Report
-from trd_cli.run_dir import read_run_json, verdicts_held
-from trd_cli.shards import list_shards, read_table
+from trd_cli.run_dir import verdicts_held
+from trd_cli.run_json import read_run_json, write_run_json
+from trd_cli.shards import check_whole, list_shards, read_table
 
 
 def run(config: VerifyConfig, waves: Iterable[Sequence[str]], report: Report) -> Counter[str]:
@@ -171,7 +171,7 @@ def _is_foreign(path: Path, each: InputSet) -> bool:
 def _prepare(each: InputSet, target: Path) -> None:
     """Bring the set's run.json as it is now to its copies."""
     if target != each.directory and each.run:
-        write_text(target / "run.json", json.dumps(each.run, indent=2, ensure_ascii=False) + "\n")
+        write_run_json(target, each.run)
 
 
 def _settle(source: Path, target: Path) -> None:
@@ -185,8 +185,12 @@ def _settle(source: Path, target: Path) -> None:
 
 
 def _newest(source: Path, copy: Path) -> Path:
-    """The copy where it already holds the source's rows, and so perhaps their verdicts; else the source."""
+    """The copy where it already holds the source's rows, and so perhaps their verdicts; else, or where it is damaged, the source."""
     if source == copy or not copy.is_file():
+        return source
+    try:
+        check_whole(copy)
+    except DamagedFile:
         return source
     return copy if _same_rows(source, copy) else source
 

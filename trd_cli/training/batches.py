@@ -49,13 +49,13 @@ class Example:
 
     @property
     def read(self) -> tuple[int, int]:
-        """Tokens that the student reads, and the teacher: all but the last of the response."""
+        """Return the tokens that the student reads and those that the teacher reads: all but the last of the response."""
         response = len(self.response) - 1
         return len(self.student_prompt) + response, len(self.teacher_prompt) + response
 
     @property
     def tokens(self) -> int:
-        """Tokens that are read on both sides."""
+        """Return the tokens that both sides read together."""
         return sum(self.read)
 
 

@@ -5,7 +5,6 @@ What can fail in it is tried before the first step, by `rehearse`: a training th
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -20,6 +19,7 @@ from torch import nn
 from trd_cli.config import LoraOptions
 from trd_cli.errors import InputError, ModelError, TrdError, first_line
 from trd_cli.files import make_directory, sync_directory
+from trd_cli.model_files import weights_dtype
 from trd_cli.models import ModelRef
 from trd_cli.training.model import DTYPES, load, with_adapter
 
@@ -44,11 +44,7 @@ def dtype_to_save(student: ModelRef, asked: str) -> torch.dtype:
     """Return the dtype that a checkpoint is saved in: as asked, or for `auto` that of the student's weights; float32 where it names none."""
     if asked != "auto":
         return DTYPES[asked]
-    config = json.loads((student.path / "config.json").read_text())
-    parts = (config, config.get("text_config") or {})
-    named = (part.get(key) for part in parts for key in ("dtype", "torch_dtype"))
-    names = (str(name).removeprefix("torch.") for name in named)
-    return next((DTYPES[name] for name in names if name in DTYPES), torch.float32)
+    return DTYPES.get(weights_dtype(student.path), torch.float32)
 
 
 def save_model(

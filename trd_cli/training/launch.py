@@ -63,7 +63,7 @@ def accelerator_for(config: DistillConfig, logs: Path | None = None) -> Accelera
         )
     if accelerator.distributed_type in ("DEEPSPEED", "MEGATRON_LM", "TP"):
         raise _unfit(accelerator.distributed_type)
-    check_device(config.device, accelerator.device)
+    check_training_device(config.device, accelerator.device)
     return accelerator
 
 
@@ -75,7 +75,7 @@ def _unfit(kind: str) -> UserError:
     )
 
 
-def check_device(asked: str, device: torch.device | None = None) -> None:
+def check_training_device(asked: str, device: torch.device | None = None) -> None:
     """Raise InputError for another device than `device`, by default the one of this machine."""
     if device is None and asked == "cpu":
         return

@@ -45,8 +45,10 @@ class Check:
 def run_checks(
     config: DistillConfig, examples: Sequence[Example], student: ModelRef, teacher: ModelRef
 ) -> list[Check]:
-    """The checks, in the dtype and with the objective of `config`, on four rows from the shortest to the middling, all on one side of
-    the lengths at which rotary factors change."""
+    """Run the checks in the dtype and with the objective of `config`.
+
+    They take four rows from the shortest to the middling, all on one side of the lengths at which rotary factors change.
+    """
     accelerator = accelerator_for(config)
     if is_sharded(accelerator):
         raise InputError("--selfcheck with FSDP", "one process that holds the weights", "launch it without")

@@ -37,7 +37,9 @@ def is_sharded(accelerator: Accelerator) -> bool:
 
 
 def complete_settings(accelerator: Accelerator, config: DistillConfig, compute: torch.dtype) -> None:
-    """Make a launch that asks for FSDP one, and fill in what its settings leave open; others are left as they are.
+    """Turn on FSDP where the launch asks for it.
+
+    Reading on the main process and casting while gathering are set whatever was given; what is one unit is only filled in.
 
     accelerate reads the settings on CPUs too, and then shards nothing: there the processes are told to.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pickle
 import shutil
+import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,9 +36,9 @@ _IN_PLACE = StateDictOptions(ignore_frozen_params=True)
 
 
 def trained_weights(model: nn.Module, whole: bool = True) -> dict[str, torch.Tensor]:
-    """What is trained, by the names of the bare module, whole and on the CPU. Every process takes part, the main one gets it.
+    """Return the trained weights by the names of the bare module, whole and on the CPU, in the main process; every process takes part.
 
-    Not `whole`: where and how they are, in each process, with nothing copied; a shard has the shape of the whole.
+    Without `whole`, each process returns its own tensors, not copied; a shard has the shape of the whole.
     """
     return get_model_state_dict(model, options=_TO_CPU if whole else _IN_PLACE)
 
@@ -86,11 +87,11 @@ class States:
         return sorted(self._directory.glob("step-*.pt"))
 
     def latest(self, accelerator: Accelerator) -> dict[str, Any] | None:
-        """The last state that can be read, None where there is none. The main process chooses; its tensors are mapped from disk."""
+        """Return the last state that is whole, None where there is none. The main process chooses; its tensors are mapped from disk."""
         from accelerate.utils import broadcast_object_list
 
         chosen = (
-            next((path for path in reversed(self.paths()) if _read(path)), None)
+            next((path for path in reversed(self.paths()) if _is_whole(path) and _read(path)), None)
             if accelerator.is_main_process
             else None
         )
@@ -126,6 +127,15 @@ class States:
         generators = state["generators"]
         if len(generators) == accelerator.num_processes:
             _set_generators(generators[accelerator.process_index])
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether the bytes of a state match the checksums in it, which torch writes and does not look at."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except Exception:  # damaged bytes make zipfile raise about anything
+        return False
 
 
 def _read(path: Path) -> dict[str, Any] | None:

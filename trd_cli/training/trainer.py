@@ -165,9 +165,7 @@ class Trainer:
         done_rows = sum(len(rows) for _, rows in self._numbered(examples, 0, trained.steps))
         report.start("distill", config.epochs * len(examples), done_rows)
         if config.tracker:
-            accelerator.init_trackers(
-                "trd", config={k: str(v) for k, v in config.model_dump(mode="json").items()}
-            )
+            accelerator.init_trackers("trd", config={k: str(v) for k, v in config.record().items()})
         try:
             with _Signals(report) as signals:
                 for number, rows in self._numbered(examples, trained.steps, total):

@@ -1,0 +1,165 @@
+"""Processes that do one piece of work after the other, and may be killed or stopped at any moment.
+
+Each has a pipe of its own to its owner and shares nothing else with the others: where one ends, whatever it was doing, no other
+waits for it, and its owner knows which piece of work it had.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkServerContext
+from threading import Event, Timer
+from typing import Any
+
+_START_SECONDS = 60.0
+_END_SECONDS = 2.0
+# How much longer than its owner waits a worker goes on whose owner is gone.
+_GRACE = 5.0
+# What multiprocessing says of a process whose end it was not told: the server that started it is gone.
+_UNKNOWN = 255
+
+Work = tuple[Callable[..., Any], tuple[Any, ...]]
+
+
+class Died(Exception):
+    """A worker's process ended before it gave a result."""
+
+
+class NotStarted(Exception):
+    """A worker's process is not ready for work, and never will be."""
+
+
+class Expired(Exception):
+    """A worker was killed because its time was over."""
+
+
+class Raised(Exception):
+    """The work raised something; the message names the type and what it said."""
+
+
+class Worker:
+    """A process that works for one thread."""
+
+    def __init__(self, context: ForkServerContext, prepare: Work) -> None:
+        """Start a process, which calls `prepare` first; it may be asked once `wait_until_ready` has returned.
+
+        Raises NotStarted where there is no process.
+        """
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, prepare), name="trd-grader")
+        try:
+            self._process.start()
+        except (OSError, EOFError) as error:  # the server that starts processes was killed just now
+            self._pipe.close()
+            raise NotStarted(f"it could not be started ({type(error).__name__})") from None
+        finally:
+            theirs.close()
+
+    def wait_until_ready(self) -> None:
+        """Wait until the process has prepared itself; raises NotStarted where it has ended, cannot, or takes a minute."""
+        try:
+            refusal = self._within(_START_SECONDS, self._receive)
+        except (Died, Expired) as error:
+            raise NotStarted(str(error)) from None
+        if refusal is not None:
+            raise NotStarted(refusal)
+
+    def is_alive(self) -> bool:
+        """Return whether the process can be asked; False too where that cannot be told."""
+        return not wait([self._process.sentinel], 0)
+
+    def ask(self, seconds: float, work: Work) -> Any:
+        """Return what the work returns. Raises Raised, Expired after `seconds`, Died; after the last two the worker is no more."""
+
+        def exchange() -> Any:
+            self._pipe.send((seconds + _GRACE, work))
+            return self._receive()
+
+        raised, result = self._within(seconds, exchange)
+        if raised is not None:
+            raise Raised(raised)
+        return result
+
+    def _receive(self) -> Any:
+        # Not the pipe alone: a grandchild may hold its other end open for a while.
+        wait([self._pipe, self._process.sentinel])
+        if not self._pipe.poll():
+            raise EOFError
+        return self._pipe.recv()
+
+    def _within(self, seconds: float, exchange: Callable[[], Any]) -> Any:
+        """Return what an exchange of messages gives; the process is killed after `seconds`, which ends the exchange."""
+        expired = Event()
+
+        def end() -> None:
+            expired.set()
+            self.kill()
+
+        alarm = Timer(seconds, end)
+        alarm.daemon = True
+        alarm.start()
+        try:
+            return exchange()
+        except (EOFError, OSError):
+            if expired.is_set():
+                raise Expired(f"killed after {seconds:g} s") from None
+            raise Died(f"died (exit code {self._exit_code()})") from None
+        finally:
+            alarm.cancel()
+
+    def _exit_code(self) -> int | str:
+        self._process.join(_END_SECONDS)
+        code = self._process.exitcode
+        return "unknown" if code in (None, _UNKNOWN) else code
+
+    def kill(self) -> None:
+        """End the process now, from any thread."""
+        if self._process.exitcode in (None, _UNKNOWN):
+            with suppress(ProcessLookupError):
+                os.kill(self._process.pid, signal.SIGKILL)
+
+    def close(self) -> None:
+        """Let an idle process end, or else kill it, and wait for that."""
+        self._pipe.close()
+        self._process.join(_END_SECONDS)
+        self.kill()
+        self._process.join(_END_SECONDS)
+
+
+def _serve(pipe: Connection, prepare: Work) -> None:
+    """The process: prepare, say whether that went well, and do what comes through the pipe until its other end is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        refusal, _ = _done(prepare)
+        pipe.send(refusal)
+        while refusal is None:
+            seconds, work = pipe.recv()
+            signal.setitimer(signal.ITIMER_REAL, seconds)
+            _bound_processor(seconds)
+            pipe.send(_done(work))
+            signal.setitimer(signal.ITIMER_REAL, 0)
+    except (EOFError, OSError):
+        pass  # its owner is gone, or does not want it any more
+    except BaseException:
+        signal.raise_signal(signal.SIGKILL)  # no memory even for a message; what it would print is nobody's
+
+
+def _bound_processor(seconds: float) -> None:
+    with suppress(ValueError, OSError):
+        bound = int(time.process_time() + seconds) + 1
+        resource.setrlimit(resource.RLIMIT_CPU, (bound, resource.getrlimit(resource.RLIMIT_CPU)[1]))
+
+
+def _done(work: Work) -> tuple[str | None, Any]:
+    """What the work raised, in words, and what it returned."""
+    function, arguments = work
+    try:
+        return None, function(*arguments)
+    except BaseException as error:
+        return f"{type(error).__name__}: {error}"[:500], None
