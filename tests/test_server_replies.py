@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -257,7 +258,8 @@ ODD = {
 def test_a_body_that_cannot_be_read_is_its_rows_error_and_the_others_finish(serve, name):
     server = serve(lambda prompt, _tries: Reply(ODD[name]) if prompt == "bad" else exact(prompt))
     answers = ask(server, "bad", "good", retries=0)
-    assert answers["bad"].error.startswith("the server's answer is unreadable: ")
+    # How many digits Python reads is a setting of the process: a longer number may also be read, and is no id.
+    assert re.match("the server's answer is (unreadable|malformed): ", answers["bad"].error)
     assert answers["good"].text == "good"
 
 
