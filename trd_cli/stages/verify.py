@@ -10,7 +10,7 @@ from typing import get_args
 
 from trd_cli.config import VerifyConfig
 from trd_cli.errors import DamagedFile, InputError
-from trd_cli.files import make_directory
+from trd_cli.files import make_directory, write_text
 from trd_cli.generation import Outcome
 from trd_cli.graders import math
 from trd_cli.graders.pool import GraderOptions
