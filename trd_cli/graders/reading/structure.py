@@ -99,7 +99,7 @@ def _readings(text: str) -> Iterator[Value]:
     if len({mark.strip() for mark in separators} & {",", ";"}) == 2:
         listed, separators = split(text, _SEMICOLON)
     if separators:
-        yield from _listed(text, listed, separators)
+        yield from _listed(text, listed)
         return
     sides, relations = split(text, RELATIONS)
     if relations:
@@ -120,7 +120,7 @@ def _grouped(text: str) -> Iterator[Value]:
             yield from _readings(whole)
 
 
-def _listed(text: str, pieces: list[str], separators: list[str]) -> Iterator[Value]:
+def _listed(text: str, pieces: list[str]) -> Iterator[Value]:
     pieces = [piece.strip() for piece in pieces]
     if not all(pieces):
         if not pieces[-1] or not pieces[0]:
@@ -135,8 +135,7 @@ def _listed(text: str, pieces: list[str], separators: list[str]) -> Iterator[Val
     if len(kept) == 1:
         yield from _readings(kept[0])
         return
-    if all(_GROUPED.fullmatch(text) is None for _ in (0,)) or separators:
-        yield _items("list", kept)
+    yield _items("list", kept)
 
 
 def _items(kind: str, pieces: list[str], brackets: str = "") -> Items:
@@ -146,7 +145,7 @@ def _items(kind: str, pieces: list[str], brackets: str = "") -> Items:
         if piece == "\\ldots":
             found.append(ELLIPSIS)
         elif "\\pm" in piece and kind in ("list", "set"):
-            found.extend((tuple(_readings(sign)),)[0] for sign in signs(piece))
+            found.extend(tuple(_readings(sign)) for sign in signs(piece))
         else:
             found.append(tuple(_readings(piece)))
     return Items(kind, tuple(found), brackets)
