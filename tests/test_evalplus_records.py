@@ -86,9 +86,10 @@ def test_a_reference_lost_in_sanitising_passes_as_it_is(pool: GraderPool) -> Non
         }
 
 
-@pytest.mark.parametrize("dataset", ["humaneval", "mbpp"])
-def test_an_empty_function_fails_every_task(pool: GraderPool, dataset: Dataset) -> None:
-    empty = programs(dataset, empty=True)
+@pytest.mark.parametrize(("dataset", "step"), [("humaneval", 1), ("mbpp", 4)])
+def test_an_empty_function_fails_every_task(pool: GraderPool, dataset: Dataset, step: int) -> None:
+    # Each takes its processes to start; of the many of MBPP+ a part will do.
+    empty = dict(list(programs(dataset, empty=True).items())[::step])
     grades = list(pool.grade([question(dataset, LATEST[dataset], n, p) for n, p in empty.items()]))
     passing = [name for name, grade in zip(empty, grades, strict=True) if grade.verdict != "incorrect"]
     assert passing == []
