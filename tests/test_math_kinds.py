@@ -198,6 +198,10 @@ KINDS = {
 != 6 | 6 minus
 != 8\text{ a.m.} | 8\text{ p.m.}
 = 8:00 | 8:00 AM
+= 2:30\text{ p.m.} | 14:30
+= 20:30 | 8:30\text{ p.m.}
+!= 7:45\text{ a.m.} | 19:45
+!= 14:30 | 2:30
 != 9:15 | 9:51
 != 9:15 | 9.15
 != 10\text{ north} | 10\text{ south}
@@ -959,6 +963,11 @@ KINDS = {
 
 # Responses in which nothing is boxed: what is found in them, or None.
 SAID = [
+    ("Let us see.\n\n`42`", "42"),
+    ("> **42**", "42"),
+    ("答案：2", "2"),
+    ("La réponse est 2.", "2"),
+    ("Antwort: 2", "2"),
     ("The correct answer is (C).", "(C)"),
     ("Therefore, option C is correct.", "C"),
     ("**Final Answer: (C)**", "(C)"),

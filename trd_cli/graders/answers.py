@@ -103,7 +103,8 @@ def after_hashes(text: str) -> str | None:
 
 # What announces an answer, and what may stand between it and the answer.
 _SAID = re.compile(
-    r"\b(?:(?:answer|ans)\b[*_\s]*(?:is|are|:|=|：|-\s)|(?:correct|right|best|final)\s+(?:option|choice)\s+is\b)[*_\s]*:?[*_\s]*",
+    r"(?:\b(?:answer|ans|antwort|respuesta|réponse|resposta|risposta|ответ)\b[*_\s]*(?:is|are|ist|lautet|est|es|é|è|:|=|：|-\s)"
+    r"|\b(?:correct|right|best|final)\s+(?:option|choice)\s+is\b|(?:答案|答え|答|정답|답)[*_\s]*(?:是|为|為|は|은|는|:|=|：))[*_\s]*:?[*_\s]*",
     re.IGNORECASE,
 )
 _CORRECT_OPTION = re.compile(
@@ -118,10 +119,12 @@ _RETRACTED = re.compile(
 _SENTENCE_END = re.compile(r"[.!?。](?=\s|$)|,?\s(?:because|since)\b|,\s(?:as|so)\b")
 _LONE_LETTER = re.compile(r"[*_]*\(?([A-J])\)?[*_]*\.?")
 _LONE_OPTION = re.compile(r"\*\*(\(?[A-J][).:]\s.{1,80})\*\*\.?")
+# A last line that is nothing but marked text.
+_LONE_MARKED = re.compile(r"(?:>\s*)?(\*\*|__|`)\s*([^*`]{1,80}?)\s*\1\.?")
 
 
 def said_answer(text: str) -> str | None:
-    """Return what a text says to be its answer, up to the end of the sentence, or a letter that stands alone in its last line.
+    """Return what a text says to be its answer, up to the end of the sentence, or what stands alone in its last line: a letter, or marked text.
 
     The letter of a choice comes without the words behind it, unless they take it back. `The answer is A bus` names no choice.
     """
@@ -129,8 +132,9 @@ def said_answer(text: str) -> str | None:
     if last is None:
         *_, option = [None, *_CORRECT_OPTION.finditer(text)]
         line = text.strip().rsplit("\n", 1)[-1].strip()
-        lone = _LONE_LETTER.fullmatch(line) or _LONE_OPTION.fullmatch(line)
-        return option[1] if option else lone[1] if lone else None
+        lone = option or _LONE_LETTER.fullmatch(line) or _LONE_OPTION.fullmatch(line)
+        marked = _LONE_MARKED.fullmatch(line)
+        return lone[1] if lone else marked[2] if marked else None
     said = text[last.end() :].lstrip().split("\n", 1)[0].replace("**", "").strip()
     letter = _LETTER.match(said)
     if letter and not (

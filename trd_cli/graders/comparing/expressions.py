@@ -18,6 +18,7 @@ from trd_cli.graders.reading.kinds import (
     Scalar,
     Value,
 )
+from trd_cli.graders.reading.units import read_unit
 
 
 @dataclass(frozen=True)
@@ -119,13 +120,18 @@ class Expressions(ABC):
     def _ratios(self, gold: Value, found: Value) -> bool:
         """Compare ratios by proportion and times of day by their parts; two parts also with their quotient.
 
-        Refuses a time of day (`3:05`) for another that stands in the same proportion, and an a.m. for a p.m.
+        A time in the afternoon is that of a clock of 24 hours too. Refuses a time of day (`3:05`) for another that stands in the same
+        proportion, and an a.m. for a p.m.
         """
         if isinstance(gold, Ratio) and isinstance(found, Ratio):
             if len(gold.parts) != len(found.parts) or (gold.unit and found.unit and gold.unit != found.unit):
                 return False
             if all(self._expressions(a, b) for a, b in zip(gold.parts, found.parts, strict=True)):
                 return True
+            if gold.unit is None or found.unit is None:
+                times = _time_of_day(gold), _time_of_day(found)
+                if None not in times:
+                    return times[0] == times[1]
             clocks = [
                 re.fullmatch(r"[01]?\d|2\d", r.parts[0]) and re.fullmatch(r"[0-5]\d", r.parts[1])
                 for r in (gold, found)
@@ -152,3 +158,14 @@ class Expressions(ABC):
             self._expressions(f"({one[n]}) \\cdot ({other[0]})", f"({other[n]}) \\cdot ({one[0]})")
             for n in range(1, len(one))
         )
+
+
+def _time_of_day(ratio: Ratio) -> tuple[int, ...] | None:
+    """Return hours, from 0 to 23, and minutes where a ratio is a time in the afternoon; None for any other."""
+    if len(ratio.parts) != 2 or not all(part.isdigit() for part in ratio.parts):
+        return None
+    hours, minutes = map(int, ratio.parts)
+    if ratio.unit is None:
+        return (hours, minutes) if 13 <= hours < 24 and minutes < 60 else None
+    is_afternoon = ratio.unit.dimension == read_unit("pm").dimension and 1 <= hours <= 12
+    return (hours % 12 + 12, minutes) if is_afternoon and minutes < 60 else None
