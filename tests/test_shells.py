@@ -224,7 +224,7 @@ def test_a_name_that_cannot_be_used_is_said_before_anything_is_made(
         'setting = "opsd"\nstudent = "scripted"\nproblems.make = {kind = "arithmetic", n = 4}\n[arms.a]\nmethod = "trd"\n'
     )
     os.mkdir(os.fsencode(tmp_path) + b"/\xff")
-    (tmp_path / "rows.jsonl").write_text('{"problem": "1 + 1"}\n')
+    (tmp_path / "rows.jsonl").write_text('{"problem": "1 + 1", "answer": "2"}\n')
     before = set(tmp_path.rglob("*"))
     known = {"ROWS": "rows.jsonl", "RECIPE": "recipe.toml", "PROBLEMS": made.problems}
     result = shell(f'cd {tmp_path}; "$@"', *(known.get(str(word), word) for word in command))
