@@ -11,9 +11,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections import OrderedDict, namedtuple
+from collections import Counter, OrderedDict, defaultdict, deque, namedtuple
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import date, datetime, timedelta
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
@@ -426,6 +427,15 @@ SENT = {
     "range": range(3, 9, 2),
     "Fraction": Fraction(-3, 7),
     "Decimal": Decimal("1.50"),
+    "bytearray": bytearray(b"\0\xff"),
+    "deque": deque([1, [2]]),
+    "Counter": Counter("aab"),
+    "OrderedDict": OrderedDict(b=1, a=2),
+    "keys of a dict": {1: 2}.keys(),
+    "items of a dict": {1: 2}.items(),
+    "a date": date(2024, 2, 29),
+    "a time": datetime(2024, 2, 29, 12, 30),
+    "a span of time": timedelta(days=2, seconds=3),
 }
 
 
@@ -465,6 +475,21 @@ def test_scalars_of_numpy_keep_their_type() -> None:
         assert (sent(value), type(sent(value))) == (value, type(value))
 
 
+def test_a_named_tuple_keeps_its_names() -> None:
+    found = sent(Point(1, [2]))
+    assert found == (1, [2])
+    assert (found.x, found.y, type(found).__name__) == (1, [2], "Point")
+
+
+def test_arrays_of_numbers_keep_their_shape_and_type() -> None:
+    numpy = pytest.importorskip("numpy")
+    found = sent(numpy.array([[1, 2], [3, 4]], dtype="float32").T)
+    assert (found.dtype.name, found.tolist()) == ("float32", [[1.0, 3.0], [2.0, 4.0]])
+
+
+class Lines(str): ...
+
+
 class Liar(int):
     def __eq__(self, other: object) -> bool:
         return True
@@ -474,8 +499,8 @@ class Liar(int):
 
 @pytest.mark.parametrize(
     ("value", "plain"),
-    [(Liar(7), 7), (Point(1, 2), (1, 2)), (OrderedDict(a=1), {"a": 1})],
-    ids=["int", "tuple", "dict"],
+    [(Liar(7), 7), (Lines("ab"), "ab"), (defaultdict(list, a=[1]), {"a": [1]})],
+    ids=["int", "str", "dict"],
 )
 def test_what_is_derived_from_a_plain_type_is_sent_as_that(value: Any, plain: Any) -> None:
     assert sent(value) == plain
@@ -549,6 +574,11 @@ FORGED = {
     "bytes of a length": b"\x80\x04" + named("builtins", "bytes") + b"J\0\0\0\x7f\x85R.",
     "an array": b"\x80\x04" + named("codec", "numpy_scalar") + b"\x8c\x07float64](K\x01K\x02e\x86R.",
     "another scalar": b"\x80\x04" + named("codec", "numpy_scalar") + b"\x8c\x05dtypeK\x01\x86R.",
+    "an array of objects": b"\x80\x04"
+    + named("codec", "numpy_array")
+    + b"\x8c\x06objectK\x01\x85C\x08\0\0\0\0\0\0\0\0\x87R.",
+    "a name that is none": b"\x80\x04" + named("codec", "named_tuple") + b"\x8c\x03a;b)\x87R.",
+    "a reference": b"\x80\x04" + named("codec", "reference") + b"\x8c\x04mineK\0\x8c\0)))t\x85R.",
     "a persistent id": b"\x80\x04\x8c\x01aQ.",
     "an extension": b"\x80\x04\x82\x01.",
 }

@@ -243,9 +243,10 @@ def _enter_limits(options: dict) -> None:
 def main() -> None:
     options = json.loads(sys.argv[1])
     sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-    import codec  # noqa: F401  loaded while its directory can still be seen
-    import runner
+    import runner  # and what it needs: loaded while its directory can still be seen
 
+    if options["other"]:
+        runner.load_asking()
     sys.path[:1] = []
     other = runner.Pipes(*options["other"]) if options["other"] else None
     if sys.platform == "linux":
