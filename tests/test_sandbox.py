@@ -86,9 +86,7 @@ def answer(level: Level, source: str, *args: Any) -> Any:
 
 def test_only_the_installation_and_an_empty_directory_can_be_read(closed: Level, tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("x")
-    source = (
-        "import os\ndef f(paths): return [os.path.exists(p) for p in paths], os.listdir('/tmp'), os.getcwd()"
-    )
+    source = "import os\ndef f(paths): return [os.path.exists(p) for p in paths], os.listdir('.'), os.getcwd(), sorted(os.listdir('/tmp'))"
     root = Path(__file__).parent.parent
     hidden = [
         str(tmp_path / "secret"),
@@ -98,7 +96,38 @@ def test_only_the_installation_and_an_empty_directory_can_be_read(closed: Level,
         "/root/.ssh",
         "/sys",
     ]
-    assert answer(closed, source, hidden) == ([False] * len(hidden), [], "/tmp")
+    below = {Path(path).parts[2] for path in (sys.prefix, sys.base_prefix) if path.startswith("/tmp/")}
+    expected = ("/tmp/work", sorted(below | {"work"})) if below else ("/tmp", [])
+    assert answer(closed, source, hidden) == ([False] * len(hidden), [], *expected)
+
+
+@pytest.fixture
+def below_tmp() -> Iterator[Path]:
+    """The interpreter of an environment below `/tmp` that has the packages of this one."""
+    import tempfile
+    import venv
+
+    with tempfile.TemporaryDirectory(dir="/tmp") as directory:
+        venv.create(directory, with_pip=False, symlinks=True)
+        (packages,) = Path(directory).glob("lib/python*/site-packages")
+        here = [str(Path(__file__).parent.parent), *(path for path in sys.path if path.endswith("-packages"))]
+        (packages / "here.pth").write_text("\n".join(here) + "\n")
+        yield Path(directory) / "bin" / "python"
+
+
+def test_an_environment_below_tmp_keeps_its_sandbox(closed: Level, below_tmp: Path) -> None:
+    program = "import os, sys, tempfile, numpy\ndef f(x):\n    open('left', 'w').close()\n    return os.listdir('.'), os.path.exists(sys.prefix), tempfile.gettempdir() == os.getcwd(), os.path.exists(x)"
+    script = f"""
+import sys
+from trd_cli.graders.sandbox import Limits, Sandbox, described
+assert sys.prefix.startswith("/tmp/"), sys.prefix
+with Sandbox({closed!r}, Limits(1 << 30, 20)) as sandbox:
+    assert sandbox.ask({{"load": {program!r}, "prelude": False}}, 20) == {{"ok": True}}
+    print(sandbox.call("f", ({str(Path(__file__).parent)!r},), {{}}, 20))
+print(described("auto"))
+"""
+    done = subprocess.run([below_tmp, "-c", script], capture_output=True, text=True, cwd="/")
+    assert done.stdout.splitlines() == ["(['left'], True, True, False)", choose_level("auto")], done.stderr
 
 
 def test_what_can_be_read_cannot_be_written(closed: Level) -> None:
@@ -345,21 +374,23 @@ def test_no_reply_in_time_is_told_from_an_end(level: Level) -> None:
 
 
 def test_a_test_program_asks_the_tested_one_in_another_sandbox(level: Level) -> None:
-    check = "assert Solution().add(2, b=[3]) == (2, [3])\ntry: Solution().fail()\nexcept RuntimeError as error: assert 'ValueError: no' in str(error)\nelse: raise AssertionError"
+    check = "assert Solution().add(2, b=[3]) == (2, [3])\ntry: Solution().fail()\nexcept ValueError as error: assert str(error) == 'no'\nelse: raise AssertionError"
     source = (
         "class Solution:\n    def add(self, a, b): return a, b\n    def fail(self): raise ValueError('no')"
     )
     with Sandbox(level, LIMITS) as tested:
         loaded(tested, source)
         with Sandbox(level, LIMITS, asked=tested) as judge:
-            assert judge.ask({"check": check, "limit": 5.0}, 20.0) == {"ok": True}
+            assert judge.ask({"check": check, "names": [], "limit": 5.0}, 20.0) == {"ok": True}
 
 
 def test_a_test_program_that_fails_says_why(level: Level) -> None:
     with Sandbox(level, LIMITS) as tested:
         loaded(tested, "class Solution:\n    def f(self): return 1")
         with Sandbox(level, LIMITS, asked=tested) as judge:
-            reply = judge.ask({"check": "assert Solution().f() == 2, 'not 2'", "limit": 5.0}, 20.0)
+            reply = judge.ask(
+                {"check": "assert Solution().f() == 2, 'not 2'", "names": [], "limit": 5.0}, 20.0
+            )
     assert reply == {"raised": "AssertionError: not 2"}
 
 
@@ -384,6 +415,19 @@ def test_a_level_of_another_name_is_a_usage_error(trd: Trd, code_set: Path) -> N
 def test_verify_says_in_which_sandbox_programs_run(ok: Trd, code_set: Path, level: Level) -> None:
     result = ok("verify", code_set, "--sandbox", level, "--workers", 1, "--max-errors", 1000)
     assert f"programs run in the sandbox: {level}" in result.stderr
+
+
+def test_auto_says_why_it_takes_no_stronger_level(tmp_path: Path) -> None:
+    """A directory for temporary files that is not there for the kernel's mounts: no level but limits can be had."""
+    script = "import os, trd_cli.graders.sandbox as s\nprint(s.described('auto'))"
+    # No room for another process's user namespace, as in a container that forbids them.
+    limited = f"import ctypes, os, sys\nlibc = ctypes.CDLL(None, use_errno=True)\nassert libc.unshare(0x10000000) == 0\nopen('/proc/sys/user/max_user_namespaces', 'w').write('0')\nexec({script!r})"
+    done = subprocess.run([sys.executable, "-c", limited], capture_output=True, text=True, cwd=tmp_path)
+    if "AssertionError" in done.stderr or "Error" in done.stderr:
+        pytest.skip(f"user namespaces cannot be forbidden here: {done.stderr[-200:]}")
+    level, *reasons = done.stdout.strip().split("; ")
+    assert (level, len(reasons)) == ("limits", 2)
+    assert all(" is not to be had: " in reason for reason in reasons)
 
 
 def test_auto_takes_the_strongest_level_there_is() -> None:

@@ -19,9 +19,11 @@ from functools import cached_property
 from trd_cli.graders.inside.names import global_names
 
 _FENCE = re.compile(r"([ \t]*)(`{3,}|~{3,})([^`]*)")
-# On a line of text only backticks with at most one word behind them open a fence.
-_FENCE_IN_TEXT = re.compile(r".*\S.*?(`{3,})[ \t]*([\w.+#{}-]*)[ \t]*")
-_ENDS_LINE = re.compile(r"([^`#]*[^`#\s][^`#]*)(`{3,})\s*")
+# The marks that may open a fence behind text, and close one behind a program's last line.
+_MARK = "`" * 3
+_TAG = re.compile(r"[ \t]*([\w.+#{}-]*)[ \t]*")
+# How many lines of code that end in marks are tried as the end of the program: each try reads it whole.
+_TRIES = 20
 _PYTHON = re.compile(r"\{?\.?(python|py|pypy|cpython|ipython|sage)[\d.]*\b", re.IGNORECASE)
 # Longer fences are programs unread; what reads them takes time and memory by their length.
 _MOST = 100_000
@@ -253,28 +255,44 @@ def fences_of(text: str) -> Iterator[Fence]:
     line of a program that is whole with it.
     """
     content: list[str] = []
-    fence, tag, indent, in_text = "", "", 0, False
+    fence, tag, indent, in_text, tries = "", "", 0, False, _TRIES
     for line in text.split("\n"):
         mark = _FENCE.fullmatch(line.rstrip())
         if not fence:
-            opening = None if mark else _FENCE_IN_TEXT.fullmatch(line.rstrip())
-            if mark:
-                fence, tag, indent, content, in_text = mark[2], mark[3].strip(), len(mark[1]), [], False
-            elif opening:
-                fence, tag, indent, content, in_text = opening[1], opening[2], 0, [], True
+            behind = None if mark else _opened_behind_text(line)
+            if mark or behind:
+                fence, tag = (mark[2], mark[3].strip()) if mark else behind
+                indent, content, in_text = len(mark[1]) if mark else 0, [], mark is None
         elif mark and mark[2].startswith(fence) and not mark[3] and (in_text or len(mark[1]) <= indent + 3):
             yield _fence(tag, content, in_text)
             fence = ""
         else:
             content.append(_dedented(line, indent))
-            last = _ENDS_LINE.fullmatch(line)
-            if last and last[2].startswith(fence):
-                ended = _fence(tag, [*content[:-1], _dedented(last[1], indent)], in_text)
+            code = _before_marks(line, fence) if tries else None
+            if code is not None:
+                tries -= 1
+                ended = _fence(tag, [*content[:-1], _dedented(code, indent)], in_text)
                 if ended.tree is not None:
                     yield ended
                     fence = ""
     if fence:
         yield _fence(tag, content, in_text, closed=False)
+
+
+def _opened_behind_text(line: str) -> tuple[str, str] | None:
+    """The marks and the tag of a fence that opens at the end of a line of text; None for any other line."""
+    before, mark, after = line.rstrip().partition(_MARK)
+    rest = after.lstrip("`")
+    tag = _TAG.fullmatch(rest)
+    return (_MARK + "`" * (len(after) - len(rest)), tag[1]) if mark and before.strip() and tag else None
+
+
+def _before_marks(line: str, fence: str) -> str | None:
+    """The code before the marks that end a line and could close the fence; None for any other line."""
+    ended = line.rstrip()
+    code = ended.rstrip("`")
+    could = ended.endswith(fence) and code.strip() and "`" not in code and "#" not in code
+    return code if could else None
 
 
 def _fence(tag: str, content: list[str], in_text: bool, closed: bool = True) -> Fence:

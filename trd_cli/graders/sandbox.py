@@ -2,8 +2,8 @@
 
 Levels, the strongest first (`inside/jail.py` has the mechanics):
 
-namespaces  Linux, no other software needed: no network, a file system of the Python installation (read-only) and an empty /tmp,
-            no sight of other processes, no user rights but those of nobody where trd runs as root; the process tree ends whole.
+namespaces  Linux, no other software needed: no network, a file system of the Python installation (read-only) and an empty /tmp
+            (where the installation lies there, an empty /tmp/work), no sight of other processes, no user rights but those of nobody where trd runs as root; the process tree ends whole.
 bwrap       the same by bubblewrap, where that is installed and the kernel lets it.
 limits      what remains elsewhere (macOS, containers that forbid namespaces): a session and an empty directory of its own, an
             environment without the user's variables, limits on memory, CPU, file size, processes and open files. Files of the user
@@ -126,8 +126,7 @@ class Sandbox:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            env=_ENVIRONMENT
-            | ({"HOME": self._root, "TMPDIR": self._root} if self._level == "limits" else {}),
+            env=_environment(self._level, self._root),
             cwd="/",
             pass_fds=other or (),
             start_new_session=True,
@@ -269,10 +268,22 @@ def _site() -> tuple[str, ...]:
     return tuple(path for path in dict.fromkeys(found) if os.path.isdir(path))
 
 
+@cache
+def _work() -> str:
+    """The empty directory in which programs work where the file system is closed: beside an installation that lies in `/tmp`."""
+    return "/tmp/work" if any(path.startswith("/tmp/") for path in _shown()) else "/tmp"
+
+
+def _environment(level: Level, root: str) -> dict[str, str]:
+    work = root if level == "limits" else _work()
+    return _ENVIRONMENT | ({} if work == "/tmp" else {"HOME": work, "TMPDIR": work})
+
+
 def _command(level: Level, limits: Limits, root: str, other: tuple[int, int] | None) -> list[str]:
     options = {
         "level": level,
-        "root": "/tmp" if level == "bwrap" else root,
+        "root": _work() if level == "bwrap" else root,
+        "work": _work(),
         "shown": _shown(),
         "site": _site(),
         "memory": limits.memory,
@@ -289,26 +300,21 @@ def _bwrap() -> list[str]:
     shown = [*_shown(), str(_INSIDE)]
     binds = [word for path in shown for word in ("--ro-bind", path, path)]
     closed = ["--unshare-all", "--die-with-parent", "--new-session", "--cap-drop", "ALL"]
-    return [
-        *(shutil.which("bwrap") or "bwrap", *closed, *binds),
-        *(
-            "--dev",
-            "/dev",
-            "--proc",
-            "/proc",
-            "--size",
-            str(_FILE_SIZE),
-            "--tmpfs",
-            "/tmp",
-            "--remount-ro",
-            "/dev",
-            "--remount-ro",
-            "/",
-            "--chdir",
-            "/tmp",
-            "--",
-        ),
+    # The empty directory comes before what is shown, which may lie below it.
+    empty = [
+        "--size",
+        str(_FILE_SIZE),
+        "--tmpfs",
+        "/tmp",
+        "--dir",
+        _work(),
+        "--dev",
+        "/dev",
+        "--proc",
+        "/proc",
     ]
+    sealed = ["--remount-ro", "/dev", "--remount-ro", "/", "--chdir", _work(), "--"]
+    return [shutil.which("bwrap") or "bwrap", *closed, *empty, *binds, *sealed]
 
 
 @cache
@@ -335,3 +341,12 @@ def choose_level(wanted: Level | Literal["auto"]) -> Level:
             "leave --sandbox out, or take another",
         )
     return wanted
+
+
+def described(wanted: Level | Literal["auto"]) -> str:
+    """Return the level that programs run in, in words, and with `auto` why no stronger one is to be had; see `choose_level`."""
+    level = choose_level(wanted)
+    if wanted != "auto":
+        return level
+    passed = LEVELS[: LEVELS.index(level)]
+    return "; ".join([level, *(f"{stronger} is not to be had: {refusal(stronger)}" for stronger in passed)])

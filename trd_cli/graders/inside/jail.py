@@ -3,7 +3,7 @@
     python -s -S -P jail.py OPTIONS     requests on standard input, replies on standard output
 
 OPTIONS is a JSON object: `level` ("namespaces", "limits", or "bwrap" where that has closed it already), `root` (an empty
-directory), `shown` (directories that stay visible, read-only), `site` (directories of packages), `memory` and `file_size` in bytes, `processes`, `seconds` of CPU, and
+directory), `work` (where programs work: `/tmp` or below it), `shown` (directories that stay visible, read-only), `site` (directories of packages), `memory` and `file_size` in bytes, `processes`, `seconds` of CPU, and
 `other` (two more descriptors, see runner.Pipes) or null.
 
 Level "namespaces", Linux: new user, mount, process, network, IPC and host-name namespaces. The file system is a new, small one:
@@ -53,12 +53,11 @@ def _mount(libc: ctypes.CDLL, source: str, target: str, kind: str, flags: int, d
     _check(result, f"mount {target}")
 
 
-def _read_only(libc: ctypes.CDLL, path: str) -> None:
-    """Make a mount, and all that was mounted below it with it, read-only."""
-    attributes = (ctypes.c_uint64 * 4)(_MOUNT_ATTR_RDONLY, 0, 0, 0)
-    result = libc.syscall(
-        _SYS_MOUNT_SETATTR, _AT_FDCWD, path.encode(), _AT_RECURSIVE, ctypes.byref(attributes), 32
-    )
+def _read_only(libc: ctypes.CDLL, path: str, undo: bool = False) -> None:
+    """Make a mount, and all that was mounted below it with it, read-only; or undo that of the mount alone."""
+    attributes = (ctypes.c_uint64 * 4)(*((0, _MOUNT_ATTR_RDONLY) if undo else (_MOUNT_ATTR_RDONLY, 0)), 0, 0)
+    flags = 0 if undo else _AT_RECURSIVE
+    result = libc.syscall(_SYS_MOUNT_SETATTR, _AT_FDCWD, path.encode(), flags, ctypes.byref(attributes), 32)
     _check(result, f"mount_setattr {path}")
 
 
@@ -67,6 +66,16 @@ def _build_root(libc: ctypes.CDLL, options: dict) -> None:
     root = options["root"]
     _mount(libc, "none", "/", "", _MS_REC | _MS_PRIVATE)
     _mount(libc, "tmpfs", root, "tmpfs", _MS_NOSUID | _MS_NODEV, "size=1m,mode=755")
+    # Before what is shown, which may lie below it.
+    os.mkdir(f"{root}/tmp")
+    _mount(
+        libc,
+        "tmpfs",
+        f"{root}/tmp",
+        "tmpfs",
+        _MS_NOSUID | _MS_NODEV,
+        f"size={options['file_size']},mode=1777",
+    )
     for path in options["shown"]:
         inside = root + path
         if os.path.islink(path):
@@ -82,8 +91,11 @@ def _build_root(libc: ctypes.CDLL, options: dict) -> None:
     for name in _DEVICES:
         inside = _touch(f"{root}/dev/{name}")
         _mount(libc, f"/dev/{name}", inside, "", _MS_BIND)
-    for name in ("tmp", "proc", "old", "dev/shm"):
+    for name in ("proc", "old", "dev/shm"):
         os.makedirs(f"{root}/{name}")
+    if options["work"] != "/tmp":
+        os.mkdir(root + options["work"])
+        os.chmod(root + options["work"], 0o1777)
     with contextlib.suppress(OSError):  # a container that hides parts of /proc does not allow a new one
         _mount(libc, "proc", f"{root}/proc", "proc", _MS_NOSUID | _MS_NODEV)
     for number, name in enumerate(("stdin", "stdout", "stderr")):
@@ -98,8 +110,8 @@ def _build_root(libc: ctypes.CDLL, options: dict) -> None:
     _check(libc.umount2(b"/old", _MNT_DETACH), "umount /old")
     os.rmdir("/old")
     _read_only(libc, "/")
-    _mount(libc, "tmpfs", "/tmp", "tmpfs", _MS_NOSUID | _MS_NODEV, f"size={options['file_size']},mode=1777")
-    _mount(libc, "/tmp", "/dev/shm", "", _MS_BIND)
+    _read_only(libc, "/tmp", undo=True)
+    _mount(libc, options["work"], "/dev/shm", "", _MS_BIND)
 
 
 def _touch(path: str) -> str:
@@ -256,7 +268,7 @@ def main() -> None:
     try:
         if options["level"] == "namespaces":
             _enter_namespaces(options)
-            os.chdir("/tmp")
+            os.chdir(options["work"])
         else:
             _enter_limits(options)
             os.chdir(options["root"])
