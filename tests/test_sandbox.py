@@ -264,9 +264,10 @@ def f(count):
 
 
 def family(of: int | None = None) -> list[psutil.Process]:
-    """The processes of all sandboxes of this process, or of another."""
+    """The processes of all sandboxes of this process, or of another, without the parent that they are forked from."""
     below = psutil.Process(of).children(recursive=True)
-    return [p for p in below if alive(p) and is_of_a_sandbox(p)]
+    parents = [p for p in psutil.Process(of).children() if is_of_a_sandbox(p)]
+    return [p for p in below if alive(p) and is_of_a_sandbox(p) and p not in parents]
 
 
 def is_of_a_sandbox(process: psutil.Process) -> bool:
@@ -418,7 +419,6 @@ def test_verify_says_in_which_sandbox_programs_run(ok: Trd, code_set: Path, leve
 
 
 def test_auto_says_why_it_takes_no_stronger_level(tmp_path: Path) -> None:
-    """A directory for temporary files that is not there for the kernel's mounts: no level but limits can be had."""
     script = "import os, trd_cli.graders.sandbox as s\nprint(s.described('auto'))"
     # No room for another process's user namespace, as in a container that forbids them.
     limited = f"import ctypes, os, sys\nlibc = ctypes.CDLL(None, use_errno=True)\nassert libc.unshare(0x10000000) == 0\nopen('/proc/sys/user/max_user_namespaces', 'w').write('0')\nexec({script!r})"

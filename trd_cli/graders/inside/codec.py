@@ -60,8 +60,7 @@ class Clock:
         cpu = self._cpu()
         if self._used is None or cpu is None:
             return 0.0
-        # A process is given a tenth for what it waits on its own account, as for memory.
-        owed = 0.9 * self._limit - (cpu - self._used)
+        owed = self._limit - (cpu - self._used)
         return min(max(owed, 0.05), self.PATIENCE * self._limit - passed) if owed > 0 else 0.0
 
 
