@@ -206,6 +206,64 @@ def test_root_becomes_nobody_without_capabilities() -> None:
         assert {65534} in [set(process.uids()) for process in family()]
 
 
+# What comes from the process that sandboxes are forked from
+
+
+def test_a_sandbox_has_its_pipes_and_nothing_of_its_parent_s(level: Level) -> None:
+    source = """
+import os, stat
+def f(x):
+    kinds = {}
+    for n in range(256):
+        try: mode = os.fstat(n).st_mode
+        except OSError: continue
+        kinds[n] = 'pipe' if stat.S_ISFIFO(mode) else 'device' if stat.S_ISCHR(mode) else 'other'
+    return sorted(kinds.values())
+"""
+    assert answer(level, source, 0) == ["device"] * 3 + ["pipe"] * 2
+
+
+def test_random_numbers_differ_from_one_sandbox_to_the_next(level: Level) -> None:
+    source = "import random\ndef f(x): return random.random(), random.getrandbits(64)"
+    assert len({answer(level, source, 0) for _ in range(3)}) == 3
+
+
+def test_what_one_program_leaves_another_does_not_find(level: Level) -> None:
+    leaving = "import builtins, os, random, sys\ndef f(x):\n    sys.modules['left'] = builtins.left = os.left = 1\n    os.environ['LEFT'] = '1'\n    random.seed(7)"
+    finding = "import builtins, os, random, sys\ndef f(x):\n    first = random.random()\n    random.seed(7)\n    return 'left' in sys.modules, hasattr(builtins, 'left'), hasattr(os, 'left'), 'LEFT' in os.environ, first == random.random()"
+    answer(level, leaving, 0)
+    assert answer(level, finding, 0) == (False,) * 5
+
+
+def test_no_module_flag_or_argument_of_the_runner_is_seen(level: Level) -> None:
+    source = "import sys\ndef f(x: Nothing): return x"
+    with Sandbox(level, LIMITS) as sandbox:
+        assert "NameError" in sandbox.ask({"load": source, "prelude": True}, 10.0)["raised"]
+    source = "import sys\ndef f(x: int):\n    ours = {'jail', 'runner', 'codec', 'objects', 'names', 'asking'} & set(sys.modules)\n    return ours, f.__annotations__['x'] is int, sys.argv, [n for n in globals() if not n.startswith('__')]"
+    assert answer(level, source, 0) == (set(), True, ["solution.py"], ["sys", "f"])
+
+
+def test_a_parent_that_was_ended_is_started_again(level: Level) -> None:
+    if level == "bwrap":
+        pytest.skip("bwrap starts each sandbox as a program of its own")
+    answer(level, "def f(x): return x", 1)
+    for process in psutil.Process().children():
+        if is_of_a_sandbox(process):
+            process.kill()
+            process.wait(5)
+    assert answer(level, "def f(x): return x", 2) == 2
+
+
+def test_many_calls_travel_together_and_each_has_its_own_limit(level: Level) -> None:
+    source = "import time\ndef f(x):\n    if x == 9:\n        while True: pass\n    time.sleep(x)\n    return [x] * 3"
+    with Sandbox(level, LIMITS) as sandbox:
+        loaded(sandbox, source)
+        naps = [0, 0, 0.2, 0, 0.2, 0, 0.2]
+        assert list(sandbox.calls("f", [(n,) for n in naps], [0.5] * 7)) == [[n] * 3 for n in naps]
+        with pytest.raises(OutOfTime):
+            list(sandbox.calls("f", [(0,), (9,), (0,)], [0.3] * 3))
+
+
 # Limits
 
 
