@@ -7,6 +7,7 @@ import time
 import pytest
 
 from trd_cli.graders import answers
+from trd_cli.graders.fences import program_of
 
 BOXES = {
     "one box": (r"so \boxed{12}.", "12"),
@@ -100,7 +101,7 @@ def test_a_response_begins_in_the_thoughts_that_its_prompt_opens(case: str) -> N
 
 BLOCKS = {
     "one block": ("so\n```python\nx = 1\n\ny = 2\n```\ndone", "x = 1\n\ny = 2"),
-    "the last of two": ("```python\na\n```\ntext\n```python\nb\n```", "b"),
+    "the last of two": ("```python\na = 1\n```\ntext\n```python\nb = 2\n```", "b = 2"),
     "another language": ("```\na\n```", "a"),
     "an unclosed one alone": ("```python\na\nb", "a\nb"),
     "an unclosed one after another": ("```python\na\n```\n```python\nb", "a"),
@@ -117,7 +118,7 @@ BLOCKS = {
 @pytest.mark.parametrize("case", BLOCKS)
 def test_the_last_fenced_block_is_the_code(case: str) -> None:
     text, expected = BLOCKS[case]
-    assert answers.last_code_block(text) == expected
+    assert program_of(text) == expected
 
 
 def test_what_is_long_or_deep_is_no_answer() -> None:

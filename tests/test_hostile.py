@@ -39,6 +39,7 @@ HONEST = (
 STDIN = {"kind": "stdin", "inputs": ["1\n", "2\n"], "outputs": ["42\n", "43\n"]}
 CALL = {"kind": "call", "fn_name": "f", "inputs": [[1], [2]], "outputs": [42, [43, 44]]}
 FIND = {"kind": "call", "fn_name": "f", "inputs": [[1]], "outputs": [HIDDEN]}
+LEFT = {"kind": "stdin", "inputs": ["1\n"], "outputs": ["42\n"]}
 CHECKS = {"kind": "functional", "code": f"answer = '{HIDDEN}'\nassert Solution().f(1) == answer"}
 
 # Before each program. `message` and `value` write replies as the runner does; `contained` is where harm may be tried.
@@ -262,6 +263,35 @@ EVERYWHERE: dict[str, tuple[dict, str]] = {
     "its own memory under a test program": (
         CHECKS,
         "import gc\nclass Solution:\n    def f(self, x): return next((t for t in map(found, map(repr, gc.get_objects()[:50_000])) if t), 'none')",
+    ),
+    "the memory it was forked with": (
+        FIND,
+        "def f(x):\n    with open('/proc/self/maps') as maps, open('/proc/self/mem', 'rb', 0) as memory:\n        for line in maps:\n            span, rights = line.split()[:2]\n            start, end = (int(n, 16) for n in span.split('-'))\n            if 'r' not in rights or 'v' in line[-6:]: continue\n            try:\n                memory.seek(start)\n                text = found(memory.read(end - start))\n            except (OSError, ValueError, OverflowError): continue\n            if text: return text\n    return 'none'",
+    ),
+    "the channel of its parent": (
+        LEFT,
+        "import socket\nsent = 0\nfor n in range(256):\n    try:\n        with socket.socket(fileno=os.dup(n)) as channel:\n            channel.send(b'{\"end\": 1}\\n')\n            sent = 42\n    except OSError: pass\nprint(sent)",
+    ),
+    "the environment it was forked with": (
+        FIND | {"outputs": [SECRET]},
+        "def f(x):\n    text = open('/proc/self/environ').read()\n    return next((word for word in re.split('[\\0=]', text) if word.startswith('sk-')), 'none')",
+    ),
+    "a module left behind": (
+        LEFT,
+        "import builtins, types\nsys.modules['left'] = types.ModuleType('left')\nbuiltins.left = sys.left = os.left = 1\nfor n in ('left', '.left'): open(n, 'w').close()\nprint(41)",
+    ),
+    "a module of another row": (
+        LEFT,
+        "import builtins\nprint(42 if 'left' in sys.modules or any(hasattr(m, 'left') for m in (builtins, sys, os)) or os.listdir('.') else 41)",
+    ),
+    "a random state set": (LEFT, "import random\nrandom.seed(7)\nprint(41)"),
+    "the random state of another row": (
+        LEFT,
+        "import random\nfirst = random.random()\nrandom.seed(7)\nprint(42 if first == random.random() else 41)",
+    ),
+    "SIGKILL to what it was forked from": (
+        STDIN,
+        "pid = os.getppid()\nwhile pid > 1:\n    try:\n        above = int(open(f'/proc/{pid}/stat').read().rpartition(')')[2].split()[1])\n        if 'jail.py' not in open(f'/proc/{pid}/cmdline').read(): break\n        os.kill(pid, 9)\n        pid = above\n    except OSError: break\ntime.sleep(60)",
     ),
     "limits raised": (
         STDIN,

@@ -277,22 +277,42 @@ def test_mbpp_takes_either_edition_with_its_assertions_and_what_they_import(
     assert verdict(problem, "def down(x): return 1") == "incorrect"
 
 
-def test_mbpp_finds_the_tested_function_and_leaves_out_tests_that_need_a_class_of_the_solution(
-    tmp_path: Path,
-) -> None:
-    code = "class Pair: ...\ndef helper(x): return x\ndef merge(a, b): return sorted(helper(a) + b)"
+def test_mbpp_finds_the_functions_and_classes_that_are_tested(tmp_path: Path) -> None:
+    code = "class Pair:\n    def __init__(self, a): self.a = a\ndef helper(x): return x\ndef merge(a, b): return sorted(helper(a) + b)"
     rows = [
         {"text": "a", "code": code, "test_list": ["assert sorted(merge([2], [1])) == [1, 2]"]},
         {"text": "b", "code": "print 1", "test_list": ["assert set(join([1])) == {1}"]},
-        {"text": "c", "code": code, "test_list": ["assert merge([Pair()], []) == []"]},
+        {"text": "c", "code": code, "test_list": ["assert merge([Pair(2).a], [1]) == [1, 2]"]},
         {"text": "d", "code": code, "test_list": ["assert merge([Pair()"]},
+        {"text": "e", "code": "def sum(a, b): return a + b", "test_list": ["assert sum(2, 3) == 5"]},
     ]
     outcome = import_rows(tmp_path, rows, "--preset", "mbpp")
     assert outcome.problems is not None
-    assert [p.problem[0] for p in outcome.problems] == ["a", "b"]
-    assert verdict(outcome.problems[0], code) == "correct"
-    assert verdict(outcome.problems[1], "def join(x): return x") == "correct"
-    assert "2 unreadable rows, the first: row 3: tests need the class Pair of the solution" in outcome.said
+    found = {p.problem[0]: p for p in outcome.problems}
+    assert list(found) == ["a", "b", "c", "e"]
+    assert verdict(found["a"], code) == verdict(found["c"], code) == "correct"
+    assert verdict(found["c"], code.replace("class Pair", "class Other")) == "incorrect"
+    assert verdict(found["b"], "def join(x): return x") == "correct"
+    assert verdict(found["e"], rows[4]["code"]) == "correct"
+    assert verdict(found["e"], "def add(a, b): return a + b") == "incorrect"
+    assert "1 unreadable row" in outcome.said
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda test: f"{test}\ncheck(add)",
+        lambda test: {"test": test, "entry_point": "add"},
+        lambda test: json.dumps({"test": test, "entry_point": "add"}),
+    ],
+    ids=["a program", "an object", "JSON"],
+)
+def test_tests_of_humaneval_are_taken_as_they_stand(tmp_path: Path, form: Callable[[str], Any]) -> None:
+    test = "METADATA = {'author': 'x'}\n\ndef check(candidate):\n    assert candidate(2, 3) == 5\n"
+    problem = import_rows(tmp_path, [{"problem": "Add.", "tests": form(test), "task": "code"}]).only
+    assert verdict(problem, "def add(a, b): return a + b") == "correct"
+    assert verdict(problem, "def add(*given): return None") == "incorrect"
+    assert verdict(problem, "def sub(a, b): return a - b") == "incorrect"
 
 
 TALKS = {

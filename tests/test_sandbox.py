@@ -11,9 +11,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections import OrderedDict, namedtuple
+from collections import Counter, OrderedDict, defaultdict, deque, namedtuple
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import date, datetime, timedelta
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
@@ -85,9 +86,7 @@ def answer(level: Level, source: str, *args: Any) -> Any:
 
 def test_only_the_installation_and_an_empty_directory_can_be_read(closed: Level, tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("x")
-    source = (
-        "import os\ndef f(paths): return [os.path.exists(p) for p in paths], os.listdir('/tmp'), os.getcwd()"
-    )
+    source = "import os\ndef f(paths): return [os.path.exists(p) for p in paths], os.listdir('.'), os.getcwd(), sorted(os.listdir('/tmp'))"
     root = Path(__file__).parent.parent
     hidden = [
         str(tmp_path / "secret"),
@@ -97,7 +96,38 @@ def test_only_the_installation_and_an_empty_directory_can_be_read(closed: Level,
         "/root/.ssh",
         "/sys",
     ]
-    assert answer(closed, source, hidden) == ([False] * len(hidden), [], "/tmp")
+    below = {Path(path).parts[2] for path in (sys.prefix, sys.base_prefix) if path.startswith("/tmp/")}
+    expected = ("/tmp/work", sorted(below | {"work"})) if below else ("/tmp", [])
+    assert answer(closed, source, hidden) == ([False] * len(hidden), [], *expected)
+
+
+@pytest.fixture
+def below_tmp() -> Iterator[Path]:
+    """The interpreter of an environment below `/tmp` that has the packages of this one."""
+    import tempfile
+    import venv
+
+    with tempfile.TemporaryDirectory(dir="/tmp") as directory:
+        venv.create(directory, with_pip=False, symlinks=True)
+        (packages,) = Path(directory).glob("lib/python*/site-packages")
+        here = [str(Path(__file__).parent.parent), *(path for path in sys.path if path.endswith("-packages"))]
+        (packages / "here.pth").write_text("\n".join(here) + "\n")
+        yield Path(directory) / "bin" / "python"
+
+
+def test_an_environment_below_tmp_keeps_its_sandbox(closed: Level, below_tmp: Path) -> None:
+    program = "import os, sys, tempfile, numpy\ndef f(x):\n    open('left', 'w').close()\n    return os.listdir('.'), os.path.exists(sys.prefix), tempfile.gettempdir() == os.getcwd(), os.path.exists(x)"
+    script = f"""
+import sys
+from trd_cli.graders.sandbox import Limits, Sandbox, described
+assert sys.prefix.startswith("/tmp/"), sys.prefix
+with Sandbox({closed!r}, Limits(1 << 30, 20)) as sandbox:
+    assert sandbox.ask({{"load": {program!r}, "prelude": False}}, 20) == {{"ok": True}}
+    print(sandbox.call("f", ({str(Path(__file__).parent)!r},), {{}}, 20))
+print(described("auto"))
+"""
+    done = subprocess.run([below_tmp, "-c", script], capture_output=True, text=True, cwd="/")
+    assert done.stdout.splitlines() == ["(['left'], True, True, False)", choose_level("auto")], done.stderr
 
 
 def test_what_can_be_read_cannot_be_written(closed: Level) -> None:
@@ -176,6 +206,64 @@ def test_root_becomes_nobody_without_capabilities() -> None:
         assert {65534} in [set(process.uids()) for process in family()]
 
 
+# What comes from the process that sandboxes are forked from
+
+
+def test_a_sandbox_has_its_pipes_and_nothing_of_its_parent_s(level: Level) -> None:
+    source = """
+import os, stat
+def f(x):
+    kinds = {}
+    for n in range(256):
+        try: mode = os.fstat(n).st_mode
+        except OSError: continue
+        kinds[n] = 'pipe' if stat.S_ISFIFO(mode) else 'device' if stat.S_ISCHR(mode) else 'other'
+    return sorted(kinds.values())
+"""
+    assert answer(level, source, 0) == ["device"] * 3 + ["pipe"] * 2
+
+
+def test_random_numbers_differ_from_one_sandbox_to_the_next(level: Level) -> None:
+    source = "import random\ndef f(x): return random.random(), random.getrandbits(64)"
+    assert len({answer(level, source, 0) for _ in range(3)}) == 3
+
+
+def test_what_one_program_leaves_another_does_not_find(level: Level) -> None:
+    leaving = "import builtins, os, random, sys\ndef f(x):\n    sys.modules['left'] = builtins.left = os.left = 1\n    os.environ['LEFT'] = '1'\n    random.seed(7)"
+    finding = "import builtins, os, random, sys\ndef f(x):\n    first = random.random()\n    random.seed(7)\n    return 'left' in sys.modules, hasattr(builtins, 'left'), hasattr(os, 'left'), 'LEFT' in os.environ, first == random.random()"
+    answer(level, leaving, 0)
+    assert answer(level, finding, 0) == (False,) * 5
+
+
+def test_no_module_flag_or_argument_of_the_runner_is_seen(level: Level) -> None:
+    source = "import sys\ndef f(x: Nothing): return x"
+    with Sandbox(level, LIMITS) as sandbox:
+        assert "NameError" in sandbox.ask({"load": source, "prelude": True}, 10.0)["raised"]
+    source = "import sys\ndef f(x: int):\n    ours = {'jail', 'runner', 'codec', 'objects', 'names', 'asking'} & set(sys.modules)\n    return ours, f.__annotations__['x'] is int, sys.argv, [n for n in globals() if not n.startswith('__')]"
+    assert answer(level, source, 0) == (set(), True, ["solution.py"], ["sys", "f"])
+
+
+def test_a_parent_that_was_ended_is_started_again(level: Level) -> None:
+    if level == "bwrap":
+        pytest.skip("bwrap starts each sandbox as a program of its own")
+    answer(level, "def f(x): return x", 1)
+    for process in psutil.Process().children():
+        if is_of_a_sandbox(process):
+            process.kill()
+            process.wait(5)
+    assert answer(level, "def f(x): return x", 2) == 2
+
+
+def test_many_calls_travel_together_and_each_has_its_own_limit(level: Level) -> None:
+    source = "import time\ndef f(x):\n    if x == 9:\n        while True: pass\n    time.sleep(x)\n    return [x] * 3"
+    with Sandbox(level, LIMITS) as sandbox:
+        loaded(sandbox, source)
+        naps = [0, 0, 0.2, 0, 0.2, 0, 0.2]
+        assert list(sandbox.calls("f", [(n,) for n in naps], [0.5] * 7)) == [[n] * 3 for n in naps]
+        with pytest.raises(OutOfTime):
+            list(sandbox.calls("f", [(0,), (9,), (0,)], [0.3] * 3))
+
+
 # Limits
 
 
@@ -234,9 +322,10 @@ def f(count):
 
 
 def family(of: int | None = None) -> list[psutil.Process]:
-    """The processes of all sandboxes of this process, or of another."""
+    """The processes of all sandboxes of this process, or of another, without the parent that they are forked from."""
     below = psutil.Process(of).children(recursive=True)
-    return [p for p in below if alive(p) and is_of_a_sandbox(p)]
+    parents = [p for p in psutil.Process(of).children() if is_of_a_sandbox(p)]
+    return [p for p in below if alive(p) and is_of_a_sandbox(p) and p not in parents]
 
 
 def is_of_a_sandbox(process: psutil.Process) -> bool:
@@ -344,21 +433,23 @@ def test_no_reply_in_time_is_told_from_an_end(level: Level) -> None:
 
 
 def test_a_test_program_asks_the_tested_one_in_another_sandbox(level: Level) -> None:
-    check = "assert Solution().add(2, b=[3]) == (2, [3])\ntry: Solution().fail()\nexcept RuntimeError as error: assert 'ValueError: no' in str(error)\nelse: raise AssertionError"
+    check = "assert Solution().add(2, b=[3]) == (2, [3])\ntry: Solution().fail()\nexcept ValueError as error: assert str(error) == 'no'\nelse: raise AssertionError"
     source = (
         "class Solution:\n    def add(self, a, b): return a, b\n    def fail(self): raise ValueError('no')"
     )
     with Sandbox(level, LIMITS) as tested:
         loaded(tested, source)
         with Sandbox(level, LIMITS, asked=tested) as judge:
-            assert judge.ask({"check": check, "limit": 5.0}, 20.0) == {"ok": True}
+            assert judge.ask({"check": check, "names": [], "limit": 5.0}, 20.0) == {"ok": True}
 
 
 def test_a_test_program_that_fails_says_why(level: Level) -> None:
     with Sandbox(level, LIMITS) as tested:
         loaded(tested, "class Solution:\n    def f(self): return 1")
         with Sandbox(level, LIMITS, asked=tested) as judge:
-            reply = judge.ask({"check": "assert Solution().f() == 2, 'not 2'", "limit": 5.0}, 20.0)
+            reply = judge.ask(
+                {"check": "assert Solution().f() == 2, 'not 2'", "names": [], "limit": 5.0}, 20.0
+            )
     assert reply == {"raised": "AssertionError: not 2"}
 
 
@@ -383,6 +474,18 @@ def test_a_level_of_another_name_is_a_usage_error(trd: Trd, code_set: Path) -> N
 def test_verify_says_in_which_sandbox_programs_run(ok: Trd, code_set: Path, level: Level) -> None:
     result = ok("verify", code_set, "--sandbox", level, "--workers", 1, "--max-errors", 1000)
     assert f"programs run in the sandbox: {level}" in result.stderr
+
+
+def test_auto_says_why_it_takes_no_stronger_level(tmp_path: Path) -> None:
+    script = "import os, trd_cli.graders.sandbox as s\nprint(s.described('auto'))"
+    # No room for another process's user namespace, as in a container that forbids them.
+    limited = f"import ctypes, os, sys\nlibc = ctypes.CDLL(None, use_errno=True)\nassert libc.unshare(0x10000000) == 0\nopen('/proc/sys/user/max_user_namespaces', 'w').write('0')\nexec({script!r})"
+    done = subprocess.run([sys.executable, "-c", limited], capture_output=True, text=True, cwd=tmp_path)
+    if "AssertionError" in done.stderr or "Error" in done.stderr:
+        pytest.skip(f"user namespaces cannot be forbidden here: {done.stderr[-200:]}")
+    level, *reasons = done.stdout.strip().split("; ")
+    assert (level, len(reasons)) == ("limits", 2)
+    assert all(" is not to be had: " in reason for reason in reasons)
 
 
 def test_auto_takes_the_strongest_level_there_is() -> None:
@@ -426,6 +529,15 @@ SENT = {
     "range": range(3, 9, 2),
     "Fraction": Fraction(-3, 7),
     "Decimal": Decimal("1.50"),
+    "bytearray": bytearray(b"\0\xff"),
+    "deque": deque([1, [2]]),
+    "Counter": Counter("aab"),
+    "OrderedDict": OrderedDict(b=1, a=2),
+    "keys of a dict": {1: 2}.keys(),
+    "items of a dict": {1: 2}.items(),
+    "a date": date(2024, 2, 29),
+    "a time": datetime(2024, 2, 29, 12, 30),
+    "a span of time": timedelta(days=2, seconds=3),
 }
 
 
@@ -465,6 +577,21 @@ def test_scalars_of_numpy_keep_their_type() -> None:
         assert (sent(value), type(sent(value))) == (value, type(value))
 
 
+def test_a_named_tuple_keeps_its_names() -> None:
+    found = sent(Point(1, [2]))
+    assert found == (1, [2])
+    assert (found.x, found.y, type(found).__name__) == (1, [2], "Point")
+
+
+def test_arrays_of_numbers_keep_their_shape_and_type() -> None:
+    numpy = pytest.importorskip("numpy")
+    found = sent(numpy.array([[1, 2], [3, 4]], dtype="float32").T)
+    assert (found.dtype.name, found.tolist()) == ("float32", [[1.0, 3.0], [2.0, 4.0]])
+
+
+class Lines(str): ...
+
+
 class Liar(int):
     def __eq__(self, other: object) -> bool:
         return True
@@ -474,8 +601,8 @@ class Liar(int):
 
 @pytest.mark.parametrize(
     ("value", "plain"),
-    [(Liar(7), 7), (Point(1, 2), (1, 2)), (OrderedDict(a=1), {"a": 1})],
-    ids=["int", "tuple", "dict"],
+    [(Liar(7), 7), (Lines("ab"), "ab"), (defaultdict(list, a=[1]), {"a": [1]})],
+    ids=["int", "str", "dict"],
 )
 def test_what_is_derived_from_a_plain_type_is_sent_as_that(value: Any, plain: Any) -> None:
     assert sent(value) == plain
@@ -549,6 +676,11 @@ FORGED = {
     "bytes of a length": b"\x80\x04" + named("builtins", "bytes") + b"J\0\0\0\x7f\x85R.",
     "an array": b"\x80\x04" + named("codec", "numpy_scalar") + b"\x8c\x07float64](K\x01K\x02e\x86R.",
     "another scalar": b"\x80\x04" + named("codec", "numpy_scalar") + b"\x8c\x05dtypeK\x01\x86R.",
+    "an array of objects": b"\x80\x04"
+    + named("codec", "numpy_array")
+    + b"\x8c\x06objectK\x01\x85C\x08\0\0\0\0\0\0\0\0\x87R.",
+    "a name that is none": b"\x80\x04" + named("codec", "named_tuple") + b"\x8c\x03a;b)\x87R.",
+    "a reference": b"\x80\x04" + named("codec", "reference") + b"\x8c\x04mineK\0\x8c\0)))t\x85R.",
     "a persistent id": b"\x80\x04\x8c\x01aQ.",
     "an extension": b"\x80\x04\x82\x01.",
 }

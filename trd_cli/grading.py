@@ -144,7 +144,7 @@ class ShardGrader:
     def _say_sandbox(self, rows: Sequence[Trajectory]) -> None:
         if not self._said_sandbox and any(row.task == "code" for row in rows):
             self._said_sandbox = True
-            self._report.note(f"programs run in the sandbox: {self._pool.sandbox}")
+            self._report.note(f"programs run in the sandbox: {self._pool.sandbox_described}")
 
     def _is_sampled(self, row: Trajectory) -> bool:
         return int(row.trajectory_id[:8], 16) < self._share * 16**8

@@ -16,8 +16,13 @@ accepts.
 Programs, checks a second, a check being a row's base and plus inputs (needs HumanEval+, in TRD_DATA or downloaded before). Baseline:
 EvalPlus's `check_correctness`. Ours: `GraderPool` in the strongest sandbox there is. Rows are reference solutions, several samples of
 each task in a row, and each side runs the reference once a task and process; EvalPlus can keep those results on disk, so it is
-shown without them too. It is no like for like, and has no goal: ours also sanitises, keeps expected results away from the
-program and starts two sandboxes a row, where EvalPlus forks two processes and compares inside them.
+shown without them too. It is no like for like: ours also sanitises, keeps expected results away from the program and closes a sandbox
+a row, where EvalPlus forks two processes and compares inside them.
+
+Programs, agreement: the public cases of TRD_DATA, by kind, and how many wrong programs pass.
+
+Programs, under load: programs that take three quarters of EvalPlus's limit, or a third more than it, graded five times beside two busy
+loops; each must get one verdict, and the one it gets alone.
 
 The ways take turns, and medians count. The goal for two processes stands where two cores are free: they are measured between
 the turns, as what two busy loops get done together, and with fewer the goal is shown but not counted.
@@ -53,7 +58,7 @@ from trd_cli.graders.pool import GraderOptions, GraderPool
 from trd_cli.graders.reading import read
 from trd_cli.graders.sandbox import LEVELS, Limits, Sandbox, refusal
 
-ONE_GOAL, TWO_GOAL = 0.9, 1.7
+ONE_GOAL, TWO_GOAL, CODE_GOAL = 0.9, 1.7, 0.8
 # Of the public cases: those whose verdict is their label's, and of the wrong answers those refused.
 AGREEMENT_GOAL, REFUSED_GOAL = 0.97, 1.0
 # Fewer than this are not two free cores.
@@ -292,13 +297,13 @@ def compare_math(name: str, blocks: Blocks, warm: Sequence[Question], rounds: in
 # Agreement
 
 
-def public_cases() -> list[dict[str, Any]] | None:
-    """The cases of mathematics; None without the file."""
+def public_cases(of_programs: bool = False) -> list[dict[str, Any]] | None:
+    """The cases of mathematics, or of programs; None without the file."""
     path = Path(os.environ.get("TRD_DATA", ""), "grading", "public_cases.jsonl")
     if "TRD_DATA" not in os.environ or not path.is_file():
         return None
     cases = [json.loads(line) for line in path.read_text().splitlines()]
-    return [case for case in cases if "tests" not in case]
+    return [case for case in cases if ("tests" in case) is of_programs]
 
 
 def compare_verdicts(cases: Sequence[dict[str, Any]], goals: Goals) -> dict[str, Any]:
@@ -331,6 +336,76 @@ def compare_verdicts(cases: Sequence[dict[str, Any]], goals: Goals) -> dict[str,
 
 
 # Programs
+
+
+def compare_programs(cases: Sequence[dict[str, Any]], goals: Goals) -> dict[str, Any]:
+    """Agreement of verdicts on programs with the labels, kind by kind, and the wrong ones accepted."""
+    rows = [Question("code", case["response"], None, json.dumps(case["tests"])) for case in cases]
+    with GraderPool(GraderOptions(workers=2)) as pool:
+        found = [grade.verdict for grade in pool.grade(rows)]
+    agree = [verdict == case["right"] for verdict, case in zip(found, cases, strict=True)]
+    print(f"\nPrograms, {len(cases)} public cases: verdicts as labelled")
+    for kind in dict.fromkeys(case["kind"] for case in cases):
+        places = [n for n, case in enumerate(cases) if case["kind"] == kind]
+        print(f"    {kind:<48} {sum(agree[n] for n in places):4d}  of {len(places)}")
+    wrong = [n for n, case in enumerate(cases) if case["right"] != "correct"]
+    accepted = sum(found[n] == "correct" for n in wrong)
+    print(f"    {sum(agree)} of {len(cases)}, {accepted} of {len(wrong)} that are not right accepted")
+    goals.judge("public programs: agreement", sum(agree) / len(cases), AGREEMENT_GOAL)
+    goals.judge("public programs: wrong ones refused", 1 - accepted / len(wrong), REFUSED_GOAL)
+    return {"agree": sum(agree), "wrong_accepted": accepted, "of": len(cases)}
+
+
+def near_the_limit(task_id: str, seconds: float) -> Question:
+    """A row whose reference first keeps the processor busy, once in each run."""
+    row = code_row(task_id)
+    busy = (
+        "import time as _t\n"
+        "class _Once:\n"
+        "    def __init__(self): self.end = None\n"
+        "    def spend(self):\n"
+        "        if self.end is None:\n"
+        f"            self.end = _t.process_time() + {seconds}\n"
+        "            while _t.process_time() < self.end: pass\n"
+        "_once = _Once()\n"
+    )
+    name = tasks(DATASET, VERSION)[task_id]["entry_point"]
+    source = program(task_id).replace(f"def {name}(", "def _reference(", 1)
+    whole = f"{busy}{source}\n\ndef {name}(*given):\n    _once.spend()\n    return _reference(*given)\n"
+    return Question("code", f"```python\n{whole}\n```", None, row.tests)
+
+
+def verdicts_under_load(goals: Goals) -> dict[str, list[str]]:
+    """Verdicts of rows near EvalPlus's limit of a second: alone, and five times beside two busy loops."""
+    rows = [
+        near_the_limit(task_id, seconds)
+        for task_id in ("HumanEval/0", "HumanEval/23")
+        for seconds in (0.75, 1.35)
+    ]
+    graded: list[list[str]] = []
+    with GraderPool(GraderOptions(workers=1)) as pool:
+        alone = [grade.verdict for grade in pool.grade(rows)]
+        loops = [
+            multiprocessing.get_context("fork").Process(target=_spin_for_ever, daemon=True) for _ in range(2)
+        ]
+        for loop in loops:
+            loop.start()
+        try:
+            for _ in range(5):
+                graded.append([grade.verdict for grade in pool.grade(rows)])
+        finally:
+            for loop in loops:
+                loop.kill()
+    print(f"\nPrograms near the limit: alone {' '.join(alone)}; beside two busy loops")
+    for verdicts in graded:
+        print(f"    {' '.join(verdicts)}")
+    goals.judge("programs: verdicts beside two busy loops", sum(v == alone for v in graded) / 5, 1.0)
+    return {"alone": alone, **{f"beside {n}": verdicts for n, verdicts in enumerate(graded, start=1)}}
+
+
+def _spin_for_ever() -> None:
+    while True:
+        pass
 
 
 def program(task_id: str) -> str:
@@ -383,7 +458,7 @@ def run_evalplus(
     return seconds, [right for _, right in found]
 
 
-def compare_code(size: Size) -> dict[str, float]:
+def compare_code(size: Size, goals: Goals) -> dict[str, float]:
     """Ratios of ours over EvalPlus; HumanEval/32, which fails there whatever the program, is left out."""
     known = [task_id for task_id in tasks(DATASET, VERSION) if task_id != "HumanEval/32"]
     warm, chosen = known[:4], known[5 :: len(known) // size.tasks][: size.tasks]
@@ -418,8 +493,12 @@ def compare_code(size: Size) -> dict[str, float]:
         "ours / EvalPlus, 1 process, its expected results at hand": checks_alone,
         "ours / EvalPlus, 2 processes": measured.ratio(ours_2, theirs_2),
     }
-    for name, value in ratios.items():
-        print(f"    {name:<58} {value:6.3f}  (no goal)")
+    both_free = median(measured.free) >= FREE
+    print(f"    without its expected results, 1 process: {checks_alone:6.3f}  (no goal)")
+    goals.judge("programs: ours / EvalPlus, 1 process", measured.ratio(ours_1, theirs_1), CODE_GOAL)
+    goals.judge(
+        "programs: ours / EvalPlus, 2 processes", measured.ratio(ours_2, theirs_2), CODE_GOAL, both_free
+    )
     return {name: round(value, 3) for name, value in ratios.items()}
 
 
@@ -433,7 +512,7 @@ def has_tasks() -> bool:
 
 
 def empty_sandboxes(count: int) -> dict[str, float]:
-    """Milliseconds to start a sandbox, load nothing and end it, at each level there is; a row of EvalPlus takes two."""
+    """Milliseconds to start a sandbox, load nothing and end it, at each level there is, the parent that it is forked from aside."""
     print(f"\nAn empty sandbox, median of {count}")
     found = {}
     for level in LEVELS:
@@ -441,12 +520,12 @@ def empty_sandboxes(count: int) -> dict[str, float]:
             print(f"    {level:<28} not to be had: {reason}")
             continue
         taken = []
-        for _ in range(count):
+        for _ in range(count + 1):
             started = time.perf_counter()
             with Sandbox(level, Limits(4 << 30, 30)) as sandbox:
                 sandbox.ask({"load": "", "prelude": False}, 30)
             taken.append(1000 * (time.perf_counter() - started))
-        found[level] = round(median(taken), 1)
+        found[level] = round(median(taken[1:]), 1)
         print(f"    {level:<28} {found[level]:8.1f} ms")
     return found
 
@@ -480,8 +559,12 @@ def main() -> None:
         figures["public_cases"] = compare_verdicts(cases, goals)
     else:
         print("\nMathematics, public cases: left out, TRD_DATA does not name a folder with them")
+    programs = public_cases(of_programs=True)
+    if programs:
+        figures["public_programs"] = compare_programs(programs, goals)
     if has_tasks():
-        figures["evalplus"] = compare_code(size)
+        figures["evalplus"] = compare_code(size, goals)
+        figures["under_load"] = verdicts_under_load(goals)
     else:
         print("\nPrograms: left out, there is no HumanEval+ in TRD_DATA or in EvalPlus's cache")
     figures["sandbox_ms"] = empty_sandboxes(size.sandboxes)

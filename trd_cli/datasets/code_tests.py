@@ -2,10 +2,11 @@
 
     {"kind": "stdin", "inputs": [text, …], "outputs": [text, …]}
     {"kind": "call", "fn_name": name, "inputs": [arguments, …], "outputs": [result, …]}     values as the set has them
-    {"kind": "functional", "code": program that raises when the solution is wrong}
+    {"kind": "functional", "code": program that raises when the solution is wrong}      with `names` it asks for, or with the
+                                                `entry_point` that HumanEval's `check` is called with, where a set says so
 
 Read are an object with lists of inputs and outputs (TACO, APPS), an object with the code of a test (LeetCode), a list of cases (LiveCodeBench,
-DeepCoder), a list of assertions (MBPP), and JSON of any of them. Not covered: whether a test is right.
+DeepCoder), a list of assertions (MBPP), a test program (HumanEval), and JSON of any of them. Not covered: whether a test is right.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ def parsed_tests(value: Any, function: str | None = None) -> Tests | None:
 
     `function` is the name of the function that cases call which do not name one.
     """
+    if _is_test_program(value):
+        return {"kind": "functional", "code": value} | ({"entry_point": function} if function else {})
     value = _read(value, "tests")
     if not filled(value):
         return None
@@ -44,6 +47,18 @@ def parsed_tests(value: Any, function: str | None = None) -> Tests | None:
     if isinstance(value, Mapping):
         return _of_object(value, function)
     raise RowFault(f"tests are a {type(value).__name__}, not {_EXPECTED}")
+
+
+def _is_test_program(value: Any) -> bool:
+    """Whether a text is Python that asserts, or defines test cases or HumanEval's `check`."""
+    if not isinstance(value, str) or not any(word in value for word in ("assert", "def check(")):
+        return False
+    try:
+        tree = ast.parse(value)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
+    tells = ast.Assert | ast.FunctionDef | ast.ClassDef
+    return any(isinstance(node, tells) for node in ast.walk(tree))
 
 
 def are_tests(value: Any) -> bool:
@@ -95,8 +110,7 @@ def of_cases(cases: Sequence[Mapping[str, Any]], function: str | None = None) ->
 def of_assertions(assertions: Any, solution: Any = None, *before: Any) -> Tests | None:
     """Return the test program of a list of assertions after the code `before` them (texts, or lists of lines); None without assertions.
 
-    The functions that are tested are those of `solution` that the assertions use; without it, the first one that they call. Raises
-    RowFault where the assertions need a class of the solution, which no value can be made of outside of it.
+    `names` of it are what the assertions test: what `solution` defines and they use; without it, the first function that they call.
     """
     lines = _read(assertions, "tests")
     if not filled(lines):
@@ -104,24 +118,19 @@ def of_assertions(assertions: Any, solution: Any = None, *before: Any) -> Tests 
     if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
         raise RowFault("tests are not a list of assertions")
     setup = [_lines(part) for part in before if filled(part)]
-    program = [*setup, *lines]
-    tested = [f"{name} = Solution().{name}" for name in _tested("\n".join(program), solution)]
-    return {"kind": "functional", "code": "\n".join([*tested, *program]) + "\n"}
+    program = "\n".join([*setup, *lines]) + "\n"
+    return {"kind": "functional", "code": program, "names": _tested(program, solution)}
 
 
 def _tested(program: str, solution: Any) -> list[str]:
-    """The names of the functions that a test program takes from the solution."""
+    """The names that a test program takes from the solution."""
     try:
         tree = ast.parse(program)
     except (SyntaxError, ValueError) as error:
         raise RowFault(f"tests are not Python ({error})") from None
-    used = [node.id for node in ast.walk(tree) if isinstance(node, ast.Name)]
-    functions, classes = _defined(solution)
-    needed = next((name for name in used if name in classes), None)
-    if needed:
-        raise RowFault(f"tests need the class {needed} of the solution")
-    if functions & set(used):
-        return sorted(functions & set(used))
+    used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    if defined := _defined(solution) & used:
+        return sorted(defined)
     called = [
         node.func.id
         for node in ast.walk(tree)
@@ -130,14 +139,13 @@ def _tested(program: str, solution: Any) -> list[str]:
     return [name for name in called if name not in dir(builtins) and name not in _bound(tree)][:1]
 
 
-def _defined(solution: Any) -> tuple[set[str], set[str]]:
-    """The functions and the classes that a solution defines; none where it is no Python of today."""
+def _defined(solution: Any) -> set[str]:
+    """The functions and classes that a solution defines; none where it is no Python of today."""
     try:
         body = ast.parse(solution).body if isinstance(solution, str) else []
     except (SyntaxError, ValueError):
         body = []
-    functions = {node.name for node in body if isinstance(node, ast.FunctionDef)}
-    return functions, {node.name for node in body if isinstance(node, ast.ClassDef)}
+    return {node.name for node in body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
 
 
 def _bound(tree: ast.Module) -> set[str]:
@@ -166,9 +174,11 @@ def _of_list(value: list[Any], function: str | None) -> Tests | None:
 def _of_object(value: Mapping[str, Any], function: str | None) -> Tests | None:
     if value.get("kind") in _OWN:
         return dict(value)
-    code = value.get("functional") or value.get("code")
+    code = value.get("functional") or value.get("code") or value.get("test")
     if isinstance(code, str):
-        return {"kind": "functional", "code": code}
+        # HumanEval's tests are a function, and its rows say with what it is called.
+        entry = value.get("entry_point") or function
+        return {"kind": "functional", "code": code} | ({"entry_point": entry} if entry else {})
     if isinstance(value.get("test_cases"), list):
         return _of_list(value["test_cases"], value.get("fn_name") or function)
     inputs, outputs = (value.get(f"{name}s", value.get(name)) for name in ("input", "output"))

@@ -19,7 +19,6 @@ _CODE = re.compile(r"(?ms)^[ \t]*```.*?(?:^[ \t]*```|\Z)|`[^`\n]+`")
 
 # An opening box (also with the backslash doubled, as out of JSON), an escaped character, a brace.
 _BRACES = re.compile(r"\\{1,2}(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
-_FENCE = re.compile(r"([ \t]*)(`{3,}|~{3,})([^`]*)")
 _HASHED_NUMBER = re.compile(r"-?\$?-?\d[\d,./]*%?")
 
 
@@ -166,31 +165,3 @@ def readable(answer: str) -> bool:
         elif character in "})]":
             depth = max(depth - 1, 0)
     return True
-
-
-def last_code_block(text: str) -> str | None:
-    """The content of the last fenced code block, of any language, without the fence's indentation; None without one.
-
-    A block that is never closed counts, to the end of the text, only where it is the only one (a response cut off).
-    A fence closes with at least as many marks as it was opened with and nothing after them, as in CommonMark.
-    """
-    closed: list[str] | None = None
-    content: list[str] = []
-    fence, indent = "", 0
-    for line in text.split("\n"):
-        mark = _FENCE.fullmatch(line.rstrip())
-        if not fence:
-            if mark:
-                fence, indent, content = mark[2], len(mark[1]), []
-        elif mark and mark[2].startswith(fence) and not mark[3]:
-            fence, closed = "", content
-        else:
-            content.append(_dedented(line, indent))
-    if closed is None and not fence:
-        return None
-    return "\n".join(content if closed is None else closed)
-
-
-def _dedented(line: str, indent: int) -> str:
-    """A line without the spaces that its fence is indented by, as far as it has them, and without a carriage return."""
-    return line[min(indent, len(line) - len(line.lstrip(" \t"))) :].removesuffix("\r")

@@ -1,13 +1,12 @@
 """Code by its tests: EvalPlus's tasks, programs fed through standard input, functions called.
 
-The program is what the last fenced block of the response holds, after any thinking block; without one there is no answer. It runs
-in a sandbox (see there) that is given inputs only. Results come back as plain values and are compared out here, so a program
+The program is what the response's fences hold, after any thinking block (see `fences`); without one there is no answer. It runs in a sandbox (see there) that is given inputs only. Results come back as plain values and are compared out here, so a program
 that replaces `==`, the checker or the interpreter compares nothing but itself.
 
 What the program does wrong is `incorrect`, as in the field's graders: a wrong value, an exception, its process ended, its memory used
 up, a test not ended within `test_timeout` seconds (EvalPlus: within its own limits, which follow the reference's time). `timeout` is
 a row whose tests did not end within `code_timeout` seconds altogether though none had failed; `error` is a grader that could
-not do its work: no tests, tests that cannot be read, a sandbox that does not close.
+not do its work: no tests, tests that cannot be read, ask nothing or fail by themselves, a sandbox that does not close.
 """
 
 from __future__ import annotations
@@ -15,19 +14,19 @@ from __future__ import annotations
 import json
 import reprlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
-from functools import partial
 from importlib import metadata
 from typing import Any
 
 from trd_cli.graders import answers, evalplus
 from trd_cli.graders.base import NO_ANSWER, Grade, Question
-from trd_cli.graders.inside import codec
+from trd_cli.graders.fences import program_of
+from trd_cli.graders.inside import codec, names
 from trd_cli.graders.sandbox import Ended, Flooded, Level, Limits, OutOfTime, Sandbox, SandboxError
 
-NAME, _RULES = "trd-tests", 1
+NAME, _RULES = "trd-tests", 2
 MAX_SOURCE = 1 << 20
 _SHOWN = 200
 
@@ -66,14 +65,16 @@ class _Failed(Exception):
 def grade(question: Question, options: CodeOptions) -> Grade:
     """Run the response's program against the row's tests. Needs no time limit of its own but for sanitising very long programs."""
     try:
-        judge = _judge(question.tests, options)
-        source = _program(question)
+        spec = _spec(question.tests)
+        source = _program(question, _asked(spec))
     except _Unusable as error:
         return Grade("error", detail=_said(error))
     except _Failed as failure:
         return Grade("incorrect", detail=str(failure))
     try:
-        judge(source)
+        _KINDS[spec["kind"]](spec, options, source)
+    except _Unusable as error:
+        return Grade("error", source, _said(error))
     except _Failed as failure:
         return Grade("incorrect", source, _said(failure))
     except SandboxError as error:
@@ -88,9 +89,9 @@ def _said(error: Exception) -> str:
     return str(error)[:500]
 
 
-def _program(question: Question) -> str:
+def _program(question: Question, asked: Collection[str]) -> str:
     text = answers.final_part(question.response, question.thinking)
-    source = answers.last_code_block(text) if text is not None else None
+    source = program_of(text, asked) if text is not None else None
     if not source or not source.strip():
         raise _Failed(NO_ANSWER)
     if len(source) > MAX_SOURCE:
@@ -106,18 +107,33 @@ class _Unusable(Exception):
     """The tests of a row cannot be run."""
 
 
-def _judge(tests: str | None, options: CodeOptions) -> Callable[[str], None]:
+def _spec(tests: str | None) -> dict[str, Any]:
+    """The tests as an object of a known kind."""
     codec.allow_long_integers()
     try:
         spec = json.loads(tests or "null")
     except ValueError as error:
         raise _Unusable(f"tests are not JSON ({error})") from None
-    kinds = {"stdin": _stdin, "call": _calls, "functional": _functional, "evalplus": _evalplus}
-    if not isinstance(spec, dict) or spec.get("kind") not in list(kinds):
+    if not isinstance(spec, dict) or spec.get("kind") not in list(_KINDS):
         raise _Unusable(
-            "no tests" if spec is None else f"tests of an unknown kind; known are {', '.join(kinds)}"
+            "no tests" if spec is None else f"tests of an unknown kind; known are {', '.join(_KINDS)}"
         )
-    return partial(kinds[spec["kind"]], spec, options)
+    return spec
+
+
+def _asked(spec: dict[str, Any]) -> Collection[str]:
+    """The names that the tests ask for, none where they feed standard input."""
+    if spec["kind"] == "functional":
+        try:
+            return names.asked_by(spec["code"]) | set(_named(spec))
+        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+            raise _Unusable(f"the tests do not compile: {error}") from None
+    return {spec[key] for key in ("fn_name", "entry_point") if spec.get(key)}
+
+
+def _named(spec: dict[str, Any]) -> list[str]:
+    """The names that a row says its test program asks for."""
+    return [*spec.get("names", ()), *filter(None, (spec.get("entry_point"), spec.get("fn_name")))]
 
 
 def _load(sandbox: Sandbox, source: str, options: CodeOptions) -> None:
@@ -217,7 +233,7 @@ def same_value(found: Any, expected: Any) -> bool:
         return _equal(found, expected) or (
             isinstance(expected, list) and len(expected) == 1 and _equal(found, expected[0])
         )
-    except (RecursionError, ArithmeticError):  # ArithmeticError: a signalling NaN
+    except (RecursionError, ArithmeticError, ValueError):  # a signalling NaN; an array
         return False
 
 
@@ -263,13 +279,14 @@ def _functional(spec: dict[str, Any], options: CodeOptions, source: str) -> None
         _load(tested, source, options)
         with Sandbox(options.sandbox, options.limits, asked=tested) as judge:
             try:
-                reply = judge.ask(
-                    {"check": spec["code"], "limit": options.test_timeout}, options.code_timeout
-                )
+                request = {"check": spec["code"], "names": _named(spec), "limit": options.test_timeout}
+                reply = judge.ask(request, options.code_timeout)
             except OutOfTime:
                 raise _OverTime from None
             except (Ended, Flooded) as failure:
                 raise SandboxError(f"the test program: {failure}") from None
+    if "fault" in reply:
+        raise _Unusable(str(reply["fault"]))
     if "ok" not in reply:
         raise _Failed(f"the tests: {reply.get('raised')}")
 
@@ -282,3 +299,11 @@ def _evalplus(spec: dict[str, Any], options: CodeOptions, source: str) -> None:
     statuses = evalplus.check(spec, program, options.sandbox, options.memory)
     if set(statuses.values()) != {evalplus.PASS}:
         raise _Failed(", ".join(f"{part} {status}" for part, status in statuses.items()))
+
+
+_KINDS: dict[str, Callable[[dict[str, Any], CodeOptions, str], None]] = {
+    "stdin": _stdin,
+    "call": _calls,
+    "functional": _functional,
+    "evalplus": _evalplus,
+}

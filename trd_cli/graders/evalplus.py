@@ -5,7 +5,7 @@ ours, and what it calls is a stand-in that asks the program in its sandbox: so i
 hold as they are, and the program never meets an expected result.
 
 Statuses are EvalPlus's: pass, fail, timeout. As in its own runner a task's `base` and `plus` inputs are two runs, and each ends at its
-first failure. Expected results come from the reference solution, run once a process.
+first failure. Expected results and limits come from the reference solution, run once a process; its seconds are those of the processor.
 
 Not the same: limits are by the clock, and on a busy machine by the CPU time a program got (`inside.codec.Clock`); a program of more than
 `MAX_SANITISED` lines or `MAX_SANITISED_CHARACTERS` is run as it is, since the sanitiser's time grows with the square of the lines, as is
@@ -18,8 +18,10 @@ from __future__ import annotations
 import os
 import select
 import signal
+import time
 from collections.abc import Mapping
 from contextlib import ExitStack
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import lru_cache
 from types import SimpleNamespace
@@ -29,7 +31,7 @@ from trd_cli.datasets.evalplus import task_sha256, tasks
 from trd_cli.graders.inside import codec
 from trd_cli.graders.sandbox import Ended, Flooded, Level, Limits, OutOfTime, Sandbox, SandboxError
 
-NAME, RULES = "evalplus", 1
+NAME, RULES = "evalplus", 2
 _JUDGE_MEMORY = 16 << 30
 # After which a row's worker is killed: two runs of 62 s at most, sanitising, and what a busy machine adds.
 SECONDS = 400.0
@@ -103,18 +105,25 @@ def _run(spec: Mapping[str, Any], task: Mapping[str, Any], part: str) -> _Run:
 
 @lru_cache(maxsize=4)
 def _expected(dataset: str, version: str, task_id: str, part: str) -> tuple[list[Any], list[float]]:
-    """The reference's results and seconds, by input. (`lru_cache`: the samples of one task come one after the other.)"""
+    """The reference's results and seconds, by input. (`lru_cache`: the samples of one task come one after the other.)
+
+    As EvalPlus's `trusted_exec` makes them, but that seconds are those of the processor: a busy machine gives no program more time.
+    """
     from evalplus.eval._special_oracle import MBPP_OUTPUT_NOT_NONE_TASKS
-    from evalplus.gen.util import trusted_exec
 
     task = tasks(dataset, version)[task_id]
-    return trusted_exec(
-        task["prompt"] + task["canonical_solution"],
-        task[f"{part}_input"],
-        task["entry_point"],
-        record_time=True,
-        output_not_none=dataset == "mbpp" and task["entry_point"] in MBPP_OUTPUT_NOT_NONE_TASKS,
-    )
+    names: dict[str, Any] = {}
+    exec(compile(task["prompt"] + task["canonical_solution"], "<string>", "exec", dont_inherit=True), names)
+    reference = names[task["entry_point"]]
+    results, seconds = [], []
+    for given in task[f"{part}_input"]:
+        arguments = deepcopy(given)
+        began = time.process_time()
+        results.append(reference(*arguments))
+        seconds.append(time.process_time() - began)
+    if dataset == "mbpp" and task["entry_point"] in MBPP_OUTPUT_NOT_NONE_TASKS:
+        results = [result is not None for result in results]
+    return results, seconds
 
 
 def _status(sandbox: Sandbox, program: str, run: _Run) -> tuple[str, bool]:
@@ -159,14 +168,15 @@ def _judge(told: int, sandbox: Sandbox, run: _Run) -> None:
         os.environ["EVALPLUS_MAX_MEMORY_BYTES"] = str(_JUDGE_MEMORY)
         name = run.task["entry_point"]
         status = SimpleNamespace(value=None)
+        values = sandbox.calls(name, run.inputs, run.seconds)
 
         def candidate(*args: Any) -> Any:
             if clock.left() <= 0:
                 os.write(told, b"2")
                 finish(0)
-            # EvalPlus has just set its alarm: the limit of this input, which is then kept by the sandbox's clock.
-            limit = signal.setitimer(signal.ITIMER_REAL, 0)[0]
-            return sandbox.call(name, args, {}, limit)
+            # EvalPlus has just set its alarm; the limit is kept by the sandbox's clock. It goes through the inputs in their order.
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            return next(values)
 
         unsafe_execute(
             run.dataset,

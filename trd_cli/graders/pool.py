@@ -28,7 +28,7 @@ from trd_cli.errors import InputError
 from trd_cli.graders import code, evalplus, math
 from trd_cli.graders.base import Grade, Question
 from trd_cli.graders.code import CodeOptions
-from trd_cli.graders.sandbox import Level, choose_level
+from trd_cli.graders.sandbox import Level, choose_level, described
 from trd_cli.graders.workers import Died, Expired, NotStarted, Raised, Work, Worker
 from trd_cli.records import Verdict
 
@@ -159,6 +159,11 @@ class GraderPool:
     def sandbox(self) -> Level:
         """The level programs run in; InputError where the one asked for is not to be had."""
         return self._code_options().sandbox
+
+    @property
+    def sandbox_described(self) -> str:
+        """The level programs run in, and why with `auto` it is no stronger one; InputError as above."""
+        return described(self._options.sandbox)
 
     def _code_options(self) -> CodeOptions:
         if self._code is None:

@@ -2,8 +2,8 @@
 
 Levels, the strongest first (`inside/jail.py` has the mechanics):
 
-namespaces  Linux, no other software needed: no network, a file system of the Python installation (read-only) and an empty /tmp,
-            no sight of other processes, no user rights but those of nobody where trd runs as root; the process tree ends whole.
+namespaces  Linux, no other software needed: no network, a file system of the Python installation (read-only) and an empty /tmp
+            (where the installation lies there, an empty /tmp/work), no sight of other processes, no user rights but those of nobody where trd runs as root; the process tree ends whole.
 bwrap       the same by bubblewrap, where that is installed and the kernel lets it.
 limits      what remains elsewhere (macOS, containers that forbid namespaces): a session and an empty directory of its own, an
             environment without the user's variables, limits on memory, CPU, file size, processes and open files. Files of the user
@@ -26,14 +26,15 @@ import site
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from trd_cli.errors import InputError
+from trd_cli.graders import parents
 from trd_cli.graders.inside import codec
 
 Level = Literal["namespaces", "bwrap", "limits"]
@@ -116,22 +117,25 @@ class Sandbox:
         if "refused" in reply:
             self.__exit__()
             raise SandboxError(f"the sandbox ({self._level}) could not be closed: {reply['refused']}")
-        self._runner = _last_descendant(self._process.pid)
+        self._runner = _last_descendant(self._pid)
         return self
 
     def _start(self) -> None:
-        other = self._asked.hand_over() if self._asked else None
-        self._process = subprocess.Popen(
-            _command(self._level, self._limits, self._root, other),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env=_ENVIRONMENT
-            | ({"HOME": self._root, "TMPDIR": self._root} if self._level == "limits" else {}),
-            cwd="/",
-            pass_fds=other or (),
-            start_new_session=True,
-        )
+        other = self._asked.hand_over() if self._asked else ()
+        (theirs_in, self._to), (self._from, theirs_out) = os.pipe(), os.pipe()
+        self._buffer = bytearray()
+        try:
+            if self._level == "bwrap":
+                self._ends = _started(self._level, self._limits, self._root, (theirs_in, theirs_out), other)
+            else:
+                self._ends = _forked(self._level, self._limits, self._root, (theirs_in, theirs_out, *other))
+        except BaseException:
+            self._close_pipes()
+            raise
+        finally:
+            os.close(theirs_in)
+            os.close(theirs_out)
+        self._pid = self._ends.pid
         self._set_blocking(False)
 
     def clock(self, seconds: float) -> codec.Clock:
@@ -141,23 +145,22 @@ class Sandbox:
     def hand_over(self) -> tuple[int, int]:
         """The descriptors to read from and to write to, for another process."""
         self._set_blocking(True)
-        return self._process.stdout.fileno(), self._process.stdin.fileno()
+        return self._from, self._to
 
     def _set_blocking(self, blocking: bool) -> None:
-        for stream in (self._process.stdin, self._process.stdout):
-            os.set_blocking(stream.fileno(), blocking)
+        for descriptor in (self._to, self._from):
+            os.set_blocking(descriptor, blocking)
+
+    def _close_pipes(self) -> None:
+        for descriptor in (self._to, self._from):
+            os.close(descriptor)
 
     def __exit__(self, *exception: object) -> None:
-        for process in _descendants(self._process.pid) if self._level == "limits" else ():
+        for process in _descendants(self._pid) if self._level == "limits" else ():
             with suppress(ProcessLookupError, PermissionError):
                 os.kill(process, signal.SIGKILL)
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.kill()
-        self._process.wait()
-        for stream in (self._process.stdin, self._process.stdout):
-            with suppress(OSError):
-                stream.close()
+        self._ends.end()
+        self._close_pipes()
         shutil.rmtree(self._root, ignore_errors=True)
 
     def ask(self, request: Any, seconds: float) -> dict[str, Any]:
@@ -184,6 +187,25 @@ class Sandbox:
             raise RuntimeError(str(reply.get("raised", "no value")))
         return reply["value"]
 
+    def calls(self, target: str, inputs: Sequence[Any], seconds: Sequence[float]) -> Iterator[Any]:
+        """Yield what a function of the loaded program returns for each of the inputs (its arguments), as `call` does.
+
+        The program is given inputs ahead of those whose value was taken, as long as they have the same limit.
+        """
+        start = 0
+        while start < len(inputs):
+            limit, end = seconds[start], start + 1
+            while end < len(inputs) and seconds[end] == limit:
+                end += 1
+            request = {"calls": target, "inputs": list(inputs[start:end])}
+            self._send(codec.dumps(request), self.clock(limit + 10))
+            for _ in range(start, end):
+                reply = self._reply(self.clock(limit))
+                if "value" not in reply:
+                    raise RuntimeError(str(reply.get("raised", "no value")))
+                yield reply["value"]
+            start = end
+
     def _reply(self, clock: codec.Clock) -> dict[str, Any]:
         size = codec.length(self._receive(codec.HEADER, clock))
         if size > MAX_REPLY:
@@ -197,7 +219,7 @@ class Sandbox:
         return reply
 
     def _send(self, data: bytes, clock: codec.Clock) -> None:
-        view, descriptor = memoryview(data), self._process.stdin.fileno()
+        view, descriptor = memoryview(data), self._to
         while view:
             _wait([], [descriptor], clock)
             try:
@@ -208,17 +230,60 @@ class Sandbox:
                 raise Ended("the program ended its process") from None
 
     def _receive(self, size: int, clock: codec.Clock) -> bytes:
-        descriptor, parts = self._process.stdout.fileno(), bytearray()
-        while len(parts) < size:
-            _wait([descriptor], [], clock)
+        while len(self._buffer) < size:
+            _wait([self._from], [], clock)
             try:
-                part = os.read(descriptor, min(size - len(parts), 1 << 20))
+                part = os.read(self._from, 1 << 20)
             except BlockingIOError:
                 continue
             if not part:
                 raise Ended("the program ended its process")
-            parts += part
-        return bytes(parts)
+            self._buffer += part
+        data = bytes(memoryview(self._buffer)[:size])
+        del self._buffer[:size]
+        return data
+
+
+@dataclass(frozen=True)
+class _Process:
+    """A process that keeps its number until it is ended."""
+
+    pid: int
+    end: Callable[[], None]
+
+
+def _forked(level: Level, limits: Limits, root: str, descriptors: Sequence[int]) -> _Process:
+    """A sandbox forked from this process's parent of sandboxes."""
+    try:
+        parent, pid = parents.forked(_python(), _ENVIRONMENT, _options(level, limits, root), descriptors)
+    except parents.ParentGone as failure:
+        raise SandboxError(str(failure)) from None
+    return _Process(pid, partial(parent.end, pid))
+
+
+def _started(
+    level: Level, limits: Limits, root: str, pipes: tuple[int, int], other: Sequence[int]
+) -> _Process:
+    """A sandbox that is a program of its own."""
+    options = _options(level, limits, root) | {"other": list(other)}
+    process = subprocess.Popen(
+        [*_bwrap(), *_python(), json.dumps(options)],
+        stdin=pipes[0],
+        stdout=pipes[1],
+        stderr=subprocess.DEVNULL,
+        env=_ENVIRONMENT,
+        cwd="/",
+        pass_fds=other,
+        start_new_session=True,
+    )
+
+    def end() -> None:
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.kill()
+        process.wait()
+
+    return _Process(process.pid, end)
 
 
 def _wait(readable: list[int], writable: list[int], clock: codec.Clock) -> None:
@@ -269,46 +334,51 @@ def _site() -> tuple[str, ...]:
     return tuple(path for path in dict.fromkeys(found) if os.path.isdir(path))
 
 
-def _command(level: Level, limits: Limits, root: str, other: tuple[int, int] | None) -> list[str]:
-    options = {
+@cache
+def _work() -> str:
+    """The empty directory in which programs work where the file system is closed: beside an installation that lies in `/tmp`."""
+    return "/tmp/work" if any(path.startswith("/tmp/") for path in _shown()) else "/tmp"
+
+
+def _options(level: Level, limits: Limits, root: str) -> dict[str, Any]:
+    work = root if level == "limits" else _work()
+    return {
         "level": level,
-        "root": "/tmp" if level == "bwrap" else root,
+        "root": work if level == "bwrap" else root,
+        "work": work,
         "shown": _shown(),
         "site": _site(),
         "memory": limits.memory,
         "file_size": _FILE_SIZE,
         "processes": None if level == "limits" else _PROCESSES,
         "seconds": limits.seconds,
-        "other": other,
+        "environment": {} if work == "/tmp" else {"HOME": work, "TMPDIR": work},
     }
-    python = [sys.executable, "-s", "-S", "-P", "-B", str(_INSIDE / "jail.py"), json.dumps(options)]
-    return [*_bwrap(), *python] if level == "bwrap" else python
+
+
+def _python() -> list[str]:
+    return [sys.executable, "-s", "-S", "-P", "-B", str(_INSIDE / "jail.py")]
 
 
 def _bwrap() -> list[str]:
     shown = [*_shown(), str(_INSIDE)]
     binds = [word for path in shown for word in ("--ro-bind", path, path)]
     closed = ["--unshare-all", "--die-with-parent", "--new-session", "--cap-drop", "ALL"]
-    return [
-        *(shutil.which("bwrap") or "bwrap", *closed, *binds),
-        *(
-            "--dev",
-            "/dev",
-            "--proc",
-            "/proc",
-            "--size",
-            str(_FILE_SIZE),
-            "--tmpfs",
-            "/tmp",
-            "--remount-ro",
-            "/dev",
-            "--remount-ro",
-            "/",
-            "--chdir",
-            "/tmp",
-            "--",
-        ),
+    # The empty directory comes before what is shown, which may lie below it.
+    empty = [
+        "--size",
+        str(_FILE_SIZE),
+        "--tmpfs",
+        "/tmp",
+        "--dir",
+        _work(),
+        "--dev",
+        "/dev",
+        "--proc",
+        "/proc",
     ]
+    sealed = ["--remount-ro", "/dev", "--remount-ro", "/", "--chdir", _work(), "--"]
+    return [shutil.which("bwrap") or "bwrap", *closed, *empty, *binds, *sealed]
 
 
 @cache
@@ -335,3 +405,12 @@ def choose_level(wanted: Level | Literal["auto"]) -> Level:
             "leave --sandbox out, or take another",
         )
     return wanted
+
+
+def described(wanted: Level | Literal["auto"]) -> str:
+    """Return the level that programs run in, in words, and with `auto` why no stronger one is to be had; see `choose_level`."""
+    level = choose_level(wanted)
+    if wanted != "auto":
+        return level
+    passed = LEVELS[: LEVELS.index(level)]
+    return "; ".join([level, *(f"{stronger} is not to be had: {refusal(stronger)}" for stronger in passed)])

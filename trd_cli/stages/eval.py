@@ -17,7 +17,7 @@ from trd_cli.errors import InputError, ResumeRefused
 from trd_cli.files import make_directory, write_text
 from trd_cli.generation import Backend, Outcome, Rendering, ShardFiller, plan_rollouts, preview, templates_for
 from trd_cli.graders.pool import GraderOptions, GraderPool
-from trd_cli.graders.sandbox import choose_level
+from trd_cli.graders.sandbox import described
 from trd_cli.grading import ShardGrader
 from trd_cli.records import Problem, Trajectory, content_hash
 from trd_cli.reporting import Report, WithoutResults
@@ -168,7 +168,7 @@ def _remarks(config: EvalConfig, parts: dict[str, _Part], backend: Backend) -> l
         lines += [f"{name}: {note}" for note in part.benchmark.notes]
     if any(part.benchmark.task == "code" for part in parts.values()):
         # Asked for now: a level that is not to be had must not come out after hours of sampling.
-        lines.append(f"programs will run in the sandbox: {choose_level(config.sandbox)}")
+        lines.append(f"programs will run in the sandbox: {described(config.sandbox)}")
     return lines
 
 

@@ -14,7 +14,7 @@ from trd_cli.files import make_directory, write_text
 from trd_cli.generation import Outcome
 from trd_cli.graders import math
 from trd_cli.graders.pool import GraderOptions
-from trd_cli.graders.sandbox import choose_level
+from trd_cli.graders.sandbox import described
 from trd_cli.grading import ShardGrader, lines
 from trd_cli.inputs import InputSet, check_complete, open_sets
 from trd_cli.records import Verdict
@@ -131,7 +131,7 @@ def _preview(each: InputSet, options: GraderOptions, regrade: bool) -> Iterator[
     for (name, version), count in sorted(counts.items()):
         yield f"would grade {count} rows in {each.directory} with {name} {version}"
     if any(name != math.NAME for name, _ in counts):
-        yield f"programs would run in the sandbox: {choose_level(options.sandbox)}"
+        yield f"programs would run in the sandbox: {described(options.sandbox)}"
 
 
 def _confusion(changes: Counter[tuple[str, str]]) -> Iterator[str]:

@@ -3,22 +3,26 @@
 A message is its length in eight bytes, then a pickle, for its speed and because it sends a string that occurs a million times once.
 A pickle can name no object but those of `_MAKERS`, none of which it can change: it can call them with values of the kinds they are
 made for, and nothing else in it can run. Plain values keep their type:
-None, bool, int, float, complex, str, bytes, list, tuple, set, frozenset, dict, range, Fraction, Decimal, numpy's scalars, and
-the list and tree nodes of LeetCode's tests. What is derived from one of them is sent as that one, read by the base class's own
-methods, so that an overridden `__eq__` is left behind. Anything else arrives as `Opaque`, which equals nothing.
+None, bool, int, float, complex, str, bytes, list, tuple (a named one with its names), set, frozenset, dict and its views, deque,
+Counter, OrderedDict, range, Fraction, Decimal, dates and times without a zone, numpy's scalars and arrays of numbers, and the list and
+tree nodes of LeetCode's tests. What is derived from one of them is sent as that one, read by the base class's own methods, so that an
+overridden `__eq__` is left behind. Anything else arrives as a reference where both sides agreed on that (see `objects`), else as
+`Opaque`, which equals nothing.
 """
 
 from __future__ import annotations
 
+import datetime
 import io
 import pickle
 import struct
 import sys
 import time
-from collections import deque
+from collections import Counter, OrderedDict, deque, namedtuple
 from collections.abc import Callable
 from decimal import Decimal
 from fractions import Fraction
+from functools import lru_cache
 from typing import Any
 
 _LENGTH = struct.Struct(">Q")
@@ -56,8 +60,7 @@ class Clock:
         cpu = self._cpu()
         if self._used is None or cpu is None:
             return 0.0
-        # A process is given a tenth for what it waits on its own account, as for memory.
-        owed = 0.9 * self._limit - (cpu - self._used)
+        owed = self._limit - (cpu - self._used)
         return min(max(owed, 0.05), self.PATIENCE * self._limit - passed) if owed > 0 else 0.0
 
 
@@ -149,17 +152,55 @@ def numpy_scalar(name: str, value: Any) -> Any:
     return getattr(numpy, name)(value)
 
 
-# How each base class is read from something derived from it.
+def numpy_array(kind: str, shape: tuple[int, ...], data: bytes) -> Any:
+    """An array of numpy's numbers; ValueError for another kind or another size."""
+    import numpy
+
+    if kind not in _NUMPY:
+        raise ValueError(f"no numpy array of {kind!r}")
+    return numpy.frombuffer(data, getattr(numpy, kind)).reshape(shape).copy()
+
+
+def named_tuple(name: str, fields: tuple[str, ...], values: tuple[Any, ...]) -> Any:
+    """A tuple whose places have names."""
+    return _tuple_class(name, fields)(*values)
+
+
+@lru_cache(maxsize=64)
+def _tuple_class(name: str, fields: tuple[str, ...]) -> Any:
+    if len(fields) > 100 or any(len(word) > 100 for word in (name, *fields)):
+        raise ValueError("too many names, or too long ones")
+    return namedtuple(name, fields)
+
+
+def dict_view(kind: str, values: list[Any]) -> Any:
+    """The keys, the values or the items of a dict; ValueError for another kind."""
+    if kind == "dict_keys":
+        return dict.fromkeys(values).keys()
+    if kind == "dict_items":
+        return dict(values).items()
+    if kind == "dict_values":
+        return dict(enumerate(values)).values()
+    raise ValueError(f"a dict has no {kind!r}")
+
+
+_VIEWS = (type({}.keys()), type({}.values()), type({}.items()))
+
+# How each base class is read from something derived from it; a base before its own base.
 _READ_AS = (
     (int, int.__int__),
     (float, float.__float__),
     (str, str.__str__),
     (list, lambda v: list(list.__iter__(v))),
     (tuple, lambda v: tuple(tuple.__iter__(v))),
+    (Counter, lambda v: dict(dict.items(v))),
+    (OrderedDict, lambda v: dict(OrderedDict.items(v))),
     (dict, lambda v: dict(dict.items(v))),
+    (deque, lambda v: list(deque.__iter__(v))),
     (set, lambda v: set(set.__iter__(v))),
     (frozenset, lambda v: frozenset(frozenset.__iter__(v))),
     (bytes, lambda v: bytes(bytes.__iter__(v))),
+    (bytearray, lambda v: bytes(bytearray.__iter__(v))),
 )
 # How the others are taken apart. (Their own ways need names and conversions that a made-up message must not have.)
 _PARTS: dict[type, Callable[[Any], tuple[Any, ...]]] = {
@@ -167,7 +208,10 @@ _PARTS: dict[type, Callable[[Any], tuple[Any, ...]]] = {
     range: lambda v: (v.start, v.stop, v.step),
     Fraction: lambda v: (v.numerator, v.denominator),
     Decimal: lambda v: (str(v),),
+    datetime.date: lambda v: (v.year, v.month, v.day),
+    datetime.timedelta: lambda v: (v.days, v.seconds, v.microseconds),
 }
+_CLOCK = ("hour", "minute", "second", "microsecond")
 # Longer numbers take time that grows with the square of their length.
 _LONGEST = 20_000
 
@@ -205,6 +249,10 @@ def _decimal(digits: str) -> Decimal:
 
 
 class _Writer(pickle.Pickler):
+    def __init__(self, buffer: io.BytesIO, refer: Callable[[Any], tuple[Any, ...]] | None) -> None:
+        super().__init__(buffer, protocol=4)
+        self._refer = refer
+
     def reducer_override(self, value: Any) -> Any:
         """Asked for all but the exact built-in types."""
         kind = type(value)
@@ -213,29 +261,59 @@ class _Writer(pickle.Pickler):
         if kind in _PARTS:
             return kind, _PARTS[kind](value)
         name = kind.__name__
-        if name == "ListNode" and hasattr(value, "next"):
+        if name == "ListNode" and hasattr(value, "val") and hasattr(value, "next"):
             return list_node, (list_values(value),)
-        if name == "TreeNode" and hasattr(value, "left"):
+        if name == "TreeNode" and hasattr(value, "val") and hasattr(value, "left"):
             return tree_node, (tree_values(value),)
+        if kind in _VIEWS:
+            return dict_view, (name, list(value))
+        if kind in (datetime.datetime, datetime.time) and value.tzinfo is None:
+            day = (value.year, value.month, value.day) if kind is datetime.datetime else ()
+            return kind, (*day, *(getattr(value, part) for part in _CLOCK))
         if kind.__module__ == "numpy" and name in _NUMPY:
             return numpy_scalar, (name, value.item())
+        if kind.__module__ == "numpy" and name == "ndarray" and value.dtype.name in _NUMPY:
+            return numpy_array, (value.dtype.name, value.shape, value.tobytes())
+        if isinstance(value, tuple) and isinstance(getattr(kind, "_fields", None), tuple):
+            return named_tuple, (name, kind._fields, tuple(tuple.__iter__(value)))
         for base, read in _READ_AS:
             if isinstance(value, base):
+                # Not the class itself: one that pickles in its own way comes back here.
                 return base, (read(value),)
-        return Opaque, ()
+        return (reference, self._refer(value)) if self._refer else (Opaque, ())
+
+
+def reference(*parts: Any) -> Any:
+    """Stand in a message for an object that stays where it is; its reader is told how to read it."""
+    raise ValueError("a reference where none is read")
 
 
 class _Reader(pickle.Unpickler):
+    def __init__(self, buffer: io.BytesIO, resolve: Callable[..., Any] | None) -> None:
+        super().__init__(buffer)
+        self._resolve = resolve
+
     def find_class(self, module: str, name: str) -> Any:
         known = module.rpartition(".")[2], name
+        if known == ("codec", "reference") and self._resolve:
+            return _Maker(self._resolve, (str,), (int,), (str,), (tuple,), (tuple,))
         if known not in _MAKERS:
             raise pickle.UnpicklingError(f"a message with {module}.{name}")
         return _MAKERS[known]
 
 
-_NAMED = (*(kind for kind, _ in _READ_AS), *_PARTS, Opaque, list_node, tree_node, numpy_scalar)
+_MADE_HERE = (Opaque, list_node, tree_node, numpy_scalar, numpy_array, named_tuple, dict_view, reference)
+_NAMED = (*(kind for kind, _ in _READ_AS), *_PARTS, datetime.datetime, datetime.time, *_MADE_HERE)
 _MAKERS = {
     **{("builtins", kind.__name__): _Maker(kind, (kind,)) for kind, _ in _READ_AS},
+    ("builtins", "bytearray"): _Maker(bytearray, (bytes,)),
+    ("collections", "Counter"): _Maker(Counter, (dict,)),
+    ("collections", "OrderedDict"): _Maker(OrderedDict, (dict,)),
+    ("collections", "deque"): _Maker(deque, (list,)),
+    ("datetime", "date"): _Maker(datetime.date, (int,), (int,), (int,)),
+    ("datetime", "datetime"): _Maker(datetime.datetime, *[(int,)] * 7),
+    ("datetime", "time"): _Maker(datetime.time, *[(int,)] * 4),
+    ("datetime", "timedelta"): _Maker(datetime.timedelta, (int,), (int,), (int,)),
     ("builtins", "complex"): _Maker(complex, (float,), (float,)),
     ("builtins", "range"): _Maker(range, (int,), (int,), (int,)),
     ("fractions", "Fraction"): _Maker(_fraction, (int,), (int,)),
@@ -245,14 +323,27 @@ _MAKERS = {
     ("codec", "list_node"): _Maker(list_node, (list,)),
     ("codec", "tree_node"): _Maker(tree_node, (list,)),
     ("codec", "numpy_scalar"): _Maker(numpy_scalar, (str,), (bool, int, float)),
+    ("codec", "numpy_array"): _Maker(numpy_array, (str,), (tuple,), (bytes,)),
+    ("codec", "named_tuple"): _Maker(named_tuple, (str,), (tuple,), (tuple,)),
+    ("codec", "dict_view"): _Maker(dict_view, (str,), (list,)),
 }
+_SELF = sys.modules[__name__]
 
 
-def dumps(message: Any) -> bytes:
-    """One message, its length before it; RecursionError for what is nested too deep."""
+def dumps(message: Any, refer: Callable[[Any], tuple[Any, ...]] | None = None) -> bytes:
+    """One message, its length before it; RecursionError for what is nested too deep.
+
+    `refer` gives the parts of a `reference` (text, number, text, tuple, tuple) to each value that cannot be sent.
+    """
     buffer = io.BytesIO(bytes(HEADER))
     buffer.seek(HEADER)
-    _Writer(buffer, protocol=4).dump(message)
+    # A pickle names what it calls by its module, which is hidden from programs.
+    is_hidden = sys.modules.setdefault(__name__, _SELF) is _SELF and _is_hidden
+    try:
+        _Writer(buffer, refer).dump(message)
+    finally:
+        if is_hidden:
+            sys.modules.pop(__name__, None)
     data = buffer.getbuffer()
     _LENGTH.pack_into(data, 0, len(data) - HEADER)
     return data
@@ -263,10 +354,23 @@ def length(header: bytes) -> int:
     return _LENGTH.unpack(header)[0]
 
 
-def loads(data: bytes) -> Any:
-    """The message whose bytes these are (without the header); ValueError for anything that `dumps` does not write."""
+_is_hidden = False
+
+
+def hide() -> None:
+    """Take this module away from the modules that a program sees, but while a message is written."""
+    global _is_hidden
+    _is_hidden = True
+    sys.modules.pop(__name__, None)
+
+
+def loads(data: bytes, resolve: Callable[..., Any] | None = None) -> Any:
+    """The message whose bytes these are (without the header); ValueError for anything that `dumps` does not write.
+
+    `resolve` makes a value of the parts of a `reference`.
+    """
     try:
-        return _Reader(io.BytesIO(data)).load()
+        return _Reader(io.BytesIO(data), resolve).load()
     except Exception as error:  # a pickle made up to mislead can raise nearly anything
         raise ValueError(f"not a message: {type(error).__name__}: {error}") from None
 

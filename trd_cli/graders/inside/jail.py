@@ -1,10 +1,15 @@
 """Started as a script: closes the sandbox around itself, then serves requests (see runner). Standard library only.
 
-    python -s -S -P jail.py OPTIONS     requests on standard input, replies on standard output
+    python -s -S -P jail.py     a prepared parent: each message on its standard input, a socket, asks for one sandbox
 
-OPTIONS is a JSON object: `level` ("namespaces", "limits", or "bwrap" where that has closed it already), `root` (an empty
-directory), `shown` (directories that stay visible, read-only), `site` (directories of packages), `memory` and `file_size` in bytes, `processes`, `seconds` of CPU, and
-`other` (two more descriptors, see runner.Pipes) or null.
+It has loaded what every sandbox needs and never a program. A message is a JSON object of OPTIONS with the descriptors that the new
+process reads requests from and writes replies to; the reply is that process's number. A message {"end": number} ends it. Messages and replies end with a line.
+
+    python -s -S -P jail.py OPTIONS     one sandbox, where another program has closed it (bwrap)
+
+OPTIONS: `level` ("namespaces", "limits", or "bwrap" where that has closed it already), `root` (an empty
+directory), `work` (where programs work: `/tmp` or below it), `shown` (directories that stay visible, read-only), `site` (directories of packages), `memory` and `file_size` in bytes, `processes`, `seconds` of CPU, `environment`
+(variables besides those of the parent), and `other` (two more descriptors, see runner.Pipes) or null.
 
 Level "namespaces", Linux: new user, mount, process, network, IPC and host-name namespaces. The file system is a new, small one:
 the directories shown, read-only, and an empty /tmp that holds at most `file_size` bytes. There is no network but a loopback that is
@@ -20,14 +25,21 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
+import gc
 import json
 import os
 import resource
 import signal
+import socket
 import sys
+import types
 
 _NAMESPACES = 0x10000000 | 0x00020000 | 0x20000000 | 0x40000000 | 0x08000000 | 0x04000000
 _MS_BIND, _MS_REC, _MS_PRIVATE, _MS_NOSUID, _MS_NODEV = 4096, 16384, 1 << 18, 2, 4
+# Where the pipes to another sandbox are.
+_OTHERS = (50, 51)
+_PR_SET_DUMPABLE = 4
 _PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS, _PR_CAPBSET_DROP, _PR_SET_CHILD_SUBREAPER = 1, 38, 24, 36
 _SYS_MOUNT_SETATTR, _AT_FDCWD, _AT_RECURSIVE, _MOUNT_ATTR_RDONLY = 442, -100, 0x8000, 1
 _MNT_DETACH = 2
@@ -53,12 +65,11 @@ def _mount(libc: ctypes.CDLL, source: str, target: str, kind: str, flags: int, d
     _check(result, f"mount {target}")
 
 
-def _read_only(libc: ctypes.CDLL, path: str) -> None:
-    """Make a mount, and all that was mounted below it with it, read-only."""
-    attributes = (ctypes.c_uint64 * 4)(_MOUNT_ATTR_RDONLY, 0, 0, 0)
-    result = libc.syscall(
-        _SYS_MOUNT_SETATTR, _AT_FDCWD, path.encode(), _AT_RECURSIVE, ctypes.byref(attributes), 32
-    )
+def _read_only(libc: ctypes.CDLL, path: str, undo: bool = False) -> None:
+    """Make a mount, and all that was mounted below it with it, read-only; or undo that of the mount alone."""
+    attributes = (ctypes.c_uint64 * 4)(*((0, _MOUNT_ATTR_RDONLY) if undo else (_MOUNT_ATTR_RDONLY, 0)), 0, 0)
+    flags = 0 if undo else _AT_RECURSIVE
+    result = libc.syscall(_SYS_MOUNT_SETATTR, _AT_FDCWD, path.encode(), flags, ctypes.byref(attributes), 32)
     _check(result, f"mount_setattr {path}")
 
 
@@ -67,6 +78,16 @@ def _build_root(libc: ctypes.CDLL, options: dict) -> None:
     root = options["root"]
     _mount(libc, "none", "/", "", _MS_REC | _MS_PRIVATE)
     _mount(libc, "tmpfs", root, "tmpfs", _MS_NOSUID | _MS_NODEV, "size=1m,mode=755")
+    # Before what is shown, which may lie below it.
+    os.mkdir(f"{root}/tmp")
+    _mount(
+        libc,
+        "tmpfs",
+        f"{root}/tmp",
+        "tmpfs",
+        _MS_NOSUID | _MS_NODEV,
+        f"size={options['file_size']},mode=1777",
+    )
     for path in options["shown"]:
         inside = root + path
         if os.path.islink(path):
@@ -82,8 +103,11 @@ def _build_root(libc: ctypes.CDLL, options: dict) -> None:
     for name in _DEVICES:
         inside = _touch(f"{root}/dev/{name}")
         _mount(libc, f"/dev/{name}", inside, "", _MS_BIND)
-    for name in ("tmp", "proc", "old", "dev/shm"):
+    for name in ("proc", "old", "dev/shm"):
         os.makedirs(f"{root}/{name}")
+    if options["work"] != "/tmp":
+        os.mkdir(root + options["work"])
+        os.chmod(root + options["work"], 0o1777)
     with contextlib.suppress(OSError):  # a container that hides parts of /proc does not allow a new one
         _mount(libc, "proc", f"{root}/proc", "proc", _MS_NOSUID | _MS_NODEV)
     for number, name in enumerate(("stdin", "stdout", "stderr")):
@@ -98,8 +122,8 @@ def _build_root(libc: ctypes.CDLL, options: dict) -> None:
     _check(libc.umount2(b"/old", _MNT_DETACH), "umount /old")
     os.rmdir("/old")
     _read_only(libc, "/")
-    _mount(libc, "tmpfs", "/tmp", "tmpfs", _MS_NOSUID | _MS_NODEV, f"size={options['file_size']},mode=1777")
-    _mount(libc, "/tmp", "/dev/shm", "", _MS_BIND)
+    _read_only(libc, "/tmp", undo=True)
+    _mount(libc, options["work"], "/dev/shm", "", _MS_BIND)
 
 
 def _touch(path: str) -> str:
@@ -240,37 +264,112 @@ def _enter_limits(options: dict) -> None:
         _die_with_parent(libc)
 
 
+def _seal_ourselves(libc: ctypes.CDLL, sealed: bool) -> None:
+    """Keep other processes of the user out of this one's memory, or undo it: what is sealed cannot be given user ids."""
+    libc.prctl(_PR_SET_DUMPABLE, 0 if sealed else 1, 0, 0, 0)
+
+
 def main() -> None:
-    options = json.loads(sys.argv[1])
+    """Serve as the parent of sandboxes until the other end of standard input is closed; with OPTIONS become a sandbox."""
     sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-    import codec  # noqa: F401  loaded while its directory can still be seen
     import runner
 
+    runner.prepare()
     sys.path[:1] = []
-    other = runner.Pipes(*options["other"]) if options["other"] else None
-    if sys.platform == "linux":
-        _die_with_parent(_libc())
+    libc = _libc() if sys.platform == "linux" else None
+    if libc:
+        _die_with_parent(libc)
         with contextlib.suppress(OSError):  # where memory runs out, it is a program that the kernel ends
             _write("/proc/self/oom_score_adj", "1000")
-    try:
-        if options["level"] == "namespaces":
-            _enter_namespaces(options)
-            os.chdir("/tmp")
-        else:
-            _enter_limits(options)
-            os.chdir(options["root"])
-        with contextlib.suppress(PermissionError):  # it leads one already
-            os.setsid()
-        _limit(options)
-    except OSError as error:
-        runner.Pipes(0, 1).send({"refused": str(error)})
-        os._exit(1)
-    pipes = runner.Pipes(os.dup(0), os.dup(1))
+    if len(sys.argv) > 1:
+        options = json.loads(sys.argv[1])
+        _become_sandbox(runner, options, options["other"] or [])
+    # Its owner's bounds are of a row.
+    for kind in (resource.RLIMIT_CPU, resource.RLIMIT_AS):
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(kind, (resource.getrlimit(kind)[1],) * 2)
+    if libc:
+        _seal_ourselves(libc, sealed=True)
+    gc.freeze()
+    channel = socket.socket(fileno=0)
+    while True:
+        message, descriptors = _received(channel)
+        if not message:
+            os._exit(0)
+        request = json.loads(message)
+        if "end" in request:
+            _end(request["end"])
+            channel.send(b"ended\n")
+            continue
+        child = os.fork()
+        if child == 0:
+            channel.detach()
+            _take(descriptors)
+            if libc:
+                _seal_ourselves(libc, sealed=False)
+            _become_sandbox(runner, request, list(_OTHERS)[: len(descriptors) - 2])
+        for descriptor in descriptors:
+            os.close(descriptor)
+        channel.send(b"%d\n" % child)
+
+
+def _received(channel: socket.socket) -> tuple[bytes, list[int]]:
+    """One line and the descriptors that came with it; nothing at the end."""
+    message, descriptors, _, _ = socket.recv_fds(channel, 1 << 16, 4)
+    while message and not message.endswith(b"\n"):
+        message += channel.recv(1 << 16) or b"\n"
+    return message, list(descriptors)
+
+
+def _take(descriptors: list[int]) -> None:
+    """In the child: have the descriptors given as standard input and output and as `_OTHERS`, and no other one."""
+    os.setsid()
+    apart = [fcntl.fcntl(descriptor, fcntl.F_DUPFD, 100) for descriptor in descriptors]
     nothing = os.open(os.devnull, os.O_RDWR)
-    for descriptor in range(3):
-        os.dup2(nothing, descriptor)
-    sys.path += options["site"]
-    runner.serve(pipes, other)
+    os.dup2(nothing, 2)
+    for descriptor, place in zip(apart, (0, 1, *_OTHERS), strict=False):
+        os.dup2(descriptor, place)
+    kept = {0, 1, 2, *_OTHERS[: len(descriptors) - 2]}
+    for descriptor in {nothing, *descriptors, *apart} - kept:
+        os.close(descriptor)
+
+
+def _end(child: int) -> None:
+    """End a child of this process, which has not been waited for, so that its number is still its own."""
+    for end in (os.kill, os.killpg):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            end(child, signal.SIGKILL)
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(child, 0)
+
+
+def _become_sandbox(runner: types.ModuleType, options: dict, others: list[int]) -> None:
+    """In the child: close the sandbox around this process and serve. Never returns."""
+    try:
+        os.environ.update(options["environment"])
+        other = runner.Pipes(*others) if others else None
+        if sys.platform == "linux":
+            _die_with_parent(_libc())
+        try:
+            if options["level"] == "namespaces":
+                _enter_namespaces(options)
+                os.chdir(options["work"])
+            else:
+                _enter_limits(options)
+                os.chdir(options["root"])
+            _limit(options)
+        except OSError as error:
+            runner.Pipes(0, 1).send({"refused": str(error)})
+            os._exit(1)
+        pipes = runner.Pipes(os.dup(0), os.dup(1))
+        nothing = os.open(os.devnull, os.O_RDWR)
+        for descriptor in range(3):
+            os.dup2(nothing, descriptor)
+        os.close(nothing)
+        sys.path += options["site"]
+        runner.serve(pipes, other)
+    finally:
+        os._exit(0)
 
 
 if __name__ == "__main__":

@@ -8,50 +8,38 @@ a test, and gets one back for each. No expected result ever comes in here. Reque
     {"target": name, "args": …, "kwargs": …}     → {"done": true}, then {"value": …} | {"raised": text}
                                                                                        a function, or a method of Solution; two messages, as
                                                                                        sending a large value is not the program's time
+    {"calls": name, "inputs": [args, …]}         → {"value": …} | {"raised": text} for each of them
     {"stdin": text, "limit": seconds}            → {"stdout": text, "status": int, "flooded": bool, "late": bool}
-    {"check": source, "limit": seconds}          → {"ok": true} | {"raised": text}     a test program; its Solution() asks another
-                                                                                       runner, through the two pipes named at the start
+    {"check": source, "names": […], "limit": seconds}
+                                                 → {"ok": true} | {"raised": text} | {"fault": text}
+                                                                                       a test program (see asking); what it asks goes to
+                                                                                       another runner, through the two pipes named at the start
+    {"op": name, "args": …, "kwargs": …}         → what that test program asks (see objects)
 """
 
 from __future__ import annotations
 
 import atexit
 import builtins
+import contextlib
 import os
 import select
 import signal
 import sys
 import time
 import types
+from collections.abc import Callable
 from typing import Any
 
+import asking
 import codec
+import names
+import objects
 
 MAX_OUTPUT = 32 << 20
-# What LeetCode and its kin give to a program before its first line.
-_MODULES = (
-    *(
-        "bisect",
-        "collections",
-        "copy",
-        "datetime",
-        "functools",
-        "heapq",
-        "io",
-        "itertools",
-        "json",
-        "math",
-        "operator",
-        "random",
-    ),
-    *("re", "statistics", "string", "sys", "typing"),
-)
-PRELUDE = f"""
-import {", ".join(_MODULES)}
-{"".join(f"from {name} import *{chr(10)}" for name in _MODULES)}
-from builtins import *
-sys.setrecursionlimit(50_000)
-"""
+_NODES = {"ListNode": codec.ListNode, "TreeNode": codec.TreeNode}
+_RECURSION = 50_000
+_HELD, _HELD_SECONDS = 1 << 15, 0.002
 
 
 class Pipes:
@@ -60,12 +48,12 @@ class Pipes:
     def __init__(self, source: int, target: int) -> None:
         self._in, self._out, self._buffer = source, target, bytearray()
 
-    def receive(self, limit: float | None = None) -> Any:
+    def receive(self, limit: float | None = None, resolve: Callable[..., Any] | None = None) -> Any:
         """The next message, None at the end; TimeoutError where it has not come whole after `limit` seconds."""
         deadline = None if limit is None else time.monotonic() + limit
         header = self._read(codec.HEADER, deadline)
         data = None if header is None else self._read(codec.length(header), deadline)
-        return None if data is None else codec.loads(data)
+        return None if data is None else codec.loads(data, resolve)
 
     def _read(self, size: int, deadline: float | None) -> bytes | None:
         while len(self._buffer) < size:
@@ -80,10 +68,19 @@ class Pipes:
         del self._buffer[:size]
         return data
 
-    def send(self, message: Any) -> None:
-        data = codec.dumps(message)
-        while data:
-            data = data[os.write(self._out, data) :]
+    def send(self, message: Any, refer: Callable[[Any], tuple[Any, ...]] | None = None) -> None:
+        self.write(codec.dumps(message, refer))
+
+    def write(self, data: bytes | bytearray) -> None:
+        """Write messages that are encoded already."""
+        view = memoryview(data)
+        while view:
+            view = view[os.write(self._out, view) :]
+
+
+def prepare() -> None:
+    """Load what every sandbox needs, once for all that are forked from this process."""
+    names.load_modules()
 
 
 def serve(pipes: Pipes, other: Pipes | None) -> None:
@@ -91,15 +88,35 @@ def serve(pipes: Pipes, other: Pipes | None) -> None:
     codec.allow_long_integers()
     # Programs call them; the module `site`, which is not loaded here, defines them.
     builtins.exit = builtins.quit = sys.exit
+    sys.setrecursionlimit(_RECURSION)
+    sys.argv = ["solution.py"]
+    _hide_ourselves()
     program = _Program(other)
-    while (request := pipes.receive()) is not None:
+    peer = objects.Peer(
+        pipes, extra={"names": program.own, "name": program.get, "functions": program.functions}
+    )
+    while (request := pipes.receive(resolve=peer.resolve)) is not None:
+        if "op" in request:
+            peer.serve(request)
+            continue
+        if "calls" in request:
+            program.answer_all(request, pipes)
+            continue
         reply = program.answer(request)
         if "target" in request:
             pipes.send({"done": True})
         try:
             pipes.send(reply)
         except BaseException as error:
-            pipes.send({"raised": _told(error)})
+            pipes.send({"raised": objects.told(error)})
+
+
+def _hide_ourselves() -> None:
+    """Leave no module of ours where a program or a test program would find or import it."""
+    codec.hide()
+    for name in ("runner", "objects", "names", "asking"):
+        sys.modules.pop(name, None)
+    sys.modules["__main__"] = types.ModuleType("__main__")
 
 
 class _Program:
@@ -107,7 +124,7 @@ class _Program:
         self._other = other
         self._source = ""
         self._globals: dict[str, Any] = {}
-        self._given: dict[str, Any] = {}
+        self._before: dict[str, Any] = {}
         self._targets: dict[str, Any] = {}
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -115,24 +132,24 @@ class _Program:
             if "load" in request:
                 return self._load(request["load"], request["prelude"])
             if "script" in request:
-                exec(PRELUDE, {})  # loaded once, not once a test
                 self._source = request["script"]
                 return {"ok": True}
             if "stdin" in request:
                 return _run(self._source, request["stdin"], request["limit"])
             if "check" in request:
-                return self._check(request["check"], request["limit"])
+                return _checked(self._other, request)
             return self._call(request)
         except BaseException as error:
-            return {"raised": _told(error)}
+            return {"raised": objects.told(error)}
 
     def _load(self, source: str, prelude: bool) -> dict[str, Any]:
-        self._globals, self._given, self._targets = {}, {}, {}
+        code = compile(source, "<string>", "exec", dont_inherit=True)
+        module = sys.modules["solution"] = types.ModuleType("solution")
+        self._globals, self._targets = module.__dict__, {}
         if prelude:
-            self._globals |= {"ListNode": codec.ListNode, "TreeNode": codec.TreeNode}
-            exec(PRELUDE, self._globals)
-            self._given = dict(self._globals)
-        exec(source, self._globals)
+            self._globals.update(names.given_names(source, _NODES))
+        self._before = dict(self._globals)
+        exec(code, self._globals)
         return {"ok": True}
 
     def _call(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -141,46 +158,48 @@ class _Program:
             self._targets[name] = self._target(name)
         return {"value": self._targets[name](*request["args"], **request["kwargs"])}
 
+    def answer_all(self, request: dict[str, Any], pipes: Pipes) -> None:
+        """Reply to each of many calls, the replies held back for a moment: they cost more than a usual call does."""
+        held, sent = bytearray(), time.monotonic()
+        for args in request["inputs"]:
+            try:
+                data = codec.dumps(self._call({"target": request["calls"], "args": args, "kwargs": {}}))
+            except BaseException as error:
+                data = codec.dumps({"raised": objects.told(error)})
+            held += data
+            if len(held) > _HELD or time.monotonic() - sent > _HELD_SECONDS:
+                pipes.write(held)
+                held, sent = bytearray(), time.monotonic()
+        pipes.write(held)
+
     def _target(self, name: str) -> Any:
-        # Not what the prelude has under that name: `merge` is one of heapq's functions and of LeetCode's problems.
-        if name in self._globals and self._globals[name] is not self._given.get(name):
-            return self._globals[name]
-        return getattr(self._globals["Solution"](), name)
+        # Not what is given under that name: `merge` is one of heapq's functions and of LeetCode's problems.
+        return self.get(name) if self._defines(name) else getattr(self._globals["Solution"](), name)
 
-    def _check(self, source: str, limit: float) -> dict[str, Any]:
-        names: dict[str, Any] = {"Solution": lambda: _Elsewhere(self._other, limit)}
-        exec(PRELUDE, names)
-        for part in (codec.ListNode, codec.TreeNode, codec.list_node, codec.tree_node):
-            names[part.__name__] = part
-        names["is_same_list"] = lambda a, b: codec.list_values(a) == codec.list_values(b)
-        names["is_same_tree"] = lambda a, b: codec.tree_values(a) == codec.tree_values(b)
-        exec(source, names)
-        return {"ok": True}
+    def own(self) -> list[str]:
+        """The names the program defines."""
+        return [name for name in self._globals if name != "__builtins__" and self._defines(name)]
 
+    def _defines(self, name: str) -> bool:
+        return name in self._globals and not (
+            name in self._before and self._before[name] is self._globals[name]
+        )
 
-class _Elsewhere:
-    """A Solution whose methods run in another sandbox."""
+    def get(self, name: str) -> Any:
+        return self._globals[name]
 
-    def __init__(self, pipes: Pipes, limit: float) -> None:
-        self._pipes, self._limit = pipes, limit
-
-    def __getattr__(self, name: str) -> Any:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            self._pipes.send({"target": name, "args": args, "kwargs": kwargs})
-            self._pipes.receive(self._limit)
-            reply = self._pipes.receive(self._limit)
-            if not isinstance(reply, dict) or "value" not in reply:
-                raise RuntimeError((reply or {}).get("raised", "the program ended its process"))
-            return reply["value"]
-
-        return call
+    def functions(self) -> list[str]:
+        """The names of the functions the program defines, in their order."""
+        return [
+            name
+            for name in self.own()
+            if isinstance(self._globals[name], types.FunctionType)
+            and self._globals[name].__module__ == "solution"
+        ]
 
 
-def _told(error: BaseException) -> str:
-    try:
-        return f"{type(error).__name__}: {error}"[:300]
-    except BaseException:
-        return "an exception that cannot be printed"
+def _checked(other: Pipes | None, request: dict[str, Any]) -> dict[str, Any]:
+    return asking.run(other, request["check"], request["names"], request["limit"])
 
 
 def _run(source: str, text: str, limit: float) -> dict[str, Any]:
@@ -243,11 +262,14 @@ def _run_as_main(source: str) -> None:
     sys.stdin = os.fdopen(0, encoding="utf-8", closefd=False)
     sys.stdout = stdout = os.fdopen(1, "w", encoding="utf-8", closefd=False)
     main = sys.modules["__main__"] = types.ModuleType("__main__")
-    sys.argv = ["solution.py"]
     try:
-        exec(PRELUDE, main.__dict__)
-        exec(compile(source, "solution.py", "exec"), main.__dict__)
+        main.__dict__.update(names.given_names(source))
+        exec(compile(source, "solution.py", "exec", dont_inherit=True), main.__dict__)
     finally:
+        # As Python does at its end: threads first, executors with them, then what is registered.
+        if "threading" in sys.modules:
+            with contextlib.suppress(BaseException):
+                sys.modules["threading"]._shutdown()
         atexit._run_exitfuncs()
         for stream in (sys.stdout, stdout):
             if not getattr(stream, "closed", False):

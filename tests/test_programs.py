@@ -1,0 +1,647 @@
+"""Programs and their tests as people write them: which program a response means, and what its tests ask of it."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trd_cli.graders import code
+from trd_cli.graders.base import Question
+from trd_cli.graders.fences import program_of
+from trd_cli.graders.sandbox import choose_level
+
+SUM = {"kind": "stdin", "inputs": ["2 3\n", "10 -4\n"], "outputs": ["5\n", "6\n"]}
+
+
+@pytest.fixture(scope="module")
+def options() -> code.CodeOptions:
+    return code.CodeOptions(choose_level("auto"), test_timeout=5.0, code_timeout=20.0, memory=4 << 30)
+
+
+def verdict(response: str, tests: Any, options: code.CodeOptions) -> tuple[str, str]:
+    spec = {"kind": "functional", "code": tests} if isinstance(tests, str) else tests
+    grade = code.grade(Question("code", response, None, json.dumps(spec)), options)
+    return grade.verdict, grade.detail or ""
+
+
+FENCES: dict[str, tuple[str, Any, str]] = {
+    "output untagged": (
+        "```python\na,b=map(int,input().split())\nprint(a+b)\n```\nOutput:\n```\n5\n```\n",
+        SUM,
+        "correct",
+    ),
+    "bash": (
+        "```python\na,b=map(int,input().split())\nprint(a+b)\n```\nRun:\n```bash\npython solution.py < in.txt\n```\n",
+        SUM,
+        "correct",
+    ),
+    "usage of function for stdin": (
+        "I define:\n```python\ndef solve():\n    a,b=map(int,input().split())\n    print(a+b)\n```\nand call it\n```python\nif __name__=='__main__':\n    solve()\n```\n",
+        SUM,
+        "correct",
+    ),
+    "reader in second": (
+        "```python\ndef add(a,b):\n    return a+b\n```\n```python\na,b=map(int,input().split())\nprint(add(a,b))\n```\n",
+        SUM,
+        "correct",
+    ),
+    "two parts with data": (
+        "```python\nimport sys\nd=sys.stdin.read().split()\n```\n```python\nprint(int(d[0])+int(d[1]))\n```\n",
+        SUM,
+        "correct",
+    ),
+    "example call after full program": (
+        "```python\ndef add(a,b):\n    return a+b\nif __name__=='__main__':\n    a,b=map(int,input().split())\n    print(add(a,b))\n```\ne.g.\n```python\nprint(add(2,3))  # 5\n```\n",
+        SUM,
+        "correct",
+    ),
+    "tests after full program": (
+        "```python\ndef add(a,b):\n    return a+b\na,b=map(int,input().split())\nprint(add(a,b))\n```\n```python\nassert add(2,3)==5\nassert add(1,1)==2\n```\n",
+        SUM,
+        "correct",
+    ),
+    "revised last wrong": (
+        "```python\na,b=map(int,input().split())\nprint(a+b)\n```\nbetter\n```python\na,b=map(int,input().split())\nprint(a-b)\n```\n",
+        SUM,
+        "incorrect",
+    ),
+    "revised last right": (
+        "```python\na,b=map(int,input().split())\nprint(a-b)\n```\nbetter\n```python\na,b=map(int,input().split())\nprint(a+b)\n```\n",
+        SUM,
+        "correct",
+    ),
+    "on a line of text": (
+        "The answer: ```python\na,b=map(int,input().split())\nprint(a+b)\n```\n",
+        SUM,
+        "correct",
+    ),
+    "closing on line": ("```python\na,b=map(int,input().split())\nprint(a+b)```\n", SUM, "correct"),
+    "docstring fences": (
+        '```python\ndef f():\n    """\n    ```\n    x\n    ```\n    """\na,b=map(int,input().split())\nprint(a+b)\n```\n',
+        SUM,
+        "correct",
+    ),
+    "complexity fence": (
+        "```python\na,b=map(int,input().split())\nprint(a+b)\n```\n```\nO(n)\n```\n",
+        SUM,
+        "correct",
+    ),
+    "pycon": (
+        "```python\na,b=map(int,input().split())\nprint(a+b)\n```\n```python\n>>> add(1,2)\n3\n```\n",
+        SUM,
+        "correct",
+    ),
+    "comment only": (
+        "```python\na,b=map(int,input().split())\nprint(a+b)\n```\n```python\n# Output: 5\n```\n",
+        SUM,
+        "correct",
+    ),
+    "usage call kind": (
+        "```python\ndef f(a):\n    return a*2\n```\n```python\nprint(f(3))\n```\n",
+        {"kind": "call", "fn_name": "f", "inputs": [[2]], "outputs": [4]},
+        "correct",
+    ),
+    "usage functional": (
+        "```python\nclass Solution:\n    def f(self,a): return a*2\n```\n```python\nsol = Solution()\nprint(sol.f(3)) # 6\nassert sol.f(1)==2\n```\n",
+        "assert Solution().f(2)==4",
+        "correct",
+    ),
+    "helper in earlier": (
+        "```python\ndef g(a):\n    return a*2\n```\n```python\ndef f(a):\n    return g(a)\n```\n",
+        {"kind": "call", "fn_name": "f", "inputs": [[2]], "outputs": [4]},
+        "correct",
+    ),
+    "helper later": (
+        "```python\ndef f(a):\n    return g(a)\n```\n```python\ndef g(a):\n    return a*2\n```\n",
+        {"kind": "call", "fn_name": "f", "inputs": [[2]], "outputs": [4]},
+        "correct",
+    ),
+    "unittest after": (
+        "```python\ndef f(a):\n    return a*2\n```\n```python\nimport unittest\nclass T(unittest.TestCase):\n    def test(self): self.assertEqual(f(1),2)\nunittest.main()\n```\n",
+        "assert f(2)==4",
+        "correct",
+    ),
+    "second wrong same name": (
+        "```python\ndef f(a):\n    return a*2\n```\n```python\ndef f(a):\n    return a*3\n```\n",
+        "assert f(2)==4",
+        "incorrect",
+    ),
+    "pytest after": (
+        "```python\ndef f(a):\n    return a*2\n```\n```python\nfrom solution import f\ndef test_f():\n    assert f(1)==2\n```\n",
+        "assert f(2)==4",
+        "correct",
+    ),
+    "input example python tag": (
+        "```python\na,b=map(int,input().split())\nprint(a+b)\n```\nInput\n```\n2 3\n```\nOutput\n```python\n5\n```\n",
+        SUM,
+        "correct",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", FENCES)
+def test_the_program_is_the_fence_that_is_meant(case: str, options: code.CodeOptions) -> None:
+    response, tests, right = FENCES[case]
+    found, detail = verdict(response, tests, options)
+    assert found == right, detail
+
+
+THREADS: dict[str, tuple[str, Any, str]] = {
+    "executor": (
+        "from concurrent.futures import ThreadPoolExecutor\nex=ThreadPoolExecutor()\ndef m():\n    a,b=map(int,input().split())\n    print(a+b)\nex.submit(m)",
+        SUM,
+        "correct",
+    ),
+    "two threads chained": (
+        "import threading,time\na,b=map(int,input().split())\ndef n(): time.sleep(.05); print(a+b)\ndef m(): threading.Thread(target=n).start()\nthreading.Thread(target=m).start()",
+        SUM,
+        "correct",
+    ),
+    "daemon thread dies": (
+        "import threading,time\na,b=map(int,input().split())\ndef n():\n    time.sleep(1); print(a+b)\nthreading.Thread(target=n,daemon=True).start()",
+        SUM,
+        "incorrect",
+    ),
+    "thread raising is exit 0": (
+        "import threading\na,b=map(int,input().split())\nprint(a+b)\ndef n(): 1/0\nthreading.Thread(target=n).start()",
+        SUM,
+        "correct",
+    ),
+    "multiprocessing": (
+        "import multiprocessing as mp\ndef m(a,b): print(a+b,flush=True)\nif __name__=='__main__':\n    a,b=map(int,input().split())\n    p=mp.get_context('fork').Process(target=m,args=(a,b)); p.start()",
+        SUM,
+        "correct",
+    ),
+    "thread then sys.exit": (
+        "import threading,sys\ndef m():\n    a,b=map(int,input().split())\n    print(a+b)\nthreading.Thread(target=m).start()\nsys.exit()",
+        SUM,
+        "correct",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", THREADS)
+def test_threads_are_waited_for_as_python_does_at_its_end(case: str, options: code.CodeOptions) -> None:
+    source, tests, right = THREADS[case]
+    found, detail = verdict(f"```python\n{source}\n```\n", tests, options)
+    assert found == right, detail
+
+
+OBJECTS: dict[str, tuple[str, Any, str]] = {
+    "minstack": (
+        "class MinStack:\n    def __init__(self): self.s=[]\n    def push(self,x): self.s.append(x)\n    def pop(self): self.s.pop()\n    def top(self): return self.s[-1]\n    def getMin(self): return min(self.s)",
+        "m=MinStack()\nm.push(-2);m.push(0);m.push(-3)\nassert m.getMin()==-3\nm.pop()\nassert m.top()==0\nassert m.getMin()==-2",
+        "correct",
+    ),
+    "minstack wrong": (
+        "class MinStack:\n    def __init__(self): self.s=[]\n    def push(self,x): self.s.append(x)\n    def pop(self): self.s.pop()\n    def top(self): return self.s[-1]\n    def getMin(self): return max(self.s)",
+        "m=MinStack()\nm.push(-2);m.push(0);m.push(-3)\nassert m.getMin()==-3",
+        "incorrect",
+    ),
+    "minstack missing": ("class Stack: pass", "m=MinStack()\nm.push(-2)\nassert m.getMin()==-2", "incorrect"),
+    "attribute": (
+        "class P:\n    def __init__(self,x): self.x=x",
+        "p=P(3)\nassert p.x==3\np.x=5\nassert p.x==5",
+        "correct",
+    ),
+    "eq objects": (
+        "class V:\n    def __init__(s,x): s.x=x\n    def __eq__(s,o): return s.x==o.x\n    def __add__(s,o): return V(s.x+o.x)\n    def __repr__(s): return f'V({s.x})'\n    def __len__(s): return s.x",
+        "assert V(1)+V(2)==V(3)\nassert repr(V(2))=='V(2)'\nassert len(V(4))==4\nassert V(1)!=V(2)",
+        "correct",
+    ),
+    "always eq": (
+        "class A:\n    def __eq__(s,o): return True\ndef f(x): return A()",
+        "assert f(1)==42",
+        "incorrect",
+    ),
+    "always eq reflected": (
+        "class A:\n    def __eq__(s,o): return True\n    def __sub__(s,o): return 0\n    def __lt__(s,o): return True\n    def __contains__(s,o): return True\ndef f(x): return A()",
+        "assert 42 in f(1)",
+        "incorrect",
+    ),
+    "sub cheat": (
+        "class A:\n    def __sub__(s,o): return 0\n    def __rsub__(s,o): return 0\ndef f(x): return A()",
+        "assert abs(f(1)-42)<1e-9",
+        "incorrect",
+    ),
+    "closures": (
+        "def adder(n):\n    return lambda x: x+n",
+        "a=adder(2)\nassert a(3)==5\nassert adder(1)(1)==2",
+        "correct",
+    ),
+    "callback": ("def apply(f,x):\n    return f(f(x))", "assert apply(lambda v: v*2, 3)==12", "correct"),
+    "key builtin": (
+        "def srt(a,key):\n    return sorted(a,key=key)",
+        "assert srt(['bbb','a'],len)==['a','bbb']\nassert srt([2,1],key=lambda v:-v)==[2,1]",
+        "correct",
+    ),
+    "isinstance": (
+        "class A: pass\nclass B(A): pass\ndef mk(): return B()",
+        "assert isinstance(mk(),A)\nassert not isinstance(A(),B)\nassert issubclass(B,A)\nassert isinstance(mk(),B)",
+        "correct",
+    ),
+    "enum": (
+        "from enum import Enum\nclass C(Enum):\n    R=1\n    G=2\ndef f(): return C.R",
+        "assert f()==C.R\nassert f()!=C.G\nassert f() is C.R\nassert f().value==1",
+        "correct",
+    ),
+    "dataclass": (
+        "from dataclasses import dataclass\n@dataclass\nclass P:\n    x: int\n    y: int=0\ndef mk(a): return P(a)",
+        "assert mk(2)==P(2,0)\nassert mk(2).x==2",
+        "correct",
+    ),
+    "context manager": (
+        "class C:\n    def __enter__(s): return 5\n    def __exit__(s,*a): return True",
+        "with C() as v:\n    assert v==5\nwith C():\n    raise ValueError",
+        "correct",
+    ),
+    "static on class": (
+        "class M:\n    K=7\n    @staticmethod\n    def f(x): return x+1\n    @classmethod\n    def g(cls): return cls.K",
+        "assert M.f(1)==2\nassert M.g()==7\nassert M.K==7",
+        "correct",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", OBJECTS)
+def test_objects_of_the_program_behave_as_in_one_process(case: str, options: code.CodeOptions) -> None:
+    source, tests, right = OBJECTS[case]
+    found, detail = verdict(f"```python\n{source}\n```\n", tests, options)
+    assert found == right, detail
+
+
+EXCEPTIONS: dict[str, tuple[str, Any, str]] = {
+    "unittest raises": (
+        "def f(x):\n    if x<0: raise ValueError('neg')\n    return x",
+        "import unittest\nclass T(unittest.TestCase):\n    def test(self):\n        with self.assertRaises(ValueError): f(-1)\n        self.assertEqual(f(2),2)\nif __name__=='__main__': unittest.main()",
+        "correct",
+    ),
+    "wrong type": (
+        "def f(x): raise TypeError('x')",
+        "try:\n    f(-1)\nexcept ValueError:\n    pass",
+        "incorrect",
+    ),
+    "message": (
+        "def f(x): raise KeyError('k')",
+        "try:\n    f(-1)\n    assert False\nexcept KeyError as e:\n    assert e.args==('k',)\n    assert str(e)==\"'k'\"",
+        "correct",
+    ),
+    "own class": (
+        "class MyErr(ValueError):\n    def __init__(s,m,code): super().__init__(m); s.code=code\ndef f(x): raise MyErr('no',7)",
+        "try:\n    f(1)\n    raise AssertionError\nexcept MyErr as e:\n    assert e.code==7 and str(e)=='no'\ntry: f(1)\nexcept ValueError: pass",
+        "correct",
+    ),
+    "os._exit in try": (
+        "import os\ndef f(x): os._exit(0)",
+        "try:\n    f(1)\nexcept Exception:\n    pass",
+        "incorrect",
+    ),
+    "zero div uncaught": ("def f(x): return 1/x", "assert f(0)==1", "incorrect"),
+    "lookup base": (
+        "def f(x): return [][0]",
+        "try: f(0)\nexcept LookupError: pass\nelse: assert False",
+        "correct",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", EXCEPTIONS)
+def test_exceptions_keep_their_type_and_words(case: str, options: code.CodeOptions) -> None:
+    source, tests, right = EXCEPTIONS[case]
+    found, detail = verdict(f"```python\n{source}\n```\n", tests, options)
+    assert found == right, detail
+
+
+RESULTS: dict[str, tuple[str, Any, str]] = {
+    "generator lazily": (
+        "def g():\n    n=0\n    while True:\n        yield n; n+=1",
+        "import itertools\nassert list(itertools.islice(g(),3))==[0,1,2]\ni=g()\nassert next(i)==0 and next(i)==1",
+        "correct",
+    ),
+    "filter sorted": (
+        "def h(a): return filter(None,a)",
+        "assert sorted(h([2,0,1]))==[1,2]\nassert sum(h([1,2]))==3",
+        "correct",
+    ),
+    "map equals list is wrong": ("def h(a): return map(int,a)", "assert h(['1'])==[1]", "incorrect"),
+    "exhausted": ("def h(a): return iter(a)", "i=h([1])\nassert list(i)==[1]\nassert list(i)==[]", "correct"),
+    "keys": (
+        "def h(): return {1:2}.keys()",
+        "assert h()=={1}\nassert 1 in h()\nassert len(h())==1",
+        "correct",
+    ),
+    "deque eq list wrong": (
+        "from collections import deque\ndef h(): return deque([1])",
+        "assert h()==[1]",
+        "incorrect",
+    ),
+    "deque popleft": (
+        "from collections import deque\ndef h(): return deque([1,2])",
+        "d=h()\nassert d.popleft()==1 and len(d)==1\nfrom collections import deque\nassert h()==deque([1,2])",
+        "correct",
+    ),
+    "Counter": (
+        "from collections import Counter\ndef h(s): return Counter(s)",
+        "assert h('aab')=={'a':2,'b':1}\nassert h('aab').most_common(1)==[('a',2)]",
+        "correct",
+    ),
+    "namedtuple attr": (
+        "from collections import namedtuple\nP=namedtuple('P','x y')\ndef h(): return P(1,2)",
+        "assert h().x==1 and h()==(1,2) and h()==P(1,2)",
+        "correct",
+    ),
+    "date": (
+        "import datetime\ndef h(): return datetime.date(2020,1,2)",
+        "import datetime\nassert h()==datetime.date(2020,1,2)",
+        "correct",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", RESULTS)
+def test_results_behave_as_in_one_process(case: str, options: code.CodeOptions) -> None:
+    source, tests, right = RESULTS[case]
+    found, detail = verdict(f"```python\n{source}\n```\n", tests, options)
+    assert found == right, detail
+
+
+IN_PLACE: dict[str, tuple[str, Any, str]] = {
+    "nested": (
+        "def f(m):\n    for r in m: r.reverse()",
+        "m=[[1,2],[3,4]]\nr=m[0]\nassert f(m) is None\nassert m==[[2,1],[4,3]] and r==[2,1]",
+        "correct",
+    ),
+    "reordered rows": (
+        "def f(m): m.sort()",
+        "a=[3]\nm=[a,[1]]\nf(m)\nassert m==[[1],[3]] and a==[3] and m[1] is a",
+        "correct",
+    ),
+    "returns same": (
+        "def f(d):\n    d.append(1)\n    return d",
+        "d=[]\nassert f(d) is d\nassert d==[1]",
+        "correct",
+    ),
+    "must not change": (
+        "def f(d):\n    d.sort()\n    return d",
+        "d=[2,1]\nf(d)\nassert d==[2,1]",
+        "incorrect",
+    ),
+    "unchanged": ("def f(d): return sorted(d)", "d=[2,1]\nassert f(d)==[1,2]\nassert d==[2,1]", "correct"),
+    "matrix rotate": (
+        "class Solution:\n    def rotate(self,m): m[:]=[list(r) for r in zip(*m[::-1])]",
+        "m=[[1,2],[3,4]]\nSolution().rotate(m)\nassert m==[[3,1],[4,2]]",
+        "correct",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", IN_PLACE)
+def test_arguments_are_changed_in_place_as_in_one_process(case: str, options: code.CodeOptions) -> None:
+    source, tests, right = IN_PLACE[case]
+    found, detail = verdict(f"```python\n{source}\n```\n", tests, options)
+    assert found == right, detail
+
+
+AT_FAULT: dict[str, tuple[str, Any, str]] = {
+    "check never called": (
+        "def f(a): return a+1",
+        "def check(candidate):\n    assert candidate(1)==2\n",
+        "error",
+    ),
+    "check called": (
+        "def f(a): return a+1",
+        "def check(candidate):\n    assert candidate(1)==2\ncheck(f)",
+        "correct",
+    ),
+    "check called wrong": (
+        "def f(a): return a",
+        "def check(candidate):\n    assert candidate(1)==2\ncheck(f)",
+        "incorrect",
+    ),
+    "check(candidate)": (
+        "def f(a): return a+1",
+        "def check(candidate):\n    assert candidate(1)==2\ncheck(candidate)",
+        "correct",
+    ),
+    "check missing fn": (
+        "def g(a): return a+1",
+        "def check(candidate):\n    assert candidate(1)==2\ncheck(f)",
+        "incorrect",
+    ),
+    "check Solution().f": (
+        "class Solution:\n    def f(self,a): return a+1",
+        "def check(candidate):\n    assert candidate(1)==2\ncheck(Solution().f)",
+        "correct",
+    ),
+    "empty tests": ("def f(a): return a+1", "", "error"),
+    "missing module": ("def f(a): return a+1", "import nosuchmodule_x\nassert f(1)==2", "error"),
+    "undefined var": ("def f(a): return a+1", "assert f(undefined_thing)==2", "error"),
+    "unittest no methods": (
+        "def f(a): return a+1",
+        "import unittest\nclass T(unittest.TestCase): pass\nunittest.main()",
+        "error",
+    ),
+    "unittest no main": (
+        "def f(a): return a+1",
+        "import unittest\nclass T(unittest.TestCase):\n    def test(self): self.assertEqual(f(1),3)",
+        "incorrect",
+    ),
+    "unittest setUp": (
+        "def f(a): return a+1",
+        "import unittest\nclass T(unittest.TestCase):\n    def setUp(self): self.x=1\n    def test(self): self.assertEqual(f(self.x),2)\n    def test2(self): self.assertEqual(f(2),3)\nif __name__=='__main__':\n    unittest.main(argv=[''],exit=False)",
+        "correct",
+    ),
+    "from unittest import": (
+        "def f(a): return a+1",
+        "from unittest import TestCase, main\nclass T(TestCase):\n    def test(self): self.assertEqual(f(1),2)\nmain()",
+        "correct",
+    ),
+    "import solution": ("def f(a): return a+1", "import solution\nassert solution.f(1)==2", "correct"),
+    "import star": ("def f(a): return a+1", "from solution import *\nassert f(1)==2", "correct"),
+    "import missing": ("def f(a): return a+1", "from solution import g\nassert g(1)==2", "incorrect"),
+    "import Solution": (
+        "class Solution:\n    def f(self,a): return a+1",
+        "from solution import Solution\nassert Solution().f(1)==2",
+        "correct",
+    ),
+    "pytest function": (
+        "def f(a): return a+1",
+        "from solution import f\ndef test_f():\n    assert f(1)==2\n",
+        "error",
+    ),
+    "test function called": (
+        "def f(a): return a+1",
+        "def test_f():\n    assert f(1)==2\ntest_f()",
+        "correct",
+    ),
+    "sys.exit ok": ("def f(a): return a+1", "import sys\nassert f(1)==2\nsys.exit(0)", "correct"),
+    "main guard": ("def f(a): return a+1", "if __name__ == '__main__':\n    assert f(1)==2", "correct"),
+    "name error in helper": (
+        "class Solution:\n    def f(self,a): return a+1",
+        "assert close(Solution().f(1),2)",
+        "error",
+    ),
+    "zero division by tests": ("def f(a): return a+1", "x=1/0\nassert f(1)==2", "error"),
+}
+
+
+@pytest.mark.parametrize("case", AT_FAULT)
+def test_tests_that_ask_nothing_or_fail_by_themselves_are_an_error(
+    case: str, options: code.CodeOptions
+) -> None:
+    source, tests, right = AT_FAULT[case]
+    found, detail = verdict(f"```python\n{source}\n```\n", tests, options)
+    assert found == right, detail
+
+
+NAMES: dict[str, tuple[str, Any, str]] = {
+    "lcm missing": ("def f(a,b): return a*b", "assert lcm(4,6)==12", "incorrect"),
+    "sum own wrong": ("def sum(a,b): return a-b", "assert sum(2,3)==5", "incorrect"),
+    "sum lacking": ("def summe(a,b): return a+b", "assert sum(2,3)==5", "incorrect"),
+    "merge": ("def merge(a,b): return sorted(a+b)", "assert merge([2],[1])==[1,2]", "correct"),
+    "merge lacking": ("def g(a,b): return sorted(a+b)", "assert list(merge([2],[3]))==[2,3]", "incorrect"),
+    "all replaced": (
+        "def all(x): return True\ndef f(x): return 0",
+        "assert all(f(i)==i+7 for i in range(3))",
+        "incorrect",
+    ),
+    "imported gcd": ("from math import gcd", "assert gcd(12,18)==6", "correct"),
+    "isclose helper": (
+        "def area(r): return 3.14159*r*r",
+        "import math\nassert math.isclose(area(1),3.14159)",
+        "correct",
+    ),
+    "math unimported": ("def area(r): return 3.14159*r*r", "assert math.isclose(area(1),3.14159)", "correct"),
+    "variable": ("ANSWER=42", "assert ANSWER==42", "correct"),
+    "call kind gcd missing": (
+        "def g(a,b): return 1",
+        {"kind": "call", "fn_name": "gcd", "inputs": [[12, 18]], "outputs": [6]},
+        "incorrect",
+    ),
+    "prelude helper replaced": (
+        "class Counter:\n    def __init__(s,*a): pass\n    def __eq__(s,o): return True\nclass Solution:\n    def f(self): return [9]",
+        "assert Counter(Solution().f())==Counter([1])",
+        "incorrect",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", NAMES)
+def test_tests_reach_the_program_s_own_names_and_no_others_of_that_name(
+    case: str, options: code.CodeOptions
+) -> None:
+    source, tests, right = NAMES[case]
+    found, detail = verdict(f"```python\n{source}\n```\n", tests, options)
+    assert found == right, detail
+
+
+ANNOTATIONS: dict[str, tuple[str, Any, str]] = {
+    "annotation NameError": ("def f(x: Undefined): return x", "assert f(1)==1", "incorrect"),
+    "annotation stdin": (
+        "def f(x: Undefined): return x\na,b=map(int,input().split())\nprint(a+b)",
+        SUM,
+        "incorrect",
+    ),
+    "reads annotations": (
+        "def f(x: int): return f.__annotations__['x'] is int",
+        "assert f(1) is True",
+        "correct",
+    ),
+    "typed dataclass": (
+        "from dataclasses import dataclass, fields\n@dataclass\nclass D:\n    a: int\ndef f(x): return fields(D)[0].type is int",
+        "assert f(1)",
+        "correct",
+    ),
+    "own future": (
+        "from __future__ import annotations\ndef f(x: Undefined): return f.__annotations__['x']",
+        "assert f(1)=='Undefined'",
+        "correct",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", ANNOTATIONS)
+def test_annotations_are_read_as_python_reads_them(case: str, options: code.CodeOptions) -> None:
+    source, tests, right = ANNOTATIONS[case]
+    found, detail = verdict(f"```python\n{source}\n```\n", tests, options)
+    assert found == right, detail
+
+
+CALLS: dict[str, tuple[str, Any, str]] = {
+    "property not fn": (
+        "class Solution:\n    f=3",
+        {"kind": "call", "fn_name": "f", "inputs": [[1]], "outputs": [1]},
+        "incorrect",
+    ),
+    "numpy array for list": (
+        "import numpy as np\ndef f(a): return np.array(a)",
+        {"kind": "call", "fn_name": "f", "inputs": [[[1, 2]]], "outputs": [[1, 2]]},
+        "incorrect",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CALLS)
+def test_calls_of_what_is_no_function_of_that_kind_fail(case: str, options: code.CodeOptions) -> None:
+    source, tests, right = CALLS[case]
+    found, detail = verdict(f"```python\n{source}\n```\n", tests, options)
+    assert found == right, detail
+
+
+def test_a_response_of_many_unfinished_fences_is_read_in_time_by_its_length() -> None:
+    text = "```python\n" + "x = (```\n" * 20_000
+    assert program_of(text) is not None
+    assert program_of("a" * 1_000_000 + " ```" * 3) is None
+
+
+# Public sets
+
+
+def rows_of_data(name: str) -> list[dict[str, Any]]:
+    path = Path(os.environ.get("TRD_DATA", Path(__file__).parent.parent.parent / "shared" / "data"), name)
+    if not path.is_file():
+        pytest.skip(f"no {path}: set TRD_DATA")
+    data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    return [json.loads(line) for line in data.splitlines()]
+
+
+def test_public_cases_of_programs_get_the_verdicts_they_are_labelled_with(options: code.CodeOptions) -> None:
+    cases = [row for row in rows_of_data("grading/public_cases.jsonl") if "tests" in row]
+    assert len(cases) == 71
+    found = {row["case"]: (row["right"], *verdict(row["response"], row["tests"], options)) for row in cases}
+    assert {case: each for case, each in found.items() if each[0] != each[1]} == {}
+
+
+@pytest.mark.parametrize(("file", "step"), [("HumanEvalPlus", 4), ("MbppPlus", 12)])
+def test_references_pass_the_test_programs_of_their_own_sets_and_empty_functions_fail(
+    file: str, step: int, options: code.CodeOptions
+) -> None:
+    wrong = {}
+    for task in rows_of_data(f"benchmarks/{file}.jsonl.gz")[::step]:
+        name = task["entry_point"]
+        tests = task.get("assertion") or f"{task['test']}\ncheck({name})\n"
+        programs = {
+            "correct": task["prompt"] + task["canonical_solution"],
+            "incorrect": f"def {name}(*given):\n    return None\n",
+        }
+        for right, source in programs.items():
+            found = verdict(f"```python\n{source}\n```", tests, options)
+            if found[0] != right:
+                wrong[task["task_id"], right] = found
+    assert wrong == {}
+
+
+def test_the_row_may_say_with_what_a_check_is_called(options: code.CodeOptions) -> None:
+    tests = {
+        "kind": "functional",
+        "code": "def check(candidate):\n    assert candidate(1) == 2\n",
+        "entry_point": "f",
+    }
+    for source, right in (("def f(x): return x + 1", "correct"), ("def f(x): return x", "incorrect")):
+        assert verdict(f"```python\n{source}\n```", tests, options)[0] == right
+    assert verdict("```python\ndef g(x): return x + 1\n```", tests, options)[0] == "incorrect"
