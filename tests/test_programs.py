@@ -599,6 +599,46 @@ def test_a_response_of_many_unfinished_fences_is_read_in_time_by_its_length() ->
     assert program_of("a" * 1_000_000 + " ```" * 3) is None
 
 
+HOSTILE: dict[str, tuple[str, str]] = {
+    "the frame of a generator that it is given": (
+        "def f(g): return g.gi_frame.f_globals['answer']",
+        "answer = 42\nassert f(x for x in [1]) == answer",
+    ),
+    "the globals of a function that it is given": (
+        "def f(g): return g.__globals__['answer']",
+        "answer = 42\nassert f(lambda x: x) == answer",
+    ),
+    "a test skipped": (
+        "import unittest\ndef f(x): raise unittest.SkipTest",
+        "import unittest\nclass T(unittest.TestCase):\n    def test(self): self.assertEqual(f(1), 2)",
+    ),
+    "a loop ended": (
+        "def f(x): raise StopIteration",
+        "for found, expected in zip(map(f, [1, 2]), [2, 3]):\n    assert found == expected",
+    ),
+    "an end without an error": ("def f(x): raise SystemExit(0)", "assert f(1) == 2"),
+    "a program that is gone": (
+        "import os\ndef f(x): os._exit(0)",
+        "try: f(1)\nexcept BaseException: pass",
+    ),
+    "one exception for another": (
+        "class ValueError(BaseException): pass\ndef f(x): raise ValueError",
+        "import unittest\nclass T(unittest.TestCase):\n    def test(self):\n        with self.assertRaises(ValueError): f(1)\n        self.assertEqual(f(2), 3)",
+    ),
+    "the checker replaced in its own process": (
+        "import sys\ndef f(x):\n    import unittest\n    unittest.TestCase.assertEqual = lambda *a: None\n    return 0",
+        "import unittest\nclass T(unittest.TestCase):\n    def test(self): self.assertEqual(f(1), 2)",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_a_program_learns_nothing_of_its_tests_and_ends_none(case: str, options: code.CodeOptions) -> None:
+    source, tests = HOSTILE[case]
+    found, detail = verdict(f"```python\n{source}\n```", tests, options)
+    assert found == "incorrect", detail
+
+
 # Public sets
 
 

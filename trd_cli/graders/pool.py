@@ -8,6 +8,7 @@ end with it.
 
 from __future__ import annotations
 
+import gc
 import logging
 import multiprocessing
 import os
@@ -84,6 +85,8 @@ def _warm_up(memory: int) -> None:
 
     # Its reminder that it has no time limit of its own is not news.
     logging.getLogger(math_verify.__name__).setLevel(logging.ERROR)
+    # What is loaded stays: a process forked to compare does not copy it by looking for garbage.
+    gc.freeze()
     before, most = resource.getrlimit(resource.RLIMIT_AS)
     with suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_AS, (memory, most))
