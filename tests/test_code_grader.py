@@ -565,6 +565,24 @@ def test_a_program_that_does_not_end_is_incorrect_within_evalplus_s_limits() -> 
     assert set(grade.detail.replace(",", "").split()) <= {"base", "plus", "fail", "timeout"}
 
 
+def test_a_worker_that_has_compared_grades_all_else_as_before() -> None:
+    compared = (reference_if_there("HumanEval/0"), evalplus_tests("HumanEval/0"))
+    failed = ("def has_close_elements(a, b): return 1", compared[1])
+    stdin = json.dumps({"kind": "stdin", "inputs": ["2\n"], "outputs": ["4\n"]})
+    called = json.dumps({"kind": "call", "fn_name": "f", "inputs": [[3]], "outputs": [9]})
+    rows = [
+        compared,
+        ("print(int(input()) ** 2)", stdin),
+        failed,
+        ("def f(x): return x * x", called),
+        compared,
+    ]
+    questions = [Question("code", fenced(source), None, tests) for source, tests in rows]
+    with GraderPool(GraderOptions(workers=1)) as pool:
+        verdicts = [grade.verdict for grade in pool.grade(questions)]
+    assert verdicts == ["correct", "correct", "incorrect", "correct", "correct"]
+
+
 def test_what_runs_by_itself_is_dropped_before_grading() -> None:
     tests = evalplus_tests("HumanEval/0")
     source = reference("HumanEval/0") + "\nprint(has_close_elements(input(), 0.5))\nraise SystemExit\n"

