@@ -11,9 +11,9 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from trd_cli.core.comparison import paired_difference
-from trd_cli.scores import correct_matrix, read_results
-from trd_cli.shards import list_shards, read_table
+from trd_cli.evaluation.paired import paired_difference
+from trd_cli.evaluation.results import correct_matrix, read_results
+from trd_cli.trajectories.shards import list_shards, read_table
 
 
 def main(run: Path) -> None:

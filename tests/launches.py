@@ -18,7 +18,7 @@ from children import start_child
 from conftest import Trd
 from tiny import END, OTHER_END, VOCABULARY, build_model, set_eos
 
-from trd_cli.shards import list_shards, read_rows, write_shard
+from trd_cli.trajectories.shards import list_shards, read_rows, write_shard
 
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent

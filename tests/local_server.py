@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from trd_cli.config import EngineOptions
+from trd_cli.config.generating import EngineOptions
 from trd_cli.engines.openai import OpenAIEngine
 from trd_cli.models import ModelRef
+from trd_cli.prompting.tokens import ByteTokenizer
 from trd_cli.records import Completion, Request, Sampling
-from trd_cli.tokens import ByteTokenizer
 
 TOKENIZER = ByteTokenizer()
 END = TOKENIZER.end_of_turn_id

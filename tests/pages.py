@@ -29,7 +29,7 @@ from trd_cli.report.data import (
     Spread,
     Training,
 )
-from trd_cli.shards import shard_path, write_shard
+from trd_cli.trajectories.shards import shard_path, write_shard
 
 SHARD = 500
 CODE = "```python\ndef total(values):\n    # sum of squares\n    return sum(v ** 2 for v in values if v > {0})\n```\n"
@@ -231,9 +231,9 @@ def report_data(directory: Path, sets: tuple[SetRef, ...] = ()) -> ReportData:
 
 
 def main(out: str, rows: str = "10000", tokens: str = "1000") -> None:
-    from trd_cli.report.page import write_page
     from trd_cli.report.plots import plots
-    from trd_cli.report.trajectories import trajectories
+    from trd_cli.report.reader.page import write_page
+    from trd_cli.report.reader.trajectories import trajectories
 
     directory = Path(out)
     data = report_data(directory, write_sets(directory, pairs(int(rows), int(tokens))))

@@ -13,7 +13,7 @@ from tiny import build_model
 
 from trd_cli.records import Verdict
 from trd_cli.report.data import ALL_SEEDS, ReportData, Score, Seed, Training
-from trd_cli.shards import list_shards, read_rows, write_shard
+from trd_cli.trajectories.shards import list_shards, read_rows, write_shard
 
 ENGINE = ("--engine", "transformers", "--dtype", "float32", "--device", "cpu", "--max-tokens", 24)
 TRAIN = ("--dtype", "float32", "--device", "cpu", "--batch-size", 4, "--lr", 1e-3)

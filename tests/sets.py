@@ -10,9 +10,10 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from trd_cli.datasets.evalplus import Dataset, load_evalplus
+from trd_cli.datasets.evalplus import load_evalplus
+from trd_cli.graders.evalplus_tasks import Dataset
 from trd_cli.records import Trajectory
-from trd_cli.shards import iter_rows, list_shards
+from trd_cli.trajectories.shards import iter_rows, list_shards
 
 
 def rows_of(directory: Path) -> list[Trajectory]:

@@ -11,10 +11,10 @@ from conftest import Trd
 from sets import rows_of
 from tiny import build_model
 
-from trd_cli.config import EngineOptions, SampleConfig
+from trd_cli.config.generating import EngineOptions, SampleConfig
 from trd_cli.engines.registry import check_arguments
 from trd_cli.errors import EngineError
-from trd_cli.tokens import HubTokenizer
+from trd_cli.prompting.tokens import HubTokenizer
 
 TEMPLATE = (
     "{%- if enable_thinking is not defined %}{% set enable_thinking = true %}{% endif -%}"

@@ -12,7 +12,7 @@ import pytest
 from conftest import Trd
 from sets import rows_of
 
-from trd_cli.shards import shard_path, write_shard
+from trd_cli.trajectories.shards import shard_path, write_shard
 
 VERIFY = ("verify", "--workers", 1, "--max-errors", 100, "--audit", 1)
 Make = Callable[[Sequence[tuple[str, str]]], Path]

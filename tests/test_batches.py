@@ -13,7 +13,7 @@ import pytest
 import torch
 from tiny import VOCABULARY, build_model, reference_model
 
-from trd_cli.core.objectives import Objective
+from trd_cli.losses.objectives import Objective
 from trd_cli.training.batches import Batch, Example, Plan, Side, Weighting, collate, plan_step, steps
 from trd_cli.training.model import DistillStep, Teacher, head_of, response_states
 

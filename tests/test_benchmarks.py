@@ -21,12 +21,12 @@ import pyarrow.parquet as pq
 import pytest
 from hub import Hub
 
-from trd_cli.datasets import evalplus
 from trd_cli.datasets.benchmarks import Benchmark, load_benchmark, split_benchmarks
 from trd_cli.datasets.known_sets import KNOWN
 from trd_cli.datasets.livecodebench import REPOSITORY, REVISION
 from trd_cli.datasets.math_sets import MATH_SETS
 from trd_cli.errors import InputError
+from trd_cli.graders import evalplus_tasks
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("TRD_DATA", ROOT.parent / "shared" / "data"))
@@ -150,10 +150,10 @@ def test_amobench_formulas_are_compared_at_points_and_sets_are_asked_for_by_thei
 @pytest.mark.filterwarnings("ignore:invalid escape sequence")
 @pytest.mark.parametrize(("name", "dataset"), [("humaneval+", "humaneval"), ("mbpp+", "mbpp")])
 def test_an_evalplus_problem_names_its_task_and_shows_its_prompt(
-    data: Path, name: str, dataset: evalplus.Dataset
+    data: Path, name: str, dataset: evalplus_tasks.Dataset
 ) -> None:
-    version = evalplus.LATEST[dataset]
-    tasks = evalplus.tasks(dataset, version)
+    version = evalplus_tasks.LATEST[dataset]
+    tasks = evalplus_tasks.tasks(dataset, version)
     bench = load_benchmark(name)
     assert bench.revision == version
     for problem in bench.problems:
@@ -165,7 +165,7 @@ def test_an_evalplus_problem_names_its_task_and_shows_its_prompt(
             "version": version,
             "task_id": problem.problem_id,
             "entry_point": task["entry_point"],
-            "sha256": evalplus.task_sha256(task),
+            "sha256": evalplus_tasks.task_sha256(task),
         }
         assert problem.problem.endswith(f"```python\n{task['prompt'].strip()}\n```")
         assert problem.reference_solution == task["prompt"] + task["canonical_solution"]
@@ -173,14 +173,16 @@ def test_an_evalplus_problem_names_its_task_and_shows_its_prompt(
 
 
 def test_two_editions_of_humaneval_differ_in_some_tasks_and_agree_in_most(data: Path) -> None:
-    old, new = (evalplus.tasks("humaneval", version) for version in ("v0.1.9", "v0.1.10"))
-    differing = sum(evalplus.task_sha256(old[name]) != evalplus.task_sha256(new[name]) for name in old)
+    old, new = (evalplus_tasks.tasks("humaneval", version) for version in ("v0.1.9", "v0.1.10"))
+    differing = sum(
+        evalplus_tasks.task_sha256(old[name]) != evalplus_tasks.task_sha256(new[name]) for name in old
+    )
     assert old.keys() == new.keys()
     assert 0 < differing < 82
 
 
 def test_mbpp_inputs_have_the_types_that_json_does_not_have(data: Path) -> None:
-    tasks = evalplus.tasks("mbpp", "v0.2.0")
+    tasks = evalplus_tasks.tasks("mbpp", "v0.2.0")
     assert isinstance(tasks["Mbpp/2"]["base_input"][0][0], tuple)
     assert isinstance(tasks["Mbpp/252"]["base_input"][0][0], complex)
 
@@ -204,7 +206,7 @@ TASK = {
 )
 def test_a_task_has_one_hash_however_python_holds_its_inputs(one: list[Any], other: list[Any]) -> None:
     first, second = ({**TASK, "plus_input": [inputs]} for inputs in (one, other))
-    assert evalplus.task_sha256(first) == evalplus.task_sha256(second)
+    assert evalplus_tasks.task_sha256(first) == evalplus_tasks.task_sha256(second)
 
 
 @pytest.mark.parametrize(
@@ -212,11 +214,11 @@ def test_a_task_has_one_hash_however_python_holds_its_inputs(one: list[Any], oth
     [{"plus_input": [[[1, 3]]]}, {"base_input": [[1.0]]}, {"atol": 1e-6}, {"canonical_solution": "f = id"}],
 )
 def test_a_task_whose_verdicts_could_differ_has_another_hash(change: dict[str, Any]) -> None:
-    assert evalplus.task_sha256({**TASK, **change}) != evalplus.task_sha256(TASK)
+    assert evalplus_tasks.task_sha256({**TASK, **change}) != evalplus_tasks.task_sha256(TASK)
 
 
 def test_what_no_verdict_depends_on_is_not_in_a_tasks_hash() -> None:
-    assert evalplus.task_sha256({**TASK, "contract": "assert x"}) == evalplus.task_sha256(TASK)
+    assert evalplus_tasks.task_sha256({**TASK, "contract": "assert x"}) == evalplus_tasks.task_sha256(TASK)
 
 
 def test_the_order_of_rows_does_not_change_the_content_hash(data: Path, folder: Path) -> None:
@@ -775,6 +777,6 @@ def test_the_list_has_a_line_for_every_benchmark_and_one_for_files(ok: Any, fold
 
 
 def test_the_list_asks_nothing_of_the_network(tmp_path: Path) -> None:
-    code = "import sys\nfrom trd_cli.stages.data import list_\nlist_()\nprint(*sys.modules)"
+    code = "import sys\nfrom trd_cli.datasets.make import list_\nlist_()\nprint(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert not {"huggingface_hub", "datasets", "evalplus", "httpx", "requests"} & set(done.stdout.split())

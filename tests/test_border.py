@@ -13,16 +13,23 @@ import pytest
 from click.testing import Result
 from sets import by_id, rows_of
 
-from trd_cli.config import SampleConfig
+from trd_cli.config.generating import SampleConfig
 from trd_cli.engines.border import checked
 from trd_cli.errors import EngineError
 from trd_cli.generation import Backend
 from trd_cli.models import resolve_model
+from trd_cli.progress import SilentProgress
+from trd_cli.prompting.tokens import ByteTokenizer
 from trd_cli.records import Completion, Problem, Request, Trajectory, content_hash
-from trd_cli.reporting import SilentReport
-from trd_cli.shards import list_shards, read_problems, read_rows, shard_path, write_problems, write_shard
 from trd_cli.stages import sample
-from trd_cli.tokens import ByteTokenizer
+from trd_cli.trajectories.shards import (
+    list_shards,
+    read_problems,
+    read_rows,
+    shard_path,
+    write_problems,
+    write_shard,
+)
 
 Trd = Callable[..., Result]
 TOKENIZER = ByteTokenizer()
@@ -52,9 +59,9 @@ def good(request: Request) -> Completion:
 
 def sampled(
     problems: Path, out: Path, answer: Callable[[int, Request], Any], **options: Any
-) -> tuple[list[Trajectory], SilentReport]:
+) -> tuple[list[Trajectory], SilentProgress]:
     """The rows of `trd sample` with a foreign engine."""
-    model, report = resolve_model("scripted"), SilentReport()
+    model, report = resolve_model("scripted"), SilentProgress()
     backend = Backend(model, model.tokenizer(), "foreign", "1", 8192, lambda: Foreign(answer))
     config = SampleConfig(problems=str(problems), out=str(out), max_errors=1000, **options)
     sample.run(config, backend, report)

@@ -18,8 +18,8 @@ from tiny import write_tokenizer
 
 from trd_cli import __version__
 from trd_cli.cli import app
-from trd_cli.prompts import prompts_dir
-from trd_cli.shards import list_shards, read_rows, write_shard
+from trd_cli.prompting.templates import prompts_dir
+from trd_cli.trajectories.shards import list_shards, read_rows, write_shard
 
 Trd = Callable[..., Result]
 

@@ -13,15 +13,15 @@ import pytest
 import sets
 from click.testing import Result
 
-from trd_cli.config import ImportConfig
-from trd_cli.datasets.evalplus import tasks
+from trd_cli.config.commands import ImportConfig
 from trd_cli.datasets.importing import import_problems
-from trd_cli.datasets.sources import local_file
 from trd_cli.errors import InputError
 from trd_cli.graders import code, evalplus
 from trd_cli.graders.base import Grade, Question
+from trd_cli.graders.evalplus_tasks import tasks
 from trd_cli.graders.pool import GraderOptions, GraderPool
 from trd_cli.graders.sandbox import choose_level
+from trd_cli.local_data import local_file
 
 Trd = Callable[..., Result]
 OPTIONS = code.CodeOptions(sandbox=choose_level("auto"), test_timeout=5.0, code_timeout=20.0, memory=1 << 30)

@@ -15,11 +15,11 @@ import pytest
 from conftest import Trd
 from rich.console import Console
 
-from trd_cli.config import CompareConfig
+from trd_cli.config.commands import CompareConfig
 from trd_cli.datasets.benchmarks import load_benchmark
-from trd_cli.reporting import SilentReport
-from trd_cli.shards import write_problems
-from trd_cli.stages import compare
+from trd_cli.evaluation import compare
+from trd_cli.progress import SilentProgress
+from trd_cli.trajectories.shards import write_problems
 
 BENCH, OTHER = "arithmetic:n=40,seed=3", "arithmetic:n=7,seed=4"
 
@@ -111,7 +111,7 @@ def test_the_table_is_markdown_in_a_pipe_and_the_same_in_its_file(
 
 def test_a_narrow_terminal_shows_every_number(runs: Path) -> None:
     config = CompareConfig(a=str(runs / "weak"), b=str(runs / "strong"))
-    comparison = compare.run(config, SilentReport())
+    comparison = compare.run(config, SilentProgress())
     shown = io.StringIO()
     Console(file=shown, width=80).print(compare.for_a_terminal(comparison))
     bench = comparison["benchmarks"][BENCH]

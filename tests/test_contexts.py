@@ -14,17 +14,17 @@ from conftest import Trd
 from sets import by_hand, by_id, rows_of
 from tiny import END, OTHER_END, SPECIALS, build_model, set_eos, with_normalizer, write_tokenizer
 
-from trd_cli.config import DistillConfig
+from trd_cli.config.training import DistillConfig
 from trd_cli.errors import InputError
-from trd_cli.inputs import open_sets, parent_column
 from trd_cli.models import resolve_model
-from trd_cli.prompts import load_template
+from trd_cli.progress import SilentProgress
+from trd_cli.prompting.templates import load_template
+from trd_cli.prompting.tokens import Tokenizer
 from trd_cli.records import Trajectory
-from trd_cli.reporting import SilentReport
-from trd_cli.shards import list_shards, read_rows, write_shard
-from trd_cli.tokens import Tokenizer
 from trd_cli.training.batches import Example
-from trd_cli.training.contexts import Contexts
+from trd_cli.training.teacher_context import Contexts
+from trd_cli.trajectories.sets import open_sets, parent_column
+from trd_cli.trajectories.shards import list_shards, read_rows, write_shard
 
 Setting = Literal["opd", "opsd"]
 ENGINE = ("--engine", "transformers", "--dtype", "float32", "--device", "cpu", "--max-tokens", 12)
@@ -129,22 +129,22 @@ def examples_of(
     parents: Callable[[str], Mapping[str, Any]] | None = None,
     student: Path | None = None,
     teacher: Path | None = None,
-    report: SilentReport | None = None,
+    progress: SilentProgress | None = None,
     **options: Any,
 ) -> Made:
     """The examples that a run would train on, of the set's own rows and parents unless others are given."""
     (source,) = open_sets([str(directory)])
-    report = report or SilentReport()
+    progress = progress or SilentProgress()
     contexts = Contexts(
         DistillConfig.parse({"inputs": (str(directory),), **options}),
         source,
         parents or (lambda column: parent_column([source], column)),
         resolve_model(str(student or world.student)),
         resolve_model(str(teacher or world.teacher)),
-        report,
+        progress,
     )
     made = contexts.examples(rows_of(directory) if rows is None else rows)
-    return Made({e.trajectory_id: Shown.of(e) for e in made}, report.notes)
+    return Made({e.trajectory_id: Shown.of(e) for e in made}, progress.notes)
 
 
 def content_of(world: World, token_ids: Sequence[int]) -> str:
@@ -478,10 +478,10 @@ def test_the_problem_is_never_cut_even_where_nothing_else_is_left(world: World) 
     limit = shortest(world, "refine-opd", row) - 1
     # The student's own context would fit: the words around the attempt are what is too long.
     assert len(row.student_prompt_token_ids) + len(row.response_token_ids) < limit
-    report = SilentReport()
+    progress = SilentProgress()
     with pytest.raises(InputError, match="all 1 rows are left out"):
-        examples_of(world, world.opd, rows=[row], max_length=limit, report=report)
-    assert any("teacher's context and the response are longer" in note for note in report.notes)
+        examples_of(world, world.opd, rows=[row], max_length=limit, progress=progress)
+    assert any("teacher's context and the response are longer" in note for note in progress.notes)
 
 
 def test_where_overflow_is_an_error_rows_are_left_out_and_none_is_cut(world: World) -> None:

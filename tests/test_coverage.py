@@ -28,9 +28,9 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from trd_cli.core.comparison import needed_questions, paired_difference, sign_flip_p_values
-from trd_cli.core.intervals import difference_intervals, mean_and_stderr, mean_intervals, t_quantile
-from trd_cli.core.metrics import avg_at_k, maj_at_k, pass_at_k
+from trd_cli.evaluation.intervals import difference_intervals, mean_and_stderr, mean_intervals, t_quantile
+from trd_cli.evaluation.metrics import avg_at_k, maj_at_k, pass_at_k
+from trd_cli.evaluation.paired import needed_questions, paired_difference, sign_flip_p_values
 
 QUESTIONS, MEANS, SPREADS = (30, 100, 164, 500), (0.1, 0.5, 0.8), (4.0, 1.0, 0.5)
 MEAN_POOLS, PAIRED_POOLS, DRAWS, SIGNS = 4000, 2000, 1000, 499

@@ -26,11 +26,11 @@ from test_shards import GOLDEN_SHARD, ROLLOUT, ROWS
 
 from trd_cli.datasets.rows import file_rows
 from trd_cli.errors import DamagedFile, InputError
-from trd_cli.inputs import check_complete, load_rows, open_sets, parent_frame
+from trd_cli.evaluation.results import read_results
 from trd_cli.records import Problem
-from trd_cli.run_json import read_run_json, write_run_json
-from trd_cli.scores import read_results
-from trd_cli.shards import (
+from trd_cli.trajectories.run_json import read_run_json, write_run_json
+from trd_cli.trajectories.sets import check_complete, load_rows, open_sets, parent_frame
+from trd_cli.trajectories.shards import (
     PROBLEM_SCHEMA,
     SCHEMA,
     check_whole,

@@ -17,12 +17,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from trd_cli.config import ImportConfig
+from trd_cli.config.commands import ImportConfig
 from trd_cli.datasets.arithmetic import LEVELS, capacity, make_arithmetic
 from trd_cli.datasets.importing import PRESETS, Imported, import_problems
 from trd_cli.errors import InputError
 from trd_cli.records import Problem, content_hash
-from trd_cli.shards import read_problems, write_problems
+from trd_cli.trajectories.shards import read_problems, write_problems
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("TRD_DATA", REPOSITORY.parent / "shared" / "data"))
@@ -515,7 +515,7 @@ def test_a_map_to_a_column_that_is_not_there_is_refused(tmp_path: Path) -> None:
 
 def import_in_new_process(before: str, **environment: str) -> str:
     code = f"""{before}
-from trd_cli.config import ImportConfig
+from trd_cli.config.commands import ImportConfig
 from trd_cli.datasets.importing import import_problems
 from trd_cli.errors import InputError
 try:

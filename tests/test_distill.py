@@ -17,7 +17,7 @@ from tiny import END, OTHER_END, SHAPE, build_model, reference_model, set_eos, w
 
 from trd_cli.models import fingerprint, resolve_model
 from trd_cli.records import Trajectory
-from trd_cli.shards import iter_rows, list_shards, read_rows, write_shard
+from trd_cli.trajectories.shards import iter_rows, list_shards, read_rows, write_shard
 
 ENGINE = ("--engine", "transformers", "--dtype", "float32", "--device", "cpu", "--max-tokens", 12)
 TRAIN = ("--dtype", "float32", "--device", "cpu")

@@ -14,7 +14,7 @@ from conftest import Trd
 from sets import rows_of
 from tiny import CHAT_TEMPLATE, END, OTHER_END, SPECIALS, build_model, write_tokenizer
 
-from trd_cli.tokens import HubTokenizer
+from trd_cli.prompting.tokens import HubTokenizer
 
 START = SPECIALS.index("<|start|>")
 MESSAGES = ({"role": "user", "content": "What is the sum?"},)

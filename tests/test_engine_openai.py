@@ -309,11 +309,11 @@ def test_closing_early_starts_no_more_and_waits_for_nothing(serve):
 
 
 _PROGRAM = """
-from trd_cli.config import EngineOptions
+from trd_cli.config.generating import EngineOptions
 from trd_cli.engines.openai import OpenAIEngine
 from trd_cli.models import ModelRef
 from trd_cli.records import Request, Sampling
-from trd_cli.tokens import ByteTokenizer
+from trd_cli.prompting.tokens import ByteTokenizer
 
 tokenizer = ByteTokenizer()
 engine = OpenAIEngine(ModelRef("scripted", None, "x"), tokenizer, EngineOptions(base_url="{url}"))

@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 
-from trd_cli.config import EngineOptions
+from trd_cli.config.generating import EngineOptions
 from trd_cli.engines.vllm import VllmEngine
 from trd_cli.errors import EngineError
 from trd_cli.models import ModelRef, resolve_model
+from trd_cli.prompting.tokens import Tokenizer
 from trd_cli.records import Completion, Request, Sampling
-from trd_cli.tokens import Tokenizer
 
 pytestmark = [
     pytest.mark.vllm,
@@ -41,7 +41,7 @@ QUESTIONS = (
 # What a user's own script does: standard output is theirs, and the engine's processes may be killed.
 SCRIPT = """
 import json, multiprocessing, os, signal, sys
-from trd_cli.config import EngineOptions
+from trd_cli.config.generating import EngineOptions
 from trd_cli.engines.vllm import VllmEngine
 from trd_cli.errors import EngineError
 from trd_cli.models import resolve_model

@@ -21,7 +21,7 @@ from conftest import Trd
 
 from trd_cli.datasets.benchmarks import load_benchmark
 from trd_cli.records import Problem, Trajectory
-from trd_cli.shards import iter_rows, list_shards, read_rows, write_problems, write_shard
+from trd_cli.trajectories.shards import iter_rows, list_shards, read_rows, write_problems, write_shard
 
 SMALL, OVERLAPPING = "arithmetic:n=6,seed=5", "arithmetic:n=9,seed=5,level=1"
 BOTH = f"{SMALL},{OVERLAPPING}"

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from sets import evalplus_tests
 
-from trd_cli.datasets.evalplus import LATEST, Dataset, tasks
 from trd_cli.graders import evalplus
 from trd_cli.graders.base import Question
+from trd_cli.graders.evalplus_tasks import LATEST, Dataset, tasks
 from trd_cli.graders.pool import GraderOptions, GraderPool
 
 DATA = Path(os.environ.get("TRD_DATA", Path(__file__).parent.parent.parent / "shared" / "data"))

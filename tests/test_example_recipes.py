@@ -13,13 +13,15 @@ import pytest
 import tomli_w
 from conftest import Trd
 
-from trd_cli.config import DistillConfig, EvalConfig, RefineConfig, SampleConfig
+from trd_cli.config.commands import EvalConfig
+from trd_cli.config.generating import RefineConfig, SampleConfig
+from trd_cli.config.training import DistillConfig
+from trd_cli.recipes.graph import build_graph
 from trd_cli.recipes.loading import load_recipe
+from trd_cli.recipes.nodes import Graph
 from trd_cli.recipes.recipe import Recipe
-from trd_cli.running.graph import build_graph
-from trd_cli.running.nodes import Graph
-from trd_cli.shards import iter_rows, list_shards
 from trd_cli.training.trainer import rate_at
+from trd_cli.trajectories.shards import iter_rows, list_shards
 
 RECIPES = Path(__file__).parent.parent / "examples" / "recipes"
 PAPER = RECIPES / "paper"

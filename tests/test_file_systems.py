@@ -23,8 +23,8 @@ from children import start_child, wait_for
 from conftest import Trd
 from sets import by_id, rows_of
 
-from trd_cli.files import replacing, sweep, sync_directory
-from trd_cli.shards import list_shards, read_rows, write_shard
+from trd_cli.atomic import replacing, sweep, sync_directory
+from trd_cli.trajectories.shards import list_shards, read_rows, write_shard
 
 HERE = Path(__file__).parent
 PLENTY = 120  # seconds, for what must end by itself
@@ -327,7 +327,7 @@ def test_two_writers_of_one_file_do_not_meet_and_the_last_one_stays(tmp_path: Pa
 def test_what_a_killed_process_left_half_written_goes_but_not_what_is_being_written(tmp_path: Path) -> None:
     writing = f"""
 import pathlib, time
-from trd_cli.files import replacing
+from trd_cli.atomic import replacing
 with replacing(pathlib.Path({str(tmp_path / "file")!r})) as file:
     file.write(b"half")
     file.flush()

@@ -22,7 +22,7 @@ from sets import rows_of
 
 from trd_cli.graders.sandbox import refusal
 from trd_cli.records import Trajectory
-from trd_cli.shards import shard_path, write_shard
+from trd_cli.trajectories.shards import shard_path, write_shard
 
 ROOT = Path(__file__).parent.parent
 SECRET = "sk-5d41402abc4b2a76"
@@ -381,7 +381,7 @@ CONFINED: dict[str, tuple[dict, str]] = {
     ),
     "answers from installed packages": (
         FIND,
-        "def f(x):\n    try:\n        from trd_cli.datasets.evalplus import tasks\n        return {hidden!r} if tasks('humaneval', 'v0.1.10') else 'none'\n    except BaseException as error: return str(error)",
+        "def f(x):\n    try:\n        from trd_cli.graders.evalplus_tasks import tasks\n        return {hidden!r} if tasks('humaneval', 'v0.1.10') else 'none'\n    except BaseException as error: return str(error)",
     ),
 }
 

@@ -21,7 +21,7 @@ from trd_cli.cli import app
 from trd_cli.graders.base import Question
 from trd_cli.graders.code import CodeOptions, grade
 from trd_cli.records import Problem
-from trd_cli.shards import read_problems
+from trd_cli.trajectories.shards import read_problems
 
 DATA = Path(os.environ.get("TRD_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
@@ -636,7 +636,7 @@ def test_the_real_training_set_says_which_rows_have_no_answer_and_which_were_men
     path = DATA / "train" / "math.json"
     if not path.is_file():
         pytest.skip("train/math.json is not in the data folder (set TRD_DATA)")
-    from trd_cli.config import ImportConfig
+    from trd_cli.config.commands import ImportConfig
     from trd_cli.datasets.importing import import_problems
 
     imported = import_problems(ImportConfig(file=str(path), out="unused", preset="math"))

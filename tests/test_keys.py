@@ -246,7 +246,7 @@ def test_an_engine_argument_that_is_a_key_is_shown_and_written_nowhere(
 
 
 def test_another_token_for_the_same_model_does_not_change_a_set(problems: Path, tmp_path: Path) -> None:
-    from trd_cli.config import SampleConfig
+    from trd_cli.config.generating import SampleConfig
 
     first, second, other = (
         SampleConfig(problems=str(problems), engine_arg=arguments).identity()

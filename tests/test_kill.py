@@ -22,7 +22,7 @@ from click.testing import Result
 from sets import by_id, rows_of
 
 from trd_cli.records import Trajectory
-from trd_cli.shards import list_shards, read_rows, write_shard
+from trd_cli.trajectories.shards import list_shards, read_rows, write_shard
 
 KILLS = 20
 Trd = Callable[..., Result]

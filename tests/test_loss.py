@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from trd_cli.core.objectives import OBJECTIVES, Objective
-from trd_cli.training.loss import CHUNK, Figures, fused_divergence
+from trd_cli.losses.fused import CHUNK, Figures, fused_divergence
+from trd_cli.losses.objectives import OBJECTIVES, Objective
 
 # N tokens, V vocabulary, D student width, E teacher width.
 Shape = tuple[int, int, int, int]

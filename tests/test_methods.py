@@ -14,9 +14,9 @@ from conftest import Trd
 from test_distill import ENGINE, TRAIN, World, log_of, refusal, run_json, weights, world
 from tiny import build_model, reference_model
 
-from trd_cli.config import METHODS, DistillConfig
-from trd_cli.core.objectives import OBJECTIVES
-from trd_cli.shards import iter_rows, list_shards
+from trd_cli.config.training import METHODS, DistillConfig
+from trd_cli.losses.objectives import OBJECTIVES
+from trd_cli.trajectories.shards import iter_rows, list_shards
 
 __all__ = ["world"]  # the fixture, for this module too
 Weights = dict[str, torch.Tensor]

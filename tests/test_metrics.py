@@ -9,9 +9,9 @@ from math import comb, isnan, sqrt
 import numpy as np
 import pytest
 
-from trd_cli.core.comparison import PairedDifference, needed_samples, paired_difference, sign_flip_p_values
-from trd_cli.core.intervals import difference_intervals, mean_intervals, t_quantile
-from trd_cli.core.metrics import Estimate, avg_at_k, maj_at_k, pass_at_k, question_means
+from trd_cli.evaluation.intervals import difference_intervals, mean_intervals, t_quantile
+from trd_cli.evaluation.metrics import Estimate, avg_at_k, maj_at_k, pass_at_k, question_means
+from trd_cli.evaluation.paired import PairedDifference, needed_samples, paired_difference, sign_flip_p_values
 
 NAN = float("nan")
 

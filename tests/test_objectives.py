@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from trd_cli.config import DistillConfig
-from trd_cli.core.divergences.distribution import Distribution
-from trd_cli.core.divergences.sampled import Estimator
-from trd_cli.core.divergences.top_k import TopKMode
-from trd_cli.core.objectives import OBJECTIVES, Objective, Scores
-from trd_cli.training.loss import fused_divergence
+from trd_cli.config.training import DistillConfig
+from trd_cli.losses.distribution import Distribution
+from trd_cli.losses.fused import fused_divergence
+from trd_cli.losses.objectives import OBJECTIVES, Objective, Scores
+from trd_cli.losses.sampled import Estimator
+from trd_cli.losses.top_k import TopKMode
 
 # N positions, V vocabulary.
 EVEN, ODD = (16, 64), (13, 57)

@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 from conftest import Trd
 
-from trd_cli.config import ImportConfig, OverlapConfig
-from trd_cli.core.ngrams import SIZES, Overlap, QuestionIndex, split_words
+from trd_cli.config.commands import ImportConfig, OverlapConfig
 from trd_cli.datasets.importing import import_problems
+from trd_cli.datasets.ngrams import SIZES, Overlap, QuestionIndex, split_words
+from trd_cli.datasets.overlap import Overlaps, run
 from trd_cli.errors import InputError
+from trd_cli.progress import SilentProgress
 from trd_cli.records import Problem
-from trd_cli.reporting import SilentReport
-from trd_cli.shards import iter_rows, list_shards, read_problems, write_problems, write_shard
-from trd_cli.stages.overlap import Overlaps, run
+from trd_cli.trajectories.shards import iter_rows, list_shards, read_problems, write_problems, write_shard
 
 DATA = Path(os.environ.get("TRD_DATA", Path(__file__).resolve().parent.parent.parent / "shared" / "data"))
 WORDS = [
@@ -64,7 +64,7 @@ def compare(tmp_path: Path):
             for name, texts in (("train", train), ("questions", questions))
         ]
         config = OverlapConfig(train=str(paths[0]), bench=(str(paths[1]),), **options)
-        return run(config, SilentReport())
+        return run(config, SilentProgress())
 
     return compare
 
@@ -414,7 +414,7 @@ def real(folder: Path, name: str, preset: str, source: str) -> str:
 
 
 def overlap_of(train: str, bench: str) -> tuple[Overlaps, dict]:
-    found = run(OverlapConfig(train=train, bench=(bench,)), SilentReport())
+    found = run(OverlapConfig(train=train, bench=(bench,)), SilentProgress())
     return found, found.benchmarks[bench]
 
 

@@ -16,11 +16,11 @@ from conftest import Trd
 from sets import rows_of
 from tiny import END, OTHER_END, SHAPE, build_model, reference_model, set_eos, write_tokenizer
 
-from trd_cli.core.estimates import GIB, adapter_parameters, generating, row_bytes, training
+from trd_cli.planning.estimates import GIB, adapter_parameters, generating, row_bytes, training
 from trd_cli.planning.models import Planned, read_model
+from trd_cli.recipes.graph import build_graph
 from trd_cli.recipes.loading import load_recipe
-from trd_cli.running.graph import build_graph
-from trd_cli.shards import list_shards, read_problems, write_problems
+from trd_cli.trajectories.shards import list_shards, read_problems, write_problems
 
 Findings = list[dict[str, str]]
 Write = Callable[..., Path]
@@ -487,7 +487,7 @@ def test_parameters_of_a_model_are_counted_as_it_has_them(tmp_path: Path, kind: 
 
 
 def test_an_adapter_has_the_parameters_that_are_trained(tiny: Path) -> None:
-    from trd_cli.config import DistillConfig
+    from trd_cli.config.training import DistillConfig
     from trd_cli.planning.needs import adapter_of
     from trd_cli.training.model import with_adapter
 
@@ -561,7 +561,7 @@ def test_an_eight_billion_student_with_the_longest_rows_fits_eight_devices_of_80
 
 
 def test_checkpointing_keeps_an_input_a_layer_and_the_insides_of_one() -> None:
-    from trd_cli.core.estimates import Shape, activations
+    from trd_cli.planning.estimates import Shape, activations
 
     shape = Shape(parameters=0, vocabulary=10, width=8, layers=3, kv_width=4, inner=16)
     inside = 5 * (8 * 8 + 2 * 4 + 3 * 16) * 2

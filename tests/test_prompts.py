@@ -15,8 +15,8 @@ from conftest import Trd
 from tiny import write_tokenizer
 
 from trd_cli.errors import PromptError
-from trd_cli.prompts import PLACEHOLDERS, Template, load_template, prompts_dir
-from trd_cli.tokens import ByteTokenizer, HubTokenizer
+from trd_cli.prompting.templates import PLACEHOLDERS, Template, load_template, prompts_dir
+from trd_cli.prompting.tokens import ByteTokenizer, HubTokenizer
 
 KINDS = ("student", "vanilla-opd", "vanilla-opsd", "refine-opd", "refine-opsd")
 TASKS = ("math", "code")

@@ -11,7 +11,7 @@ import pytest
 import typer
 
 from trd_cli.cli import app
-from trd_cli.config import METHODS
+from trd_cli.config.training import METHODS
 from trd_cli.datasets.benchmarks import load_benchmark
 from trd_cli.graders.base import Question
 from trd_cli.graders.code import CodeOptions, grade

@@ -15,15 +15,18 @@ from tiny import build_model
 from typer.main import get_command
 
 from trd_cli.cli import app
-from trd_cli.config import Config, DistillConfig, EvalConfig, ImportConfig, RefineConfig, SampleConfig
+from trd_cli.config.base import Config
+from trd_cli.config.commands import EvalConfig, ImportConfig
+from trd_cli.config.generating import RefineConfig, SampleConfig
+from trd_cli.config.training import DistillConfig
 from trd_cli.errors import InputError
 from trd_cli.models import resolve_model
-from trd_cli.prompts import prompts_dir
+from trd_cli.prompting.templates import prompts_dir
+from trd_cli.recipes.contents import Contents
+from trd_cli.recipes.graph import build_graph
 from trd_cli.recipes.loading import load_recipe
+from trd_cli.recipes.nodes import Graph, Node
 from trd_cli.recipes.recipe import Recipe
-from trd_cli.running.contents import Contents
-from trd_cli.running.graph import build_graph
-from trd_cli.running.nodes import Graph, Node
 
 BASE = """
 setting = "opsd"

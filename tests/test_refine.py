@@ -12,16 +12,16 @@ import pytest
 from click.testing import Result
 from sets import by_id, rows_of
 
-from trd_cli.config import RefineConfig
+from trd_cli.config.generating import RefineConfig
 from trd_cli.engines.scripted import ScriptedEngine
 from trd_cli.errors import InputError
 from trd_cli.generation import Backend
-from trd_cli.inputs import load_rows, open_sets
 from trd_cli.models import resolve_model
+from trd_cli.progress import SilentProgress
 from trd_cli.records import Trajectory
-from trd_cli.reporting import SilentReport
-from trd_cli.shards import list_shards, read_problems, read_rows, write_problems, write_shard
 from trd_cli.stages import refine as stage
+from trd_cli.trajectories.sets import load_rows, open_sets
+from trd_cli.trajectories.shards import list_shards, read_problems, read_rows, write_problems, write_shard
 
 Trd = Callable[..., Result]
 OPSD = ("refine", "--setting", "opsd")
@@ -218,7 +218,7 @@ def test_a_path_that_comes_twice_in_a_stream_is_refined_once(rollouts: Path, tmp
     shards = [str(path) for path in list_shards(rollouts)]
     config = RefineConfig(setting="opsd", stream=True, out=str(tmp_path / "y_r"))
     waves = [[shards[0]], [shards[0], shards[1]], [str(rollouts)], [shards[2]]]
-    outcome = stage.run(config, waves, scripted_backend, SilentReport())
+    outcome = stage.run(config, waves, scripted_backend, SilentProgress())
     assert (outcome.generated, outcome.rows) == (24, 24)
     assert len(by_id(tmp_path / "y_r")) == 24
 

@@ -21,7 +21,8 @@ from report_run import BENCH, NODES, ROUND, VERDICTS, evaluate, made_up, make_ru
 from sets import by_hand, by_id, rows_of
 from tiny import reference_model
 
-from trd_cli.core.comparison import holm
+from trd_cli.evaluation.paired import holm
+from trd_cli.losses.fused import Figures
 from trd_cli.models import resolve_model
 from trd_cli.report.collect import collect
 from trd_cli.report.data import Refinement, ReportData, Score, Spread, Training
@@ -32,10 +33,9 @@ from trd_cli.report.rounds import curves_of
 from trd_cli.report.tables import markdown, tables
 from trd_cli.report.trainings import kl_by_position
 from trd_cli.report.two_runs import combine
-from trd_cli.shards import list_shards, read_rows, write_shard
 from trd_cli.training.batches import Example, Weighting, collate
 from trd_cli.training.figures import StepFigures
-from trd_cli.training.loss import Figures
+from trd_cli.trajectories.shards import list_shards, read_rows, write_shard
 
 SHARES = ("truncated", "no_answer", "error", "timeout")
 

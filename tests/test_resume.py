@@ -15,7 +15,7 @@ from click.testing import Result
 from sets import by_id, rows_of
 from tiny import END, write_tokenizer
 
-from trd_cli.shards import list_shards, read_rows
+from trd_cli.trajectories.shards import list_shards, read_rows
 
 Trd = Callable[..., Result]
 SCRIPTED = ("sample", "-m", "scripted", "-n", 2)

@@ -24,7 +24,7 @@ from children import Run, Start, forking, wait_for
 from conftest import Trd
 from tiny import END, OTHER_END, build_model, set_eos
 
-from trd_cli.shards import iter_rows, list_shards
+from trd_cli.trajectories.shards import iter_rows, list_shards
 
 ROOT = Path(__file__).parent.parent
 ENGINE = ("--engine", "transformers", "--dtype", "float32", "--device", "cpu", "--max-tokens", 12)

@@ -15,17 +15,17 @@ from conftest import Trd
 from sets import by_id, rows_of
 from tiny import SHAPE, VOCABULARY, build_model, engine_of, reference_model
 
-from trd_cli.core.objectives import Objective
+from trd_cli.engines.rope import steady_length, switch_length
 from trd_cli.errors import EngineError
+from trd_cli.losses.objectives import Objective
 from trd_cli.models import resolve_model
+from trd_cli.progress import SilentProgress
 from trd_cli.records import Completion, Request, Sampling
 from trd_cli.report.data import SetRef
 from trd_cli.report.nll import TEXTS, choose, score
-from trd_cli.reporting import SilentReport
-from trd_cli.rope import steady_length, switch_length
-from trd_cli.shards import read_problems, write_problems
 from trd_cli.training.batches import Example, Weighting, collate, plan_step
 from trd_cli.training.model import DistillStep, Teacher
+from trd_cli.trajectories.shards import read_problems, write_problems
 
 SWITCH = 64
 SHORT, LONG = [1.0, 1.1, 1.3, 1.5], [4.0, 7.0, 11.0, 16.0]
@@ -325,7 +325,7 @@ def test_the_reports_likelihoods_are_those_of_each_row_alone(world: Path) -> Non
     refined = SetRef("refine", None, 0, None, "refined", world / "y_r", parents=(world / "y_o",))
     model, student = resolve_model(str(world / "model")), reference_model(world / "model")
     chosen = choose(refined, 12, model)
-    found = score(refined, 12, model, "cpu", SilentReport())
+    found = score(refined, 12, model, "cpu", SilentProgress())
     for i, text in enumerate(TEXTS):
         nats, count = 0.0, 0
         for row in chosen:

@@ -16,7 +16,7 @@ from children import start_child
 from click.testing import Result
 from sets import by_id, rows_of
 
-from trd_cli.shards import list_shards, read_problems, read_rows, write_problems
+from trd_cli.trajectories.shards import list_shards, read_problems, read_rows, write_problems
 
 ROOT = Path(__file__).parent.parent
 Trd = Callable[..., Result]

@@ -497,7 +497,7 @@ def code_set(rollouts: Path) -> Path:
     """A set with one row of code among rows of mathematics."""
     from dataclasses import replace
 
-    from trd_cli.shards import list_shards, read_rows, write_shard
+    from trd_cli.trajectories.shards import list_shards, read_rows, write_shard
 
     shard = list_shards(rollouts)[0]
     first, *rest = read_rows(shard)

@@ -16,7 +16,7 @@ import torch
 from conftest import Trd
 from tiny import END, build_model, llama_config, reference_model
 
-from trd_cli.config import LoraOptions
+from trd_cli.config.training import LoraOptions
 from trd_cli.errors import InputError, TrdError
 from trd_cli.models import resolve_model
 from trd_cli.training.checkpoints import dtype_to_save, rehearse, save_model

@@ -5,8 +5,8 @@ from __future__ import annotations
 import polars as pl
 import pytest
 
-from trd_cli.core.selection import SUBSETS, needs_parents, select
 from trd_cli.errors import InputError
+from trd_cli.trajectories.selection import SUBSETS, needs_parents, select
 
 VERDICTS = ("correct", "incorrect", "error", "timeout", None)
 

@@ -23,12 +23,12 @@ from local_server import (
 from tiny import END as TINY_END
 from tiny import OTHER_END, set_eos, write_tokenizer
 
-from trd_cli.config import EngineOptions
+from trd_cli.config.generating import EngineOptions
 from trd_cli.engines.openai import OpenAIEngine
 from trd_cli.errors import EngineError
 from trd_cli.models import ModelRef
+from trd_cli.prompting.tokens import HubTokenizer
 from trd_cli.records import Completion
-from trd_cli.tokens import HubTokenizer
 
 # Reasons to end
 

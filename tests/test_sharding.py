@@ -214,9 +214,9 @@ def tell_what_is_held(student: str, teacher: str, directory: str) -> None:
     """One of two processes: train two steps and write how many elements are here, and how many there are in all."""
     from torch.distributed.tensor import DTensor
 
-    from trd_cli.config import DistillConfig
+    from trd_cli.config.training import DistillConfig
     from trd_cli.models import resolve_model
-    from trd_cli.reporting import SilentReport
+    from trd_cli.progress import SilentProgress
     from trd_cli.training.batches import Example
     from trd_cli.training.launch import accelerator_for
     from trd_cli.training.trainer import Trainer
@@ -226,7 +226,7 @@ def tell_what_is_held(student: str, teacher: str, directory: str) -> None:
     root = Path(directory)
     trainer = Trainer(config, resolve_model(student), resolve_model(teacher), accelerator, root)
     rows = [Example(f"{i}", range(8), range(20, 30), range(40, 60)) for i in range(4)]
-    trainer.train(rows, SilentReport())
+    trainer.train(rows, SilentProgress())
     moments = [
         value
         for state in trainer.optimizer.state.values()

@@ -17,9 +17,9 @@ import pytest
 from click.testing import Result
 
 from trd_cli.errors import InputError
-from trd_cli.inputs import open_sets
 from trd_cli.records import Problem, Trajectory
-from trd_cli.shards import (
+from trd_cli.trajectories.sets import open_sets
+from trd_cli.trajectories.shards import (
     PROBLEM_SCHEMA,
     SCHEMA,
     SCHEMA_VERSION,

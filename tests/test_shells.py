@@ -26,7 +26,7 @@ from sets import by_id, rows_of
 from tiny import build_model
 
 from trd_cli.records import Trajectory
-from trd_cli.shards import list_shards, read_problems, read_rows, write_problems, write_shard
+from trd_cli.trajectories.shards import list_shards, read_problems, read_rows, write_problems, write_shard
 
 PLENTY = 120  # seconds, for what must end by itself
 SLOW = ("--engine-arg", "delay=0.05")

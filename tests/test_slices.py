@@ -9,8 +9,8 @@ import pytest
 from conftest import Trd
 from sets import by_id
 
-from trd_cli.shards import read_problems
-from trd_cli.tokens import ByteTokenizer
+from trd_cli.prompting.tokens import ByteTokenizer
+from trd_cli.trajectories.shards import read_problems
 
 SCRIPTED = ("sample", "-m", "scripted")
 

@@ -13,10 +13,10 @@ from sets import rows_of
 from tiny import build_model, write_tokenizer
 
 from trd_cli.graders.base import NO_ANSWER
+from trd_cli.graders.thinking import Prompts
+from trd_cli.prompting.tokens import HubTokenizer
 from trd_cli.records import Trajectory
-from trd_cli.shards import shard_path, write_shard
-from trd_cli.thinking import Prompts
-from trd_cli.tokens import HubTokenizer
+from trd_cli.trajectories.shards import shard_path, write_shard
 
 OPENING = (
     "{% for m in messages %}<|start|>{{ m['role'] }}\n{{ m['content'] }}<|end|>\n{% endfor %}"

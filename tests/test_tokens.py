@@ -11,7 +11,7 @@ import pytest
 from tiny import END, OTHER_END, SPECIALS, build_model, set_eos, write_tokenizer
 
 from trd_cli.errors import ModelError
-from trd_cli.tokens import ByteTokenizer, HubTokenizer, Tokenizer
+from trd_cli.prompting.tokens import ByteTokenizer, HubTokenizer, Tokenizer
 
 TEXTS = (
     "",

@@ -26,7 +26,7 @@ from tiny import (
 
 from trd_cli.errors import EngineError
 from trd_cli.records import Completion, Request, Sampling
-from trd_cli.shards import iter_rows, list_shards
+from trd_cli.trajectories.shards import iter_rows, list_shards
 
 GREEDY = Sampling(0.0, 1.0, 0, 24)
 SEEDED = Sampling(0.9, 0.95, 40, 24)

@@ -13,11 +13,11 @@ import pytest
 from click.testing import Result
 from sets import by_id, rows_of
 
-from trd_cli.config import VerifyConfig
+from trd_cli.config.grading import VerifyConfig
+from trd_cli.progress import SilentProgress
 from trd_cli.records import Trajectory
-from trd_cli.reporting import SilentReport
-from trd_cli.shards import list_shards, read_rows, shard_path, write_shard
 from trd_cli.stages import verify as stage
+from trd_cli.trajectories.shards import list_shards, read_rows, shard_path, write_shard
 
 Trd = Callable[..., Result]
 VERIFY = ("verify", "--workers", 1, "--max-errors", 1000)
@@ -157,7 +157,7 @@ def test_copies_of_shards_without_run_json_may_come_one_by_one(rollouts: Path, t
     (rollouts / "run.json").unlink()
     graded = tmp_path / "graded"
     waves = [[str(path)] for path in list_shards(rollouts)]
-    counts = stage.run(VerifyConfig(out=str(graded), workers=1), waves, SilentReport())
+    counts = stage.run(VerifyConfig(out=str(graded), workers=1), waves, SilentProgress())
     assert counts.total() == 24
     assert [without_verdict(row) for row in rows_of(graded)] == rows_of(rollouts)
 

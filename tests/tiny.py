@@ -159,7 +159,7 @@ def reference_model(directory: Path):
 
 def engine_of(directory: Path, batch_size: int | None = None, **options: Any):
     """The transformers engine on a model directory, in float32 on the CPU unless `options` say otherwise."""
-    from trd_cli.config import EngineOptions
+    from trd_cli.config.generating import EngineOptions
     from trd_cli.engines.transformers import TransformersEngine
     from trd_cli.models import resolve_model
 

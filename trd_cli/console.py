@@ -10,12 +10,12 @@ from pathlib import Path
 
 from trd_cli import streams
 from trd_cli.errors import first_line
-from trd_cli.reporting import NodeState
+from trd_cli.progress import NodeState
 
 _INTERVAL = 10.0
 
 
-class ConsoleReport:
+class ConsoleProgress:
     """A live bar on a terminal of one's own; plain lines, at most one in ten seconds, in a pipe or a log."""
 
     def __init__(self, command: str) -> None:

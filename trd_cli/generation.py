@@ -13,17 +13,18 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from trd_cli.config import OutputOptions, SamplingOptions
+from trd_cli.config.base import OutputOptions
+from trd_cli.config.generating import SamplingOptions
 from trd_cli.engines.base import Engine
 from trd_cli.engines.border import answered
 from trd_cli.errors import ModelError, ResumeRefused, TooManyRowErrors
 from trd_cli.models import ModelRef
-from trd_cli.prompts import Template, load_template
+from trd_cli.progress import Progress
+from trd_cli.prompting.templates import Template, load_template
+from trd_cli.prompting.tokens import Render, Tokenizer
 from trd_cli.records import Completion, Message, Problem, Request, Sampling, Stage, Trajectory, content_hash
-from trd_cli.reporting import Report
-from trd_cli.run_dir import RunDir
-from trd_cli.shards import write_shard
-from trd_cli.tokens import Render, Tokenizer
+from trd_cli.trajectories.shards import write_shard
+from trd_cli.trajectories.stage_dir import StageDir
 
 
 @dataclass(frozen=True)
@@ -225,10 +226,10 @@ class ShardFiller:
     """
 
     def __init__(
-        self, run: RunDir, backend: Backend, options: OutputOptions, report: Report, total: int | None
+        self, run: StageDir, backend: Backend, options: OutputOptions, progress: Progress, total: int | None
     ) -> None:
         """`total` is how many rows the finished set has, None where the input is still growing."""
-        self._run, self._backend, self._options, self._report = run, backend, options, report
+        self._run, self._backend, self._options, self._progress = run, backend, options, progress
         self._total = total
         self._engine: Engine | None = None
         self._buffer: list[Trajectory] = []
@@ -236,7 +237,7 @@ class ShardFiller:
         self._opened = time.monotonic()
         self._done = run.finished(options.retry_errors)
         for path in self._done.set_aside:
-            report.note(
+            progress.note(
                 f"a shard was damaged, not of this set or a copy of another, and is {path} now: rows that only it had are made again"
             )
         self._known = set(self._done.ids)
@@ -252,7 +253,7 @@ class ShardFiller:
         finally:
             if self._engine is not None:
                 self._engine.close()
-            self._report.end()
+            self._progress.end()
             if self.outcome.generated:
                 self._run.log_session(self.outcome.generated, self.outcome.tokens, self.outcome.seconds)
 
@@ -272,14 +273,14 @@ class ShardFiller:
         if not self._announced:
             self._announced = True
             for path in self._run.shards():
-                self._report.result(path)
+                self._progress.result(path)
         missing = {row.trajectory_id: row for row in planned if row.trajectory_id not in self._known}
         self._known |= missing.keys()
         ready = [row for row in missing.values() if row.error is None]
         if ready:
             self._load()
         if missing:
-            self._report.start(self._run.run["command"], self._total, self.outcome.rows)
+            self._progress.start(self._run.run["command"], self._total, self.outcome.rows)
         for row in missing.values():
             if row.error is not None:
                 self._add(row, 0)
@@ -289,7 +290,7 @@ class ShardFiller:
 
     def _load(self) -> None:
         if self._engine is None:
-            self._report.note(f"loading {self._backend.model.name} with {self._backend.engine}")
+            self._progress.note(f"loading {self._backend.model.name} with {self._backend.engine}")
             self._engine = self._backend.start()
 
     def _generate(self, ready: Sequence[Trajectory], missing: Mapping[str, Trajectory]) -> None:
@@ -297,7 +298,7 @@ class ShardFiller:
         requests = [request_for(row, self._backend.max_length) for row in ready]
         completions = self._engine.generate(requests)
         try:
-            for completion in answered(requests, completions, self._backend.tokenizer, self._report.note):
+            for completion in answered(requests, completions, self._backend.tokenizer, self._progress.note):
                 row = with_completion(missing[completion.request_id], completion)
                 self._add(row, len(row.response_token_ids or ()))
         finally:
@@ -307,7 +308,7 @@ class ShardFiller:
         self._buffer.append(row)
         self.outcome.generated += 1
         self.outcome.tokens += tokens
-        self._report.advance(1, tokens)
+        self._progress.advance(1, tokens)
         if (
             len(self._buffer) >= self._options.shard_rows
             or time.monotonic() - self._opened > 60 * self._options.shard_minutes
@@ -325,7 +326,7 @@ class ShardFiller:
             self._buffer, self._target = [], None
             self.outcome.rows += len(rows)
             self.outcome.errors += sum(row.error is not None for row in rows)
-            self._report.result(path)
+            self._progress.result(path)
         self._opened = time.monotonic()
 
 

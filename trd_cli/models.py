@@ -13,11 +13,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trd_cli.atomic import has_text_name
 from trd_cli.errors import ModelError, first_line
-from trd_cli.files import has_text_name
 from trd_cli.model_files import CONFIG, configs, context_length, damage, read_settings
-from trd_cli.run_json import read_run_json
-from trd_cli.tokens import ByteTokenizer, HubTokenizer, Tokenizer
+from trd_cli.prompting.tokens import ByteTokenizer, HubTokenizer, Tokenizer
+from trd_cli.trajectories.run_json import read_run_json
 
 if TYPE_CHECKING:
     from torch import nn

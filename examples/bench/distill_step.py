@@ -41,11 +41,11 @@ from typing import Any, NamedTuple
 
 import torch
 
-from trd_cli.config import DistillConfig
+from trd_cli.config.training import DistillConfig
 from trd_cli.datasets.arithmetic import make_arithmetic
 from trd_cli.models import ModelRef, resolve_model
-from trd_cli.reporting import SilentReport
-from trd_cli.tokens import Tokenizer
+from trd_cli.progress import SilentProgress
+from trd_cli.prompting.tokens import Tokenizer
 from trd_cli.training.batches import Example
 from trd_cli.training.launch import accelerator_for
 from trd_cli.training.trainer import LOG, Trainer
@@ -180,7 +180,7 @@ def measure_ours(job: Job) -> Measured:
     )
     meter = Meter()
 
-    class Metered(SilentReport):
+    class Metered(SilentProgress):
         def start(self, what: str, total: int | None, done: int = 0) -> None:
             meter.begin()
 

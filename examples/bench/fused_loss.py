@@ -40,8 +40,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trd_cli.core.objectives import Objective
-from trd_cli.training.loss import CHUNK, fused_divergence
+from trd_cli.losses.fused import CHUNK, fused_divergence
+from trd_cli.losses.objectives import Objective
 
 TIME_TO_DENSE, TIME_TO_TRL, MEMORY_TO_DENSE, SHARE, SCALING = 1.05, 0.8, 1 / 12, 0.8, 0.1
 TOKENS = 2048

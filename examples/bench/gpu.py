@@ -48,15 +48,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trd_cli.config import DistillConfig
-from trd_cli.core import estimates
-from trd_cli.core.estimates import Shape
-from trd_cli.core.objectives import Objective
+from trd_cli.config.training import DistillConfig
+from trd_cli.losses.fused import fused_divergence
+from trd_cli.losses.objectives import Objective
 from trd_cli.models import ModelRef
-from trd_cli.reporting import SilentReport
+from trd_cli.planning import estimates
+from trd_cli.planning.estimates import Shape
+from trd_cli.progress import SilentProgress
 from trd_cli.training.batches import Example
 from trd_cli.training.launch import accelerator_for
-from trd_cli.training.loss import fused_divergence
 from trd_cli.training.trainer import LOG, Trainer
 
 TIME_TO_DENSE, MEMORY_TO_DENSE, PEAK_TO_PLAN = 1.05, 0.2, 1.3
@@ -319,7 +319,7 @@ def train(model: ModelRef, tokens: int, steps: int, out: Path, **options: Any) -
     shutil.rmtree(out, ignore_errors=True)  # a state left there would be resumed
     out.mkdir(parents=True)
     trainer = Trainer(config, model, model, accelerator_for(config), out)
-    trainer.train([row(tokens, vocabulary, i) for i in range(steps)], SilentReport())
+    trainer.train([row(tokens, vocabulary, i) for i in range(steps)], SilentProgress())
     log = [json.loads(line) for line in (out / LOG).read_text().splitlines()]
     took = median(line["seconds"] for line in log[1:] or log)
     return Step(log[0]["loss"], log[0]["grad_norm"], took, round(log[-1]["peak_memory_gib"] * GIB))

@@ -110,9 +110,9 @@ class Watch:
 
 def train(root: Path, out: Path) -> None:
     """One process of a training of three steps; writes its stand into `out`."""
-    from trd_cli.config import DistillConfig
+    from trd_cli.config.training import DistillConfig
     from trd_cli.models import ModelRef
-    from trd_cli.reporting import SilentReport
+    from trd_cli.progress import SilentProgress
     from trd_cli.training.batches import Example
     from trd_cli.training.launch import accelerator_for
     from trd_cli.training.trainer import Trainer
@@ -123,7 +123,7 @@ def train(root: Path, out: Path) -> None:
     out.mkdir(exist_ok=True)
     # What is imported and made once, on the way through a model without weight.
     small, student, teacher = (ModelRef(name, root / name, name) for name in ("small", "student", "teacher"))
-    Trainer(config, small, small, accelerator, out).train(rows, SilentReport())
+    Trainer(config, small, small, accelerator, out).train(rows, SilentProgress())
     accelerator = accelerator_for(config)
     stand = Stand(empty=resident())
     trainer = Trainer(config, student, teacher, accelerator, out)

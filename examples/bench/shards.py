@@ -1,7 +1,7 @@
 """What the checksums of a shard cost: time to write and to read, memory to read, and bytes, with them and without.
 
 One shard of 2,000 rows with 2,000 response tokens each: ids, log-probabilities and text, as a reasoning model leaves them. With:
-`write_table` and `read_table` of `trd_cli.shards`, that is page checksums, those of columns and footer, and their verification.
+`write_table` and `read_table` of `trd_cli.trajectories.shards`, that is page checksums, those of columns and footer, and their verification.
 Without: `pyarrow.parquet` with the same compression, and the same way to the disk. Read are all columns, the token ids alone, and
 the ids of rows alone, as when a command resumes. Both ways take turns, now one first and now the other, on files in the page cache. Time is processor time of all threads,
 and of each way the fastest turn counts: what else runs on the machine can only make a turn slower. Memory is how much the peak of a
@@ -28,8 +28,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from trd_cli.files import replacing
-from trd_cli.shards import SCHEMA, SCHEMA_VERSION, read_table, write_table
+from trd_cli.atomic import replacing
+from trd_cli.trajectories.shards import SCHEMA, SCHEMA_VERSION, read_table, write_table
 
 ROWS, TOKENS, VOCABULARY = 2000, 2000, 150_000
 # Of the time to write a shard once and to read it once.

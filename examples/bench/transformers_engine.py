@@ -17,12 +17,12 @@ from statistics import median
 
 import torch
 
-from trd_cli.config import SampleConfig
+from trd_cli.config.generating import SampleConfig
 from trd_cli.datasets.arithmetic import make_arithmetic
 from trd_cli.engines.transformers import TransformersEngine
 from trd_cli.models import resolve_model
+from trd_cli.prompting.tokens import Tokenizer
 from trd_cli.records import Request, Sampling
-from trd_cli.tokens import Tokenizer
 
 GOAL = 1.3
 ASKS = ("Answer in one short sentence.", "Explain every step in detail, then check the result.")

@@ -21,11 +21,11 @@ from typing import Annotated, Any
 
 import typer
 
-from trd_cli.config import EngineOptions
+from trd_cli.config.generating import EngineOptions
 from trd_cli.engines.vllm import VllmEngine
 from trd_cli.models import resolve_model
+from trd_cli.prompting.tokens import Tokenizer
 from trd_cli.records import Request, Sampling
-from trd_cli.tokens import Tokenizer
 
 GOAL = 0.95
 OURS, BARE, BARER = "trd vllm", "LLM.generate", "  no logprobs"

@@ -17,14 +17,14 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from trd_cli.config import ImportConfig
+from trd_cli.config.commands import ImportConfig
 from trd_cli.datasets.evalplus import canonical_version
 from trd_cli.datasets.importing import import_problems
 from trd_cli.datasets.known_sets import GRADERS, KNOWN, SAMPLING, SPELLINGS, Known, Options
 from trd_cli.datasets.sources import Loaded
 from trd_cli.errors import InputError
 from trd_cli.records import Problem, Sampling, Task, well_formed
-from trd_cli.shards import read_problems
+from trd_cli.trajectories.shards import read_problems
 
 FILES = "FILE[:math|:code]"
 _FILE = re.compile(r"(.+\.(?:jsonl|jsonl\.gz|json|csv|parquet))(?::(math|code))?", re.IGNORECASE)

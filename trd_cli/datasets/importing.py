@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from trd_cli.config import ImportConfig
+from trd_cli.config.commands import ImportConfig
 from trd_cli.datasets.columns import From, found, has, paths
 from trd_cli.datasets.presets import ANSWERS, PRESETS
 from trd_cli.datasets.problem_rows import Counts, listed, problem_of

@@ -10,8 +10,9 @@ from functools import partial
 from trd_cli.datasets import evalplus, livecodebench
 from trd_cli.datasets.arithmetic import make_arithmetic
 from trd_cli.datasets.math_sets import MATH_SETS, load_math_set
-from trd_cli.datasets.sources import Loaded, local_file
+from trd_cli.datasets.sources import Loaded
 from trd_cli.errors import InputError
+from trd_cli.local_data import local_file
 from trd_cli.records import Sampling, Task
 
 # Qwen3's settings for thinking; code ends sooner, and arithmetic much sooner.

@@ -28,8 +28,9 @@ from typing import Any
 
 from trd_cli.datasets.code_tests import function_name, of_cases
 from trd_cli.datasets.rows import file_rows
-from trd_cli.datasets.sources import Fetched, Loaded, fetch, local_file
+from trd_cli.datasets.sources import Fetched, Loaded, fetch
 from trd_cli.errors import InputError, first_line
+from trd_cli.local_data import local_file
 from trd_cli.records import Problem
 
 REPOSITORY = "livecodebench/code_generation_lite"

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import get_args
 
-from trd_cli.config import ImportConfig
+from trd_cli.config.commands import ImportConfig
 from trd_cli.datasets.code_tests import tests_json
 from trd_cli.datasets.columns import From, filled_in, found, paths
 from trd_cli.datasets.conversations import has_system_turn, is_conversation

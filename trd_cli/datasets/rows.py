@@ -21,11 +21,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from trd_cli.checksums import Checksums, Damage
 from trd_cli.datasets.values import Clash, Written, filled
 from trd_cli.errors import InputError
 from trd_cli.records import well_formed
-from trd_cli.shards import source_of
+from trd_cli.trajectories.checksums import Checksums, Damage
+from trd_cli.trajectories.shards import source_of
 
 Row = Mapping[str, Any]
 _BOM = "\ufeff"

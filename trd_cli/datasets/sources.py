@@ -6,11 +6,11 @@ The Hub is read through huggingface_hub, so its cache and its variables (HF_HOME
 from __future__ import annotations
 
 import logging
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from trd_cli.errors import InputError, first_line
+from trd_cli.local_data import local_file
 from trd_cli.records import Problem, content_hash
 
 
@@ -50,13 +50,6 @@ class Fetched:
     path: Path
     source: str
     commit: str | None
-
-
-def local_file(name: str) -> Path | None:
-    """`$TRD_DATA/benchmarks/<name>` where the variable is set and the file is there, else None."""
-    directory = os.environ.get("TRD_DATA")
-    path = Path(directory, "benchmarks", name) if directory else None
-    return path if path is not None and path.is_file() else None
 
 
 def fetch(local: str, repo: str, path: str, revision: str | None, pinned: str) -> Fetched:

@@ -12,9 +12,9 @@ from dataclasses import replace
 from numbers import Real
 from typing import Any, get_args
 
+from trd_cli.prompting.tokens import Tokenizer
 from trd_cli.records import Completion, FinishReason, Request, well_formed
 from trd_cli.redaction import one_line
-from trd_cli.tokens import Tokenizer
 
 _LARGEST_ID = 2**31 - 1
 _LARGEST_FLOAT32 = 3.4e38

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from trd_cli.config import EngineOptions
+from trd_cli.config.generating import EngineOptions
 from trd_cli.engines.border import Malformed, as_ids, as_logprobs, as_text, with_end
 from trd_cli.engines.replies import (
     Complaint,
@@ -29,9 +29,9 @@ from trd_cli.engines.replies import (
 from trd_cli.engines.server import header_value, read_server
 from trd_cli.errors import EngineError
 from trd_cli.models import ModelRef
+from trd_cli.prompting.tokens import Tokenizer
 from trd_cli.records import Completion, Request
 from trd_cli.redaction import one_line
-from trd_cli.tokens import Tokenizer
 
 _DEFAULT_IN_FLIGHT = 32
 _CONNECT_SECONDS = 10.0

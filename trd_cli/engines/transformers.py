@@ -21,15 +21,15 @@ from typing import Any
 
 import torch
 
-from trd_cli.config import EngineOptions
+from trd_cli.config.generating import EngineOptions
+from trd_cli.engines.rope import steady_length, switch_length
 from trd_cli.engines.sampling import draw
 from trd_cli.engines.slot_cache import SlotCache
 from trd_cli.errors import EngineError, InputError
 from trd_cli.model_files import tensor_names
 from trd_cli.models import ModelRef, why_not
+from trd_cli.prompting.tokens import Tokenizer
 from trd_cli.records import Completion, Request, Sampling
-from trd_cli.rope import steady_length, switch_length
-from trd_cli.tokens import Tokenizer
 
 _PREFILL_TOKENS = 4096
 _ALIBI = {"bloom", "mpt"}

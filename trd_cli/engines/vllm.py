@@ -28,14 +28,14 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from trd_cli.config import EngineOptions
+from trd_cli.config.generating import EngineOptions
 from trd_cli.engines.border import with_end
-from trd_cli.engines.registry import engine_version
+from trd_cli.engines.versions import engine_version
 from trd_cli.errors import EngineError
 from trd_cli.model_files import damage
 from trd_cli.models import ModelRef
+from trd_cli.prompting.tokens import Tokenizer
 from trd_cli.records import Completion, Request
-from trd_cli.tokens import Tokenizer
 
 _QUEUED_PER_SLOT = 4
 _LOWEST_TEMPERATURE = 0.01

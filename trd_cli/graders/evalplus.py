@@ -31,7 +31,7 @@ from functools import lru_cache
 from types import SimpleNamespace
 from typing import Any
 
-from trd_cli.datasets.evalplus import task_sha256, tasks
+from trd_cli.graders.evalplus_tasks import task_sha256, tasks
 from trd_cli.graders.sandbox import Ended, Flooded, Level, Limits, OutOfTime, Sandbox, SandboxError
 
 NAME, RULES = "evalplus", 2

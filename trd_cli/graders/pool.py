@@ -24,7 +24,7 @@ from itertools import groupby
 from multiprocessing import forkserver
 from typing import Any, Literal
 
-from trd_cli.config import GraderConfig
+from trd_cli.config.grading import GraderConfig
 from trd_cli.errors import InputError
 from trd_cli.graders import code, evalplus, math
 from trd_cli.graders.base import Grade, Question

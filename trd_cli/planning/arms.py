@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from trd_cli.config import DistillConfig, SampleConfig
+from trd_cli.config.generating import SampleConfig
+from trd_cli.config.training import DistillConfig
 from trd_cli.planning.findings import Finding, error, warning
 from trd_cli.planning.models import Planned
-from trd_cli.running.nodes import Graph, Node
+from trd_cli.recipes.nodes import Graph, Node
 
 
 def check_arms(graph: Graph, student: Planned, teacher: Planned) -> Iterator[Finding]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from trd_cli.config import EvalConfig, OverlapConfig
-from trd_cli.core.ngrams import SIZES, QuestionIndex
+from trd_cli.config.commands import EvalConfig, OverlapConfig
 from trd_cli.datasets.benchmarks import Benchmark, load_benchmark, split_benchmarks
+from trd_cli.datasets.ngrams import SIZES, QuestionIndex
 from trd_cli.errors import InputError
 from trd_cli.planning.findings import Finding, error, of_exception, ok, out_of_reach, per_cent, warning
+from trd_cli.recipes.nodes import Graph
 from trd_cli.records import Problem
-from trd_cli.running.nodes import Graph
 
 
 def load_benchmarks(graph: Graph) -> tuple[list[Benchmark], list[Finding]]:

@@ -6,12 +6,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from statistics import median
 
-from trd_cli.config import DistillConfig, EvalConfig, RefineConfig, SampleConfig
+from trd_cli.config.commands import EvalConfig
+from trd_cli.config.generating import RefineConfig, SampleConfig
+from trd_cli.config.training import DistillConfig
 from trd_cli.datasets.benchmarks import Benchmark
 from trd_cli.planning.findings import Finding, error, grouped, ok, per_cent, warning
 from trd_cli.planning.models import Planned
 from trd_cli.planning.rows import Chain, room_for_prompt, window
-from trd_cli.running.nodes import Graph, Node
+from trd_cli.recipes.nodes import Graph, Node
 
 _RARE = 0.01  # share of rows that may be cut without a warning
 

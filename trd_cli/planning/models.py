@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trd_cli.core.estimates import BYTES, Shape
 from trd_cli.errors import ModelError
 from trd_cli.model_files import INDEX, read_settings, weights_dtype
 from trd_cli.models import ModelRef, resolve_model
+from trd_cli.planning.estimates import BYTES, Shape
 from trd_cli.planning.findings import Finding, error, of_exception, ok, out_of_reach, warning
-from trd_cli.tokens import Render, Tokenizer, check_same_tokens, unread_names
+from trd_cli.prompting.tokens import Render, Tokenizer, check_same_tokens, unread_names
 
 _QUESTION = ({"role": "user", "content": "What is 1 + 1?"},)
 

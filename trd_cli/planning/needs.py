@@ -10,15 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
-from trd_cli.config import DistillConfig, EngineOptions, EvalConfig, PlanConfig, RefineConfig, SampleConfig
-from trd_cli.core import estimates
-from trd_cli.core.estimates import BYTES, GIB, Need, Shape
+from trd_cli.config.commands import EvalConfig, PlanConfig
+from trd_cli.config.generating import EngineOptions, RefineConfig, SampleConfig
+from trd_cli.config.training import DistillConfig
 from trd_cli.datasets.benchmarks import Benchmark
+from trd_cli.planning import estimates
+from trd_cli.planning.estimates import BYTES, GIB, Need, Shape
 from trd_cli.planning.findings import Finding, error, grouped, ok, warning
 from trd_cli.planning.lengths import arm_of
 from trd_cli.planning.models import Planned
 from trd_cli.planning.rows import Chain, window
-from trd_cli.running.nodes import ORDER, Graph, Node
+from trd_cli.recipes.nodes import ORDER, Graph, Node
 
 _GENERATING = ("sample", "refine", "eval")
 

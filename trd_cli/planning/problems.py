@@ -6,17 +6,19 @@ import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from trd_cli.config import DistillConfig, ImportConfig, MakeConfig, RefineConfig
-from trd_cli.core.selection import SUBSETS
+from trd_cli.config.commands import ImportConfig, MakeConfig
+from trd_cli.config.generating import RefineConfig
+from trd_cli.config.training import DistillConfig
 from trd_cli.datasets.arithmetic import make_arithmetic
 from trd_cli.datasets.importing import check_answers, import_problems
 from trd_cli.errors import InputError, PromptError
 from trd_cli.generation import templates_for
 from trd_cli.planning.findings import Finding, error, of_exception, ok, out_of_reach, per_cent, warning
+from trd_cli.recipes.nodes import Graph
 from trd_cli.recipes.recipe import Recipe
 from trd_cli.records import Problem
-from trd_cli.running.nodes import Graph
-from trd_cli.shards import read_problems
+from trd_cli.trajectories.selection import SUBSETS
+from trd_cli.trajectories.shards import read_problems
 
 
 def load_problems(recipe: Recipe, graph: Graph) -> tuple[list[Problem], list[Finding]]:

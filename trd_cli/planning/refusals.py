@@ -10,43 +10,44 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from trd_cli.config import Config, DistillConfig, EvalConfig, RefineConfig, RenderOptions, SampleConfig
+from trd_cli.config.base import Config
+from trd_cli.config.commands import EvalConfig
+from trd_cli.config.generating import RefineConfig, RenderOptions, SampleConfig
+from trd_cli.config.training import DistillConfig
 from trd_cli.datasets.benchmarks import asks_for_code, split_benchmarks
-from trd_cli.engines.registry import (
-    EngineName,
-    check_arguments,
-    check_server,
-    choose_engine,
-    engine_version,
-    window,
-)
+from trd_cli.engines.registry import check_arguments, check_server, choose_engine, window
+from trd_cli.engines.versions import EngineName, engine_version
 from trd_cli.errors import InputError, ModelError, UserError
 from trd_cli.graders.sandbox import choose_level
 from trd_cli.model_files import has_weights
 from trd_cli.planning.findings import Finding, Level, Topic, error, grouped, of_exception, warning
 from trd_cli.planning.lengths import arm_of
 from trd_cli.planning.models import Planned, check_pair, check_template, read_model
+from trd_cli.recipes.nodes import Graph, Node
 from trd_cli.recipes.recipe import Recipe, templates_of
 from trd_cli.recipes.sections import in_a_recipe
-from trd_cli.running.nodes import Graph, Node
 
 Generating = SampleConfig | RefineConfig | EvalConfig
 _LOADING = ("transformers", "vllm")
 _PLACES = {"model", "teacher", "problems", "inputs", "parents", "out", "seed", "round", "limit", "skip"}
 
 
-def refused(graph: Graph, nodes: Sequence[Node]) -> list[Finding]:
-    """Return the errors that these nodes would end with on this machine, as far as models and options tell."""
+def refuse(recipe: str, graph: Graph, nodes: Sequence[Node]) -> None:
+    """Raise InputError where one of these nodes would end with an error on this machine, as far as models and options tell."""
     todo = [node for node in nodes if isinstance(node.config, (*Generating.__args__, DistillConfig))]
     if not todo:
-        return []
+        return
     with_teacher = any(node.stage in ("refine", "distill") for node in todo)
     student, teacher, found = read_models(graph.recipe, with_teacher)
     if student is not None and teacher is not None:
         from trd_cli.training.sharding import is_asked_for
 
         found += check_stages(graph, todo, student, teacher, is_asked_for(), here=True)
-    return [finding for finding in found if finding.level == "error"]
+    errors = [finding for finding in found if finding.level == "error"]
+    if errors:
+        got, _, expected = errors[0].what.partition("; expected ")
+        more = f"; trd plan {recipe} names {len(errors) - 1} more" if len(errors) > 1 else ""
+        raise InputError(got, expected or "what its stages take", errors[0].change + more)
 
 
 def read_models(
@@ -212,8 +213,8 @@ class _Stages:
     # Training
 
     def _training(self, config: DistillConfig) -> Iterator[Finding]:
-        from trd_cli.training.contexts import longest_row, masked_ids
         from trd_cli.training.launch import check_tracker, check_training_device
+        from trd_cli.training.teacher_context import longest_row, masked_ids
 
         student, teacher = self._student, self._teacher
         yield from self._told("recipe", lambda: masked_ids(config.mask_tokens, student.tokenizer))

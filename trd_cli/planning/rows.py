@@ -13,14 +13,15 @@ from pathlib import Path
 
 import pyarrow.compute as pc
 
-from trd_cli.config import DistillConfig, RefineConfig, RenderOptions, SampleConfig
+from trd_cli.config.generating import RefineConfig, RenderOptions, SampleConfig
+from trd_cli.config.training import DistillConfig
 from trd_cli.errors import InputError
 from trd_cli.generation import templates_for
 from trd_cli.planning.models import Planned
+from trd_cli.recipes.nodes import Graph, Node
 from trd_cli.recipes.recipe import Recipe
 from trd_cli.records import Problem
-from trd_cli.running.nodes import Graph, Node
-from trd_cli.shards import list_shards, read_table
+from trd_cli.trajectories.shards import list_shards, read_table
 
 _RENDERED = 1000
 

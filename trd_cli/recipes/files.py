@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from trd_cli.atomic import has_text_name, read_text_once
 from trd_cli.errors import InputError
-from trd_cli.files import has_text_name, read_text_once
 
 # Keys whose values name files or models.
 _FILES = {"prompt", "file"}

@@ -20,15 +20,18 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from trd_cli.config import METHODS, Config, DistillConfig, MakeConfig, RefineConfig
-from trd_cli.core.selection import needs_parents
+from trd_cli.config.base import Config
+from trd_cli.config.commands import MakeConfig
+from trd_cli.config.generating import RefineConfig
+from trd_cli.config.training import METHODS, DistillConfig
 from trd_cli.datasets.benchmarks import check_benchmark, split_benchmarks
 from trd_cli.errors import InputError, PromptError, UserError
-from trd_cli.inputs import check_filter
 from trd_cli.recipes.files import Table, read_recipe
 from trd_cli.recipes.recipe import OF_AN_ARM, Recipe, templates_of
 from trd_cli.recipes.sections import FILLED, SOURCES, Checker, closest
-from trd_cli.shards import PROBLEM_SCHEMA, shard_info
+from trd_cli.trajectories.selection import needs_parents
+from trd_cli.trajectories.sets import check_filter
+from trd_cli.trajectories.shards import PROBLEM_SCHEMA, shard_info
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+_-]*")
 

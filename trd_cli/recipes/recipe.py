@@ -6,8 +6,11 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, Strict, StrictInt
 
-from trd_cli.config import Config, DistillConfig, EvalConfig, Positive, RefineConfig, SampleConfig
-from trd_cli.prompts import Template, load_template
+from trd_cli.config.base import Config, Positive
+from trd_cli.config.commands import EvalConfig
+from trd_cli.config.generating import RefineConfig, SampleConfig
+from trd_cli.config.training import DistillConfig
+from trd_cli.prompting.templates import Template, load_template
 from trd_cli.recipes.files import Table
 from trd_cli.records import Task
 from trd_cli.redaction import without_secrets

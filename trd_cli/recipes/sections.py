@@ -10,16 +10,11 @@ from typing import Any, NoReturn
 
 from pydantic import ValidationError
 
-from trd_cli.config import (
-    Config,
-    DistillConfig,
-    EvalConfig,
-    ImportConfig,
-    MakeConfig,
-    RefineConfig,
-    SampleConfig,
-    VerifyConfig,
-)
+from trd_cli.config.base import Config
+from trd_cli.config.commands import EvalConfig, ImportConfig, MakeConfig
+from trd_cli.config.generating import RefineConfig, SampleConfig
+from trd_cli.config.grading import VerifyConfig
+from trd_cli.config.training import DistillConfig
 from trd_cli.errors import InputError, UserError
 from trd_cli.recipes.files import Table
 

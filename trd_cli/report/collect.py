@@ -11,17 +11,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from trd_cli.errors import InputError, UserError
+from trd_cli.evaluation.results import FILE, read_results
+from trd_cli.evaluation.tables import KINDS
 from trd_cli.report.costs import cost_of
-from trd_cli.report.data import (
-    BASE,
-    Evaluation,
-    Refinement,
-    ReportData,
-    Score,
-    Selection,
-    SetRef,
-    Training,
-)
+from trd_cli.report.data import BASE, Evaluation, Refinement, ReportData, Score, Selection, SetRef, Training
 from trd_cli.report.differences import corrected, within_run
 from trd_cli.report.layouts import Results, checked
 from trd_cli.report.outputs import lacking
@@ -29,9 +22,7 @@ from trd_cli.report.refinement import read_rollouts, refinement_of
 from trd_cli.report.run_files import Node, RunFiles, read_run
 from trd_cli.report.seeds import pooled, pooled_scores
 from trd_cli.report.trainings import training_of, with_training_nll
-from trd_cli.run_json import read_run_json
-from trd_cli.score_tables import KINDS
-from trd_cli.scores import FILE, read_results
+from trd_cli.trajectories.run_json import read_run_json
 
 _STAGES = ("problems", "sample", "verify", "refine", "distill", "eval")
 _STAGE_OF_SET = {"sample": "rollout", "refine": "refined"}

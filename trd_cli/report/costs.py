@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 from trd_cli.report.data import NodeCost
 from trd_cli.report.layouts import Session, Step
 from trd_cli.report.run_files import Node
-from trd_cli.shards import PROBLEM_SCHEMA, read_table, shard_info
+from trd_cli.trajectories.shards import PROBLEM_SCHEMA, read_table, shard_info
 
 
 def cost_of(node: Node) -> NodeCost:

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
+from trd_cli.evaluation.tables import csv_text
 from trd_cli.report.data import Difference, Nll, NodeCost, Refinement, ReportData, Score, Training
-from trd_cli.score_tables import csv_text
 
 _WHOSE = ("node", "arm", "round", "seed")
 _SPREAD = ("rows", "mean", "p05", "p25", "p50", "p75", "p95")

@@ -8,10 +8,10 @@ from dataclasses import replace
 from math import isnan, nan
 from typing import Any
 
-from trd_cli.core.comparison import holm, paired_difference
+from trd_cli.evaluation.paired import holm, paired_difference
+from trd_cli.evaluation.results import correct_matrix
 from trd_cli.report.data import ALL_SEEDS, BASE, Difference, Evaluation, ReportData, Seed
 from trd_cli.report.seeds import pooled
-from trd_cli.scores import correct_matrix
 
 Found = tuple[list[Difference], tuple[str, ...]]
 

@@ -1,7 +1,7 @@
 """What a report needs of the JSON files of a run, checked before any figure is made of them. Other keys may be there.
 
-The layouts themselves: `trd_cli.scores` (results.json), `trd_cli.running.nodes` (graph.json), `trd_cli.training.trainer` (train.jsonl),
-`trd_cli.run_dir` (sessions.jsonl).
+The layouts themselves: `trd_cli.evaluation.results` (results.json), `trd_cli.recipes.nodes` (graph.json), `trd_cli.training.trainer` (train.jsonl),
+`trd_cli.trajectories.stage_dir` (sessions.jsonl).
 """
 
 from __future__ import annotations

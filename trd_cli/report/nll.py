@@ -21,17 +21,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
+from trd_cli.engines.rope import switch_length
 from trd_cli.engines.transformers import check_device
 from trd_cli.errors import InputError, ModelError
 from trd_cli.models import ModelRef, moved
+from trd_cli.progress import Progress
+from trd_cli.prompting.tokens import Tokenizer
 from trd_cli.report.data import Nll, SetRef
-from trd_cli.reporting import Report
-from trd_cli.rope import switch_length
-from trd_cli.run_json import read_run_json
-from trd_cli.shards import list_shards, read_table
-from trd_cli.tokens import Tokenizer
 from trd_cli.training.batches import Example, collate, plan_step
 from trd_cli.training.model import head_of, load, response_states
+from trd_cli.trajectories.run_json import read_run_json
+from trd_cli.trajectories.shards import list_shards, read_table
 
 TEXTS = ("y_o", "y_r", "y*")
 _COLUMNS = (
@@ -68,7 +68,7 @@ def student_of(refined: SetRef, resolve: Callable[[str], ModelRef]) -> ModelRef:
     return model
 
 
-def score(refined: SetRef, rows: int, model: ModelRef, device: str, report: Report) -> dict[str, Nll]:
+def score(refined: SetRef, rows: int, model: ModelRef, device: str, report: Progress) -> dict[str, Nll]:
     """The three figures over the same rows: the first `rows` by id that have all texts. {} where no row has."""
     chosen = choose(refined, rows, model)
     if not chosen:
@@ -163,7 +163,7 @@ class _Scorer:
         self._switch = switch_length(model.architecture().get_text_config())
 
     @torch.no_grad()
-    def nats(self, examples: Sequence[Example], report: Report) -> float:
+    def nats(self, examples: Sequence[Example], report: Progress) -> float:
         """Negative log-likelihood of all responses."""
         total = 0.0
         for group in plan_step(examples, _TOKENS_A_BATCH, switches=(self._switch, self._switch)).groups:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from trd_cli.evaluation.results import FILE as RESULTS
 from trd_cli.report.run_files import Node
-from trd_cli.run_json import read_run_json
-from trd_cli.scores import FILE as RESULTS
-from trd_cli.shards import check_whole, shard_info
+from trd_cli.trajectories.run_json import read_run_json
+from trd_cli.trajectories.shards import check_whole, shard_info
 
 LOG = "train.jsonl"
 _FILES = {"problems": "problems.parquet", "eval": RESULTS, "distill": LOG}

@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from trd_cli.core.edits import edit_distances, prefix_share
-from trd_cli.core.leaks import copied_ngrams, talk_of_reference
-from trd_cli.core.ngrams import SIZES
+from trd_cli.datasets.ngrams import SIZES
 from trd_cli.report.data import UNVERIFIED, Leaks, Nll, Refinement, Spread
-from trd_cli.shards import read_table
+from trd_cli.report.edits import edit_distances, prefix_share
+from trd_cli.report.leaks import copied_ngrams, talk_of_reference
+from trd_cli.trajectories.shards import read_table
 
 OF_STUDENT = "y_o"
 OF_REFINER = "y_r, refiner"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from trd_cli.core.ngrams import SIZES
+from trd_cli.datasets.ngrams import SIZES
+from trd_cli.evaluation.tables import NOTHING, percent
 from trd_cli.report.data import Nll, Refinement, ReportData, Spread
 from trd_cli.report.table import Table, count, table_of
-from trd_cli.score_tables import NOTHING, percent
 
 _QUANTILES = ("mean", "5 %", "25 %", "median", "75 %", "95 %")
 
@@ -98,7 +98,7 @@ def leaked(data: ReportData) -> Table:
     numbers = ("rows", "y_r talks of a reference", "y_o talks of one", *copied)
     note = (
         "Shares of the rows that have y* and a response on both sides. Talk of a reference is found by the phrases listed in "
-        "trd_cli/core/leaks.py; y_o was written without y*, so its share is what they find by mistake. Copied means that y_r has a run of so "
+        "trd_cli/report/leaks.py; y_o was written without y*, so its share is what they find by mistake. Copied means that y_r has a run of so "
         "many words of y* that is neither in y_o nor in the problem."
     )
     return table_of("refinement-leaks", "References leaked", ("refined set",), numbers, rows, note)

@@ -15,9 +15,9 @@ from typing import Any
 from pydantic import BaseModel
 
 from trd_cli.errors import InputError
+from trd_cli.recipes.nodes import FORMAT
 from trd_cli.report.layouts import Entry, Graph, Statuses, checked
-from trd_cli.running.nodes import FORMAT
-from trd_cli.shards import list_shards
+from trd_cli.trajectories.shards import list_shards
 
 
 @dataclass(frozen=True)

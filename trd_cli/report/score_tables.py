@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from trd_cli.evaluation.tables import NOTHING, interval, percent, points
 from trd_cli.report.data import ALL_SEEDS, Difference, ReportData, Score, Seed
 from trd_cli.report.rounds import are_several, curves_of
 from trd_cli.report.table import Table, Whose, number, plain, table_of
-from trd_cli.score_tables import NOTHING, interval, percent, points
 
 _INTERVALS = "Intervals are 95 %, over questions."
 

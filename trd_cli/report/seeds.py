@@ -12,9 +12,9 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from trd_cli.core.metrics import avg_at_k
+from trd_cli.evaluation.metrics import avg_at_k
+from trd_cli.evaluation.results import correct_matrix
 from trd_cli.report.data import ALL_SEEDS, BASE, Evaluation, Score, Seed
-from trd_cli.scores import correct_matrix
 
 SHARES = ("truncated", "no_answer", "error", "timeout")
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from trd_cli.score_tables import NOTHING
+from trd_cli.evaluation.tables import NOTHING
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from itertools import groupby
 from statistics import median
 
+from trd_cli.evaluation.tables import NOTHING, markdown_table, percent
 from trd_cli.report.data import ReportData, Training
 from trd_cli.report.refinement_tables import changes, leaked, nll, verdicts
 from trd_cli.report.score_tables import differences, rounds, scores, summary
 from trd_cli.report.table import Table, count, number, table_of
-from trd_cli.score_tables import NOTHING, markdown_table, percent
 
 
 def tables(data: ReportData) -> list[Table]:

@@ -9,19 +9,19 @@ from contextlib import nullcontext
 from dataclasses import asdict
 from typing import Any
 
-from trd_cli.config import DistillConfig, ObjectiveOptions
+from trd_cli.atomic import has_text_name
+from trd_cli.config.training import DistillConfig, ObjectiveOptions
 from trd_cli.errors import InputError, TrdError
-from trd_cli.files import has_text_name
-from trd_cli.inputs import InputSet, check_complete, load_rows, open_sets, parent_column
 from trd_cli.models import ModelRef, own_teacher
-from trd_cli.prompts import digest_of
+from trd_cli.progress import Progress
+from trd_cli.prompting.templates import digest_of
 from trd_cli.records import Trajectory
-from trd_cli.reporting import Report
-from trd_cli.run_dir import RunDir
-from trd_cli.shards import read_table
 from trd_cli.training.batches import Example, ids_array
-from trd_cli.training.contexts import Contexts
 from trd_cli.training.state import clear_states
+from trd_cli.training.teacher_context import Contexts
+from trd_cli.trajectories.sets import InputSet, check_complete, load_rows, open_sets, parent_column
+from trd_cli.trajectories.shards import read_table
+from trd_cli.trajectories.stage_dir import StageDir
 
 # What a run writes before its first state is saved: no work that another configuration would destroy.
 _SCRATCH = ("train.jsonl", "trd")
@@ -40,15 +40,15 @@ _SHARED = (
 
 
 def run(
-    config: DistillConfig, paths: Sequence[str], resolve: Callable[[str], ModelRef], report: Report
+    config: DistillConfig, paths: Sequence[str], resolve: Callable[[str], ModelRef], progress: Progress
 ) -> None:
     """Train and write a checkpoint; a finished one of the same configuration is left as it is."""
     sets = open_sets(paths)
     if not config.allow_partial:
         check_complete(s.directory for s in sets)
-    student, teacher, examples = _read(config, sets, resolve, report)
+    student, teacher, examples = _read(config, sets, resolve, progress)
     if config.selfcheck:
-        _selfcheck(config, examples, student, teacher, report)
+        _selfcheck(config, examples, student, teacher, progress)
         return
     identity = config.identity() | {
         "inputs": [s.digest for s in sets],
@@ -58,7 +58,7 @@ def run(
         "student_revision": student.revision,
         "teacher_revision": teacher.revision,
     }
-    run_dir = RunDir(
+    stage_dir = StageDir(
         config.out,
         "distill",
         identity,
@@ -66,46 +66,46 @@ def run(
         [s.lineage() for s in sets],
         scratch=_SCRATCH,
     )
-    if not has_text_name(run_dir.path):
+    if not has_text_name(stage_dir.path):
         raise InputError(
-            f"the path of {run_dir.path.resolve()} is not UTF-8",
+            f"the path of {stage_dir.path.resolve()} is not UTF-8",
             "one that safetensors takes",
             "give another --out",
         )
     if config.dry_run:
-        report.note(_preview(examples, student, teacher, run_dir, config))
+        progress.note(_preview(examples, student, teacher, stage_dir, config))
         return
-    if run_dir.run["about"].get("finished"):
-        clear_states(run_dir.path)
-        report.note(f"{run_dir.path} is finished: nothing to do")
-        report.result(run_dir.path)
+    if stage_dir.run["about"].get("finished"):
+        clear_states(stage_dir.path)
+        progress.note(f"{stage_dir.path} is finished: nothing to do")
+        progress.result(stage_dir.path)
         return
-    _train(config, examples, student, teacher, run_dir, report)
+    _train(config, examples, student, teacher, stage_dir, progress)
 
 
 def _read(
-    config: DistillConfig, sets: Sequence[InputSet], resolve: Callable[[str], ModelRef], report: Report
+    config: DistillConfig, sets: Sequence[InputSet], resolve: Callable[[str], ModelRef], progress: Progress
 ) -> tuple[ModelRef, ModelRef, list[Example]]:
     """Student, teacher and what is trained on; the rows themselves, with all their text, are let go."""
     rows, used = _rows_of_stage(config, sets)
     student, teacher = _models(config, used[0], rows[0], resolve)
     if config.objective == "sampled":
-        _warn_of_other_samples(config, rows, report)
+        _warn_of_other_samples(config, rows, progress)
 
     def parents(column: str) -> dict[str, Any]:
         return parent_column(used, column, config.parents)
 
-    return student, teacher, Contexts(config, used[0], parents, student, teacher, report).examples(rows)
+    return student, teacher, Contexts(config, used[0], parents, student, teacher, progress).examples(rows)
 
 
-def _warn_of_other_samples(config: DistillConfig, rows: Sequence[Trajectory], report: Report) -> None:
+def _warn_of_other_samples(config: DistillConfig, rows: Sequence[Trajectory], progress: Progress) -> None:
     """Monte-Carlo estimates are of what the student would sample itself, at the temperature of the loss and unfiltered."""
     others = sum(
         row.stage == "refined" or row.temperature != config.temperature or row.top_p < 1 or row.top_k > 0
         for row in rows
     )
     if others:
-        report.note(
+        progress.note(
             f"{others} of {len(rows)} rows were not drawn from the student at temperature {config.temperature:g} without top-p and "
             "top-k: along them the sampled estimate of reverse KL is biased"
         )
@@ -127,19 +127,19 @@ def _train(
     examples: Sequence[Example],
     student: ModelRef,
     teacher: ModelRef,
-    run_dir: RunDir,
-    report: Report,
+    stage_dir: StageDir,
+    progress: Progress,
 ) -> None:
     from trd_cli.training.launch import accelerator_for
     from trd_cli.training.trainer import Trainer
 
-    accelerator = accelerator_for(config, run_dir.path)
+    accelerator = accelerator_for(config, stage_dir.path)
     # One process holds the directory; the others train along.
-    with run_dir if accelerator.is_main_process else nullcontext():
-        report.note(f"loading {student.name} and its teacher {teacher.name} for {_described(config)}")
-        trainer = Trainer(config, student, teacher, accelerator, run_dir.path)
+    with stage_dir if accelerator.is_main_process else nullcontext():
+        progress.note(f"loading {student.name} and its teacher {teacher.name} for {_described(config)}")
+        trainer = Trainer(config, student, teacher, accelerator, stage_dir.path)
         began = time.monotonic()
-        trained = trainer.train(examples, report)
+        trained = trainer.train(examples, progress)
         at_work = time.monotonic() - began
         trainer.save()
         if accelerator.is_main_process:
@@ -148,23 +148,27 @@ def _train(
                 "teacher": teacher.lasting_name,
                 "trajectories": len(examples),
             }
-            run_dir.finish(about | asdict(trained))
-            run_dir.log_session(config.epochs * len(examples), trained.tokens, at_work)
-            clear_states(run_dir.path)
-    report.note(
-        f"loss {trained.first_loss:.4f} → {trained.last_loss:.4f} over {trained.steps} steps, saved in {run_dir.path}"
+            stage_dir.finish(about | asdict(trained))
+            stage_dir.log_session(config.epochs * len(examples), trained.tokens, at_work)
+            clear_states(stage_dir.path)
+    progress.note(
+        f"loss {trained.first_loss:.4f} → {trained.last_loss:.4f} over {trained.steps} steps, saved in {stage_dir.path}"
     )
-    report.result(run_dir.path)
+    progress.result(stage_dir.path)
 
 
 def _selfcheck(
-    config: DistillConfig, examples: Sequence[Example], student: ModelRef, teacher: ModelRef, report: Report
+    config: DistillConfig,
+    examples: Sequence[Example],
+    student: ModelRef,
+    teacher: ModelRef,
+    progress: Progress,
 ) -> None:
     from trd_cli.training.selfcheck import run_checks
 
     checks = run_checks(config, examples, student, teacher)
     for check in checks:
-        report.note(
+        progress.note(
             f"{'ok ' if check.ok else 'OFF'} {check.what}: {check.value:.3g} (at most {check.limit:.3g})"
         )
     off = [check.what for check in checks if not check.ok]
@@ -272,7 +276,11 @@ def _described(config: DistillConfig) -> str:
 
 
 def _preview(
-    examples: Sequence[Example], student: ModelRef, teacher: ModelRef, run_dir: RunDir, config: DistillConfig
+    examples: Sequence[Example],
+    student: ModelRef,
+    teacher: ModelRef,
+    stage_dir: StageDir,
+    config: DistillConfig,
 ) -> str:
     tokenizer, first = student.tokenizer(), examples[0]
     return (
@@ -282,5 +290,5 @@ def _preview(
         f"both score ({len(first.response)} tokens):\n{tokenizer.decode(first.response)}\n\n"
         f"would train {student.name} towards {teacher.name} on {len(examples)} trajectories by {_described(config)}, "
         f"epochs {config.epochs}, {config.batch_size} a step, "
-        f"lr {config.learning_rate:g}, into {run_dir.path}"
+        f"lr {config.learning_rate:g}, into {stage_dir.path}"
     )

@@ -11,22 +11,30 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from trd_cli.config import EvalConfig, SamplingOptions
+from trd_cli.atomic import make_directory, write_text
+from trd_cli.config.commands import EvalConfig
+from trd_cli.config.generating import SamplingOptions
 from trd_cli.datasets.benchmarks import Benchmark, load_benchmark, split_benchmarks
 from trd_cli.errors import InputError, ResumeRefused
-from trd_cli.files import make_directory, write_text
+from trd_cli.evaluation.results import (
+    FILE,
+    Classify,
+    build_results,
+    read_samples,
+    results_text,
+    samples_there,
+)
+from trd_cli.evaluation.tables import results_csv, results_markdown, sampling_text
 from trd_cli.generation import Backend, Outcome, Rendering, ShardFiller, plan_rollouts, preview, templates_for
 from trd_cli.graders.pool import GraderOptions, GraderPool
 from trd_cli.graders.sandbox import described
-from trd_cli.grading import ShardGrader
+from trd_cli.graders.shards import ShardGrader
+from trd_cli.progress import Progress, WithoutResults
+from trd_cli.prompting.tokens import unread_names
 from trd_cli.records import Problem, Trajectory, content_hash
-from trd_cli.reporting import Report, WithoutResults
-from trd_cli.run_dir import RunDir, verdicts_held
-from trd_cli.run_json import read_run_json
-from trd_cli.score_tables import results_csv, results_markdown, sampling_text
-from trd_cli.scores import FILE, Classify, build_results, read_samples, results_text, samples_there
-from trd_cli.shards import read_table
-from trd_cli.tokens import unread_names
+from trd_cli.trajectories.run_json import read_run_json
+from trd_cli.trajectories.shards import read_table
+from trd_cli.trajectories.stage_dir import StageDir, verdicts_held
 
 _OF_THE_BENCHMARK = ("temperature", "top_p", "top_k", "max_tokens")
 
@@ -50,10 +58,10 @@ class _Part:
         }
 
 
-def run(config: EvalConfig, backend: Backend, report: Report) -> dict[str, Any] | None:
+def run(config: EvalConfig, backend: Backend, progress: Progress) -> dict[str, Any] | None:
     """Generate and grade what is missing, write the results, and return them (None for a dry run).
 
-    `results.json` (its layout: `trd_cli.scores`), `results.md` and `results.csv` are written anew each time.
+    `results.json` (its layout: `trd_cli.evaluation.results`), `results.md` and `results.csv` are written anew each time.
     """
     parts = _parts(config)
     templates = templates_for(
@@ -61,7 +69,7 @@ def run(config: EvalConfig, backend: Backend, report: Report) -> dict[str, Any] 
     )
     rendering = Rendering(config.render or "chat", config.chat_template_kwargs or {})
     if unread := unread_names(backend.tokenizer, rendering.mode, rendering.kwargs):
-        report.note(unread)
+        progress.note(unread)
     planned = [
         row
         for part in parts.values()
@@ -76,18 +84,18 @@ def run(config: EvalConfig, backend: Backend, report: Report) -> dict[str, Any] 
         **backend.identity(),
     }
     about = backend.about() | {"benchmarks": {name: part.about() for name, part in parts.items()}}
-    run_dir = RunDir(config.out, "eval", identity, config.record(), about=about)
+    stage_dir = StageDir(config.out, "eval", identity, config.record(), about=about)
     for line in _remarks(config, parts, backend):
-        report.note(line)
+        progress.note(line)
     if config.dry_run:
-        report.note(preview(planned[0], len(planned), run_dir.path))
+        progress.note(preview(planned[0], len(planned), stage_dir.path))
         return None
-    with run_dir:
-        _generate(config, backend, run_dir, planned, report)
-        return _grade_and_score(config, run_dir, config.samples, "stale", run_dir.path, report)
+    with stage_dir:
+        _generate(config, backend, stage_dir, planned, progress)
+        return _grade_and_score(config, stage_dir, config.samples, "stale", stage_dir.path, progress)
 
 
-def rescore(config: EvalConfig, report: Report) -> dict[str, Any] | None:
+def rescore(config: EvalConfig, progress: Progress) -> dict[str, Any] | None:
     """Score the samples of an earlier evaluation again, without a model; returns the results (None for a dry run).
 
     Rows without a verdict, with one of another grader, or that ended as error or timeout though there is a response, are graded.
@@ -104,16 +112,16 @@ def rescore(config: EvalConfig, report: Report) -> dict[str, Any] | None:
             "a directory of this version of trd eval",
             "evaluate again into another --out",
         )
-    run_dir = RunDir(
+    stage_dir = StageDir(
         str(directory), "eval", record["identity"], record["config"], record["inputs"], record["about"]
     )
-    k, there = _how_many(config, run_dir)
+    k, there = _how_many(config, stage_dir)
     if config.dry_run:
-        report.note(f"would score the first {k} of {there} samples of every question in {directory}")
+        progress.note(f"would score the first {k} of {there} samples of every question in {directory}")
         return None
     target = Path(config.out) if config.out else directory
-    with run_dir:
-        return _grade_and_score(config, run_dir, k, "unsettled", target, report)
+    with stage_dir:
+        return _grade_and_score(config, stage_dir, k, "unsettled", target, progress)
 
 
 def check_errors(results: dict[str, Any], allowed: float) -> None:
@@ -173,87 +181,91 @@ def _remarks(config: EvalConfig, parts: dict[str, _Part], backend: Backend) -> l
 
 
 def _generate(
-    config: EvalConfig, backend: Backend, run_dir: RunDir, planned: Sequence[Trajectory], report: Report
+    config: EvalConfig,
+    backend: Backend,
+    stage_dir: StageDir,
+    planned: Sequence[Trajectory],
+    progress: Progress,
 ) -> None:
     """Fill the directory; the engine starts once, whatever the number of benchmarks."""
-    with ShardFiller(run_dir, backend, config, WithoutResults(report), len(planned)) as filler:
+    with ShardFiller(stage_dir, backend, config, WithoutResults(progress), len(planned)) as filler:
         indices = [
-            read_table(path, ["sample_index"])["sample_index"].to_pylist() for path in run_dir.shards()
+            read_table(path, ["sample_index"])["sample_index"].to_pylist() for path in stage_dir.shards()
         ]
         most = 1 + max((index for some in indices for index in some), default=-1)
         if most > config.samples:
             raise ResumeRefused(
-                f"{run_dir.path} has {most} samples a question, --k {config.samples} asks for fewer",
+                f"{stage_dir.path} has {most} samples a question, --k {config.samples} asks for fewer",
                 f"--k {most} or more",
-                f"score the first ones with trd eval --rescore {run_dir.path} --k {config.samples}, or give another --out",
+                f"score the first ones with trd eval --rescore {stage_dir.path} --k {config.samples}, or give another --out",
             )
         filler.expect(planned)
         filler.fill(planned)
 
 
-def _how_many(config: EvalConfig, run_dir: RunDir) -> tuple[int, int]:
+def _how_many(config: EvalConfig, stage_dir: StageDir) -> tuple[int, int]:
     """The k to score again with, and how many samples of every question there are; refuses a k beyond."""
-    benchmarks = run_dir.run["about"]["benchmarks"]
-    there = samples_there(benchmarks, run_dir.shards())
+    benchmarks = stage_dir.run["about"]["benchmarks"]
+    there = samples_there(benchmarks, stage_dir.shards())
     questions = sum(len(about["questions"]) for about in benchmarks.values())
-    k = config.k or max(1, (run_dir.run["rows_expected"] or 0) // questions)
+    k = config.k or max(1, (stage_dir.run["rows_expected"] or 0) // questions)
     if k > there:
         raise InputError(
-            f"{run_dir.path} has {there} samples of every question",
+            f"{stage_dir.path} has {there} samples of every question",
             f"{k}",
-            f"generate the missing ones: run its trd eval again with --k {k} and --out {run_dir.path}; or give a smaller --k",
+            f"generate the missing ones: run its trd eval again with --k {k} and --out {stage_dir.path}; or give a smaller --k",
         )
     return k, there
 
 
 def _grade_and_score(
     config: EvalConfig,
-    run_dir: RunDir,
+    stage_dir: StageDir,
     k: int,
     regrade: Literal["stale", "unsettled"],
     target: Path,
-    report: Report,
+    progress: Progress,
 ) -> dict[str, Any]:
     """Verdicts go into the shards, the results into the directory `target`."""
     options = GraderOptions.of(config)
-    shards = run_dir.shards()
+    shards = stage_dir.shards()
     # The samples are this command's own: verdicts of another grader are simply made anew.
     with (
-        verdicts_held(run_dir.path),
-        ShardGrader(options, WithoutResults(report), regrade) as grader,
+        verdicts_held(stage_dir.path),
+        ShardGrader(options, WithoutResults(progress), regrade) as grader,
     ):
-        report.start("grade", sum(read_table(shard, ["verdict"]).num_rows for shard in shards))
+        progress.start("grade", sum(read_table(shard, ["verdict"]).num_rows for shard in shards))
         for shard in shards:
             grader.fill(shard, shard)
-        report.end()
+        progress.end()
     changed = sum(count for (old, new), count in grader.changes.items() if old != new)
     if changed:
-        report.note(f"{changed} verdicts changed")
+        progress.note(f"{changed} verdicts changed")
     results = build_results(
-        run_dir.run["about"]["benchmarks"], read_samples(shards), k, _classify(options, report)
+        stage_dir.run["about"]["benchmarks"], read_samples(shards), k, _classify(options, progress)
     )
     make_directory(target)
     if (target / FILE).is_file() and config.rescore:
-        report.note(f"replacing the results in {target}")
+        progress.note(f"replacing the results in {target}")
     for name, text in (
         ("results.md", results_markdown(results)),
         ("results.csv", results_csv(results)),
         (FILE, results_text(results)),
     ):
         write_text(target / name, text)
-    report.result(target / FILE)
+    progress.result(target / FILE)
     return results
 
 
-def _classify(options: GraderOptions, report: Report) -> Classify:
+def _classify(options: GraderOptions, progress: Progress) -> Classify:
     """Equivalence of wrong answers by the graders' workers, which start when there is something to compare."""
 
     def classify(groups: Sequence[Sequence[str]]) -> Iterator[list[int]]:
-        report.start("compare wrong answers", None)
+        progress.start("compare wrong answers", None)
         with GraderPool(options) as pool:
             for classes in pool.classes(groups):
-                report.advance(1)
+                progress.advance(1)
                 yield classes
-        report.end()
+        progress.end()
 
     return classify

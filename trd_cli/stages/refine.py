@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from trd_cli.config import RefineConfig
+from trd_cli.config.generating import RefineConfig
 from trd_cli.errors import InputError, ModelError
 from trd_cli.generation import (
     Backend,
@@ -22,19 +22,19 @@ from trd_cli.generation import (
     too_long,
     unknown_id,
 )
-from trd_cli.inputs import InputSet, check_complete, load_rows, open_sets
-from trd_cli.prompts import Template
+from trd_cli.progress import Progress
+from trd_cli.prompting.templates import Template
+from trd_cli.prompting.tokens import fit_attempt, unread_names
 from trd_cli.records import Message, Trajectory
-from trd_cli.reporting import Report
-from trd_cli.run_dir import RunDir
-from trd_cli.tokens import fit_attempt, unread_names
+from trd_cli.trajectories.sets import InputSet, check_complete, load_rows, open_sets
+from trd_cli.trajectories.stage_dir import StageDir
 
 
 def run(
     config: RefineConfig,
     waves: Iterable[Sequence[str]],
     backend_for: Callable[[str], Backend],
-    report: Report,
+    progress: Progress,
 ) -> Outcome:
     """Refine the rollouts that each wave of paths names; a wave's rows are generated before the next wave is read.
 
@@ -47,8 +47,8 @@ def run(
     refiner = Refiner(config, sets[0], backend_for(teacher_of(config, sets[0])))
     rendering = refiner.rendering
     if unread := unread_names(refiner.backend.tokenizer, rendering.mode, rendering.kwargs):
-        report.note(unread)
-    run_dir = RunDir(
+        progress.note(unread)
+    stage_dir = StageDir(
         config.out,
         "refine",
         refiner.identity(sets[:1] if config.stream else sets),
@@ -58,10 +58,12 @@ def run(
     )
     planned = refiner.plan(load_rows(sets, config.subset, config.where, config.parents))
     if config.dry_run:
-        report.note(preview(planned[0], len(planned), run_dir.path) if planned else "no row is in the subset")
+        progress.note(
+            preview(planned[0], len(planned), stage_dir.path) if planned else "no row is in the subset"
+        )
         return Outcome()
     total = None if config.stream else len(planned)
-    with run_dir, ShardFiller(run_dir, refiner.backend, config, report, total) as filler:
+    with stage_dir, ShardFiller(stage_dir, refiner.backend, config, progress, total) as filler:
         if not config.stream:
             filler.expect(planned)
         filler.fill(planned)
@@ -75,7 +77,7 @@ def run(
                 check_complete(s.directory for s in sets)
             filler.expect(planned)
     if not planned:
-        report.note("no row is in the subset: nothing to refine")
+        progress.note("no row is in the subset: nothing to refine")
     filler.outcome.check_errors(config.max_errors)
     return filler.outcome
 

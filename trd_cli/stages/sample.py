@@ -5,26 +5,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from trd_cli.config import SampleConfig
+from trd_cli.config.generating import SampleConfig
 from trd_cli.errors import InputError
 from trd_cli.generation import Backend, Outcome, Rendering, ShardFiller, plan_rollouts, preview, templates_for
+from trd_cli.progress import Progress
+from trd_cli.prompting.tokens import Tokenizer, unread_names
 from trd_cli.records import Problem, Trajectory, content_hash
-from trd_cli.reporting import Report
-from trd_cli.run_dir import RunDir
-from trd_cli.shards import read_problems
-from trd_cli.tokens import Tokenizer, unread_names
+from trd_cli.trajectories.shards import read_problems
+from trd_cli.trajectories.stage_dir import StageDir
 
 
-def run(config: SampleConfig, backend: Backend, report: Report) -> Outcome:
+def run(config: SampleConfig, backend: Backend, progress: Progress) -> Outcome:
     """Generate what is missing of `n` rollouts a problem; see `generation` for identity and resume."""
     everything = read_problems(Path(config.problems))
     problems = _slice(config, everything)
     templates = templates_for("student", (p.task for p in problems), config.prompt)
     rendering = Rendering(config.render or "chat", config.chat_template_kwargs or {})
     if unread := unread_names(backend.tokenizer, rendering.mode, rendering.kwargs):
-        report.note(unread)
+        progress.note(unread)
     planned = plan_rollouts(problems, config.n, templates, rendering, backend, config, config.round)
-    planned = _short_enough(config, problems, planned, backend.tokenizer, report)
+    planned = _short_enough(config, problems, planned, backend.tokenizer, progress)
     identity = config.identity() | {
         "problems": content_hash(sorted(p.problem_id + content_hash(p.problem) for p in everything), 16),
         "prompt": {task: template.sha256 for task, template in templates.items()},
@@ -32,11 +32,11 @@ def run(config: SampleConfig, backend: Backend, report: Report) -> Outcome:
         **backend.identity(),
     }
     about = {**backend.about(), **rendering.identity()}
-    run_dir = RunDir(config.out, "sample", identity, config.record(), about=about)
+    stage_dir = StageDir(config.out, "sample", identity, config.record(), about=about)
     if config.dry_run:
-        report.note(preview(planned[0], len(planned), run_dir.path))
+        progress.note(preview(planned[0], len(planned), stage_dir.path))
         return Outcome()
-    with run_dir, ShardFiller(run_dir, backend, config, report, len(planned)) as filler:
+    with stage_dir, ShardFiller(stage_dir, backend, config, progress, len(planned)) as filler:
         filler.expect(planned)
         filler.fill(planned)
     filler.outcome.check_errors(config.max_errors)
@@ -60,7 +60,7 @@ def _short_enough(
     problems: Sequence[Problem],
     planned: Sequence[Trajectory],
     tokenizer: Tokenizer,
-    report: Report,
+    progress: Progress,
 ) -> list[Trajectory]:
     """The rows of the problems whose prompt and reference are not too long; how many are left out is said.
 
@@ -70,12 +70,12 @@ def _short_enough(
     left_out: set[str] = set()
     if config.max_prompt_tokens is not None:
         long = {name for name, tokens in prompts.items() if tokens > config.max_prompt_tokens}
-        _say(report, long, problems, f"a prompt of more than {config.max_prompt_tokens} tokens")
+        _say(progress, long, problems, f"a prompt of more than {config.max_prompt_tokens} tokens")
         left_out |= long
     if config.max_reference_tokens is not None:
         limit = config.max_reference_tokens
         long = {p.problem_id for p in problems if len(tokenizer.encode(p.reference_solution or "")) > limit}
-        _say(report, long, problems, f"a reference solution of more than {limit} tokens")
+        _say(progress, long, problems, f"a reference solution of more than {limit} tokens")
         left_out |= long
     if len(left_out) == len(problems):
         raise InputError(
@@ -86,6 +86,6 @@ def _short_enough(
     return [row for row in planned if row.problem_id not in left_out]
 
 
-def _say(report: Report, long: set[str], problems: Sequence[Problem], what: str) -> None:
+def _say(progress: Progress, long: set[str], problems: Sequence[Problem], what: str) -> None:
     if long:
-        report.note(f"left out {len(long)} of {len(problems)} problems: {what}")
+        progress.note(f"left out {len(long)} of {len(problems)} problems: {what}")

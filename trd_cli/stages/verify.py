@@ -8,33 +8,33 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import get_args
 
-from trd_cli.config import VerifyConfig
+from trd_cli.atomic import make_directory, write_text
+from trd_cli.config.grading import VerifyConfig
 from trd_cli.errors import DamagedFile, InputError
-from trd_cli.files import make_directory, write_text
 from trd_cli.generation import Outcome
 from trd_cli.graders import math
 from trd_cli.graders.pool import GraderOptions
 from trd_cli.graders.sandbox import described
-from trd_cli.grading import ShardGrader, lines
-from trd_cli.inputs import InputSet, check_complete, open_sets
+from trd_cli.graders.shards import ShardGrader, lines
+from trd_cli.progress import Progress
 from trd_cli.records import Verdict
-from trd_cli.reporting import Report
-from trd_cli.run_dir import verdicts_held
-from trd_cli.run_json import read_run_json, write_run_json
-from trd_cli.shards import check_whole, list_shards, read_table
+from trd_cli.trajectories.run_json import read_run_json, write_run_json
+from trd_cli.trajectories.sets import InputSet, check_complete, open_sets
+from trd_cli.trajectories.shards import check_whole, list_shards, read_table
+from trd_cli.trajectories.stage_dir import verdicts_held
 
 
-def run(config: VerifyConfig, waves: Iterable[Sequence[str]], report: Report) -> Counter[str]:
+def run(config: VerifyConfig, waves: Iterable[Sequence[str]], progress: Progress) -> Counter[str]:
     """Grade what has no verdict yet; returns the verdicts of all rows seen. Each shard is replaced whole or not at all.
 
     Raises ResumeRefused for a set in which another process fills in verdicts.
     """
     options = GraderOptions.of(config)
     directories: list[Path] = []
-    report.start("verify", None)
+    progress.start("verify", None)
     regrade = "all" if config.regrade else "none"
     differing: defaultdict[Path, str] = defaultdict(str)
-    with _Held() as held, ShardGrader(options, report, regrade, config.audit) as grader:
+    with _Held() as held, ShardGrader(options, progress, regrade, config.audit) as grader:
         for paths in waves:
             sets = open_sets(paths)
             directories += [each.directory for each in sets]
@@ -46,7 +46,7 @@ def run(config: VerifyConfig, waves: Iterable[Sequence[str]], report: Report) ->
                 target = _target(config, each)
                 if config.dry_run:
                     for line in _preview(each, options, config.regrade):
-                        report.note(line)
+                        progress.note(line)
                     continue
                 make_directory(target)
                 held.add(target)
@@ -56,23 +56,23 @@ def run(config: VerifyConfig, waves: Iterable[Sequence[str]], report: Report) ->
                     grader.fill(_newest(shard, target / shard.name), target / shard.name)
                 if config.audit:
                     differing[target] += lines(grader.audit.differing[seen:])
-                    _list_differing(target, differing[target], report)
-        report.end()
+                    _list_differing(target, differing[target], progress)
+        progress.end()
         if config.out is not None and not config.dry_run:
             _settle(directories[0], Path(config.out))
     if not (config.allow_partial or config.dry_run):
         check_complete(directories)
     if grader.counts:
-        report.note(
+        progress.note(
             "verdicts: " + ", ".join(f"{count} {verdict}" for verdict, count in grader.counts.most_common())
         )
     if config.regrade and not config.dry_run:
         for line in _confusion(grader.changes):
-            report.note(line)
+            progress.note(line)
     if grader.worked_references:
-        report.note(_about_references(grader.worked_references))
+        progress.note(_about_references(grader.worked_references))
     if config.audit and not config.dry_run:
-        report.note(grader.audit.summary())
+        progress.note(grader.audit.summary())
     outcome = Outcome(rows=grader.counts.total(), errors=grader.counts["error"] + grader.counts["timeout"])
     outcome.check_errors(config.max_errors)
     return grader.counts
@@ -84,12 +84,12 @@ def audit_file(directory: Path) -> Path:
     return place.with_name(f"{place.name}.audit.jsonl")
 
 
-def _list_differing(directory: Path, text: str, report: Report) -> None:
+def _list_differing(directory: Path, text: str, progress: Progress) -> None:
     """Write the rows on which the two methods differ beside the set; without any no file is left."""
     file = audit_file(directory)
     if text:
         write_text(file, text)
-        report.note(f"the rows on which the second method differs: {file}")
+        progress.note(f"the rows on which the second method differs: {file}")
     else:
         file.unlink(missing_ok=True)
 

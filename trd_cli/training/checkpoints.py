@@ -16,9 +16,9 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from trd_cli.config import LoraOptions
+from trd_cli.atomic import make_directory, sync_directory
+from trd_cli.config.training import LoraOptions
 from trd_cli.errors import InputError, ModelError, TrdError, first_line
-from trd_cli.files import make_directory, sync_directory
 from trd_cli.model_files import weights_dtype
 from trd_cli.models import ModelRef
 from trd_cli.training.model import DTYPES, load, with_adapter

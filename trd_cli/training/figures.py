@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 import torch
 
+from trd_cli.losses.fused import Figures
 from trd_cli.training.batches import Batch, Example
-from trd_cli.training.loss import Figures
 
 _QUANTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
 # Parts of a response by which the divergence is told: tenths of its tokens.

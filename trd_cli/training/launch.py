@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from trd_cli.config import DistillConfig
+from trd_cli.config.training import DistillConfig
 from trd_cli.errors import InputError, UserError, first_line
 from trd_cli.training.model import compute_dtype
 from trd_cli.training.sharding import complete_settings, is_asked_for

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from trd_cli.config import DistillConfig, LoraOptions
-from trd_cli.core.objectives import Objective
+from trd_cli.config.training import DistillConfig, LoraOptions
 from trd_cli.errors import InputError, ModelError, TrdError, first_line
+from trd_cli.losses.fused import Figures, fused_divergence
+from trd_cli.losses.objectives import Objective
 from trd_cli.models import ModelRef, cannot_load
 from trd_cli.training.admission import check_head, check_trainable
 from trd_cli.training.batches import Batch, Side
-from trd_cli.training.loss import Figures, fused_divergence
 
 # Of transformers 5.23, about a name that peft 0.21 uses.
 warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)

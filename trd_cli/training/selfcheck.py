@@ -9,14 +9,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from trd_cli.config import DistillConfig
-from trd_cli.core.divergences.distribution import Distribution
-from trd_cli.core.objectives import Objective
+from trd_cli.config.training import DistillConfig
 from trd_cli.errors import InputError
+from trd_cli.losses.distribution import Distribution
+from trd_cli.losses.fused import fused_divergence
+from trd_cli.losses.objectives import Objective
 from trd_cli.models import ModelRef
 from trd_cli.training.batches import Batch, Example, Weighting, beyond, collate
 from trd_cli.training.launch import accelerator_for
-from trd_cli.training.loss import fused_divergence
 from trd_cli.training.model import DistillStep, Teacher, head_of, logits_off, response_states
 from trd_cli.training.sharding import is_sharded
 from trd_cli.training.trainer import Trainer, objective_of

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from trd_cli.config import DistillConfig
+from trd_cli.config.training import DistillConfig
 from trd_cli.errors import InputError
 from trd_cli.models import ModelRef
 from trd_cli.training.admission import check_trainable

@@ -21,8 +21,8 @@ from torch.distributed.checkpoint.state_dict import (
     set_state_dict,
 )
 
+from trd_cli.atomic import make_directory, refused, replacing
 from trd_cli.errors import InputError
-from trd_cli.files import make_directory, refused, replacing
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

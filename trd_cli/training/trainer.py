@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from trd_cli.config import DistillConfig
-from trd_cli.core.objectives import Objective
+from trd_cli.atomic import write_text
+from trd_cli.config.training import DistillConfig
+from trd_cli.engines.rope import switch_length
 from trd_cli.errors import TrdError
-from trd_cli.files import write_text
 from trd_cli.interrupts import stop_signals
+from trd_cli.losses.objectives import Objective
 from trd_cli.models import EMA, ModelRef
-from trd_cli.reporting import Report
-from trd_cli.rope import switch_length
+from trd_cli.progress import Progress
 from trd_cli.training.batches import Example, Weighting, collate, plan_step, steps
 from trd_cli.training.checkpoints import dtype_to_save, rehearse, save_model
 from trd_cli.training.figures import StepFigures
@@ -150,7 +150,7 @@ class Trainer:
         model = self._load(teacher, compute, compute)
         return ShardedTeacher(self._accelerator, model) if is_sharded(self._accelerator) else Teacher(model)
 
-    def train(self, examples: Sequence[Example], report: Report) -> Trained:
+    def train(self, examples: Sequence[Example], progress: Progress) -> Trained:
         """Run the steps that are left; one JSON line a step goes to the log.
 
         Raises TrdError at a loss or a gradient that is not finite or explodes, and KeyboardInterrupt when told to stop: the state
@@ -160,17 +160,17 @@ class Trainer:
         self._model, self.optimizer = accelerator.prepare(self.step, self._adamw())
         self._states = States(self._directory, config.keep)
         self._rehearse_saving()
-        trained = self._resume(report)
+        trained = self._resume(progress)
         total = config.epochs * math.ceil(len(examples) / config.batch_size)
         done_rows = sum(len(rows) for _, rows in self._numbered(examples, 0, trained.steps))
-        report.start("distill", config.epochs * len(examples), done_rows)
+        progress.start("distill", config.epochs * len(examples), done_rows)
         if config.tracker:
             accelerator.init_trackers("trd", config={k: str(v) for k, v in config.record().items()})
         try:
-            with _Signals(report) as signals:
+            with _Signals(progress) as signals:
                 for number, rows in self._numbered(examples, trained.steps, total):
                     before, trained = trained, self._one_step(number, total, rows, trained)
-                    report.advance(len(rows), trained.tokens - before.tokens)
+                    progress.advance(len(rows), trained.tokens - before.tokens)
                     if self._all_agree(signals.stop):
                         self._save_state(trained)
                         raise KeyboardInterrupt
@@ -179,7 +179,7 @@ class Trainer:
         finally:
             if config.tracker:
                 accelerator.end_training()
-        report.end()
+        progress.end()
         if self._all_agree(time.monotonic() - self._saved_at > _WORTH_SAVING):
             self._save_state(trained)  # saving the model may fail too
         return trained
@@ -302,7 +302,7 @@ class Trainer:
             values = {k: v for k, v in record.items() if isinstance(v, (int, float)) and k != "step"}
             self._accelerator.log(values, step=record["step"])
 
-    def _resume(self, report: Report) -> Trained:
+    def _resume(self, progress: Progress) -> Trained:
         """Go on from the last saved state; without one, begin."""
         self._saved_at = time.monotonic()
         state = self._states.latest(self._accelerator)
@@ -312,7 +312,7 @@ class Trainer:
         if state:
             self._states.restore(self._accelerator, self._model, self.optimizer, state)
             self._teacher.load_state(state["teacher"])
-            report.note(f"going on after step {trained.steps}")
+            progress.note(f"going on after step {trained.steps}")
         if self._is_main:
             self._cut_log(trained.steps)
         self._accelerator.wait_for_everyone()
@@ -393,8 +393,8 @@ class _Signals:
     A second SIGHUP does not: a terminal that is closed sends several.
     """
 
-    def __init__(self, report: Report) -> None:
-        self._report, self.stop = report, False
+    def __init__(self, progress: Progress) -> None:
+        self._progress, self.stop = progress, False
 
     def __enter__(self) -> _Signals:
         self._before = {n: signal.signal(n, self._heard) for n in stop_signals()}
@@ -406,7 +406,7 @@ class _Signals:
                 return
             raise KeyboardInterrupt
         self.stop = True
-        self._report.note("stopping after this step and saving its state; once more to stop at once")
+        self._progress.note("stopping after this step and saving its state; once more to stop at once")
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():

@@ -12,12 +12,7 @@ from typing import Any
 from trd_cli.graders import by_math_verify
 from trd_cli.graders.comparing import numbers, values
 from trd_cli.graders.reading import read
-from trd_cli.graders.reading.kinds import (
-    Ratio,
-    Reading,
-    Scalar,
-    Value,
-)
+from trd_cli.graders.reading.kinds import Ratio, Reading, Scalar, Value
 from trd_cli.graders.reading.units import read_unit
 
 

@@ -9,14 +9,7 @@ from typing import Any
 from trd_cli.graders.comparing import values
 from trd_cli.graders.reading import read
 from trd_cli.graders.reading.brackets import split
-from trd_cli.graders.reading.kinds import (
-    Items,
-    Other,
-    Reading,
-    Relation,
-    Scalar,
-    Value,
-)
+from trd_cli.graders.reading.kinds import Items, Other, Reading, Relation, Scalar, Value
 
 
 @lru_cache(maxsize=64)

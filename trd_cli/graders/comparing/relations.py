@@ -10,14 +10,7 @@ from trd_cli.graders.comparing import numbers, ranges, values
 from trd_cli.graders.comparing.expressions import Expressions
 from trd_cli.graders.reading import read
 from trd_cli.graders.reading.equations import is_label, label_and_value, spelling
-from trd_cli.graders.reading.kinds import (
-    Choice,
-    Other,
-    Phrase,
-    Relation,
-    Scalar,
-    Value,
-)
+from trd_cli.graders.reading.kinds import Choice, Other, Phrase, Relation, Scalar, Value
 from trd_cli.graders.reading.notation import TEXT
 
 

@@ -6,14 +6,7 @@ import re
 
 from trd_cli.graders.comparing.expressions import Expressions
 from trd_cli.graders.reading import read
-from trd_cli.graders.reading.kinds import (
-    Choice,
-    Items,
-    Numeral,
-    Phrase,
-    Scalar,
-    Value,
-)
+from trd_cli.graders.reading.kinds import Choice, Items, Numeral, Phrase, Scalar, Value
 from trd_cli.graders.reading.units import singular
 from trd_cli.graders.reading.vocabulary import is_wordlike
 

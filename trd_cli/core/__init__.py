@@ -1,1 +1,0 @@
-"""Pure functions: values in, values out; no files, no models, no clocks."""

@@ -1,0 +1,77 @@
+"""trd data: make or import a problem set, and list the benchmarks."""
+
+from __future__ import annotations
+
+from dataclasses import astuple, dataclass
+from pathlib import Path
+
+from trd_cli.config.commands import ImportConfig, MakeConfig
+from trd_cli.datasets.arithmetic import make_arithmetic
+from trd_cli.datasets.benchmarks import FILES
+from trd_cli.datasets.importing import check_answers, import_problems
+from trd_cli.datasets.known_sets import GRADERS, KNOWN, Known
+from trd_cli.progress import Progress
+from trd_cli.records import Sampling
+from trd_cli.trajectories.shards import write_problems
+
+
+def make(config: MakeConfig, progress: Progress) -> None:
+    """Write a generated problem set."""
+    problems = make_arithmetic(config.n, config.seed, config.level)
+    write_problems(Path(config.out), problems)
+    progress.note(f"{len(problems)} problems in {config.out}")
+    progress.result(Path(config.out))
+
+
+def import_(config: ImportConfig, progress: Progress) -> None:
+    """Write an imported problem set."""
+    imported = import_problems(config)
+    check_answers(imported, config)
+    write_problems(Path(config.out), imported.problems)
+    progress.note(f"{len(imported.problems)} problems in {config.out}")
+    if imported.duplicates or imported.skipped:
+        progress.note(
+            f"left out: {imported.duplicates} duplicates, {imported.skipped} rows without a problem"
+        )
+    if imported.unreadable:
+        progress.note(
+            f"left out: {len(imported.unreadable)} unreadable rows, the first: {imported.unreadable[0]}"
+        )
+    for remark in (*imported.remarks, *imported.ungraded()):
+        progress.note(remark)
+    progress.result(Path(config.out))
+
+
+@dataclass(frozen=True)
+class Listed:
+    """One line of `trd data list`. The names of the fields are the titles of its columns."""
+
+    name: str
+    questions: str
+    task: str
+    grader: str
+    source: str
+    revision: str
+    sampling: str
+    options: str
+
+    def cells(self) -> tuple[str, ...]:
+        return astuple(self)
+
+
+def list_() -> list[Listed]:
+    """Every benchmark as it would be read now, and a line for files of one's own. Asks nothing of the network."""
+    grader = f"{GRADERS['math']}, {GRADERS['code']}"
+    own = Listed(FILES, "all", "math, code", grader, "JSONL, JSON, CSV, Parquet", "", "as its task", "")
+    return [*(_listed(name, known) for name, known in KNOWN.items()), own]
+
+
+def _listed(name: str, known: Known) -> Listed:
+    source, revision = known.where()
+    options = ",".join(f"{key}={value}" for key, value in known.options.items())
+    sampling = _sampling(known.sampling)
+    return Listed(name, str(known.size), known.task, known.grader, source, revision, sampling, options)
+
+
+def _sampling(s: Sampling) -> str:
+    return f"T={s.temperature} top_p={s.top_p} top_k={s.top_k} max_tokens={s.max_tokens}"

@@ -1,0 +1,1 @@
+"""Scores of a model over benchmarks, their intervals, and the comparison of two evaluations."""

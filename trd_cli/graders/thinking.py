@@ -1,0 +1,75 @@
+"""Whether a row's prompt itself opens the thinking block, as the chat templates of DeepSeek-R1 and its kin do.
+
+The last token ids of the prompt tell, read with the tokenizer of the row's model. Without that tokenizer, and for a server that was
+sent messages and may keep thoughts apart from its answers, a prompt counts as one that opens nothing, but for a response that a
+server cut off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+from trd_cli.graders.answers import CLOSE, OPEN
+from trd_cli.models import SCRIPTED
+from trd_cli.prompting.tokens import ByteTokenizer, HubTokenizer
+
+# More tokens than any tokenizer writes for the opening tag and what may stand behind it.
+TAIL = 24
+_FILE = "tokenizer.json"
+
+Decode = Callable[[Sequence[int]], str]
+
+
+class Prompts:
+    """Reads the ends of prompts; loads the tokenizer of each model once, and only where a response leaves it open."""
+
+    def __init__(self) -> None:
+        self._decoders: dict[str, Decode | None] = {}
+        self._known: dict[tuple[str, tuple[int, ...]], bool] = {}
+
+    def open_thinking(
+        self, model: str, tail: Sequence[int], response: str, exact: bool | None, finish_reason: str | None
+    ) -> bool:
+        """Return whether the prompt that ends in these ids opens a thinking block that the response may still be in."""
+        if OPEN in response or CLOSE in response or not tail:
+            return False
+        if exact is False and finish_reason != "length":
+            return False
+        key = model, tuple(tail[-TAIL:])
+        if key not in self._known:
+            decode = self._decoder(model)
+            self._known[key] = decode is not None and decode(key[1]).rstrip().endswith(OPEN)
+        return self._known[key]
+
+    def _decoder(self, model: str) -> Decode | None:
+        if model not in self._decoders:
+            self._decoders[model] = _decoder(model)
+        return self._decoders[model]
+
+
+def _decoder(model: str) -> Decode | None:
+    """Return what turns a model's ids into text with its special tokens; None where no tokenizer is on this machine."""
+    if model == SCRIPTED:
+        return ByteTokenizer().decode
+    directory = Path(model)
+    try:
+        if directory.is_dir() and not (directory / _FILE).is_file():
+            return HubTokenizer(directory).decode
+        file = str(directory / _FILE) if directory.is_dir() else _cached(model)
+        if file is None:
+            return None
+        from tokenizers import Tokenizer
+
+        return partial(Tokenizer.from_file(file).decode, skip_special_tokens=False)
+    except Exception:  # of any type: the tokenizers library raises bare ones
+        return None
+
+
+def _cached(name: str) -> str | None:
+    """Return the tokenizer's file of a Hub model that was fetched before."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(name, _FILE)
+    return found if isinstance(found, str) else None

@@ -1,0 +1,120 @@
+"""trd plan: what a recipe will need and what is wrong with it, before any GPU hour is spent. Loads no weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from trd_cli.atomic import make_directory, write_text
+from trd_cli.config.commands import PlanConfig
+from trd_cli.datasets.benchmarks import Benchmark
+from trd_cli.errors import InputError, UserError
+from trd_cli.planning.arms import check_arms
+from trd_cli.planning.benchmarks import check_overlap, load_benchmarks
+from trd_cli.planning.findings import Finding, of_exception, ok
+from trd_cli.planning.lengths import check_evaluations, check_lengths
+from trd_cli.planning.models import Planned
+from trd_cli.planning.needs import check_cost, check_disk, check_memory, work_of
+from trd_cli.planning.problems import check_problems, load_problems
+from trd_cli.planning.refusals import check_stages, read_models
+from trd_cli.planning.rows import chains
+from trd_cli.progress import Progress
+from trd_cli.recipes.graph import build_graph
+from trd_cli.recipes.loading import load_recipe
+from trd_cli.recipes.nodes import Graph
+from trd_cli.records import Problem
+from trd_cli.trajectories.stage_dir import DEFAULT_ROOT
+
+FORMAT = "trd-plan-1"
+# Stands for problems that cannot be read: what is longest is the responses.
+_UNKNOWN = Problem("unknown", "unknown", "math", "")
+
+
+def run(config: PlanConfig, progress: Progress) -> list[Finding]:
+    """All findings, in the order in which they were made; written to `--out` as JSON where asked.
+
+    Whatever is wrong with the recipe is a finding too. Raises InputError where `--out` cannot be written.
+    """
+    findings = list(_findings(config, progress))
+    if config.out is not None:
+        make_directory(Path(config.out).parent)
+        value = {"format": FORMAT, "recipe": config.recipe, "findings": [f.record() for f in findings]}
+        write_text(Path(config.out), json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+    return findings
+
+
+def check(config: PlanConfig, findings: list[Finding]) -> None:
+    """Raise InputError where one of the findings is an error."""
+    errors = sum(finding.level == "error" for finding in findings)
+    if errors:
+        raise InputError(
+            f"{config.recipe} has {errors} error{'s' * (errors > 1)}", "none", "see the lines above"
+        )
+
+
+def _findings(config: PlanConfig, progress: Progress) -> Iterator[Finding]:
+    try:
+        recipe = load_recipe(Path(config.recipe))
+        directory = Path(config.directory) if config.directory else DEFAULT_ROOT / recipe.name
+        graph = build_graph(recipe, directory)
+    except UserError as raised:
+        yield of_exception("error", "recipe", raised)
+        return
+    arms = ", ".join(recipe.arms)
+    yield ok(
+        "recipe",
+        f"{recipe.name}: {recipe.setting}, {recipe.rounds} round(s), arms {arms}; {len(graph.nodes)} stages",
+    )
+    yield from _Plan(config, graph, progress).findings()
+
+
+class _Plan:
+    """One recipe; a part that cannot be read leaves out the checks that need it."""
+
+    def __init__(self, config: PlanConfig, graph: Graph, progress: Progress) -> None:
+        self._config, self._graph, self._recipe, self._progress = config, graph, graph.recipe, progress
+
+    def findings(self) -> Iterator[Finding]:
+        self._progress.note("reading the models' configurations and tokenizers")
+        student, teacher, found = read_models(self._recipe)
+        yield from found
+        self._progress.note("reading problems and benchmarks")
+        problems, found = load_problems(self._recipe, self._graph)
+        yield from found
+        benchmarks, found = load_benchmarks(self._graph)
+        yield from found
+        if problems:
+            yield from check_problems(self._recipe, self._graph, problems)
+        if problems and benchmarks:
+            yield from check_overlap(problems, benchmarks)
+        if student is not None and teacher is not None:
+            yield from check_stages(
+                self._graph, self._graph.nodes, student, teacher, self._is_sharded(), here=False
+            )
+            yield from check_arms(self._graph, student, teacher)
+            yield from check_evaluations(self._graph, benchmarks, student)
+            yield from self._rows(problems, benchmarks, student, teacher)
+
+    def _is_sharded(self) -> bool:
+        from trd_cli.training.sharding import is_asked_for
+
+        return self._config.fsdp > 1 or is_asked_for()
+
+    def _rows(
+        self, problems: list[Problem], benchmarks: list[Benchmark], student: Planned, teacher: Planned
+    ) -> Iterator[Finding]:
+        """What follows from how long the rows are; without problems, memory for the longest there can be."""
+        self._progress.note("rendering prompts")
+        try:
+            found = chains(self._recipe, self._graph, problems or [_UNKNOWN], student, teacher)
+        except UserError as raised:
+            yield of_exception("error", "recipe", raised)
+            return
+        todo = work_of(self._graph, found, benchmarks)
+        if problems:
+            yield from check_lengths(found, student, teacher)
+        yield from check_memory(self._config, todo, student, teacher)
+        if problems:
+            yield from check_disk(self._graph, todo, student)
+            yield from check_cost(self._config, self._graph, todo)

@@ -1,0 +1,105 @@
+"""Prompt templates: files in `prompts/`, filled with jinja2, checked before the first call."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import jinja2
+import jinja2.meta
+
+from trd_cli.atomic import read_text_once
+from trd_cli.errors import PromptError
+from trd_cli.records import Message, Task, well_formed
+
+# Placeholders a template of each kind may use; those marked True it must use.
+PLACEHOLDERS: dict[str, dict[str, bool]] = {
+    "student": {"problem": True},
+    "vanilla-opd": {"problem": True},
+    "vanilla-opsd": {"problem": True, "reference_solution": False, "reference_answer": False},
+    "refine-opd": {"problem": True, "attempt": True},
+    "refine-opsd": {"problem": True, "attempt": True, "reference_solution": False, "reference_answer": False},
+}
+_HERE = Path(__file__).parent
+_ENVIRONMENT = jinja2.Environment(
+    undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False
+)
+
+
+def prompts_dir() -> Path:
+    """Where the built-in templates are: inside the installed package, or beside it in a checkout."""
+    packaged = _HERE / "_prompts"
+    return packaged if packaged.is_dir() else _HERE.parent / "prompts"
+
+
+@dataclass(frozen=True)
+class Template:
+    """A checked template. `sha256` is the digest of its text and goes into every row it renders."""
+
+    name: str
+    text: str
+    placeholders: frozenset[str]
+
+    @property
+    def sha256(self) -> str:
+        return _digest(self.text)
+
+    def render(self, values: Mapping[str, str]) -> tuple[Message, ...]:
+        """The messages of one prompt: a single user turn. Every placeholder must be in `values`."""
+        text = well_formed(_ENVIRONMENT.from_string(self.text).render(**values))
+        return ({"role": "user", "content": text.strip()},)
+
+
+def digest_of(override: str) -> str:
+    """Return the digest of a template's text, as `Template.sha256`: what stands for `--prompt` where only its path is at hand."""
+    return _digest(_text_of(Path(override)))
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return read_text_once(path)
+    except UnicodeDecodeError:
+        raise PromptError(f"prompt {path} is not UTF-8", "a text file", "save it as UTF-8") from None
+    except OSError as error:
+        raise PromptError(f"prompt {path}: {error.strerror}", "a template file", "check --prompt") from None
+
+
+def load_template(kind: str, task: Task, override: str | None = None) -> Template:
+    """Return the template of `kind` (a key of `PLACEHOLDERS`) for `task`, from `override` or from the built-in files.
+
+    Raises PromptError when the file is missing, is no template, or has other placeholders than its kind takes.
+    """
+    path = Path(override) if override else prompts_dir() / f"{kind}-{task}.jinja"
+    text = _text_of(path)
+    allowed = PLACEHOLDERS[kind]
+    try:
+        found = frozenset(jinja2.meta.find_undeclared_variables(_ENVIRONMENT.parse(text)))
+    except jinja2.TemplateSyntaxError as error:
+        raise PromptError(
+            f"{path}, line {error.lineno}: {error.message}", "a jinja2 template", "mend the file"
+        ) from None
+    unknown, missing = (
+        sorted(found - set(allowed)),
+        sorted(n for n, must in allowed.items() if must and n not in found),
+    )
+    listed = ", ".join(f"{{{{ {name} }}}}" for name in allowed)
+    if unknown:
+        raise PromptError(f"{path} has the placeholder {unknown[0]!r}", f"only {listed}", "mend the file")
+    if missing:
+        raise PromptError(
+            f"{path} lacks {{{{ {missing[0]} }}}}", f"a {kind} template with {listed}", "mend the file"
+        )
+    template = Template(path.stem if override is None else well_formed(str(path)), text, found)
+    try:
+        template.render(dict.fromkeys(allowed, "text"))
+    except (jinja2.TemplateError, TypeError) as error:
+        raise PromptError(
+            f"{path} cannot be filled: {error}", f"text with {listed}", "mend the file"
+        ) from None
+    return template

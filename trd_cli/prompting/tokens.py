@@ -1,0 +1,297 @@
+"""From messages to token ids and back: chat rendering, end-of-turn ids, tokenizer identity.
+
+A `Tokenizer` is what stages need of one. `HubTokenizer` wraps a Hugging Face tokenizer; `ByteTokenizer` needs no files
+and serves the scripted engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from trd_cli.errors import ModelError, first_line
+from trd_cli.model_files import CONFIG, broken_tokenizer_file, configured_ends
+from trd_cli.prompting.chat_templates import PROBE, end_of_turn, names_read, shows
+from trd_cli.records import Message, content_hash
+
+Render = Literal["chat", "raw", "raw-line"]
+_SHOWN = 5  # differing tokens in an error message
+
+
+class Tokenizer(Protocol):
+    """Text ↔ token ids. `eos_ids` end a response; `end_of_turn_id`, one of them, is what the chat template writes.
+
+    `special_ids` are those that `decode` leaves out.
+    """
+
+    eos_ids: frozenset[int]
+    end_of_turn_id: int
+    special_ids: frozenset[int]
+
+    def encode(self, text: str) -> list[int]: ...
+
+    def ends(self, text: str) -> Sequence[int]:
+        """Return where in `text`, in characters, each token of `encode(text)` ends; never falling.
+
+        A token that ends inside a character ends with all of it. Near enough to cut a text by, whatever the tokenizer's normaliser
+        makes of it; whoever needs an exact count of tokens encodes what is left.
+        """
+        ...
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Text without special tokens."""
+        ...
+
+    def render(self, messages: Sequence[Message], mode: Render, kwargs: Mapping[str, Any]) -> list[int]:
+        """Prompt token ids, ready for the response's first token."""
+        ...
+
+    def template_names(self) -> frozenset[str]:
+        """Return the names that the chat template reads beside the messages."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Equal for two tokenizers exactly when they map the same tokens to the same ids."""
+        ...
+
+    def vocabulary(self) -> Mapping[str, int]:
+        """Id of each token."""
+        ...
+
+
+class ByteTokenizer:
+    """UTF-8 bytes as ids 0–255, and two special ids that delimit a turn."""
+
+    start_id, end_of_turn_id = 256, 257
+    eos_ids = frozenset({end_of_turn_id})
+    special_ids = frozenset({start_id, end_of_turn_id})
+
+    def encode(self, text: str) -> list[int]:
+        return list(text.encode("utf-8", "replace"))
+
+    def ends(self, text: str) -> list[int]:
+        return [i for i, letter in enumerate(text, 1) for _ in self.encode(letter)]
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        return bytes(i for i in token_ids if i < 256).decode("utf-8", "replace")
+
+    def render(self, messages: Sequence[Message], mode: Render, kwargs: Mapping[str, Any]) -> list[int]:
+        if mode != "chat":
+            return self.encode(raw_text(messages, mode))
+        turns = [
+            [self.start_id, *self.encode(f"{m['role']}\n{m['content']}"), self.end_of_turn_id]
+            for m in messages
+        ]
+        return [i for turn in turns for i in turn] + [self.start_id, *self.encode("assistant\n")]
+
+    def template_names(self) -> frozenset[str]:
+        return frozenset()
+
+    def fingerprint(self) -> str:
+        return "bytes"
+
+    def vocabulary(self) -> Mapping[str, int]:
+        return {f"<0x{i:02X}>": i for i in range(256)} | {
+            "<start>": self.start_id,
+            "<end>": self.end_of_turn_id,
+        }
+
+
+class HubTokenizer:
+    """A Hugging Face tokenizer from a local model directory.
+
+    Raises ModelError when the directory has none that can be used, or when nothing there tells how a response ends.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._tokenizer = _load(path)
+        self._tried: set[str] = set()
+        added = self._tokenizer.added_tokens_decoder
+        special = {i for i, token in added.items() if token.special} | {*self._tokenizer.all_special_ids}
+        own = self._tokenizer.eos_token_id
+        configured = [*([] if own is None else [int(own)]), *configured_ends(path)]
+        written = end_of_turn(self._written, self.encode, {*added, *special}, {*configured})
+        ends = [*([] if written is None else [written]), *configured]
+        if not ends:
+            raise ModelError(
+                f"the tokenizer in {path} has no EOS token", "one", "set eos_token in tokenizer_config.json"
+            )
+        self.end_of_turn_id, self.eos_ids = ends[0], frozenset(ends)
+        # An end that was added as plain text is no part of a response either.
+        self._plain_ends = self.eos_ids & added.keys() - special
+        self.special_ids = frozenset(special | self._plain_ends)
+
+    def encode(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text, add_special_tokens=False)
+
+    def ends(self, text: str) -> list[int]:
+        if not self._tokenizer.is_fast:  # keeps no places: spread evenly
+            tokens = len(self.encode(text))
+            return [-(-i * len(text) // tokens) for i in range(1, tokens + 1)]
+        encoded = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        return list(accumulate((end for _, end in encoded["offset_mapping"]), max))
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        kept = [i for i in token_ids if i not in self._plain_ends]
+        return self._tokenizer.decode(kept, skip_special_tokens=True)
+
+    def render(self, messages: Sequence[Message], mode: Render, kwargs: Mapping[str, Any]) -> list[int]:
+        if mode != "chat":
+            return self._raw(raw_text(messages, mode))
+        self._try_template(kwargs)
+        return self._rendered(messages, kwargs)
+
+    def template_names(self) -> frozenset[str]:
+        try:
+            return names_read(self._tokenizer.get_chat_template())
+        except ValueError:  # there is none, or none that is meant where nothing else is said
+            return frozenset()
+
+    def vocabulary(self) -> Mapping[str, int]:
+        return self._tokenizer.get_vocab()
+
+    def fingerprint(self) -> str:
+        return content_hash(sorted(self._tokenizer.get_vocab().items(), key=lambda item: item[1]))
+
+    def _raw(self, text: str) -> list[int]:
+        """The text after a beginning of text, where the tokenizer writes one; some tokenizers write an end after it, too."""
+        ids = self._tokenizer.encode(text, add_special_tokens=True)
+        written = len(ids) - len(self.encode(text))
+        while written > 0 and ids[-1] in self.eos_ids:
+            ids, written = ids[:-1], written - 1
+        return ids
+
+    def _written(self, messages: Sequence[Message]) -> str:
+        """A conversation as the chat template has it, without a prompt for the next turn."""
+        return self._tokenizer.apply_chat_template(list(messages), tokenize=False)
+
+    def _try_template(self, kwargs: Mapping[str, Any]) -> None:
+        """Render a probe with these arguments, once, and raise ModelError where it is not in what comes out."""
+        key = repr(sorted(kwargs.items()))
+        if key in self._tried:
+            return
+        if self._tokenizer.chat_template is None:
+            raise ModelError(
+                f"the tokenizer in {self.path} has no chat template",
+                "one",
+                "add chat_template.jinja to that directory, or use --render raw",
+            )
+        (probe,) = PROBE
+        text = self.decode(self._rendered(PROBE, kwargs))
+        if not text.strip():
+            raise self._template_fails("renders nothing")
+        if not shows(text, self.decode(self.encode(probe["content"]))):
+            raise self._template_fails("does not show what the user says")
+        self._tried.add(key)
+
+    def _rendered(self, messages: Sequence[Message], kwargs: Mapping[str, Any]) -> list[int]:
+        try:
+            encoded = self._tokenizer.apply_chat_template(
+                list(messages), add_generation_prompt=True, tokenize=True, return_dict=True, **kwargs
+            )
+        except Exception as error:  # whatever a template raises
+            raise self._template_fails(f"fails: {first_line(error)}") from None
+        return list(encoded["input_ids"])
+
+    def _template_fails(self, how: str) -> ModelError:
+        names = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json")
+        file = next((name for name in names if (self.path / name).is_file()), names[0])
+        return ModelError(
+            f"the chat template in {self.path / file} {how}",
+            "a prompt with the user's text in it",
+            "mend it, change --chat-template-kwargs, or use --render raw",
+        )
+
+
+def _load(path: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
+    except Exception as error:  # of any type: the tokenizers library raises bare ones
+        file, reason = broken_tokenizer_file(path)
+        if reason is None and _is_of_config(error, path):
+            raise ModelError(
+                f"{path / CONFIG}: {first_line(error)}",
+                "a configuration that this version of transformers knows",
+                "mend it, upgrade transformers, or use another model",
+            ) from None
+        reason = reason or first_line(error)
+        raise ModelError(
+            f"no usable tokenizer in {path} ({file}: {reason})",
+            "tokenizer files beside the weights that this version of transformers reads",
+            "copy them there again, or upgrade transformers and tokenizers",
+        ) from None
+
+
+def _is_of_config(error: Exception, path: Path) -> bool:
+    """Whether what failed is the model's configuration, which transformers reads for a tokenizer too."""
+    from transformers import AutoConfig
+
+    try:
+        AutoConfig.from_pretrained(str(path), trust_remote_code=False)
+    except Exception as own:  # of any type: each architecture checks its own fields
+        return str(own) == str(error)
+    return False
+
+
+def unread_names(tokenizer: Tokenizer, mode: Render, kwargs: Mapping[str, Any]) -> str | None:
+    """Describe the arguments of a chat template that it does not read, or return None if there are none."""
+    if mode != "chat":
+        return f"--render {mode} reads no {', '.join(kwargs)}" if kwargs else None
+    known = tokenizer.template_names()
+    unread = [name for name in kwargs if name not in known]
+    if not unread:
+        return None
+    # Special tokens are given to every template; nobody passes them.
+    listed = sorted(name for name in known if not name.endswith("_token"))
+    reads = f"it reads {', '.join(listed)}" if listed else "it reads no argument"
+    return f"the chat template does not read {', '.join(unread)}: {reads}"
+
+
+def check_same_tokens(student: str, students: Tokenizer, teacher: str, teachers: Tokenizer) -> None:
+    """Raise ModelError when two models' tokenizers differ: the ids of a response would mean different tokens."""
+    if teachers.fingerprint() == students.fingerprint():
+        return
+    mine, theirs = students.vocabulary(), teachers.vocabulary()
+    differing = sorted(token for token in {*mine, *theirs} if mine.get(token) != theirs.get(token))
+    shown = ", ".join(
+        f"{token!r} {mine.get(token, '–')}/{theirs.get(token, '–')}" for token in differing[:_SHOWN]
+    )
+    raise ModelError(
+        f"the tokenizers of {student} and {teacher} differ in {len(differing)} tokens ({shown}{', …' * (len(differing) > _SHOWN)})",
+        "the same tokens with the same ids",
+        "use models of one family",
+    )
+
+
+def raw_text(messages: Sequence[Message], mode: Render) -> str:
+    """Return a prompt's text as it is; in the mode `raw-line` a line break ends it, so that a response begins a line of its own."""
+    text = "\n\n".join(message["content"] for message in messages)
+    return f"{text}\n" if mode == "raw-line" else text
+
+
+def fit_attempt(
+    tokenizer: Tokenizer, attempt: str, render: Callable[[str], Sequence[int]], room: int
+) -> str | None:
+    """Return the head of an attempt that can be kept so that its prompt has at most `room` ids.
+
+    `render(text)` gives the whole prompt's ids for an attempt's text. None when the prompt does not fit even without one.
+    The head is a piece of the text itself, never what ids decode to: a tokenizer may change letters and spaces on the way.
+    """
+    overhang = len(render(attempt)) - room
+    if overhang <= 0:
+        return attempt
+    ends = tokenizer.ends(attempt)
+    head, kept = attempt, len(ends)
+    while overhang > 0:
+        if not head:
+            return None
+        # A head is not encoded token for token as the whole is, so the overhang is an estimate: cut and look again.
+        kept = max(0, kept - overhang)
+        head = attempt[: ends[kept - 1]] if kept else ""
+        overhang = len(render(head)) - room
+    return head

@@ -1,0 +1,233 @@
+"""What of a run is done, as its outputs say, and taking outputs away that are to be made again.
+
+status.json      {node: {"state", "digest", "started", "seconds", "peak_rss_bytes", "exit_code"}}, for people and reports.
+                 Outputs decide what is done; the record only adds what an output cannot say: that the stage ended with an
+                 error
+verdicts.json    {"digest", "again", "whole"} in a set that is graded: by which node, whether verdicts that were there before are
+                 being replaced, and whether all have been
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from trd_cli.atomic import write_text
+from trd_cli.errors import InputError
+from trd_cli.evaluation.results import read_results
+from trd_cli.recipes.nodes import NODES, Graph, Node
+from trd_cli.trajectories.run_json import read_run_json
+from trd_cli.trajectories.sets import check_complete
+from trd_cli.trajectories.shards import PROBLEM_SCHEMA, check_whole, list_shards, read_table
+
+_REMOVED = ".removed-"
+_NODE = re.compile(rf"{NODES}/([a-z]+-[0-9a-f]{{10}})\b")
+
+
+class Status:
+    """status.json of a run directory."""
+
+    def __init__(self, directory: Path) -> None:
+        self._path = directory / "status.json"
+        try:
+            found = json.loads(self._path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            found = {}
+        self.records: dict[str, dict[str, Any]] = found if isinstance(found, dict) else {}
+
+    def of(self, name: str) -> dict[str, Any]:
+        return self.records.get(name, {})
+
+    def set(self, name: str, **values: Any) -> None:
+        """Change some values of a node's record; None takes one out."""
+        changed = {k: v for k, v in {**self.of(name), **values}.items() if v is not None}
+        if changed != self.records.get(name):
+            self.records[name] = changed
+            self._write()
+
+    def drop(self, names: Sequence[str]) -> None:
+        kept = {name: record for name, record in self.records.items() if name not in names}
+        if kept != self.records:
+            self.records = kept
+            self._write()
+
+    def _write(self) -> None:
+        write_text(self._path, json.dumps(self.records, indent=1) + "\n")
+
+
+def done_nodes(graph: Graph, chosen: Sequence[Node]) -> set[str]:
+    """Return the names of the chosen nodes that are done.
+
+    What a node that is not done will read is looked at whole: where it is damaged, the nodes that filled it are not done either.
+    """
+    done = {node.name: node for node in chosen if is_done(graph, node)}
+    is_sound = cache(_is_sound)  # many nodes read one set
+    for node in reversed(chosen):  # from what is read to what it was made from
+        inputs = [done[name] for name in node.inputs if name in done] if node.name not in done else []
+        damaged = {each.out for each in inputs if not is_sound(graph.path(each))}
+        done = {name: each for name, each in done.items() if each.out not in damaged}
+    return set(done)
+
+
+def _is_sound(path: Path) -> bool:
+    """Tell if every byte of the shards and problems in a node's output is as it was written."""
+    problems = path / "problems.parquet"
+    try:
+        if problems.is_file():
+            check_whole(problems, PROBLEM_SCHEMA)
+        for shard in list_shards(path):
+            check_whole(shard)
+    except InputError:
+        return False
+    return True
+
+
+def is_done(graph: Graph, node: Node) -> bool:
+    """Whether a node's output says itself that nothing is missing, and its verdicts are its own."""
+    if node.stage == "verify" and not Verdicts(graph.path(node)).are_of(node):
+        return False
+    return is_whole(graph, node)
+
+
+class Verdicts:
+    """verdicts.json of a set: whose the verdicts in it are, which their columns do not say in full."""
+
+    def __init__(self, directory: Path) -> None:
+        self._path = directory / "verdicts.json"
+        try:
+            found = json.loads(self._path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            found = {}
+        self._record: dict[str, Any] = found if isinstance(found, dict) else {}
+
+    def are_of(self, node: Node) -> bool:
+        return self._record.get("whole", False) and self._record.get("digest") == node.digest
+
+    def begin(self, node: Node) -> bool:
+        """Record that the node starts grading; gives whether verdicts that are there already are to be replaced.
+
+        They are not where an interrupted run of the same node has made them.
+        """
+        own = self._record.get("digest") == node.digest
+        again = self._record.get("again", False) if own else _has_verdicts(self._path.parent)
+        self._write(digest=node.digest, again=again, whole=False)
+        return again
+
+    def end(self, node: Node) -> None:
+        self._write(digest=node.digest, again=False, whole=True)
+
+    def forget(self) -> None:
+        """From now on the verdicts in the set are nobody's."""
+        self._path.unlink(missing_ok=True)
+
+    def _write(self, **record: Any) -> None:
+        write_text(self._path, json.dumps(record) + "\n")
+
+
+def is_whole(graph: Graph, node: Node) -> bool:
+    """Whether all rows of a node's output are there, with no more errors than it allows. A file that cannot be read is missing."""
+    path = graph.path(node)
+    try:
+        if node.stage == "problems":
+            return (path / "problems.parquet").is_file()
+        if node.stage == "eval":
+            return _few_errors(node, *_in_scores(path))
+        run = read_run_json(path)
+        if run is None:
+            return False
+        if node.stage == "distill":
+            return bool(run["about"].get("finished"))
+        check_complete([path])
+        if node.stage == "verify":
+            return _count(path, "verdict")[0] == 0
+        empty, rows = _count(path, "error")
+        return _few_errors(node, rows - empty, rows)
+    except InputError:
+        return False
+
+
+def _few_errors(node: Node, errors: int, rows: int) -> bool:
+    """Whether the stage ends well with so many errors, by its --max-errors."""
+    allowed = node.config.max_errors
+    return errors <= (allowed * rows if allowed < 1 else allowed)
+
+
+def _count(directory: Path, column: str) -> tuple[int, int]:
+    """Rows of a set without a value in a column, and rows in all."""
+    found = [read_table(shard, [column])[column] for shard in list_shards(directory)]
+    return sum(each.null_count for each in found), sum(len(each) for each in found)
+
+
+def _has_verdicts(directory: Path) -> bool:
+    tables = (read_table(shard, ["verdict"]) for shard in list_shards(directory))
+    return any(table["verdict"].null_count < table.num_rows for table in tables)
+
+
+def forget(graph: Graph, names: set[str], status: Status) -> None:
+    """Remove the outputs of these nodes, and those of earlier recipes in the same directory that were made from them.
+
+    What is made from others goes first, so that a crash leaves none without its inputs. Verdicts are not removed where their set
+    stays: they are made again.
+    """
+    chosen = [node for node in graph.nodes if node.name in names]
+    gone = list(dict.fromkeys(node.out for node in chosen if node.stage != "verify"))
+    graded = [node for node in chosen if node.stage == "verify" and node.out not in gone]
+    removed, regraded = {Path(out).name for out in gone}, {Path(node.out).name for node in graded}
+    for path in _made_from(graph.directory / NODES, removed, regraded):
+        _take_away(path)
+    for out in reversed(gone):
+        _take_away(graph.directory / out)
+    for node in graded:
+        Verdicts(graph.path(node)).forget()
+    status.drop(list(names))
+    sweep(graph.directory)
+
+
+def _take_away(path: Path) -> None:
+    # Renamed first: half a set is nothing that a stage could go on from.
+    if path.exists():
+        path.rename(path.with_name(f"{_REMOVED}{path.name}-{time.time_ns()}"))
+
+
+def _made_from(nodes: Path, removed: set[str], regraded: set[str]) -> list[Path]:
+    """Directories that say in their run.json that they were made from those removed, or by verdicts of those graded again, directly
+    or not; the last made first."""
+    sources = {}
+    for path in nodes.glob("*/run.json"):
+        try:
+            record = read_run_json(path.parent) or {}
+        except InputError:
+            continue  # nothing that a stage could go on from
+        used = set(_NODE.findall(json.dumps(record)))
+        sources[path.parent] = used if _reads_verdicts(record) else used - regraded
+    found: dict[Path, None] = {}
+    known = removed | regraded
+    while more := [p for p, used in sources.items() if p.name not in known and used & known]:
+        found |= dict.fromkeys(more)
+        known |= {path.name for path in more}
+    return list(reversed(found))
+
+
+def sweep(directory: Path) -> None:
+    """Delete what was taken out of the way, by this run or by one that was killed."""
+    for path in (directory / NODES).glob(f"{_REMOVED}*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _reads_verdicts(record: Mapping[str, Any]) -> bool:
+    """Whether rows were chosen, or are told apart, by verdicts: in training always, in refining where it chooses."""
+    identity = record.get("identity", {})
+    chooses = identity.get("subset", "all") != "all" or identity.get("where") is not None
+    return chooses or record.get("command") == "distill"
+
+
+def _in_scores(directory: Path) -> tuple[int, int]:
+    """Samples of an evaluation that got no verdict, and samples in all; raises InputError for results that cannot be read."""
+    counts = [bench["verdicts"] for bench in read_results(str(directory))["benchmarks"].values()]
+    return sum(c["error"] + c["timeout"] for c in counts), sum(sum(c.values()) for c in counts)

@@ -1,0 +1,132 @@
+"""The first prompt of each stage of a graph, for `trd run --dry-run`: nothing is generated, trained or written.
+
+A stage whose inputs exist shows it by its own --dry-run, offline; for any other the template is filled with the first problem,
+and a text in ⟨⟩ stands for what is not there yet. Not covered: the model's chat template, where the template alone is shown.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from trd_cli.config.commands import ImportConfig, MakeConfig
+from trd_cli.prompting.templates import Template, load_template
+from trd_cli.recipes.nodes import Graph, Node
+from trd_cli.recipes.processes import command_of
+from trd_cli.records import Problem
+
+_ATTEMPT = "⟨the student's attempt y_o⟩"
+_WITH_PROMPTS = ("sample", "refine", "distill", "eval")
+_SECONDS = 600
+
+
+def first_prompts(graph: Graph, chosen: Sequence[Node], done: Collection[str]) -> Iterator[tuple[str, str]]:
+    """A title and a text for each kind of prompt that the chosen nodes use."""
+    shown: set[tuple[Any, ...]] = set()
+    for node in chosen:
+        kind = _kind(node)
+        if node.stage not in _WITH_PROMPTS or kind in shown:
+            continue
+        shown.add(kind)
+        here = all(name in done for name in node.inputs)
+        text, reason = _its_own(graph, node) if here else (None, "its inputs are not there yet")
+        if text is not None:
+            yield f"{node.name}, by its own --dry-run", text
+        else:
+            yield f"{node.name}, from its template ({reason})", _from_templates(graph, node, done)
+
+
+def _kind(node: Node) -> tuple[Any, ...]:
+    """What tells one kind of prompt from another: the stage, and for training what the teacher reads."""
+    if node.stage != "distill":
+        return (node.stage,)
+    return (node.stage, node.config.stage, node.config.teacher_context, node.config.prompt)
+
+
+def _its_own(graph: Graph, node: Node) -> tuple[str | None, str]:
+    """What the stage's --dry-run says, or None and why it says nothing."""
+    words = command_of(graph, node, ["--dry-run"])
+    offline = os.environ | {"HF_HUB_OFFLINE": "1"}
+    words = [words[0], *words[words.index("trd_cli") - 1 :]]  # without a launcher
+    try:
+        ended = subprocess.run(
+            words,
+            env=offline,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_SECONDS,
+        )
+    except subprocess.TimeoutExpired:
+        return None, f"its --dry-run took more than {_SECONDS} s"
+    lines = ended.stderr.strip().splitlines()
+    if ended.returncode:
+        # Without what was expected and how to mend it: nothing needs mending for a dry run.
+        said = lines[-1].partition("; expected ")[0] if lines else f"exit code {ended.returncode}"
+        return None, f"its --dry-run says: {said}"
+    return "\n".join(lines), ""
+
+
+def _from_templates(graph: Graph, node: Node, done: Collection[str]) -> str:
+    problem = _first_question(node) if node.stage == "eval" else _first_problem(graph, done)
+    setting, own = graph.recipe.setting, node.config.prompt
+    if node.stage in ("sample", "eval"):
+        return _filled(load_template("student", problem.task, own), problem)
+    if node.stage == "refine":
+        return _filled(load_template(f"refine-{setting}", problem.task, own), problem)
+    along_refined = graph.recipe.along(node.arm) == "refined"
+    context = node.config.teacher_context or ("refine" if along_refined else "vanilla")
+    if along_refined and context == "refine":
+        # Refined rows bring the prompt that they were made with.
+        own = graph.recipe.refining(node.arm).get("prompt")
+    student = load_template("student", problem.task, graph.recipe.sampling(node.arm).get("prompt"))
+    teacher = load_template(f"{context}-{setting}", problem.task, own)
+    return f"student reads:\n{_filled(student, problem)}\n\nteacher reads:\n{_filled(teacher, problem)}"
+
+
+def _filled(template: Template, problem: Problem) -> str:
+    values = {
+        "problem": problem.problem,
+        "attempt": _ATTEMPT,
+        "reference_solution": problem.reference_solution or "⟨no reference solution⟩",
+        "reference_answer": problem.reference_answer or "⟨no reference answer⟩",
+    }
+    messages = template.render(values)
+    return "\n\n".join(f"[{m['role']}]\n{m['content']}" for m in messages)
+
+
+def _first_question(node: Node) -> Problem:
+    """Stands for the first question of the first benchmark, which is not read."""
+    from trd_cli.datasets.known_sets import KNOWN
+
+    name = node.config.bench.partition(",")[0].partition(":")[0]
+    task = KNOWN[name].task if name in KNOWN else "math"
+    return Problem("", "", task, f"⟨the first question of {name}⟩")
+
+
+def _first_problem(graph: Graph, done: Collection[str]) -> Problem:
+    """The first problem of the recipe's set, from its file or made in memory; what stands for it where it is not at hand."""
+    from trd_cli.trajectories.shards import read_problems
+
+    (kind, value), *_ = graph.recipe.problems.items()
+    if kind == "file":
+        return read_problems(Path(value))[0]
+    if "problems" in done:
+        return read_problems(graph.path(graph["problems"]) / "problems.parquet")[0]
+    if kind == "make":
+        from trd_cli.datasets.arithmetic import make_arithmetic
+
+        options = MakeConfig.parse({**value, "out": "-"})
+        return make_arithmetic(options.n, options.seed, options.level)[0]
+    from trd_cli.datasets.importing import import_problems
+    from trd_cli.datasets.presets import PRESETS
+
+    options = ImportConfig.parse({**value, "out": "-"})
+    if Path(options.file).is_file():
+        return import_problems(options).problems[0]
+    task = options.task or (PRESETS[options.preset].task if options.preset else "math")
+    return Problem("", "", task, "⟨the problem⟩", "⟨the reference answer⟩", "⟨the reference solution⟩")

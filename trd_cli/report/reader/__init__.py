@@ -1,0 +1,1 @@
+"""The page that a report is: its HTML, its assets, and the trajectories it shows."""

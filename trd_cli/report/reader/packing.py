@@ -1,0 +1,237 @@
+"""Trajectories as the page holds them: an index of small facts for the list and its filters, and chunks of whole rows.
+
+Both are JSON, compressed with gzip and written in base64, which no text of a model can break out of. The page
+decompresses the index at once and a chunk when one of its rows is chosen.
+
+index  {count, starts (first row of each chunk), pattern (formulas.PATTERN), verdicts, flags (their names),
+        problems [[id, beginning of the text, which is what can be searched]], sets [[node, label]], arms [name],
+        id [], parent [], problem [], set [], trained [places in `arms`],
+        before [], after [], tokens_before [], tokens_after [], flag_bits []}
+       `parent` is the id of the y_o that a y_r was made from, there or not; null for a y_o. `before` and `after` are
+       places in `verdicts`, of y_o and y_r; -1 where there is no such row. Nodes and labels of sets are unique; ids need
+       not be: two runs may share rows
+chunk  [{id, task, problem, answer, reference, facts [[name, value]], before, after, math {formula: tree}}]
+       with `before` and `after` null or {id, verdict, text, error, facts, messages}
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import IO, Any
+
+from trd_cli.report.data import UNVERIFIED, VERDICTS, SetRef
+from trd_cli.report.formulas import PATTERN, typeset
+from trd_cli.report.reader.trajectories import Entry, Row
+
+CHUNK = 200
+# A browser takes a chunk apart in one go.
+_CHUNK_CHARACTERS = 2_000_000
+# Of an attempt that the teacher's prompt repeats; a shorter text may be there by chance.
+_REPEATED = 200
+_VERDICTS = (*VERDICTS, UNVERIFIED)
+_FLAGS = ("talks of the reference", "copies 8 words of it", "copies 13 words of it", "cut off", "no response")
+SEARCHED = 2000
+
+
+@dataclass
+class Packed:
+    """What goes into the page: `index` and each of `chunks` is base64 of gzip of JSON. `chunks` are there to be read once."""
+
+    count: int
+    index: str
+    chunks: Iterator[str]
+
+
+@dataclass
+class _Index:
+    """The columns of the index, filled entry by entry."""
+
+    problems: dict[tuple[str, str], int] = field(default_factory=dict)
+    sets: dict[SetRef, int] = field(default_factory=dict)
+    starts: list[int] = field(default_factory=list)
+    arms: dict[str, int] = field(default_factory=dict)
+    columns: dict[str, list[Any]] = field(
+        default_factory=lambda: {
+            name: []
+            for name in (
+                *("id", "parent", "problem", "set", "trained", "before", "after"),
+                *("tokens_before", "tokens_after", "flag_bits"),
+            )
+        }
+    )
+
+    def add(self, entry: Entry) -> None:
+        row, before, after = entry.row, entry.rollout, entry.refined
+        # By their text too: two runs may have different problems of one name.
+        named = (row["problem_id"], row["problem"][:SEARCHED])
+        values = {
+            "id": row["trajectory_id"],
+            "parent": row["parent_id"],
+            "problem": self.problems.setdefault(named, len(self.problems)),
+            "set": self.sets.setdefault(entry.source, len(self.sets)),
+            "trained": [self.arms.setdefault(arm, len(self.arms)) for arm in entry.arms],
+            "before": _place(before),
+            "after": _place(after),
+            "tokens_before": before["response_tokens"] if before else None,
+            "tokens_after": after["response_tokens"] if after else None,
+            "flag_bits": sum(bit << i for i, bit in enumerate(_flags(entry))),
+        }
+        for name, value in values.items():
+            self.columns[name].append(value)
+
+    def content(self) -> dict[str, Any]:
+        return {
+            "count": len(self.columns["id"]),
+            "starts": self.starts,
+            "pattern": PATTERN,
+            "verdicts": _VERDICTS,
+            "flags": _FLAGS,
+            "problems": list(self.problems),
+            "sets": list(zip((ref.node for ref in self.sets), set_labels(self.sets), strict=True)),
+            "arms": list(self.arms),
+            **self.columns,
+        }
+
+
+def pack(entries: Iterable[Entry], spool: IO[str]) -> Packed:
+    """The index and the chunks of these entries. Chunks are written to `spool`, an empty file to write and read: one of
+    them is in memory at a time."""
+    index = _Index()
+    for chunk in _chunks(entries):
+        index.starts.append(len(index.columns["id"]))
+        for entry in chunk:
+            index.add(entry)
+        spool.write(_compressed([_shown(entry) for entry in chunk]) + "\n")
+    content = index.content()
+    spool.seek(0)
+    return Packed(content["count"], _compressed(content), (line.rstrip("\n") for line in spool))
+
+
+def _chunks(entries: Iterable[Entry]) -> Iterator[list[Entry]]:
+    """At most CHUNK entries each, and none after _CHUNK_CHARACTERS of responses."""
+    chunk: list[Entry] = []
+    characters = 0
+    for entry in entries:
+        chunk.append(entry)
+        characters += sum(len(side["response"] or "") for side in (entry.rollout, entry.refined) if side)
+        if len(chunk) == CHUNK or characters >= _CHUNK_CHARACTERS:
+            yield chunk
+            chunk, characters = [], 0
+    if chunk:
+        yield chunk
+
+
+def set_labels(refs: Iterable[SetRef]) -> list[str]:
+    """Sets as a reader knows them; with the node's name where two would be called the same."""
+    labels = {ref: _set_label(ref) for ref in refs}
+    times = Counter(labels.values())
+    return [label if times[label] == 1 else f"{label} · {ref.node}" for ref, label in labels.items()]
+
+
+def _set_label(ref: SetRef) -> str:
+    """Arms, round, seed; and whether the set is of attempts alone."""
+    parts = [ref.users] if ref.users else []
+    parts += [
+        f"{name} {value}" for name, value in (("round", ref.round), ("seed", ref.seed)) if value is not None
+    ]
+    return " · ".join([*parts, *(["y_o only"] if ref.stage == "rollout" else [])])
+
+
+def _compressed(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    # Without the time of day, the same run gives the same page.
+    return base64.b64encode(gzip.compress(text.encode(), compresslevel=6, mtime=0)).decode()
+
+
+def _place(row: Row | None) -> int:
+    return -1 if row is None else _VERDICTS.index(row["verdict"] or UNVERIFIED)
+
+
+def _flags(entry: Entry) -> Sequence[bool]:
+    rows = [row for row in (entry.rollout, entry.refined) if row]
+    return (
+        entry.talks,
+        entry.copies >= 8,
+        entry.copies >= 13,
+        any(row["finish_reason"] == "length" for row in rows),
+        any(row["response"] is None for row in rows),
+    )
+
+
+def _shown(entry: Entry) -> dict[str, Any]:
+    row = entry.row
+    sides = [side for side in (entry.rollout, entry.refined) if side]
+    texts = [row["problem"], row["reference_solution"] or "", row["reference_answer"] or ""]
+    texts += [side["response"] or "" for side in sides]
+    attempt = (entry.rollout or {}).get("response") or ""
+    for side in sides:
+        for message in side["messages"]:
+            # Its formulas are those of y_o, which are found already.
+            repeats = len(attempt) >= _REPEATED and attempt in message["content"]
+            texts.append(message["content"].replace(attempt, "\n") if repeats else message["content"])
+    return {
+        "id": row["trajectory_id"],
+        "task": row["task"],
+        "problem": row["problem"],
+        "answer": row["reference_answer"],
+        "reference": row["reference_solution"],
+        "facts": _facts_of_place(entry),
+        "before": _side(entry.rollout),
+        "after": _side(entry.refined),
+        "math": typeset(texts),
+    }
+
+
+def _facts_of_place(entry: Entry) -> list[tuple[str, str]]:
+    row = entry.row
+    return _said(
+        ("problem", f"{row['problem_id']} of {row['source']}"),
+        ("set", f"{entry.source.node} ({entry.source.path.name})"),
+        ("setting", row["setting"]),
+        ("round", str(row["round"])),
+        ("sample", str(row["sample_index"])),
+    )
+
+
+def _side(row: Row | None) -> dict[str, Any] | None:
+    if row is None:
+        return None
+    return {
+        "id": row["trajectory_id"],
+        "verdict": row["verdict"] or UNVERIFIED,
+        "text": row["response"],
+        "error": row["error"],
+        "facts": _facts(row),
+        "messages": [[message["role"], message["content"]] for message in row["messages"]],
+    }
+
+
+def _facts(row: Row) -> list[tuple[str, str]]:
+    sampling = f"T {row['temperature']:g}, top-p {row['top_p']:g}, top-k {row['top_k']}, at most {row['max_tokens']} tokens, seed {row['seed']}"
+    ended = {"stop": "ended", "length": "cut off"}.get(row["finish_reason"], "not ended")
+    trimmed = row["attempt_tokens_trimmed"]
+    return _said(
+        ("id", row["trajectory_id"]),
+        ("made from", row["parent_id"]),
+        ("tokens", f"{row['prompt_tokens']} prompt, {row['response_tokens'] or 0} response, {ended}"),
+        ("answer read", row["extracted_answer"]),
+        (
+            "verdict",
+            f"{row['verdict']} by {row['grader']} {row['grader_version']}" if row["verdict"] else None,
+        ),
+        ("why", row["verdict_detail"]),
+        ("model", f"{row['model']} @ {row['model_revision']}"),
+        ("engine", f"{row['engine']} {row['engine_version']}"),
+        ("sampling", sampling),
+        ("prompt", f"{row['prompt_template']}, {row['prompt_sha256'][:12]}"),
+        ("cut from the attempt in the prompt", f"{trimmed} tokens" if trimmed else None),
+    )
+
+
+def _said(*facts: tuple[str, str | None]) -> list[tuple[str, str]]:
+    return [(name, value) for name, value in facts if value]

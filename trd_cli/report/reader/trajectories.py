@@ -1,0 +1,196 @@
+"""The trajectories that the page's reader shows: every y_r with its y_o, and every y_o of which there is no y_r.
+
+The rows of one shard of a set and their parents are in memory at a time, without token ids and log-probabilities; of all others
+the id, the parent's id, the shard and a length. Where there are more than the page is to hold, those with the smallest ids are
+taken: ids are hashes of the content, so that it is a choice that depends on no order and favours nothing.
+
+Not covered: samples of evaluations. A shard that cannot be read is left out (`collect` names it): y_r is then shown without
+its y_o, or y_o without its y_r.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from trd_cli.datasets.ngrams import SIZES
+from trd_cli.errors import InputError
+from trd_cli.report.data import SetRef
+from trd_cli.report.leaks import copied_ngrams, talk_of_reference
+from trd_cli.trajectories.frames import pl
+from trd_cli.trajectories.sets import open_sets, selected_ids
+from trd_cli.trajectories.shards import SCHEMA, list_shards, read_table
+
+LIMIT = 10_000
+# Of y_o and y_r together: on made-up mathematics a page of 26 MiB, made in 40 seconds on one core.
+CHARACTERS = 100_000_000
+_PER_TOKEN = ("prompt_token_ids", "response_token_ids")
+_UNREAD = {*_PER_TOKEN, "student_prompt_token_ids", "logprobs", "tests"}
+_TEXTS = [name for name in SCHEMA.names if name not in _UNREAD]
+_NO_LINES = pl.DataFrame(
+    schema={"id": pl.String, "parent": pl.String, "shard": pl.String, "characters": pl.UInt32}
+)
+
+# Columns of SCHEMA but those a value a token and the tests, and `prompt_tokens`, `response_tokens` (None without a response).
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What one place of the reader's list shows. At least one of `rollout` (y_o) and `refined` (y_r) is there.
+
+    `talks` and `copies` are the leaks of core/leaks.py, looked for in refined rows of OPSD; `copies` is the largest n for
+    which y_r has an n-word run of the reference that neither y_o nor the problem has, 0 where there is none or y_o is not
+    there. `arms` are those that train along one of the two.
+    """
+
+    source: SetRef
+    rollout: Row | None
+    refined: Row | None
+    talks: bool = False
+    copies: int = 0
+    arms: tuple[str, ...] = ()
+
+    @property
+    def row(self) -> Row:
+        """The row that gives the entry its id: y_r, or y_o where there is no y_r."""
+        return self.refined or self.rollout or {}
+
+
+@dataclass(frozen=True, slots=True)
+class Trajectories:
+    """`entries` in the order of the sets and their shards, to be read once; `total` counts those there are without a limit."""
+
+    entries: Iterator[Entry]
+    shown: int
+    total: int
+
+
+def trajectories(sets: Sequence[SetRef], limit: int = LIMIT, characters: int = CHARACTERS) -> Trajectories:
+    """The entries of these sets, refined sets first; at most `limit`, with at most so many `characters` of y_o and y_r."""
+    ordered = sorted(sets, key=lambda ref: ref.stage != "refined")
+    lines = _lines_of_sets(ordered)
+    least = lines.sort("id", "place").head(limit).filter(pl.col("characters").cum_sum() <= characters)
+    return Trajectories(_entries(ordered, least.sort("place"), _trained(sets)), len(least), len(lines))
+
+
+def _lines_of_sets(sets: Sequence[SetRef]) -> pl.DataFrame:
+    """A line an entry: `place` in the order of all, `set` in that of the sets, id, parent, shard, parent_shard, characters."""
+    read = cache(_lines)
+    found = [_NO_LINES.with_columns(parent_shard=pl.lit(None, pl.String), set=pl.lit(0))]
+    for number, ref in enumerate(sets):
+        if ref.stage == "refined":
+            lines = _with_parents(read(ref.path), [_NO_LINES, *map(read, ref.parents)])
+        else:
+            children = [read(each.path) for each in sets if ref.path in each.parents]
+            used = pl.concat([_NO_LINES, *children]).select("parent")
+            lines = read(ref.path).join(
+                used, left_on="id", right_on="parent", how="anti", maintain_order="left"
+            )
+            lines = lines.with_columns(parent_shard=pl.lit(None, pl.String))
+        found.append(lines.with_columns(set=pl.lit(number)))
+    # Sums of characters pass what 32 bits hold.
+    return pl.concat(found).cast({"characters": pl.Int64}).with_row_index("place")
+
+
+def _with_parents(lines: pl.DataFrame, parents: Sequence[pl.DataFrame]) -> pl.DataFrame:
+    """With the shard of each row's parent (null where there is none), and its characters added."""
+    there = pl.concat(parents).unique("id", keep="first")
+    joined = lines.join(
+        there.select(parent="id", parent_shard="shard", more="characters"),
+        on="parent",
+        how="left",
+        maintain_order="left",
+    )
+    return joined.with_columns(characters=pl.col("characters") + pl.col("more").fill_null(0)).drop("more")
+
+
+def _lines(directory: Path) -> pl.DataFrame:
+    """Id, parent, shard and characters of the response of every row of a set that can be read."""
+    found = [_NO_LINES]
+    for shard in list_shards(directory) if directory.is_dir() else ():
+        table = _table(shard, ["trajectory_id", "parent_id", "response"])
+        if table is not None:
+            columns = [table["trajectory_id"], table["parent_id"], pc.utf8_length(table["response"])]
+            characters = pl.col("characters").cast(pl.UInt32).fill_null(0)
+            frame = pl.from_arrow(pa.table(columns, names=["id", "parent", "characters"]))
+            found.append(frame.select("id", "parent", pl.lit(str(shard)).alias("shard"), characters))
+    return pl.concat(found)
+
+
+def _table(shard: Path, columns: list[str]) -> pa.Table | None:
+    """Columns of a shard; None where it cannot be read."""
+    try:
+        return read_table(shard, columns)
+    except (InputError, OSError):
+        return None
+
+
+def _trained(sets: Iterable[SetRef]) -> dict[Path, dict[str, list[str]]]:
+    """By set and id of a row, the arms that train along it; without those whose filter reads what is not there any more."""
+    arms: dict[Path, dict[str, list[str]]] = {}
+    for ref in sets:
+        of_set = arms.setdefault(ref.path, {})
+        for selection in ref.selections:
+            try:
+                (each,) = open_sets([str(ref.path)])
+                names = selected_ids(each, selection.subset, selection.where, [str(p) for p in ref.parents])
+            except InputError:
+                continue
+            for name in names:
+                of_set.setdefault(name, []).append(selection.arm)
+    return arms
+
+
+def _entries(
+    sets: Sequence[SetRef], chosen: pl.DataFrame, trained: Mapping[Path, Mapping[str, Sequence[str]]]
+) -> Iterator[Entry]:
+    for (number, shard), lines in chosen.group_by("set", "shard", maintain_order=True):
+        ref, parents = sets[number], _parents(lines)
+        for row in _rows(Path(shard), lines["id"]):
+            own = trained[ref.path].get(row["trajectory_id"], ())
+            if ref.stage == "rollout":
+                yield Entry(ref, row, None, arms=tuple(dict.fromkeys(own)))
+                continue
+            parent = parents.get(row["parent_id"])
+            above = (arm for p in ref.parents for arm in trained.get(p, {}).get(row["parent_id"], ()))
+            yield Entry(ref, parent, row, *_leaks(row, parent), arms=tuple(dict.fromkeys([*above, *own])))
+
+
+def _parents(lines: pl.DataFrame) -> dict[str, Row]:
+    """The parents of these rows by their ids; each of their shards is read once, whatever the order."""
+    found = {}
+    for (shard,), wanted in lines.drop_nulls("parent_shard").group_by("parent_shard"):
+        found |= {row["trajectory_id"]: row for row in _rows(Path(shard), wanted["parent"])}
+    return found
+
+
+def _leaks(row: Row, parent: Row | None) -> tuple[bool, int]:
+    response, reference = row["response"], row["reference_solution"]
+    if row["setting"] != "opsd" or not response:
+        return False, 0
+    talks = bool(talk_of_reference(response, row["problem"]))
+    if not reference or parent is None:
+        return talks, 0
+    copied = copied_ngrams(response, reference, [row["problem"], parent["response"] or ""])
+    return talks, max((n for n in SIZES if copied.get(n)), default=0)
+
+
+def _rows(shard: Path, names: pl.Series) -> list[Row]:
+    """The rows of a shard with these ids, in stored order; none where it cannot be read."""
+    table = _table(shard, [*_TEXTS, *_PER_TOKEN])
+    if table is None:
+        return []
+    wanted = pc.is_in(table["trajectory_id"], pa.array(names.to_list(), pa.string()))
+    table = table.filter(wanted)
+    prompt, response = (pc.list_value_length(table[name]).to_pylist() for name in _PER_TOKEN)
+    return [
+        {**row, "prompt_tokens": asked, "response_tokens": came}
+        for row, asked, came in zip(table.select(_TEXTS).to_pylist(), prompt, response, strict=True)
+    ]

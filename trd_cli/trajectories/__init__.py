@@ -1,0 +1,1 @@
+"""Trajectory sets: rows, shards, stage directories, and how they are opened, selected and shown."""

@@ -1,0 +1,54 @@
+"""Subsets as filters over a row and its parent.
+
+`correct` and `incorrect` read a row's own verdict. The other four compare a refined row with its rollout:
+
+    repaired    incorrect → correct        broken        correct → incorrect
+    kept        correct → correct          unrepaired    incorrect → incorrect
+
+A verdict that is missing, `error` or `timeout` belongs to none of them.
+"""
+
+from __future__ import annotations
+
+import re
+
+from trd_cli.errors import InputError, first_line
+from trd_cli.trajectories.frames import pl
+
+SUBSETS: dict[str, str] = {
+    "all": "TRUE",
+    "correct": "verdict = 'correct'",
+    "incorrect": "verdict = 'incorrect'",
+    "repaired": "parent_verdict = 'incorrect' AND verdict = 'correct'",
+    "broken": "parent_verdict = 'correct' AND verdict = 'incorrect'",
+    "kept": "parent_verdict = 'correct' AND verdict = 'correct'",
+    "unrepaired": "parent_verdict = 'incorrect' AND verdict = 'incorrect'",
+}
+
+
+# `parent_id` is a column of the row itself.
+_PARENT_COLUMN = re.compile(r"\bparent_(?!id\b)")
+
+
+def needs_parents(subset: str, where: str | None) -> bool:
+    """Whether the filter reads a parent's column."""
+    return any(_PARENT_COLUMN.search(text) for text in (SUBSETS[subset], where or ""))
+
+
+def select(rows: pl.DataFrame, subset: str, where: str | None) -> pl.DataFrame:
+    """The rows of `rows` (trajectory columns, and `parent_` columns where needed) in `subset` that satisfy `where`.
+
+    Raises InputError when `where` is not a Polars SQL expression over those columns that gives a boolean.
+    """
+    chosen = rows.filter(pl.sql_expr(SUBSETS[subset]))
+    if where is None:
+        return chosen
+    try:
+        return chosen.filter(pl.sql_expr(where))
+    except pl.exceptions.PolarsError as error:
+        reason = first_line(error)
+        raise InputError(
+            f"--where {where!r}: {reason}",
+            "a Polars SQL condition over " + ", ".join(rows.columns),
+            "mend the expression",
+        ) from None

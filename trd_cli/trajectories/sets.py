@@ -1,0 +1,249 @@
+"""Opening trajectory sets that an earlier command made: complete or refused, joined with their parents on demand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from trd_cli.atomic import as_text, from_text
+from trd_cli.errors import InputError
+from trd_cli.records import Trajectory, content_hash
+from trd_cli.trajectories.frames import pl
+from trd_cli.trajectories.run_json import maker_of, read_run_json
+from trd_cli.trajectories.selection import needs_parents, select
+from trd_cli.trajectories.shards import SCHEMA, ShardInfo, list_shards, read_table, shard_info, shard_number
+
+_PER_TOKEN = {"prompt_token_ids", "student_prompt_token_ids", "response_token_ids", "logprobs"}
+# A filter reads a parent's columns but those that hold a value a token, which are most of a set.
+_OF_PARENTS = [name for name in SCHEMA.names if name not in _PER_TOKEN]
+# No column that a filter could mean.
+_PLACE = "_place"
+
+
+@dataclass(frozen=True)
+class InputSet:
+    """The shards to read of one set, and its run.json ({} where it has none)."""
+
+    directory: Path
+    shards: tuple[Path, ...]
+    run: dict[str, Any]
+
+    @property
+    def digest(self) -> str:
+        """What made the set; for shards without run.json, their rows' ids."""
+        if self.run:
+            return self.run["digest"]
+        return content_hash(
+            [read_table(path, ["trajectory_id"])["trajectory_id"].to_pylist() for path in self.shards], 16
+        )
+
+    def lineage(self) -> dict[str, str]:
+        """How a stage that reads this set names it in its own run.json."""
+        return {
+            "path": as_text(self.directory),
+            "digest": self.digest,
+            "command": self.run.get("command", ""),
+        }
+
+    def about(self, key: str) -> Any:
+        return self.run.get("about", {}).get(key)
+
+
+def open_sets(paths: Sequence[str]) -> list[InputSet]:
+    """Sets (directories) and single shards, grouped by directory in order of appearance; refuses what is not there."""
+    found: dict[Path, list[Path]] = {}
+    for name in paths:
+        path = Path(name)
+        if path.is_dir():
+            shards = list_shards(path)
+            if not shards:
+                raise InputError(
+                    f"{path} has no shards",
+                    "a trajectory set",
+                    "run the command that fills it, or check the path",
+                )
+            found.setdefault(path, []).extend(shards)
+        elif path.is_file():
+            if shard_number(path) is None:
+                raise InputError(
+                    f"{path} is not a shard", "shard-NNNNN.parquet or a set's directory", "check the path"
+                )
+            found.setdefault(path.parent, []).append(path)
+        elif path.exists():
+            raise InputError(f"{path} is a pipe or a device", "a trajectory set", "name its directory")
+        else:
+            raise InputError(f"no such file or directory: {path}", "a trajectory set", "check the path")
+    return [
+        InputSet(directory, tuple(dict.fromkeys(shards)), read_run_json(directory) or {})
+        for directory, shards in found.items()
+    ]
+
+
+def check_complete(directories: Iterable[Path]) -> None:
+    """Refuse a set whose own run has not finished: its rows would silently be fewer than asked for.
+
+    A set is refused too where a shard is of another set, or has the rows of another shard, as after a copy to a wrong name.
+    """
+    for directory in dict.fromkeys(directories):
+        run = read_run_json(directory)
+        shards = {path: shard_info(path) for path in list_shards(directory)}
+        _check_doubles(shards)
+        if run is None:
+            continue
+        again = f"run its trd {run['command']} again"
+        for path, info in shards.items():
+            if info.set_digest not in (None, run["digest"]):
+                raise InputError(
+                    f"{path} is of another set", f"a shard of {directory}", f"{again} to mend it"
+                )
+        rows = sum(info.rows for info in shards.values())
+        expected = run["rows_expected"]
+        if expected is None or rows < expected:
+            of = "an unknown number of" if expected is None else expected
+            raise InputError(
+                f"{directory} is unfinished: {rows} of {of} rows",
+                "a finished set",
+                f"{again} to finish it, or pass --allow-partial",
+            )
+
+
+def _check_doubles(shards: Mapping[Path, ShardInfo]) -> None:
+    """Raise InputError where two shards have the same rows; ids are compared only where their checksums are equal."""
+    by_sum: dict[tuple[int, int], Path] = {}
+    for path, info in shards.items():
+        if info.ids_sum is None or not info.rows:
+            continue
+        other = by_sum.setdefault((info.rows, info.ids_sum), path)
+        if other != path and _ids(other).equals(_ids(path)):
+            maker = maker_of(path.parent)
+            mend = f"run its trd {maker} again to mend it" if maker else "take one away"
+            raise InputError(f"{path} has the rows of {other.name}", "each row once", mend)
+
+
+def _ids(path: Path) -> pa.Table:
+    return read_table(path, ["trajectory_id"])
+
+
+def load_rows(
+    sets: Sequence[InputSet], subset: str = "all", where: str | None = None, parents: Sequence[str] = ()
+) -> list[Trajectory]:
+    """The rows of `sets` in the subset, in stored order. Parents are looked up only when the filter reads them."""
+    return [
+        Trajectory(**row)
+        for each in sets
+        for table in _chosen(each, subset, where, parents)
+        for row in table.to_pylist()
+    ]
+
+
+def selected_ids(
+    each: InputSet, subset: str = "all", where: str | None = None, parents: Sequence[str] = ()
+) -> list[str]:
+    """Ids of the rows that `load_rows` would give, without their texts where the filter reads none."""
+    columns = ("trajectory_id", "parent_id", "verdict") if where is None else None
+    tables = _chosen(each, subset, where, parents, columns)
+    return [name for table in tables for name in table["trajectory_id"].to_pylist()]
+
+
+def check_filter(where: str) -> None:
+    """Raise InputError when `where` cannot be a condition over a row and its parent; no row is read."""
+    own = pl.from_arrow(SCHEMA.empty_table())
+    select(own.hstack(_as_parents(own.select(_OF_PARENTS)).drop("parent_id")), "all", where)
+
+
+def _chosen(
+    each: InputSet,
+    subset: str,
+    where: str | None,
+    parents: Sequence[str],
+    columns: Sequence[str] | None = None,
+) -> Iterator[pa.Table]:
+    """The rows of each shard of a set that are in the subset, with all columns or some."""
+    lookup = parent_frame(each, parents) if needs_parents(subset, where) else None
+    for path in each.shards:
+        table = read_table(path, columns and list(columns))
+        is_whole = subset == "all" and where is None
+        yield table if is_whole else _filtered(table, each, subset, where, lookup)
+
+
+def _filtered(
+    table: pa.Table, each: InputSet, subset: str, where: str | None, parents: pl.DataFrame | None
+) -> pa.Table:
+    frame = pl.from_arrow(table).with_row_index(_PLACE)
+    if parents is not None:
+        frame = frame.join(parents, on="parent_id", how="left", maintain_order="left")
+        orphans = frame.filter(pl.col("parent_id").is_not_null() & pl.col("parent_trajectory_id").is_null())
+        if len(orphans):
+            raise InputError(
+                f"the parent {orphans['parent_id'][0]} of a row in {each.directory} was not found",
+                "its set",
+                "give --parents DIR",
+            )
+    return table.take(pa.array(select(frame, subset, where)[_PLACE].to_list(), pa.int64()))
+
+
+def parent_frame(each: InputSet, parents: Sequence[str] = ()) -> pl.DataFrame:
+    """All rows of the sets that `each` was made from, columns prefixed with `parent_`, keyed by `parent_id`.
+
+    Without the columns that hold a value a token: they are most of a set and no filter reads them.
+    """
+    if each.run.get("command") == "sample":
+        raise InputError(
+            f"{each.directory} holds rollouts, which have no parents",
+            "refined rows",
+            "give the set that trd refine made",
+        )
+    tables = [
+        read_table(path, _OF_PARENTS)
+        for directory in parent_directories(each, parents)
+        for path in list_shards(directory)
+    ]
+    if not tables:
+        raise InputError(
+            f"the parents of {each.directory} were not found",
+            "the set it was made from",
+            "give --parents DIR",
+        )
+    return _as_parents(pl.from_arrow(pa.concat_tables(tables))).unique("parent_id")
+
+
+def _as_parents(frame: pl.DataFrame) -> pl.DataFrame:
+    """Rows with `parent_` before the names of their columns, and `parent_id` to join them by."""
+    renamed = frame.rename({name: f"parent_{name}" for name in frame.columns})
+    # A row's own parent_id must stay the join key; the grandparent's id is of no use here.
+    return renamed.drop("parent_parent_id").with_columns(parent_id=pl.col("parent_trajectory_id"))
+
+
+def parent_column(sets: Sequence[InputSet], name: str, parents: Sequence[str] = ()) -> dict[str, Any]:
+    """One column of all parents of the sets, by trajectory id; without those that are not there any more."""
+    found: dict[str, Any] = {}
+    for directory in dict.fromkeys(d for each in sets for d in parent_directories(each, parents)):
+        for path in list_shards(directory):
+            table = read_table(path, ["trajectory_id", name])
+            found |= zip(*(table[c].to_pylist() for c in ("trajectory_id", name)), strict=True)
+    return found
+
+
+def parent_directories(each: InputSet, parents: Sequence[str] = ()) -> list[Path]:
+    """`--parents` where given, else the inputs that run.json names."""
+    if parents:
+        return [s.directory for s in open_sets(parents)]
+    return [
+        path for path in (from_text(entry["path"]) for entry in each.run.get("inputs", [])) if path.is_dir()
+    ]
+
+
+def find_row(sets: Sequence[InputSet], identity: str | None) -> tuple[Trajectory, InputSet]:
+    """The row whose id starts with `identity` (None: the first row), and the set it is in."""
+    for each in sets:
+        for path in each.shards:
+            ids = read_table(path, ["trajectory_id"])["trajectory_id"].to_pylist()
+            matches = [i for i, name in enumerate(ids) if identity is None or name.startswith(identity)]
+            if matches:
+                return Trajectory(**read_table(path).slice(matches[0], 1).to_pylist()[0]), each
+    where = ", ".join(str(each.directory) for each in sets)
+    raise InputError(f"no trajectory {identity or ''} in {where}", "an id in that set", "check the id")

@@ -1,0 +1,329 @@
+"""Parquet trajectory shards: one schema, atomic writes, reads that refuse what does not match.
+
+A set is a directory of `shard-NNNNN.parquet` files. Each is written to a temporary name, fsynced and renamed, so a
+shard is there whole or not at all. The schema's version, the digest of the set and checksums are in the file's footer. What a disk
+or a copy has changed since is refused by whoever reads it. Files of before there were checksums are read too; of these only what
+breaks their encoding is noticed.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from trd_cli.atomic import make_directory, replacing
+from trd_cli.errors import DamagedFile, InputError, first_line
+from trd_cli.records import Problem, Trajectory, well_formed
+from trd_cli.trajectories.checksums import Checksums, Damage, write_sealed
+from trd_cli.trajectories.run_json import maker_of
+
+SCHEMA_VERSION = "1"
+_VERSION_KEY = b"trd.schema_version"
+_SET_KEY = b"trd.set"
+_SHARD_NAME = re.compile(r"shard-(\d{5,})\.parquet")
+
+
+def _field(name: str, kind: pa.DataType, required: bool = False) -> pa.Field:
+    return pa.field(name, kind, nullable=not required)
+
+
+_IDS = pa.list_(pa.field("element", pa.int32()))
+_MESSAGES = pa.list_(pa.field("element", pa.struct([("role", pa.string()), ("content", pa.string())])))
+
+SCHEMA = pa.schema(
+    [
+        _field("trajectory_id", pa.string(), required=True),
+        _field("problem_id", pa.string(), required=True),
+        _field("parent_id", pa.string()),
+        _field("round", pa.int32(), required=True),
+        _field("sample_index", pa.int32(), required=True),
+        _field("stage", pa.string(), required=True),
+        _field("setting", pa.string()),
+        _field("source", pa.string(), required=True),
+        _field("task", pa.string(), required=True),
+        _field("problem", pa.string(), required=True),
+        _field("reference_answer", pa.string()),
+        _field("reference_solution", pa.string()),
+        _field("tests", pa.string()),
+        _field("messages", _MESSAGES, required=True),
+        _field("prompt_token_ids", _IDS, required=True),
+        _field("prompt_template", pa.string(), required=True),
+        _field("prompt_sha256", pa.string(), required=True),
+        _field("student_prompt_token_ids", _IDS),
+        _field("attempt_tokens_trimmed", pa.int32()),
+        _field("response", pa.string()),
+        _field("response_token_ids", _IDS),
+        _field("logprobs", pa.list_(pa.field("element", pa.float32()))),
+        _field("finish_reason", pa.string()),
+        _field("ids_exact", pa.bool_()),
+        _field("model", pa.string(), required=True),
+        _field("model_revision", pa.string(), required=True),
+        _field("engine", pa.string(), required=True),
+        _field("engine_version", pa.string(), required=True),
+        _field("temperature", pa.float64(), required=True),
+        _field("top_p", pa.float64(), required=True),
+        _field("top_k", pa.int32(), required=True),
+        _field("max_tokens", pa.int32(), required=True),
+        _field("seed", pa.int64(), required=True),
+        _field("verdict", pa.string()),
+        _field("extracted_answer", pa.string()),
+        _field("grader", pa.string()),
+        _field("grader_version", pa.string()),
+        _field("verdict_detail", pa.string()),
+        _field("error", pa.string()),
+    ]
+)
+_OF_A_RESPONSE = ("response", "response_token_ids", "logprobs", "finish_reason", "ids_exact")
+_OF_A_VERDICT = frozenset({"verdict", "extracted_answer", "grader", "grader_version", "verdict_detail"})
+# What stands in a required column for a value that cannot be written; a list is empty.
+_EMPTY = {pa.string(): "", pa.int32(): 0, pa.int64(): 0, pa.float64(): 0.0}
+# Whatever Arrow and Python raise over a value that is not of its column's type.
+_UNBUILDABLE = (pa.ArrowException, TypeError, ValueError, OverflowError)
+PROBLEM_SCHEMA = pa.schema(
+    [
+        _field(n, pa.string(), required=n in ("problem_id", "source", "task", "problem"))
+        for n in (f.name for f in fields(Problem))
+    ]
+)
+
+
+def write_table(path: Path, table: pa.Table, set_digest: str | None = None) -> None:
+    """Write `table` to `path` atomically and durably; raises InputError when the disk refuses.
+
+    `set_digest` is the digest in the run.json of the set that the rows belong to.
+    """
+    metadata = {_VERSION_KEY: SCHEMA_VERSION} | ({_SET_KEY: set_digest} if set_digest else {})
+    table = table.replace_schema_metadata(metadata)
+    with replacing(path) as file:
+        # The samples of one problem repeat its text and tests, megabytes for some: a dictionary holds them once.
+        write_sealed(file, table, compression="zstd", dictionary_pagesize_limit=64 << 20)
+
+
+def write_shard(path: Path, rows: Sequence[Trajectory], set_digest: str | None = None) -> list[Trajectory]:
+    """Write rows as one shard, atomically, and return them as they were written; for `set_digest` see `write_table`.
+
+    A row that no table can hold becomes an error row; it never takes the others along.
+    """
+    try:
+        table, written = _to_table(rows, SCHEMA), list(rows)
+    except _UNBUILDABLE:
+        written = [_writable(row) for row in rows]
+        # Each by itself, as a column may also be too large for one piece.
+        table = pa.concat_tables([_to_table([row], SCHEMA) for row in written])
+    write_table(path, table, set_digest)
+    return written
+
+
+def write_problems(path: Path, problems: Sequence[Problem]) -> None:
+    """Write a problem set as one Parquet file, atomically."""
+    make_directory(path.parent)
+    write_table(path, _to_table(problems, PROBLEM_SCHEMA))
+
+
+def _writable(row: Trajectory) -> Trajectory:
+    """Return the row, or the nearest to it that a table can hold: its text well formed, else an error row that names the columns."""
+    for candidate in (row, replace(row, **{name: _in_utf8(getattr(row, name)) for name in SCHEMA.names})):
+        unfit = [name for name in SCHEMA.names if not _fits(SCHEMA.field(name), getattr(candidate, name))]
+        if not unfit:
+            return candidate
+    reason = f"could not be written: no table holds its {', '.join(unfit)}"
+    required = (name for name in unfit if not SCHEMA.field(name).nullable)
+    emptied = dict.fromkeys(unfit) | {name: _EMPTY.get(SCHEMA.field(name).type, ()) for name in required}
+    if set(unfit) <= _OF_A_VERDICT:
+        return replace(candidate, **emptied | {"verdict": "error", "verdict_detail": reason})
+    return replace(candidate, **emptied | dict.fromkeys(_OF_A_RESPONSE) | {"error": reason})
+
+
+def _in_utf8(value: Any) -> Any:
+    """Return a column's value with all text in it well formed."""
+    if isinstance(value, str):
+        return well_formed(value)
+    if isinstance(value, Mapping):
+        return {key: _in_utf8(each) for key, each in value.items()}
+    is_text = isinstance(value, (list, tuple)) and any(isinstance(each, (str, Mapping)) for each in value)
+    return [_in_utf8(each) for each in value] if is_text else value
+
+
+def _fits(column: pa.Field, value: Any) -> bool:
+    try:
+        return pa.array([value], column.type).null_count == 0 or column.nullable
+    except _UNBUILDABLE:
+        return False
+
+
+def read_rows(path: Path) -> list[Trajectory]:
+    """All rows of one shard."""
+    return [Trajectory(**row) for row in read_table(path).to_pylist()]
+
+
+def read_problems(path: Path) -> list[Problem]:
+    """All problems of a problem set; raises InputError when there are none or two share an id."""
+    problems = [Problem(**row) for row in read_table(path, schema=PROBLEM_SCHEMA).to_pylist()]
+    if not problems:
+        raise InputError(
+            f"{path} has no problems", "at least one", "make or import a problem set with trd data"
+        )
+    seen: set[str] = set()
+    for problem in problems:
+        if problem.problem_id in seen:
+            raise InputError(
+                f"{path} has two problems {problem.problem_id!r}", "unique problem_id", "import it again"
+            )
+        seen.add(problem.problem_id)
+    return problems
+
+
+def read_table(path: Path, columns: list[str] | None = None, schema: pa.Schema = SCHEMA) -> pa.Table:
+    """Read all or some columns of a Parquet file that is exactly of `schema` and of this version.
+
+    Raises InputError that names the file for anything else, DamagedFile where what is read is not what was written.
+    """
+    with _opened(path, schema) as (checksums, parquet):
+        checksums.check_columns(parquet.metadata, columns)
+        table = parquet.read(columns=columns)
+        if not checksums:
+            table.validate(full=True)
+        return table
+
+
+def check_whole(path: Path, schema: pa.Schema = SCHEMA) -> None:
+    """Raise DamagedFile where any part of a file is not what was written; nothing is decoded, but of files without checksums."""
+    with _opened(path, schema) as (checksums, parquet):
+        checksums.check_columns(parquet.metadata)
+        if not checksums:
+            parquet.read().validate(full=True)
+
+
+@dataclass(frozen=True)
+class ShardInfo:
+    """The footer of a shard: how many rows it has, the digest of its set, and the checksum of their ids.
+
+    Digest and checksum are None in shards of before there were any.
+    """
+
+    rows: int
+    set_digest: str | None
+    ids_sum: int | None
+
+
+def shard_info(path: Path, schema: pa.Schema = SCHEMA) -> ShardInfo:
+    """Read the footer of a shard or, by its `schema`, of a problem set; raises as `read_table`."""
+    with _opened(path, schema) as (checksums, parquet):
+        digest = parquet.metadata.metadata.get(_SET_KEY)
+        ids_sum = checksums.of_columns(parquet.metadata).get(schema.names[0])
+        return ShardInfo(parquet.metadata.num_rows, digest and digest.decode(), ids_sum)
+
+
+@contextmanager
+def _opened(path: Path, schema: pa.Schema) -> Iterator[tuple[Checksums, pq.ParquetFile]]:
+    """A file whose footer is whole and says that it is of `schema`. What goes wrong with it in the block is raised as DamagedFile."""
+    if path.is_dir():
+        raise InputError(f"{path} is a directory", "a Parquet file", "name the file in it")
+    try:
+        with source_of(path) as source, open(path, "rb") as file:
+            checksums = Checksums(file)
+            with pq.ParquetFile(source, page_checksum_verification=True) as parquet:
+                _check_schema(path, parquet.schema_arrow, schema)
+                yield checksums, parquet
+    except FileNotFoundError:
+        raise InputError(f"no such file: {path}", "a Parquet file", "check the path") from None
+    except pa.ArrowMemoryError:
+        raise  # no fault of the file's
+    except (Damage, pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise InputError(
+                f"cannot read {path}: {error.strerror}",
+                "a file that can be read",
+                "see to its permissions or its disk",
+            ) from None
+        raise _damaged(path, schema, error) from None
+
+
+def source_of(path: Path) -> pa.OSFile:
+    """Open a Parquet file for pyarrow, whatever the bytes of its name. Raises InputError for a pipe, and OSError.
+
+    Not Python's own file: pyarrow's threads let go of one even while Python ends, which aborts the process.
+    """
+    if path.exists() and not path.is_file():
+        raise InputError(
+            f"{path} is a pipe or a device",
+            "a file: Parquet is read from its end",
+            "write it to a file first",
+        )
+    return pa.OSFile(os.fsencode(path))
+
+
+def _damaged(path: Path, schema: pa.Schema, error: Exception) -> DamagedFile:
+    reason = first_line(error).removesuffix(".")
+    if schema is PROBLEM_SCHEMA:
+        mend = "make or import it again with trd data"
+    elif maker := maker_of(path.parent):
+        mend = f"run its trd {maker} again, which makes the lost rows anew"
+    else:
+        mend = "copy it again from where it came, or make its set again"
+    return DamagedFile(
+        f"{path} is damaged, truncated or not Parquet ({reason})", "a whole Parquet file", mend
+    )
+
+
+def _check_schema(path: Path, found: pa.Schema, expected: pa.Schema) -> None:
+    version = (found.metadata or {}).get(_VERSION_KEY)
+    if version is None:
+        kind = "trajectory shard" if expected is SCHEMA else "problem set"
+        mend = "give a set made by trd" if expected is SCHEMA else "make one with trd data import"
+        raise InputError(
+            f"{path} is not a {kind} of trd", f"one with {_VERSION_KEY.decode()} in its footer", mend
+        )
+    if version.decode() != SCHEMA_VERSION:
+        raise InputError(
+            f"{path} has schema version {version.decode()}",
+            f"version {SCHEMA_VERSION}",
+            "use the trd that wrote it, or make it again",
+        )
+    if found.equals(expected):
+        return
+    for name in dict.fromkeys([*expected.names, *found.names]):
+        has = str(found.field(name).type) if name in found.names else "no such column"
+        wants = str(expected.field(name).type) if name in expected.names else "no such column"
+        if has != wants:
+            raise InputError(
+                f"{path}, column {name}: {has}", wants, "give a file made by this version of trd"
+            )
+
+
+def _to_table(rows: Sequence[Any], schema: pa.Schema) -> pa.Table:
+    table = pa.table({name: [getattr(row, name) for row in rows] for name in schema.names}, schema=schema)
+    for field in schema:
+        if not field.nullable and table[field.name].null_count:  # which pyarrow says only when it writes
+            raise ValueError(f"a row without {field.name}")
+    return table
+
+
+def shard_number(path: Path) -> int | None:
+    """The number in a shard's file name, or None when it is not a shard's name."""
+    match = _SHARD_NAME.fullmatch(path.name)
+    return int(match.group(1)) if match else None
+
+
+def shard_path(directory: Path, number: int) -> Path:
+    return directory / f"shard-{number:05d}.parquet"
+
+
+def list_shards(directory: Path) -> list[Path]:
+    """The finished shards of a set, in the order of their numbers."""
+    numbered = ((shard_number(path), path) for path in directory.iterdir())
+    return [path for _, path in sorted((n, path) for n, path in numbered if n is not None)]
+
+
+def iter_rows(shards: Iterable[Path]) -> Iterator[Trajectory]:
+    """The rows of many shards, one shard in memory at a time."""
+    for path in shards:
+        yield from read_rows(path)
