@@ -1,4 +1,7 @@
-"""Prints what a quickstart run did: scores before and after, what the teacher changed, tokens and seconds of each stage."""
+"""Prints what a quickstart run did:
+
+scores before and after, what the teacher changed, tokens and seconds of each stage.
+"""
 
 from __future__ import annotations
 

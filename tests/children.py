@@ -1,7 +1,7 @@
 """Child processes in tests, which hear signals as if a person had started them in a terminal.
 
-A shell starts its background jobs with SIGINT ignored, and nohup its command with SIGHUP ignored. What a process ignores is
-ignored by its children too, so a suite that runs in the background would pass that on to whatever it starts.
+A shell starts its background jobs with SIGINT ignored, and nohup its command with SIGHUP ignored. What a process
+ignores is ignored by its children too, so a suite that runs in the background would pass that on to whatever it starts.
 """
 
 from __future__ import annotations
@@ -71,11 +71,7 @@ class Run:
     """A command in a session of its own; `pid` names the session too. It is reaped by its parent as soon as it ends."""
 
     def __init__(
-        self,
-        parent: subprocess.Popen[str],
-        directory: Path,
-        args: list[str],
-        ignored: Iterable[signal.Signals] = (),
+        self, parent: subprocess.Popen[str], directory: Path, args: list[str], ignored: Iterable[signal.Signals] = ()
     ) -> None:
         self.stdout, self.stderr = directory / "stdout", directory / "stderr"
         for path in (self.stdout, self.stderr):

@@ -20,8 +20,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 Trd = Callable[..., Result]
 
 made_by_setup = pytest.mark.skipif(
-    not (Path(sys.prefix) / ".trd-installed").is_file(),
-    reason="needs the environment that tests/run.sh makes",
+    not (Path(sys.prefix) / ".trd-installed").is_file(), reason="needs the environment that tests/run.sh makes"
 )
 
 

@@ -1,4 +1,5 @@
-"""A small Hugging Face Hub on this machine: as much of its HTTP interface as downloading from dataset repositories takes.
+"""A small Hugging Face Hub on this machine: as much of its HTTP interface as downloading from dataset repositories
+takes.
 
     with Hub() as hub:
         hub.add("owner/name", COMMIT, {"test.jsonl": b"..."})
@@ -85,9 +86,7 @@ class _Handler(BaseHTTPRequestHandler):
             else:
                 raise LookupError("EntryNotFound")
         except LookupError as error:
-            self._send(
-                404, b'{"error": "not found"}', {"X-Error-Code": str(error), "X-Error-Message": "not found"}
-            )
+            self._send(404, b'{"error": "not found"}', {"X-Error-Code": str(error), "X-Error-Message": "not found"})
 
     def _file(self, repository: str, revision: str, path: str) -> None:
         commit, files = self.hub.find(repository, revision)

@@ -49,9 +49,7 @@ def make_world(root: Path, ok: Trd, tied: bool = False) -> World:
     ok("sample", "-m", student, "-p", problems, "-n", 2, *ENGINE, "--out", rollouts)
     ok("refine", rollouts, "--setting", "opd", "--teacher", teacher, *ENGINE, "--out", root / "opd")
     ok("refine", rollouts, "--setting", "opsd", *ENGINE, "--out", root / "opsd")
-    return World(
-        student, teacher, root / "opd", root / "opsd", with_uneven_responses(root / "opd", root / "uneven")
-    )
+    return World(student, teacher, root / "opd", root / "opsd", with_uneven_responses(root / "opd", root / "uneven"))
 
 
 def with_uneven_responses(source: Path, target: Path) -> Path:
@@ -81,7 +79,8 @@ def weights(directory: Path) -> dict[str, torch.Tensor]:
 def apart(one: Path, two: Path, before: Path) -> float:
     """How far two trainings ended from one another, as a share of how far they went; of the weights where it is most.
 
-    Not element by element: AdamW divides by the gradient's size, so that one of nearly nothing moves as far as any other.
+    Not element by element: AdamW divides by the gradient's size, so that one of nearly nothing moves as far as any
+    other.
     """
     ends, others, starts = weights(one), weights(two), weights(before)
     assert ends.keys() == others.keys() == starts.keys()
@@ -102,9 +101,7 @@ class Launch:
 
 def environment(**more: str) -> dict[str, str]:
     """This process's, for a launch that knows nothing of another one."""
-    own = {
-        name: value for name, value in os.environ.items() if not name.startswith(("MASTER_", "ACCELERATE_"))
-    }
+    own = {name: value for name, value in os.environ.items() if not name.startswith(("MASTER_", "ACCELERATE_"))}
     # A trainer that ran in this process has told its environment of one process.
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
         own.pop(name, None)
@@ -130,8 +127,7 @@ def ended(launcher: subprocess.Popen[bytes], logs: Path) -> Launch:
     finally:
         launcher.terminate()  # which ends its processes too
     stdout, stderr = (
-        {int(path.parent.name): path.read_text() for path in logs.rglob(f"{name}.log")}
-        for name in ("stdout", "stderr")
+        {int(path.parent.name): path.read_text() for path in logs.rglob(f"{name}.log")} for name in ("stdout", "stderr")
     )
     return Launch(code, stdout, stderr)
 

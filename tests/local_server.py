@@ -1,4 +1,6 @@
-"""A small real server on this machine that answers as OpenAI-compatible ones do, scripted by the prompt's text, and the engine asking it."""
+"""A small real server on this machine that answers as OpenAI-compatible ones do, scripted by the prompt's text, and the
+engine asking it.
+"""
 
 from __future__ import annotations
 
@@ -62,9 +64,7 @@ def _handler(server: Server) -> type[BaseHTTPRequestHandler]:
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            prompt = (
-                TOKENIZER.decode(body["prompt"][0]) if "prompt" in body else body["messages"][-1]["content"]
-            )
+            prompt = TOKENIZER.decode(body["prompt"][0]) if "prompt" in body else body["messages"][-1]["content"]
             server.received.append(Received(prompt, self.path, body, self.headers))
             reply = server.answer(prompt, server.prompts().count(prompt))
             if reply.drop or reply.raw is not None:
@@ -146,9 +146,7 @@ def asking(prompt: str, sampling: Sampling = SAMPLING, seed: int = 7) -> Request
     return Request(prompt, TOKENIZER.encode(prompt), sampling, seed, messages=(message,))
 
 
-def ask(
-    server: Server, *prompts: str, batch_size: int | None = None, **arguments: Any
-) -> dict[str, Completion]:
+def ask(server: Server, *prompts: str, batch_size: int | None = None, **arguments: Any) -> dict[str, Completion]:
     engine = engine_for(server.url, batch_size, **arguments)
     completions = {one.request_id: one for one in engine.generate([asking(prompt) for prompt in prompts])}
     engine.close()

@@ -1,8 +1,10 @@
-"""A run as a report sees it, made up: figures of two arms, and rollouts and refined rows with mathematics and code in them.
+"""A run as a report sees it, made up: figures of two arms, and rollouts and refined rows with mathematics and code in
+them.
 
     python tests/pages.py OUT [ROWS] [TOKENS]
 
-writes OUT/report.html with ROWS trajectories of about TOKENS tokens each (10,000 and 1,000) and prints time, memory and size.
+writes OUT/report.html with ROWS trajectories of about TOKENS tokens each (10,000 and 1,000) and prints time, memory and
+size.
 """
 
 from __future__ import annotations
@@ -41,12 +43,7 @@ LINES = (
     "Therefore the area of triangle $ABC$ is $\\sqrt{{{0}}} \\cdot \\pi$, and this agrees with the bound above.\n",
     CODE,
 )
-PAIRS = (
-    ("incorrect", "correct"),
-    ("incorrect", "incorrect"),
-    ("correct", "correct"),
-    ("correct", "incorrect"),
-)
+PAIRS = (("incorrect", "correct"), ("incorrect", "incorrect"), ("correct", "correct"), ("correct", "incorrect"))
 
 
 def _text(draw: random.Random, tokens: int, answer: int) -> str:
@@ -117,9 +114,7 @@ def pairs(rows: int, tokens: int) -> Iterator[tuple[Trajectory, Trajectory]]:
         number, (before, after) = i // 4, PAIRS[i % 4]
         text = _text(draw, tokens, number if before == "correct" else number + 1)
         ids = [1] * (len(text) // 3)
-        y_o = trajectory(
-            f"o{i}", number, sample_index=i % 4, response=text, response_token_ids=ids, verdict=before
-        )
+        y_o = trajectory(f"o{i}", number, sample_index=i % 4, response=text, response_token_ids=ids, verdict=before)
         better = _edited(draw, text, number if after == "correct" else number + 1)
         y_r = replace(
             y_o,
@@ -170,9 +165,7 @@ def report_data(directory: Path, sets: tuple[SetRef, ...] = ()) -> ReportData:
                 if arm != "base":
                     place = (arm, step, 0, bench, "base", "base", 4)
                     differences.append(
-                        Difference(
-                            *place, value - 0.1, value - 0.14, value - 0.06, 0.0004, 0.0016, 31, 7, 200
-                        )
+                        Difference(*place, value - 0.1, value - 0.14, value - 0.06, 0.0004, 0.0016, 31, 7, 200)
                     )
     spread = Spread.of([x / 40 for x in range(41)])
     lengths = {side: Spread.of([float(x) for x in range(40, 900, 7)]) for side in ("y_o", "y_r")}
@@ -201,10 +194,7 @@ def report_data(directory: Path, sets: tuple[SetRef, ...] = ()) -> ReportData:
                 {"step": i, "loss": 1.2 / i, "grad_norm": 0.8, "trajectories": 16, "divergence_p50": 0.2}
                 for i in range(1, 30)
             ],
-            {
-                "correct": [0.3 - 0.02 * i for i in range(10)],
-                "incorrect": [0.5 - 0.03 * i for i in range(10)],
-            },
+            {"correct": [0.3 - 0.02 * i for i in range(10)], "incorrect": [0.5 - 0.03 * i for i in range(10)]},
         )
         for arm in ("fkl", "trd")
         for step in (0, 1)

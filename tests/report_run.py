@@ -43,7 +43,10 @@ NODES = (
 
 
 def make_run(directory: Path, ok: Trd) -> Path:
-    """One round of OPSD with two arms, finished. Evaluations are scripted: base right at 0.2, fkl at 0.5, trd at 0.9."""
+    """One round of OPSD with two arms, finished.
+
+    Evaluations are scripted: base right at 0.2, fkl at 0.5, trd at 0.9.
+    """
     nodes = directory / "nodes"
     student, problems = build_model(directory / "student"), nodes / "problems" / "problems.parquet"
     ok("data", "make", "arithmetic", "--n", len(VERDICTS), "--out", problems)
@@ -72,9 +75,7 @@ def set_verdicts(nodes: Path) -> None:
     (shard,) = list_shards(nodes / "refine-0")
     for row, (before, _) in zip(refined, VERDICTS, strict=True):
         of_parent[row.parent_id] = before
-    write_shard(
-        shard, [replace(row, verdict=after) for row, (_, after) in zip(refined, VERDICTS, strict=True)]
-    )
+    write_shard(shard, [replace(row, verdict=after) for row, (_, after) in zip(refined, VERDICTS, strict=True)])
     (shard,) = list_shards(nodes / "sample-0")
     rows = read_rows(shard)
     write_shard(shard, [replace(row, verdict=of_parent[row.trajectory_id]) for row in rows])
@@ -124,9 +125,7 @@ def made_up(arms: int, seeds: int, rounds: int, steps: int = 40, name: str = "ar
         if seeds > 1 and seed == 0:
             scores.append(_score(arm, of, ALL_SEEDS, level))
         logged = [_step(draw, number, 1.5 - level) for number in range(1, steps + 1)]
-        tenths = {
-            v: [level + 0.02 * t + draw.random() / 9 for t in range(10)] for v in ("correct", "incorrect")
-        }
+        tenths = {v: [level + 0.02 * t + draw.random() / 9 for t in range(10)] for v in ("correct", "incorrect")}
         node = f"seed-{seed}/round-{of}/{arm}/distill"
         trainings.append(Training(node, arm, of, seed, logged, tenths))
     of_run = ("made-up", ("made-up",), (Path("made-up"),), "opsd", None)

@@ -1,4 +1,7 @@
-"""What is passed through to chat templates and engines: how values are spelt, names nobody reads, names that trd fills in."""
+"""What is passed through to chat templates and engines:
+
+how values are spelt, names nobody reads, names that trd fills in.
+"""
 
 from __future__ import annotations
 
@@ -39,9 +42,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
 )
 def test_values_are_read_as_json_and_as_python_spells_them(text: str, value: Any) -> None:
-    config = SampleConfig.parse(
-        {"problems": "p", "chat_template_kwargs": [f"x={text}"], "engine_arg": [f"y={text}"]}
-    )
+    config = SampleConfig.parse({"problems": "p", "chat_template_kwargs": [f"x={text}"], "engine_arg": [f"y={text}"]})
     assert config.chat_template_kwargs == {"x": value}
     assert config.engine_arg == {"y": value}
 

@@ -27,13 +27,7 @@ def answered(rollouts: Path, tmp_path: Path) -> Make:
         directory = tmp_path / "answered"
         directory.mkdir(exist_ok=True)
         rows = [
-            replace(
-                row,
-                trajectory_id=f"{n:032x}",
-                problem_id=f"p{n}",
-                response=response,
-                reference_answer=reference,
-            )
+            replace(row, trajectory_id=f"{n:032x}", problem_id=f"p{n}", response=response, reference_answer=reference)
             for n, (response, reference) in enumerate(pairs)
         ]
         write_shard(shard_path(directory, 0), rows)
@@ -50,9 +44,7 @@ def listed(directory: Path) -> list[dict[str, Any]]:
 def test_the_rows_on_which_two_methods_differ_are_listed_beside_the_set(answered: Make, ok: Trd) -> None:
     directory = answered([(r"\boxed{12}", "12"), (r"\boxed{Mg}", "mg"), (r"\boxed{pi/2}", r"\frac{\pi}{2}")])
     told = ok(*VERIFY, directory).stderr
-    assert (
-        "audit of 3 rows: the second method agrees on 1 of 3 (33.3%), cannot tell 0, disagrees on 2" in told
-    )
+    assert "audit of 3 rows: the second method agrees on 1 of 3 (33.3%), cannot tell 0, disagrees on 2" in told
     assert str(directory) + ".audit.jsonl" in told
     common = {"task": "math"}
     assert listed(directory) == [
@@ -75,7 +67,5 @@ def test_references_that_are_worked_solutions_are_counted_and_named(answered: Ma
     worked = "2 + 3 = 5 and 5 * 2 = 10. A: 10"
     directory = answered([(r"\boxed{10}", worked), (r"\boxed{10}", worked + "\n#### 10")])
     told = ok(*VERIFY, directory).stderr
-    assert (
-        "1 rows are errors because the reference of their problem is not one answer (1 problems: p0)" in told
-    )
+    assert "1 rows are errors because the reference of their problem is not one answer (1 problems: p0)" in told
     assert [row.verdict for row in rows_of(directory)] == ["error", "correct"]

@@ -52,10 +52,7 @@ def by_id(rows: Sequence[Example]) -> list[str]:
 # What the two sides read and score
 
 
-LONG_AND_SHORT = [
-    Example("long", [11, 12], [21, 22, 23, 24], [31, 32, 33, 34]),
-    Example("short", [13], [25], [41]),
-]
+LONG_AND_SHORT = [Example("long", [11, 12], [21, 22, 23, 24], [31, 32, 33, 34]), Example("short", [13], [25], [41])]
 
 
 def test_one_long_and_one_short_trajectory_by_hand() -> None:
@@ -94,9 +91,7 @@ def test_places_that_are_not_scored_do_not_count_in_the_weights() -> None:
     assert by_token.weights_N.tolist() == pytest.approx([1 / 3, 1 / 3, 1 / 3])
 
 
-def read_before(
-    side: Side, prompts: Sequence[Sequence[int]], row_N: torch.Tensor
-) -> list[tuple[int, list[int]]]:
+def read_before(side: Side, prompts: Sequence[Sequence[int]], row_N: torch.Tensor) -> list[tuple[int, list[int]]]:
     """For each place, its row and the response tokens its model has read up to there, which follow the row's prompt."""
     length, found = side.ids_BL.shape[1], []
     for place, of_row in zip(side.places_N.tolist(), row_N.tolist(), strict=True):
@@ -123,9 +118,7 @@ def test_position_by_position_both_sides_score_the_same_response_token() -> None
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
     """A student and a teacher."""
-    student, teacher = (
-        reference_model(build_model(tmp_path_factory.mktemp("model"), seed=seed)) for seed in (0, 1)
-    )
+    student, teacher = (reference_model(build_model(tmp_path_factory.mktemp("model"), seed=seed)) for seed in (0, 1))
     return student, teacher
 
 
@@ -157,9 +150,7 @@ def test_the_states_predict_the_response_as_the_whole_model_does(models: Models)
             (batch.teacher, [e.teacher_prompt for e in examples]),
         ):
             logits_NV = states(models[0], side) @ head_of(models[0]).T
-            expected_NV = torch.cat(
-                [whole_logits(models[0], p, e) for p, e in zip(prompts, examples, strict=True)]
-            )
+            expected_NV = torch.cat([whole_logits(models[0], p, e) for p, e in zip(prompts, examples, strict=True)])
             torch.testing.assert_close(logits_NV, expected_NV, atol=1e-4, rtol=1e-4)
 
 
@@ -201,7 +192,10 @@ def flat_gradient(model: torch.nn.Module) -> torch.Tensor:
 
 
 def mean_over_own_tokens(models: Models, e: Example) -> tuple[float, torch.Tensor]:
-    """Loss and gradient of one row alone, by whole logits and autograd: the mean of KL(teacher ‖ student) over its tokens."""
+    """Loss and gradient of one row alone, by whole logits and autograd:
+
+    the mean of KL(teacher ‖ student) over its tokens.
+    """
     student, teacher = models
     student.zero_grad()
     with torch.no_grad():
@@ -275,8 +269,7 @@ def test_the_gradient_does_not_depend_on_the_number_of_processes(
         summed_loss, summed = 0.0, torch.zeros_like(whole)
         for process in range(processes):
             batches = [
-                collate(group, weighting) if group else collate(examples[:1], None)
-                for group in plan.mine(process)
+                collate(group, weighting) if group else collate(examples[:1], None) for group in plan.mine(process)
             ]
             loss, gradient = accumulated(models, batches)
             summed_loss += loss
@@ -295,15 +288,7 @@ def test_a_batch_without_a_weighting_has_no_loss_and_no_gradient(models: Models)
 
 
 @pytest.fixture(
-    params=[
-        (1, 60, 4096),
-        (2, 60, 90),
-        (7, 60, 600),
-        (32, 4, 600),
-        (32, 60, 1),
-        (32, 60, 4096),
-        (33, 400, 4096),
-    ],
+    params=[(1, 60, 4096), (2, 60, 90), (7, 60, 600), (32, 4, 600), (32, 60, 1), (32, 60, 4096), (33, 400, 4096)],
     ids="{0[0]} rows of up to {0[1]}, {0[2]} tokens".format,
 )
 def plans(request: pytest.FixtureRequest) -> Plans:

@@ -30,9 +30,7 @@ def test_rows_between_blocks_make_the_grader_forget_what_it_read(bench: dict[str
     assert bench["share_kept"]([block, block]) == bench["share_kept"]([block])
 
 
-def test_a_goal_that_is_not_counted_fails_nothing(
-    bench: dict[str, Any], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_goal_that_is_not_counted_fails_nothing(bench: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     goals = bench["Goals"]()
     goals.judge("busy", 1.0, 1.7, counted=False)
     assert goals.hold

@@ -1,4 +1,7 @@
-"""The benchmark scripts: each can be loaded, and that of a GPU runs whole on a CPU, with the few packages it asks for."""
+"""The benchmark scripts:
+
+each can be loaded, and that of a GPU runs whole on a CPU, with the few packages it asks for.
+"""
 
 from __future__ import annotations
 
@@ -38,9 +41,7 @@ def test_a_benchmark_can_be_loaded_and_has_a_quick_form(script: Path) -> None:
 
 def test_the_check_of_a_gpu_runs_on_a_cpu_and_finds_all_equal(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(WITHOUT)
-    own = {
-        name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-    }
+    own = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
     variables = {
         **own,
         "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}",

@@ -85,9 +85,7 @@ def refusal(name: str) -> str:
         ("mbpp+", 378, "code"),
     ],
 )
-def test_a_real_set_has_its_size_and_the_content_trd_knows(
-    data: Path, name: str, size: int, task: str
-) -> None:
+def test_a_real_set_has_its_size_and_the_content_trd_knows(data: Path, name: str, size: int, task: str) -> None:
     bench = load_benchmark(name)
     assert (len(bench.problems), bench.task, bench.known, bench.name) == (size, task, True, name)
     assert bench.source.startswith(str(data))
@@ -128,9 +126,7 @@ def test_amobench_leaves_out_descriptions_and_says_so(data: Path) -> None:
     assert not any("After solving" in p.problem or "boxed" in p.problem for p in bench.problems)
 
 
-def test_amobench_formulas_are_compared_at_points_and_sets_are_asked_for_by_their_elements(
-    data: Path,
-) -> None:
+def test_amobench_formulas_are_compared_at_points_and_sets_are_asked_for_by_their_elements(data: Path) -> None:
     problems = {p.problem_id: p for p in load_benchmark("amobench").problems}
     tests = {name: json.loads(p.tests) for name, p in problems.items()}
     rounded = [name for name, spec in tests.items() if spec == {"kind": "rounded", "digits": 4}]
@@ -174,9 +170,7 @@ def test_an_evalplus_problem_names_its_task_and_shows_its_prompt(
 
 def test_two_editions_of_humaneval_differ_in_some_tasks_and_agree_in_most(data: Path) -> None:
     old, new = (evalplus_tasks.tasks("humaneval", version) for version in ("v0.1.9", "v0.1.10"))
-    differing = sum(
-        evalplus_tasks.task_sha256(old[name]) != evalplus_tasks.task_sha256(new[name]) for name in old
-    )
+    differing = sum(evalplus_tasks.task_sha256(old[name]) != evalplus_tasks.task_sha256(new[name]) for name in old)
     assert old.keys() == new.keys()
     assert 0 < differing < 82
 
@@ -201,17 +195,14 @@ TASK = {
 }
 
 
-@pytest.mark.parametrize(
-    ("one", "other"), [([(1, 2)], [[1, 2]]), ([{0, 8}], [{8, 0}]), ([1 + 2j], [complex(1, 2)])]
-)
+@pytest.mark.parametrize(("one", "other"), [([(1, 2)], [[1, 2]]), ([{0, 8}], [{8, 0}]), ([1 + 2j], [complex(1, 2)])])
 def test_a_task_has_one_hash_however_python_holds_its_inputs(one: list[Any], other: list[Any]) -> None:
     first, second = ({**TASK, "plus_input": [inputs]} for inputs in (one, other))
     assert evalplus_tasks.task_sha256(first) == evalplus_tasks.task_sha256(second)
 
 
 @pytest.mark.parametrize(
-    "change",
-    [{"plus_input": [[[1, 3]]]}, {"base_input": [[1.0]]}, {"atol": 1e-6}, {"canonical_solution": "f = id"}],
+    "change", [{"plus_input": [[[1, 3]]]}, {"base_input": [[1.0]]}, {"atol": 1e-6}, {"canonical_solution": "f = id"}]
 )
 def test_a_task_whose_verdicts_could_differ_has_another_hash(change: dict[str, Any]) -> None:
     assert evalplus_tasks.task_sha256({**TASK, **change}) != evalplus_tasks.task_sha256(TASK)
@@ -228,9 +219,7 @@ def test_the_order_of_rows_does_not_change_the_content_hash(data: Path, folder: 
     assert load_benchmark("aime24").known is True
 
 
-@pytest.mark.parametrize(
-    ("old", "new"), [('"answer":"204"', '"answer":"205"'), ("Every morning", "Each morning")]
-)
+@pytest.mark.parametrize(("old", "new"), [('"answer":"204"', '"answer":"205"'), ("Every morning", "Each morning")])
 def test_another_answer_or_text_is_not_refused_but_told(data: Path, folder: Path, old: str, new: str) -> None:
     text = (data / "aime24.jsonl").read_text()
     assert old in text
@@ -242,9 +231,7 @@ def test_another_answer_or_text_is_not_refused_but_told(data: Path, folder: Path
 
 
 def test_a_set_with_a_row_missing_is_refused(folder: Path) -> None:
-    (folder / "aime25.jsonl").write_bytes(
-        jsonl([{"id": i, "problem": f"p{i}", "answer": i} for i in range(29)])
-    )
+    (folder / "aime25.jsonl").write_bytes(jsonl([{"id": i, "problem": f"p{i}", "answer": i} for i in range(29)]))
     assert "aime25.jsonl has 29 questions; expected 30" in refusal("aime25")
 
 
@@ -260,11 +247,7 @@ def test_a_set_with_a_question_twice_is_refused(folder: Path) -> None:
         ("aime24", {"problem": "p", "solution": "it is 3"}, "no boxed answer in the solution"),
         ("gsm8k", {"question": "p", "answer": "3"}, "no '####'"),
         ("gsm8k", {"question": "p"}, "row 1 of"),
-        (
-            "amobench",
-            {"question_id": 1, "answer_type": "number", "prompt": "p", "answer": "3"},
-            "instruction",
-        ),
+        ("amobench", {"question_id": 1, "answer_type": "number", "prompt": "p", "answer": "3"}, "instruction"),
     ],
 )
 def test_a_row_that_is_not_the_sets_is_refused_with_its_number(
@@ -296,12 +279,8 @@ def test_an_evalplus_file_that_cannot_be_used_is_refused(folder: Path, case: str
     assert message in said
 
 
-def test_evalplus_own_variable_names_a_file_too(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "mine.jsonl").write_bytes(
-        jsonl([{**TASK, "task_id": f"Mbpp/{i}"} for i in range(1000, 1378)])
-    )
+def test_evalplus_own_variable_names_a_file_too(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine.jsonl").write_bytes(jsonl([{**TASK, "task_id": f"Mbpp/{i}"} for i in range(1000, 1378)]))
     monkeypatch.setenv("MBPP_OVERRIDE_PATH", str(tmp_path / "mine.jsonl"))
     bench = load_benchmark("mbpp+")
     assert (bench.source, bench.known) == (str(tmp_path / "mine.jsonl"), False)
@@ -322,9 +301,7 @@ except InputError as error:
     without = ("TRD_DATA", "HUMANEVAL_OVERRIDE_PATH", "no_proxy", "NO_PROXY")
     variables = {k: v for k, v in os.environ.items() if k not in without}
     variables |= {"XDG_CACHE_HOME": str(cache), "https_proxy": "http://127.0.0.1:9", "PYTHONPATH": str(ROOT)}
-    return subprocess.run(
-        [sys.executable, "-c", code, name], env=variables, capture_output=True, text=True, check=True
-    )
+    return subprocess.run([sys.executable, "-c", code, name], env=variables, capture_output=True, text=True, check=True)
 
 
 def test_evalplus_cache_gives_the_version_that_was_asked_for(data: Path, tmp_path: Path) -> None:
@@ -336,9 +313,7 @@ def test_evalplus_cache_gives_the_version_that_was_asked_for(data: Path, tmp_pat
     assert done.stdout.startswith("164 v0.1.9 True ")
 
 
-def test_an_evalplus_set_that_cannot_be_downloaded_is_one_line_and_standard_output_stays_clean(
-    tmp_path: Path,
-) -> None:
+def test_an_evalplus_set_that_cannot_be_downloaded_is_one_line_and_standard_output_stays_clean(tmp_path: Path) -> None:
     done = evalplus_in_new_process("humaneval+", tmp_path)
     assert done.stdout.startswith("HumanEvalPlus v0.1.10 could not be downloaded from https://github.com/")
     assert done.stdout.count("\n") == 1
@@ -554,10 +529,7 @@ def test_a_hostile_pickle_is_refused_and_runs_nothing(folder: Path, tmp_path: Pa
     made = tmp_path / "made"
     pickled = pickle.dumps(Hostile(made))
     with pytest.raises(InputError, match=r"row 1 of .*test6\.jsonl: .*the pickle asks for posix\.mkdir"):
-        lcb(
-            folder,
-            lcb_row(1, "2025-02-01", private_test_cases=base64.b64encode(zlib.compress(pickled)).decode()),
-        )
+        lcb(folder, lcb_row(1, "2025-02-01", private_test_cases=base64.b64encode(zlib.compress(pickled)).decode()))
     assert not made.exists()
     pickle.loads(pickled)
     assert made.exists(), "the pickle of this test would have run"
@@ -573,9 +545,7 @@ def test_a_hostile_pickle_is_refused_and_runs_nothing(folder: Path, tmp_path: Pa
         (plain([case("1", "2", "functional")]), r"tests of the types \['functional', 'stdin'\]"),
     ],
 )
-def test_tests_that_cannot_be_understood_are_refused_with_their_row(
-    folder: Path, private: str, message: str
-) -> None:
+def test_tests_that_cannot_be_understood_are_refused_with_their_row(folder: Path, private: str, message: str) -> None:
     with pytest.raises(InputError, match=rf"row 1 of .*{message}"):
         lcb(folder, lcb_row(1, "2025-02-01", private_test_cases=private))
 
@@ -651,12 +621,7 @@ def hub_rows(name: str) -> list[dict[str, Any]]:
             "answer": f"$$\\boxed{{{i}}}$$" if i < 39 else "words",
             "answer_type": "number" if i < 39 else "description",
         },
-        "math500": lambda i: {
-            "problem": f"p{i}",
-            "solution": "s",
-            "answer": str(i),
-            "unique_id": f"test/{i}.json",
-        },
+        "math500": lambda i: {"problem": f"p{i}", "solution": "s", "answer": str(i), "unique_id": f"test/{i}.json"},
         "gsm8k": lambda i: {"question": f"p{i}", "answer": f"s\n#### {i}"},
     }
     return [make[name](i) for i in range(50 if name == "amobench" else MATH_SETS[name].size)]
@@ -685,9 +650,7 @@ def test_the_pinned_files_that_are_the_known_ones_are_recognised(data: Path, tmp
     with Hub() as hub:
         for name in ("aime25", "math500", "aime24"):
             rows = (data / f"{name}.jsonl").read_bytes()
-            serve(
-                hub, name, parquet([json.loads(r) for r in rows.splitlines()]) if name == "aime24" else rows
-            )
+            serve(hub, name, parquet([json.loads(r) for r in rows.splitlines()]) if name == "aime24" else rows)
         assert [b["known"] for b in from_hub(hub, tmp_path, "aime25", "math500", "aime24")] == [True] * 3
 
 
@@ -701,8 +664,7 @@ def test_a_set_that_the_hub_does_not_give_as_expected_is_one_line(tmp_path: Path
     assert f"aime25 from math-ai/aime25@{MATH_SETS['aime25'].revision[:12]} (test.jsonl) has 29" in short
     assert "dataset MathArena/hmmt_feb_2025 could not be got: there is no such repository" in missing
     assert (
-        "test.jsonl of the Hub dataset HuggingFaceH4/MATH-500 could not be got: there is no such file"
-        in without_file
+        "test.jsonl of the Hub dataset HuggingFaceH4/MATH-500 could not be got: there is no such file" in without_file
     )
     assert f"it has no revision {MATH_SETS['gsm8k'].revision}" in without_commit
 
@@ -735,9 +697,7 @@ def test_livecodebench_fetches_only_the_releases_its_window_can_be_in(tmp_path: 
     assert len(longer["problems"]) == 167
 
 
-def test_livecodebench_without_the_hub_says_that_the_folder_has_prompts_only(
-    data: Path, tmp_path: Path
-) -> None:
+def test_livecodebench_without_the_hub_says_that_the_folder_has_prompts_only(data: Path, tmp_path: Path) -> None:
     with Hub() as hub:
         (refused,) = from_hub(hub, tmp_path, "livecodebench", HF_HUB_OFFLINE="1", TRD_DATA=str(DATA))
     assert "TRD_DATA has the prompts of livecodebench only, without tests" in refused["error"]

@@ -22,14 +22,7 @@ from trd_cli.progress import SilentProgress
 from trd_cli.prompting.tokens import ByteTokenizer
 from trd_cli.records import Completion, Problem, Request, Trajectory, content_hash
 from trd_cli.stages import sample
-from trd_cli.trajectories.shards import (
-    list_shards,
-    read_problems,
-    read_rows,
-    shard_path,
-    write_problems,
-    write_shard,
-)
+from trd_cli.trajectories.shards import list_shards, read_problems, read_rows, shard_path, write_problems, write_shard
 
 Trd = Callable[..., Result]
 TOKENIZER = ByteTokenizer()
@@ -82,10 +75,7 @@ def sampled(
         ("", ""),
         ([], ""),
         (["fo", "ur"], "four"),
-        (
-            ({"type": "thinking", "thinking": "2+2"}, {"type": "text", "text": "4"}),
-            "<think>\n2+2\n</think>\n\n4",
-        ),
+        (({"type": "thinking", "thinking": "2+2"}, {"type": "text", "text": "4"}), "<think>\n2+2\n</think>\n\n4"),
         (
             [{"type": "text", "text": "so"}, {"type": "reasoning", "text": "hm"}, {"text": "4"}],
             "so<think>\nhm\n</think>\n\n4",
@@ -97,14 +87,7 @@ def test_text_is_kept_as_utf8_holds_it_and_parts_are_joined(text: Any, kept: str
 
 
 @pytest.mark.parametrize(
-    "ids",
-    [
-        (5, END),
-        range(END - 1, END + 1),
-        np.array([5, END]),
-        np.array([5, END], np.uint16),
-        [np.int64(5), END],
-    ],
+    "ids", [(5, END), range(END - 1, END + 1), np.array([5, END]), np.array([5, END], np.uint16), [np.int64(5), END]]
 )
 def test_ids_of_any_kind_of_whole_number_are_kept_as_plain_ones(ids: Any) -> None:
     found = checked(replace(GOOD, token_ids=ids, logprobs=None), TOKENIZER).token_ids
@@ -143,9 +126,7 @@ def test_logprobs_that_are_not_one_finite_number_a_token_are_dropped(name: str) 
 def test_an_end_that_is_missing_after_stop_is_added_once_and_never_after_length() -> None:
     short = replace(GOOD, token_ids=[5, 6], logprobs=[-1.0, -1.0])
     assert checked(short, TOKENIZER) == replace(short, token_ids=[5, 6, END], logprobs=None)
-    assert checked(replace(short, finish_reason="length"), TOKENIZER) == replace(
-        short, finish_reason="length"
-    )
+    assert checked(replace(short, finish_reason="length"), TOKENIZER) == replace(short, finish_reason="length")
 
 
 # What is the row's error
@@ -189,9 +170,7 @@ def test_one_malformed_answer_is_its_rows_error_and_all_others_are_written(tmp_p
     failed = [row for row in rows if row.error is not None]
     assert len(failed) == len(BAD)
     assert {row.error.partition(": ")[0] for row in failed} == {"the engine's answer is malformed"}
-    assert {(row.response, row.response_token_ids, row.finish_reason) for row in failed} == {
-        (None, None, None)
-    }
+    assert {(row.response, row.response_token_ids, row.finish_reason) for row in failed} == {(None, None, None)}
     assert {row.response for row in rows if row.error is None} == {"ok"}
     assert len(rows) == 2 * len(BAD)
 
@@ -233,9 +212,7 @@ def test_every_request_gets_one_row_whatever_the_engine_answers(problems: Path, 
     assert "left out 5 answers of the engine that belong to no open request" in report.notes
 
 
-def test_an_engine_that_ends_early_leaves_error_rows_that_a_retry_replaces(
-    problems: Path, tmp_path: Path
-) -> None:
+def test_an_engine_that_ends_early_leaves_error_rows_that_a_retry_replaces(problems: Path, tmp_path: Path) -> None:
     rows, _ = sampled(problems, tmp_path / "out", lambda count, request: good(request) if count < 5 else [])
     assert sum(row.error is not None for row in rows) == 7
     rows, _ = sampled(problems, tmp_path / "out", lambda _, request: good(request), retry_errors=True)
@@ -273,9 +250,7 @@ UNWRITABLE: dict[str, dict[str, Any]] = {
 }
 
 
-def test_rows_that_no_table_holds_become_error_rows_beside_the_good_ones(
-    row: Trajectory, tmp_path: Path
-) -> None:
+def test_rows_that_no_table_holds_become_error_rows_beside_the_good_ones(row: Trajectory, tmp_path: Path) -> None:
     rows = [replace(row, trajectory_id=f"{i:032x}") for i in range(2 * len(UNWRITABLE))]
     for i, changes in enumerate(UNWRITABLE.values()):
         rows[2 * i] = replace(rows[2 * i], **changes)
@@ -324,9 +299,7 @@ def test_half_of_a_surrogate_pair_in_a_benchmarks_json_spoils_no_evaluation(
     file.write_text("".join(json.dumps(question) + "\n" for question in questions))
     monkeypatch.setenv("TRD_DATA", str(tmp_path))
     out = tmp_path / "out"
-    result = trd(
-        *("eval", "scripted", "--bench", bench.format(file=file), "--limit", 5, "--workers", 1, "--out", out)
-    )
+    result = trd(*("eval", "scripted", "--bench", bench.format(file=file), "--limit", 5, "--workers", 1, "--out", out))
     assert result.exit_code == 0, result.stderr
     rows = [row for row in rows_of(out) if "\ufffd" in row.problem_id]
     assert [(row.problem, row.reference_answer, row.error) for row in rows] == [
@@ -345,11 +318,7 @@ def test_a_response_with_odd_characters_is_graded_and_its_verdict_written(
     row: Trajectory, tmp_path: Path, ok: Trd
 ) -> None:
     tests = {"kind": "call", "fn_name": "f", "inputs": [["\ud800"]], "outputs": ["\udfff"]}
-    programs = [
-        "def f(x): return x",
-        "def f(x): raise ValueError('\\udc00' + x)",
-        "def f(x): return '\\udfff'",
-    ]
+    programs = ["def f(x): return x", "def f(x): raise ValueError('\\udc00' + x)", "def f(x): return '\\udfff'"]
     rows = [replace(row, response="\\boxed{\ufffd\0 \U0001f642}")]
     rows += [
         replace(row, task="code", tests=json.dumps(tests), response=f"```python\n{program}\n```")

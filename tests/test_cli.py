@@ -1,4 +1,7 @@
-"""Bad input ends in one clear line, exit code 1 and nothing written; usage errors in 2; the help is whole and parses."""
+"""Bad input ends in one clear line, exit code 1 and nothing written;
+
+usage errors in 2; the help is whole and parses.
+"""
 
 from __future__ import annotations
 
@@ -110,9 +113,7 @@ BAD: dict[str, Bad] = {
     "no such problem set": Bad(
         "sample -m scripted -p nowhere.parquet", ("no such file: nowhere.parquet", "check the path")
     ),
-    "problem set is text": Bad(
-        "sample -m scripted -p notes.txt", ("notes.txt", "not Parquet", "whole Parquet")
-    ),
+    "problem set is text": Bad("sample -m scripted -p notes.txt", ("notes.txt", "not Parquet", "whole Parquet")),
     "problem set is a shard": Bad(
         "sample -m scripted -p y_o/shard-00000.parquet", ("y_o/shard-00000.parquet", "column")
     ),
@@ -126,24 +127,18 @@ BAD: dict[str, Bad] = {
     "fewer attempts": Bad(f"{S} -n 1 --out y_o", ("y_o holds 6 rows", "at least what it was made with")),
     "fewer problems": Bad(f"{S} -n 2 --limit 4 --out y_o", ("y_o holds 4 rows", "give another --out")),
     "foreign files": Bad(f"{S} --out foreign", ("foreign holds other files", "another --out")),
-    "foreign run.json": Bad(
-        f"{S} --out other_run", ("other_run/run.json is not of trd", "another directory")
-    ),
+    "foreign run.json": Bad(f"{S} --out other_run", ("other_run/run.json is not of trd", "another directory")),
     "out is a file": Bad(f"{S} --out notes.txt", ("cannot make notes.txt", "a directory", "another --out")),
     # sample: model, engine, prompt
     "no such model directory": Bad("sample -m ./nowhere -p p.parquet", ("no model directory ./nowhere",)),
     "no config.json": Bad("sample -m empty -p p.parquet", ("empty has no config.json",)),
     "no tokenizer": Bad("sample -m bare -p p.parquet", ("no usable tokenizer in", "bare", "copy them there")),
     "no chat template": Bad("sample -m mute -p p.parquet", ("mute has no chat template", "--render raw")),
-    "no context length": Bad(
-        "sample -m endless -p p.parquet", ("names no context length", "--max-model-len")
-    ),
+    "no context length": Bad("sample -m endless -p p.parquet", ("names no context length", "--max-model-len")),
     "engine without its model": Bad(
         "sample -m tiny --engine scripted -p p.parquet", ("--engine scripted with --model tiny", "change one")
     ),
-    "model without its engine": Bad(
-        f"{S} --engine transformers", ("--engine transformers with --model scripted",)
-    ),
+    "model without its engine": Bad(f"{S} --engine transformers", ("--engine transformers with --model scripted",)),
     "argument of a template that trd fills in": Bad(
         f"{S} --chat-template-kwargs tokenize=False",
         ("--chat-template-kwargs tokenize", "names that the chat template reads", "leave tokenize out"),
@@ -168,9 +163,7 @@ BAD: dict[str, Bad] = {
         f"{S} --max-model-len 5", ("every prompt is too long", "fewer than the 5", "--max-model-len")
     ),
     "no such prompt": Bad(f"{S} --prompt nowhere.jinja", ("nowhere.jinja", "No such file", "check --prompt")),
-    "unknown placeholder": Bad(
-        f"{S} --prompt unknown.jinja", ("unknown.jinja", "'hint'", "only {{ problem }}")
-    ),
+    "unknown placeholder": Bad(f"{S} --prompt unknown.jinja", ("unknown.jinja", "'hint'", "only {{ problem }}")),
     "missing placeholder": Bad(f"{S} --prompt lacking.jinja", ("lacking.jinja", "lacks {{ problem }}")),
     "broken template": Bad(f"{S} --prompt broken.jinja", ("broken.jinja, line 1", "jinja2 template")),
     "value out of range": Bad(f"{S} -n 0", ("--n 0", "greater than or equal to 1")),
@@ -181,24 +174,18 @@ BAD: dict[str, Bad] = {
     "not a shard": Bad("verify notes.txt", ("notes.txt is not a shard", "shard-NNNNN.parquet")),
     "shard of text": Bad("refine --setting opsd text", ("text/shard-00001.parquet", "not Parquet")),
     "truncated shard": Bad("refine --setting opsd cut", ("cut/shard-00001.parquet", "truncated")),
-    "wrong schema": Bad(
-        "refine --setting opsd typed", ("typed/shard-00001.parquet, column seed: string", "int64")
-    ),
+    "wrong schema": Bad("refine --setting opsd typed", ("typed/shard-00001.parquet, column seed: string", "int64")),
     "unfinished set": Bad(
         "refine --setting opsd half", ("half is unfinished: 7 of 12 rows", "trd sample", "--allow-partial")
     ),
-    "unfinished set to train on": Bad(
-        "distill half", ("half is unfinished: 7 of 12 rows", "--allow-partial")
-    ),
+    "unfinished set to train on": Bad("distill half", ("half is unfinished: 7 of 12 rows", "--allow-partial")),
     "empty pipe": Bad("verify", ("the pipe brought no path", "at least one shard")),
     "blank pipe": Bad("refine --setting opsd -", ("the pipe brought no path",), stdin="\n\n"),
     "pipe to train on": Bad("distill", ("the pipe brought no path",)),
     "pipe of a model": Bad("eval --bench arithmetic", ("the pipe brought no path",)),
     "pipe of nonsense": Bad("verify", ("no such file or directory: hello",), stdin="hello\n"),
     # refine
-    "opd without teacher": Bad(
-        "refine --setting opd y_o", ("--setting opd without --teacher", "add --teacher")
-    ),
+    "opd without teacher": Bad("refine --setting opd y_o", ("--setting opd without --teacher", "add --teacher")),
     "rows without run.json": Bad(
         "refine --setting opsd loose", ("loose does not say which model wrote it", "give --teacher")
     ),
@@ -206,44 +193,32 @@ BAD: dict[str, Bad] = {
         "refine --setting opd --teacher tiny y_o", ("tokenizer of tiny", "y_o", "student's family")
     ),
     "refined rows to refine": Bad("refine --setting opsd y_r", ("y_r holds refined rows", "trd sample")),
-    "bad --where": Bad(
-        "refine --setting opsd --where colour=1 y_o", ("--where 'colour=1'", "colour", "mend")
-    ),
-    "--where without a truth": Bad(
-        "refine --setting opsd --where round+1 y_o", ("--where 'round+1'", "Boolean")
-    ),
+    "bad --where": Bad("refine --setting opsd --where colour=1 y_o", ("--where 'colour=1'", "colour", "mend")),
+    "--where without a truth": Bad("refine --setting opsd --where round+1 y_o", ("--where 'round+1'", "Boolean")),
     "--where that does not parse": Bad("refine --setting opsd --where 'round =' y_o", ("--where 'round ='",)),
     "parents that are not there": Bad(
-        "refine --setting opsd --where parent_round=0 y_o",
-        ("y_o holds rollouts, which have no parents", "trd refine"),
+        "refine --setting opsd --where parent_round=0 y_o", ("y_o holds rollouts, which have no parents", "trd refine")
     ),
     "reference in an opd prompt": Bad(
         f"refine --setting opd -t scripted --prompt '{prompts_dir()}/refine-opsd-math.jinja' y_o",
         ("refine-opsd-math.jinja has the placeholder 'reference_", "only {{ problem }}, {{ attempt }}"),
     ),
     # verify
-    "another grader": Bad(
-        "verify graded --lenient", ("graded/shard-00000.parquet was graded by", "--regrade")
-    ),
+    "another grader": Bad("verify graded --lenient", ("graded/shard-00000.parquet was graded by", "--regrade")),
     "copies onto another set": Bad("verify y_o --out y_r", ("y_r holds another set", "another --out")),
-    "copies among foreign files": Bad(
-        "verify y_o --out foreign", ("foreign holds other files", "another --out")
-    ),
+    "copies among foreign files": Bad("verify y_o --out foreign", ("foreign holds other files", "another --out")),
     "copies of two sets": Bad("verify y_o y_r --dry-run --out new", ("--out with more than one set",)),
     # distill, eval
     "no weights to train": Bad("distill y_o --setting opsd", ("scripted has no weights to train",)),
     "no teacher": Bad("distill y_o --model tiny", ("no teacher", "--setting opsd")),
     "rows of another tokenizer": Bad("distill y_o -m tiny -t tiny", ("tokenizer of tiny", "y_o")),
     "no row to train on": Bad(
-        "distill y_o --stage refined",
-        ("trains along refined rows, and y_o hold rollout ones", "--stage rollout"),
+        "distill y_o --stage refined", ("trains along refined rows, and y_o hold rollout ones", "--stage rollout")
     ),
     "no row in the subset": Bad("distill y_o --subset correct", ("y_o", "subset", "trd verify")),
     "only error rows": Bad("distill errors -m tiny --setting opsd", ("all 5 rows are left out",)),
     "no such benchmark": Bad("eval scripted --bench nowhere", ("no benchmark 'nowhere'", "trd data list")),
-    "benchmark that is not there": Bad(
-        "eval scripted --bench nowhere.parquet", ("no such file: nowhere.parquet",)
-    ),
+    "benchmark that is not there": Bad("eval scripted --bench nowhere.parquet", ("no such file: nowhere.parquet",)),
     "two models": Bad("eval --bench arithmetic", ("2 models", "one"), stdin="scripted\nscripted\n"),
     # show, diff
     "no such row": Bad("show y_o --id zzz", ("no trajectory zzz in y_o", "check the id")),
@@ -255,9 +230,7 @@ BAD: dict[str, Bad] = {
     ),
     "unknown field": Bad("data import rows.jsonl --map colour=question --out new.parquet", ("colour",)),
     "unknown format": Bad("data import rows.txt --out new.parquet", ("rows.txt",)),
-    "too hard": Bad(
-        "data make arithmetic --level 4 --out new.parquet", ("--level 4", "less than or equal to 3")
-    ),
+    "too hard": Bad("data make arithmetic --level 4 --out new.parquet", ("--level 4", "less than or equal to 3")),
 }
 
 
@@ -267,9 +240,7 @@ def command_of(line: str) -> str:
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_input_is_one_line_that_says_how_to_mend_it_and_writes_nothing(
-    name: str, inside: Path, trd: Trd
-) -> None:
+def test_bad_input_is_one_line_that_says_how_to_mend_it_and_writes_nothing(name: str, inside: Path, trd: Trd) -> None:
     bad = BAD[name]
     result = trd(*shlex.split(bad.line), stdin=bad.stdin)
     assert (result.exit_code, result.stdout) == (1, "")
@@ -327,10 +298,7 @@ def test_a_usage_error_ends_in_2_and_says_what_is_wrong(name: str, inside: Path,
 
 
 DRY = {
-    "sample": (
-        "sample -m scripted -p p.parquet",
-        ("would make 6 rows", "give the final answer in \\boxed{}"),
-    ),
+    "sample": ("sample -m scripted -p p.parquet", ("would make 6 rows", "give the final answer in \\boxed{}")),
     "sample resumed": (f"{S} -n 3 --out y_o", ("would make 18 rows",)),
     "sample elsewhere": (f"{S} --out new/deep", ("new/deep",)),
     "refine": ("refine --setting opsd y_o", ("would make 12 rows", "A draft:")),
@@ -338,10 +306,7 @@ DRY = {
     "verify": ("verify y_o", ("would grade 12 rows in y_o with math-verify",)),
     "verify again": ("verify graded", ("would grade 0 rows",)),
     "verify copies": ("verify y_o --out new", ("would grade 12 rows",)),
-    "distill": (
-        "distill loose -m tiny --setting opsd",
-        ("would train tiny towards tiny on 5", "teacher reads"),
-    ),
+    "distill": ("distill loose -m tiny --setting opsd", ("would train tiny towards tiny on 5", "teacher reads")),
     "eval": ("eval scripted --bench arithmetic:n=4,seed=2 --k 2", ("would make 8 rows",)),
 }
 

@@ -174,10 +174,7 @@ def test_a_program_beyond_bounds_is_not_run() -> None:
 # Tests that cannot be run
 
 
-@pytest.mark.parametrize(
-    "tests",
-    [None, "", "not JSON", "[]", "{}", '{"kind": "other"}', "7", '{"kind": ["stdin"]}'],
-)
+@pytest.mark.parametrize("tests", [None, "", "not JSON", "[]", "{}", '{"kind": "other"}', "7", '{"kind": ["stdin"]}'])
 def test_tests_that_are_missing_or_not_understood_are_an_error(tests: str | None) -> None:
     grade = answered(fenced(RIGHT), tests)
     assert grade.verdict == "error"
@@ -272,9 +269,7 @@ def test_long_inputs_and_outputs_pass_whole() -> None:
 
 
 def test_text_is_utf_8() -> None:
-    assert (
-        graded("print(input()[::-1])", stdin("h\u00e9\U0001f642", "\U0001f642\u00e9h")).verdict == "correct"
-    )
+    assert graded("print(input()[::-1])", stdin("h\u00e9\U0001f642", "\U0001f642\u00e9h")).verdict == "correct"
 
 
 # Time
@@ -327,10 +322,7 @@ CALLS = {
     "a list of one around the result": ("def f(a): return a", [([7], [7]), ([[1, 2]], [[1, 2]])]),
     "a long int": ("def f(a): return 10 ** a", [([5000], 10**5000)]),
     "a long int given": ("def f(a): return a % 10", [([10**5000 + 7], 7)]),
-    "state between calls": (
-        "seen = []\ndef f(a):\n    seen.append(a)\n    return len(seen)",
-        [([0], 1), ([0], 2)],
-    ),
+    "state between calls": ("seen = []\ndef f(a):\n    seen.append(a)\n    return len(seen)", [([0], 1), ([0], 2)]),
     "names nobody imported": (
         "def f(a: List[int]) -> Optional[int]:\n    return Counter(a).most_common(1)[0][0]",
         [([[1, 2, 2]], 2)],
@@ -358,19 +350,13 @@ WRONG_CALLS = {
     "a value": ("def f(a): return a + 1", "test 1 of 1: wrong value 2"),
     "an exception": ("def f(a): raise KeyError('no')", "test 1 of 1: KeyError: 'no'"),
     "no function": ("def g(a): return a", "test 1 of 1: KeyError: 'Solution'"),
-    "no method": (
-        "class Solution: pass",
-        "test 1 of 1: AttributeError: 'Solution' object has no attribute 'f'",
-    ),
+    "no method": ("class Solution: pass", "test 1 of 1: AttributeError: 'Solution' object has no attribute 'f'"),
     "too few arguments": (
         "def f(): return 1",
         "test 1 of 1: TypeError: f() takes 0 positional arguments but 1 was given",
     ),
     "a generator": ("def f(a): yield a", "test 1 of 1: wrong value <trd_cli.graders.inside.codec.Opaque"),
-    "no Python": (
-        "def f(a) return a",
-        "the program does not load: SyntaxError: expected ':' (<string>, line 1)",
-    ),
+    "no Python": ("def f(a) return a", "the program does not load: SyntaxError: expected ':' (<string>, line 1)"),
     "a long int": ("def f(a): return 10 ** 5000", "test 1 of 1: wrong value a very long integer"),
 }
 
@@ -416,8 +402,7 @@ def test_lists_and_trees_of_nodes_go_in_and_out() -> None:
     assert graded(REVERSE.replace("return last", "return head"), lists).verdict == "incorrect"
     assert (
         graded(
-            MIRROR.replace("root.right), self.mirror(root.left)", "root.left), self.mirror(root.right)"),
-            trees,
+            MIRROR.replace("root.right), self.mirror(root.left)", "root.left), self.mirror(root.right)"), trees
         ).verdict
         == "incorrect"
     )
@@ -439,13 +424,8 @@ def test_the_tested_program_is_asked_in_a_sandbox_of_its_own() -> None:
 
 def test_a_failed_assertion_and_an_exception_of_the_program_are_incorrect() -> None:
     tests = check("assert Solution().f() == 12, 'not 12'")
-    assert (
-        graded("class Solution:\n    def f(self): return 13", tests).detail
-        == "the tests: AssertionError: not 12"
-    )
-    assert (
-        "ValueError: no" in graded("class Solution:\n    def f(self): raise ValueError('no')", tests).detail
-    )
+    assert graded("class Solution:\n    def f(self): return 13", tests).detail == "the tests: AssertionError: not 12"
+    assert "ValueError: no" in graded("class Solution:\n    def f(self): raise ValueError('no')", tests).detail
 
 
 # Real problems
@@ -454,11 +434,7 @@ def test_a_failed_assertion_and_an_exception_of_the_program_are_incorrect() -> N
 def imported(name: str, preset: str, tmp_path: Path) -> list[Any]:
     from os import environ
 
-    path = (
-        Path(environ.get("TRD_DATA", Path(__file__).parent.parent.parent / "shared" / "data"))
-        / "train"
-        / name
-    )
+    path = Path(environ.get("TRD_DATA", Path(__file__).parent.parent.parent / "shared" / "data")) / "train" / name
     if not path.is_file():
         pytest.skip(f"no {path}: set TRD_DATA")
     config = ImportConfig.parse({"file": str(path), "preset": preset, "out": str(tmp_path / "p.parquet")})
@@ -570,13 +546,7 @@ def test_a_worker_that_has_compared_grades_all_else_as_before() -> None:
     failed = ("def has_close_elements(a, b): return 1", compared[1])
     stdin = json.dumps({"kind": "stdin", "inputs": ["2\n"], "outputs": ["4\n"]})
     called = json.dumps({"kind": "call", "fn_name": "f", "inputs": [[3]], "outputs": [9]})
-    rows = [
-        compared,
-        ("print(int(input()) ** 2)", stdin),
-        failed,
-        ("def f(x): return x * x", called),
-        compared,
-    ]
+    rows = [compared, ("print(int(input()) ** 2)", stdin), failed, ("def f(x): return x * x", called), compared]
     questions = [Question("code", fenced(source), None, tests) for source, tests in rows]
     with GraderPool(GraderOptions(workers=1)) as pool:
         verdicts = [grade.verdict for grade in pool.grade(questions)]
@@ -608,11 +578,7 @@ def test_a_task_of_another_content_or_name_is_an_error() -> None:
 
 def test_the_grader_s_name_and_version_tell_what_can_change_a_verdict() -> None:
     spec = json.dumps({"kind": "evalplus", "dataset": "humaneval"})
-    assert (code.name_of(spec), code.name_of(json.dumps(SUM)), code.name_of(None)) == (
-        "evalplus",
-        code.NAME,
-        code.NAME,
-    )
+    assert (code.name_of(spec), code.name_of(json.dumps(SUM)), code.name_of(None)) == ("evalplus", code.NAME, code.NAME)
     from dataclasses import replace
 
     versions = {
@@ -627,7 +593,5 @@ def test_an_import_that_is_no_test_is_refused(tmp_path: Path) -> None:
     path.write_text(json.dumps({"problem": "p", "tests": {"inputs": ["1"], "outputs": []}}) + "\n")
     with pytest.raises(InputError, match="1 inputs and 0 outputs"):
         import_problems(
-            ImportConfig.parse(
-                {"file": str(path), "preset": "code_contests", "out": str(tmp_path / "o.parquet")}
-            )
+            ImportConfig.parse({"file": str(path), "preset": "code_contests", "out": str(tmp_path / "o.parquet")})
         )

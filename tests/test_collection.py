@@ -19,16 +19,7 @@ def collected(root: Path, home: Path, **more: str) -> list[str]:
     home.mkdir()
     apart = {"HOME": str(home), "TMPDIR": str(home), "TRD_DATA": DATA, "PYTHONPATH": str(root)}
     done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pytest",
-            "--collect-only",
-            "-q",
-            "-p",
-            "no:cacheprovider",
-            str(root / "tests"),
-        ],
+        [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", str(root / "tests")],
         cwd=root,
         env=own | apart | more,
         stdin=subprocess.DEVNULL,
@@ -39,9 +30,7 @@ def collected(root: Path, home: Path, **more: str) -> list[str]:
     return [line for line in done.stdout.splitlines() if "::" in line]
 
 
-def test_neither_clock_nor_path_nor_hash_seed_nor_process_change_which_tests_there_are(
-    tmp_path: Path,
-) -> None:
+def test_neither_clock_nor_path_nor_hash_seed_nor_process_change_which_tests_there_are(tmp_path: Path) -> None:
     copy = tmp_path / "a checkout at another place"
     copy.mkdir()
     for part in PARTS:

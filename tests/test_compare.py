@@ -67,9 +67,7 @@ def test_a_better_model_is_seen_to_be_better(runs: Path, ok: Trd, tmp_path: Path
     assert 0 < bench["needed_questions"] < 40, "fewer would have done"
 
 
-def test_gained_and_lost_are_the_questions_whose_share_rose_and_fell(
-    runs: Path, ok: Trd, tmp_path: Path
-) -> None:
+def test_gained_and_lost_are_the_questions_whose_share_rose_and_fell(runs: Path, ok: Trd, tmp_path: Path) -> None:
     bench = compared(ok, tmp_path, runs / "weak", runs / "strong")["benchmarks"][BENCH]
     a, b = samples_of(runs / "weak"), samples_of(runs / "strong")
     assert bench["gained"] == [name for name in a if share(b[name]) > share(a[name])]
@@ -95,9 +93,7 @@ def test_a_run_does_not_differ_from_itself(runs: Path, ok: Trd, tmp_path: Path) 
     assert (bench["needed_questions"], bench["needed_samples"]) == (None, None)
 
 
-def test_the_table_is_markdown_in_a_pipe_and_the_same_in_its_file(
-    runs: Path, ok: Trd, tmp_path: Path
-) -> None:
+def test_the_table_is_markdown_in_a_pipe_and_the_same_in_its_file(runs: Path, ok: Trd, tmp_path: Path) -> None:
     result = ok("compare", runs / "weak", runs / "strong", "--out", tmp_path / "c")
     assert result.stdout == (tmp_path / "c" / "compare.md").read_text()
     bench = json.loads((tmp_path / "c" / "compare.json").read_text())["benchmarks"][BENCH]
@@ -162,22 +158,16 @@ def test_a_k_that_one_of_them_does_not_have_is_refused(runs: Path, trd: Trd) -> 
     assert "at most 2" in result.stderr
 
 
-def test_of_unequal_numbers_of_samples_the_first_of_each_are_compared(
-    runs: Path, ok: Trd, tmp_path: Path
-) -> None:
+def test_of_unequal_numbers_of_samples_the_first_of_each_are_compared(runs: Path, ok: Trd, tmp_path: Path) -> None:
     evaluate(ok, tmp_path / "one", 0.3, BENCH, 1)
     result = ok("compare", tmp_path / "one", runs / "weak", "--out", tmp_path / "c")
     assert "A has 1 samples of each question, B has 2: the first 1 are compared" in result.stderr
     comparison = json.loads((tmp_path / "c" / "compare.json").read_text())
     assert comparison["k"] == 1
-    assert comparison["benchmarks"][BENCH]["difference"]["value"] == 0.0, (
-        "the first samples are the same rows"
-    )
+    assert comparison["benchmarks"][BENCH]["difference"]["value"] == 0.0, "the first samples are the same rows"
 
 
-def test_a_question_that_one_run_lost_to_errors_is_in_no_difference(
-    runs: Path, ok: Trd, tmp_path: Path
-) -> None:
+def test_a_question_that_one_run_lost_to_errors_is_in_no_difference(runs: Path, ok: Trd, tmp_path: Path) -> None:
     evaluate(ok, tmp_path / "faulty", 0.8, BENCH, 1, "--engine-arg", "faults=0.5")
     bench = compared(ok, tmp_path, runs / "weak", tmp_path / "faulty", "--k", 1)["benchmarks"][BENCH]
     graded = [name for name, marks in samples_of(tmp_path / "faulty").items() if marks != "."]
@@ -214,9 +204,7 @@ def test_runs_without_a_common_benchmark_are_refused(runs: Path, ok: Trd, trd: T
         assert text in result.stderr
 
 
-def test_a_benchmark_whose_content_has_changed_is_refused(
-    problems: Path, ok: Trd, trd: Trd, tmp_path: Path
-) -> None:
+def test_a_benchmark_whose_content_has_changed_is_refused(problems: Path, ok: Trd, trd: Trd, tmp_path: Path) -> None:
     evaluate(ok, tmp_path / "a", 0.3, str(problems))
     changed = [replace(p, problem=p.problem + " Think.") for p in load_benchmark(str(problems)).problems]
     write_problems(problems, changed)
@@ -247,11 +235,7 @@ def test_what_is_no_evaluation_is_refused(runs: Path, trd: Trd, tmp_path: Path) 
     old = json.loads((runs / "weak" / "results.json").read_text())
     del old["format"]
     (tmp_path / "old.json").write_text(json.dumps(old))
-    for name, said in (
-        ("nowhere", "no such file"),
-        ("text.json", "text.json is not"),
-        ("old.json", "--rescore"),
-    ):
+    for name, said in (("nowhere", "no such file"), ("text.json", "text.json is not"), ("old.json", "--rescore")):
         result = trd("compare", tmp_path / name, runs / "weak")
         assert (result.exit_code, result.stdout) == (1, "")
         assert said in result.stderr

@@ -109,13 +109,7 @@ def test_a_new_machine_finds_versions_that_go_together_and_a_vllm_as_new_as_the_
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
     if subprocess.run([*pip, "--retries", "0", "index", "versions", "vllm"], capture_output=True).returncode:
         pytest.skip("no package index that has vllm can be reached")
-    dry = [
-        "--dry-run",
-        "--ignore-installed",
-        "--use-feature=fast-deps",
-        "--report",
-        str(tmp_path / "chosen"),
-    ]
+    dry = ["--dry-run", "--ignore-installed", "--use-feature=fast-deps", "--report", str(tmp_path / "chosen")]
     done = subprocess.run([*pip, "install", *dry, *line.split()], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "chosen").read_text())["install"]

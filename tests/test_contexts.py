@@ -1,4 +1,7 @@
-"""What student and teacher read and which tokens count: contexts, ends of turn, masks, and what is cut where rows are too long."""
+"""What student and teacher read and which tokens count:
+
+contexts, ends of turn, masks, and what is cut where rows are too long.
+"""
 
 from __future__ import annotations
 
@@ -45,13 +48,7 @@ def with_attempts(source: Path, target: Path, tokenizer: Tokenizer, attempt: Cal
         for row in read_rows(shard):
             ids = [*tokenizer.encode(attempt(number)), END]
             rows.append(
-                replace(
-                    row,
-                    response=attempt(number),
-                    response_token_ids=ids,
-                    logprobs=None,
-                    finish_reason="stop",
-                )
+                replace(row, response=attempt(number), response_token_ids=ids, logprobs=None, finish_reason="stop")
             )
             number += 1
         write_shard(shard, rows)
@@ -83,11 +80,7 @@ class World:
 def world(tmp_path_factory: pytest.TempPathFactory, ok: Trd) -> World:
     root = tmp_path_factory.mktemp("world")
     made = World(
-        build_model(root / "student"),
-        build_model(root / "teacher", seed=1),
-        root / "y_o",
-        root / "opd",
-        root / "opsd",
+        build_model(root / "student"), build_model(root / "teacher", seed=1), root / "y_o", root / "opd", root / "opsd"
     )
     problems = root / "problems.parquet"
     ok("data", "make", "arithmetic", "--n", 3, "--level", 2, "--out", problems)
@@ -155,10 +148,11 @@ def content_of(world: World, token_ids: Sequence[int]) -> str:
     return text.removeprefix("user\n").removesuffix("\nassistant\n")
 
 
-def message(
-    kind: str, row: Trajectory, attempt: str, reference: str | None = None, prompt: Path | None = None
-) -> str:
-    """What a built-in template, or that of `prompt`, says of a row with this attempt; `reference` instead of its own."""
+def message(kind: str, row: Trajectory, attempt: str, reference: str | None = None, prompt: Path | None = None) -> str:
+    """What a built-in template, or that of `prompt`, says of a row with this attempt;
+
+    `reference` instead of its own.
+    """
     values = {
         "problem": row.problem,
         "attempt": attempt,
@@ -174,7 +168,9 @@ def prompt_ids(world: World, content: str) -> list[int]:
 
 
 def is_cut_from_its_tails(kind: str, row: Trajectory, attempt: str, content: str) -> bool:
-    """Whether a message has lost the tail of the attempt, and of the reference after all of the attempt, and nothing else."""
+    """Whether a message has lost the tail of the attempt, and of the reference after all of the attempt, and nothing
+    else.
+    """
     reference = row.reference_solution or ""
     lost = len(message(kind, row, attempt)) - len(content)
     if not kind.startswith("refine"):
@@ -196,9 +192,7 @@ def test_the_teacher_reads_the_context_that_is_asked_for(
     directory = world.of(stage, setting)
     # Refined rows carry their setting; rollouts are asked in the one that is given.
     options = {"setting": setting} if stage == "rollout" else {}
-    made = examples_of(
-        world, directory, teacher=world.teacher_of(setting), teacher_context=context, **options
-    )
+    made = examples_of(world, directory, teacher=world.teacher_of(setting), teacher_context=context, **options)
     rollouts = by_id(world.rollouts)
     assert made.examples.keys() == by_id(directory).keys()
     assert not made.notes
@@ -419,9 +413,7 @@ def test_of_a_row_that_is_too_long_the_attempts_tail_is_cut_and_nothing_else(
         assert f"cut the attempt in the teacher's context of 1 of 1 rows, to {limit} tokens" in made.notes
 
 
-@pytest.mark.parametrize(
-    ("stage", "context"), [("refined", "refine"), ("rollout", "refine"), ("rollout", "vanilla")]
-)
+@pytest.mark.parametrize(("stage", "context"), [("refined", "refine"), ("rollout", "refine"), ("rollout", "vanilla")])
 def test_the_references_tail_is_cut_after_all_of_the_attempt(world: World, stage: str, context: str) -> None:
     directory, kind = world.of(stage, "opsd"), f"{context}-opsd"
     for row in rows_of(directory):
@@ -461,9 +453,7 @@ def test_rows_that_fit_are_not_touched_and_those_that_are_cut_are_counted(world:
 
 
 @pytest.mark.parametrize("overflow", ["trim", "error"])
-def test_a_row_whose_problem_and_response_alone_do_not_fit_is_left_out_and_counted(
-    world: World, overflow: str
-) -> None:
+def test_a_row_whose_problem_and_response_alone_do_not_fit_is_left_out_and_counted(world: World, overflow: str) -> None:
     first, *others = rows_of(world.opd)
     limit = max(len(row.prompt_token_ids) + len(row.response_token_ids) for row in others)
     long = replace(first, response_token_ids=[20] * limit, **TRUNCATED)
@@ -493,18 +483,14 @@ def test_where_overflow_is_an_error_rows_are_left_out_and_none_is_cut(world: Wor
     assert made.examples.keys() == fitting
     assert all(e.teacher_prompt == rows[i].prompt_token_ids for i, e in made.examples.items())
     (said,) = made.notes
-    assert said.startswith(
-        f"left out {ROWS - len(fitting)} of 6 rows: the teacher's context and the response"
-    )
+    assert said.startswith(f"left out {ROWS - len(fitting)} of 6 rows: the teacher's context and the response")
 
 
 def with_context_length(model: Path, target: Path, length: int | None) -> Path:
     shutil.copytree(model, target)
     config = json.loads((target / "config.json").read_text())
     config.pop("max_position_embeddings")
-    (target / "config.json").write_text(
-        json.dumps(config | ({"max_position_embeddings": length} if length else {}))
-    )
+    (target / "config.json").write_text(json.dumps(config | ({"max_position_embeddings": length} if length else {})))
     return target
 
 
@@ -521,9 +507,7 @@ def test_no_row_is_longer_than_what_both_models_take(
     assert list(made.notes) == [f"cut the attempt in the teacher's context of 6 of 6 rows, to {limit} tokens"]
 
 
-def test_a_model_that_names_no_context_length_is_trained_with_a_given_one(
-    world: World, tmp_path: Path
-) -> None:
+def test_a_model_that_names_no_context_length_is_trained_with_a_given_one(world: World, tmp_path: Path) -> None:
     silent = with_context_length(world.student, tmp_path / "silent", None)
     made = examples_of(world, world.opd, student=silent, max_length=2000)
     assert made.examples == examples_of(world, world.opd).examples
@@ -557,9 +541,7 @@ def parent_of(world: World, row: Trajectory, attempt: str) -> Callable[[str], Ma
     return lambda column: {row.parent_id: getattr(rollout, column)}
 
 
-def cut_messages(
-    world: World, setting: Setting, row: Trajectory, attempt: str, limits: Sequence[int]
-) -> list[str]:
+def cut_messages(world: World, setting: Setting, row: Trajectory, attempt: str, limits: Sequence[int]) -> list[str]:
     """What the teacher reads with each of the limits, without those with which the row is left out."""
     found = []
     for limit in limits:
@@ -623,26 +605,17 @@ def test_a_reference_that_is_no_more_than_the_answer_leaves_the_answer_in_place(
     assert is_cut_from_its_tails("refine-opsd", row, attempt, content), content
 
 
-def test_a_response_that_begins_as_the_reference_does_is_no_attempt_that_the_teacher_reads(
-    world: World,
-) -> None:
+def test_a_response_that_begins_as_the_reference_does_is_no_attempt_that_the_teacher_reads(world: World) -> None:
     reference = "First we add up the hours of both parts of the day, and then " + WORKED
     response = reference[:50] + "something else altogether."
     ids = [*world.tokenizer.encode(response), END]
-    row = replace(
-        rows_of(world.rollouts)[0],
-        reference_solution=reference,
-        response=response,
-        response_token_ids=ids,
-    )
+    row = replace(rows_of(world.rollouts)[0], reference_solution=reference, response=response, response_token_ids=ids)
     limit = shortest(world, "vanilla-opsd", row) - 20
     options = {"setting": "opsd", "max_length": limit}
     made = examples_of(world, world.rollouts, rows=[row], teacher=world.student, **options)
     left = content_of(world, made.examples[row.trajectory_id].teacher_prompt)
     assert is_cut_from_its_tails("vanilla-opsd", row, response, left), left
-    assert list(made.notes) == [
-        f"cut the reference in the teacher's context of 1 of 1 rows, to {limit} tokens"
-    ]
+    assert list(made.notes) == [f"cut the reference in the teacher's context of 1 of 1 rows, to {limit} tokens"]
 
 
 def test_an_attempt_that_refine_has_cut_can_be_cut_further(world: World, ok: Trd, tmp_path: Path) -> None:
@@ -664,9 +637,7 @@ def test_an_attempt_that_refine_has_cut_can_be_cut_further(world: World, ok: Trd
 
 
 @pytest.mark.parametrize("until", ["", "\n", "\n\n", "\n\nFir"])
-def test_words_after_an_attempt_that_refine_has_cut_stay_though_it_went_on_as_they_do(
-    world: World, until: str
-) -> None:
+def test_words_after_an_attempt_that_refine_has_cut_stay_though_it_went_on_as_they_do(world: World, until: str) -> None:
     attempt = long_attempt(5)
     shown = attempt.index("\n\n", 150) + len(until)
     row = refined_row(world, "opd", PROBLEM, attempt, WORKED, shown)
@@ -719,12 +690,7 @@ def test_a_text_that_the_tokenizer_normalises_loses_its_tail_alone(
     row = refined_row(other, "opsd", PROBLEM, attempt, reference)
     limit = len(row.prompt_token_ids) + len(row.response_token_ids) - 30
     made = examples_of(
-        other,
-        world.opsd,
-        rows=[row],
-        parents=parent_of(other, row, attempt),
-        teacher=other.student,
-        max_length=limit,
+        other, world.opsd, rows=[row], parents=parent_of(other, row, attempt), teacher=other.student, max_length=limit
     )
     read = made.examples[row.trajectory_id].teacher_prompt
     shown = [(attempt[:n], reference) for n in range(len(attempt))] + [
@@ -792,9 +758,7 @@ def test_tokenizers_that_differ_are_refused_with_the_tokens_in_which_they_do(
         assert f"{token!r} {mine.get(token, '–')}/{theirs.get(token, '–')}" in line
 
 
-def test_two_tokens_that_have_changed_places_are_named_with_their_ids(
-    world: World, trd: Trd, tmp_path: Path
-) -> None:
+def test_two_tokens_that_have_changed_places_are_named_with_their_ids(world: World, trd: Trd, tmp_path: Path) -> None:
     vocabulary = world.tokenizer.vocabulary()
     directory = shutil.copytree(world.teacher, tmp_path / "stranger")
     written = json.loads((directory / "tokenizer.json").read_text())

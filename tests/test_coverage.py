@@ -84,9 +84,7 @@ def paired_coverage(questions: int, k: int, mean: float, spread: float) -> Paire
     """A solves a question with chance p; B too (null), or with chance 1 − (1 − p)^1.5 (gain)."""
     random = np.random.default_rng([questions, k, int(10 * mean), int(10 * spread), 1])
     rates_QP = rates(random, mean, spread, (questions, PAIRED_POOLS))
-    a_QP, same_QP, better_QP = (
-        random.binomial(k, p) / k for p in (rates_QP, rates_QP, 1 - (1 - rates_QP) ** 1.5)
-    )
+    a_QP, same_QP, better_QP = (random.binomial(k, p) / k for p in (rates_QP, rates_QP, 1 - (1 - rates_QP) ** 1.5))
     null_QP, gain_QP = same_QP - a_QP, better_QP - a_QP
     gain = 1 - failing(mean, spread, 1.5) - mean
     return Paired(
@@ -198,8 +196,7 @@ def pilot(samples: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
     rates_a_Q = random.integers(0, 9, 100) / 10
     rates_b_Q = rates_a_Q + random.choice([-1, 0, 1, 2], 100) * (rates_a_Q > 0) / 10
     a_QK, b_QK = (
-        (np.arange(samples) < np.round(samples * rates)[:, None]).astype(float)
-        for rates in (rates_a_Q, rates_b_Q)
+        (np.arange(samples) < np.round(samples * rates)[:, None]).astype(float) for rates in (rates_a_Q, rates_b_Q)
     )
     return a_QK, b_QK, rates_a_Q, rates_b_Q
 

@@ -1,7 +1,8 @@
-"""Files that a disk, a crash or a copy has changed: no reader gives other values in silence, and what can be made again is.
+"""Files that a disk, a crash or a copy has changed: no reader gives other values in silence, and what can be made again
+is.
 
-How many single bits are flipped in each file is TRD_FLIPS where it is set: 500 is the full form. Not covered: damage that was there
-before the bytes were written, weights of a checkpoint, `train.jsonl` and `sessions.jsonl`.
+How many single bits are flipped in each file is TRD_FLIPS where it is set: 500 is the full form. Not covered: damage
+that was there before the bytes were written, weights of a checkpoint, `train.jsonl` and `sessions.jsonl`.
 """
 
 from __future__ import annotations
@@ -84,9 +85,7 @@ READS: dict[str, Read] = {
     "ids": lambda path: read_table(path, ["trajectory_id", "error"]),
     "token ids": lambda path: read_table(path, ["response_token_ids"]),
     "chosen": lambda path: load_rows(open_sets([str(path.parent)]), where="round >= 0"),
-    "parents": lambda path: parent_frame(*open_sets([str(path.parent)]), [str(path.parent)]).sort(
-        "parent_id"
-    ),
+    "parents": lambda path: parent_frame(*open_sets([str(path.parent)]), [str(path.parent)]).sort("parent_id"),
     "footer": shard_info,
 }
 READS_OF_PROBLEMS: dict[str, Read] = {
@@ -140,9 +139,7 @@ def changed(content: bytes, damage: str, chance: random.Random) -> bytes:
 
 @pytest.mark.parametrize("damage", ["bit", "cut", "zeros", "grown", "copied", "swapped"])
 @pytest.mark.parametrize("name", ["small", "long", "one", "problems"])
-def test_no_reader_gives_other_values_of_a_damaged_file(
-    name: str, damage: str, files: dict[str, Path]
-) -> None:
+def test_no_reader_gives_other_values_of_a_damaged_file(name: str, damage: str, files: dict[str, Path]) -> None:
     path, chance = files[name], random.Random(f"{name} {damage}")
     reads = READS_OF_PROBLEMS if name == "problems" else READS
     content = path.read_bytes()
@@ -167,14 +164,10 @@ def test_no_reader_gives_other_values_of_a_damaged_file(
     assert noticed == tries > 0, "the whole file has its checksums"
 
 
-def test_two_pages_that_changed_places_are_noticed_though_the_checksums_of_both_are_right(
-    tmp_path: Path,
-) -> None:
+def test_two_pages_that_changed_places_are_noticed_though_the_checksums_of_both_are_right(tmp_path: Path) -> None:
     path, chance = tmp_path / "problems.parquet", random.Random(0)
     answers = [str(chance.randrange(10**6)) for _ in range(25_000)]
-    write_problems(
-        path, [Problem(f"{n:06d}", "hand", "math", "?", answer) for n, answer in enumerate(answers)]
-    )
+    write_problems(path, [Problem(f"{n:06d}", "hand", "math", "?", answer) for n, answer in enumerate(answers)])
     content = path.read_bytes()
     group = pq.read_metadata(path).row_group(0)
     chunk = group.column(PROBLEM_SCHEMA.names.index("reference_answer"))
@@ -306,9 +299,7 @@ def test_those_who_only_read_name_the_damaged_shard_and_the_command_that_makes_i
     assert not (tmp_path / "c").exists()
 
 
-def test_a_damaged_copy_with_verdicts_is_made_again_from_its_source(
-    rollouts: Path, tmp_path: Path, ok: Trd
-) -> None:
+def test_a_damaged_copy_with_verdicts_is_made_again_from_its_source(rollouts: Path, tmp_path: Path, ok: Trd) -> None:
     ok("verify", rollouts, "--out", tmp_path / "graded")
     before = by_id(tmp_path / "graded")
     flip(list_shards(tmp_path / "graded")[0], "seed")
@@ -418,9 +409,7 @@ def test_a_damaged_run_json_lets_no_other_configuration_in(rollouts: Path, probl
     assert "run.json" in one_line(trd, *SAMPLE, "--seed", 9, "-p", problems, "--out", rollouts)
 
 
-def test_a_run_json_that_was_edited_on_purpose_is_taken_without_its_checksum(
-    rollouts: Path, ok: Trd, trd: Trd
-) -> None:
+def test_a_run_json_that_was_edited_on_purpose_is_taken_without_its_checksum(rollouts: Path, ok: Trd, trd: Trd) -> None:
     path = rollouts / "run.json"
     record = json.loads(path.read_text())
     record["about"]["note"] = "by hand"

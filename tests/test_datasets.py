@@ -71,9 +71,7 @@ def test_every_worked_solution_takes_level_right_steps_to_the_answer(level: int)
         for a, sign, b, result in steps:
             assert RESULT[sign](int(a), int(b)) == int(result) >= 2
         assert problem.reference_answer == steps[-1][-1]
-        assert (problem.reference_solution or "").endswith(
-            f"The answer is \\boxed{{{problem.reference_answer}}}."
-        )
+        assert (problem.reference_solution or "").endswith(f"The answer is \\boxed{{{problem.reference_answer}}}.")
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -87,9 +85,7 @@ def test_the_numbers_of_the_story_are_the_numbers_the_steps_start_from(level: in
 
 
 @pytest.mark.parametrize("level", LEVELS)
-def test_arithmetic_is_the_same_for_the_same_seed_and_a_smaller_set_is_the_head_of_a_larger_one(
-    level: int,
-) -> None:
+def test_arithmetic_is_the_same_for_the_same_seed_and_a_smaller_set_is_the_head_of_a_larger_one(level: int) -> None:
     large = make_arithmetic(400, seed=5, level=level)
     assert make_arithmetic(400, seed=5, level=level) == large
     assert make_arithmetic(150, seed=5, level=level) == large[:150]
@@ -139,9 +135,7 @@ def test_more_problems_than_there_are_is_refused_at_once() -> None:
         make_arithmetic(most + 1, seed=0, level=1)
 
 
-@pytest.mark.parametrize(
-    ("n", "level", "names"), [(10, 0, "level 0"), (10, 4, "level 4"), (0, 1, "0 arithmetic")]
-)
+@pytest.mark.parametrize(("n", "level", "names"), [(10, 0, "level 0"), (10, 4, "level 4"), (0, 1, "0 arithmetic")])
 def test_arithmetic_that_cannot_be_made_is_refused(n: int, level: int, names: str) -> None:
     with pytest.raises(InputError, match=names):
         make_arithmetic(n, seed=0, level=level)
@@ -173,40 +167,22 @@ def test_a_gsm8k_answer_without_its_mark_leaves_the_row_out_and_says_so(tmp_path
 def test_math_rows_need_no_solution_and_may_lack_an_answer(tmp_path: Path) -> None:
     rows = [{"problem": "a", "answer": "025", "solution": "s"}, {"problem": "b", "answer": None}]
     imported = import_rows(tmp_path, rows, preset="math")
-    assert [(p.reference_answer, p.reference_solution) for p in imported.problems] == [
-        ("025", "s"),
-        (None, None),
-    ]
+    assert [(p.reference_answer, p.reference_solution) for p in imported.problems] == [("025", "s"), (None, None)]
 
 
 def test_deepscaler_rows_carry_answer_and_solution(tmp_path: Path) -> None:
-    problem = only(
-        import_rows(tmp_path, [{"problem": "p", "answer": "-2/3", "solution": ""}], preset="deepscaler")
-    )
-    assert (problem.source, problem.reference_answer, problem.reference_solution) == (
-        "deepscaler",
-        "-2/3",
-        None,
-    )
+    problem = only(import_rows(tmp_path, [{"problem": "p", "answer": "-2/3", "solution": ""}], preset="deepscaler"))
+    assert (problem.source, problem.reference_answer, problem.reference_solution) == ("deepscaler", "-2/3", None)
 
 
-@pytest.mark.parametrize(
-    "solutions", [json.dumps(["print(1)", "print(2)"]), ["print(1)", "print(2)"], "print(1)"]
-)
+@pytest.mark.parametrize("solutions", [json.dumps(["print(1)", "print(2)"]), ["print(1)", "print(2)"], "print(1)"])
 def test_the_first_taco_solution_is_the_reference(tmp_path: Path, solutions: Any) -> None:
     row = {"question": "q", "solutions": solutions, "starter_code": "", "input_output": ""}
     problem = only(import_rows(tmp_path, [row], preset="taco"))
-    assert (problem.task, problem.problem, problem.reference_solution, problem.tests) == (
-        "code",
-        "q",
-        "print(1)",
-        None,
-    )
+    assert (problem.task, problem.problem, problem.reference_solution, problem.tests) == ("code", "q", "print(1)", None)
 
 
-def test_taco_starter_code_is_part_of_the_problem_and_a_function_name_makes_call_tests(
-    tmp_path: Path,
-) -> None:
+def test_taco_starter_code_is_part_of_the_problem_and_a_function_name_makes_call_tests(tmp_path: Path) -> None:
     tests = json.dumps({"fn_name": "add", "inputs": [[1, 2]], "outputs": [[3]]})
     row = {"question": "Add.", "solutions": "[]", "starter_code": "def add(a, b):", "input_output": tests}
     problem = only(import_rows(tmp_path, [row], preset="taco"))
@@ -218,9 +194,7 @@ def test_taco_starter_code_is_part_of_the_problem_and_a_function_name_makes_call
 
 def test_taco_stdin_tests_given_as_lists_of_lines_become_texts(tmp_path: Path) -> None:
     tests = json.dumps({"inputs": ["1 2\n", ["3", "4"]], "outputs": ["3\n", 7]})
-    problem = only(
-        import_rows(tmp_path, [{"question": "q", "solutions": "[]", "input_output": tests}], preset="taco")
-    )
+    problem = only(import_rows(tmp_path, [{"question": "q", "solutions": "[]", "input_output": tests}], preset="taco"))
     assert parsed_tests(problem) == {"kind": "stdin", "inputs": ["1 2\n", "3\n4"], "outputs": ["3\n", "7"]}
 
 
@@ -228,9 +202,7 @@ def test_taco_tests_with_integers_beyond_pythons_limit_are_kept(tmp_path: Path) 
     digits = "9" * 5000
     tests = f'{{"fn_name": "f", "inputs": [[{digits}]], "outputs": [[1]]}}'
     limit = sys.get_int_max_str_digits()
-    problem = only(
-        import_rows(tmp_path, [{"question": "q", "solutions": "[]", "input_output": tests}], preset="taco")
-    )
+    problem = only(import_rows(tmp_path, [{"question": "q", "solutions": "[]", "input_output": tests}], preset="taco"))
     assert digits in (problem.tests or "")
     assert sys.get_int_max_str_digits() == limit
 
@@ -247,9 +219,7 @@ def test_taco_tests_with_integers_beyond_pythons_limit_are_kept(tmp_path: Path) 
 def test_a_row_whose_tests_cannot_be_understood_is_left_out_with_its_reason(
     tmp_path: Path, tests: str, reason: str
 ) -> None:
-    rows = [
-        {"question": q, "solutions": "[]", "input_output": t} for q, t in [("good", "{}"), ("bad", tests)]
-    ]
+    rows = [{"question": q, "solutions": "[]", "input_output": t} for q, t in [("good", "{}"), ("bad", tests)]]
     imported = import_rows(tmp_path, rows, preset="taco")
     assert texts(imported.problems) == ["good"]
     (line,) = imported.unreadable
@@ -258,9 +228,7 @@ def test_a_row_whose_tests_cannot_be_understood_is_left_out_with_its_reason(
 
 
 def test_broken_taco_solutions_are_not_taken_for_a_solution(tmp_path: Path) -> None:
-    rows = [
-        {"question": q, "solutions": s, "input_output": ""} for q, s in [("a", '["x"]'), ("b", '["x", "tor')]
-    ]
+    rows = [{"question": q, "solutions": s, "input_output": ""} for q, s in [("a", '["x"]'), ("b", '["x", "tor')]]
     imported = import_rows(tmp_path, rows, preset="taco")
     assert texts(imported.problems) == ["a"]
     assert "row 2: solutions are not a JSON list" in imported.unreadable[0]
@@ -274,9 +242,7 @@ def test_leetcode_tests_are_functional_code(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("keys", [("inputs", "outputs"), ("input", "output")])
-def test_code_contests_tests_are_stdin_and_there_is_no_reference(
-    tmp_path: Path, keys: tuple[str, str]
-) -> None:
+def test_code_contests_tests_are_stdin_and_there_is_no_reference(tmp_path: Path, keys: tuple[str, str]) -> None:
     row = {"problem": "p", "tests": dict(zip(keys, (["1\n"], ["2\n"]), strict=True))}
     problem = only(import_rows(tmp_path, [row], preset="code_contests"))
     assert (problem.task, problem.reference_answer, problem.reference_solution) == ("code", None, None)
@@ -300,14 +266,7 @@ def test_a_map_names_the_columns_and_wins_over_the_preset(tmp_path: Path) -> Non
 
 
 def test_without_a_preset_columns_named_like_fields_are_taken(tmp_path: Path) -> None:
-    row = {
-        "problem": "p",
-        "reference_answer": "1",
-        "source": "s",
-        "task": "code",
-        "problem_id": 7,
-        "other": "x",
-    }
+    row = {"problem": "p", "reference_answer": "1", "source": "s", "task": "code", "problem_id": 7, "other": "x"}
     problem = only(import_rows(tmp_path, [row]))
     assert problem == Problem("s-7", "s", "code", "p", "1")
 
@@ -344,12 +303,9 @@ def test_values_become_texts(tmp_path: Path, value: Any, text: str | None) -> No
     assert only(imported).reference_answer == text
 
 
-def test_rows_without_a_problem_are_skipped_and_repeated_ones_dropped_and_both_counted(
-    tmp_path: Path,
-) -> None:
+def test_rows_without_a_problem_are_skipped_and_repeated_ones_dropped_and_both_counted(tmp_path: Path) -> None:
     rows = [
-        {"problem": p, "reference_answer": a}
-        for p, a in [("a", 1), ("", 2), ("a", 3), ("b", 4), (None, 5), ("a", 6)]
+        {"problem": p, "reference_answer": a} for p, a in [("a", 1), ("", 2), ("a", 3), ("b", 4), (None, 5), ("a", 6)]
     ]
     imported = import_rows(tmp_path, rows)
     assert [(p.problem, p.reference_answer) for p in imported.problems] == [("a", "1"), ("b", "4")]
@@ -412,9 +368,7 @@ def write_csv(path: Path) -> None:
 
 WRITERS = {
     "plain.jsonl": lambda path: path.write_text("\n\n".join(json.dumps(row) for row in ROWS)),
-    "with-bom.jsonl": lambda path: path.write_text(
-        "\n".join(json.dumps(row) for row in ROWS), encoding="utf-8-sig"
-    ),
+    "with-bom.jsonl": lambda path: path.write_text("\n".join(json.dumps(row) for row in ROWS), encoding="utf-8-sig"),
     "zipped.jsonl.gz": write_jsonl_gz,
     "list.json": lambda path: path.write_text(json.dumps(ROWS)),
     "object.json": lambda path: path.write_text(json.dumps({"version": 1, "data": ROWS})),
@@ -441,11 +395,7 @@ BAD_FILES = {
     "line of another kind": ("set.jsonl", b'{"problem": "a"}\n[1]\n', r"line 2: a list, not an object"),
     "latin-1": ("set.jsonl", b'{"problem": "\xe9"}\n', r"could not be read.*UTF-8"),
     "not gzip": ("set.jsonl.gz", b'{"problem": "a"}\n', r"could not be read \(Not a gzipped file"),
-    "cut gzip": (
-        "set.jsonl.gz",
-        gzip.compress(b'{"problem": "a"}\n' * 99, mtime=0)[:40],
-        r"could not be read",
-    ),
+    "cut gzip": ("set.jsonl.gz", gzip.compress(b'{"problem": "a"}\n' * 99, mtime=0)[:40], r"could not be read"),
     "not JSON": ("set.json", b'{"a": 1}\n{"a": 2}', r"set\.json is not JSON.*name it \.jsonl"),
     "number": ("set.json", b"3", r"holds a int"),
     "two lists": ("set.json", b'{"a": [], "b": []}', r"holds 2 lists in an object"),
@@ -455,11 +405,7 @@ BAD_FILES = {
     "not Parquet": ("set.parquet", b"PAR1 is how it should begin and end", r"could not be read"),
     "no rows": ("set.jsonl", b"\n", r"has no rows"),
     "no rows of CSV": ("set.csv", b"problem\n", r"has no rows"),
-    "empty problems": (
-        "set.jsonl",
-        b'{"problem": ""}\n',
-        r"gives no problem \(1 rows without a problem text\)",
-    ),
+    "empty problems": ("set.jsonl", b'{"problem": ""}\n', r"gives no problem \(1 rows without a problem text\)"),
     "unreadable only": (
         "set.jsonl",
         b'{"problem": "a", "tests": "x"}\n',
@@ -499,9 +445,7 @@ def test_a_preset_on_another_sets_columns_lists_the_columns_there_are(tmp_path: 
 
 
 def test_a_map_to_a_field_that_is_none_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(
-        InputError, match=r"--map reply=x; expected one of the fields problem, reference_answer"
-    ):
+    with pytest.raises(InputError, match=r"--map reply=x; expected one of the fields problem, reference_answer"):
         import_rows(tmp_path, [{"problem": "a"}], map=["reply=x"])
 
 
@@ -524,9 +468,7 @@ except InputError as error:
     print(error)
 """
     variables = {**os.environ, "PYTHONPATH": str(REPOSITORY), **environment}
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=variables, capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True, check=True)
     return done.stdout
 
 
@@ -547,12 +489,7 @@ def test_a_hub_set_without_the_datasets_package_says_what_to_install() -> None:
 
 def test_gsm8k_imports_whole_with_an_integer_and_clean_steps_in_every_row() -> None:
     imported = import_file(real("train/gsm8k.jsonl"), preset="gsm8k")
-    assert (len(imported.problems), imported.duplicates, imported.skipped, imported.unreadable) == (
-        7473,
-        0,
-        0,
-        (),
-    )
+    assert (len(imported.problems), imported.duplicates, imported.skipped, imported.unreadable) == (7473, 0, 0, ())
     assert imported.problems[0].reference_answer == "72"
     assert all(re.fullmatch(r"-?\d+", p.reference_answer or "") for p in imported.problems)
     assert not any("<<" in (p.reference_solution or "<<") for p in imported.problems)
@@ -570,12 +507,7 @@ def test_real_training_sets_import_whole_and_round_trip(
     tmp_path: Path, name: str, preset: str, rows: int, kind: str | None
 ) -> None:
     imported = import_file(real(name), preset=preset)
-    assert (len(imported.problems), imported.duplicates, imported.skipped, imported.unreadable) == (
-        rows,
-        0,
-        0,
-        (),
-    )
+    assert (len(imported.problems), imported.duplicates, imported.skipped, imported.unreadable) == (rows, 0, 0, ())
     assert {parsed_tests(p)["kind"] if p.tests else None for p in imported.problems} == {kind}
     write_problems(tmp_path / "set.parquet", imported.problems)
     assert read_problems(tmp_path / "set.parquet") == imported.problems
@@ -589,12 +521,7 @@ def test_real_training_sets_import_whole_and_round_trip(
         ("hmmt25", ["reference_answer=answer", "problem_id=id"], 30, "103"),
         ("beyondaime", ["problem=question", "reference_answer=answer"], 100, None),
         ("amobench", ["problem=prompt", "reference_answer=answer", "problem_id=question_id"], 50, None),
-        (
-            "math500",
-            ["reference_answer=answer", "reference_solution=solution", "problem_id=unique_id"],
-            500,
-            None,
-        ),
+        ("math500", ["reference_answer=answer", "reference_solution=solution", "problem_id=unique_id"], 500, None),
     ],
 )
 def test_real_benchmarks_import_by_a_column_map(
@@ -603,7 +530,6 @@ def test_real_benchmarks_import_by_a_column_map(
     imported = import_file(real(f"benchmarks/{name}.jsonl"), map=columns)
     assert len(imported.problems) == rows
     assert all(
-        p.source == name and p.problem_id.startswith(f"{name}-") and p.reference_answer
-        for p in imported.problems
+        p.source == name and p.problem_id.startswith(f"{name}-") and p.reference_answer for p in imported.problems
     )
     assert first_answer in (None, imported.problems[0].reference_answer)

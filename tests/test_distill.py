@@ -103,22 +103,9 @@ def test_the_tokenizer_files_are_those_of_the_student_byte_for_byte(world: World
     assert after.fingerprint() == before.fingerprint()
 
 
-def test_a_next_round_samples_from_the_checkpoint(
-    world: World, trained: Path, ok: Trd, tmp_path: Path
-) -> None:
+def test_a_next_round_samples_from_the_checkpoint(world: World, trained: Path, ok: Trd, tmp_path: Path) -> None:
     ok("data", "make", "arithmetic", "--n", 2, "--out", tmp_path / "p.parquet")
-    ok(
-        "sample",
-        "-m",
-        trained,
-        "-p",
-        tmp_path / "p.parquet",
-        "--round",
-        1,
-        *ENGINE,
-        "--out",
-        tmp_path / "y_o",
-    )
+    ok("sample", "-m", trained, "-p", tmp_path / "p.parquet", "--round", 1, *ENGINE, "--out", tmp_path / "y_o")
     rows = list(iter_rows(list_shards(tmp_path / "y_o")))
     assert [row.error for row in rows] == [None, None]
     assert {row.model_revision for row in rows} == {fingerprint(trained)} != {fingerprint(world.student)}
@@ -262,9 +249,7 @@ def test_what_only_changes_memory_changes_no_loss(
 def test_the_same_command_gives_the_same_weights(world: World, ok: Trd, tmp_path: Path) -> None:
     for name in ("one", "two"):
         ok("distill", world.by_teacher, *TRAIN, "--batch-size", 5, "--out", tmp_path / name)
-    assert (tmp_path / "one/model.safetensors").read_bytes() == (
-        tmp_path / "two/model.safetensors"
-    ).read_bytes()
+    assert (tmp_path / "one/model.safetensors").read_bytes() == (tmp_path / "two/model.safetensors").read_bytes()
 
 
 def test_bfloat16_is_the_default_and_close_to_float32(world: World, ok: Trd, tmp_path: Path) -> None:
@@ -298,9 +283,7 @@ def test_tied_embeddings_stay_tied(ok: Trd, tmp_path: Path) -> None:
     after = reference_model(tmp_path / "c")
     assert after.get_output_embeddings().weight is after.get_input_embeddings().weight
     assert "lm_head.weight" not in weights(tmp_path / "c")
-    assert not after.get_output_embeddings().weight.equal(
-        reference_model(tied).get_output_embeddings().weight
-    )
+    assert not after.get_output_embeddings().weight.equal(reference_model(tied).get_output_embeddings().weight)
 
 
 # The two contexts
@@ -320,9 +303,7 @@ def preview(ok: Trd, *arguments: Any) -> tuple[str, str, str]:
     return student, teacher, rest.partition("would train")[0]
 
 
-def test_the_student_reads_its_own_prompt_and_the_teacher_the_refinement_prompt(
-    world: World, ok: Trd
-) -> None:
+def test_the_student_reads_its_own_prompt_and_the_teacher_the_refinement_prompt(world: World, ok: Trd) -> None:
     first = first_trained(world.by_student)
     student, teacher, _ = preview(ok, world.by_student)
     assert first.problem in student
@@ -349,9 +330,7 @@ def test_the_teacher_is_the_model_that_refined_and_for_opsd_the_student(world: W
 
 
 def test_refined_rows_are_taken_where_there_are_any(world: World, ok: Trd) -> None:
-    said = ok(
-        "distill", world.rollouts, world.by_student, *TRAIN, "--model", world.student, "--dry-run"
-    ).stderr
+    said = ok("distill", world.rollouts, world.by_student, *TRAIN, "--model", world.student, "--dry-run").stderr
     assert "on 12 trajectories" in said
     both = (world.rollouts, world.by_student, "--stage", "rollout", "--setting", "opsd")
     assert preview(ok, *both) == preview(ok, world.rollouts, "--setting", "opsd")
@@ -359,21 +338,14 @@ def test_refined_rows_are_taken_where_there_are_any(world: World, ok: Trd) -> No
 
 @pytest.mark.parametrize(
     ("tail", "finish_reason", "trained_on"),
-    [
-        ([], "length", 5),
-        ([], "stop", 6),
-        ([END], "stop", 6),
-        ([OTHER_END], "stop", 6),
-    ],
+    [([], "length", 5), ([], "stop", 6), ([END], "stop", 6), ([OTHER_END], "stop", 6)],
     ids=["truncated", "ended, ids from text", "ended", "ended otherwise"],
 )
 def test_a_finished_response_is_trained_on_with_its_end_and_a_truncated_one_without(
     world: World, ok: Trd, tmp_path: Path, tail: list[int], finish_reason: Any, trained_on: int
 ) -> None:
     def cut(_: int, row: Trajectory) -> Trajectory:
-        return replace(
-            row, response_token_ids=[20, 21, 22, 23, 24, *tail], finish_reason=finish_reason, logprobs=None
-        )
+        return replace(row, response_token_ids=[20, 21, 22, 23, 24, *tail], finish_reason=finish_reason, logprobs=None)
 
     source = edited(world.by_teacher, tmp_path / "cut", cut)
     ok("distill", source, *TRAIN, "--out", tmp_path / "c")
@@ -399,9 +371,7 @@ def lengths_of(rows: list[Trajectory]) -> list[int]:
     return [len(row.prompt_token_ids) + len(row.response_token_ids) for row in rows]
 
 
-def test_longer_rows_are_left_out_where_overflow_is_an_error(
-    world: World, ok: Trd, trd: Trd, tmp_path: Path
-) -> None:
+def test_longer_rows_are_left_out_where_overflow_is_an_error(world: World, ok: Trd, trd: Trd, tmp_path: Path) -> None:
     lengths = sorted(lengths_of(list(iter_rows(list_shards(world.by_student)))))
     limit = lengths[6]
     longer = sum(n > limit for n in lengths)
@@ -453,9 +423,7 @@ def test_only_the_rows_of_the_subset_are_trained_on(
 ) -> None:
     refined = with_verdicts(world, tmp_path)
     if count is None:
-        chosen = [
-            r for r in iter_rows(list_shards(refined)) if r.verdict == "incorrect" and r.sample_index == 0
-        ]
+        chosen = [r for r in iter_rows(list_shards(refined)) if r.verdict == "incorrect" and r.sample_index == 0]
         count = len(chosen)
     assert f"on {count} trajectories" in ok("distill", refined, *TRAIN, *options, "--dry-run").stderr
 
@@ -471,9 +439,7 @@ def refusal(result: Any) -> str:
 
 @pytest.mark.parametrize("subset", ["broken", "kept"])
 def test_an_empty_subset_is_refused(world: World, trd: Trd, tmp_path: Path, subset: str) -> None:
-    line = refusal(
-        trd("distill", with_verdicts(world, tmp_path), *TRAIN, "--subset", subset, "--out", tmp_path / "c")
-    )
+    line = refusal(trd("distill", with_verdicts(world, tmp_path), *TRAIN, "--subset", subset, "--out", tmp_path / "c"))
     assert "is in the subset" in line
 
 
@@ -491,9 +457,7 @@ def files_of(directory: Path) -> dict[str, tuple[int, bytes]]:
     return {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in paths}
 
 
-def test_a_finished_run_run_again_does_nothing_and_prints_its_path(
-    world: World, ok: Trd, tmp_path: Path
-) -> None:
+def test_a_finished_run_run_again_does_nothing_and_prints_its_path(world: World, ok: Trd, tmp_path: Path) -> None:
     command = ("distill", world.by_teacher, *TRAIN, "--out", tmp_path / "c")
     ok(*command)
     before = files_of(tmp_path / "c")
@@ -543,10 +507,7 @@ def test_an_unfinished_checkpoint_is_refused_as_a_model(
     if missing == "weights as well":
         (cut / "config.json").unlink()
         (cut / "model.safetensors").unlink()
-    for command in (
-        ("eval", cut, "--bench", "arithmetic:n=2"),
-        ("distill", world.by_teacher, "--model", cut),
-    ):
+    for command in (("eval", cut, "--bench", "arithmetic:n=2"), ("distill", world.by_teacher, "--model", cut)):
         line = refusal(trd(*command, "--out", tmp_path / "out"))
         assert "unfinished checkpoint" in line
         assert "trd distill" in line
@@ -577,9 +538,7 @@ def test_two_models_that_agree_but_did_not_write_the_rows_are_refused(
     )
 
 
-def test_the_scripted_model_has_nothing_to_train(
-    rollouts: Path, world: World, trd: Trd, tmp_path: Path
-) -> None:
+def test_the_scripted_model_has_nothing_to_train(rollouts: Path, world: World, trd: Trd, tmp_path: Path) -> None:
     line = refusal(trd("distill", rollouts, "--setting", "opsd", "--out", tmp_path / "c"))
     assert "scripted has no weights to train" in line
     line = refusal(trd("distill", world.by_teacher, "--teacher", "scripted", "--out", tmp_path / "c"))
@@ -624,10 +583,7 @@ def test_weights_that_cannot_be_read_are_refused(world: World, trd: Trd, tmp_pat
         ("Gemma2Config", {"query_pre_attn_scalar": 8}),
         ("CohereConfig", {}),
         ("GraniteConfig", {"logits_scaling": 8.0}),
-        (
-            "FalconH1Config",
-            {"lm_head_multiplier": 0.5, "mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8},
-        ),
+        ("FalconH1Config", {"lm_head_multiplier": 0.5, "mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8}),
         ("PhiConfig", {}),
     ],
 )
@@ -647,19 +603,7 @@ def test_a_second_round_keeps_its_own_log_and_takes_nothing_but_the_model_along(
 ) -> None:
     (trained / "notes.txt").write_text("not part of a model\n")
     second = tmp_path / "second"
-    ok(
-        "distill",
-        world.by_student,
-        *TRAIN,
-        "--model",
-        trained,
-        "--epochs",
-        2,
-        "--batch-size",
-        12,
-        "--out",
-        second,
-    )
+    ok("distill", world.by_student, *TRAIN, "--model", trained, "--epochs", 2, "--batch-size", 12, "--out", second)
     assert [record["step"] for record in log_of(second)] == [1, 2]
     assert not (second / "notes.txt").exists()
     assert all((second / name).is_file() for name in TOKENIZER_FILES)
@@ -676,9 +620,7 @@ def test_a_run_that_died_while_saving_is_run_again(world: World, ok: Trd, tmp_pa
     reference_model(tmp_path / "checkpoint")
 
 
-def test_sets_that_were_made_differently_are_not_trained_on_together(
-    world: World, trd: Trd, tmp_path: Path
-) -> None:
+def test_sets_that_were_made_differently_are_not_trained_on_together(world: World, trd: Trd, tmp_path: Path) -> None:
     result = trd("distill", world.by_teacher, world.by_student, *TRAIN, "--out", tmp_path / "checkpoint")
     assert result.exit_code == 1
     assert "differ in model, model_revision, setting" in result.stderr

@@ -38,18 +38,14 @@ def naive_distance(one: Sequence[int], other: Sequence[int]) -> int:
         ([1, 2, 3, 4], [3, 4, 1, 2], 1.0),
     ],
 )
-def test_the_edit_distance_of_small_cases_is_that_by_hand(
-    one: list[int], other: list[int], expected: float
-) -> None:
+def test_the_edit_distance_of_small_cases_is_that_by_hand(one: list[int], other: list[int], expected: float) -> None:
     assert edit_distances([(one, other)]) == [expected]
 
 
 def test_the_edit_distance_is_that_of_the_full_table_for_ids_beyond_any_character() -> None:
     chance = random.Random(0)
     ids = [0, 5, 0xD800, 151_935, 1_500_000, 2**31 - 1]
-    pairs = [
-        tuple([chance.choice(ids) for _ in range(chance.randrange(40))] for _ in "ab") for _ in range(200)
-    ]
+    pairs = [tuple([chance.choice(ids) for _ in range(chance.randrange(40))] for _ in "ab") for _ in range(200)]
     expected = [naive_distance(a, b) / max(1, len(a), len(b)) for a, b in pairs]
     assert edit_distances(pairs) == pytest.approx(expected, abs=1e-12)
     assert len(set(expected)) > 50
@@ -82,9 +78,7 @@ def test_no_pairs_have_no_distances() -> None:
         ([4], [4], 1),
     ],
 )
-def test_the_common_prefix_ends_at_the_first_difference(
-    one: list[int], other: list[int], tokens: int
-) -> None:
+def test_the_common_prefix_ends_at_the_first_difference(one: list[int], other: list[int], tokens: int) -> None:
     assert common_prefix(one, other) == tokens
 
 
@@ -92,9 +86,7 @@ def test_the_common_prefix_is_that_of_a_plain_loop() -> None:
     chance = random.Random(1)
     for _ in range(300):
         one, other = ([chance.randrange(2) for _ in range(chance.randrange(12))] for _ in "ab")
-        plain = next(
-            (i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other))
-        )
+        plain = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
         assert common_prefix(one, other) == plain
 
 

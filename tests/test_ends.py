@@ -63,8 +63,7 @@ FAMILIES: dict[str, Family] = {
         ends=frozenset({OTHER_END}),
     ),
     "opens a thought in its prompt and writes an empty one before an answer": Family(
-        FOR_EACH
-        + "<|start|>{{ m['role'] }}\n{% if m['role'] == 'assistant' %}<think>\n\n</think>\n\n{% endif %}"
+        FOR_EACH + "<|start|>{{ m['role'] }}\n{% if m['role'] == 'assistant' %}<think>\n\n</think>\n\n{% endif %}"
         "{{ m['content'] }}<|end|>\n{% endfor %}"
         "{% if add_generation_prompt %}<|start|>assistant\n<think>\n{% endif %}",
         "<|end|>",
@@ -99,9 +98,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "no template": Family(None, "<|eos|>", OTHER_END, ends=frozenset({OTHER_END})),
     "no end of its own": Family(CHAT_TEMPLATE, None, END, ends=frozenset({END})),
-    "no end of its own and no template": Family(
-        None, None, OTHER_END, config=[OTHER_END], ends=frozenset({OTHER_END})
-    ),
+    "no end of its own and no template": Family(None, None, OTHER_END, config=[OTHER_END], ends=frozenset({OTHER_END})),
 }
 
 
@@ -221,20 +218,7 @@ def test_sampling_stops_at_the_end_of_a_turn_that_no_configuration_names(
 ) -> None:
     directory = shaped(FAMILIES["a base model with the template of its chat model"])
     options = ("--engine", "transformers", "--device", "cpu", "--top-k", 0, "--top-p", 1, "--temperature", 1)
-    ok(
-        "sample",
-        "-m",
-        directory,
-        "-p",
-        problems,
-        "-n",
-        3,
-        "--max-tokens",
-        400,
-        *options,
-        "--out",
-        tmp_path / "y_o",
-    )
+    ok("sample", "-m", directory, "-p", problems, "-n", 3, "--max-tokens", 400, *options, "--out", tmp_path / "y_o")
     rows = rows_of(tmp_path / "y_o")
     assert any(row.response_token_ids[-1] == END for row in rows), "a random model writes it now and then"
     for row in rows:

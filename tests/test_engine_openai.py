@@ -10,19 +10,7 @@ import time
 from importlib import metadata
 
 import pytest
-from local_server import (
-    END,
-    SAMPLING,
-    TOKENIZER,
-    Reply,
-    ask,
-    asking,
-    chat,
-    completion,
-    engine_for,
-    exact,
-    failed,
-)
+from local_server import END, SAMPLING, TOKENIZER, Reply, ask, asking, chat, completion, engine_for, exact, failed
 
 from trd_cli.errors import EngineError
 from trd_cli.records import Completion, Request, Sampling
@@ -367,8 +355,7 @@ def test_an_unknown_engine_argument_is_refused_and_the_known_ones_are_named():
 
 
 @pytest.mark.parametrize(
-    ("key", "value"),
-    [("api", "responses"), ("timeout", 0), ("timeout", "soon"), ("retries", -1), ("logprobs", 3)],
+    ("key", "value"), [("api", "responses"), ("timeout", 0), ("timeout", "soon"), ("retries", -1), ("logprobs", 3)]
 )
 def test_an_engine_argument_of_the_wrong_kind_is_refused_by_name(key, value):
     with pytest.raises(EngineError, match=f"--engine-arg {key}={value!r}; expected .*; change {key}"):

@@ -1,4 +1,7 @@
-"""The vLLM engine on real vLLM and the embedded model, on a CPU. Run by tests/run_vllm.sh; starting vLLM takes half a minute."""
+"""The vLLM engine on real vLLM and the embedded model, on a CPU.
+
+Run by tests/run_vllm.sh; starting vLLM takes half a minute.
+"""
 
 from __future__ import annotations
 
@@ -23,20 +26,13 @@ from trd_cli.records import Completion, Request, Sampling
 
 pytestmark = [
     pytest.mark.vllm,
-    pytest.mark.skipif(
-        importlib.util.find_spec("vllm") is None, reason="vllm is not installed: tests/run_vllm.sh"
-    ),
+    pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vllm is not installed: tests/run_vllm.sh"),
 ]
 
 GREEDY = Sampling(temperature=0.0, top_p=1.0, top_k=0, max_tokens=16)
 SEEDED = Sampling(temperature=0.9, top_p=0.95, top_k=40, max_tokens=16)
 LONGEST = 512
-QUESTIONS = (
-    "What is 2+2? Answer with one number.",
-    "What is the capital of France?",
-    "Say hi.",
-    "Count to five.",
-)
+QUESTIONS = ("What is 2+2? Answer with one number.", "What is the capital of France?", "Say hi.", "Count to five.")
 
 # What a user's own script does: standard output is theirs, and the engine's processes may be killed.
 SCRIPT = """
@@ -169,9 +165,7 @@ def test_logprobs_are_the_models_own_before_temperature_and_filters(
     ):
         ids = torch.tensor([*request.prompt_token_ids, *completion.token_ids])
         with torch.no_grad():
-            logprobs_TV = (
-                reference(ids[None]).logits[0, len(request.prompt_token_ids) - 1 : -1].log_softmax(-1)
-            )
+            logprobs_TV = reference(ids[None]).logits[0, len(request.prompt_token_ids) - 1 : -1].log_softmax(-1)
         expected = logprobs_TV.gather(1, torch.tensor(completion.token_ids)[:, None]).squeeze(1)
         assert completion.logprobs == pytest.approx(expected.tolist(), abs=2e-3)
         assert all(logprob <= 0 for logprob in completion.logprobs)

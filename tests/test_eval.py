@@ -61,7 +61,10 @@ def rows_of(directory: Path, source: str | None = None) -> list[Trajectory]:
 
 
 def majority(votes: list[tuple[bool, str | None]]) -> float:
-    """Chance that the most frequent answer is right, ties drawn by lot: the correct ones are one answer, None is no vote."""
+    """Chance that the most frequent answer is right, ties drawn by lot:
+
+    the correct ones are one answer, None is no vote.
+    """
     counts = Counter(True if right else answer for right, answer in votes if right or answer is not None)
     most = [answer for answer, count in counts.items() if count == max(counts.values())]
     return most.count(True) / len(most) if most else 0.0
@@ -146,17 +149,15 @@ def test_results_say_where_questions_and_verdicts_came_from(pair: Path) -> None:
     row = rows_of(pair, SMALL)[0]
     assert bench["grader"] == f"{row.grader} {row.grader_version}"
     assert bench["prompt"] == row.prompt_sha256
-    assert bench["sampling"] == {
-        key: getattr(row, key) for key in ("temperature", "top_p", "top_k", "max_tokens")
-    } | {"seed": 0}
+    assert bench["sampling"] == {key: getattr(row, key) for key in ("temperature", "top_p", "top_k", "max_tokens")} | {
+        "seed": 0
+    }
 
 
 def test_two_benchmarks_that_share_questions_share_no_row(pair: Path) -> None:
     assert len(rows_of(pair, SMALL)) == 12
     assert len(rows_of(pair, OVERLAPPING)) == 18
-    shared = {row.problem_id for row in rows_of(pair, SMALL)} & {
-        row.problem_id for row in rows_of(pair, OVERLAPPING)
-    }
+    shared = {row.problem_id for row in rows_of(pair, SMALL)} & {row.problem_id for row in rows_of(pair, OVERLAPPING)}
     assert shared, "the two should overlap, or nothing is tested"
     assert len({row.trajectory_id for row in rows_of(pair)}) == 30
 
@@ -242,9 +243,7 @@ def test_other_content_under_the_same_name_and_ids_is_refused(
     assert "sha256 (" in result.stderr
 
 
-def test_other_sampling_is_refused_and_the_benchmarks_own_said_aloud_is_not(
-    pair: Path, ok: Trd, trd: Trd
-) -> None:
+def test_other_sampling_is_refused_and_the_benchmarks_own_said_aloud_is_not(pair: Path, ok: Trd, trd: Trd) -> None:
     command = ("eval", "scripted", "--bench", BOTH, "--k", 2, "--max-errors", 30, *FAULTS, "--out", pair)
     result = trd(*command, "--temperature", 0.1)
     assert result.exit_code == 1
@@ -284,9 +283,7 @@ def test_rescoring_gives_the_same_bytes_and_starts_no_engine(four: Path, ok: Trd
         assert (out / name).read_bytes() == (four / name).read_bytes()
 
 
-def test_rescoring_with_a_smaller_k_is_a_run_with_that_k(
-    four: Path, pair: Path, ok: Trd, tmp_path: Path
-) -> None:
+def test_rescoring_with_a_smaller_k_is_a_run_with_that_k(four: Path, pair: Path, ok: Trd, tmp_path: Path) -> None:
     out = shutil.copytree(four, tmp_path / "smaller")
     ok("eval", "--rescore", out, "--k", 2, "--max-errors", 30)
     for name in TABLES:
@@ -321,11 +318,7 @@ def answered(ok: Trd, tmp_path: Path) -> Callable[[list[str]], Path]:
         ok("eval", "scripted", "--bench", "arithmetic:n=1", "--k", len(responses), "--out", out)
         for shard in list_shards(out):
             rows = [
-                replace(
-                    row,
-                    response=responses[row.sample_index].replace("{}", row.reference_answer),
-                    verdict=None,
-                )
+                replace(row, response=responses[row.sample_index].replace("{}", row.reference_answer), verdict=None)
                 for row in read_rows(shard)
             ]
             write_shard(shard, rows)
@@ -382,9 +375,7 @@ def test_a_thought_without_an_end_is_counted(answered: Callable[[list[str]], Pat
     assert list(only(out)["samples"].values()) == ["01"]
 
 
-def test_a_dry_rescoring_says_what_it_would_do_and_writes_nothing(
-    four: Path, ok: Trd, tmp_path: Path
-) -> None:
+def test_a_dry_rescoring_says_what_it_would_do_and_writes_nothing(four: Path, ok: Trd, tmp_path: Path) -> None:
     out = shutil.copytree(four, tmp_path / "dry")
     (out / "results.json").unlink()
     result = ok("eval", "--rescore", out, "--k", 3, "--dry-run")
@@ -393,9 +384,7 @@ def test_a_dry_rescoring_says_what_it_would_do_and_writes_nothing(
     assert not (out / "results.json").exists()
 
 
-def test_an_evaluation_cut_off_by_its_engine_goes_on_where_it_ended(
-    ok: Trd, trd: Trd, tmp_path: Path
-) -> None:
+def test_an_evaluation_cut_off_by_its_engine_goes_on_where_it_ended(ok: Trd, trd: Trd, tmp_path: Path) -> None:
     # This engine fails after every two replies: six questions take three starts.
     out = tmp_path / "e"
     command = ("eval", "scripted", "--bench", SMALL, "--engine-arg", "crash_after=2", "--out", out)
@@ -439,9 +428,7 @@ def test_the_model_may_come_from_standard_input(ok: Trd, tmp_path: Path, argumen
     assert results_of(out)["model"] == "scripted"
 
 
-@pytest.mark.parametrize(
-    "words", [("--model", "scripted"), ("-m", "scripted"), ("scripted", "-m", "scripted")]
-)
+@pytest.mark.parametrize("words", [("--model", "scripted"), ("-m", "scripted"), ("scripted", "-m", "scripted")])
 def test_the_model_may_be_given_by_its_flag(ok: Trd, tmp_path: Path, words: tuple[str, ...]) -> None:
     ok("eval", *words, "--bench", "arithmetic:n=2", "--out", tmp_path / "e")
     assert results_of(tmp_path / "e")["model"] == "scripted"
@@ -464,9 +451,7 @@ def test_a_problem_set_is_a_benchmark_and_limit_takes_its_first_questions(
 
 def test_each_benchmark_is_sampled_in_its_own_way(problems: Path, ok: Trd, tmp_path: Path) -> None:
     ok("eval", "scripted", "--bench", f"{SMALL},{problems}", "--out", tmp_path / "e")
-    used = {
-        (row.source, row.temperature, row.top_p, row.top_k, row.max_tokens) for row in rows_of(tmp_path / "e")
-    }
+    used = {(row.source, row.temperature, row.top_p, row.top_k, row.max_tokens) for row in rows_of(tmp_path / "e")}
     assert {source: rest for source, *rest in used} == {
         SMALL: [0.6, 0.95, 20, 1024],
         str(problems): [0.6, 0.95, 20, 38912],
@@ -476,9 +461,7 @@ def test_each_benchmark_is_sampled_in_its_own_way(problems: Path, ok: Trd, tmp_p
 def test_code_is_sampled_shorter_than_mathematics(ok: Trd, tmp_path: Path) -> None:
     tests = json.dumps({"kind": "stdin", "inputs": ["1\n"], "outputs": ["1\n"]})
     write_problems(tmp_path / "code.parquet", [Problem("c1", "mine", "code", "Echo.", tests=tests)])
-    shown = ok(
-        *("eval", "scripted", "--bench", tmp_path / "code.parquet", "--dry-run", "--out", tmp_path / "e")
-    ).stderr
+    shown = ok(*("eval", "scripted", "--bench", tmp_path / "code.parquet", "--dry-run", "--out", tmp_path / "e")).stderr
     assert "1 questions × 1, T 0.6, top-p 0.95, top-k 20, at most 16384 new tokens" in shown
 
 
@@ -527,9 +510,7 @@ def test_mathematics_and_code_are_evaluated_by_one_command(real: Path, tmp_path:
 def test_questions_that_are_not_the_published_ones_are_told(real: Path, ok: Trd, tmp_path: Path) -> None:
     path = real / "aime25.jsonl"
     path.write_text(path.read_text().replace("Find the", "Please find the", 1))
-    said = ok(
-        "eval", "scripted", "--bench", "aime25", "--limit", 1, "--out", tmp_path / "e"
-    ).stderr.splitlines()
+    said = ok("eval", "scripted", "--bench", "aime25", "--limit", 1, "--out", tmp_path / "e").stderr.splitlines()
     assert len([line for line in said if "aime25: other questions than trd knows by this name" in line]) == 1
     assert results_of(tmp_path / "e")["benchmarks"]["aime25"]["known"] is False
 
@@ -543,14 +524,10 @@ def test_sampling_that_is_given_holds_for_all_benchmarks(problems: Path, ok: Trd
     assert used == {(1.0, 0.8, 0, 99)}
 
 
-def test_a_context_shorter_than_what_the_benchmark_asks_for_is_told(
-    problems: Path, ok: Trd, tmp_path: Path
-) -> None:
+def test_a_context_shorter_than_what_the_benchmark_asks_for_is_told(problems: Path, ok: Trd, tmp_path: Path) -> None:
     said = ok("eval", "scripted", "--bench", problems, "--dry-run", "--out", tmp_path / "e").stderr
     assert "prompt and response end where the model's 8192 tokens do" in said
-    shorter = ok(
-        *("eval", "scripted", "--bench", problems, "--max-tokens", 100, "--dry-run", "--out", tmp_path / "e")
-    )
+    shorter = ok(*("eval", "scripted", "--bench", problems, "--max-tokens", 100, "--dry-run", "--out", tmp_path / "e"))
     assert "prompt and response end" not in shorter.stderr
 
 
@@ -585,9 +562,7 @@ def test_truncated_responses_are_wrong_and_their_share_is_told(ok: Trd, tmp_path
     assert "truncated 100.0%, no answer 100.0%" in result.stderr
 
 
-def test_a_benchmark_of_errors_alone_has_no_score_and_ends_in_exit_code_three(
-    trd: Trd, tmp_path: Path
-) -> None:
+def test_a_benchmark_of_errors_alone_has_no_score_and_ends_in_exit_code_three(trd: Trd, tmp_path: Path) -> None:
     result = trd("eval", "scripted", "--bench", SMALL, "--engine-arg", "faults=1", "--out", tmp_path / "e")
     assert result.exit_code == 3
     bench = results_of(tmp_path / "e")["benchmarks"][SMALL]
@@ -634,10 +609,7 @@ def test_the_markdown_agrees_with_results(four: Path) -> None:
     rows = markdown_rows((four / "results.md").read_text())
     for name, bench in results_of(four)["benchmarks"].items():
         told = [row for row in rows if row[0] == name and "@" in row[1]]
-        assert [row[1] for row in told] == [
-            *("avg@4", "pass@1", "pass@2", "pass@4"),
-            *("maj@1", "maj@2", "maj@4"),
-        ]
+        assert [row[1] for row in told] == [*("avg@4", "pass@1", "pass@2", "pass@4"), *("maj@1", "maj@2", "maj@4")]
         for row in told:
             estimate = bench["scores"][row[1]]
             assert row[2] == f"{100 * estimate['value']:.1f} %"
@@ -645,20 +617,15 @@ def test_the_markdown_agrees_with_results(four: Path) -> None:
             assert row[-1] == str(estimate["questions"])
         (ends,) = [row for row in rows if row[0] == name and len(row) == 8]
         assert ends[1:6] == [
-            f"{100 * bench[key]:.1f} %"
-            for key in ("truncated", "no_answer", "unclosed_thinking", "error", "timeout")
+            f"{100 * bench[key]:.1f} %" for key in ("truncated", "no_answer", "unclosed_thinking", "error", "timeout")
         ]
 
 
-def test_a_dry_run_shows_the_first_prompt_and_the_sampling_and_writes_nothing(
-    ok: Trd, tmp_path: Path
-) -> None:
+def test_a_dry_run_shows_the_first_prompt_and_the_sampling_and_writes_nothing(ok: Trd, tmp_path: Path) -> None:
     result = ok("eval", "scripted", "--bench", BOTH, "--k", 3, "--dry-run", "--out", tmp_path / "e")
     assert load_benchmark(SMALL).problems[0].problem in result.stderr
     assert "would make 45 rows" in result.stderr
     for name, questions in ((SMALL, 6), (OVERLAPPING, 9)):
-        assert (
-            f"{name}: {questions} questions × 3, T 0.6, top-p 0.95, top-k 20, at most 1024" in result.stderr
-        )
+        assert f"{name}: {questions} questions × 3, T 0.6, top-p 0.95, top-k 20, at most 1024" in result.stderr
     assert result.stdout == ""
     assert not (tmp_path / "e").exists()

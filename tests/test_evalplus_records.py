@@ -17,12 +17,10 @@ from trd_cli.graders.pool import GraderOptions, GraderPool
 
 DATA = Path(os.environ.get("TRD_DATA", Path(__file__).parent.parent.parent / "shared" / "data"))
 RECORDS = DATA / "rollouts" / "evalplus_llama3_8b"
-pytestmark = pytest.mark.skipif(
-    not RECORDS.is_dir(), reason=f"no {RECORDS}: set TRD_DATA to the folder of test data"
-)
+pytestmark = pytest.mark.skipif(not RECORDS.is_dir(), reason=f"no {RECORDS}: set TRD_DATA to the folder of test data")
 
-# Of HumanEval/21 the record says that the plus tests fail, at [0.1, 0.5, 0.9, 0.3, 0.7]: the EvalPlus of May 2024 compared floats
-# exactly there. Today's own runner lets 0.25 pass for 0.24999999999999997.
+# Of HumanEval/21 the record says that the plus tests fail, at [0.1, 0.5, 0.9, 0.3, 0.7]: the EvalPlus of May 2024
+# compared floats exactly there. Today's own runner lets 0.25 pass for 0.24999999999999997.
 OTHER_THAN_RECORDED = {"HumanEval/21": ("base pass", "plus pass")}
 # EvalPlus's sanitiser drops functions without `return`, and so the generator that this reference is made of.
 LOST_IN_SANITISING = {"Mbpp/630"}
@@ -81,9 +79,7 @@ def test_a_reference_lost_in_sanitising_passes_as_it_is(pool: GraderPool) -> Non
         asked = question("mbpp", LATEST["mbpp"], name, "")
         program = programs("mbpp", empty=False)[name]
         memory = GraderOptions().code.memory
-        assert set(evalplus.check(json.loads(asked.tests), program, pool.sandbox, memory).values()) == {
-            "pass"
-        }
+        assert set(evalplus.check(json.loads(asked.tests), program, pool.sandbox, memory).values()) == {"pass"}
 
 
 @pytest.mark.parametrize(("dataset", "step"), [("humaneval", 1), ("mbpp", 4)])

@@ -1,4 +1,7 @@
-"""The recipes in examples/recipes: each parses, says what its papers say, and runs with the scripted engine up to training."""
+"""The recipes in examples/recipes:
+
+each parses, says what its papers say, and runs with the scripted engine up to training.
+"""
 
 from __future__ import annotations
 
@@ -26,16 +29,9 @@ from trd_cli.trajectories.shards import iter_rows, list_shards
 RECIPES = Path(__file__).parent.parent / "examples" / "recipes"
 PAPER = RECIPES / "paper"
 # Parts that other recipes extend.
-PARTS = {
-    PAPER / f"{name}.toml"
-    for name in ("base", "opd", "opsd", "math", "code", "arms", "arms-opd", "arms-opsd")
-}
+PARTS = {PAPER / f"{name}.toml" for name in ("base", "opd", "opsd", "math", "code", "arms", "arms-opd", "arms-opsd")}
 WHOLE = sorted(path for path in RECIPES.rglob("*.toml") if path not in PARTS)
-STUDENTS = {
-    "qwen3-1.7b": "Qwen/Qwen3-1.7B",
-    "qwen3-4b": "Qwen/Qwen3-4B-Instruct-2507",
-    "qwen3-8b": "Qwen/Qwen3-8B",
-}
+STUDENTS = {"qwen3-1.7b": "Qwen/Qwen3-1.7B", "qwen3-4b": "Qwen/Qwen3-4B-Instruct-2507", "qwen3-8b": "Qwen/Qwen3-8B"}
 MATRIX = [
     (setting, task, size)
     for setting in ("opd", "opsd")
@@ -70,9 +66,7 @@ def test_these_are_the_recipes() -> None:
     assert all(path.is_file() for path in PARTS)
 
 
-@pytest.mark.parametrize(
-    "page", [RECIPES / "README.md", RECIPES.parent.parent / "README.md"], ids=["recipes", "top"]
-)
+@pytest.mark.parametrize("page", [RECIPES / "README.md", RECIPES.parent.parent / "README.md"], ids=["recipes", "top"])
 def test_the_recipes_in_the_readmes_are_recipes(page: Path, tmp_path: Path) -> None:
     blocks = re.findall(r"^```toml\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
     assert blocks
@@ -90,10 +84,9 @@ def test_the_paper_s_models_problems_and_arms(setting: str, task: str, size: str
     recipe: Recipe = load_recipe(paper(setting, task, size))
     assert (recipe.setting, recipe.student, recipe.rounds) == (setting, STUDENTS[size], 1)
     assert recipe.teacher == ("Qwen/Qwen3-8B" if setting == "opd" else None)
-    preset, file = {
-        "math": ("deepscaler", "agentica-org/DeepScaleR-Preview-Dataset"),
-        "code": ("taco", "BAAI/TACO"),
-    }[task]
+    preset, file = {"math": ("deepscaler", "agentica-org/DeepScaleR-Preview-Dataset"), "code": ("taco", "BAAI/TACO")}[
+        task
+    ]
     assert (recipe.problems["import"]["preset"], recipe.problems["import"]["file"]) == (preset, file)
     assert set(recipe.arms) == {"fkl", "fkl-clip", "rkl", "rkl-topk", "trd"}
 
@@ -115,20 +108,10 @@ def test_the_paper_s_update(setting: str, task: str, size: str) -> None:
     trainings = {n.arm: n.config for n in graph.nodes if isinstance(n.config, DistillConfig)}
     assert len(trainings) == 5
     for config in trainings.values():
-        assert (config.lora, config.lora_rank, config.lora_alpha, config.lora_dropout) == (
-            True,
-            64,
-            128.0,
-            0.05,
-        )
+        assert (config.lora, config.lora_rank, config.lora_alpha, config.lora_dropout) == (True, 64, 128.0, 0.05)
         assert config.lora_targets == ()
         assert (config.learning_rate, config.warmup_ratio, config.min_lr_ratio) == (5e-6, 0.1, 0.1)
-        assert (config.weight_decay, config.max_grad_norm, config.batch_size, config.epochs) == (
-            0.005,
-            1.0,
-            128,
-            1,
-        )
+        assert (config.weight_decay, config.max_grad_norm, config.batch_size, config.epochs) == (0.005, 1.0, 128, 1)
         assert (config.subset, config.reduction, config.eos) == ("all", "sequence", True)
         assert config.teacher_weights == {"opd": "round", "opsd": "initial"}[setting]
     lengths = {arm: config.max_length for arm, config in trainings.items()}
@@ -164,9 +147,7 @@ def test_the_paper_s_evaluation(setting: str, task: str, size: str) -> None:
         }[task]
 
 
-@pytest.mark.parametrize(
-    "path", [paper("opd", "math", "qwen3-4b"), RECIPES / "subset-ablation.toml"], ids=short
-)
+@pytest.mark.parametrize("path", [paper("opd", "math", "qwen3-4b"), RECIPES / "subset-ablation.toml"], ids=short)
 def test_the_arms_share_one_set_of_rollouts_and_one_of_refined_rows(path: Path) -> None:
     stages = [node.stage for node in graph_of(path).nodes]
     assert (stages.count("sample"), stages.count("refine"), stages.count("verify")) == (1, 1, 2)
@@ -265,9 +246,7 @@ def scripted(path: Path, directory: Path) -> Path:
 
 @pytest.mark.parametrize("path", WHOLE, ids=short)
 def test_a_recipe_shows_its_graph_and_its_first_prompts(path: Path, ok: Trd, tmp_path: Path) -> None:
-    shown = ok(
-        "run", scripted(path, tmp_path), "--dry-run", "--until", "distill", "--out", tmp_path / "run"
-    ).stdout
+    shown = ok("run", scripted(path, tmp_path), "--dry-run", "--until", "distill", "--out", tmp_path / "run").stdout
     for arm in load_recipe(path).arms:
         assert f"seed-0/round-0/{arm}/distill" in shown
     assert "teacher reads:" in shown
@@ -275,9 +254,7 @@ def test_a_recipe_shows_its_graph_and_its_first_prompts(path: Path, ok: Trd, tmp
 
 
 @pytest.mark.parametrize("path", WHOLE, ids=short)
-def test_a_recipe_s_rows_are_made_by_the_scripted_engine(
-    path: Path, ok: Trd, tmp_path: Path, inside: Path
-) -> None:
+def test_a_recipe_s_rows_are_made_by_the_scripted_engine(path: Path, ok: Trd, tmp_path: Path, inside: Path) -> None:
     graph = graph_of(scripted(path, tmp_path), inside)
     made = [node for node in graph.nodes if node.stage in ("problems", "sample", "verify", "refine")]
     assert len(made) >= 3

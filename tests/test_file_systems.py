@@ -1,7 +1,9 @@
-"""What file systems do to a command, and commands to one another in one directory: one line, and all that is finished is kept.
+"""What file systems do to a command, and commands to one another in one directory: one line, and all that is finished
+is kept.
 
-The faults are those of `faults.c`, a library that is loaded into real child processes before any other. It is made here by a C
-compiler; without one its tests are skipped. Not covered: what a real NFS, Lustre or CIFS does beside these errors.
+The faults are those of `faults.c`, a library that is loaded into real child processes before any other. It is made here
+by a C compiler; without one its tests are skipped. Not covered: what a real NFS, Lustre or CIFS does beside these
+errors.
 """
 
 from __future__ import annotations
@@ -200,17 +202,7 @@ def test_shards_that_are_removed_while_they_are_graded_are_one_line(rollouts: Pa
 
 def test_what_cannot_be_removed_is_one_line(faults: Path, problems: Path, tmp_path: Path, trd: Trd) -> None:
     """A shard of nothing but errors is removed when they are tried again."""
-    command = (
-        "sample",
-        "-m",
-        "scripted",
-        "-p",
-        problems,
-        "--engine-arg",
-        "faults=1",
-        "--out",
-        tmp_path / "out",
-    )
+    command = ("sample", "-m", "scripted", "-p", problems, "--engine-arg", "faults=1", "--out", tmp_path / "out")
     assert trd(*command).exit_code == 3
     told = fault(faults, "unlink", errno.EROFS, below=tmp_path / "out" / "shard")
     ended = end_of(start(*command, "--retry-errors", **told))
@@ -233,9 +225,7 @@ def test_a_set_that_may_only_be_read_is_verified_where_nothing_is_missing(
 
 
 def test_nothing_needs_a_cache_that_it_can_do_without(sample: Sample, rollouts: Path, tmp_path: Path) -> None:
-    nowhere = dict.fromkeys(
-        ("HOME", "XDG_CACHE_HOME", "HF_HOME", "TRD_CACHE", "MPLCONFIGDIR"), "/dev/null/none"
-    )
+    nowhere = dict.fromkeys(("HOME", "XDG_CACHE_HOME", "HF_HOME", "TRD_CACHE", "MPLCONFIGDIR"), "/dev/null/none")
     assert end_of(start(*sample(tmp_path / "out"), **nowhere)).exit_code == 0
     assert by_id(tmp_path / "out") == by_id(rollouts)
     ended = end_of(start(*VERIFY, tmp_path / "out", **nowhere))
@@ -285,9 +275,7 @@ def test_copies_that_another_verify_makes_are_left_to_it(rollouts: Path, tmp_pat
     assert trd(*VERIFY, rollouts, "--out", copies).exit_code == 0
 
 
-def test_an_evaluation_is_not_graded_while_another_process_grades_it(
-    tmp_path: Path, ok: Trd, trd: Trd
-) -> None:
+def test_an_evaluation_is_not_graded_while_another_process_grades_it(tmp_path: Path, ok: Trd, trd: Trd) -> None:
     out = tmp_path / "eval"
     ok("eval", "scripted", "--bench", "arithmetic:n=4,seed=2", "--workers", 1, "--out", out)
     with held(out / ".verify"):

@@ -1,7 +1,7 @@
 """The pool of graders hands rows of mathematics over in chunks: what a row's neighbours are changes nothing.
 
-Its workers may be killed at any moment, from outside: that costs a row at most. Not covered: a worker that is stopped while it starts is
-given a minute.
+Its workers may be killed at any moment, from outside: that costs a row at most. Not covered: a worker that is stopped
+while it starts is given a minute.
 """
 
 from __future__ import annotations
@@ -96,9 +96,7 @@ def expected(count: int) -> list[str]:
 def servers(of: int | None = None) -> list[psutil.Process]:
     """The processes below `of`, or this one, that workers are forked from."""
     with suppress(psutil.NoSuchProcess):
-        return [
-            p for p in psutil.Process(of).children() if "multiprocessing.forkserver" in " ".join(cmdline(p))
-        ]
+        return [p for p in psutil.Process(of).children() if "multiprocessing.forkserver" in " ".join(cmdline(p))]
     return []
 
 
@@ -118,7 +116,10 @@ def workers(of: int | None = None) -> list[psutil.Process]:
 
 @contextmanager
 def killing(victims: int | None, delay: float, of: int | None = None) -> Iterator[list[int]]:
-    """In the block every worker is killed `delay` seconds after it was there, until there were so many victims (None: for ever)."""
+    """In the block every worker is killed `delay` seconds after it was there, until there were so many victims (None:
+
+    for ever).
+    """
     killed: list[int] = []
     ended = threading.Event()
 
@@ -192,9 +193,7 @@ def test_a_row_that_always_ends_its_worker_is_an_error_and_the_others_keep_their
     with GraderPool(GraderOptions(workers=2)) as pool:
         grades = list(pool.grade(rows))
     assert (grades[17].verdict, grades[17].detail) == ("error", "the grader's process died (exit code -9)")
-    assert [grade.verdict for n, grade in enumerate(grades) if n != 17] == expected(40)[:17] + expected(40)[
-        18:
-    ]
+    assert [grade.verdict for n, grade in enumerate(grades) if n != 17] == expected(40)[:17] + expected(40)[18:]
 
 
 def test_workers_that_all_die_while_they_start_end_in_one_line() -> None:

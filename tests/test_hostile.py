@@ -1,7 +1,7 @@
 """Programs and answers made to harm, to escape or to be graded right without being so; an honest row stands after each.
 
-All go through `trd verify`, with one worker, in a process of its own whose environment holds a secret. A program that could do
-damage where the sandbox did not hold looks first whether it is in one, and works on files made for it alone.
+All go through `trd verify`, with one worker, in a process of its own whose environment holds a secret. A program that
+could do damage where the sandbox did not hold looks first whether it is in one, and works on files made for it alone.
 """
 
 from __future__ import annotations
@@ -32,10 +32,7 @@ HIDDEN = "answer-" + "9c1185a5c5e9"
 SLEEP = "86399.25"
 SECONDS = {"namespaces": 600, "limits": 450}
 
-HONEST = (
-    {"kind": "stdin", "inputs": ["2 3\n"], "outputs": ["5\n"]},
-    "print(sum(map(int, input().split())))",
-)
+HONEST = ({"kind": "stdin", "inputs": ["2 3\n"], "outputs": ["5\n"]}, "print(sum(map(int, input().split())))")
 STDIN = {"kind": "stdin", "inputs": ["1\n", "2\n"], "outputs": ["42\n", "43\n"]}
 CALL = {"kind": "call", "fn_name": "f", "inputs": [[1], [2]], "outputs": [42, [43, 44]]}
 FIND = {"kind": "call", "fn_name": "f", "inputs": [[1]], "outputs": [HIDDEN]}
@@ -70,10 +67,7 @@ EVERYWHERE: dict[str, tuple[dict, str]] = {
     "an endless loop": (STDIN, "while True: pass"),
     "an endless loop in a call": (CALL, "def f(x):\n    while True: pass"),
     "an endless loop at import": (CALL, "while True: pass"),
-    "an endless loop under a test program": (
-        CHECKS,
-        "class Solution:\n    def f(self, x):\n        while True: pass",
-    ),
+    "an endless loop under a test program": (CHECKS, "class Solution:\n    def f(self, x):\n        while True: pass"),
     "an endless loop in C": (CALL, "def f(x): return sum(iter(int, 1))"),
     "50 GB": (STDIN, "x = bytearray(50 << 30)\nprint(42)"),
     "50 GB in small parts": (CALL, "def f(x):\n    a = []\n    while True: a.append(bytearray(1 << 20))"),
@@ -231,19 +225,13 @@ EVERYWHERE: dict[str, tuple[dict, str]] = {
     "5,000 brackets": (CALL, "def f(x): return " + "[" * 5000 + "]" * 5000),
     "an integer of ten million digits": (CALL, "def f(x): return 10 ** 10 ** 7"),
     "an integer of 5,000 digits": (CALL, "def f(x): return 10 ** 5000"),
-    "a result 100,000 deep": (
-        CALL,
-        "def f(x):\n    a = []\n    for _ in range(100_000): a = [a]\n    return a",
-    ),
+    "a result 100,000 deep": (CALL, "def f(x):\n    a = []\n    for _ in range(100_000): a = [a]\n    return a"),
     "a result that contains itself": (CALL, "def f(x):\n    a = []\n    a.append(a)\n    return a"),
     "a result that contains one list 2 ** 40 times": (
         CALL,
         "def f(x):\n    a = [42]\n    for _ in range(40): a = [a, a]\n    return a",
     ),
-    "a list of nodes in a circle": (
-        CALL,
-        "def f(x):\n    node = ListNode(42)\n    node.next = node\n    return node",
-    ),
+    "a list of nodes in a circle": (CALL, "def f(x):\n    node = ListNode(42)\n    node.next = node\n    return node"),
     "a generator": (CALL, "def f(x):\n    while True: yield 42"),
     "a class for a function": (
         CALL,
@@ -434,8 +422,7 @@ def verified(rows: list[Trajectory], directory: Path, *options: object) -> list[
             *map(str, options),
         ],
         cwd=ROOT,
-        env=os.environ
-        | {"TMPDIR": str(directory / "tmp"), "TRD_TEST_SECRET": SECRET, "OPENAI_API_KEY": SECRET},
+        env=os.environ | {"TMPDIR": str(directory / "tmp"), "TRD_TEST_SECRET": SECRET, "OPENAI_API_KEY": SECRET},
         capture_output=True,
         text=True,
         timeout=700,
@@ -445,9 +432,7 @@ def verified(rows: list[Trajectory], directory: Path, *options: object) -> list[
 
 
 @pytest.fixture(scope="module", params=["namespaces", "limits"])
-def ran(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, template: Trajectory
-) -> Ran:
+def ran(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, template: Trajectory) -> Ran:
     import socket
 
     level = request.param
@@ -478,19 +463,13 @@ def ran(
     if level == "namespaces":
         table |= {name: (t, s.format(**known)) for name, (t, s) in CONFINED.items()}
     tools = TOOLS.format(canary=str(canary))
-    pairs = [
-        pair
-        for tests, source in table.values()
-        for pair in (program(tests, tools + source), program(*HONEST))
-    ]
+    pairs = [pair for tests, source in table.values() for pair in (program(tests, tools + source), program(*HONEST))]
     rows = [
         replace(template, trajectory_id=f"{i:032x}", task="code", response=response, tests=tests)
         for i, (response, tests) in enumerate(pairs)
     ]
     began = time.monotonic()
-    graded = verified(
-        rows, directory, "--sandbox", level, "--test-timeout", 1, "--code-timeout", 10, "--memory", 1
-    )
+    graded = verified(rows, directory, "--sandbox", level, "--test-timeout", 1, "--code-timeout", 10, "--memory", 1)
     seconds = time.monotonic() - began
     for listener in listeners:
         listener.close()
@@ -591,7 +570,5 @@ def test_hostile_answers_of_mathematics_are_contained(
     began = time.monotonic()
     graded = verified(rows, tmp_path_factory.mktemp("math"), "--timeout", 4)
     assert time.monotonic() - began < 120
-    assert {
-        name: row.verdict for name, row in zip(MATH, graded[::2], strict=True) if row.verdict == "correct"
-    } == {}
+    assert {name: row.verdict for name, row in zip(MATH, graded[::2], strict=True) if row.verdict == "correct"} == {}
     assert {row.verdict for row in graded[1::2]} == {"correct"}

@@ -18,8 +18,8 @@ PACKAGE = ROOT / "trd_cli"
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("__init__", "errors", "records", "redaction", "local_data"),
     ("atomic", "locks", "interrupts", "progress", "model_files", "config/"),
-    ("losses/", "graders/reading/", "prompting/", "trajectories/"),
-    ("streams", "console", "command", "models", "graders/comparing/"),
+    ("losses/", "graders.answers", "graders/reading/", "prompting/", "trajectories/"),
+    ("streams", "console", "command", "models", "graders.by_math_verify", "graders/comparing/"),
     ("engines/",),
     ("graders/",),
     ("datasets/", "evaluation/", "generation"),
@@ -125,9 +125,7 @@ def test_the_walk_sees_deferred_imports_and_tells_them_from_those_at_import_time
 
 @pytest.mark.parametrize("module", FILES)
 def test_no_file_imports_a_floor_above_its_own(module: str) -> None:
-    above = {
-        f"{other} (floor {floor(other)})" for other in imported_by(module) if floor(other) > floor(module)
-    }
+    above = {f"{other} (floor {floor(other)})" for other in imported_by(module) if floor(other) > floor(module)}
     assert above == set(), f"{module} is on floor {floor(module)}"
 
 
@@ -201,9 +199,7 @@ def test_help_loads_nothing_heavy(line: str) -> None:
         f"app({line.split()!r}, standalone_mode=False)\n"
         "print('LOADED', *{name.partition('.')[0] for name in sys.modules})"
     )
-    shown = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout
+    shown = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     usage, loaded = shown.split("LOADED")
     assert "Usage:" in usage
     assert HEAVY & set(loaded.split()) == set()

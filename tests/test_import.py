@@ -1,4 +1,7 @@
-"""`trd data import` as people use it: sets as they are published, columns as people name them, answers as files hold them."""
+"""`trd data import` as people use it:
+
+sets as they are published, columns as people name them, answers as files hold them.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,10 @@ DATA = Path(os.environ.get("TRD_DATA", Path(__file__).parents[2] / "shared" / "d
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the command did: its exit code, what it said, and the problems of the file it wrote (None where it wrote none)."""
+    """What the command did:
+
+    its exit code, what it said, and the problems of the file it wrote (None where it wrote none).
+    """
 
     code: int
     said: str
@@ -95,12 +101,8 @@ VERL = {
 PATHS = "problem=prompt.1.content,answer=reward_model.ground_truth"
 
 
-@pytest.mark.parametrize(
-    "options", [("--map", PATHS), [word for pair in PATHS.split(",") for word in ("--map", pair)]]
-)
-def test_a_map_leads_into_objects_and_lists_however_its_pairs_are_given(
-    tmp_path: Path, options: Sequence[str]
-) -> None:
+@pytest.mark.parametrize("options", [("--map", PATHS), [word for pair in PATHS.split(",") for word in ("--map", pair)]])
+def test_a_map_leads_into_objects_and_lists_however_its_pairs_are_given(tmp_path: Path, options: Sequence[str]) -> None:
     for outcome in (
         import_rows(tmp_path, [VERL], *options),
         import_table(tmp_path, pa.Table.from_pylist([VERL]), *options),
@@ -193,25 +195,14 @@ CASES = {
         "print(sum(map(int, input().split())))",
     ),
     "calls that name the function": (
-        {
-            "tests": json.dumps(
-                [{"type": "function_call", "fn_name": "f", "input": [1, [2]], "output": [[1, 2]]}]
-            )
-        },
+        {"tests": json.dumps([{"type": "function_call", "fn_name": "f", "input": [1, [2]], "output": [[1, 2]]}])},
         "def f(a, b): return [a, *b]",
     ),
     "calls by lines of JSON": (
         {
             "starter_code": "class Solution:\n    def f(self, a, b):",
             "tests": json.dumps(
-                [
-                    {
-                        "input": "1\n[2]",
-                        "output": "[1, 2]",
-                        "testtype": "functional",
-                        "metadata": {"func_name": "f"},
-                    }
-                ]
+                [{"input": "1\n[2]", "output": "[1, 2]", "testtype": "functional", "metadata": {"func_name": "f"}}]
             ),
         },
         "class Solution:\n    def f(self, a, b): return [a, *b]",
@@ -438,17 +429,14 @@ def test_bytes_are_decoded_or_their_row_is_left_out_and_counted(tmp_path: Path) 
     table = pa.table({"problem": [b"p", "ü".encode()], "answer": ["½".encode(), b"\xff\xfe"]})
     outcome = import_table(tmp_path, table)
     assert (outcome.only.problem, outcome.answers) == ("p", ["½"])
-    assert "left out: 1 unreadable rows, the first: row 2: b'\\xff\\xfe' is bytes that are not UTF-8" in (
-        outcome.said
-    )
+    assert "left out: 1 unreadable rows, the first: row 2: b'\\xff\\xfe' is bytes that are not UTF-8" in (outcome.said)
 
 
 # Columns
 
 
 @pytest.mark.parametrize(
-    "header",
-    ["problem, Answer ", " Problem ,Ground Truth", "PROBLEM,final-answer", "problem,reference answer"],
+    "header", ["problem, Answer ", " Problem ,Ground Truth", "PROBLEM,final-answer", "problem,reference answer"]
 )
 def test_headers_are_found_with_other_case_spaces_and_hyphens(tmp_path: Path, header: str) -> None:
     outcome = import_text(tmp_path, "rows.csv", f"{header}\np,5\n")
@@ -471,9 +459,7 @@ def test_answers_that_differ_are_said_with_a_count(tmp_path: Path) -> None:
     rows = [{"problem": p, "answer": a, "final_answer": "6"} for p, a in (("p", "6"), ("q", "7"), ("r", "8"))]
     outcome = import_rows(tmp_path, rows)
     assert outcome.answers == ["6", "6", "6"]
-    assert "took the answer in 'final_answer' where another one stands in 'answer': 2 rows (2, 3)" in (
-        outcome.said
-    )
+    assert "took the answer in 'final_answer' where another one stands in 'answer': 2 rows (2, 3)" in (outcome.said)
 
 
 def test_of_a_worked_solution_and_an_answer_beside_it_each_becomes_what_it_is(tmp_path: Path) -> None:
@@ -483,9 +469,7 @@ def test_of_a_worked_solution_and_an_answer_beside_it_each_becomes_what_it_is(tm
         assert (problem.reference_answer, problem.reference_solution) == ("8", worked)
 
 
-def test_a_column_that_stands_twice_gives_its_filled_cell_and_a_contradiction_is_counted(
-    tmp_path: Path,
-) -> None:
+def test_a_column_that_stands_twice_gives_its_filled_cell_and_a_contradiction_is_counted(tmp_path: Path) -> None:
     rows = [("p", "", "5"), ("q", "6", ""), ("r", "7", "7"), ("s", "8", "9")]
     text = "problem,answer,answer\n" + "".join(f"{','.join(row)}\n" for row in rows)
     names = ["problem", "answer", "answer"]
@@ -497,9 +481,8 @@ def test_a_column_that_stands_twice_gives_its_filled_cell_and_a_contradiction_is
         import_text(tmp_path, "rows.jsonl", lines),
     ):
         assert outcome.answers == ["5", "6", "7"]
-        assert (
-            "left out: 1 unreadable rows, the first: row 4: 'answer' stands there twice, with '8' and '9'"
-            in (outcome.said)
+        assert "left out: 1 unreadable rows, the first: row 4: 'answer' stands there twice, with '8' and '9'" in (
+            outcome.said
         )
 
 
@@ -555,11 +538,7 @@ def test_problems_and_solutions_are_mended_too_and_prose_after_a_tab_or_a_line_i
 
 
 def test_a_control_character_that_cannot_be_mended_leaves_its_row_out_and_is_said(tmp_path: Path) -> None:
-    rows = [
-        {"problem": "p", "answer": "1"},
-        {"problem": "q", "answer": "1\x00"},
-        {"problem": "r", "answer": "\x08"},
-    ]
+    rows = [{"problem": "p", "answer": "1"}, {"problem": "q", "answer": "1\x00"}, {"problem": "r", "answer": "\x08"}]
     outcome = import_rows(tmp_path, rows)
     assert outcome.answers == ["1"]
     assert "2 unreadable rows, the first: row 2: the reference answer has the control character U+0000" in (
@@ -625,10 +604,7 @@ def test_the_answer_of_a_worked_solution_is_taken_and_the_solution_kept(tmp_path
     hashed, boxed = "Two and two.\n#### 4", r"Two and two are $\boxed{4}$."
     rows = [{"problem": "p", "answer": hashed}, {"problem": "q", "solution": boxed}]
     outcome = import_rows(tmp_path, rows)
-    assert [(p.reference_answer, p.reference_solution) for p in outcome.problems or []] == [
-        ("4", hashed),
-        ("4", boxed),
-    ]
+    assert [(p.reference_answer, p.reference_solution) for p in outcome.problems or []] == [("4", hashed), ("4", boxed)]
     assert "took the answer out of the worked solution: 2 rows (1, 2)" in outcome.said
 
 

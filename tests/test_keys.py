@@ -1,4 +1,7 @@
-"""Keys reach no row, no file and no message: not the one in OPENAI_API_KEY, nor what an address or an argument holds."""
+"""Keys reach no row, no file and no message:
+
+not the one in OPENAI_API_KEY, nor what an address or an argument holds.
+"""
 
 from __future__ import annotations
 
@@ -106,14 +109,10 @@ def test_a_server_that_repeats_the_key_puts_it_nowhere(
         "a query": at(server, query=f"?api_key={KEY}"),
     }[held]
     out = tmp_path / "out"
-    result = trd(
-        "sample", "-m", model, "-p", problems, "--limit", 2, *ASKING, "--base-url", url, "--out", out
-    )
+    result = trd("sample", "-m", model, "-p", problems, "--limit", 2, *ASKING, "--base-url", url, "--out", out)
     assert server.received
     headers = [one.headers["Authorization"] for one in server.received]
-    assert headers[0] == {"a variable": f"Bearer {KEY}", "an address": f"Basic {SENT}"}.get(
-        held, "Bearer none"
-    )
+    assert headers[0] == {"a variable": f"Bearer {KEY}", "an address": f"Basic {SENT}"}.get(held, "Bearer none")
     assert (f"api_key={KEY}" in server.received[0].path) == (held == "a query")
     assert result.exit_code in (0, 1)
     assert_hidden((KEY, PASSWORD, SENT), result, out)
@@ -125,13 +124,7 @@ def test_a_server_that_repeats_the_key_puts_it_nowhere(
 
 @pytest.mark.parametrize("around", ["{}\n", " {}", "\t{}\r\n", "{}\u2028", "{}\x1f"])
 def test_space_around_a_key_is_left_out(
-    serve,
-    model: Path,
-    problems: Path,
-    tmp_path: Path,
-    ok: Trd,
-    monkeypatch: pytest.MonkeyPatch,
-    around: str,
+    serve, model: Path, problems: Path, tmp_path: Path, ok: Trd, monkeypatch: pytest.MonkeyPatch, around: str
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", around.format(KEY))
     server = serve(exact())
@@ -205,9 +198,7 @@ def test_an_address_with_a_password_is_shown_without_it_where_no_server_is(
 def test_an_address_that_is_none_is_refused_without_its_password(
     model: Path, problems: Path, tmp_path: Path, trd: Trd, url: str
 ) -> None:
-    result = trd(
-        *("sample", "-m", model, "-p", problems, *ASKING, "--base-url", url, "--out", tmp_path / "out")
-    )
+    result = trd(*("sample", "-m", model, "-p", problems, *ASKING, "--base-url", url, "--out", tmp_path / "out"))
     assert result.exit_code == 1
     assert "the server '" in result.stderr
     assert_hidden((PASSWORD,), result, tmp_path / "out")
@@ -257,9 +248,7 @@ def test_another_token_for_the_same_model_does_not_change_a_set(problems: Path, 
     assert other["engine_arg"] == {"eos_token": "x"}
 
 
-def test_a_runs_directory_holds_no_key_of_its_recipe_and_its_stages_have_it(
-    serve, model: Path, tmp_path: Path
-) -> None:
+def test_a_runs_directory_holds_no_key_of_its_recipe_and_its_stages_have_it(serve, model: Path, tmp_path: Path) -> None:
     def answer(_prompt: str, tries: int) -> Reply:
         said = server.received[-1].headers["Authorization"]
         return exact() if len(server.received) % 2 else failed(400, f"refused: {said}")
@@ -275,12 +264,7 @@ def test_a_runs_directory_holds_no_key_of_its_recipe_and_its_stages_have_it(
     out = tmp_path / "run"
     command = [sys.executable, "-m", "trd_cli", "run", str(recipe), "--until", "sample", "--out", str(out)]
     ran = subprocess.run(
-        command,
-        cwd=ROOT,
-        env=os.environ | {"OPENAI_API_KEY": KEY},
-        capture_output=True,
-        text=True,
-        timeout=300,
+        command, cwd=ROOT, env=os.environ | {"OPENAI_API_KEY": KEY}, capture_output=True, text=True, timeout=300
     )
     assert ran.returncode == 0, ran.stderr
     assert {one.headers["Authorization"] for one in server.received} == {f"Basic {SENT}"}
@@ -290,16 +274,12 @@ def test_a_runs_directory_holds_no_key_of_its_recipe_and_its_stages_have_it(
     for secret in (KEY, PASSWORD, SENT):
         assert [path for path in files if secret.encode() in path.read_bytes()] == []
         assert secret not in ran.stdout + ran.stderr
-        assert not any(
-            secret in repr(row) for set_ in (out / "nodes").glob("sample-*") for row in rows_of(set_)
-        )
+        assert not any(secret in repr(row) for set_ in (out / "nodes").glob("sample-*") for row in rows_of(set_))
     [rows] = [rows_of(set_) for set_ in (out / "nodes").glob("sample-*")]
     assert {row.error for row in rows} == {None, "the server answered 400: refused: Basic ***"}
 
 
-@pytest.mark.parametrize(
-    "token", ["hf_5up3rs3cr3tt0k3n", "hf_5up3rs3cr3tt0k3n\u00e9"], ids=["ASCII", "another"]
-)
+@pytest.mark.parametrize("token", ["hf_5up3rs3cr3tt0k3n", "hf_5up3rs3cr3tt0k3n\u00e9"], ids=["ASCII", "another"])
 def test_a_hub_that_repeats_the_token_puts_it_nowhere(problems: Path, tmp_path: Path, token: str) -> None:
     class Handler(BaseHTTPRequestHandler):
         def answer(self) -> None:

@@ -62,9 +62,7 @@ def state(directory: Path) -> Rows:
     return by_id(directory)
 
 
-def survive(
-    start: Start, prepare: Callable[[], Path], command: Callable[[Path], list[object]], seed: int
-) -> None:
+def survive(start: Start, prepare: Callable[[], Path], command: Callable[[Path], list[object]], seed: int) -> None:
     """Kill `command` on the directory that `prepare` makes until it is done, then anew; twenty kills in all."""
     undisturbed = prepare()
     run, began = start(*command(undisturbed)), time.time_ns()
@@ -137,26 +135,17 @@ def fresh(tmp_path: Path) -> Callable[[], Path]:
 SLOWLY = ("--engine-arg", "delay=0.001", "--shard-rows", 1)
 
 
-def test_sample_survives_being_killed_at_any_moment(
-    start: Start, problems: Path, fresh: Callable[[], Path]
-) -> None:
+def test_sample_survives_being_killed_at_any_moment(start: Start, problems: Path, fresh: Callable[[], Path]) -> None:
     survive(
-        start,
-        fresh,
-        lambda out: ["sample", "-m", "scripted", "-p", problems, "-n", 2, *SLOWLY, "--out", out],
-        seed=1,
+        start, fresh, lambda out: ["sample", "-m", "scripted", "-p", problems, "-n", 2, *SLOWLY, "--out", out], seed=1
     )
 
 
-def test_refine_survives_being_killed_at_any_moment(
-    start: Start, y_o: Path, fresh: Callable[[], Path]
-) -> None:
+def test_refine_survives_being_killed_at_any_moment(start: Start, y_o: Path, fresh: Callable[[], Path]) -> None:
     survive(start, fresh, lambda out: ["refine", "--setting", "opsd", y_o, *SLOWLY, "--out", out], seed=2)
 
 
-def test_verify_survives_being_killed_at_any_moment(
-    start: Start, y_o: Path, fresh: Callable[[], Path]
-) -> None:
+def test_verify_survives_being_killed_at_any_moment(start: Start, y_o: Path, fresh: Callable[[], Path]) -> None:
     def prepare() -> Path:
         return Path(shutil.copytree(y_o, fresh()))
 
@@ -168,19 +157,7 @@ def test_a_stage_that_is_interrupted_keeps_its_rows_and_goes_on_from_there(
     number: signal.Signals, start: Start, problems: Path, y_o: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    command = (
-        "sample",
-        "-m",
-        "scripted",
-        "-p",
-        problems,
-        "-n",
-        2,
-        "--engine-arg",
-        "delay=0.05",
-        "--out",
-        out,
-    )
+    command = ("sample", "-m", "scripted", "-p", problems, "-n", 2, "--engine-arg", "delay=0.05", "--out", out)
     run = start(*command)
     wait_for(lambda: "24 rows" in run.stderr.read_text())
     time.sleep(0.3)

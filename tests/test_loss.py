@@ -73,9 +73,7 @@ class Outcome(NamedTuple):
 
 def fused(given: Inputs, objective: Objective, temperature: float = 1.0, chunk: int = CHUNK) -> Outcome:
     student_ND, head_VD = (x.detach().clone().requires_grad_() for x in given[:2])
-    loss, figures = fused_divergence(
-        student_ND, head_VD, *given[2:], objective, temperature=temperature, chunk=chunk
-    )
+    loss, figures = fused_divergence(student_ND, head_VD, *given[2:], objective, temperature=temperature, chunk=chunk)
     loss.backward()
     return Outcome(loss.detach(), figures.divergence, student_ND.grad, head_VD.grad)
 
@@ -128,9 +126,7 @@ def test_value_and_gradients_are_those_of_a_float64_reference(
 @pytest.mark.parametrize("temperature", [0.7, 2.0])
 @pytest.mark.parametrize("shape", [EVEN, ODD], ids=["even", "odd"])
 @of_several
-def test_a_temperature_divides_the_logits_of_both_sides(
-    objective: Objective, shape: Shape, temperature: float
-) -> None:
+def test_a_temperature_divides_the_logits_of_both_sides(objective: Objective, shape: Shape, temperature: float) -> None:
     given = inputs(shape)
     found = fused(given, objective, temperature=temperature, chunk=5)
     assert_all_near(found, reference(given, objective, temperature), 1e-5)
@@ -219,9 +215,7 @@ def test_two_tokens_by_hand() -> None:
             assert getattr(figures, name).tolist() == pytest.approx(expected, abs=1e-6), name
     assert loss.item() == pytest.approx(0.5 * first + 0.25 * second, abs=1e-6)
     loss.backward()
-    gradient = torch.tensor(
-        [[0.5 * (0.25 - 0.5), 0.5 * (0.75 - 0.5)], [0.25 * (0.5 - 0.9), 0.25 * (0.5 - 0.1)]]
-    )
+    gradient = torch.tensor([[0.5 * (0.25 - 0.5), 0.5 * (0.75 - 0.5)], [0.25 * (0.5 - 0.9), 0.25 * (0.5 - 0.1)]])
     torch.testing.assert_close(student_ND.grad, gradient, atol=1e-6, rtol=0)
 
 
@@ -231,8 +225,7 @@ def test_two_tokens_by_hand() -> None:
 def test_each_figure_is_what_its_name_says(shape: Shape, chunk: int, temperature: float) -> None:
     given = inputs(shape)
     student_NV, teacher_NV = (
-        states.detach().double() @ head.detach().double().T / temperature
-        for states, head in (given[:2], given[2:4])
+        states.detach().double() @ head.detach().double().T / temperature for states, head in (given[:2], given[2:4])
     )
     p_NV, q_NV = student_NV.softmax(-1), teacher_NV.softmax(-1)
     smallest_first_N = naive(REVERSE, student_NV, teacher_NV, given.response_N)[0].sort().values
@@ -284,9 +277,7 @@ def test_only_the_first_two_figures_depend_on_the_objective() -> None:
 def test_teacher_and_student_alike_give_exactly_nothing(objective: Objective, dtype: torch.dtype) -> None:
     given = inputs(ODD, dtype)
     found = fused(
-        given._replace(teacher_NE=given.student_ND.detach(), teacher_head_VE=given.head_VD.detach()),
-        objective,
-        chunk=5,
+        given._replace(teacher_NE=given.student_ND.detach(), teacher_head_VE=given.head_VD.detach()), objective, chunk=5
     )
     assert found.loss.item() == 0
     assert not found.value_N.any()
@@ -301,9 +292,7 @@ def test_a_divergence_is_never_negative_and_grows_with_the_distance(objective: O
     losses = []
     for far in (0.0, 0.1, 0.3, 1.0):
         teacher_ND = given.student_ND.detach() + far * away_ND
-        found = fused(
-            given._replace(teacher_NE=teacher_ND, teacher_head_VE=given.head_VD.detach()), objective
-        )
+        found = fused(given._replace(teacher_NE=teacher_ND, teacher_head_VE=given.head_VD.detach()), objective)
         assert (found.value_N > -1e-6).all()
         losses.append(found.loss.item())
     assert losses == sorted(losses)
@@ -358,9 +347,7 @@ def test_ids_beyond_the_shorter_head_get_no_probability_and_no_gradient(
     assert_all_near(found._replace(grad_VD=found.grad_VD[:57]), expected, 1e-6)
     if objective.k < 57:
         assert_all_near(expected, reference(cut, objective), 1e-5)
-    for one, other in zip(
-        fused_divergence(*given, objective)[1], fused_divergence(*cut, objective)[1], strict=True
-    ):
+    for one, other in zip(fused_divergence(*given, objective)[1], fused_divergence(*cut, objective)[1], strict=True):
         torch.testing.assert_close(one, other, equal_nan=True)
 
 
@@ -376,9 +363,7 @@ def test_each_position_counts_by_its_weight() -> None:
     weights_N = torch.zeros(13)
     weights_N[4], weights_N[9] = 2.0, 0.5
     found = fused(given._replace(weights_N=weights_N), FORWARD, chunk=5)
-    assert found.loss.item() == pytest.approx(
-        (2.0 * found.value_N[4] + 0.5 * found.value_N[9]).item(), rel=1e-6
-    )
+    assert found.loss.item() == pytest.approx((2.0 * found.value_N[4] + 0.5 * found.value_N[9]).item(), rel=1e-6)
     touched = found.grad_ND.abs().sum(-1).nonzero()[:, 0]
     assert touched.tolist() == [4, 9]
 
@@ -441,9 +426,7 @@ def test_the_teacher_and_the_weights_get_no_gradient() -> None:
 @pytest.mark.parametrize("objective", [*SEVERAL, Objective("sampled", estimator="k2")], ids=label)
 def test_logits_of_any_size_stay_finite(objective: Objective) -> None:
     given = inputs(EVEN)
-    found = fused(
-        given._replace(student_ND=1e3 * given.student_ND, teacher_NE=1e3 * given.teacher_NE), objective
-    )
+    found = fused(given._replace(student_ND=1e3 * given.student_ND, teacher_NE=1e3 * given.teacher_NE), objective)
     for x in found:
         assert x.isfinite().all()
 
@@ -514,9 +497,7 @@ def test_the_default_chunk_is_small_beside_a_training_batch(objective: Objective
 
 
 @of_several
-def test_a_head_that_wants_no_gradient_costs_none_and_changes_nothing_for_the_states(
-    objective: Objective,
-) -> None:
+def test_a_head_that_wants_no_gradient_costs_none_and_changes_nothing_for_the_states(objective: Objective) -> None:
     given = inputs((20, 500, 64, 8))
     expected = fused(given, objective, chunk=8)
     frozen = given._replace(head_VD=given.head_VD.detach())
@@ -554,7 +535,10 @@ def test_a_loss_that_nothing_wants_a_gradient_of_is_a_plain_number() -> None:
 
 
 def test_a_position_of_no_weight_counts_nothing_even_where_it_is_infinite() -> None:
-    """k3 overflows where the teacher is likelier by 90 nats and more: such a row may be there to keep processes in step."""
+    """k3 overflows where the teacher is likelier by 90 nats and more:
+
+    such a row may be there to keep processes in step.
+    """
     student_ND = torch.tensor([[100.0, 0.0, -100.0], [1.0, 0.0, 0.5]], requires_grad=True)
     eye, teacher_ND = torch.eye(3), torch.tensor([[0.0, 1.0, 0.0], [0.2, 0.1, 0.4]])
     response_N, weights_N = torch.tensor([1, 2]), torch.tensor([0.0, 1.0])

@@ -497,31 +497,21 @@ def test_our_verdicts_on_800_responses_are_those_recorded_but_one() -> None:
 
 # Neighbours whose answers are the same though their texts are not: (set, the first, the second).
 SAME_AS_THE_NEXT = {("math500", "5", "x=5")}
-SETS = {
-    "aime24": 30,
-    "aime25": 30,
-    "hmmt25": 30,
-    "beyondaime": 100,
-    "amobench": 39,
-    "math500": 500,
-    "gsm8k": 1319,
-}
+SETS = {"aime24": 30, "aime25": 30, "hmmt25": 30, "beyondaime": 100, "amobench": 39, "math500": 500, "gsm8k": 1319}
 
 
 def check_neighbours(name: str, references: list[str]) -> None:
-    """Each reference is right against itself and wrong against the next; `\\displaystyle` keeps equal texts from settling it."""
+    """Each reference is right against itself and wrong against the next;
+
+    `\\displaystyle` keeps equal texts from settling it.
+    """
     final = [reading.reference_answer(reference) or "" for reference in references]
     for number, (reference, own) in enumerate(zip(references, final, strict=True)):
         following = final[(number + 1) % len(final)]
         alike = _alike(own, following) or (name, own, following) in SAME_AS_THE_NEXT
         for answer, same in ((own, True), (following, alike)):
             grade = graded(boxed(rf"\displaystyle {answer}"), reference)
-            assert grade.verdict == ("correct" if same else "incorrect"), (
-                number,
-                reference,
-                answer,
-                grade.detail,
-            )
+            assert grade.verdict == ("correct" if same else "incorrect"), (number, reference, answer, grade.detail)
 
 
 @pytest.mark.parametrize("name", SETS)
@@ -545,6 +535,4 @@ def test_each_reference_of_the_training_set_is_right_and_the_next_one_wrong() ->
 def _alike(one: str, other: str) -> bool:
     """The same text, or the same whole number."""
     one, other = (text.replace(",", "").replace(" ", "") for text in (one, other))
-    return one == other or (
-        one.lstrip("-").isdigit() and other.lstrip("-").isdigit() and int(one) == int(other)
-    )
+    return one == other or (one.lstrip("-").isdigit() and other.lstrip("-").isdigit() and int(one) == int(other))

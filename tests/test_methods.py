@@ -34,16 +34,12 @@ def identity(directory: Path) -> dict[str, Any]:
 def test_a_method_is_the_options_it_stands_for(world: World, ok: Trd, tmp_path: Path, method: str) -> None:
     source = world.by_student if method == "trd" else world.rollouts
     setting = () if method in ("trd", "opsd-clip") else ("--setting", "opsd")
-    spelled = [
-        word for key, value in METHODS[method].items() for word in (f"--{key.replace('_', '-')}", value)
-    ]
+    spelled = [word for key, value in METHODS[method].items() for word in (f"--{key.replace('_', '-')}", value)]
     ok("distill", source, *TRAIN, *setting, "--method", method, "--out", tmp_path / "named")
     ok("distill", source, *TRAIN, *setting, *spelled, "--out", tmp_path / "spelled")
     assert identity(tmp_path / "named") == identity(tmp_path / "spelled")
     assert identity(tmp_path / "named") | METHODS[method] == identity(tmp_path / "named")
-    assert weights(tmp_path / "named")["lm_head.weight"].equal(
-        weights(tmp_path / "spelled")["lm_head.weight"]
-    )
+    assert weights(tmp_path / "named")["lm_head.weight"].equal(weights(tmp_path / "spelled")["lm_head.weight"])
 
 
 def test_a_flag_goes_before_the_method() -> None:
@@ -104,20 +100,7 @@ def test_the_token_reduction_weighs_rows_by_their_length(world: World, ok: Trd, 
 def adapted(world: World, ok: Trd, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A student trained by an adapter, in OPSD: the teacher is the same model without it."""
     out = tmp_path_factory.mktemp("adapted") / "c"
-    ok(
-        "distill",
-        world.by_student,
-        *TRAIN,
-        *LORA,
-        "--epochs",
-        4,
-        "--batch-size",
-        4,
-        "--lr",
-        1e-2,
-        "--out",
-        out,
-    )
+    ok("distill", world.by_student, *TRAIN, *LORA, "--epochs", 4, "--batch-size", 4, "--lr", 1e-2, "--out", out)
     return out
 
 
@@ -169,18 +152,14 @@ def test_only_named_layers_are_adapted_and_wrong_names_are_refused(
     ok("distill", world.by_teacher, *options, "--lora-targets", "q_proj", "--out", tmp_path / "c")
     before, after = weights(world.student), weights(tmp_path / "c")
     assert all(("q_proj" in name) != before[name].equal(after[name]) for name in before)
-    line = refusal(
-        trd("distill", world.by_teacher, *options, "--lora-targets", "no_such", "--out", tmp_path / "d")
-    )
+    line = refusal(trd("distill", world.by_teacher, *options, "--lora-targets", "no_such", "--out", tmp_path / "d"))
     assert "--lora-targets no_such" in line
 
 
 def test_with_an_adapter_the_student_starts_as_its_own_teacher(world: World, ok: Trd, tmp_path: Path) -> None:
     """A fresh adapter changes nothing: in equal contexts the first loss is 0, without a second copy of the model."""
     equal = ("--stage", "rollout", "--setting", "opsd", "--prompt", "same.jinja")
-    (tmp_path / "same.jinja").write_text(
-        (Path(__file__).parent.parent / "prompts/student-math.jinja").read_text()
-    )
+    (tmp_path / "same.jinja").write_text((Path(__file__).parent.parent / "prompts/student-math.jinja").read_text())
     equal = (*equal[:-1], tmp_path / "same.jinja")
     options = (*TRAIN, *LORA, "--epochs", 3, "--lr", 1e-2, "--weight-decay", 0)
     ok("distill", world.rollouts, *options, *equal, "--out", tmp_path / "c")
@@ -189,20 +168,10 @@ def test_with_an_adapter_the_student_starts_as_its_own_teacher(world: World, ok:
     assert all(tensor.equal(after[name]) for name, tensor in before.items())
 
 
-def test_the_teacher_without_the_adapter_is_the_student_before_training(
-    world: World, ok: Trd, tmp_path: Path
-) -> None:
+def test_the_teacher_without_the_adapter_is_the_student_before_training(world: World, ok: Trd, tmp_path: Path) -> None:
     options = (*TRAIN, *LORA, "--epochs", 3, "--batch-size", 4, "--lr", 1e-2)
     ok("distill", world.by_student, *options, "--out", tmp_path / "off")
-    ok(
-        "distill",
-        world.by_student,
-        *options,
-        "--teacher",
-        copy_of(world.student, tmp_path),
-        "--out",
-        tmp_path / "copy",
-    )
+    ok("distill", world.by_student, *options, "--teacher", copy_of(world.student, tmp_path), "--out", tmp_path / "copy")
     off, copy = ([line["loss"] for line in log_of(tmp_path / name)] for name in ("off", "copy"))
     assert off == pytest.approx(copy, rel=1e-5)
     assert off[0] != off[-1]
@@ -282,12 +251,8 @@ def test_the_next_round_goes_on_from_the_average(world: World, ok: Trd, tmp_path
     assert abs(ema_loss - of_round) > 1e-4
 
 
-def test_teacher_weights_are_for_a_student_that_teaches_itself(
-    world: World, trd: Trd, tmp_path: Path
-) -> None:
-    line = refusal(
-        trd("distill", world.by_teacher, *TRAIN, "--teacher-weights", "ema", "--out", tmp_path / "c")
-    )
+def test_teacher_weights_are_for_a_student_that_teaches_itself(world: World, trd: Trd, tmp_path: Path) -> None:
+    line = refusal(trd("distill", world.by_teacher, *TRAIN, "--teacher-weights", "ema", "--out", tmp_path / "c"))
     assert "--teacher-weights ema with another teacher than the student" in line
 
 
@@ -343,9 +308,7 @@ def test_a_tracker_that_is_not_installed_is_refused(world: World, trd: Trd, tmp_
     try:
         import wandb  # noqa: F401
     except ImportError:
-        line = refusal(
-            trd("distill", world.by_teacher, *TRAIN, "--tracker", "wandb", "--out", tmp_path / "c")
-        )
+        line = refusal(trd("distill", world.by_teacher, *TRAIN, "--tracker", "wandb", "--out", tmp_path / "c"))
         assert "pip install wandb" in line
     else:
         pytest.skip("wandb is installed")
@@ -371,16 +334,7 @@ def test_a_loss_that_explodes_ends_the_run_and_names_the_rows(world: World, trd:
 def test_the_selfcheck_passes_and_prints_its_numbers(
     world: World, ok: Trd, tmp_path: Path, objective: str, options: tuple[Any, ...]
 ) -> None:
-    arguments = (
-        "--device",
-        "cpu",
-        "--objective",
-        objective,
-        *options,
-        "--selfcheck",
-        "--out",
-        tmp_path / "c",
-    )
+    arguments = ("--device", "cpu", "--objective", objective, *options, "--selfcheck", "--out", tmp_path / "c")
     result = ok("distill", world.by_student, *arguments)
     lines = [line for line in result.stderr.splitlines() if "(at most" in line]
     assert [line.split(": ")[1].split()[0] for line in lines] == ["ok"] * 7
@@ -392,9 +346,7 @@ def test_the_selfcheck_passes_and_prints_its_numbers(
 
 def test_the_selfcheck_ends_in_an_error_where_the_loss_is_off(world: World, trd: Trd, tmp_path: Path) -> None:
     """k3 overflows float32 where a teacher is likelier by 90 nats: such a model is what the check is for."""
-    sharp = with_weights(
-        world.teacher, tmp_path, lambda tensors: {"lm_head.weight": tensors["lm_head.weight"] * 300}
-    )
+    sharp = with_weights(world.teacher, tmp_path, lambda tensors: {"lm_head.weight": tensors["lm_head.weight"] * 300})
     options = ("--dtype", "float32", "--device", "cpu", "--objective", "sampled", "--estimator", "k3")
     models = ("--model", sharp, "--teacher", world.teacher)
     result = trd("distill", world.by_student, *options, *models, "--selfcheck")
@@ -438,9 +390,7 @@ def test_an_option_that_nothing_would_read_is_refused(
     assert said in line
 
 
-def test_a_method_that_asks_for_the_student_as_teacher_says_so(
-    world: World, trd: Trd, tmp_path: Path
-) -> None:
+def test_a_method_that_asks_for_the_student_as_teacher_says_so(world: World, trd: Trd, tmp_path: Path) -> None:
     options = ("--method", "opsd-clip", "--teacher", world.teacher)
     line = refusal(trd("distill", world.rollouts, *TRAIN, *options, "--out", tmp_path / "c"))
     assert "--method opsd-clip, which sets --teacher-weights initial" in line
@@ -457,9 +407,7 @@ def test_samples_that_are_not_the_students_own_are_said_to_bias_the_estimate(
     assert "not drawn" not in ok("distill", tmp_path / "y_o", *sampled).stderr
 
 
-def test_a_raised_limit_goes_on_from_the_last_good_state(
-    world: World, trd: Trd, ok: Trd, tmp_path: Path
-) -> None:
+def test_a_raised_limit_goes_on_from_the_last_good_state(world: World, trd: Trd, ok: Trd, tmp_path: Path) -> None:
     command = ("distill", world.by_teacher, *TRAIN, "--batch-size", 4, "--lr", 3, "--max-grad-norm", 1e9)
     command = (*command, "--epochs", 4, "--save-steps", 1, "--out", tmp_path / "c")
     line = refusal(trd(*command, "--max-loss", 1.5))
@@ -483,9 +431,7 @@ def test_a_filter_does_not_change_what_is_trained_along(world: World, trd: Trd, 
     assert "no refined row in" in line
 
 
-def test_a_method_along_other_rows_than_there_are_says_which_it_wants(
-    world: World, trd: Trd, tmp_path: Path
-) -> None:
+def test_a_method_along_other_rows_than_there_are_says_which_it_wants(world: World, trd: Trd, tmp_path: Path) -> None:
     options = ("--method", "fkl", "--teacher", world.teacher)
     line = refusal(trd("distill", world.by_teacher, *TRAIN, *options, "--out", tmp_path / "c"))
     assert "--method fkl trains along rollout rows" in line

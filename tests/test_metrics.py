@@ -369,9 +369,7 @@ def test_swapping_the_sides_turns_the_sign_and_keeps_the_rest() -> None:
     assert there.needed_samples == back.needed_samples
 
 
-@pytest.mark.parametrize(
-    ("gained", "lost"), [(8, 2), (9, 1), (5, 5), (7, 4), (3, 0), (14, 2), (20, 7), (30, 12)]
-)
+@pytest.mark.parametrize(("gained", "lost"), [(8, 2), (9, 1), (5, 5), (7, 4), (3, 0), (14, 2), (20, 7), (30, 12)])
 def test_the_p_value_of_single_samples_is_the_exact_mcnemar_test(gained: int, lost: int) -> None:
     a = np.array([0.0] * gained + [1.0] * lost + [1.0] * 20)[:, None]
     b = np.array([1.0] * gained + [0.0] * lost + [1.0] * 20)[:, None]
@@ -388,10 +386,7 @@ def test_the_pattern_seen_counts_among_the_random_ones() -> None:
 
 def test_few_moved_questions_have_their_sign_patterns_listed() -> None:
     differences = np.random.default_rng(25).integers(-4, 5, 9) / 4
-    sums = [
-        abs(sum(s * d for s, d in zip(signs, differences, strict=True)))
-        for signs in product((1, -1), repeat=9)
-    ]
+    sums = [abs(sum(s * d for s, d in zip(signs, differences, strict=True))) for signs in product((1, -1), repeat=9)]
     exact = np.mean([total >= abs(differences.sum()) - 1e-9 for total in sums])
     assert sign_flip_p_values(differences[:, None])[0] == pytest.approx(exact)
 
@@ -401,17 +396,12 @@ def test_few_moved_questions_get_bonett_and_prices_interval() -> None:
     differences = np.array([1.0] * 3 + [-1.0] + [0.0] * 26)[:, None]
     low, high = difference_intervals(differences)
     half = 2.04523 * sqrt((6 / 32 - (2 / 32) ** 2) / 32)
-    assert (low[0], high[0]) == (
-        pytest.approx(0.0625 - half, abs=1e-5),
-        pytest.approx(0.0625 + half, abs=1e-5),
-    )
+    assert (low[0], high[0]) == (pytest.approx(0.0625 - half, abs=1e-5), pytest.approx(0.0625 + half, abs=1e-5))
 
 
 @pytest.mark.parametrize("gain", [0.25, 1.0])
 def test_questions_that_all_gain_alike_leave_the_interval_a_width(gain: float) -> None:
-    seen = paired_difference(
-        np.zeros((40, 4)), np.repeat([[1.0] * int(4 * gain) + [0.0] * int(4 - 4 * gain)], 40, 0)
-    )
+    seen = paired_difference(np.zeros((40, 4)), np.repeat([[1.0] * int(4 * gain) + [0.0] * int(4 - 4 * gain)], 40, 0))
     assert (seen.value, seen.stderr) == (gain, 0.0)
     assert seen.low < 0.95 * gain
 

@@ -1,4 +1,7 @@
-"""Model directories with broken files, files of a newer format, templates of no use or no context length: one line that names the file."""
+"""Model directories with broken files, files of a newer format, templates of no use or no context length:
+
+one line that names the file.
+"""
 
 from __future__ import annotations
 
@@ -91,10 +94,7 @@ BROKEN: dict[str, tuple[Break, tuple[str, ...]]] = {
         template("{{ raise_exception('only for tools') }}"),
         ("chat_template.jinja fails: only for tools",),
     ),
-    "a template that fails": (
-        template("{{ messages[7]['content'] + '' }}"),
-        ("chat_template.jinja fails: ",),
-    ),
+    "a template that fails": (template("{{ messages[7]['content'] + '' }}"), ("chat_template.jinja fails: ",)),
     "a template that renders nothing": (template("<|start|>"), ("chat_template.jinja renders nothing",)),
     "an empty template": (template(""), ("chat_template.jinja renders nothing",)),
     "a template that drops the user's turn": (
@@ -182,17 +182,7 @@ def command(entrance: str, sets: Path, model: Path, tmp_path: Path) -> tuple[obj
         (tmp_path / "recipe.toml").write_text(tomli_w.dumps(recipe))
     return {
         "sample": ("sample", "-m", model, "-p", sets / "problems.parquet", *ON_CPU, "--out", tmp_path / "o"),
-        "refine": (
-            "refine",
-            "--setting",
-            "opsd",
-            "-t",
-            model,
-            sets / "y_o",
-            *ON_CPU,
-            "--out",
-            tmp_path / "o",
-        ),
+        "refine": ("refine", "--setting", "opsd", "-t", model, sets / "y_o", *ON_CPU, "--out", tmp_path / "o"),
         "eval": ("eval", model, "--bench", "arithmetic:n=2", *ON_CPU, "--out", tmp_path / "o"),
         "distill": ("distill", *train, sets / "y_r", "--out", tmp_path / "o"),
         "selfcheck": ("distill", "--selfcheck", *train, sets / "y_r"),
@@ -291,17 +281,7 @@ def test_the_length_that_is_asked_for_counts_where_the_model_names_none(
     sample = ("sample", "-m", copy, "-p", problems, "--limit", 2, *ON_CPU)
     assert "names no context length" in the_line(trd(*sample, "--out", tmp_path / "y_o"))
     ok(*sample, "--max-model-len", 300, "--out", tmp_path / "y_o")
-    ok(
-        "refine",
-        "--setting",
-        "opsd",
-        "--max-model-len",
-        1500,
-        tmp_path / "y_o",
-        *ON_CPU,
-        "--out",
-        tmp_path / "y_r",
-    )
+    ok("refine", "--setting", "opsd", "--max-model-len", 1500, tmp_path / "y_o", *ON_CPU, "--out", tmp_path / "y_r")
     ok("eval", copy, "--bench", "arithmetic:n=1", "--max-model-len", 300, *ON_CPU, "--out", tmp_path / "e")
     train = ("distill", tmp_path / "y_r", "--dtype", "float32", "--device", "cpu")
     line = the_line(trd(*train, "--out", tmp_path / "c"))

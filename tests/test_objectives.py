@@ -76,9 +76,7 @@ def of_each(objectives: list[Objective]) -> pytest.MarkDecorator:
 def random_logits(shape: tuple[int, int], seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     """Logits of the student and of the teacher, float64, and the tokens that stand there."""
     generator = torch.Generator().manual_seed(seed)
-    student_NV, teacher_NV = (
-        1.5 * torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(2)
-    )
+    student_NV, teacher_NV = (1.5 * torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(2))
     return student_NV, teacher_NV, torch.randint(shape[1], shape[:1], generator=generator)
 
 
@@ -117,9 +115,7 @@ def naive_entries(objective: Objective, p_NV: Tensor, q_NV: Tensor, response_N: 
     if objective.name == "jsd" and 0 < objective.beta < 1:
         middle = objective.beta * q_NV + (1 - objective.beta) * p_NV
         return objective.beta * kl_entries(q_NV, middle) + (1 - objective.beta) * kl_entries(p_NV, middle)
-    return {"forward-kl": forward, "reverse-kl": reverse, "jsd": reverse if objective.beta else forward}[
-        objective.name
-    ]
+    return {"forward-kl": forward, "reverse-kl": reverse, "jsd": reverse if objective.beta else forward}[objective.name]
 
 
 def naive_top_k(objective: Objective, p_NV: Tensor, q_NV: Tensor) -> Tensor:
@@ -145,14 +141,10 @@ def naive_sampled(estimator: Estimator, p_NV: Tensor, q_NV: Tensor, response_N: 
     return log_ratio_N1**2 / 2 if estimator == "k2" else q_N1 / p_N1 - 1 + log_ratio_N1
 
 
-def naive(
-    objective: Objective, student_NV: Tensor, teacher_NV: Tensor, response_N: Tensor
-) -> tuple[Tensor, Tensor]:
+def naive(objective: Objective, student_NV: Tensor, teacher_NV: Tensor, response_N: Tensor) -> tuple[Tensor, Tensor]:
     """Value of each position, for autograd, and whether it was clipped."""
     entries = naive_entries(objective, student_NV.softmax(-1), teacher_NV.softmax(-1), response_N)
-    bound, bound_of_sum = (
-        math.inf if x is None else x for x in (objective.clip_entry, objective.clip_position)
-    )
+    bound, bound_of_sum = (math.inf if x is None else x for x in (objective.clip_entry, objective.clip_position))
     sums_N = entries.clamp(max=bound).sum(-1)
     return sums_N.clamp(max=bound_of_sum), (entries > bound).any(-1) | (sums_N > bound_of_sum)
 
@@ -187,9 +179,7 @@ def test_value_and_gradient_are_those_of_plain_autograd(
 
 @pytest.mark.parametrize("shape", [EVEN, ODD], ids=["even", "odd"])
 @of_each(CLIPPED)
-def test_the_bounds_above_are_passed_at_some_positions_only(
-    objective: Objective, shape: tuple[int, int]
-) -> None:
+def test_the_bounds_above_are_passed_at_some_positions_only(objective: Objective, shape: tuple[int, int]) -> None:
     clipped_N = score(objective, *random_logits(shape)).clipped_C
     assert clipped_N.any()
     assert not clipped_N.all()
@@ -210,8 +200,7 @@ def test_the_entropy_gate_is_open_where_the_teacher_is_unsure(shape: tuple[int, 
 def test_gradcheck_of_hidden_states_and_head(objective: Objective) -> None:
     generator = torch.Generator().manual_seed(5)
     student_ND, head_VD, teacher_NE, teacher_head_VE = (
-        torch.randn(size, generator=generator, dtype=torch.float64)
-        for size in ((3, 2), (11, 2), (3, 4), (11, 4))
+        torch.randn(size, generator=generator, dtype=torch.float64) for size in ((3, 2), (11, 2), (3, 4), (11, 4))
     )
     response_N, weights_N = torch.tensor([0, 7, 3]), torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64)
 
@@ -231,8 +220,7 @@ def test_the_gradient_of_a_surrogate_is_not_said_to_be_that_of_the_value(objecti
     student_NV, teacher_NV, response_N = random_logits(ODD)
     grad_NV = score(objective, student_NV, teacher_NV, response_N).grad_CV
     ahead, behind = (
-        score(objective, student_NV + step * grad_NV, teacher_NV, response_N).value_C.sum()
-        for step in (1e-5, -1e-5)
+        score(objective, student_NV + step * grad_NV, teacher_NV, response_N).value_C.sum() for step in (1e-5, -1e-5)
     )
     assert ((ahead - behind) / 2e-5).item() != pytest.approx(grad_NV.square().sum().item(), rel=1e-2)
     assert not objective.gradient_is_of_value
@@ -287,11 +275,7 @@ BY_HAND = [
         (-0.25 - 3 / 16 * LOG_3, 0.25 + 3 / 16 * LOG_3),
     ),
     ByHand(  # H(q) = 0.325 < 0.6
-        Objective("entropy-gated", entropy_threshold=0.6),
-        NINE_TO_ONE,
-        HALVES,
-        REVERSE_B,
-        (-0.5 * LOG_3, 0.5 * LOG_3),
+        Objective("entropy-gated", entropy_threshold=0.6), NINE_TO_ONE, HALVES, REVERSE_B, (-0.5 * LOG_3, 0.5 * LOG_3)
     ),
     ByHand(Objective("forward-kl-topk", k=1), NINE_TO_ONE, HALVES, 0.0, (0.0, 0.0)),
     ByHand(
@@ -340,34 +324,14 @@ BY_HAND = [
     ),
     # r = q_y / p_y = 2, and the gradient is the slope times (1 − p_0, −p_1).
     ByHand(Objective("sampled", estimator="k1"), HALVES, QUARTERS, -LOG_2, (-0.75 * LOG_2, 0.75 * LOG_2), 0),
-    ByHand(
-        Objective("sampled", estimator="k2"),
-        HALVES,
-        QUARTERS,
-        0.5 * LOG_2**2,
-        (-0.75 * LOG_2, 0.75 * LOG_2),
-        0,
-    ),
+    ByHand(Objective("sampled", estimator="k2"), HALVES, QUARTERS, 0.5 * LOG_2**2, (-0.75 * LOG_2, 0.75 * LOG_2), 0),
     ByHand(Objective("sampled", estimator="k3"), HALVES, QUARTERS, 1 - LOG_2, (-0.75, 0.75), 0),
     # r = 1/5, and the gradient is the slope times (−p_0, 1 − p_1).
     ByHand(Objective("sampled", estimator="k1"), NINE_TO_ONE, HALVES, LOG_5, (-0.5 * LOG_5, 0.5 * LOG_5), 1),
-    ByHand(
-        Objective("sampled", estimator="k2"),
-        NINE_TO_ONE,
-        HALVES,
-        0.5 * LOG_5**2,
-        (-0.5 * LOG_5, 0.5 * LOG_5),
-        1,
-    ),
+    ByHand(Objective("sampled", estimator="k2"), NINE_TO_ONE, HALVES, 0.5 * LOG_5**2, (-0.5 * LOG_5, 0.5 * LOG_5), 1),
     ByHand(Objective("sampled", estimator="k3"), NINE_TO_ONE, HALVES, LOG_5 - 0.8, (-0.4, 0.4), 1),
     # The first token's 0.5 log 2 = 0.35 is cut to 0.3, without gradient; the other's is −q_1 (−p_0, 1 − p_1).
-    ByHand(
-        Objective("forward-kl", clip_entry=0.3),
-        HALVES,
-        QUARTERS,
-        0.3 + 0.5 * math.log(2 / 3),
-        (0.125, -0.125),
-    ),
+    ByHand(Objective("forward-kl", clip_entry=0.3), HALVES, QUARTERS, 0.3 + 0.5 * math.log(2 / 3), (0.125, -0.125)),
     ByHand(Objective("forward-kl", clip_position=0.1), HALVES, QUARTERS, 0.1, (0.0, 0.0)),
 ]
 
@@ -395,9 +359,7 @@ def assert_same(found: Scores, expected: Scores, share: float = 1e-12) -> None:
 
 @pytest.mark.parametrize("k", [57, 100])
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize(
-    ("name", "whole"), list(zip(TOP_K_NAMES, (FORWARD, REVERSE), strict=True)), ids=TOP_K_NAMES
-)
+@pytest.mark.parametrize(("name", "whole"), list(zip(TOP_K_NAMES, (FORWARD, REVERSE), strict=True)), ids=TOP_K_NAMES)
 def test_the_top_k_of_the_whole_vocabulary_is_the_full_divergence(
     name: str, whole: Objective, mode: TopKMode, k: int
 ) -> None:
@@ -413,9 +375,7 @@ def test_a_top_k_of_distributions_is_never_negative_and_with_a_tail_grows_toward
     """Merging symbols into a tail never adds to a divergence."""
     logits = random_logits(EVEN)
     whole_N = score(FORWARD if name == "forward-kl-topk" else REVERSE, *logits).value_C
-    values_KN = torch.stack(
-        [score(Objective(name, k=k, top_k_mode=mode), *logits).value_C for k in (1, 2, 8, 32, 64)]
-    )
+    values_KN = torch.stack([score(Objective(name, k=k, top_k_mode=mode), *logits).value_C for k in (1, 2, 8, 32, 64)])
     assert (values_KN > -1e-12).all()
     if mode == "tail":
         assert (values_KN <= whole_N + 1e-12).all()
@@ -514,9 +474,7 @@ def test_a_bound_is_not_passed_by_what_is_just_as_large() -> None:
 
 def test_an_entropy_threshold_out_of_reach_leaves_the_reverse_kl() -> None:
     logits = random_logits(ODD)
-    assert_same(
-        score(Objective("entropy-gated", entropy_threshold=math.inf), *logits), score(REVERSE, *logits)
-    )
+    assert_same(score(Objective("entropy-gated", entropy_threshold=math.inf), *logits), score(REVERSE, *logits))
 
 
 def test_an_entropy_threshold_below_all_adds_the_forward_kl_everywhere() -> None:

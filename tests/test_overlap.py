@@ -1,4 +1,7 @@
-"""trd data overlap: words and n-grams by hand and against brute force, the command, and real training sets against benchmarks."""
+"""trd data overlap:
+
+words and n-grams by hand and against brute force, the command, and real training sets against benchmarks.
+"""
 
 from __future__ import annotations
 
@@ -104,8 +107,7 @@ def test_words_are_runs_of_letters_or_digits_without_layout_commands(text: str, 
 
 
 @pytest.mark.parametrize(
-    ("shared", "at_8", "at_13"),
-    [(7, False, False), (8, True, False), (12, True, False), (13, True, True)],
+    ("shared", "at_8", "at_13"), [(7, False, False), (8, True, False), (12, True, False), (13, True, True)]
 )
 def test_a_run_counts_from_eight_and_from_thirteen_words(shared: int, at_8: bool, at_13: bool) -> None:
     question = first(shared, "one two three four five six seven eight nine ten eleven twelve")
@@ -172,13 +174,9 @@ def brute_force(train: Sequence[str], questions: Sequence[str], common: int) -> 
             covered.append(len(both) / len(own) if own else float(text == question))
             whole = len(question.split()) >= 8 and question in text
             short = n == 13 and len(question.split()) < 13 and whole
-            hit.append(
-                text == question or short or any(not is_common(g, n) for g in both) or covered[-1] >= 0.7
-            )
+            hit.append(text == question or short or any(not is_common(g, n) for g in both) or covered[-1] >= 0.7)
         if any(hit):
-            run = max(
-                n for n in range(len(question.split()) + 1) if n == 0 or grams(question, n) & grams(text, n)
-            )
+            run = max(n for n in range(len(question.split()) + 1) if n == 0 or grams(question, n) & grams(text, n))
             rows.append((t, q, run, *covered, any(hit), hit[1]))
     return rows
 
@@ -198,10 +196,7 @@ def test_findings_are_those_of_brute_force_on_random_texts(compare, common: int)
     train, questions = ([text() for _ in range(count)] for count in (40, 20))
     train += train[:2] + questions[:3]
     found = compare(train, questions, common=common).findings
-    seen = [
-        (f.row, int(f.question_id[1:]), f.run, f.covered_8, f.covered_13, f.hits_at(8), f.hit_13)
-        for f in found
-    ]
+    seen = [(f.row, int(f.question_id[1:]), f.run, f.covered_8, f.covered_13, f.hits_at(8), f.hit_13) for f in found]
     expected = brute_force(train, questions, common)
     assert seen == expected
     assert len({row[-1] for row in expected}) == 2, "both kinds of hits are there"
@@ -227,9 +222,7 @@ def test_a_sentence_that_many_questions_share_is_no_hit(compare) -> None:
 
 def test_a_hit_at_thirteen_is_one_at_eight_though_all_its_8grams_are_boilerplate() -> None:
     texts = [first(13, "x"), " ".join(WORDS[:10]), " ".join(WORDS[3:13])]
-    index = QuestionIndex(
-        [first(13, "and then something of its own that is long enough to matter")], ["bench"]
-    )
+    index = QuestionIndex([first(13, "and then something of its own that is long enough to matter")], ["bench"])
     found = [(text, shared) for text in texts if (shared := index.shared(text)) is not None]
     boilerplate = index.boilerplate(found, common=1)
     assert {len(gram) for gram in boilerplate.everywhere} == {8}
@@ -266,9 +259,7 @@ def test_counts_are_of_questions_and_of_rows(compare) -> None:
     found = compare(train, [first(18, "c d"), first(13, "a"), "e"])
     (counts,) = found.benchmarks.values()
     assert found.rows == 4
-    assert {
-        name: counts[name] for name in ("questions", "equal", "questions_hit", "rows_hit", "ignored")
-    } == {
+    assert {name: counts[name] for name in ("questions", "equal", "questions_hit", "rows_hit", "ignored")} == {
         "questions": 3,
         "equal": 1,
         "questions_hit": {8: 2, 13: 2},
@@ -293,9 +284,7 @@ def test_the_command_prints_one_tab_separated_line_a_row_and_ends_with_zero(ok: 
     assert [line.split("\t")[0] for line in stricter] == ["t0", "t2"]
 
 
-def test_several_benchmarks_are_arguments_or_a_list_and_one_named_twice_counts_once(
-    ok: Trd, tmp_path: Path
-) -> None:
+def test_several_benchmarks_are_arguments_or_a_list_and_one_named_twice_counts_once(ok: Trd, tmp_path: Path) -> None:
     train = problem_set(tmp_path / "train.parquet", [first(13, "x")], "t")
     one, two = (problem_set(tmp_path / f"{n}.parquet", [first(14 + n)], "q") for n in (1, 2))
     apart, joined = (ok("data", "overlap", train, *names) for names in ((one, two), (f"{one},{two},{one}",)))
@@ -332,9 +321,7 @@ def test_an_output_that_is_an_input_is_refused(trd: Trd, tmp_path: Path, flag: s
 
 def test_drop_of_every_row_is_refused(trd: Trd, tmp_path: Path) -> None:
     train = problem_set(tmp_path / "train.parquet", [first(13)], "t")
-    refused = trd(
-        "data", "overlap", train, problem_set(tmp_path / "b.parquet", [first(18)], "q"), "--drop", "c"
-    )
+    refused = trd("data", "overlap", train, problem_set(tmp_path / "b.parquet", [first(18)], "q"), "--drop", "c")
     assert (refused.exit_code, refused.stderr.splitlines()[-1]) == (
         1,
         "trd data overlap: error: all 1 rows overlap; expected at least one clean row to write; leave --drop out",
@@ -378,9 +365,7 @@ def test_of_a_trajectory_set_problems_are_compared_and_responses_when_asked(
     assert line.split("\t")[1:6] == [rows[3].trajectory_id, "response", str(bench), "q0", "14"]
 
 
-def test_rollouts_of_one_problem_do_not_make_its_words_boilerplate(
-    ok: Trd, rollouts: Path, problems: Path
-) -> None:
+def test_rollouts_of_one_problem_do_not_make_its_words_boilerplate(ok: Trd, rollouts: Path, problems: Path) -> None:
     lines = ok("data", "overlap", rollouts, problems, "--common", 1).stdout.splitlines()
     assert len(lines) == len(list(iter_rows(list_shards(rollouts))))
 
@@ -388,17 +373,7 @@ def test_rollouts_of_one_problem_do_not_make_its_words_boilerplate(
 def test_two_runs_print_and_write_the_same(ok: Trd, tmp_path: Path, problems: Path) -> None:
     shown = []
     for name in ("a.json", "b.json"):
-        result = ok(
-            "data",
-            "overlap",
-            problems,
-            problems,
-            "arithmetic:n=50,seed=2",
-            "--n",
-            8,
-            "--out",
-            tmp_path / name,
-        )
+        result = ok("data", "overlap", problems, problems, "arithmetic:n=50,seed=2", "--n", 8, "--out", tmp_path / name)
         shown.append((result.stdout, (tmp_path / name).read_bytes()))
     assert shown[0] == shown[1]
     assert shown[0][0].count("\n") == 12

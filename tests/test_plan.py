@@ -1,4 +1,7 @@
-"""trd plan: sound recipes pass, planted faults are named, and estimates are what models, shards and hand computation say."""
+"""trd plan:
+
+sound recipes pass, planted faults are named, and estimates are what models, shards and hand computation say.
+"""
 
 from __future__ import annotations
 
@@ -82,9 +85,7 @@ def told(findings: Findings, level: str, topic: str, *words: str) -> dict[str, s
 # Sound recipes
 
 
-def test_a_sound_recipe_has_a_finding_on_every_topic_and_none_is_worse_than_ok(
-    write: Write, plan: Any
-) -> None:
+def test_a_sound_recipe_has_a_finding_on_every_topic_and_none_is_worse_than_ok(write: Write, plan: Any) -> None:
     findings = plan(write(), code=0)
     assert {f["level"] for f in findings} == {"ok"}
     assert {f["topic"] for f in findings} == {
@@ -116,9 +117,7 @@ def with_teacher(tiny: Path, tmp_path: Path, **changes: Any) -> dict[str, Any]:
     return {"setting": "opd", "student": str(tiny), "teacher": str(teacher)}
 
 
-def test_a_teacher_with_another_tokenizer_is_an_error(
-    write: Write, plan: Any, tiny: Path, tmp_path: Path
-) -> None:
+def test_a_teacher_with_another_tokenizer_is_an_error(write: Write, plan: Any, tiny: Path, tmp_path: Path) -> None:
     models = with_teacher(tiny, tmp_path)
     write_tokenizer(tmp_path / "teacher", merges=(("e", "x"), ("o", "n")))
     error = told(plan(write(**models), code=1), "error", "models", "tokenizers", "differ in")
@@ -151,9 +150,7 @@ def test_a_model_without_a_chat_template_is_an_error_unless_prompts_are_raw(
     assert not [f for f in plan(raw, code=0) if f["topic"] == "models" and f["level"] == "error"]
 
 
-def test_a_head_that_is_longer_than_the_other_is_told(
-    write: Write, plan: Any, tiny: Path, tmp_path: Path
-) -> None:
+def test_a_head_that_is_longer_than_the_other_is_told(write: Write, plan: Any, tiny: Path, tmp_path: Path) -> None:
     findings = plan(write(**with_teacher(tiny, tmp_path, vocab_size=320)), code=0)
     told(findings, "ok", "models", "280 and 320")
 
@@ -162,9 +159,7 @@ def test_a_model_directory_that_is_not_there_is_an_error(write: Write, plan: Any
     told(plan(write(student="./nowhere"), code=1), "error", "models", "./nowhere could not be read")
 
 
-def test_models_and_sets_out_of_reach_are_warnings_and_the_rest_is_still_checked(
-    write: Write, tmp_path: Path
-) -> None:
+def test_models_and_sets_out_of_reach_are_warnings_and_the_rest_is_still_checked(write: Write, tmp_path: Path) -> None:
     recipe = write(student="nobody/nothing", eval={"bench": "aime25,arithmetic:n=5,seed=2"})
     apart = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub"), "TRD_DATA": ""}
     words = [sys.executable, "-m", "trd_cli", "plan", str(recipe), "--run", str(tmp_path / "run")]
@@ -189,12 +184,8 @@ def test_a_max_length_that_no_row_fits_is_an_error(write: Write, plan: Any) -> N
 
 
 def test_a_max_length_that_long_responses_exceed_is_a_warning(write: Write, plan: Any) -> None:
-    findings = plan(
-        write(sample={"max_tokens": 1500}, distill={"max_length": 1400}, arms={"f": {"method": "fkl"}})
-    )
-    told(
-        findings, "warning", "lengths", "distill f", "100 % would be left out", "if every response is as long"
-    )
+    findings = plan(write(sample={"max_tokens": 1500}, distill={"max_length": 1400}, arms={"f": {"method": "fkl"}}))
+    told(findings, "warning", "lengths", "distill f", "100 % would be left out", "if every response is as long")
 
 
 def test_a_window_that_the_model_does_not_have_is_an_error(write: Write, plan: Any) -> None:
@@ -243,19 +234,13 @@ def test_lengths_and_rates_are_those_of_the_run_as_soon_as_it_has_rollouts(
         f"sample: {sum(len(row.response_token_ids) for row in rows):,} response tokens",
         "(measured)",
     )
-    assert [
-        f
-        for f in findings
-        if f["topic"] == "lengths" and "distill fkl" in f["what"] and "(measured)" in f["what"]
-    ]
+    assert [f for f in findings if f["topic"] == "lengths" and "distill fkl" in f["what"] and "(measured)" in f["what"]]
 
 
 def test_a_set_that_is_not_finished_does_not_count_as_measured(
     write: Write, plan: Any, ok: Trd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = write(
-        student="scripted", arms={"fkl": {"method": "fkl"}}, sample={"shard_rows": 5, "max_tokens": 32}
-    )
+    recipe = write(student="scripted", arms={"fkl": {"method": "fkl"}}, sample={"shard_rows": 5, "max_tokens": 32})
     rollouts = sampled(recipe, ok, tmp_path / "run", monkeypatch)
     list_shards(rollouts)[0].unlink()
     told(plan(recipe), "ok", "cost", "sample: at most ")
@@ -303,9 +288,7 @@ def test_problems_that_share_a_long_run_of_words_with_a_question_are_a_warning(
         row = {"problem": text, "reference_answer": "17", "reference_solution": "There are 17."}
         (tmp_path / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
     made = {"import": {"file": str(tmp_path / "train.jsonl")}}
-    findings = plan(
-        write(problems=made, eval={"bench": str(tmp_path / "bench.jsonl"), "max_tokens": 32}), code=0
-    )
+    findings = plan(write(problems=made, eval={"bench": str(tmp_path / "bench.jsonl"), "max_tokens": 32}), code=0)
     told(findings, "warning", "benchmarks", "1 training problems (100 %) overlap")
 
 
@@ -330,9 +313,7 @@ def without(tmp_path: Path, ok: Trd, field: str, count: int) -> dict[str, str]:
     ok("data", "make", "arithmetic", "--n", 12, "--seed", 1, "--out", path)
     import dataclasses
 
-    problems = [
-        dataclasses.replace(p, **{field: None}) if i < count else p for i, p in enumerate(read_problems(path))
-    ]
+    problems = [dataclasses.replace(p, **{field: None}) if i < count else p for i, p in enumerate(read_problems(path))]
     write_problems(tmp_path / "train.parquet", problems)
     return {"file": str(tmp_path / "train.parquet")}
 
@@ -403,22 +384,12 @@ def test_an_average_of_weights_that_are_sharded_is_an_error(
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     told(plan(write(arms=arms), code=1), "error", "recipe", "arm x: teacher_weights ema with FSDP")
     monkeypatch.delenv("ACCELERATE_USE_FSDP")
-    told(
-        plan(write(arms=arms), "--fsdp", 2, code=1),
-        "error",
-        "recipe",
-        "arm x: teacher_weights ema with FSDP",
-    )
+    told(plan(write(arms=arms), "--fsdp", 2, code=1), "error", "recipe", "arm x: teacher_weights ema with FSDP")
 
 
 def test_a_biased_estimate_is_a_warning(write: Write, plan: Any) -> None:
     arms = {"s": {"method": "sampled"}}
-    told(
-        plan(write(arms=arms), code=0),
-        "warning",
-        "recipe",
-        "biased along rollouts at T 0.6, top-p 0.95, top-k 20",
-    )
+    told(plan(write(arms=arms), code=0), "warning", "recipe", "biased along rollouts at T 0.6, top-p 0.95, top-k 20")
     unbiased = {"max_tokens": 32, "temperature": 1.0, "top_p": 1.0, "top_k": 0}
     assert not [f for f in plan(write(arms=arms, sample=unbiased)) if "biased" in f["what"]]
 
@@ -462,9 +433,7 @@ def without_weights(directory: Path, sizes: dict[str, Any]) -> Planned:
     # 2 · 28 · 8 · 128 · 2 and 2 · 36 · 8 · 128 · 2 bytes
     [(QWEN3_1_7B, 1_720_574_976, 114_688), (QWEN3_8B, 8_190_735_360, 147_456)],
 )
-def test_qwen3_has_its_published_size(
-    tmp_path: Path, sizes: dict[str, Any], parameters: int, kv_bytes: int
-) -> None:
+def test_qwen3_has_its_published_size(tmp_path: Path, sizes: dict[str, Any], parameters: int, kv_bytes: int) -> None:
     model = without_weights(tmp_path / "qwen3", sizes)
     assert model.shape is not None
     assert model.shape.parameters == parameters
@@ -522,7 +491,8 @@ def test_memory_of_training_an_adapter_is_sixteen_bytes_of_it_beside_frozen_weig
     model = without_weights(tmp_path / "qwen3", QWEN3_1_7B)
     assert model.shape is not None
     adapter = adapter_parameters(64, [(layer.inputs, layer.outputs) for layer in model.linears])
-    # Rank 64 on q (2048→2048), k and v (2048→1024), o (2048→2048), gate and up (2048→6144), down (6144→2048), in 28 layers.
+    # Rank 64 on q (2048→2048), k and v (2048→1024), o (2048→2048), gate and up (2048→6144), down (6144→2048), in 28
+    # layers.
     assert adapter == 28 * 64 * (4096 + 2 * 3072 + 4096 + 2 * 8192 + 8192)
     need = training(model.shape, None, "bfloat16", tokens=4096, adapter=adapter).parts
     assert need["weights"] == 2 * 1_720_574_976 + 4 * adapter
@@ -537,7 +507,8 @@ def test_processes_that_share_the_weights_hold_a_part_each_and_what_computes_who
     parameters = 8_190_735_360
     assert need["weights"] == need["gradients"] == need["optimiser"] // 2 == 4 * parameters // 8
     assert need["teacher"] == 2 * parameters // 8
-    # Of both sides in bfloat16: head and embedding of 151,936 × 4,096, and two of 36 layers; the head's gradient in bfloat16 and float32.
+    # Of both sides in bfloat16: head and embedding of 151,936 × 4,096, and two of 36 layers; the head's gradient in
+    # bfloat16 and float32.
     head = 151_936 * 4096
     layer = (parameters - 2 * head) // 36
     assert need["whole while it computes"] == 2 * (2 * 2 * head + 2 * 2 * layer) + 6 * head
@@ -593,24 +564,12 @@ def test_shards_are_no_larger_than_told_before_compression(rollouts: Path) -> No
 def test_hours_are_tokens_by_the_given_rates(write: Write, plan: Any) -> None:
     findings = plan(write(eval=None), "--sample-rate", 2, "--train-rate", 1, code=0)
     # 12 problems of at most 32 tokens, sampled and refined; two arms train along as many.
-    told(
-        findings,
-        "ok",
-        "cost",
-        "sample: at most 384 response tokens in 12 rows, 3.2 minutes at 2 tokens/s (given)",
-    )
-    told(
-        findings,
-        "ok",
-        "cost",
-        "distill: at most 768 response tokens in 24 rows, 12.8 minutes at 1 tokens/s (given)",
-    )
+    told(findings, "ok", "cost", "sample: at most 384 response tokens in 12 rows, 3.2 minutes at 2 tokens/s (given)")
+    told(findings, "ok", "cost", "distill: at most 768 response tokens in 24 rows, 12.8 minutes at 1 tokens/s (given)")
     told(findings, "ok", "cost", "19.2 minutes in all")
 
 
-def test_the_paper_s_largest_pair_needs_what_its_configuration_says(
-    write: Write, plan: Any, tmp_path: Path
-) -> None:
+def test_the_paper_s_largest_pair_needs_what_its_configuration_says(write: Write, plan: Any, tmp_path: Path) -> None:
     for name, sizes in (("student", QWEN3_1_7B), ("teacher", QWEN3_8B)):
         without_weights(tmp_path / name, sizes)
     recipe = write(

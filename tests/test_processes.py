@@ -1,7 +1,7 @@
 """trd distill on two processes: the same training as on one, and never one process where two were asked for.
 
-Most launches cost several seconds: all trainings that are compared run one after another in a single one. Not covered: GPUs,
-several machines. FSDP has tests of its own.
+Most launches cost several seconds: all trainings that are compared run one after another in a single one. Not covered:
+GPUs, several machines. FSDP has tests of its own.
 """
 
 from __future__ import annotations
@@ -50,9 +50,7 @@ CASES: dict[str, tuple[object, ...]] = {
     "rows weighted alike, uneven rows": (
         *("uneven", "--batch-size", 6, "--max-tokens-per-batch", 300, "--gradient-checkpointing"),
     ),
-    "the average as the teacher": (
-        *("by_student", "--batch-size", 3, "--teacher-weights", "ema", "--ema-decay", 0.5),
-    ),
+    "the average as the teacher": (*("by_student", "--batch-size", 3, "--teacher-weights", "ema", "--ema-decay", 0.5),),
 }
 # What depends on how a step is cut into micro-batches, or on the machine.
 OF_THE_MACHINE = {
@@ -184,9 +182,7 @@ def test_a_launch_that_silently_gives_one_process_is_refused(
     assert not (tmp_path / "c").exists()
 
 
-def test_a_script_of_the_users_own_that_is_called_launch_is_no_launcher_of_ours(
-    world: World, tmp_path: Path
-) -> None:
+def test_a_script_of_the_users_own_that_is_called_launch_is_no_launcher_of_ours(world: World, tmp_path: Path) -> None:
     command = (BIN / "trd", "distill", world.by_teacher, *TRAIN, "--out", tmp_path / "c")
     script = tmp_path / "launch.py"
     words = [str(word) for word in command]
@@ -206,9 +202,7 @@ def test_a_world_of_two_without_a_launcher_ends_and_trains_nothing(world: World,
 
 
 @pytest.mark.parametrize("late", [0, 1], ids=["the first late", "the second late"])
-def test_paths_from_a_pipe_are_refused_and_the_reason_said_whichever_process_is_late(
-    tmp_path: Path, late: int
-) -> None:
+def test_paths_from_a_pipe_are_refused_and_the_reason_said_whichever_process_is_late(tmp_path: Path, late: int) -> None:
     # Python runs a module of this name before anything else: one of two processes on a slow disk, say.
     (tmp_path / "sitecustomize.py").write_text(
         f"import os, time\ntime.sleep(3 if os.environ.get('RANK') == '{late}' else 0)\n"

@@ -75,22 +75,14 @@ FENCES: dict[str, tuple[str, Any, str]] = {
         SUM,
         "correct",
     ),
-    "on a line of text": (
-        "The answer: ```python\na,b=map(int,input().split())\nprint(a+b)\n```\n",
-        SUM,
-        "correct",
-    ),
+    "on a line of text": ("The answer: ```python\na,b=map(int,input().split())\nprint(a+b)\n```\n", SUM, "correct"),
     "closing on line": ("```python\na,b=map(int,input().split())\nprint(a+b)```\n", SUM, "correct"),
     "docstring fences": (
         '```python\ndef f():\n    """\n    ```\n    x\n    ```\n    """\na,b=map(int,input().split())\nprint(a+b)\n```\n',
         SUM,
         "correct",
     ),
-    "complexity fence": (
-        "```python\na,b=map(int,input().split())\nprint(a+b)\n```\n```\nO(n)\n```\n",
-        SUM,
-        "correct",
-    ),
+    "complexity fence": ("```python\na,b=map(int,input().split())\nprint(a+b)\n```\n```\nO(n)\n```\n", SUM, "correct"),
     "pycon": (
         "```python\na,b=map(int,input().split())\nprint(a+b)\n```\n```python\n>>> add(1,2)\n3\n```\n",
         SUM,
@@ -214,11 +206,7 @@ OBJECTS: dict[str, tuple[str, Any, str]] = {
         "assert V(1)+V(2)==V(3)\nassert repr(V(2))=='V(2)'\nassert len(V(4))==4\nassert V(1)!=V(2)",
         "correct",
     ),
-    "always eq": (
-        "class A:\n    def __eq__(s,o): return True\ndef f(x): return A()",
-        "assert f(1)==42",
-        "incorrect",
-    ),
+    "always eq": ("class A:\n    def __eq__(s,o): return True\ndef f(x): return A()", "assert f(1)==42", "incorrect"),
     "always eq reflected": (
         "class A:\n    def __eq__(s,o): return True\n    def __sub__(s,o): return 0\n    def __lt__(s,o): return True\n    def __contains__(s,o): return True\ndef f(x): return A()",
         "assert 42 in f(1)",
@@ -281,11 +269,7 @@ EXCEPTIONS: dict[str, tuple[str, Any, str]] = {
         "import unittest\nclass T(unittest.TestCase):\n    def test(self):\n        with self.assertRaises(ValueError): f(-1)\n        self.assertEqual(f(2),2)\nif __name__=='__main__': unittest.main()",
         "correct",
     ),
-    "wrong type": (
-        "def f(x): raise TypeError('x')",
-        "try:\n    f(-1)\nexcept ValueError:\n    pass",
-        "incorrect",
-    ),
+    "wrong type": ("def f(x): raise TypeError('x')", "try:\n    f(-1)\nexcept ValueError:\n    pass", "incorrect"),
     "message": (
         "def f(x): raise KeyError('k')",
         "try:\n    f(-1)\n    assert False\nexcept KeyError as e:\n    assert e.args==('k',)\n    assert str(e)==\"'k'\"",
@@ -296,17 +280,9 @@ EXCEPTIONS: dict[str, tuple[str, Any, str]] = {
         "try:\n    f(1)\n    raise AssertionError\nexcept MyErr as e:\n    assert e.code==7 and str(e)=='no'\ntry: f(1)\nexcept ValueError: pass",
         "correct",
     ),
-    "os._exit in try": (
-        "import os\ndef f(x): os._exit(0)",
-        "try:\n    f(1)\nexcept Exception:\n    pass",
-        "incorrect",
-    ),
+    "os._exit in try": ("import os\ndef f(x): os._exit(0)", "try:\n    f(1)\nexcept Exception:\n    pass", "incorrect"),
     "zero div uncaught": ("def f(x): return 1/x", "assert f(0)==1", "incorrect"),
-    "lookup base": (
-        "def f(x): return [][0]",
-        "try: f(0)\nexcept LookupError: pass\nelse: assert False",
-        "correct",
-    ),
+    "lookup base": ("def f(x): return [][0]", "try: f(0)\nexcept LookupError: pass\nelse: assert False", "correct"),
 }
 
 
@@ -330,11 +306,7 @@ RESULTS: dict[str, tuple[str, Any, str]] = {
     ),
     "map equals list is wrong": ("def h(a): return map(int,a)", "assert h(['1'])==[1]", "incorrect"),
     "exhausted": ("def h(a): return iter(a)", "i=h([1])\nassert list(i)==[1]\nassert list(i)==[]", "correct"),
-    "keys": (
-        "def h(): return {1:2}.keys()",
-        "assert h()=={1}\nassert 1 in h()\nassert len(h())==1",
-        "correct",
-    ),
+    "keys": ("def h(): return {1:2}.keys()", "assert h()=={1}\nassert 1 in h()\nassert len(h())==1", "correct"),
     "deque eq list wrong": (
         "from collections import deque\ndef h(): return deque([1])",
         "assert h()==[1]",
@@ -381,16 +353,8 @@ IN_PLACE: dict[str, tuple[str, Any, str]] = {
         "a=[3]\nm=[a,[1]]\nf(m)\nassert m==[[1],[3]] and a==[3] and m[1] is a",
         "correct",
     ),
-    "returns same": (
-        "def f(d):\n    d.append(1)\n    return d",
-        "d=[]\nassert f(d) is d\nassert d==[1]",
-        "correct",
-    ),
-    "must not change": (
-        "def f(d):\n    d.sort()\n    return d",
-        "d=[2,1]\nf(d)\nassert d==[2,1]",
-        "incorrect",
-    ),
+    "returns same": ("def f(d):\n    d.append(1)\n    return d", "d=[]\nassert f(d) is d\nassert d==[1]", "correct"),
+    "must not change": ("def f(d):\n    d.sort()\n    return d", "d=[2,1]\nf(d)\nassert d==[2,1]", "incorrect"),
     "unchanged": ("def f(d): return sorted(d)", "d=[2,1]\nassert f(d)==[1,2]\nassert d==[2,1]", "correct"),
     "matrix rotate": (
         "class Solution:\n    def rotate(self,m): m[:]=[list(r) for r in zip(*m[::-1])]",
@@ -408,16 +372,8 @@ def test_arguments_are_changed_in_place_as_in_one_process(case: str, options: co
 
 
 AT_FAULT: dict[str, tuple[str, Any, str]] = {
-    "check never called": (
-        "def f(a): return a+1",
-        "def check(candidate):\n    assert candidate(1)==2\n",
-        "error",
-    ),
-    "check called": (
-        "def f(a): return a+1",
-        "def check(candidate):\n    assert candidate(1)==2\ncheck(f)",
-        "correct",
-    ),
+    "check never called": ("def f(a): return a+1", "def check(candidate):\n    assert candidate(1)==2\n", "error"),
+    "check called": ("def f(a): return a+1", "def check(candidate):\n    assert candidate(1)==2\ncheck(f)", "correct"),
     "check called wrong": (
         "def f(a): return a",
         "def check(candidate):\n    assert candidate(1)==2\ncheck(f)",
@@ -469,16 +425,8 @@ AT_FAULT: dict[str, tuple[str, Any, str]] = {
         "from solution import Solution\nassert Solution().f(1)==2",
         "correct",
     ),
-    "pytest function": (
-        "def f(a): return a+1",
-        "from solution import f\ndef test_f():\n    assert f(1)==2\n",
-        "error",
-    ),
-    "test function called": (
-        "def f(a): return a+1",
-        "def test_f():\n    assert f(1)==2\ntest_f()",
-        "correct",
-    ),
+    "pytest function": ("def f(a): return a+1", "from solution import f\ndef test_f():\n    assert f(1)==2\n", "error"),
+    "test function called": ("def f(a): return a+1", "def test_f():\n    assert f(1)==2\ntest_f()", "correct"),
     "sys.exit ok": ("def f(a): return a+1", "import sys\nassert f(1)==2\nsys.exit(0)", "correct"),
     "main guard": ("def f(a): return a+1", "if __name__ == '__main__':\n    assert f(1)==2", "correct"),
     "name error in helper": (
@@ -491,9 +439,7 @@ AT_FAULT: dict[str, tuple[str, Any, str]] = {
 
 
 @pytest.mark.parametrize("case", AT_FAULT)
-def test_tests_that_ask_nothing_or_fail_by_themselves_are_an_error(
-    case: str, options: code.CodeOptions
-) -> None:
+def test_tests_that_ask_nothing_or_fail_by_themselves_are_an_error(case: str, options: code.CodeOptions) -> None:
     source, tests, right = AT_FAULT[case]
     found, detail = verdict(f"```python\n{source}\n```\n", tests, options)
     assert found == right, detail
@@ -532,9 +478,7 @@ NAMES: dict[str, tuple[str, Any, str]] = {
 
 
 @pytest.mark.parametrize("case", NAMES)
-def test_tests_reach_the_program_s_own_names_and_no_others_of_that_name(
-    case: str, options: code.CodeOptions
-) -> None:
+def test_tests_reach_the_program_s_own_names_and_no_others_of_that_name(case: str, options: code.CodeOptions) -> None:
     source, tests, right = NAMES[case]
     found, detail = verdict(f"```python\n{source}\n```\n", tests, options)
     assert found == right, detail
@@ -542,16 +486,8 @@ def test_tests_reach_the_program_s_own_names_and_no_others_of_that_name(
 
 ANNOTATIONS: dict[str, tuple[str, Any, str]] = {
     "annotation NameError": ("def f(x: Undefined): return x", "assert f(1)==1", "incorrect"),
-    "annotation stdin": (
-        "def f(x: Undefined): return x\na,b=map(int,input().split())\nprint(a+b)",
-        SUM,
-        "incorrect",
-    ),
-    "reads annotations": (
-        "def f(x: int): return f.__annotations__['x'] is int",
-        "assert f(1) is True",
-        "correct",
-    ),
+    "annotation stdin": ("def f(x: Undefined): return x\na,b=map(int,input().split())\nprint(a+b)", SUM, "incorrect"),
+    "reads annotations": ("def f(x: int): return f.__annotations__['x'] is int", "assert f(1) is True", "correct"),
     "typed dataclass": (
         "from dataclasses import dataclass, fields\n@dataclass\nclass D:\n    a: int\ndef f(x): return fields(D)[0].type is int",
         "assert f(1)",
@@ -617,10 +553,7 @@ HOSTILE: dict[str, tuple[str, str]] = {
         "for found, expected in zip(map(f, [1, 2]), [2, 3]):\n    assert found == expected",
     ),
     "an end without an error": ("def f(x): raise SystemExit(0)", "assert f(1) == 2"),
-    "a program that is gone": (
-        "import os\ndef f(x): os._exit(0)",
-        "try: f(1)\nexcept BaseException: pass",
-    ),
+    "a program that is gone": ("import os\ndef f(x): os._exit(0)", "try: f(1)\nexcept BaseException: pass"),
     "one exception for another": (
         "class ValueError(BaseException): pass\ndef f(x): raise ValueError",
         "import unittest\nclass T(unittest.TestCase):\n    def test(self):\n        with self.assertRaises(ValueError): f(1)\n        self.assertEqual(f(2), 3)",
@@ -677,11 +610,7 @@ def test_references_pass_the_test_programs_of_their_own_sets_and_empty_functions
 
 
 def test_the_row_may_say_with_what_a_check_is_called(options: code.CodeOptions) -> None:
-    tests = {
-        "kind": "functional",
-        "code": "def check(candidate):\n    assert candidate(1) == 2\n",
-        "entry_point": "f",
-    }
+    tests = {"kind": "functional", "code": "def check(candidate):\n    assert candidate(1) == 2\n", "entry_point": "f"}
     for source, right in (("def f(x): return x + 1", "correct"), ("def f(x): return x", "incorrect")):
         assert verdict(f"```python\n{source}\n```", tests, options)[0] == right
     assert verdict("```python\ndef g(x): return x + 1\n```", tests, options)[0] == "incorrect"

@@ -179,9 +179,7 @@ def test_a_placeholder_its_kind_does_not_have_is_refused_by_name(
         ("student", "{% set problem = 1 %}{{ problem }}", "problem"),
     ],
 )
-def test_a_placeholder_its_kind_needs_is_missed_by_name(
-    tmp_path: Path, kind: str, text: str, named: str
-) -> None:
+def test_a_placeholder_its_kind_needs_is_missed_by_name(tmp_path: Path, kind: str, text: str, named: str) -> None:
     with pytest.raises(PromptError, match=f"lacks {{{{ {named} }}}}"):
         load_template(kind, "math", own(tmp_path, text))
 
@@ -201,9 +199,7 @@ def test_optional_placeholders_may_be_left_out(tmp_path: Path) -> None:
         "{{ problem.no_such_attribute }}",
     ],
 )
-def test_a_template_that_cannot_be_rendered_is_refused_before_the_first_call(
-    tmp_path: Path, text: str
-) -> None:
+def test_a_template_that_cannot_be_rendered_is_refused_before_the_first_call(tmp_path: Path, text: str) -> None:
     path = own(tmp_path, text)
     with pytest.raises(PromptError, match=re.escape(path)):
         load_template("student", "math", path)

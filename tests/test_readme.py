@@ -38,15 +38,7 @@ def parse(words: list[str]) -> None:
 
 
 def test_readme_has_the_commands_it_is_about() -> None:
-    assert {shlex.split(c)[1] for c in commands()} >= {
-        "data",
-        "sample",
-        "verify",
-        "refine",
-        "distill",
-        "eval",
-        "diff",
-    }
+    assert {shlex.split(c)[1] for c in commands()} >= {"data", "sample", "verify", "refine", "distill", "eval", "diff"}
 
 
 @pytest.mark.parametrize("line", commands())

@@ -1,4 +1,7 @@
-"""Recipes and the graphs they make: what is refused and how it is said, what extends does, which stages arms have in common."""
+"""Recipes and the graphs they make:
+
+what is refused and how it is said, what extends does, which stages arms have in common.
+"""
 
 from __future__ import annotations
 
@@ -71,21 +74,12 @@ WRONG: dict[str, tuple[str, tuple[str, ...]]] = {
     "empty arms": (BASE + "[arms]\n", ("no arm", "at least one [arms.NAME]")),
     "setting": (BASE.replace("opsd", "both") + ARM, ("setting = 'both'", "'opd' or 'opsd'")),
     "opd alone": (BASE.replace("opsd", "opd") + ARM, ("without teacher", "add teacher = MODEL")),
-    "opsd with a teacher": (
-        'teacher = "x/y"' + BASE + ARM,
-        ("teacher = 'x/y' with setting", "leave teacher out"),
-    ),
+    "opsd with a teacher": ('teacher = "x/y"' + BASE + ARM, ("teacher = 'x/y' with setting", "leave teacher out")),
     "rounds": ("rounds = 0" + BASE + ARM, ("rounds = 0", "greater than or equal to 1")),
     "seeds": ("seeds = [1, 1]" + BASE + ARM, ("seeds = [1, 1]", "all different")),
-    "two sources": (
-        BASE.replace("[problems]", '[problems]\nfile = "p.parquet"') + ARM,
-        ("file and make", "one of"),
-    ),
+    "two sources": (BASE.replace("[problems]", '[problems]\nfile = "p.parquet"') + ARM, ("file and make", "one of")),
     "unknown source": (BASE.replace("make =", "made =") + ARM, ("[problems] made", "did you mean make?")),
-    "wrong maker": (
-        BASE.replace("n = 8", "m = 8") + ARM,
-        ("[problems.make] m", "one of kind, n, seed, level"),
-    ),
+    "wrong maker": (BASE.replace("n = 8", "m = 8") + ARM, ("[problems.make] m", "one of kind, n, seed, level")),
     "no such set": (BASE.replace("n = 8", "n = 8, level = 9") + ARM, ("[problems.make] level = 9",)),
     "too few problems": (
         "rounds = 3\nproblems_per_round = 3" + BASE + ARM,
@@ -104,10 +98,7 @@ WRONG: dict[str, tuple[str, tuple[str, ...]]] = {
     "unknown in an arm": (BASE + ARM + "learnig_rate = 1.0\n", ("[arms.trd] learnig_rate", "learning_rate?")),
     "unknown in distill": (BASE + ARM + "[distill]\nlrate = 1.0\n", ("[distill] lrate",)),
     "method": (BASE + '[arms.a]\nmethod = "tdr"\n', ("[arms.a] method = 'tdr'", "'trd'")),
-    "unread by the objective": (
-        BASE + ARM + "beta = 0.5\n",
-        ("[arms.trd] beta with objective forward-kl",),
-    ),
+    "unread by the objective": (BASE + ARM + "beta = 0.5\n", ("[arms.trd] beta with objective forward-kl",)),
     "name of an arm": (BASE + '[arms."a/b"]\nmethod = "trd"\n', ("[arms.a/b]", "letters, digits")),
     "base as an arm": (BASE + '[arms.base]\nmethod = "trd"\n', ("base is the starting model",)),
     "refine of an arm": (BASE + ARM + "refine = {top = 1}\n", ("[arms.trd.refine] top",)),
@@ -149,10 +140,7 @@ WRONG: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "extend": ("extend = 'x.toml'" + BASE + ARM, ("extend, which is no key there", "did you mean extends?")),
     "no benchmark": (BASE + "[eval]\nbench = []\n" + ARM, ("[eval] without a benchmark",)),
-    "no template": (
-        BASE + "[sample]\nprompt = 'x.jinja'\n" + ARM,
-        ("[sample] prompt x.jinja: No such file",),
-    ),
+    "no template": (BASE + "[sample]\nprompt = 'x.jinja'\n" + ARM, ("[sample] prompt x.jinja: No such file",)),
     "a template of another kind": (
         BASE + "[eval]\nbench = 'aime24'\nprompt = 'refine.jinja'\n" + ARM,
         ("[eval] ", "refine.jinja has the placeholder 'attempt'", "change prompt"),
@@ -211,11 +199,7 @@ def test_a_recipe_that_is_not_there_is_named(tmp_path: Path, trd: Trd) -> None:
 
 
 def test_the_nearer_file_wins_key_by_key(tmp_path: Path) -> None:
-    written(
-        tmp_path,
-        "name = 'far'\n" + BASE + "[sample]\nn = 2\ntop_k = 5\nengine_arg = {delay = 0.5}\n",
-        "far.toml",
-    )
+    written(tmp_path, "name = 'far'\n" + BASE + "[sample]\nn = 2\ntop_k = 5\nengine_arg = {delay = 0.5}\n", "far.toml")
     written(tmp_path, 'extends = "far.toml"\n[sample]\nn = 3\nengine_arg = {length = 4}\n', "near.toml")
     written(tmp_path, "[sample]\ntop_k = 7\n[arms.fkl]\nmethod = 'fkl'\n", "mixin.toml")
     path = written(tmp_path, 'extends = ["near.toml", "mixin.toml"]\nrounds = 2\n' + ARM, "mine.toml")
@@ -225,9 +209,7 @@ def test_the_nearer_file_wins_key_by_key(tmp_path: Path) -> None:
     assert list(made.arms) == ["fkl", "trd"]
 
 
-def test_problems_of_another_kind_take_the_place_of_inherited_ones_and_false_takes_tables_out(
-    tmp_path: Path,
-) -> None:
+def test_problems_of_another_kind_take_the_place_of_inherited_ones_and_false_takes_tables_out(tmp_path: Path) -> None:
     written(tmp_path, BASE + "[eval]\nbench = 'aime24'\n" + ARM + '[arms.fkl]\nmethod = "fkl"\n', "far.toml")
     text = 'extends = "far.toml"\neval = false\narms.trd = false\n[problems]\nfile = "mine.parquet"\n'
     made = load_recipe(written(tmp_path, text))
@@ -239,9 +221,7 @@ def test_problems_of_another_kind_take_the_place_of_inherited_ones_and_false_tak
 def test_the_later_of_two_parts_says_where_problems_come_from(tmp_path: Path) -> None:
     written(tmp_path, BASE, "made.toml")
     written(tmp_path, '[problems]\nfile = "mine.parquet"\n', "mine.toml")
-    assert recipe(tmp_path, 'extends = ["made.toml", "mine.toml"]\n' + ARM).problems == {
-        "file": "mine.parquet"
-    }
+    assert recipe(tmp_path, 'extends = ["made.toml", "mine.toml"]\n' + ARM).problems == {"file": "mine.parquet"}
 
 
 def test_a_directory_with_a_benchmark_s_name_does_not_stand_for_it(tmp_path: Path) -> None:
@@ -297,12 +277,8 @@ def test_the_resolved_recipe_is_the_same_recipe(tmp_path: Path) -> None:
 # Flags
 
 CONFIGS: tuple[Config, ...] = (
-    SampleConfig.parse(
-        {"problems": "p.parquet", "n": 3, "engine_arg": {"a": "1", "b": 1, "c": "x=y", "d": [1]}}
-    ),
-    SampleConfig.parse(
-        {"problems": "p.parquet", "chat_template_kwargs": {"enable_thinking": False}, "skip": 3}
-    ),
+    SampleConfig.parse({"problems": "p.parquet", "n": 3, "engine_arg": {"a": "1", "b": 1, "c": "x=y", "d": [1]}}),
+    SampleConfig.parse({"problems": "p.parquet", "chat_template_kwargs": {"enable_thinking": False}, "skip": 3}),
     SampleConfig.parse(
         {
             "problems": "p.parquet",
@@ -310,32 +286,21 @@ CONFIGS: tuple[Config, ...] = (
             "chat_template_kwargs": {"x": False, "y": "False", "z": None},
         }
     ),
-    RefineConfig.parse(
-        {"setting": "opd", "teacher": "x/y", "inputs": ("a", "b"), "stream": True, "top_p": 1e-5}
-    ),
+    RefineConfig.parse({"setting": "opd", "teacher": "x/y", "inputs": ("a", "b"), "stream": True, "top_p": 1e-5}),
     DistillConfig.parse({"inputs": ("a",)}),
     DistillConfig.parse({"method": "trd", "subset": "repaired", "where": "n > 'a b'", "inputs": ("a",)}),
     DistillConfig.parse({"method": "opsd-clip", "teacher_weights": "round", "eos": False, "lora": True}),
     DistillConfig.parse({"method": "jsd", "objective": "forward-kl", "mask_tokens": ("special", "<x>")}),
-    DistillConfig.parse(
-        {"objective": "reverse-kl-topk", "top_k": 5, "top_k_mode": "tail", "stage": "refined"}
-    ),
+    DistillConfig.parse({"objective": "reverse-kl-topk", "top_k": 5, "top_k_mode": "tail", "stage": "refined"}),
     EvalConfig.parse({"model": "m", "bench": "aime24,aime25", "k": 4, "temperature": 0.0}),
-    ImportConfig.parse(
-        {"file": "x.jsonl", "out": "p.parquet", "map": {"problem": "1", "reference_answer": "a=b"}}
-    ),
+    ImportConfig.parse({"file": "x.jsonl", "out": "p.parquet", "map": {"problem": "1", "reference_answer": "a=b"}}),
 )
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda c: type(c).__name__)
 def test_the_flags_of_a_configuration_give_it_again(config: Config) -> None:
     commands: Any = get_command(app).commands
-    names = {
-        "SampleConfig": "sample",
-        "RefineConfig": "refine",
-        "DistillConfig": "distill",
-        "EvalConfig": "eval",
-    }
+    names = {"SampleConfig": "sample", "RefineConfig": "refine", "DistillConfig": "distill", "EvalConfig": "eval"}
     name = names.get(type(config).__name__)
     command = commands[name] if name else commands["data"].commands["import"]
     parsed = command.make_context("trd", config.flags()).params
@@ -361,9 +326,7 @@ def test_arms_that_differ_in_what_they_keep_share_every_row(tmp_path: Path) -> N
         "distill": 6,
     }
     trained = [node for node in made.nodes if node.kind == "distill"]
-    assert {node.inputs for node in trained} == {
-        ("seed-0/round-0/verify-refined", "seed-0/round-0/verify-rollouts")
-    }
+    assert {node.inputs for node in trained} == {("seed-0/round-0/verify-refined", "seed-0/round-0/verify-rollouts")}
     assert [node.arm for node in trained] == [*SUBSETS, "yo-correct"]
     assert {node.arm for node in made.nodes if node.kind != "distill"} == {None}
     assert len({node.out for node in trained}) == 6
@@ -499,22 +462,16 @@ def test_a_problem_file_and_a_template_count_by_their_content(tmp_path: Path, ok
 def test_the_templates_that_trd_brings_count_by_their_content_too() -> None:
     config = SampleConfig.parse({"problems": "p.parquet"})
     texts = [(prompts_dir() / f"student-{task}.jinja").read_bytes() for task in ("math", "code")]
-    assert Contents().deciding(config, "opsd")["prompt"] == [
-        hashlib.sha256(text).hexdigest() for text in texts
-    ]
+    assert Contents().deciding(config, "opsd")["prompt"] == [hashlib.sha256(text).hexdigest() for text in texts]
 
 
 def test_a_file_of_questions_counts_by_its_content(tmp_path: Path) -> None:
     digests = []
     for place, answer in (("a", 2), ("b", 2), ("b", 3)):
         (tmp_path / place).mkdir(exist_ok=True)
-        (tmp_path / place / "q.jsonl").write_text(
-            json.dumps({"problem": "1 + 1?", "answer": str(answer)}) + "\n"
-        )
+        (tmp_path / place / "q.jsonl").write_text(json.dumps({"problem": "1 + 1?", "answer": str(answer)}) + "\n")
         text = BASE + "[eval]\nbench = 'q.jsonl:math,arithmetic:n=3,level=2'\n" + ARM
-        digests.append(
-            build_graph(load_recipe(written(tmp_path / place, text)), tmp_path)["base/eval"].digest
-        )
+        digests.append(build_graph(load_recipe(written(tmp_path / place, text)), tmp_path)["base/eval"].digest)
     assert digests[0] == digests[1] != digests[2]
 
 
@@ -538,9 +495,7 @@ def trained(directory: Path) -> tuple[Path, Path]:
     return first, second
 
 
-@pytest.mark.parametrize(
-    ("weights", "teacher"), [("initial", "first"), ("round", "second"), ("ema", "second/ema")]
-)
+@pytest.mark.parametrize(("weights", "teacher"), [("initial", "first"), ("round", "second"), ("ema", "second/ema")])
 def test_a_student_that_an_earlier_run_has_trained_has_the_teacher_that_training_has(
     weights: str, teacher: str, tmp_path: Path
 ) -> None:
@@ -559,12 +514,9 @@ def test_checkpoints_that_were_moved_together_still_find_each_other(tmp_path: Pa
 def test_arms_with_different_teachers_have_rows_and_names_of_their_own(tmp_path: Path) -> None:
     _, second = trained(tmp_path)
     arms = "".join(
-        f'[arms.{weights}]\nmethod = "trd"\nteacher_weights = "{weights}"\n'
-        for weights in ("initial", "round", "ema")
+        f'[arms.{weights}]\nmethod = "trd"\nteacher_weights = "{weights}"\n' for weights in ("initial", "round", "ema")
     )
-    text = (
-        BASE.replace("scripted", str(second)) + arms + '[arms.fkl]\nmethod = "fkl"\nteacher_weights = "ema"\n'
-    )
+    text = BASE.replace("scripted", str(second)) + arms + '[arms.fkl]\nmethod = "fkl"\nteacher_weights = "ema"\n'
     made = graph(tmp_path, text)
     assert kinds(made)["refine"] == kinds(made)["verify-refined"] == 3
     names = [node.name for node in made.nodes]
@@ -583,9 +535,7 @@ def test_a_problem_file_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 def test_until_ends_every_round_there(tmp_path: Path) -> None:
     made = graph(tmp_path, "rounds = 2" + BASE + ARM + "[eval]\nbench = 'arithmetic'\n")
-    chosen = {
-        until: {n.name for n in made.chosen(until=until)} for until in ("problems", "verify", "distill")
-    }
+    chosen = {until: {n.name for n in made.chosen(until=until)} for until in ("problems", "verify", "distill")}
     assert chosen["problems"] == {"problems"}
     assert {name.rpartition("/")[2] for name in chosen["verify"]} == {
         *("problems", "sample", "verify-rollouts", "refine", "verify-refined")
@@ -595,9 +545,7 @@ def test_until_ends_every_round_there(tmp_path: Path) -> None:
 
 
 def test_only_takes_an_arm_with_what_it_needs(tmp_path: Path) -> None:
-    text = (
-        BASE + ARM + '[arms.fkl]\nmethod = "fkl"\n[arms.rkl]\nmethod = "rkl"\n[eval]\nbench = "arithmetic"\n'
-    )
+    text = BASE + ARM + '[arms.fkl]\nmethod = "fkl"\n[arms.rkl]\nmethod = "rkl"\n[eval]\nbench = "arithmetic"\n'
     made = graph(tmp_path, text)
     names = {node.name for node in made.chosen(only=("fkl",))}
     shared = {"problems", "base/eval", "seed-0/round-0/sample", "seed-0/round-0/verify-rollouts"}

@@ -59,12 +59,7 @@ def test_each_rollout_gets_one_refined_row_that_points_back_to_it(
     assert sorted(row.parent_id for row in refined.values()) == sorted(parents)
     for row in refined.values():
         parent = parents[row.parent_id]
-        assert (row.stage, row.setting, row.attempt_tokens_trimmed, row.error) == (
-            "refined",
-            setting,
-            0,
-            None,
-        )
+        assert (row.stage, row.setting, row.attempt_tokens_trimmed, row.error) == ("refined", setting, 0, None)
         for same in ("problem_id", "problem", "sample_index", "round", "reference_answer", "source", "task"):
             assert getattr(row, same) == getattr(parent, same)
         assert row.student_prompt_token_ids == parent.prompt_token_ids
@@ -78,9 +73,7 @@ def test_each_rollout_gets_one_refined_row_that_points_back_to_it(
     assert len({row.seed for row in refined.values()}) == len(refined)
 
 
-def test_opd_never_shows_the_reference_anywhere_in_the_prompt(
-    rollouts: Path, tmp_path: Path, ok: Trd
-) -> None:
+def test_opd_never_shows_the_reference_anywhere_in_the_prompt(rollouts: Path, tmp_path: Path, ok: Trd) -> None:
     marked = changed(rollouts, tmp_path / "marked", lambda r: replace(r, reference_solution="SECRET y*"))
     ok(*OPD, marked, "--out", tmp_path / "opd")
     ok(*OPSD, marked, "--out", tmp_path / "opsd")
@@ -164,9 +157,7 @@ def test_an_attempt_that_fits_is_shown_as_it_stands(long_attempts: Path, tmp_pat
     assert {row.attempt_tokens_trimmed for row in rows_of(tmp_path / "y_r")} == {0}
 
 
-def test_paths_come_by_argument_by_dash_or_by_pipe_with_the_same_rows(
-    rollouts: Path, tmp_path: Path, ok: Trd
-) -> None:
+def test_paths_come_by_argument_by_dash_or_by_pipe_with_the_same_rows(rollouts: Path, tmp_path: Path, ok: Trd) -> None:
     piped = "".join(f"{path}\n" for path in list_shards(rollouts))
     ok(*OPSD, rollouts, "--out", tmp_path / "argument")
     ok(*OPSD, "--out", tmp_path / "pipe", stdin=piped)
@@ -191,16 +182,12 @@ def test_a_stream_continues_what_a_plain_run_began(rollouts: Path, tmp_path: Pat
     assert by_id(out) == by_id(tmp_path / "whole")
 
 
-def test_a_stream_that_ends_before_its_set_is_finished_is_refused(
-    rollouts: Path, tmp_path: Path, trd: Trd
-) -> None:
+def test_a_stream_that_ends_before_its_set_is_finished_is_refused(rollouts: Path, tmp_path: Path, trd: Trd) -> None:
     half = tmp_path / "half"
     shutil.copytree(rollouts, half)
     last = list_shards(half)[-1]
     last.unlink()
-    result = trd(
-        *OPSD, "--stream", "--out", tmp_path / "y_r", stdin="".join(f"{p}\n" for p in list_shards(half))
-    )
+    result = trd(*OPSD, "--stream", "--out", tmp_path / "y_r", stdin="".join(f"{p}\n" for p in list_shards(half)))
     assert result.exit_code == 1
     assert "half is unfinished: 20 of 24 rows" in result.stderr
     assert len(by_id(tmp_path / "y_r")) == 20, "what was made is kept"
@@ -209,9 +196,7 @@ def test_a_stream_that_ends_before_its_set_is_finished_is_refused(
 def scripted_backend(name: str) -> Backend:
     model = resolve_model(name)
     config = RefineConfig(setting="opsd")
-    return Backend(
-        model, model.tokenizer(), "scripted", "1", 8192, lambda: ScriptedEngine(model.tokenizer(), config)
-    )
+    return Backend(model, model.tokenizer(), "scripted", "1", 8192, lambda: ScriptedEngine(model.tokenizer(), config))
 
 
 def test_a_path_that_comes_twice_in_a_stream_is_refined_once(rollouts: Path, tmp_path: Path) -> None:
@@ -248,11 +233,7 @@ def test_the_set_says_which_rollouts_which_student_and_which_teacher_made_it(
     [source] = run["inputs"]
     digest = json.loads((rollouts / "run.json").read_text())["digest"]
     assert (source["path"], source["digest"], source["command"]) == (str(rollouts), digest, "sample")
-    assert (run["about"]["student"], run["about"]["model"], run["about"]["setting"]) == (
-        "scripted",
-        "scripted",
-        "opsd",
-    )
+    assert (run["about"]["student"], run["about"]["model"], run["about"]["setting"]) == ("scripted", "scripted", "opsd")
     assert run["rows_expected"] == 24
 
 
@@ -316,9 +297,7 @@ PARENT_AND_OWN = {
 }
 
 
-def test_the_four_subsets_partition_the_refined_rows_as_a_plain_count_does(
-    refined: Path, graded: Path
-) -> None:
+def test_the_four_subsets_partition_the_refined_rows_as_a_plain_count_does(refined: Path, graded: Path) -> None:
     parents = by_id(graded)
     expected: dict[str, set[str]] = {name: set() for name in PARENT_AND_OWN}
     for row in rows_of(refined):
@@ -334,17 +313,13 @@ def test_the_four_subsets_partition_the_refined_rows_as_a_plain_count_does(
 def test_where_reads_the_parents_columns(refined: Path, graded: Path) -> None:
     parents = by_id(graded)
     sets = open_sets([str(refined)])
-    chosen = load_rows(
-        sets, where="parent_response <> response AND parent_extracted_answer = reference_answer"
-    )
+    chosen = load_rows(sets, where="parent_response <> response AND parent_extracted_answer = reference_answer")
     expected = [row for row in rows_of(refined) if parents[row.parent_id].verdict == "correct"]
     assert chosen == expected
     assert load_rows(sets, "repaired", "parent_verdict = 'correct'") == []
 
 
-def test_parents_that_moved_are_found_where_they_are_said_to_be(
-    refined: Path, graded: Path, tmp_path: Path
-) -> None:
+def test_parents_that_moved_are_found_where_they_are_said_to_be(refined: Path, graded: Path, tmp_path: Path) -> None:
     sets = open_sets([str(refined)])
     expected = load_rows(sets, "repaired")
     graded.rename(tmp_path / "moved")

@@ -103,10 +103,7 @@ def test_a_sound_recipe_is_refused_by_neither_and_what_is_done_is_asked_of_nothi
         ("Gemma2Config", {"query_pre_attn_scalar": 8}),
         ("CohereConfig", {}),
         ("GraniteConfig", {"logits_scaling": 8.0}),
-        (
-            "FalconH1Config",
-            {"lm_head_multiplier": 0.5, "mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8},
-        ),
+        ("FalconH1Config", {"lm_head_multiplier": 0.5, "mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8}),
         ("PhiConfig", {}),
     ],
 )
@@ -195,16 +192,10 @@ CASES = {
         "eval", ("--max-model-len", 9000), "2048", sections={"eval": LONG}
     ),
     "the scripted engine for a real model": Case(
-        "sample",
-        ("--engine", "scripted"),
-        "engine scripted with",
-        sections={"sample": {"engine": "scripted"}},
+        "sample", ("--engine", "scripted"), "engine scripted with", sections={"sample": {"engine": "scripted"}}
     ),
     "an argument that an option stands for": Case(
-        "eval",
-        ("--engine-arg", "dtype=float32"),
-        "arg dtype",
-        sections={"eval": {"engine_arg": {"dtype": "x"}}},
+        "eval", ("--engine-arg", "dtype=float32"), "arg dtype", sections={"eval": {"engine_arg": {"dtype": "x"}}}
     ),
     "an argument that transformers does not take": Case(
         "refine",
@@ -239,9 +230,7 @@ CASES = {
         "is not supported",
         {"lora": True, "lora_targets": ["input_layernorm"]},
     ),
-    "a mask that is no token": Case(
-        "distill", ("--mask-tokens", "<|no|>"), "<|no|>", {"mask_tokens": ["<|no|>"]}
-    ),
+    "a mask that is no token": Case("distill", ("--mask-tokens", "<|no|>"), "<|no|>", {"mask_tokens": ["<|no|>"]}),
 }
 
 
@@ -267,9 +256,7 @@ def test_an_option_that_a_stage_refuses_is_refused_before_anything_is_sampled(
 
 
 LACKING = {
-    "an engine": Case(
-        "eval", ("--engine", "vllm"), "vllm is not installed", sections={"eval": {"engine": "vllm"}}
-    ),
+    "an engine": Case("eval", ("--engine", "vllm"), "vllm is not installed", sections={"eval": {"engine": "vllm"}}),
     "a server": Case(
         "eval", ("--engine", "openai"), "openai without a server", sections={"eval": {"engine": "openai"}}
     ),

@@ -45,9 +45,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("report")
     made = list(pairs(ROWS, 200))
     evil = trajectory("evil", 9999, problem_id="evil/<b>1</b>", response=EVIL, problem=EVIL)
-    answer = replace(
-        evil, trajectory_id=content_hash("evil r"), parent_id=evil.trajectory_id, stage="refined"
-    )
+    answer = replace(evil, trajectory_id=content_hash("evil r"), parent_id=evil.trajectory_id, stage="refined")
     answer = replace(
         answer, setting="opsd", response=EVIL.replace("bold", "bolder") + " As the reference solution says."
     )
@@ -73,10 +71,16 @@ def refined_to(y_o: Trajectory, name: str, response: str, **changes: object) -> 
 
 
 PROGRAM = "def f(n):\n\n    return n % 97  # a *comment*\n"
-BEFORE = f"First `a_b` and $x^2$.\n\n```python\n{PROGRAM}```\nThen:\n```\nprint(1)\n```\n\n\\[ y \\]\nDone.\n```cpp\nint x;"
+BEFORE = (
+    f"First `a_b` and $x^2$.\n\n```python\n{PROGRAM}```\nThen:\n```\nprint(1)\n```\n\n\\[ y \\]\nDone.\n```cpp\nint x;"
+)
 AFTER = f"First `a_b` and $x^2$.\n\n```cpp\n{PROGRAM}```\nThen:\n```\nprint(1)\n```\n\n\\[ y \\]\nDone.\n```cpp\nint x;\n```\n"
-ONE = "e\u0301te 👩\u200d👩\u200d👧 🇩🇪 👍🏽 1\ufe0f\u20e3 क्षि ❤\ufe0f x\u0338 \u0301end 漢\ufe00 🏴\U000e0067\U000e007f."
-OTHER = "e\u0300te 👩\u200d👩\u200d👦 🇩🇰 👍🏿 2\ufe0f\u20e3 क्षा ❤\ufe0e x\u0337 \u0300end 漢\ufe01 🏴\U000e0068\U000e007f."
+ONE = (
+    "e\u0301te 👩\u200d👩\u200d👧 🇩🇪 👍🏽 1\ufe0f\u20e3 क्षि ❤\ufe0f x\u0338 \u0301end 漢\ufe00 🏴\U000e0067\U000e007f."
+)
+OTHER = (
+    "e\u0300te 👩\u200d👩\u200d👦 🇩🇰 👍🏿 2\ufe0f\u20e3 क्षा ❤\ufe0e x\u0337 \u0300end 漢\ufe01 🏴\U000e0068\U000e007f."
+)
 LONG_PROBLEM = "A long way. " * 120 + "How many wombats? " + "On and on. " * 100 + "How many numbats?"
 
 
@@ -126,7 +130,10 @@ def driver() -> Iterator[Any]:
 
 
 class Reader:
-    """The page as one looks at it: `js` runs a script in it, `press` types keys, `until` waits for what a script says."""
+    """The page as one looks at it:
+
+    `js` runs a script in it, `press` types keys, `until` waits for what a script says.
+    """
 
     def __init__(self, driver: Any, page: Path) -> None:
         self.driver, self.page = driver, page
@@ -223,25 +230,18 @@ def test_the_policy_lets_no_request_and_no_html_from_a_script_through(reader: Re
     )
     assert fetched == "refused"
     assert (
-        reader.js("try { document.body.innerHTML += '<b>x</b>'; return 'set' } catch { return 'refused' }")
-        == "refused"
+        reader.js("try { document.body.innerHTML += '<b>x</b>'; return 'set' } catch { return 'refused' }") == "refused"
     )
 
 
-def test_text_that_is_html_is_shown_as_text_and_does_nothing(
-    closed: Callable[..., Reader], page: Path
-) -> None:
+def test_text_that_is_html_is_shown_as_text_and_does_nothing(closed: Callable[..., Reader], page: Path) -> None:
     reader = closed(f"#t={content_hash('evil r')}")
     reader.js("document.querySelectorAll('#detail details').forEach((each) => { each.open = true })")
     reader.until("return document.querySelector('#detail details:last-of-type dl')")
-    assert "<script>window.hacked = 1</script>" in reader.js(
-        "return document.getElementById('detail').textContent"
-    )
+    assert "<script>window.hacked = 1</script>" in reader.js("return document.getElementById('detail').textContent")
     assert reader.js("return window.hacked ?? null") is None
     assert (
-        reader.js(
-            "return document.querySelectorAll('#detail :is(script, img, iframe, b, [onclick], [href])').length"
-        )
+        reader.js("return document.querySelectorAll('#detail :is(script, img, iframe, b, [onclick], [href])').length")
         == 0
     )
     assert reader.js("return document.querySelector('h1').textContent") == "<i>a run</i>"
@@ -280,18 +280,11 @@ def test_rows_are_found_by_the_arm_that_trains_along_one_of_their_sides(reader: 
 
 def test_the_first_row_let_through_is_opened_and_has_the_verdicts_asked_for(reader: Reader) -> None:
     reader.pick("change", "(broken)")
-    reader.until(
-        "return document.querySelector('.chips').textContent.includes('correct → incorrect (broken)')"
-    )
+    reader.until("return document.querySelector('.chips').textContent.includes('correct → incorrect (broken)')")
 
 
 def test_search_finds_a_problem_by_its_text_its_name_and_a_row_by_its_id(reader: Reader) -> None:
-    for words, count in (
-        ("garden number 17?", 4),
-        ("made-up/100", 4),
-        (content_hash("r5")[:16], 1),
-        ("nowhere", 0),
-    ):
+    for words, count in (("garden number 17?", 4), ("made-up/100", 4), (content_hash("r5")[:16], 1), ("nowhere", 0)):
         reader.search(words)
         assert reader.count() == f"{count} of {ROWS + 2}"
 
@@ -321,20 +314,13 @@ def test_a_difference_shows_what_only_one_side_has(reader: Reader) -> None:
 def test_mathematics_is_drawn_as_mathml_and_code_is_highlighted(reader: Reader) -> None:
     assert reader.js("return document.querySelectorAll('.side math').length") > 3
     assert reader.js("return document.querySelector('#detail details mfrac').namespaceURI").endswith("MathML")
-    assert (
-        reader.js("return document.querySelector('#detail details mfrac').getBoundingClientRect().height")
-        > 10
-    )
-    assert "return" in reader.js(
-        "return [...document.querySelectorAll('.side pre .word')].map((e) => e.textContent)"
-    )
+    assert reader.js("return document.querySelector('#detail details mfrac').getBoundingClientRect().height") > 10
+    assert "return" in reader.js("return [...document.querySelectorAll('.side pre .word')].map((e) => e.textContent)")
 
 
 def test_prompt_reference_and_lineage_are_there_when_unfolded(reader: Reader) -> None:
     reader.js("document.querySelectorAll('#detail details').forEach((each) => { each.open = true })")
-    reader.until(
-        "return [...document.querySelectorAll('#detail details')].every((each) => each.children.length > 1)"
-    )
+    reader.until("return [...document.querySelectorAll('#detail details')].every((each) => each.children.length > 1)")
     text = reader.js("return document.getElementById('detail').textContent")
     for part in ("Rewrite this attempt", "Solve:", "Halve it", "made-up-135m", "refine-opsd", "Answer: 0"):
         assert part in text
@@ -393,9 +379,7 @@ def test_sets_of_one_label_are_told_apart_and_a_row_of_both_is_linked_to_in_its_
         link = reader.js("return location.hash")
         assert link == f"#t={shared}&set=seed-0%2Fround-0%2F{node}"
         opened = twin(link)
-        chips = opened.js(
-            "return [...document.querySelectorAll('.chips li')].map((each) => each.textContent)"
-        )
+        chips = opened.js("return [...document.querySelectorAll('.chips li')].map((each) => each.textContent)")
         assert chips[1] == f"all arms · round 0 · seed 0 · seed-0/round-0/{node}"
         assert opened.js(
             "return [...document.querySelectorAll('.row')].findIndex((e) => e.ariaSelected === 'true')"
@@ -403,9 +387,7 @@ def test_sets_of_one_label_are_told_apart_and_a_row_of_both_is_linked_to_in_its_
     assert twin(f"#t={content_hash('code r')}").js("return location.hash") == f"#t={content_hash('code r')}"
 
 
-def test_rows_are_found_by_the_id_of_their_y_o_and_by_the_text_of_long_problems(
-    twin: Callable[..., Reader],
-) -> None:
+def test_rows_are_found_by_the_id_of_their_y_o_and_by_the_text_of_long_problems(twin: Callable[..., Reader]) -> None:
     reader = twin(f"#t={content_hash('marked')}")
     assert reader.shown_id() == content_hash("marked r")
     for words, found in (
@@ -472,9 +454,7 @@ def test_a_rollout_that_was_not_refined_says_why_it_has_no_text(closed: Callable
 
 def test_texts_that_differ_in_everything_are_still_compared_in_time(driver: Any, tmp_path: Path) -> None:
     before = trajectory("long", 1, response=" ".join(f"a{i}" for i in range(20_000)))
-    after = replace(
-        before, trajectory_id=content_hash("long r"), parent_id=before.trajectory_id, stage="refined"
-    )
+    after = replace(before, trajectory_id=content_hash("long r"), parent_id=before.trajectory_id, stage="refined")
     after = replace(after, response=" ".join(f"b{i}" for i in range(20_000)))
     data = report_data(tmp_path, write_sets(tmp_path, [(before, after)]))
     write_page(tmp_path / "long.html", data, {}, trajectories(data.sets))
@@ -517,14 +497,10 @@ def test_going_from_mark_to_mark_begins_anew_with_each_trajectory(reader: Reader
 
 
 def test_code_is_compared_line_by_line(reader: Reader) -> None:
-    lines = reader.js(
-        "return [...document.querySelectorAll('.side pre > .changed')].map((line) => line.textContent)"
-    )
+    lines = reader.js("return [...document.querySelectorAll('.side pre > .changed')].map((line) => line.textContent)")
     assert any("v ** 2" in line for line in lines)
     assert any("v * v" in line for line in lines)
-    assert "return" in reader.js(
-        "return [...document.querySelectorAll('.side pre .word')].map((e) => e.textContent)"
-    )
+    assert "return" in reader.js("return [...document.querySelectorAll('.side pre .word')].map((e) => e.textContent)")
 
 
 def test_a_phone_scrolls_tables_but_never_the_page_sideways(closed: Callable[..., Reader]) -> None:
@@ -533,9 +509,7 @@ def test_a_phone_scrolls_tables_but_never_the_page_sideways(closed: Callable[...
     assert reader.js(
         "return [...document.querySelectorAll('.wide')].some((each) => each.scrollWidth > each.clientWidth)"
     )
-    tops = reader.js(
-        "return [...document.querySelectorAll('.side')].map((side) => side.getBoundingClientRect().top)"
-    )
+    tops = reader.js("return [...document.querySelectorAll('.side')].map((side) => side.getBoundingClientRect().top)")
     assert tops[1] > tops[0] + 50, "y_r stands below y_o"
 
 
@@ -623,9 +597,7 @@ def test_every_row_finds_its_parent_whatever_the_order_of_the_shards(tmp_path: P
         write_shard(shard_path(sets[0].path, number), shuffled[start : start + 7])
     entries = list(trajectories(sets).entries)
     assert [entry.row["trajectory_id"] for entry in entries] == [y_r.trajectory_id for _, y_r in made]
-    assert [entry.rollout["response"] for entry in entries if entry.rollout] == [
-        y_o.response for y_o, _ in made
-    ]
+    assert [entry.rollout["response"] for entry in entries if entry.rollout] == [y_o.response for y_o, _ in made]
 
 
 def test_rows_that_two_runs_share_are_each_shown_as_their_own_run_has_them(tmp_path: Path) -> None:
@@ -675,9 +647,7 @@ def test_a_refined_row_whose_parents_are_gone_is_shown_alone(tmp_path: Path) -> 
     assert {entry.rollout for entry in entries} == {None}
 
 
-def test_the_top_of_the_page_names_the_runs_and_what_is_missing_and_nothing_where_all_is_there(
-    tmp_path: Path,
-) -> None:
+def test_the_top_of_the_page_names_the_runs_and_what_is_missing_and_nothing_where_all_is_there(tmp_path: Path) -> None:
     data = report_data(tmp_path)
     arms = {"base": "a/base", "trd": "a/trd", "fkl": "b/fkl"}
     scores = [replace(score, arm=arms[score.arm]) for score in data.scores]
@@ -700,9 +670,7 @@ def test_the_top_of_the_page_names_the_runs_and_what_is_missing_and_nothing_wher
         texts.append(" ".join(re.sub("<[^>]*>", " ", head).split()))
     one, both = texts
     about = "Benchmarks math500, aime25 Rounds 1 Seeds 0"
-    assert one == (
-        f"made-up run Setting OPSD Arms base, fkl, trd Compared to trd {about} Directory {tmp_path}"
-    )
+    assert one == (f"made-up run Setting OPSD Arms base, fkl, trd Compared to trd {about} Directory {tmp_path}")
     assert both == (
         f"a and b Setting OPSD Arms base, fkl (b only), trd (a only) {about} "
         f"Directory of a {tmp_path}/one Directory of b {tmp_path}/other "
@@ -726,9 +694,7 @@ def test_formulas_are_found_and_prices_and_code_are_not(text: str, found: list[s
     assert list(formulas(text)) == found
 
 
-@pytest.mark.parametrize(
-    "text", ["\\[" * 20_000, "$a" * 20_000, "\\boxed{" + "{a}" * 20_000, "```\n" * 20_000]
-)
+@pytest.mark.parametrize("text", ["\\[" * 20_000, "$a" * 20_000, "\\boxed{" + "{a}" * 20_000, "```\n" * 20_000])
 def test_text_made_to_be_slow_is_searched_in_time(text: str) -> None:
     started = time.monotonic()
     list(formulas(text))
@@ -740,12 +706,12 @@ def test_a_formula_becomes_elements_of_mathml_alone() -> None:
     for source in ("$\\href{javascript:a}{x}$", "$\\style{color:red}{x}$", "$\\text{<script>}$"):
         tree = mathml(source)
         assert not any(word in tree for word in ("href", "style", '"script'))
-    assert {mathml(source) for source in ("$\\frac{$", "$\\nosuchmacro{x}$", "$" + "x" * 2000 + "$")} == {
-        None
-    }
+    assert {mathml(source) for source in ("$\\frac{$", "$\\nosuchmacro{x}$", "$" + "x" * 2000 + "$")} == {None}
 
 
 def test_a_plot_in_the_page_has_ids_of_its_own() -> None:
-    svg = '<?xml version="1.0"?>\n<svg><metadata>m</metadata><g id="a"/><use xlink:href="#a" clip-path="url(#a)"/></svg>'
+    svg = (
+        '<?xml version="1.0"?>\n<svg><metadata>m</metadata><g id="a"/><use xlink:href="#a" clip-path="url(#a)"/></svg>'
+    )
     shown = inline_svg(svg, "p")
     assert shown == '<svg><g id="p-a"/><use xlink:href="#p-a" clip-path="url(#p-a)"/></svg>'

@@ -75,10 +75,7 @@ def lines_of(path: Path) -> list[dict[str, str]]:
 
 
 def logged(run: Path, arm: str) -> list[dict[str, Any]]:
-    return [
-        json.loads(line)
-        for line in (run / "nodes" / f"distill-{arm}" / "train.jsonl").read_text().splitlines()
-    ]
+    return [json.loads(line) for line in (run / "nodes" / f"distill-{arm}" / "train.jsonl").read_text().splitlines()]
 
 
 def the(values: Iterator[Any] | list[Any]) -> Any:
@@ -106,17 +103,13 @@ def test_scores_are_those_of_results_json(finished: Path, data: ReportData, arm:
         assert [getattr(score, key) for key in SHARES] == [bench[key] for key in SHARES]
 
 
-def test_differences_are_those_of_trd_compare(
-    finished: Path, data: ReportData, ok: Trd, tmp_path: Path
-) -> None:
+def test_differences_are_those_of_trd_compare(finished: Path, data: ReportData, ok: Trd, tmp_path: Path) -> None:
     pairs = {("base", "trd"): "base", ("base", "fkl"): "base", ("fkl", "trd"): "fkl"}
     assert [(d.against, d.arm) for d in data.differences] == list(pairs)
     for d in data.differences:
         sides = (finished / "nodes" / f"eval-{arm}" for arm in (d.against, d.arm))
         ok("compare", *sides, "--out", tmp_path / f"{d.against}-{d.arm}")
-        told = json.loads((tmp_path / f"{d.against}-{d.arm}" / "compare.json").read_text())["benchmarks"][
-            BENCH
-        ]
+        told = json.loads((tmp_path / f"{d.against}-{d.arm}" / "compare.json").read_text())["benchmarks"][BENCH]
         for key in ("value", "low", "high", "p_value", "questions"):
             assert getattr(d, key) == told["difference"][key]
         assert (d.gained, d.lost) == (len(told["gained"]), len(told["lost"]))
@@ -152,21 +145,14 @@ def test_a_benchmark_of_another_content_is_not_compared_and_named(copy: Path, ok
     assert f"trd against base on {BENCH}: not compared, only one of them was evaluated on it" in found.notes
 
 
-def test_a_curve_begins_with_the_base_model_and_takes_the_last_round_for_the_summary(
-    data: ReportData,
-) -> None:
+def test_a_curve_begins_with_the_base_model_and_takes_the_last_round_for_the_summary(data: ReportData) -> None:
     def score(arm: str, number: int | None, value: float) -> Score:
         return Score(arm, number, 0, BENCH, "avg@1", value, value, value, 20, 0.0, 0.0, 0.0, 0.0)
 
     told = ReportData(
         **{
-            **{
-                name: getattr(data, name)
-                for name in ("name", "runs", "directories", "setting", "reference_arm")
-            },
-            **dict.fromkeys(
-                ("nodes", "evaluations", "differences", "refinements", "trainings", "sets", "missing"), ()
-            ),
+            **{name: getattr(data, name) for name in ("name", "runs", "directories", "setting", "reference_arm")},
+            **dict.fromkeys(("nodes", "evaluations", "differences", "refinements", "trainings", "sets", "missing"), ()),
         },
         scores=(score("base", None, 0.1), score("trd", 0, 0.3), score("trd", 1, 0.2), score("fkl", 0, 0.4)),
     )
@@ -238,9 +224,7 @@ def rewrite(run: Path, node: str, changes: list[dict[str, Any]]) -> None:
     """Replace fields of the first rows of a set, in stored order."""
     (shard,) = list_shards(run / "nodes" / node)
     rows = read_rows(shard)
-    write_shard(
-        shard, [replace(row, **(changes[i] if i < len(changes) else {})) for i, row in enumerate(rows)]
-    )
+    write_shard(shard, [replace(row, **(changes[i] if i < len(changes) else {})) for i, row in enumerate(rows)])
 
 
 def in_order_of_refined(run: Path, changes: list[dict[str, Any]]) -> None:
@@ -261,9 +245,7 @@ def test_lengths_edits_and_prefixes_are_those_by_hand(copy: Path) -> None:
     assert found.edit_distance.values == pytest.approx(sorted([2 / 5, 0, 1 / 3, *[0] * 5]))
     assert found.common_prefix.values == pytest.approx(sorted([0.5, 1, 0, *[1] * 5]))
     assert found.common_prefix.mean == pytest.approx(6.5 / 8)
-    assert found.nll.keys() == {"y_r"}, (
-        "no log-probabilities are stored any more; that of y_r is the training's"
-    )
+    assert found.nll.keys() == {"y_r"}, "no log-probabilities are stored any more; that of y_r is the training's"
 
 
 def test_quantiles_are_interpolated_between_the_values() -> None:
@@ -277,13 +259,7 @@ def test_quantiles_are_interpolated_between_the_values() -> None:
 
 
 def test_rows_without_a_response_are_counted_and_in_no_figure(copy: Path) -> None:
-    gone = {
-        "response": None,
-        "response_token_ids": None,
-        "logprobs": None,
-        "error": "too long",
-        "verdict": "error",
-    }
+    gone = {"response": None, "response_token_ids": None, "logprobs": None, "error": "too long", "verdict": "error"}
     rewrite(copy, "refine-0", [gone])
     found = refinement(copy)
     assert (found.rows, found.errors, found.edit_distance.rows) == (8, 1, 7)
@@ -301,11 +277,7 @@ def test_the_stored_nll_is_the_mean_over_tokens(finished: Path, data: ReportData
 def test_the_nll_of_y_r_is_that_of_the_first_step_along_it(finished: Path, data: ReportData) -> None:
     first = logged(finished, "trd")[0]
     nll = the(data.refinements).nll["y_r"]
-    assert (nll.value, nll.tokens, nll.rows) == (
-        first["student_nll"],
-        first["response_tokens"],
-        first["trajectories"],
-    )
+    assert (nll.value, nll.tokens, nll.rows) == (first["student_nll"], first["response_tokens"], first["trajectories"])
     assert nll.source == f"first step of {ROUND}/trd/distill, 4 of 8 rows"
 
 
@@ -391,11 +363,7 @@ def test_nll_scores_the_first_rows_by_id_that_have_all_texts_and_fit(copy: Path)
     rewrite(copy, "refine-0", [changes.get(name, {}) for name in ids])
     parents = {row.trajectory_id: row.parent_id for row in rows_of(copy / "nodes" / "refine-0")}
     gone = {parents[others[0]]: {"response": None, "response_token_ids": None, "logprobs": None}}
-    rewrite(
-        copy,
-        "sample-0",
-        [gone.get(row.trajectory_id, {}) for row in rows_of(copy / "nodes" / "sample-0")],
-    )
+    rewrite(copy, "sample-0", [gone.get(row.trajectory_id, {}) for row in rows_of(copy / "nodes" / "sample-0")])
     refined = the([each for each in collect(copy).sets if each.stage == "refined"])
     model = resolve_model(str(copy / "student"))
     chosen = {n: [row.trajectory_id for row in choose(refined, n, model)] for n in (1, 2, 9)}
@@ -464,9 +432,7 @@ def test_the_training_is_that_of_its_log(finished: Path, data: ReportData, arm: 
     training = the([t for t in data.trainings if t.arm == arm])
     assert list(training.steps) == steps
     assert len(steps) == 2
-    positions = sum(
-        sum(step.get(f"positions_tenths_{v}", ())) for step in steps for v in ("correct", "incorrect")
-    )
+    positions = sum(sum(step.get(f"positions_tenths_{v}", ())) for step in steps for v in ("correct", "incorrect"))
     assert positions == sum(step["response_tokens"] for step in steps), "every row's attempt has a verdict"
     (table,) = [t for t in tables(data) if t.name == "training-steps"]
     row = dict(zip(table.columns, the([r for r in table.rows if r[0] == training.node]), strict=True))
@@ -532,9 +498,7 @@ def test_cost_is_told_by_rows_tokens_and_logs(finished: Path, data: ReportData) 
 def test_the_files_agree_with_each_other_and_with_results_json(finished: Path, written: Path) -> None:
     for line in lines_of(written / "scores.csv"):
         told = results(finished, line["arm"])["benchmarks"][BENCH]["scores"][line["score"]]
-        assert [float(line[key]) for key in ("value", "low", "high")] == [
-            told[k] for k in ("value", "low", "high")
-        ]
+        assert [float(line[key]) for key in ("value", "low", "high")] == [told[k] for k in ("value", "low", "high")]
     text = (written / "report.md").read_text()
     for arm in ("base", "trd", "fkl"):
         told = results(finished, arm)["benchmarks"][BENCH]["scores"]["avg@2"]
@@ -543,9 +507,7 @@ def test_the_files_agree_with_each_other_and_with_results_json(finished: Path, w
     verdicts = {(line["y_o"], line["y_r"]): int(line["rows"]) for line in lines_of(written / "verdicts.csv")}
     assert verdicts == {pair: VERDICTS.count(pair) for pair in VERDICTS}
     steps = lines_of(written / "training.csv")
-    assert [float(s["loss"]) for s in steps if s["arm"] == "trd"] == [
-        s["loss"] for s in logged(finished, "trd")
-    ]
+    assert [float(s["loss"]) for s in steps if s["arm"] == "trd"] == [s["loss"] for s in logged(finished, "trd")]
     assert len(lines_of(written / "kl_by_position.csv")) == 40
     assert {line["state"] for line in lines_of(written / "cost.csv")} == {"done"}
 
@@ -553,8 +515,7 @@ def test_the_files_agree_with_each_other_and_with_results_json(finished: Path, w
 def test_the_same_run_gives_the_same_bytes(finished: Path, written: Path, ok: Trd, tmp_path: Path) -> None:
     assert ok("report", finished, "--out", tmp_path).stdout == f"{tmp_path}/report.html\n"
     one, two = (
-        {str(p.relative_to(out)): p.read_bytes() for p in out.rglob("*") if p.is_file()}
-        for out in (written, tmp_path)
+        {str(p.relative_to(out)): p.read_bytes() for p in out.rglob("*") if p.is_file()} for out in (written, tmp_path)
     )
     assert one == two
     assert {"report.md", "plots/scores-arms.svg", "plots/scores-arms.png"} <= one.keys()
@@ -564,22 +525,10 @@ def test_plots_are_labelled_with_units_and_have_no_background_and_no_date(data: 
     made = plots(data)
     labels = {
         "scores-arms": {"base", "trd", "fkl", BENCH, "avg@2, %, with 95 % intervals"},
-        "refinement-verdicts-1": {
-            "correct",
-            "incorrect",
-            "timeout",
-            "37.5 %",
-            "y_r, refined",
-            "y_o, rollout",
-        },
+        "refinement-verdicts-1": {"correct", "incorrect", "timeout", "37.5 %", "y_r, refined", "y_o, rollout"},
         "refinement-lengths-1": {"tokens of the response", "rows", "y_o", "y_r"},
         "training-loss": {"loss, nats", "gradient norm", "optimiser step", "trd", "fkl"},
-        "training-positions": {
-            "place in the response, %",
-            "divergence, nats",
-            "y_o correct",
-            "y_o incorrect",
-        },
+        "training-positions": {"place in the response, %", "divergence, nats", "y_o correct", "y_o incorrect"},
     }
     assert made.keys() == labels.keys()
     for name, plot in made.items():
@@ -612,9 +561,7 @@ def test_colours_are_seen_on_white_and_on_black(colour: str) -> None:
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize(("arms", "seeds", "rounds"), [(1, 1, 1), (5, 3, 2), (2, 2, 4)])
-def test_plots_of_many_arms_seeds_and_rounds_have_one_legend_that_fits(
-    arms: int, seeds: int, rounds: int
-) -> None:
+def test_plots_of_many_arms_seeds_and_rounds_have_one_legend_that_fits(arms: int, seeds: int, rounds: int) -> None:
     made = plots(made_up(arms, seeds, rounds, steps=4, name="an arm of a rather long name $x"))
     assert ("rounds-scores" in made) == (rounds > 1)
     for name, plot in made.items():
@@ -691,10 +638,7 @@ def test_a_shard_that_cannot_be_read_is_named_and_the_rest_is_reported(copy: Pat
         ("eval-trd/results.json", (f"{ROUND}/trd/eval: done, but {{}} is gone",)),
         ("eval-trd", (f"{ROUND}/trd/eval: done, but {{}} is gone",)),
         ("distill-trd/train.jsonl", (f"{ROUND}/trd/distill: done, but {{}} is gone",)),
-        (
-            "refine-0/shard-00000.parquet",
-            (f"{ROUND}/refine: done, but the shards of", f"{ROUND}/verify-refined: "),
-        ),
+        ("refine-0/shard-00000.parquet", (f"{ROUND}/refine: done, but the shards of", f"{ROUND}/verify-refined: ")),
         (
             "sample-0",
             (
@@ -822,27 +766,21 @@ def test_three_runs_are_refused(trd: Trd, tmp_path: Path) -> None:
 # Two runs
 
 
-def test_two_runs_are_compared_arm_by_arm_in_a_place_of_their_own(
-    finished: Path, copy: Path, ok: Trd
-) -> None:
+def test_two_runs_are_compared_arm_by_arm_in_a_place_of_their_own(finished: Path, copy: Path, ok: Trd) -> None:
     write_graph(copy, name="other")
     shutil.rmtree(copy / "nodes" / "eval-fkl")
     evaluate(ok, copy / "nodes" / "eval-fkl", 0.9, 5)
     out = copy / "report-against-tiny"
     assert ok("report", finished, copy).stdout == f"{out}/report.html\n"
     assert not (copy / "report").exists(), "that of the run alone"
-    between = [
-        line for line in lines_of(out / "differences.csv") if line["family"] == "between other and tiny"
-    ]
+    between = [line for line in lines_of(out / "differences.csv") if line["family"] == "between other and tiny"]
     assert [(line["arm"], line["against"]) for line in between] == [
         ("other/trd", "tiny/trd"),
         ("other/fkl", "tiny/fkl"),
     ]
     same, changed = between
     assert float(same["value"]) == 0.0
-    averages = (
-        results(run, "fkl")["benchmarks"][BENCH]["scores"]["avg@2"]["value"] for run in (copy, finished)
-    )
+    averages = (results(run, "fkl")["benchmarks"][BENCH]["scores"]["avg@2"]["value"] for run in (copy, finished))
     after, before = averages
     assert float(changed["value"]) == pytest.approx(after - before)
     assert float(changed["p_holm"]) == pytest.approx(min(1.0, 2 * float(changed["p_value"]))), (

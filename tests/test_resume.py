@@ -40,9 +40,7 @@ def test_faults_become_error_rows_and_are_counted(problems: Path, tmp_path: Path
     failed = [row for row in rows if row.error is not None]
     assert len(rows) == 24
     assert 0 < len(failed) < 24
-    assert {(row.error, row.response, row.response_token_ids) for row in failed} == {
-        ("scripted fault", None, None)
-    }
+    assert {(row.error, row.response, row.response_token_ids) for row in failed} == {("scripted fault", None, None)}
     assert result.exit_code == 3
     assert f"{len(failed)} of 24 rows ended as errors, 1.2 allowed" in result.stderr
     assert result.stderr.splitlines()[-1].startswith("trd sample: error: ")
@@ -169,9 +167,7 @@ def test_an_engine_that_crashes_keeps_what_was_finished_and_every_run_goes_on(
     for done in (7, 14, 21):
         result = trd(*command)
         assert (result.exit_code, len(by_id(out))) == (1, done)
-        assert result.stderr.splitlines()[-1].startswith(
-            "trd sample: error: the scripted engine crashed; expected"
-        )
+        assert result.stderr.splitlines()[-1].startswith("trd sample: error: the scripted engine crashed; expected")
         assert "Traceback" not in result.stderr
         assert result.stdout.splitlines() == [str(path) for path in list_shards(out)]
     last = ok(*command)
@@ -181,9 +177,7 @@ def test_an_engine_that_crashes_keeps_what_was_finished_and_every_run_goes_on(
     assert generated(out) == [7, 7, 7, 3]
 
 
-def test_a_set_that_stopped_half_way_is_refused_by_the_next_stage(
-    problems: Path, tmp_path: Path, trd: Trd
-) -> None:
+def test_a_set_that_stopped_half_way_is_refused_by_the_next_stage(problems: Path, tmp_path: Path, trd: Trd) -> None:
     out = tmp_path / "y_o"
     trd(*SCRIPTED, "-p", problems, "--engine-arg", "crash_after=7", "--out", out)
     result = trd("refine", "--setting", "opsd", out, "--out", tmp_path / "y_r")
@@ -192,9 +186,7 @@ def test_a_set_that_stopped_half_way_is_refused_by_the_next_stage(
     assert not (tmp_path / "y_r").exists()
 
 
-@pytest.mark.parametrize(
-    "damage", [b"", b"PAR1", b"whole but for its tail"], ids=["empty", "head only", "cut"]
-)
+@pytest.mark.parametrize("damage", [b"", b"PAR1", b"whole but for its tail"], ids=["empty", "head only", "cut"])
 def test_a_torn_shard_is_owed_again(damage: bytes, rollouts: Path, problems: Path, ok: Trd) -> None:
     before = by_id(rollouts)
     torn = list_shards(rollouts)[1]
@@ -216,11 +208,7 @@ def test_leftovers_of_a_killed_write_are_cleared_away(rollouts: Path, problems: 
 def test_a_directory_left_before_its_first_row_is_taken_up(
     rollouts: Path, problems: Path, tmp_path: Path, ok: Trd
 ) -> None:
-    for name, content in {
-        "bare": None,
-        "locked": {".lock": ""},
-        "begun": {".lock": "", ".run.json.tmp": "{"},
-    }.items():
+    for name, content in {"bare": None, "locked": {".lock": ""}, "begun": {".lock": "", ".run.json.tmp": "{"}}.items():
         (tmp_path / name).mkdir()
         for file, text in (content or {}).items():
             (tmp_path / name / file).write_text(text)
@@ -231,9 +219,7 @@ def test_a_directory_left_before_its_first_row_is_taken_up(
 # What is refused
 
 
-def test_another_configuration_is_refused_with_the_keys_that_differ(
-    rollouts: Path, problems: Path, trd: Trd
-) -> None:
+def test_another_configuration_is_refused_with_the_keys_that_differ(rollouts: Path, problems: Path, trd: Trd) -> None:
     before = {path.name: path.read_bytes() for path in rollouts.iterdir()}
     result = trd(*SCRIPTED, "-p", problems, "--seed", 3, "--render", "raw", "--out", rollouts)
     assert result.exit_code == 1

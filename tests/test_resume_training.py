@@ -1,7 +1,8 @@
 """trd distill cut off at any moment and run again: the same weights as of an undisturbed run, bit for bit.
 
-The commands run in children forked from one process that has torch, transformers and peft loaded, so that the moments of death
-fall into the training and not into Python's start. Not covered: power loss, which only the fsync before each rename guards against.
+The commands run in children forked from one process that has torch, transformers and peft loaded, so that the moments
+of death fall into the training and not into Python's start. Not covered: power loss, which only the fsync before each
+rename guards against.
 """
 
 from __future__ import annotations
@@ -326,9 +327,7 @@ def test_an_empty_state_is_passed_over(sets: dict[str, Path], whole: Path, cut: 
     same_as(whole, cut)
 
 
-def test_torn_states_push_out_no_good_one(
-    start: Start, sets: dict[str, Path], whole: Path, cut: Path, ok: Trd
-) -> None:
+def test_torn_states_push_out_no_good_one(start: Start, sets: dict[str, Path], whole: Path, cut: Path, ok: Trd) -> None:
     for path in states(cut):
         truncate(path)
     command = ("distill", sets["by_teacher"], *LONG, "--keep", 1, "--save-steps", 2, "--out", cut)
@@ -355,10 +354,7 @@ def refusal(result: Any) -> str:
 
 @pytest.mark.parametrize(
     ("options", "named"),
-    [
-        (("--lr", 1e-3), "learning_rate (0.01 → 0.001)"),
-        (("--reduction", "token"), "reduction (sequence → token)"),
-    ],
+    [(("--lr", 1e-3), "learning_rate (0.01 → 0.001)"), (("--reduction", "token"), "reduction (sequence → token)")],
     ids=["rate", "reduction"],
 )
 def test_states_of_another_configuration_are_refused_and_the_difference_named(
@@ -384,9 +380,7 @@ def test_a_log_without_a_state_keeps_no_other_configuration_out(
     same_as(whole, out)
 
 
-def test_a_finished_run_has_no_states_and_does_nothing_again(
-    sets: dict[str, Path], whole: Path, ok: Trd
-) -> None:
+def test_a_finished_run_has_no_states_and_does_nothing_again(sets: dict[str, Path], whole: Path, ok: Trd) -> None:
     def files() -> dict[Path, int]:
         return {p: p.stat().st_mtime_ns for p in whole.rglob("*") if p.name != ".lock"}
 

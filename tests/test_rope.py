@@ -1,4 +1,7 @@
-"""Models whose rotary factors depend on the length of a forward pass: a row is what it is alone, whatever rows are beside it."""
+"""Models whose rotary factors depend on the length of a forward pass:
+
+a row is what it is alone, whatever rows are beside it.
+"""
 
 from __future__ import annotations
 
@@ -107,19 +110,13 @@ def test_where_the_factors_change_is_read_from_the_configuration(
 
 
 @pytest.mark.parametrize("kind", ["phi3", "phi3, sliding", "phimoe"])
-def test_greedy_is_transformers_generate_of_each_row_alone(
-    directories: Callable[[str], Path], kind: str
-) -> None:
+def test_greedy_is_transformers_generate_of_each_row_alone(directories: Callable[[str], Path], kind: str) -> None:
     directory, requests = directories(kind), requests_for(LENGTHS, GREEDY)
     model, expected = reference_model(directory), {}
     for request in requests:
         prompt = torch.tensor([request.prompt_token_ids])
         whole = model.generate(
-            prompt,
-            attention_mask=torch.ones_like(prompt),
-            max_new_tokens=16,
-            do_sample=False,
-            pad_token_id=0,
+            prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=16, do_sample=False, pad_token_id=0
         )
         expected[request.request_id] = whole[0, prompt.shape[1] :].tolist()
     assert tokens(run(directory, requests, batch_size=7)) == expected
@@ -127,9 +124,7 @@ def test_greedy_is_transformers_generate_of_each_row_alone(
 
 @pytest.mark.parametrize("sampling", [GREEDY, SEEDED], ids=["greedy", "seeded"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_batch_changes_no_token(
-    directories: Callable[[str], Path], kind: str, sampling: Sampling
-) -> None:
+def test_the_batch_changes_no_token(directories: Callable[[str], Path], kind: str, sampling: Sampling) -> None:
     requests = requests_for(LENGTHS, sampling)
     engine = engine_of(directories(kind), 1)
     alone = {c.request_id: list(c.token_ids) for r in requests for c in engine.generate([r])}
@@ -234,12 +229,8 @@ def accumulated(models: Sequence[Any], groups: Sequence[Sequence[Example]]) -> t
 
 
 @pytest.mark.parametrize("kind", ["phi3", "llama"])
-def test_loss_and_gradient_are_those_of_each_row_alone_however_a_step_is_cut(
-    tmp_path: Path, kind: str
-) -> None:
-    models = [
-        reference_model(build_model(tmp_path / str(seed), seed, config=longrope(kind))) for seed in (0, 1)
-    ]
+def test_loss_and_gradient_are_those_of_each_row_alone_however_a_step_is_cut(tmp_path: Path, kind: str) -> None:
+    models = [reference_model(build_model(tmp_path / str(seed), seed, config=longrope(kind))) for seed in (0, 1)]
     rows = examples_at(READ)
     alone, expected = accumulated(models, [[row] for row in rows])
     counts = set()
@@ -258,9 +249,7 @@ def test_rows_are_kept_apart_at_the_switch_of_each_side(tmp_path: Path) -> None:
     rows = examples_at(READ)
     for switches in ((SWITCH, SWITCH), (SWITCH, None), (None, SWITCH), (30, 66)):
         for group in plan_step(rows, 4096, switches=switches).groups:
-            sides = {
-                tuple(s is not None and n > s for n, s in zip(e.read, switches, strict=True)) for e in group
-            }
+            sides = {tuple(s is not None and n > s for n, s in zip(e.read, switches, strict=True)) for e in group}
             assert len(sides) == 1
     assert plan_step(rows, 4096).groups == plan_step(rows, 4096, switches=(10_000, 10_000)).groups
 
@@ -271,7 +260,10 @@ TRAIN = ("--dtype", "float32", "--device", "cpu", "--lr", 1e-2, "--batch-size", 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory, ok: Trd) -> Path:
-    """A Phi-3, its rollouts and what it made of them; the rows lie on both sides of its switch, for student and teacher."""
+    """A Phi-3, its rollouts and what it made of them;
+
+    the rows lie on both sides of its switch, for student and teacher.
+    """
     root = tmp_path_factory.mktemp("world")
     problems = root / "p.parquet"
     ok("data", "make", "arithmetic", "--n", 12, "--out", problems)
@@ -288,27 +280,14 @@ def losses(directory: Path) -> list[float]:
 
 
 def test_the_rows_of_trd_sample_do_not_depend_on_the_batch(world: Path, ok: Trd, tmp_path: Path) -> None:
-    ok(
-        "sample",
-        "-m",
-        world / "model",
-        "-p",
-        world / "p.parquet",
-        *ENGINE,
-        "--batch-size",
-        1,
-        "--out",
-        tmp_path,
-    )
+    ok("sample", "-m", world / "model", "-p", world / "p.parquet", *ENGINE, "--batch-size", 1, "--out", tmp_path)
     one, many = by_id(tmp_path), by_id(world / "y_o")
     assert {i: row.response_token_ids for i, row in one.items()} == {
         i: row.response_token_ids for i, row in many.items()
     }
 
 
-def test_the_losses_of_trd_distill_do_not_depend_on_the_micro_batch(
-    world: Path, ok: Trd, tmp_path: Path
-) -> None:
+def test_the_losses_of_trd_distill_do_not_depend_on_the_micro_batch(world: Path, ok: Trd, tmp_path: Path) -> None:
     for setting in ("--setting", "opsd"), ("--method", "trd"):
         source = world / ("y_o" if "opsd" in setting else "y_r")
         found = []

@@ -1,7 +1,8 @@
 """trd run: whole recipes through the command, with real stage processes; run again, redone in part, failing, killed.
 
-Most recipes here use the scripted student and end before training. `test_two_rounds_…` trains tiny random models. How many
-kills a test makes is TRD_KILLS where it is set: 20 is the full form, in which the trained run is compared with an undisturbed one.
+Most recipes here use the scripted student and end before training. `test_two_rounds_…` trains tiny random models. How
+many kills a test makes is TRD_KILLS where it is set: 20 is the full form, in which the trained run is compared with an
+undisturbed one.
 """
 
 from __future__ import annotations
@@ -162,9 +163,7 @@ def test_a_shard_that_is_lost_is_made_again_and_nothing_else(finished: Path, tmp
     assert files(sets_of(run, "sample")[0]) == kept
 
 
-def test_damaged_rows_that_a_stage_would_read_are_made_again_first(
-    finished: Path, tmp_path: Path, ok: Trd
-) -> None:
+def test_damaged_rows_that_a_stage_would_read_are_made_again_first(finished: Path, tmp_path: Path, ok: Trd) -> None:
     run = copied(finished, tmp_path / "run")
     (rollouts,), (refined,) = sets_of(run, "sample"), sets_of(run, "refine")
     flip(list_shards(rollouts)[0], "messages.list.element.content")
@@ -266,9 +265,7 @@ def test_from_verify_grades_again_what_is_there(finished: Path, tmp_path: Path, 
     assert [sessions(path) for path in (*sets_of(run, "sample"), *sets_of(run, "refine"))] == [[8], [8]]
 
 
-def test_other_grading_options_grade_again_and_generate_nothing(
-    finished: Path, tmp_path: Path, ok: Trd
-) -> None:
+def test_other_grading_options_grade_again_and_generate_nothing(finished: Path, tmp_path: Path, ok: Trd) -> None:
     run = copied(finished, tmp_path / "run")
     recipe = (run / "recipe.toml").read_text()
     path = written(tmp_path, recipe.replace("[verify]\n", "[verify]\nlenient = true\n"))
@@ -295,9 +292,7 @@ def test_until_and_only_leave_out_the_rest(tmp_path: Path, ok: Trd) -> None:
     assert sessions(sampled) == [8]
 
 
-def test_from_with_only_does_not_take_rows_away_from_other_arms(
-    finished: Path, tmp_path: Path, trd: Trd
-) -> None:
+def test_from_with_only_does_not_take_rows_away_from_other_arms(finished: Path, tmp_path: Path, trd: Trd) -> None:
     run = copied(finished, tmp_path / "run")
     before = files(run)
     result = trd(*command(run, "--from", "sample", "--only", "all"))
@@ -312,9 +307,7 @@ def test_from_a_stage_that_the_run_does_not_have_is_refused(finished: Path, trd:
     assert "--from eval; expected one of problems, sample, verify, refine" in result.stderr
 
 
-def test_a_dry_run_shows_the_graph_and_the_prompts_and_changes_nothing(
-    finished: Path, tmp_path: Path, ok: Trd
-) -> None:
+def test_a_dry_run_shows_the_graph_and_the_prompts_and_changes_nothing(finished: Path, tmp_path: Path, ok: Trd) -> None:
     run = copied(finished, tmp_path / "run")
     before = files(run)
     shown = ok(
@@ -327,10 +320,7 @@ def test_a_dry_run_shows_the_graph_and_the_prompts_and_changes_nothing(
         "--only",
         "all",
         "--dry-run",
-        *(
-            f"--only={arm}"
-            for arm in ("correct", "incorrect", "repaired", "attempt-correct", "attempt-incorrect")
-        ),
+        *(f"--only={arm}" for arm in ("correct", "incorrect", "repaired", "attempt-correct", "attempt-incorrect")),
     ).stdout
     assert files(run) == before
     lines = [line.split()[:2] for line in shown.splitlines() if line.startswith("  ")]
@@ -441,9 +431,7 @@ def test_a_directory_with_other_files_is_refused(tmp_path: Path, trd: Trd) -> No
     assert {p.name for p in tmp_path.iterdir()} == {"recipe.toml", "notes.txt"}
 
 
-def test_a_stage_that_an_earlier_run_left_behind_is_ended_first(
-    finished: Path, tmp_path: Path, ok: Trd
-) -> None:
+def test_a_stage_that_an_earlier_run_left_behind_is_ended_first(finished: Path, tmp_path: Path, ok: Trd) -> None:
     run = copied(finished, tmp_path / "run")
     import psutil
 
@@ -462,9 +450,7 @@ def test_a_stage_that_an_earlier_run_left_behind_is_ended_first(
 
 def started(*args: object) -> subprocess.Popen[str]:
     words = [sys.executable, "-m", "trd_cli", *map(str, args)]
-    return start_child(
-        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+    return start_child(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
 
 
 def stages_of(run: Path) -> list[int]:
@@ -480,10 +466,7 @@ def stages_of(run: Path) -> list[int]:
 def test_an_interrupted_run_ends_its_stage_and_goes_on_from_there(
     number: signal.Signals, tmp_path: Path, ok: Trd
 ) -> None:
-    slow = (
-        BASE.replace("[sample]", "[sample]\nengine_arg = {delay = 0.2}").replace("shard_rows = 3", "")
-        + TRD_ARM
-    )
+    slow = BASE.replace("[sample]", "[sample]\nengine_arg = {delay = 0.2}").replace("shard_rows = 3", "") + TRD_ARM
     path, run = written(tmp_path, slow.replace("n = 4", "n = 12")), tmp_path / "run"
     process = started("run", path, "--out", run, *UP_TO_VERIFY)
     wait_for(lambda: any("24 rows" in p.read_text() for p in run.glob("logs/*sample.log")))
@@ -504,16 +487,10 @@ def test_an_interrupted_run_ends_its_stage_and_goes_on_from_there(
 
 
 def survive(
-    path: Path,
-    more: tuple[str, ...],
-    run: Path,
-    kills: int,
-    seed: int,
-    longest: float,
-    log: Path | None = None,
+    path: Path, more: tuple[str, ...], run: Path, kills: int, seed: int, longest: float, log: Path | None = None
 ) -> int:
-    """Kill a run at random moments of it and run it again, until it is through; rows that are there stay, and by the engine's
-    `log` none is generated again. Gives the kills made."""
+    """Kill a run at random moments of it and run it again, until it is through; rows that are there stay, and by the
+    engine's `log` none is generated again. Gives the kills made."""
     chance, made = random.Random(seed), 0
     before: dict[str, dict[str, Trajectory]] = {}
     finished: list[tuple[int, set[str]]] = []
@@ -663,17 +640,7 @@ def responses(run: Path) -> dict[str, dict[str, Any]]:
 def test_a_terminal_shows_a_table_of_all_stages(tmp_path: Path) -> None:
     path = written(tmp_path, BASE + TRD_ARM)
     main, other = pty.openpty()
-    words = [
-        sys.executable,
-        "-m",
-        "trd_cli",
-        "run",
-        str(path),
-        "--out",
-        str(tmp_path / "run"),
-        "--until",
-        "sample",
-    ]
+    words = [sys.executable, "-m", "trd_cli", "run", str(path), "--out", str(tmp_path / "run"), "--until", "sample"]
     environment = os.environ | {"TERM": "xterm", "COLUMNS": "120", "LINES": "30"}
     process = start_child(words, stdin=other, stdout=other, stderr=other, env=environment)
     os.close(other)

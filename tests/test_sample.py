@@ -72,13 +72,7 @@ def test_a_row_holds_its_problem_and_what_was_asked(rollouts: Path, problems: Pa
             problem.reference_answer,
             problem.reference_solution,
         )
-        assert (row.stage, row.round, row.setting, row.parent_id, row.error) == (
-            "rollout",
-            0,
-            None,
-            None,
-            None,
-        )
+        assert (row.stage, row.round, row.setting, row.parent_id, row.error) == ("rollout", 0, None, None, None)
         [message] = row.messages
         assert message["role"] == "user"
         assert message["content"].startswith(problem.problem)
@@ -144,9 +138,7 @@ def with_one_long_problem(problems: Path, path: Path, length: int) -> str:
     return changed[2].problem_id
 
 
-def test_a_prompt_too_long_becomes_an_error_row_and_the_others_finish(
-    problems: Path, tmp_path: Path, trd: Trd
-) -> None:
+def test_a_prompt_too_long_becomes_an_error_row_and_the_others_finish(problems: Path, tmp_path: Path, trd: Trd) -> None:
     long_id = with_one_long_problem(problems, tmp_path / "long.parquet", 9000)
     result = trd(*SCRIPTED, "-p", tmp_path / "long.parquet", "--out", tmp_path / "out")
     rows = rows_of(tmp_path / "out")

@@ -70,25 +70,14 @@ def test_greedy_takes_the_largest_logit_whatever_the_uniform_number() -> None:
 
 @pytest.mark.parametrize(
     ("uniform", "token"),
-    [
-        (0.0, 0),
-        (0.0999, 0),
-        (0.1001, 1),
-        (0.2999, 1),
-        (0.3001, 2),
-        (0.5999, 2),
-        (0.6001, 3),
-        (JUST_BELOW_ONE, 3),
-    ],
+    [(0.0, 0), (0.0999, 0), (0.1001, 1), (0.2999, 1), (0.3001, 2), (0.5999, 2), (0.6001, 3), (JUST_BELOW_ONE, 3)],
 )
 def test_a_draw_inverts_the_cumulative_distribution_in_the_order_of_ids(uniform: float, token: int) -> None:
     logits = torch.tensor([[0.1, 0.2, 0.3, 0.4]]).log()
     assert tokens(logits, sampling(), [uniform]) == [token]
 
 
-@pytest.mark.parametrize(
-    ("uniform", "token"), [(0.0, 1), (0.3333, 1), (0.3334, 3), (0.9999, 3), (JUST_BELOW_ONE, 3)]
-)
+@pytest.mark.parametrize(("uniform", "token"), [(0.0, 1), (0.3333, 1), (0.3334, 3), (0.9999, 3), (JUST_BELOW_ONE, 3)])
 def test_what_a_filter_leaves_is_drawn_in_the_order_of_ids_too(uniform: float, token: int) -> None:
     # The likelier of the two that are left, 3, comes after 1; 0 and 2 are filtered out.
     logits = torch.tensor([[0.1, 0.25, 0.15, 0.5]]).log()
@@ -103,8 +92,7 @@ def test_every_draw_is_that_of_a_naive_float64_sampler(how: Sampling) -> None:
     chance = random.Random(1)
     uniforms = [chance.random() for _ in range(len(logits))]
     expected = [
-        naive_draw(naive_probabilities(row, how), u)
-        for row, u in zip(logits.double().tolist(), uniforms, strict=True)
+        naive_draw(naive_probabilities(row, how), u) for row, u in zip(logits.double().tolist(), uniforms, strict=True)
     ]
     assert tokens(logits, how, uniforms) == expected
 
@@ -128,13 +116,7 @@ def test_tokens_occur_as_often_as_the_filtered_distribution_says(how: Sampling) 
 def test_the_smallest_set_that_reaches_top_p_is_kept() -> None:
     logits = torch.tensor([[0.5, 0.25, 0.125, 0.0625, 0.0625]]).log().expand(2000, -1)
     uniforms = [i / 2000 for i in range(2000)]
-    for top_p, kept in (
-        (0.4, {0}),
-        (0.51, {0, 1}),
-        (0.74, {0, 1}),
-        (0.76, {0, 1, 2}),
-        (0.99, {0, 1, 2, 3, 4}),
-    ):
+    for top_p, kept in ((0.4, {0}), (0.51, {0, 1}), (0.74, {0, 1}), (0.76, {0, 1, 2}), (0.99, {0, 1, 2, 3, 4})):
         assert set(tokens(logits, sampling(top_p=top_p), uniforms)) == kept
 
 

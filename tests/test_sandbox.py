@@ -403,9 +403,7 @@ with Sandbox({level!r}, Limits(1 << 30, 20)) as sandbox:
     assert ended(processes)
 
 
-def test_the_directory_of_a_sandbox_is_removed(
-    level: Level, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_directory_of_a_sandbox_is_removed(level: Level, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     answer(level, "def f(x):\n    open('left', 'w').close()", 0)
     assert list(tmp_path.iterdir()) == []
@@ -434,9 +432,7 @@ def test_no_reply_in_time_is_told_from_an_end(level: Level) -> None:
 
 def test_a_test_program_asks_the_tested_one_in_another_sandbox(level: Level) -> None:
     check = "assert Solution().add(2, b=[3]) == (2, [3])\ntry: Solution().fail()\nexcept ValueError as error: assert str(error) == 'no'\nelse: raise AssertionError"
-    source = (
-        "class Solution:\n    def add(self, a, b): return a, b\n    def fail(self): raise ValueError('no')"
-    )
+    source = "class Solution:\n    def add(self, a, b): return a, b\n    def fail(self): raise ValueError('no')"
     with Sandbox(level, LIMITS) as tested:
         loaded(tested, source)
         with Sandbox(level, LIMITS, asked=tested) as judge:
@@ -447,9 +443,7 @@ def test_a_test_program_that_fails_says_why(level: Level) -> None:
     with Sandbox(level, LIMITS) as tested:
         loaded(tested, "class Solution:\n    def f(self): return 1")
         with Sandbox(level, LIMITS, asked=tested) as judge:
-            reply = judge.ask(
-                {"check": "assert Solution().f() == 2, 'not 2'", "names": [], "limit": 5.0}, 20.0
-            )
+            reply = judge.ask({"check": "assert Solution().f() == 2, 'not 2'", "names": [], "limit": 5.0}, 20.0)
     assert reply == {"raised": "AssertionError: not 2"}
 
 
@@ -636,9 +630,7 @@ class Runs:
         return os.mkdir, ("trd-was-run",)
 
 
-def test_a_message_that_would_run_something_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_message_that_would_run_something_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match="a message with posix"):
         codec.loads(pickle.dumps(Runs()))
@@ -706,9 +698,7 @@ def f(data):
         loaded(sandbox, source)("f", b"{}")
 
 
-def test_a_sandbox_that_cannot_be_closed_is_no_failure_of_the_program(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_sandbox_that_cannot_be_closed_is_no_failure_of_the_program(monkeypatch: pytest.MonkeyPatch) -> None:
     reason = refusal("bwrap") if HAS_BWRAP else None
     if reason is None:
         pytest.skip("no level is refused by the kernel here")

@@ -24,7 +24,8 @@ from trd_cli.training.model import load, with_adapter
 
 ENGINE = ("--engine", "transformers", "--dtype", "float32", "--device", "cpu", "--max-tokens", 12)
 TRAIN = ("--dtype", "float32", "--device", "cpu", "--setting", "opsd")
-# Warned of by transformers where it reads it, refused by some versions where they write it; with keys that it does not know.
+# Warned of by transformers where it reads it, refused by some versions where they write it; with keys that it does not
+# know.
 ODD = '{"eos_token_id": [2, 3], "temperature": 0.6, "do_sample": false,\n "own_key": {"a": 1}}\n'
 
 
@@ -60,9 +61,7 @@ def unreadable(directory: Path) -> Path:
 # What is saved as it is
 
 
-@pytest.mark.parametrize(
-    "option", [(), ("--lora",), ("--teacher-weights", "ema")], ids=["all", "adapter", "ema"]
-)
+@pytest.mark.parametrize("option", [(), ("--lora",), ("--teacher-weights", "ema")], ids=["all", "adapter", "ema"])
 def test_the_generation_config_is_that_of_the_student_byte_for_byte(
     world: World, student: Path, ok: Trd, tmp_path: Path, option: tuple[str, ...]
 ) -> None:
@@ -163,21 +162,9 @@ def test_two_processes_end_together(world: World, student: Path, tmp_path: Path)
     unreadable(student)
     launcher = (Path(sys.executable).parent / "torchrun", "--standalone", "--nproc_per_node", 2)
     logs = ("--log-dir", tmp_path / "logs", "--redirects", 3)
-    command = (
-        "-m",
-        "trd_cli",
-        "distill",
-        world.rollouts,
-        *TRAIN,
-        "--model",
-        student,
-        "--out",
-        tmp_path / "c",
-    )
+    command = ("-m", "trd_cli", "distill", world.rollouts, *TRAIN, "--model", student, "--out", tmp_path / "c")
     # A trainer that ran in this process has told its environment of one process.
-    own = {
-        name: value for name, value in os.environ.items() if not name.startswith(("MASTER_", "ACCELERATE_"))
-    }
+    own = {name: value for name, value in os.environ.items() if not name.startswith(("MASTER_", "ACCELERATE_"))}
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
         own.pop(name, None)
     result = subprocess.run(
@@ -212,9 +199,7 @@ def test_too_little_room_is_said_with_how_much_it_takes(student: Path, tmp_path:
     ref = resolve_model(str(student))
     for averaged, times in ((False, 1), (True, 3)):
         needed = f"{times * 2 * sum(s.numel() for s in shapes.values()) / 2**30:.1f} GiB"
-        with pytest.raises(
-            InputError, match=rf"GiB are free in .*; expected the {needed} that the checkpoint"
-        ):
+        with pytest.raises(InputError, match=rf"GiB are free in .*; expected the {needed} that the checkpoint"):
             rehearse(shapes, ref, LoraOptions(), tmp_path / "c", torch.bfloat16, averaged)
         assert list((tmp_path / "c").iterdir()) == []
 

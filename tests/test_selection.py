@@ -15,13 +15,7 @@ VERDICTS = ("correct", "incorrect", "error", "timeout", None)
 def pairs() -> pl.DataFrame:
     """Every combination of a row's verdict with its parent's."""
     rows = [
-        {
-            "trajectory_id": f"{parent}>{own}",
-            "verdict": own,
-            "parent_verdict": parent,
-            "round": i,
-            "problem": "x",
-        }
+        {"trajectory_id": f"{parent}>{own}", "verdict": own, "parent_verdict": parent, "round": i, "problem": "x"}
         for i, (parent, own) in enumerate((p, o) for p in VERDICTS for o in VERDICTS)
     ]
     return pl.DataFrame(rows)
@@ -40,8 +34,7 @@ def test_the_four_parent_subsets_partition_the_rows_judged_on_both_sides(pairs: 
         "unrepaired": {"incorrect>incorrect"},
     }
     judged = pairs.filter(
-        pl.col("verdict").is_in(["correct", "incorrect"])
-        & pl.col("parent_verdict").is_in(["correct", "incorrect"])
+        pl.col("verdict").is_in(["correct", "incorrect"]) & pl.col("parent_verdict").is_in(["correct", "incorrect"])
     )
     assert set.union(*parts.values()) == ids(judged)
 
@@ -73,9 +66,7 @@ def test_rows_without_a_usable_verdict_are_in_no_judged_subset(pairs: pl.DataFra
         ("FALSE", set()),
     ],
 )
-def test_where_is_a_condition_over_the_row_and_its_parent(
-    pairs: pl.DataFrame, where: str, rounds: set[int]
-) -> None:
+def test_where_is_a_condition_over_the_row_and_its_parent(pairs: pl.DataFrame, where: str, rounds: set[int]) -> None:
     assert set(select(pairs, "all", where)["round"]) == rounds
 
 
@@ -96,9 +87,7 @@ def test_where_narrows_the_subset(pairs: pl.DataFrame) -> None:
         "DROP TABLE rows",
     ],
 )
-def test_a_where_that_is_no_condition_is_an_input_error_that_names_it(
-    pairs: pl.DataFrame, where: str
-) -> None:
+def test_a_where_that_is_no_condition_is_an_input_error_that_names_it(pairs: pl.DataFrame, where: str) -> None:
     with pytest.raises(InputError, match="--where") as refusal:
         select(pairs, "all", where)
     assert "parent_verdict" in str(refusal.value), "the columns there are should be listed"

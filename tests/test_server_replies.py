@@ -1,4 +1,7 @@
-"""What other servers send: their reasons to end, their complaints, bodies that are cut, and what concerns every request."""
+"""What other servers send:
+
+their reasons to end, their complaints, bodies that are cut, and what concerns every request.
+"""
 
 from __future__ import annotations
 
@@ -7,19 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from local_server import (
-    END,
-    SAMPLING,
-    TOKENIZER,
-    Reply,
-    ask,
-    asking,
-    chat,
-    completion,
-    engine_for,
-    exact,
-    failed,
-)
+from local_server import END, SAMPLING, TOKENIZER, Reply, ask, asking, chat, completion, engine_for, exact, failed
 from tiny import END as TINY_END
 from tiny import OTHER_END, set_eos, write_tokenizer
 
@@ -137,9 +128,7 @@ def test_exact_ids_that_end_in_any_known_end_get_no_second_one(serve, tokenizer,
 
 @pytest.mark.parametrize("tail", ["", "<|end|>", "<|eos|>", "<|end|>\n", "<|end|><|eos|>"])
 @pytest.mark.parametrize("api", ["completions", "chat"])
-def test_text_that_stopped_gets_one_end_of_turn_also_where_the_server_left_its_name_in(
-    serve, tokenizer, tail, api
-):
+def test_text_that_stopped_gets_one_end_of_turn_also_where_the_server_left_its_name_in(serve, tokenizer, tail, api):
     say = chat if api == "chat" else completion
     answer = ask_with(tokenizer, serve(say(f"the end{tail}")).url, api=api)
     assert (answer.text, answer.token_ids) == ("the end", [*tokenizer.encode("the end"), TINY_END])
@@ -149,17 +138,11 @@ def test_text_that_stopped_gets_one_end_of_turn_also_where_the_server_left_its_n
 
 BODIES = {
     "OpenAI": (400, {"error": {"message": "bad top_k", "type": "invalid_request_error", "code": None}}),
-    "vLLM": (
-        400,
-        {"object": "error", "message": "bad top_k", "type": "BadRequestError", "param": None, "code": 400},
-    ),
+    "vLLM": (400, {"object": "error", "message": "bad top_k", "type": "BadRequestError", "param": None, "code": 400}),
     "TGI": (422, {"error": "bad top_k", "error_type": "validation"}),
     "FastAPI, a text": (422, {"detail": "bad top_k"}),
     "Google": (400, [{"error": {"code": 400, "message": "bad top_k", "status": "INVALID_ARGUMENT"}}]),
-    "Anthropic": (
-        400,
-        {"type": "error", "error": {"type": "invalid_request_error", "message": "bad top_k"}},
-    ),
+    "Anthropic": (400, {"type": "error", "error": {"type": "invalid_request_error", "message": "bad top_k"}}),
     "an error in a message": (400, {"error": {"error": {"message": "bad top_k"}}}),
     "only a message": (400, {"message": "bad top_k"}),
     "plain text": (400, "bad top_k"),
@@ -312,10 +295,7 @@ PARTS = {
         "<think>\n2+2\n</think>\n\n4",
     ),
     "a thought marked so": ([{"text": "2+2", "thought": True}, {"text": "4"}], "<think>\n2+2\n</think>\n\n4"),
-    "a thought that is hidden": (
-        [{"type": "redacted_thinking", "data": "…"}, {"type": "text", "text": "4"}],
-        "4",
-    ),
+    "a thought that is hidden": ([{"type": "redacted_thinking", "data": "…"}, {"type": "text", "text": "4"}], "4"),
     "a thought that nothing follows": ([{"type": "thinking", "thinking": "2+"}], "<think>\n2+"),
     "plain texts": (["fo", "ur"], "four"),
     "half of a pair in each": (["\ud83d", "\ude42 \ud800"], "\U0001f642 \ufffd"),

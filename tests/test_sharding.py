@@ -1,7 +1,7 @@
 """trd distill with its weights cut over two processes, by FSDP2 as accelerate sets it up: the same training as on one.
 
-accelerate shards on GPUs alone; trd lets it on CPUs too, so that this is its own path but for the kind of device. Not covered: GPUs,
-several machines, offloaded parameters.
+accelerate shards on GPUs alone; trd lets it on CPUs too, so that this is its own path but for the kind of device. Not
+covered: GPUs, several machines, offloaded parameters.
 """
 
 from __future__ import annotations
@@ -15,20 +15,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Trd
-from launches import (
-    PLENTY,
-    TRAIN,
-    Launch,
-    Order,
-    World,
-    apart,
-    carry_out,
-    ended,
-    log_of,
-    make_world,
-    run,
-    start_two,
-)
+from launches import PLENTY, TRAIN, Launch, Order, World, apart, carry_out, ended, log_of, make_world, run, start_two
 from tiny import build_model
 
 # What `accelerate launch --use_fsdp --fsdp_version 2` tells the processes.
@@ -83,9 +70,7 @@ def words(worlds: dict[str, World], case: str, out: Path) -> list[str]:
 def by_two(worlds: dict[str, World], tmp_path_factory: pytest.TempPathFactory) -> tuple[Launch, Path]:
     """All cases trained by two processes that hold half of every weight each."""
     root = tmp_path_factory.mktemp("by_two")
-    orders = [
-        Order(words(worlds, case, root / str(i)), SETTINGS | CASES[case][3]) for i, case in enumerate(CASES)
-    ]
+    orders = [Order(words(worlds, case, root / str(i)), SETTINGS | CASES[case][3]) for i, case in enumerate(CASES)]
     return carry_out(root, orders), root
 
 
@@ -161,13 +146,7 @@ def test_an_interrupted_launch_goes_on_in_shards_to_what_one_process_gives(
 
 def one_alone(*command: object, **more: str):
     """A process of a launch of one."""
-    alone = {
-        "RANK": "0",
-        "WORLD_SIZE": "1",
-        "LOCAL_RANK": "0",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": "0",
-    }
+    alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
     return run(sys.executable, "-m", "trd_cli", *command, ACCELERATE_USE_CPU="true", **alone, **more)
 
 
@@ -187,11 +166,7 @@ def one_alone(*command: object, **more: str):
     ids=["version 1", "dropout recomputed", "recomputed twice", "selfcheck", "an average"],
 )
 def test_what_cannot_be_right_in_shards_is_refused(
-    worlds: dict[str, World],
-    tmp_path: Path,
-    options: Sequence[object],
-    settings: dict[str, str],
-    told: str,
+    worlds: dict[str, World], tmp_path: Path, options: Sequence[object], settings: dict[str, str], told: str
 ) -> None:
     command = ("distill", worlds["tied"].by_student, *TRAIN, *options, "--out", tmp_path / "c")
     result = one_alone(*command, **{**SETTINGS, **settings})
@@ -200,9 +175,7 @@ def test_what_cannot_be_right_in_shards_is_refused(
     assert not (tmp_path / "c" / "config.json").exists()
 
 
-def test_recomputation_with_a_model_s_own_dropout_is_refused(
-    worlds: dict[str, World], ok: Trd, tmp_path: Path
-) -> None:
+def test_recomputation_with_a_model_s_own_dropout_is_refused(worlds: dict[str, World], ok: Trd, tmp_path: Path) -> None:
     dropping = build_model(tmp_path / "dropping", attention_dropout=0.1)
     command = ("distill", worlds["untied"].by_teacher, "-m", dropping, *TRAIN, "--out", tmp_path / "c")
     result = one_alone(*command, **{**SETTINGS, **RECOMPUTED})
@@ -228,10 +201,7 @@ def tell_what_is_held(student: str, teacher: str, directory: str) -> None:
     rows = [Example(f"{i}", range(8), range(20, 30), range(40, 60)) for i in range(4)]
     trainer.train(rows, SilentProgress())
     moments = [
-        value
-        for state in trainer.optimizer.state.values()
-        for value in state.values()
-        if getattr(value, "ndim", 0)
+        value for state in trainer.optimizer.state.values() for value in state.values() if getattr(value, "ndim", 0)
     ]
 
     def count(tensors) -> dict[str, int]:

@@ -33,7 +33,8 @@ from trd_cli.trajectories.shards import (
 )
 
 ROOT = Path(__file__).parent.parent
-# What version 1 wrote. A change of the schema gets a new version and a new golden file; this one is never written again.
+# What version 1 wrote. A change of the schema gets a new version and a new golden file; this one is never written
+# again.
 GOLDEN = Path(__file__).parent / "golden"
 GOLDEN_SHARD = GOLDEN / "shard-00000.parquet"
 
@@ -175,24 +176,20 @@ def test_a_row_without_a_required_value_becomes_an_error_row_that_says_so(shard:
 
 
 @pytest.mark.parametrize("path", [GOLDEN_SHARD, None], ids=["golden", "fresh"])
-def test_a_shard_loads_with_plain_polars_pyarrow_and_datasets(
-    path: Path | None, shard: Path, tmp_path: Path
-) -> None:
+def test_a_shard_loads_with_plain_polars_pyarrow_and_datasets(path: Path | None, shard: Path, tmp_path: Path) -> None:
     import datasets
     import polars as pl
 
     name = str(path or shard)
-    loaded = datasets.load_dataset(
-        "parquet", data_files=name, split="train", cache_dir=str(tmp_path / "cache")
-    )
+    loaded = datasets.load_dataset("parquet", data_files=name, split="train", cache_dir=str(tmp_path / "cache"))
     rows = {
         "polars": pl.read_parquet(name).to_dicts(),
         "pyarrow": pq.read_table(name).to_pylist(),
         "datasets": [dict(row) for row in loaded],
     }
-    assert {
-        library: [Trajectory(**row) for row in found] for library, found in rows.items()
-    } == dict.fromkeys(rows, ROWS)
+    assert {library: [Trajectory(**row) for row in found] for library, found in rows.items()} == dict.fromkeys(
+        rows, ROWS
+    )
 
 
 def rewritten(change: Callable[[pa.Table], pa.Table]) -> Callable[[Path], None]:
@@ -229,10 +226,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], list[str]]] = {
         rewritten(lambda t: t.replace_schema_metadata(None)),
         ["not a trajectory shard of trd", "trd.schema_version"],
     ),
-    "missing column": (
-        rewritten(lambda t: t.drop_columns(["seed"])),
-        ["column seed", "no such column", "int64"],
-    ),
+    "missing column": (rewritten(lambda t: t.drop_columns(["seed"])), ["column seed", "no such column", "int64"]),
     "extra column": (
         rewritten(lambda t: t.append_column("reward", pa.nulls(len(t), pa.float32()))),
         ["column reward", "float", "no such column"],
@@ -314,9 +308,7 @@ def test_a_write_that_fails_half_way_leaves_no_shard_and_the_command_resumes(
     assert failed.returncode == 1
     assert failed.stdout.split() == [str(first)]
     [line] = [line for line in failed.stderr.splitlines() if "error" in line]
-    assert line.startswith(
-        f"trd sample: error: could not write {out}/shard-00001.parquet: File too large; expected"
-    )
+    assert line.startswith(f"trd sample: error: could not write {out}/shard-00001.parquet: File too large; expected")
     assert "Traceback" not in failed.stderr
     assert sorted(p.name for p in out.iterdir() if "shard" in p.name) == ["shard-00000.parquet"]
     assert first.read_bytes() == written

@@ -86,10 +86,11 @@ def the_error(result: subprocess.CompletedProcess[bytes]) -> str:
     return line
 
 
-def start(
-    *arguments: object, ignored: Sequence[signal.Signals] = (), **streams: object
-) -> subprocess.Popen[bytes]:
-    """A trd command that is still running; signals reach it, whatever has started the tests, but for those `ignored`."""
+def start(*arguments: object, ignored: Sequence[signal.Signals] = (), **streams: object) -> subprocess.Popen[bytes]:
+    """A trd command that is still running;
+
+    signals reach it, whatever has started the tests, but for those `ignored`.
+    """
     return start_child(words(*arguments), ignored=ignored, start_new_session=True, **streams)
 
 
@@ -99,9 +100,7 @@ CLOSED = ("<&-", ">&-", "2>&-", "<&- >&-", "<&- 2>&-", ">&- 2>&-", "<&- >&- 2>&-
 
 
 @pytest.mark.parametrize("closed", CLOSED)
-def test_with_streams_closed_all_rows_are_made_and_it_is_a_success(
-    closed: str, made: Made, tmp_path: Path
-) -> None:
+def test_with_streams_closed_all_rows_are_made_and_it_is_a_success(closed: str, made: Made, tmp_path: Path) -> None:
     result = shell(f'"$@" {closed}', *made.sample(tmp_path / "out"))
     assert result.returncode == 0, result.stderr.decode()
     assert by_id(tmp_path / "out") == made.rows
@@ -183,9 +182,7 @@ def test_a_run_reads_the_progress_of_its_stages_where_streams_are_ascii(tmp_path
 
 
 def test_names_that_are_no_text_go_through_a_pipe_and_into_the_lineage(made: Made, tmp_path: Path) -> None:
-    problems, y_o, y_r, copies = (
-        os.fsencode(tmp_path) + b"/\xff-" + name for name in (b"p", b"y_o", b"y_r", b"c")
-    )
+    problems, y_o, y_r, copies = (os.fsencode(tmp_path) + b"/\xff-" + name for name in (b"p", b"y_o", b"y_r", b"c"))
     Path(os.fsdecode(problems)).write_bytes(made.problems.read_bytes())
     script = """
     set -o pipefail
@@ -195,10 +192,7 @@ def test_names_that_are_no_text_go_through_a_pipe_and_into_the_lineage(made: Mad
     """
     result = shell(f"shift 3; {script}", problems, y_o, y_r, copies)
     assert result.returncode == 0, result.stderr.decode("utf-8", "replace")
-    assert result.stdout.splitlines() == [
-        *(copies + b"/shard-00000.parquet",),
-        *(y_r + b"/shard-00000.parquet",),
-    ]
+    assert result.stdout.splitlines() == [*(copies + b"/shard-00000.parquet",), *(y_r + b"/shard-00000.parquet",)]
     refined = Path(os.fsdecode(y_r))
     assert {row.parent_id for row in rows_of(refined)} == made.rows.keys()
     # Any reader of JSON, strict ones too: no stand-ins for bytes.
@@ -377,9 +371,7 @@ def test_a_hang_up_keeps_the_rows_however_often_it_comes(made: Made, tmp_path: P
         time.sleep(0.001)
     assert running.returncode == 130
     assert 0 < kept(made, out) < 24
-    assert (
-        log.read_text().splitlines()[-1].startswith("trd sample: error: interrupted; finished rows are kept")
-    )
+    assert log.read_text().splitlines()[-1].startswith("trd sample: error: interrupted; finished rows are kept")
 
 
 def test_a_terminal_that_is_closed_keeps_the_rows(made: Made, tmp_path: Path) -> None:
@@ -447,23 +439,10 @@ def test_a_hang_up_saves_the_state_of_a_training_after_its_step(made: Made, tmp_
     model, out = build_model(tmp_path / "model"), tmp_path / "student"
     engine = ("--engine", "transformers", "--device", "cpu", "--max-tokens", 4)
     ok("sample", "-m", model, "-p", made.problems, *engine, "--out", tmp_path / "y_o")
-    train = (
-        "distill",
-        tmp_path / "y_o",
-        "--setting",
-        "opd",
-        "--teacher",
-        model,
-        "--method",
-        "fkl",
-        "--device",
-        "cpu",
-    )
+    train = ("distill", tmp_path / "y_o", "--setting", "opd", "--teacher", model, "--method", "fkl", "--device", "cpu")
     with open(tmp_path / "log", "wb") as log:
         running = start(*train, "--batch-size", 4, "--epochs", 1000, "--out", out, stderr=log)
-    wait_for(
-        lambda: (out / "train.jsonl").is_file() and len((out / "train.jsonl").read_text().splitlines()) > 2
-    )
+    wait_for(lambda: (out / "train.jsonl").is_file() and len((out / "train.jsonl").read_text().splitlines()) > 2)
     for _ in range(3):
         os.kill(running.pid, signal.SIGHUP)
     assert running.wait(PLENTY) == 130, (tmp_path / "log").read_text()

@@ -39,14 +39,7 @@ def test_a_row_is_found_by_the_first_characters_of_its_id(rollouts: Path, ok: Tr
     for row in (rows_of(rollouts)[0], rows_of(rollouts)[-1]):
         shown = ok("show", rollouts, "--id", row.trajectory_id[:10]).stdout
         assert row.trajectory_id in shown
-        for text in (
-            row.problem_id,
-            row.response.split("\n")[0],
-            row.problem,
-            "sample",
-            "scripted",
-            str(row.seed),
-        ):
+        for text in (row.problem_id, row.response.split("\n")[0], row.problem, "sample", "scripted", str(row.seed)):
             assert text in shown
 
 
@@ -81,10 +74,7 @@ def test_verdict_reference_and_error_are_shown(rollouts: Path, ok: Trd) -> None:
     shown = ok("show", rollouts, "--id", wrong.trajectory_id).stdout
     assert f"incorrect: {wrong.extracted_answer}" in shown
     assert re.search(rf"reference +{wrong.reference_answer}\b", shown)
-    rewrite(
-        rollouts,
-        lambda row: replace(row, response=None, response_token_ids=None, error="the engine fell over"),
-    )
+    rewrite(rollouts, lambda row: replace(row, response=None, response_token_ids=None, error="the engine fell over"))
     assert "error: the engine fell over" in ok("show", rollouts, "--id", wrong.trajectory_id).stdout
 
 

@@ -1,4 +1,7 @@
-"""trd sample on a slice of a problem set, and without problems that are too long: which rows are made, also when it is run again."""
+"""trd sample on a slice of a problem set, and without problems that are too long:
+
+which rows are made, also when it is run again.
+"""
 
 from __future__ import annotations
 
@@ -86,10 +89,7 @@ def test_the_filter_works_within_the_slice(
 ) -> None:
     order = [problem.problem_id for problem in read_problems(problems)][4:8]
     limit = sorted(lengths[name][0] for name in order)[1]
-    ok(
-        *SCRIPTED,
-        *("-p", problems, "--skip", 4, "--limit", 4, "--max-prompt-tokens", limit, "--out", tmp_path / "out"),
-    )
+    ok(*SCRIPTED, *("-p", problems, "--skip", 4, "--limit", 4, "--max-prompt-tokens", limit, "--out", tmp_path / "out"))
     assert ids(tmp_path / "out") == sorted(name for name in order if lengths[name][0] <= limit)
 
 

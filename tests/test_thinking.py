@@ -47,9 +47,7 @@ def asked(rollouts: Path, tmp_path: Path) -> Make:
             ids_exact=True,
             **changes,
         )
-        answered = [
-            replace(made, trajectory_id=f"{n:032x}", response=text) for n, text in enumerate(responses)
-        ]
+        answered = [replace(made, trajectory_id=f"{n:032x}", response=text) for n, text in enumerate(responses)]
         (tmp_path / "asked").mkdir()
         write_shard(shard_path(tmp_path / "asked", 0), answered)
         return tmp_path / "asked"
@@ -62,18 +60,14 @@ def verified(ok: Trd, directory: Path) -> list[Trajectory]:
     return rows_of(directory)
 
 
-def test_a_response_cut_off_in_the_thoughts_that_its_prompt_opened_has_no_answer(
-    asked: Make, ok: Trd
-) -> None:
+def test_a_response_cut_off_in_the_thoughts_that_its_prompt_opened_has_no_answer(asked: Make, ok: Trd) -> None:
     cut, whole, bare = verified(ok, asked(OPENING, CUT, WHOLE, BARE))
     assert (cut.verdict, cut.extracted_answer, cut.verdict_detail) == ("incorrect", None, NO_ANSWER)
     assert (whole.verdict, bare.verdict) == ("correct", "correct")
 
 
 @pytest.mark.parametrize("template", [CLOSING, OPENING.replace("<think>\n", "")])
-def test_a_prompt_that_closes_the_block_or_has_none_opens_no_thoughts(
-    asked: Make, ok: Trd, template: str
-) -> None:
+def test_a_prompt_that_closes_the_block_or_has_none_opens_no_thoughts(asked: Make, ok: Trd, template: str) -> None:
     (row,) = verified(ok, asked(template, CUT))
     assert row.verdict == "correct"
 

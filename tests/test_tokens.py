@@ -13,13 +13,7 @@ from tiny import END, OTHER_END, SPECIALS, build_model, set_eos, write_tokenizer
 from trd_cli.errors import ModelError
 from trd_cli.prompting.tokens import ByteTokenizer, HubTokenizer, Tokenizer
 
-TEXTS = (
-    "",
-    "the hour and 12 + 3 = 15.\n\n",
-    "ünïcode ∑ 漢字 🙂",
-    " leading and trailing ",
-    "{% raw %}\t\\boxed{1}",
-)
+TEXTS = ("", "the hour and 12 + 3 = 15.\n\n", "ünïcode ∑ 漢字 🙂", " leading and trailing ", "{% raw %}\t\\boxed{1}")
 MESSAGES = ({"role": "user", "content": "What is the sum?"},)
 
 
@@ -82,9 +76,7 @@ def test_a_hub_prompt_is_what_its_chat_template_says(model: Path) -> None:
 
 
 def test_options_reach_the_chat_template(copy: Path) -> None:
-    (copy / "chat_template.jinja").write_text(
-        "{{ messages[0]['content'] }} {{ 'think' if thinking else 'answer' }}"
-    )
+    (copy / "chat_template.jinja").write_text("{{ messages[0]['content'] }} {{ 'think' if thinking else 'answer' }}")
     tokenizer = HubTokenizer(copy)
     assert tokenizer.decode(tokenizer.render(MESSAGES, "chat", {})).endswith("answer")
     assert tokenizer.decode(tokenizer.render(MESSAGES, "chat", {"thinking": True})).endswith("think")

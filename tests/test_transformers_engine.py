@@ -12,17 +12,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import Trd
-from tiny import (
-    END,
-    OTHER_END,
-    SHAPE,
-    VOCABULARY,
-    build_model,
-    engine_of,
-    llama_config,
-    reference_model,
-    set_eos,
-)
+from tiny import END, OTHER_END, SHAPE, VOCABULARY, build_model, engine_of, llama_config, reference_model, set_eos
 
 from trd_cli.errors import EngineError
 from trd_cli.records import Completion, Request, Sampling
@@ -45,9 +35,7 @@ def requests_for(lengths: Sequence[int], sampling: Sampling) -> list[Request]:
     return [Request(f"row {i}", prompt, sampling, seed=i) for i, prompt in enumerate(prompts)]
 
 
-def run(
-    directory: Path, requests: Sequence[Request], batch_size: int = 4, **options: Any
-) -> dict[str, Completion]:
+def run(directory: Path, requests: Sequence[Request], batch_size: int = 4, **options: Any) -> dict[str, Completion]:
     """Completions by request id; fails when one is missing or came twice."""
     done = list(engine_of(directory, batch_size, **options).generate(requests))
     assert sorted(c.request_id for c in done) == sorted(r.request_id for r in requests)
@@ -58,9 +46,7 @@ def token_ids(completions: dict[str, Completion]) -> dict[str, list[int]]:
     return {name: list(completion.token_ids) for name, completion in completions.items()}
 
 
-def generated(
-    directory: Path, requests: Sequence[Request], eos: list[int] | None = None
-) -> dict[str, list[int]]:
+def generated(directory: Path, requests: Sequence[Request], eos: list[int] | None = None) -> dict[str, list[int]]:
     """What transformers' own greedy generate gives for each prompt alone."""
     model = reference_model(directory)
     found = {}
@@ -81,9 +67,7 @@ def generated(
 def test_greedy_is_transformers_generate_token_by_token(tiny: Path) -> None:
     requests = requests_for(LENGTHS, GREEDY)
     expected = generated(tiny, requests)
-    assert len({tuple(ids) for ids in expected.values()}) == len(requests), (
-        "the reference should not be trivial"
-    )
+    assert len({tuple(ids) for ids in expected.values()}) == len(requests), "the reference should not be trivial"
     assert token_ids(run(tiny, requests)) == expected
 
 
@@ -98,9 +82,7 @@ def test_the_batch_size_changes_no_token(tiny: Path, sampling: Sampling) -> None
 def test_a_row_does_not_depend_on_which_others_are_asked_for(tiny: Path) -> None:
     requests = requests_for(LENGTHS, SEEDED)
     together = token_ids(run(tiny, requests))
-    assert token_ids(run(tiny, requests[::-3])) == {
-        r.request_id: together[r.request_id] for r in requests[::-3]
-    }
+    assert token_ids(run(tiny, requests[::-3])) == {r.request_id: together[r.request_id] for r in requests[::-3]}
 
 
 def test_two_seeds_give_two_responses_and_one_seed_the_same(tiny: Path) -> None:
@@ -188,9 +170,7 @@ def stops_early(tiny: Path, tmp_path: Path) -> tuple[Path, list[Request], int]:
     return copy, requests, common
 
 
-def test_an_end_of_turn_stops_a_row_and_is_its_last_token(
-    stops_early: tuple[Path, list[Request], int],
-) -> None:
+def test_an_end_of_turn_stops_a_row_and_is_its_last_token(stops_early: tuple[Path, list[Request], int]) -> None:
     directory, requests, end = stops_early
     done = run(directory, requests)
     assert token_ids(done) == generated(directory, requests, [END, end])
@@ -203,13 +183,10 @@ def test_an_end_of_turn_stops_a_row_and_is_its_last_token(
         assert (len(ids) == GREEDY.max_tokens) or completion.finish_reason == "stop"
 
 
-def test_an_end_of_turn_as_the_last_allowed_token_is_a_stop(
-    stops_early: tuple[Path, list[Request], int],
-) -> None:
+def test_an_end_of_turn_as_the_last_allowed_token_is_a_stop(stops_early: tuple[Path, list[Request], int]) -> None:
     directory, requests, _ = stops_early
     longest = max(
-        (c for c in run(directory, requests).values() if c.finish_reason == "stop"),
-        key=lambda c: len(c.token_ids),
+        (c for c in run(directory, requests).values() if c.finish_reason == "stop"), key=lambda c: len(c.token_ids)
     )
     (request,) = [r for r in requests if r.request_id == longest.request_id]
     exact = replace(request, sampling=replace(GREEDY, max_tokens=len(longest.token_ids)))
@@ -235,9 +212,7 @@ def reference_tokenizer(directory: Path):
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, SEEDED], ids=["greedy", "seeded"])
-def test_logprobs_are_those_of_a_fresh_forward_pass_over_the_whole_row(
-    tiny: Path, sampling: Sampling
-) -> None:
+def test_logprobs_are_those_of_a_fresh_forward_pass_over_the_whole_row(tiny: Path, sampling: Sampling) -> None:
     requests = requests_for(LENGTHS, sampling)
     done, model = run(tiny, requests), reference_model(tiny)
     for request in requests:
@@ -261,9 +236,7 @@ def test_rows_of_one_call_may_be_sampled_differently(tiny: Path) -> None:
     mixed = token_ids(run(tiny, requests, batch_size=7))
     for way in ways:
         same_way = [r for r in requests if r.sampling == way]
-        assert token_ids(run(tiny, same_way, batch_size=1)) == {
-            r.request_id: mixed[r.request_id] for r in same_way
-        }
+        assert token_ids(run(tiny, same_way, batch_size=1)) == {r.request_id: mixed[r.request_id] for r in same_way}
 
 
 def with_shape(name: str, **changes: Any) -> Callable[[], Any]:
@@ -339,9 +312,7 @@ def test_eager_attention_gives_the_same_tokens(tmp_path: Path, config: Callable[
     ],
     ids=["convolution", "linear attention"],
 )
-def test_a_model_whose_cache_is_not_keys_and_values_is_refused(
-    tmp_path: Path, config: Callable[[], Any]
-) -> None:
+def test_a_model_whose_cache_is_not_keys_and_values_is_refused(tmp_path: Path, config: Callable[[], Any]) -> None:
     directory = build_model(tmp_path / "model", config=config())
     with pytest.raises(EngineError, match="layers; expected attention layers only; use --engine vllm"):
         engine_of(directory)
@@ -377,16 +348,7 @@ def test_smollm2_writes_the_same_rows_for_every_batch_size(
         out = tmp_path / f"batch {batch_size}"
         ok(
             *("sample", "-m", "smollm2-135m", "-p", problems, "--limit", 8, "--max-tokens", 24),
-            *(
-                "--temperature",
-                temperature,
-                "--engine",
-                "transformers",
-                "--dtype",
-                "float32",
-                "--device",
-                "cpu",
-            ),
+            *("--temperature", temperature, "--engine", "transformers", "--dtype", "float32", "--device", "cpu"),
             *("--batch-size", batch_size, "--out", out),
         )
         rows.append([replace(row, logprobs=None) for row in iter_rows(list_shards(out))])

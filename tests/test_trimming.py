@@ -14,7 +14,8 @@ from tiny import build_bytes, build_model, build_words, with_normalizer
 
 from trd_cli.prompting.tokens import ByteTokenizer, HubTokenizer, Tokenizer, fit_attempt
 
-# Of each kind one letter or more that the normaliser changes: OHM SIGN, a letter and its accent apart, a ligature, full-width digits.
+# Of each kind one letter or more that the normaliser changes: OHM SIGN, a letter and its accent apart, a ligature,
+# full-width digits.
 PIECES = [
     "the",
     " hour",

@@ -29,7 +29,9 @@ STRANGE = "<|strange|>"
 
 @dataclass(frozen=True)
 class World:
-    """A model whose tokenizer has one token more than its embedding, problems of which the first has it, and what was made of them."""
+    """A model whose tokenizer has one token more than its embedding, problems of which the first has it, and what was
+    made of them.
+    """
 
     model: Path
     problems: Path
@@ -80,29 +82,20 @@ def test_a_prompt_with_such_a_token_is_an_error_row_and_the_others_are_sampled(
     assert trd(*command).exit_code == 3, "one of six is more than a twentieth"
     rows = {row.problem_id: row for row in rows_of(tmp_path / "y_o")}
     said = rows[first.problem_id].error
-    assert (
-        said
-        == f"the prompt has the token id {VOCABULARY}, and {world.model} has embeddings for {VOCABULARY} ids"
-    )
+    assert said == f"the prompt has the token id {VOCABULARY}, and {world.model} has embeddings for {VOCABULARY} ids"
     assert all(rows[problem.problem_id].error is None for problem in others)
     ok(*command, "--max-errors", 1)
 
 
-def test_an_attempt_with_such_a_token_is_an_error_row_of_trd_refine(
-    world: World, trd: Trd, tmp_path: Path
-) -> None:
-    rollouts = edited(
-        world.rollouts, tmp_path / "y_o", lambda row: replace(row, response=f"{STRANGE} is the answer")
-    )
+def test_an_attempt_with_such_a_token_is_an_error_row_of_trd_refine(world: World, trd: Trd, tmp_path: Path) -> None:
+    rollouts = edited(world.rollouts, tmp_path / "y_o", lambda row: replace(row, response=f"{STRANGE} is the answer"))
     assert trd("refine", rollouts, "--setting", "opsd", *ENGINE, "--out", tmp_path / "y_r").exit_code == 3
     errors = {row.parent_id: row.error for row in rows_of(tmp_path / "y_r")}
     assert [parent for parent, error in errors.items() if error] == [min(by_id(rollouts))]
     assert f"the token id {VOCABULARY}" in errors[min(by_id(rollouts))]
 
 
-def test_a_question_with_such_a_token_is_an_error_row_of_trd_eval(
-    world: World, trd: Trd, tmp_path: Path
-) -> None:
+def test_a_question_with_such_a_token_is_an_error_row_of_trd_eval(world: World, trd: Trd, tmp_path: Path) -> None:
     questions = [
         {"id": "a", "problem": f"What is {STRANGE}?", "answer": "2"},
         {"id": "b", "problem": "What is 1 + 1?", "answer": "2"},
@@ -207,9 +200,7 @@ def test_a_response_must_be_known_to_both_models_and_each_prompt_to_its_own(
 
 
 @pytest.mark.parametrize("name", ["student_prompt_token_ids", "response_token_ids"])
-def test_the_reports_likelihoods_are_of_rows_that_the_student_knows(
-    world: World, tmp_path: Path, name: str
-) -> None:
+def test_the_reports_likelihoods_are_of_rows_that_the_student_knows(world: World, tmp_path: Path, name: str) -> None:
     refined = edited(world.refined, tmp_path / "y_r", changed(name, 0, VOCABULARY))
     chosen: Any = choose(set_of(refined, world.rollouts), 9, resolve_model(str(world.model)))
     assert [row.trajectory_id for row in chosen] == sorted(by_id(refined))[1:]

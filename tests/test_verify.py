@@ -119,9 +119,7 @@ def test_copying_again_keeps_the_verdicts_that_are_there(rollouts: Path, tmp_pat
     assert (after[first], after[third]) == (before[first], before[third])
 
 
-def test_copies_follow_a_source_whose_error_rows_were_made_again(
-    rollouts: Path, tmp_path: Path, ok: Trd
-) -> None:
+def test_copies_follow_a_source_whose_error_rows_were_made_again(rollouts: Path, tmp_path: Path, ok: Trd) -> None:
     """As `--retry-errors` does it: in a shard of another number, or of the same where that was the last one."""
     graded, shards = tmp_path / "graded", list_shards(rollouts)
     whole = {path: read_rows(path) for path in shards}
@@ -138,9 +136,7 @@ def test_copies_follow_a_source_whose_error_rows_were_made_again(
     assert {row.verdict for row in rows_of(graded)} == {"correct", "incorrect"}
 
 
-def test_copies_of_shards_without_run_json_can_be_gone_on_with(
-    rollouts: Path, tmp_path: Path, ok: Trd
-) -> None:
+def test_copies_of_shards_without_run_json_can_be_gone_on_with(rollouts: Path, tmp_path: Path, ok: Trd) -> None:
     (rollouts / "run.json").unlink()
     graded = tmp_path / "graded"
     first, second, _third = list_shards(rollouts)
@@ -172,9 +168,7 @@ def test_copies_that_were_broken_off_before_the_first_can_be_gone_on_with(
     assert len(by_id(graded)) == 24
 
 
-def test_copies_are_not_mixed_with_another_set_without_run_json(
-    rollouts: Path, tmp_path: Path, trd: Trd
-) -> None:
+def test_copies_are_not_mixed_with_another_set_without_run_json(rollouts: Path, tmp_path: Path, trd: Trd) -> None:
     other = tmp_path / "other"
     other.mkdir()
     write_shard(shard_path(other, 0), [replace(rows_of(rollouts)[0], trajectory_id="f" * 32)])
@@ -240,11 +234,7 @@ def test_a_missing_answer_is_told_from_a_wrong_one(answered: Make, ok: Trd) -> N
 
 
 def test_lenient_takes_the_last_number_where_nothing_is_boxed(answered: Make, ok: Trd) -> None:
-    pairs = [
-        ("first 5, so it is 1,200", "1200"),
-        (r"\boxed{3}, not 1200", "1200"),
-        ("so 12 and then 13.", "12"),
-    ]
+    pairs = [("first 5, so it is 1,200", "1200"), (r"\boxed{3}, not 1200", "1200"), ("so 12 and then 13.", "12")]
     strict, lenient = answered(pairs), answered(pairs)
     ok(*VERIFY, strict)
     ok(*VERIFY, lenient, "--lenient")
@@ -255,9 +245,7 @@ def test_lenient_takes_the_last_number_where_nothing_is_boxed(answered: Make, ok
     assert len(versions) == 2
 
 
-def test_a_grader_with_other_options_is_refused_until_asked_to_grade_again(
-    answered: Make, trd: Trd, ok: Trd
-) -> None:
+def test_a_grader_with_other_options_is_refused_until_asked_to_grade_again(answered: Make, trd: Trd, ok: Trd) -> None:
     directory = answered([("so it is 12", "12"), (r"\boxed{12}", "12")])
     ok(*VERIFY, directory)
     before = rows_of(directory)
@@ -321,6 +309,6 @@ def test_a_shard_keeps_its_place_its_rows_and_their_order(rollouts: Path, ok: Tr
     ok(*VERIFY, rollouts)
     after = {path.name: [row.trajectory_id for row in read_rows(path)] for path in list_shards(rollouts)}
     assert after == before
-    assert sorted(
-        path.name for path in rollouts.iterdir() if path.name.startswith((".shard", "shard"))
-    ) == sorted(before)
+    assert sorted(path.name for path in rollouts.iterdir() if path.name.startswith((".shard", "shard"))) == sorted(
+        before
+    )

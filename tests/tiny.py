@@ -41,9 +41,7 @@ CHAT_TEMPLATE = (
 _WIDE = 0.35
 
 
-def write_tokenizer(
-    directory: Path, merges: tuple = _MERGES, chat_template: str | None = CHAT_TEMPLATE
-) -> None:
+def write_tokenizer(directory: Path, merges: tuple = _MERGES, chat_template: str | None = CHAT_TEMPLATE) -> None:
     """A byte-level BPE tokenizer; `<|end|>` ends a turn. Other `merges` make another vocabulary of the same size."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
@@ -54,10 +52,7 @@ def write_tokenizer(
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(piece, special=True) for piece in SPECIALS])
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        eos_token="<|end|>",
-        pad_token="<|pad|>",
-        clean_up_tokenization_spaces=False,
+        tokenizer_object=tokenizer, eos_token="<|end|>", pad_token="<|pad|>", clean_up_tokenization_spaces=False
     )
     fast.chat_template = chat_template
     fast.save_pretrained(directory)
@@ -74,7 +69,10 @@ def with_normalizer(directory: Path, normalizer: Any, **settings: Any) -> Path:
 
 
 def build_words(directory: Path, pieces: Sequence[str]) -> Path:
-    """A tokenizer of whole words beside a model: it drops spaces, lowers letters, and knows no more than `pieces` and single letters."""
+    """A tokenizer of whole words beside a model:
+
+    it drops spaces, lowers letters, and knows no more than `pieces` and single letters.
+    """
     from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 

@@ -77,7 +77,10 @@ def _temporary(path: Path) -> Iterator[IO[bytes]]:
 
 
 def sweep(directory: Path, name: str | None = None) -> None:
-    """Remove what killed processes left half-written in a directory, of one file or of all; not what is being written now."""
+    """Remove what killed processes left half-written in a directory, of one file or of all;
+
+    not what is being written now.
+    """
     pattern = re.compile(rf"\.{re.escape(name)}\.[0-9a-f]{{8}}\.tmp" if name else r"\..*\.tmp")
     # What cannot be removed hinders nobody.
     with contextlib.suppress(OSError):
@@ -99,9 +102,7 @@ def of_the_system(error: OSError) -> InputError:
     """Return the one line for an error of the operating system that nobody nearer to it has put into words."""
     reason = error.strerror or first_line(error)
     names = " → ".join(
-        os.fsdecode(name)
-        for name in (error.filename, error.filename2)
-        if isinstance(name, (str, bytes, os.PathLike))
+        os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, (str, bytes, os.PathLike))
     )
     return InputError(f"{names}: {reason}" if names else reason, *_advice(error))
 
@@ -119,7 +120,10 @@ def has_text_name(path: Path) -> bool:
 
 
 def as_text(path: Path) -> str:
-    """Return the absolute path as text for a record; one that is not UTF-8 as a `file:` URI. `from_text` gives it back."""
+    """Return the absolute path as text for a record;
+
+    one that is not UTF-8 as a `file:` URI. `from_text` gives it back.
+    """
     return str(path.resolve()) if has_text_name(path) else path.resolve().as_uri()
 
 
@@ -135,7 +139,10 @@ def write_text(path: Path, text: str) -> None:
 
 
 def read_text_once(path: Path) -> str:
-    """Return the text of a file, without a byte order mark. That of a pipe, as of `<(...)`, is kept: there it can be read only once."""
+    """Return the text of a file, without a byte order mark.
+
+    That of a pipe, as of `<(...)`, is kept: there it can be read only once.
+    """
     if path.is_file():
         return path.read_text(encoding="utf-8-sig")
     status = os.stat(path)
@@ -156,9 +163,7 @@ def make_directory(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(
-            f"cannot make {path}: {error.strerror}", "a directory", "give another --out"
-        ) from None
+        raise InputError(f"cannot make {path}: {error.strerror}", "a directory", "give another --out") from None
 
 
 def sync_directory(path: Path) -> None:

@@ -59,17 +59,10 @@ def _backend(options: EngineOptions, name: str) -> Backend:
     model = resolve_model(name, weights=engine != "openai")
     tokenizer = model.tokenizer()
     limit = window(engine, model, options)
-    return Backend(
-        model, tokenizer, engine, version, limit, lambda: build_engine(engine, model, tokenizer, options)
-    )
+    return Backend(model, tokenizer, engine, version, limit, lambda: build_engine(engine, model, tokenizer, options))
 
 
-@command(
-    app,
-    "sample",
-    SampleConfig,
-    "trd sample -m Qwen/Qwen3-1.7B -p train.parquet -n 4 --out runs/y_o | trd verify",
-)
+@command(app, "sample", SampleConfig, "trd sample -m Qwen/Qwen3-1.7B -p train.parquet -n 4 --out runs/y_o | trd verify")
 def sample(config: SampleConfig) -> None:
     """The student's own attempts at every problem: rollouts y_o."""
     from trd_cli.stages import sample as stage
@@ -77,18 +70,13 @@ def sample(config: SampleConfig) -> None:
     stage.run(config, _backend(config, config.model), ConsoleProgress("sample"))
 
 
-@command(
-    app, "refine", RefineConfig, "trd refine --setting opd --teacher Qwen/Qwen3-8B --out runs/y_r runs/y_o"
-)
+@command(app, "refine", RefineConfig, "trd refine --setting opd --teacher Qwen/Qwen3-8B --out runs/y_r runs/y_o")
 def refine(config: RefineConfig) -> None:
     """The teacher rewrites every rollout: y_r."""
     from trd_cli.stages import refine as stage
 
     stage.run(
-        config,
-        waves(config.inputs, config.stream),
-        lambda name: _backend(config, name),
-        ConsoleProgress("refine"),
+        config, waves(config.inputs, config.stream), lambda name: _backend(config, name), ConsoleProgress("refine")
     )
 
 
@@ -102,12 +90,8 @@ def verify(config: VerifyConfig) -> None:
 
 def methods_help() -> str:
     """What each --method sets, as a table."""
-    rows = [
-        (name, " ".join(f"{key}={value}" for key, value in sets.items())) for name, sets in METHODS.items()
-    ]
-    return "\n\n\b\nMethods (--method), and the options they set:\n" + "\n".join(
-        f"  {n:<10} {s}" for n, s in rows
-    )
+    rows = [(name, " ".join(f"{key}={value}" for key, value in sets.items())) for name, sets in METHODS.items()]
+    return "\n\n\b\nMethods (--method), and the options they set:\n" + "\n".join(f"  {n:<10} {s}" for n, s in rows)
 
 
 @command(
@@ -120,8 +104,9 @@ def methods_help() -> str:
 def distill(config: DistillConfig) -> None:
     """Train the student along trajectories towards the teacher's distribution.
 
-    Writes a model directory with train.jsonl in it, adapter/ for --lora, ema/ for an averaged teacher, and states/ while it
-    runs: the same command goes on from there. --selfcheck tells whether the loss is right on a model and rows of your own.
+    Writes a model directory with train.jsonl in it, adapter/ for --lora, ema/ for an averaged teacher, and states/
+    while it runs: the same command goes on from there. --selfcheck tells whether the loss is right on a model and rows
+    of your own.
 
     Several processes: torchrun --nproc_per_node 8 -m trd_cli distill ..., or accelerate launch -m trd_cli distill ...
     """
@@ -138,7 +123,8 @@ def distill(config: DistillConfig) -> None:
 def evaluate(config: EvalConfig) -> None:
     """Scores on benchmarks: avg@k, pass@k and maj@k with 95 % intervals over questions.
 
-    Writes results.json, results.md and results.csv beside the samples. --rescore DIR scores samples that are there again.
+    Writes results.json, results.md and results.csv beside the samples. --rescore DIR scores samples that are there
+    again.
     """
     from trd_cli.stages import eval as stage
 
@@ -193,7 +179,8 @@ def compare(config: CompareConfig) -> None:
 
 @command(app, "report", ReportConfig, "trd report runs/opsd-math --nll 64")
 def report_(config: ReportConfig) -> None:
-    """Scores, refinement, training and cost of a run as tables, plots and one page; of two runs A B also their differences.
+    """Scores, refinement, training and cost of a run as tables, plots and one page; of two runs A B also their
+    differences.
 
     Writes report.html, report.md, CSV files and plots. A run that is not finished is reported as far as it is.
     """
@@ -207,7 +194,8 @@ def report_(config: ReportConfig) -> None:
 def plan(config: PlanConfig) -> None:
     """What a recipe will need, and what is wrong with it, before any GPU hour is spent.
 
-    Findings by topic, each ok, warning or error, with what to change; exit code 1 where there is an error. No weights are loaded.
+    Findings by topic, each ok, warning or error, with what to change; exit code 1 where there is an error. No weights
+    are loaded.
     """
     from trd_cli.planning import plan as stage
     from trd_cli.planning.findings import lines
@@ -222,8 +210,8 @@ def plan(config: PlanConfig) -> None:
 def run(config: RunConfig) -> None:
     """A whole recipe: rounds of sample, verify, refine, distill and eval, for all its arms and seeds.
 
-    Stages that arms have in common run once. Each runs in a process of its own, with its log in logs/. The same command again
-    does what is missing. In a pipe, the run directory is printed at the end.
+    Stages that arms have in common run once. Each runs in a process of its own, with its log in logs/. The same command
+    again does what is missing. In a pipe, the run directory is printed at the end.
     """
     from trd_cli.planning.refusals import refuse
     from trd_cli.recipes import run as stage
@@ -262,9 +250,7 @@ def diff(config: ShowConfig) -> None:
         Console().print(shown)
 
 
-@command(
-    data_app, "make", MakeConfig, "trd data make arithmetic --n 1000 --seed 1 --level 2 --out train.parquet"
-)
+@command(data_app, "make", MakeConfig, "trd data make arithmetic --n 1000 --seed 1 --level 2 --out train.parquet")
 def data_make(config: MakeConfig) -> None:
     """A generated problem set with worked reference solutions."""
     from trd_cli.datasets import make as stage
@@ -292,8 +278,8 @@ def data_import(config: ImportConfig) -> None:
 def data_list(_: ListConfig) -> None:
     """The benchmarks of trd eval: size, grader, where they are read from, sampling.
 
-    Tab-separated in a pipe, one line a benchmark with all that is known: name, questions, task, grader, source, revision, default sampling, options
-    with their defaults (NAME:KEY=VALUE,...).
+    Tab-separated in a pipe, one line a benchmark with all that is known: name, questions, task, grader, source,
+    revision, default sampling, options with their defaults (NAME:KEY=VALUE,...).
     """
     from trd_cli.datasets import make as stage
 
@@ -312,8 +298,8 @@ def data_list(_: ListConfig) -> None:
 def data_overlap(config: OverlapConfig) -> None:
     """Rows of a training set that share 8- or 13-word runs with benchmark questions.
 
-    One line a row that overlaps at --n: problem id, trajectory id, part, benchmark, question id, words of the longest common
-    run, share of the question's 8-grams and of its 13-grams that the row has. Tab-separated in a pipe.
+    One line a row that overlaps at --n: problem id, trajectory id, part, benchmark, question id, words of the longest
+    common run, share of the question's 8-grams and of its 13-grams that the row has. Tab-separated in a pipe.
     """
     from trd_cli.datasets import overlap as stage
 
@@ -326,9 +312,7 @@ def data_overlap(config: OverlapConfig) -> None:
         )
         for f in offending
     ]
-    print_table(
-        titles, rows, right=titles[5:], hidden=() if any(row[1] for row in rows) else ("trajectory", "part")
-    )
+    print_table(titles, rows, right=titles[5:], hidden=() if any(row[1] for row in rows) else ("trajectory", "part"))
 
 
 @app.callback(invoke_without_command=True)

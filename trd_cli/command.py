@@ -1,4 +1,7 @@
-"""From a config class to a command of the shell: its flags, its exit codes, its signals, and paths from standard input."""
+"""From a config class to a command of the shell:
+
+its flags, its exit codes, its signals, and paths from standard input.
+"""
 
 from __future__ import annotations
 
@@ -25,12 +28,7 @@ from trd_cli.errors import InputError, Interrupted, TrdError, UserError
 from trd_cli.interrupts import raise_when_told, stop_signals
 from trd_cli.records import well_formed
 
-STYLE = {
-    "add_completion": False,
-    "no_args_is_help": True,
-    "rich_markup_mode": None,
-    "pretty_exceptions_enable": False,
-}
+STYLE = {"add_completion": False, "no_args_is_help": True, "rich_markup_mode": None, "pretty_exceptions_enable": False}
 
 
 # Seconds; the processes of one launch are rarely further apart.
@@ -41,10 +39,11 @@ _PATIENCE = 15.0
 _OUR_MISTAKES = (errno.EBADF, errno.EFAULT, errno.ECHILD, errno.ENOTSOCK)
 
 
-def command(
-    parent: typer.Typer, name: str, config_class: type[Config], example: str, more: str = ""
-) -> Callable:
-    """Register a function of one config as a Typer command whose flags are the config's fields; `more` ends its help."""
+def command(parent: typer.Typer, name: str, config_class: type[Config], example: str, more: str = "") -> Callable:
+    """Register a function of one config as a Typer command whose flags are the config's fields;
+
+    `more` ends its help.
+    """
 
     title = f"{parent.info.name} {name}" if parent.info.name else name
 
@@ -56,15 +55,13 @@ def command(
         own = config_class.__annotations__
         # The command's own options come first in its help, then those it shares with others.
         first = getattr(config_class, "FIRST", ())
-        fields = sorted(
-            config_class.model_fields.items(), key=lambda item: (item[0] not in first, item[0] not in own)
-        )
+        fields = sorted(config_class.model_fields.items(), key=lambda item: (item[0] not in first, item[0] not in own))
         parameters = [_parameter(field_name, field) for field_name, field in fields]
         callback.__signature__ = inspect.Signature(parameters)
         callback.__annotations__ = {p.name: p.annotation for p in parameters}
-        parent.command(
-            name, help=f"{inspect.getdoc(body)}\n\n\b\nExample:\n  {example}{more}", no_args_is_help=False
-        )(callback)
+        parent.command(name, help=f"{inspect.getdoc(body)}\n\n\b\nExample:\n  {example}{more}", no_args_is_help=False)(
+            callback
+        )
         return body
 
     return register
@@ -83,13 +80,9 @@ def _parameter(name: str, field: Any) -> inspect.Parameter:
         flags = extra["flags"] or [f"--{name.replace('_', '-')}"]
         # A shown default of None or an empty list tells nothing.
         pairs = "KEY=VALUE" if "dict" in str(field.annotation) else None
-        info = typer.Option(
-            *flags, help=field.description, show_default=default not in (None, []), metavar=pairs
-        )
+        info = typer.Option(*flags, help=field.description, show_default=default not in (None, []), metavar=pairs)
     default = inspect.Parameter.empty if default is ... else default
-    return inspect.Parameter(
-        name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, info]
-    )
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, info])
 
 
 def _cli_type(annotation: Any) -> Any:
@@ -114,11 +107,7 @@ def guarded(name: str, work: Callable[[], None]) -> None:
             work()
             streams.finish()
         except KeyboardInterrupt:
-            kept = (
-                "training goes on from its last saved state"
-                if name == "distill"
-                else "finished rows are kept"
-            )
+            kept = "training goes on from its last saved state" if name == "distill" else "finished rows are kept"
             raise Interrupted(f"interrupted; {kept} when the same command is run again") from None
         except OSError as error:
             if error.errno in _OUR_MISTAKES:  # not to be taken for one of standard output
@@ -169,9 +158,7 @@ def waves(inputs: Sequence[str], stream: bool) -> Iterator[list[str]]:
         if paths:
             yield paths
     if count == 0:
-        raise InputError(
-            "the pipe brought no path", "at least one shard", "see what the command before it said"
-        )
+        raise InputError("the pipe brought no path", "at least one shard", "see what the command before it said")
 
 
 def _arriving() -> Iterator[list[str]]:
@@ -199,7 +186,10 @@ def _arriving() -> Iterator[list[str]]:
 
 
 def end_with_the_run() -> None:
-    """A stage that trd run started is told to stop when that dies, however it dies. Linux; elsewhere the next trd run ends it."""
+    """A stage that trd run started is told to stop when that dies, however it dies.
+
+    Linux; elsewhere the next trd run ends it.
+    """
     parent = os.environ.pop("TRD_RUN_PID", None)
     if parent is None or not sys.platform.startswith("linux"):
         return
@@ -208,7 +198,8 @@ def end_with_the_run() -> None:
     told: list[int] = []
 
     def tell_once(number: int, _: object) -> None:
-        # It comes once for each thread of the parent, and a second SIGTERM would break into the writing of what is finished.
+        # It comes once for each thread of the parent, and a second SIGTERM would break into the writing of what is
+        # finished.
         if not told:
             told.append(number)
             os.kill(os.getpid(), signal.SIGTERM)

@@ -110,12 +110,12 @@ def show_remarks(command: str) -> None:
 
 
 def print_table(
-    titles: Sequence[str],
-    rows: Sequence[Sequence[str]],
-    right: Sequence[str] = (),
-    hidden: Sequence[str] = (),
+    titles: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str] = (), hidden: Sequence[str] = ()
 ) -> None:
-    """A table on standard output: for people on a terminal, tab-separated and without titles in a pipe, where none is hidden."""
+    """A table on standard output:
+
+    for people on a terminal, tab-separated and without titles in a pipe, where none is hidden.
+    """
     with streams.printing():
         if sys.stdout.isatty():
             _print_for_people(titles, rows, right, hidden)
@@ -142,8 +142,8 @@ def _print_for_people(
 
 
 class RunTable:
-    """All stages of a run: a live table on a terminal of one's own; a line for each change, and now and then one on progress,
-    anywhere else."""
+    """All stages of a run: a live table on a terminal of one's own; a line for each change, and now and then one on
+    progress, anywhere else."""
 
     def __init__(self) -> None:
         self._live = None

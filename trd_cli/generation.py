@@ -88,13 +88,7 @@ def new_row(
     identity = {
         "problem": [problem.source, problem.problem_id, problem.problem, problem.reference_answer],
         "prompt": list(prompt.token_ids),
-        "sampling": [
-            sampling.temperature,
-            sampling.top_p,
-            sampling.top_k,
-            sampling.max_tokens,
-            sampling.seed,
-        ],
+        "sampling": [sampling.temperature, sampling.top_p, sampling.top_k, sampling.max_tokens, sampling.seed],
         "model": backend.model.revision,
         "place": [stage, round, sample_index, parent.trajectory_id if parent else None],
     }
@@ -151,8 +145,8 @@ def plan_rollouts(
     sampling: SamplingOptions,
     round: int = 0,
 ) -> list[Trajectory]:
-    """`n` planned attempts at each problem. A prompt that leaves no room for a response, or has an id that the model does not know, is
-    an error row.
+    """`n` planned attempts at each problem. A prompt that leaves no room for a response, or has an id that the model
+    does not know, is an error row.
 
     Raises ModelError when no prompt at all fits.
     """
@@ -161,17 +155,13 @@ def plan_rollouts(
     for problem in problems:
         template = templates[problem.task]
         messages = template.render({"problem": problem.problem})
-        prompt = Prompt(
-            messages, backend.tokenizer.render(messages, rendering.mode, rendering.kwargs), template
-        )
+        prompt = Prompt(messages, backend.tokenizer.render(messages, rendering.mode, rendering.kwargs), template)
         length = len(prompt.token_ids)
         shortest = length if shortest is None else min(shortest, length)
         fits = length < backend.max_length
         error = unknown_id(backend.model, prompt) if fits else too_long(length, backend.max_length)
         rows.extend(
-            new_row(
-                problem, prompt, backend, sampling, stage="rollout", round=round, sample_index=i, error=error
-            )
+            new_row(problem, prompt, backend, sampling, stage="rollout", round=round, sample_index=i, error=error)
             for i in range(n)
         )
     if shortest is not None and shortest >= backend.max_length:
@@ -189,19 +179,19 @@ def too_long(length: int, limit: int) -> str:
 
 
 def unknown_id(model: ModelRef, prompt: Prompt) -> str | None:
-    """Return the `error` of a row whose prompt has a token id that its model has no embedding for, None where it has none such."""
+    """Return the `error` of a row whose prompt has a token id that its model has no embedding for, None where it has
+    none such.
+    """
     found = model.unknown_id(prompt.token_ids)
     if found is None:
         return None
-    return (
-        f"the prompt has the token id {found}, and {model.name} has embeddings for {model.embedding_rows} ids"
-    )
+    return f"the prompt has the token id {found}, and {model.name} has embeddings for {model.embedding_rows} ids"
 
 
 @dataclass
 class Outcome:
-    """What an invocation did: rows generated now, rows in all, how many of those are errors, response tokens generated, and the
-    seconds it took to generate them, without loading the model."""
+    """What an invocation did: rows generated now, rows in all, how many of those are errors, response tokens generated,
+    and the seconds it took to generate them, without loading the model."""
 
     generated: int = 0
     rows: int = 0
@@ -221,8 +211,8 @@ class Outcome:
 class ShardFiller:
     """Runs an engine over planned rows and writes what finishes into the shards of one run directory.
 
-    The engine is started at the first row that is missing, and never when none is. Use as a context manager: on the way out,
-    whatever the reason, rows that are finished are written and the engine is closed.
+    The engine is started at the first row that is missing, and never when none is. Use as a context manager: on the way
+    out, whatever the reason, rows that are finished are written and the engine is closed.
     """
 
     def __init__(

@@ -22,6 +22,7 @@ def raise_when_told() -> None:
 
 
 def _interrupt(*_: object) -> None:
-    # A closed terminal sends several, some schedulers one after SIGTERM: they must not break into the writing of what is finished.
+    # A closed terminal sends several, some schedulers one after SIGTERM: they must not break into the writing of what
+    # is finished.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     raise KeyboardInterrupt

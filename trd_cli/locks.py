@@ -1,7 +1,8 @@
 """Locks on files, held for as long as the file is open.
 
-NFS without its lock daemon and Lustre without `-o flock` have none. There a lock is the name of its holder in the file: it keeps out
-other processes of the same machine, but for one that starts in the same instant. Processes of other machines cannot be asked.
+NFS without its lock daemon and Lustre without `-o flock` have none. There a lock is the name of its holder in the file:
+it keeps out other processes of the same machine, but for one that starts in the same instant. Processes of other
+machines cannot be asked.
 """
 
 from __future__ import annotations
@@ -25,7 +26,10 @@ _WITHOUT_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP}
 
 
 def flock(file: IO[Any]) -> bool | None:
-    """Lock an open file: True where that was done, False where another process holds it, None where there are no locks."""
+    """Lock an open file:
+
+    True where that was done, False where another process holds it, None where there are no locks.
+    """
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -50,7 +54,10 @@ def hold(path: Path) -> Iterator[bool]:
 
 
 def take(file: IO[str]) -> bool:
-    """Lock a file that is open for reading and writing, by name where there are no locks; False where another process holds it."""
+    """Lock a file that is open for reading and writing, by name where there are no locks;
+
+    False where another process holds it.
+    """
     locked = flock(file)
     if locked is not None:
         return locked
@@ -106,6 +113,5 @@ def holder(file: IO[str]) -> psutil.Process | None:
 @functools.cache
 def _say_that_there_are_none(directory: str) -> None:
     logging.getLogger(__name__).warning(
-        "%s is on a file system without locks: see to it that no other machine writes there at the same time",
-        directory,
+        "%s is on a file system without locks: see to it that no other machine writes there at the same time", directory
     )

@@ -1,4 +1,5 @@
-"""Reading a model directory without loading the model: its settings, its context length, how responses end, and what its weights are called.
+"""Reading a model directory without loading the model: its settings, its context length, how responses end, and what
+its weights are called.
 
 A file that cannot be used is a ModelError that names the file and repeats the reason in its reader's own words.
 """
@@ -25,14 +26,7 @@ _TOKENIZER_FILES = (
     "chat_template.json",
     CONFIG,
 )
-_LENGTHS = (
-    "max_position_embeddings",
-    "n_positions",
-    "n_ctx",
-    "max_seq_len",
-    "max_sequence_length",
-    "seq_length",
-)
+_LENGTHS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_sequence_length", "seq_length")
 
 
 def read_settings(path: Path) -> dict[str, Any]:
@@ -55,9 +49,7 @@ def context_length(directory: Path) -> int:
             if value is None:
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ModelError(
-                    f"{path}: {name} is {json.dumps(value)}", "a number of tokens", "give --max-model-len"
-                )
+                raise ModelError(f"{path}: {name} is {json.dumps(value)}", "a number of tokens", "give --max-model-len")
             return value
     raise ModelError(f"{path} names no context length", "max_position_embeddings", "give --max-model-len")
 
@@ -81,8 +73,8 @@ def configured_ends(directory: Path) -> list[int]:
 def tensor_names(directory: Path) -> frozenset[str]:
     """Return the names of the weights by the headers and the index of the safetensors files, without loading them.
 
-    Weights in other formats, and those that are not there, give none. Raises ModelError for a file that is damaged, and for
-    one that the index names and that is missing beside others.
+    Weights in other formats, and those that are not there, give none. Raises ModelError for a file that is damaged, and
+    for one that the index names and that is missing beside others.
     """
     names: set[str] = set()
     index = directory / INDEX
@@ -96,9 +88,7 @@ def tensor_names(directory: Path) -> frozenset[str]:
         missing = [path for path in files if not path.is_file()]
         if missing and len(missing) < len(files):
             raise ModelError(
-                f"{index} names {missing[0].name}, which is not there",
-                "all files of the weights",
-                "copy it too",
+                f"{index} names {missing[0].name}, which is not there", "all files of the weights", "copy it too"
             )
         files = [] if missing else files
     for path in files:
@@ -134,7 +124,10 @@ def damage(directory: Path) -> str | None:
 
 
 def broken_tokenizer_file(directory: Path) -> tuple[str, str | None]:
-    """Return the name of the file that a tokenizer cannot be read from, and the reason; None where the file is sound by itself."""
+    """Return the name of the file that a tokenizer cannot be read from, and the reason;
+
+    None where the file is sound by itself.
+    """
     there = [name for name in _TOKENIZER_FILES if (directory / name).is_file()]
     for name in there:
         found, reason = _json_object(directory / name)
@@ -169,9 +162,7 @@ def _ends(path: Path, settings: dict[str, Any]) -> list[int]:
     listed = value if isinstance(value, list) else [value]
     odd = [end for end in listed if end is not None and (isinstance(end, bool) or not isinstance(end, int))]
     if odd:
-        raise ModelError(
-            f"{path}: eos_token_id is {json.dumps(value)}", "an id, or a list of ids", "mend the file"
-        )
+        raise ModelError(f"{path}: eos_token_id is {json.dumps(value)}", "an id, or a list of ids", "mend the file")
     return [end for end in listed if end is not None and end >= 0]
 
 

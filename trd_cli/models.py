@@ -70,7 +70,10 @@ class ModelRef:
             return None
 
     def architecture(self) -> Any:
-        """Return the configuration as transformers reads it. Raises ModelError for one that this version does not know."""
+        """Return the configuration as transformers reads it.
+
+        Raises ModelError for one that this version does not know.
+        """
         from transformers import AutoConfig, __version__
 
         try:
@@ -121,7 +124,10 @@ class ModelRef:
 
 
 def why_not(model: ModelRef, error: Exception) -> str:
-    """Describe why transformers failed to load a model: the file that is at fault, if one is, and what is said of it."""
+    """Describe why transformers failed to load a model:
+
+    the file that is at fault, if one is, and what is said of it.
+    """
     found = damage(model.path)
     if found is None:
         try:
@@ -156,9 +162,7 @@ def resolve_model(name: str, weights: bool = True) -> ModelRef:
         return _local(name, _embedded())
     if directory.is_file() or name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise ModelError(
-            f"no model directory {name}",
-            "a directory, a Hub name, smollm2-135m or scripted",
-            "check the path",
+            f"no model directory {name}", "a directory, a Hub name, smollm2-135m or scripted", "check the path"
         )
     path = _from_hub(name, weights)
     if (path / CONFIG).is_file():  # a tokenizer alone may do for a server
@@ -169,25 +173,20 @@ def resolve_model(name: str, weights: bool = True) -> ModelRef:
 def _local(name: str, directory: Path) -> ModelRef:
     if not has_text_name(directory):
         raise ModelError(
-            f"the path of {directory.resolve()} is not UTF-8",
-            "one that the tokenizers package takes",
-            "rename it",
+            f"the path of {directory.resolve()} is not UTF-8", "one that the tokenizers package takes", "rename it"
         )
     run = read_run_json(directory)
     if run is not None and run["command"] == "distill" and not run["about"].get("finished"):
-        raise ModelError(
-            f"{directory} is an unfinished checkpoint", "a finished one", "run its trd distill again"
-        )
+        raise ModelError(f"{directory} is an unfinished checkpoint", "a finished one", "run its trd distill again")
     if not (directory / CONFIG).is_file():
-        raise ModelError(
-            f"{directory} has no config.json", "a Hugging Face model directory", "check the path"
-        )
+        raise ModelError(f"{directory} has no config.json", "a Hugging Face model directory", "check the path")
     read_settings(directory / CONFIG)
     return ModelRef(name, directory.resolve(), fingerprint(directory))
 
 
 def own_teacher(student: ModelRef, weights: str, lora: bool, resolve: Callable[[str], ModelRef]) -> ModelRef:
-    """Which of its weights a student has as teacher, by `--teacher-weights`; an average goes on from where the round before left it.
+    """Which of its weights a student has as teacher, by `--teacher-weights`; an average goes on from where the round
+    before left it.
 
     Raises ModelError where a checkpoint's own student is not there any more, or has changed.
     """
@@ -200,14 +199,20 @@ def own_teacher(student: ModelRef, weights: str, lora: bool, resolve: Callable[[
 
 
 def moved(name: str, neighbour: Path) -> str:
-    """A model's recorded name; where its directory is gone and one of its name is beside `neighbour`, that: they were moved together."""
+    """A model's recorded name;
+
+    where its directory is gone and one of its name is beside `neighbour`, that: they were moved together.
+    """
     beside = neighbour.parent / Path(name).name
     is_gone = Path(name).is_absolute() and not Path(name).is_dir()
     return str(beside) if is_gone and beside.is_dir() else name
 
 
 def _first_of(student: ModelRef, resolve: Callable[[str], ModelRef]) -> ModelRef:
-    """The model that the student was before its first round: the start of a chain of checkpoints, each naming the one before."""
+    """The model that the student was before its first round:
+
+    the start of a chain of checkpoints, each naming the one before.
+    """
     first = student
     while first.path and (run := read_run_json(first.path)) and run["command"] == "distill":
         before = resolve(moved(run["about"]["student"], first.path))
@@ -244,12 +249,7 @@ def _blocks(path: Path) -> Iterator[bytes]:
 
 def _from_hub(name: str, weights: bool = True) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-    )
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
     patterns = ["*.json", "*.jinja", "*.model", "*.txt", *(["*.safetensors"] if weights else [])]
     try:
@@ -271,7 +271,10 @@ def _from_hub(name: str, weights: bool = True) -> Path:
 
 
 def cache_dir() -> Path:
-    """Where converted models are kept: TRD_CACHE, else the user's cache directory. Raises ModelError where there is neither."""
+    """Where converted models are kept:
+
+    TRD_CACHE, else the user's cache directory. Raises ModelError where there is neither.
+    """
     if root := os.environ.get("TRD_CACHE"):
         return Path(root)
     if root := os.environ.get("XDG_CACHE_HOME"):
@@ -333,10 +336,7 @@ def _dequantise(gguf: Path, target: Path) -> None:
 
     logging.disable_progress_bar()
     model = AutoModelForCausalLM.from_pretrained(
-        str(gguf.parent),
-        gguf_file=gguf.name,
-        dtype=torch.float32,
-        quantization_config=GgufConfig(dequantize=True),
+        str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
     )
     tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
     model.to(torch.bfloat16).save_pretrained(target)

@@ -56,12 +56,7 @@ class WithoutResults:
     """Another report, but for results: for a stage whose shards are a means, not its output."""
 
     def __init__(self, progress: Progress) -> None:
-        self.start, self.advance, self.end, self.note = (
-            progress.start,
-            progress.advance,
-            progress.end,
-            progress.note,
-        )
+        self.start, self.advance, self.end, self.note = (progress.start, progress.advance, progress.end, progress.note)
 
     def result(self, path: Path) -> None: ...
 

@@ -1,7 +1,7 @@
 """Keeping keys out of what is shown and written: messages, the column `error`, run.json, logs.
 
-Two kinds are known: values that are secrets wherever they appear (keys in the environment, and those a caller names), and places
-where a secret stands (the user in an address, `api_key=…`, words with the form of a key).
+Two kinds are known: values that are secrets wherever they appear (keys in the environment, and those a caller names),
+and places where a secret stands (the user in an address, `api_key=…`, words with the form of a key).
 """
 
 from __future__ import annotations
@@ -16,9 +16,7 @@ HIDDEN = "***"
 _SHORTEST, _SHORTEST_ANYWHERE = 4, 8
 # What people give a server that asks for no key: words that messages need.
 _NO_KEYS = {"none", "null", "empty", "dummy", "test"}
-_OF_THE_ENVIRONMENT = re.compile(
-    r"(?:API_?KEY|ACCESS_?KEY|SECRET_?KEY|SECRET|TOKEN|PASSWORD)$", re.IGNORECASE
-)
+_OF_THE_ENVIRONMENT = re.compile(r"(?:API_?KEY|ACCESS_?KEY|SECRET_?KEY|SECRET|TOKEN|PASSWORD)$", re.IGNORECASE)
 # Not `eos_token` and the like, which name a token of text.
 _NAME = (
     r"(?:\w+[_.-])?(?:api[_-]?key|access[_-]?key|secret[_-]?key|auth[_-]?key|secret|password|passwd|authorization)"
@@ -27,7 +25,8 @@ _NAME = (
 _SECRET_NAME = re.compile(_NAME, re.IGNORECASE)
 _ASSIGNED = re.compile(rf"(?<![\w-])({_NAME})=['\"]?[^\s&;,'\"]+", re.IGNORECASE)
 _IN_A_QUERY = re.compile(r"([?&](?:key|sig|signature)=)[^\s&#'\"]+", re.IGNORECASE)
-# A password may hold a slash, which ends the part of an address where it would be looked for; and a scheme may be forgotten.
+# A password may hold a slash, which ends the part of an address where it would be looked for; and a scheme may be
+# forgotten.
 _USER = re.compile(
     r"(https?://)[^\s'\"]{0,500}@|(\w://)[^\s/?#'\"]{0,500}@|(?<![\w/.%+-])()[\w.%+-]{1,64}:[^\s/@'\"]{1,200}@(?=(?:[a-z][\w-]*|\d+\.\d+\.\d+\.\d+)(?:[/.]|:\d))",
     re.IGNORECASE,
@@ -36,7 +35,9 @@ _SHAPED = re.compile(r"\b(?:sk-|hf_|gsk_|xai-|nvapi-|AIza)(?=[\w-]{0,200}\d)[\w-
 
 
 def scrubbed(text: str, secrets: Iterable[str] = ()) -> str:
-    """Return `text` with `***` for each of `secrets`, each key in the environment, and whatever stands where a secret does."""
+    """Return `text` with `***` for each of `secrets`, each key in the environment, and whatever stands where a secret
+    does.
+    """
     return _by_place(_without(text, secrets))
 
 

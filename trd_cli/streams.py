@@ -1,7 +1,7 @@
 """The three standard streams of a command, such that nothing a shell or a terminal does to them costs a row.
 
-A closed stream is the null device. What cannot be written to standard error is dropped. On standard output paths are the bytes of
-their names, whatever the encoding.
+A closed stream is the null device. What cannot be written to standard error is dropped. On standard output paths are
+the bytes of their names, whatever the encoding.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ def settle() -> None:
 
 
 def use_utf8() -> None:
-    """Start this process again in Python's UTF-8 mode where the locale has another encoding; once, before anything is read.
+    """Start this process again in Python's UTF-8 mode where the locale has another encoding; once, before anything is
+    read.
 
     Names of files, records and templates would otherwise mean something else to a command that runs in another locale.
     """
@@ -66,7 +67,10 @@ class _Lossy(io.FileIO):
 
 
 def _bytes_or_escapes(error: UnicodeError) -> tuple[bytes | str, int]:
-    """Encode one character that the stream's encoding lacks: a byte of a name that was no text as it was, any other escaped."""
+    """Encode one character that the stream's encoding lacks:
+
+    a byte of a name that was no text as it was, any other escaped.
+    """
     if not isinstance(error, UnicodeEncodeError):
         raise error
     letter = error.object[error.start]
@@ -76,7 +80,10 @@ def _bytes_or_escapes(error: UnicodeError) -> tuple[bytes | str, int]:
 
 
 def lines() -> Iterator[str]:
-    """Yield the lines of standard input as paths, without a byte order mark, spaces around them and empty ones; as they come."""
+    """Yield the lines of standard input as paths, without a byte order mark, spaces around them and empty ones;
+
+    as they come.
+    """
     try:
         for line in sys.stdin.buffer:
             if path := line.removeprefix(_BOM).strip():
@@ -88,7 +95,10 @@ def lines() -> Iterator[str]:
 
 
 def hand_over(path: Path) -> OSError | None:
-    """Print a path for the next command of a pipe. What keeps it from being printed is returned, and standard output is given up."""
+    """Print a path for the next command of a pipe.
+
+    What keeps it from being printed is returned, and standard output is given up.
+    """
     try:
         sys.stdout.flush()
         sys.stdout.buffer.write(os.fsencode(path) + b"\n")

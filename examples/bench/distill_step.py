@@ -1,26 +1,28 @@
 """Time and memory of a whole training step of distillation against TRL's trainers, on SmolLM2-135M and one CPU thread.
 
-A step is what an optimiser step takes: teacher forward, student forward, forward KL over the responses, backward, clipping, AdamW.
+A step is what an optimiser step takes: teacher forward, student forward, forward KL over the responses, backward,
+clipping, AdamW.
 
     ours            `trd_cli.training.trainer.Trainer`, as `trd distill` runs it
     gkd             `trl.experimental.gkd.GKDTrainer`, lmbda 0 (no sampling), beta 0: the one that the goals are set against
     distillation    `trl.DistillationTrainer`, beta 0; it trains only on what it samples, so the given responses are handed to
                     it in place of its sampling
 
-Each runs in a process of its own, one after another, on the same rows: arithmetic word problems in the prompt, their worked
-solutions as the response. All rows together make one step, and the step is taken several times, the first one as a warm-up. The
-student is the teacher with a little noise on its weights: there is something to learn, and losses and gradients can be compared.
+Each runs in a process of its own, one after another, on the same rows: arithmetic word problems in the prompt, their
+worked solutions as the response. All rows together make one step, and the step is taken several times, the first one as
+a warm-up. The student is the teacher with a little noise on its weights: there is something to learn, and losses and
+gradients can be compared.
 
-Tokens per second are the tokens of prompts and responses that the student reads, without padding, over the median of the steps'
-processor seconds: with one thread those are the seconds of an idle machine, whatever else runs. Memory is the highest resident
-memory of the process during the steps after the warm-up (loading does not count): libraries, weights, gradients and optimiser
-states are in it. Needs the /proc of Linux.
+Tokens per second are the tokens of prompts and responses that the student reads, without padding, over the median of
+the steps' processor seconds: with one thread those are the seconds of an idle machine, whatever else runs. Memory is
+the highest resident memory of the process during the steps after the warm-up (loading does not count): libraries,
+weights, gradients and optimiser states are in it. Needs the /proc of Linux.
 
     python -m venv scratch && scratch/bin/pip install trl -e .
     scratch/bin/python examples/bench/distill_step.py [--quick]
 
-`--quick` takes few and short rows, one step after the warm-up, and leaves out distillation. Its optimiser takes a larger share
-of the time than in a real step; its memory, which is mostly that of the weights, is not judged.
+`--quick` takes few and short rows, one step after the warm-up, and leaves out distillation. Its optimiser takes a
+larger share of the time than in a real step; its memory, which is mostly that of the weights, is not judged.
 """
 
 from __future__ import annotations
@@ -92,7 +94,9 @@ class Job(NamedTuple):
 
 @dataclass
 class Measured:
-    """Seconds of the steps after the warm-up, resident bytes before and at most during them, loss and gradient of the warm-up."""
+    """Seconds of the steps after the warm-up, resident bytes before and at most during them, loss and gradient of the
+    warm-up.
+    """
 
     cpu: list[float] = field(default_factory=list)
     wall: list[float] = field(default_factory=list)
@@ -197,7 +201,10 @@ def measure_ours(job: Job) -> Measured:
 
 
 def measure_trl(name: str, job: Job) -> Measured:
-    """A run of one of TRL's trainers; the seconds are those of its optimiser steps, without loading of data and logging."""
+    """A run of one of TRL's trainers;
+
+    the seconds are those of its optimiser steps, without loading of data and logging.
+    """
     from datasets import Dataset
     from transformers import AutoTokenizer, TrainerCallback
 
@@ -264,13 +271,7 @@ def distillation(job: Job, options: dict[str, Any]) -> tuple[type, Any, dict[str
     class OnGivenResponses(DistillationTrainer):
         def _generate(self, prompts: list[str]) -> tuple[Any, ...]:
             chosen = [job.rows[int(prompt)] for prompt in prompts]
-            return (
-                [list(e.student_prompt) for e in chosen],
-                [list(e.response) for e in chosen],
-                None,
-                None,
-                [],
-            )
+            return ([list(e.student_prompt) for e in chosen], [list(e.response) for e in chosen], None, None, [])
 
     columns = {"prompt": [str(i) for i in range(len(job.rows))]}
     return OnGivenResponses, DistillationConfig(**options), columns
@@ -296,9 +297,7 @@ def in_own_process(name: str, student: Path, case: Case) -> Measured:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="few and short rows, about a minute")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -317,9 +316,7 @@ def main() -> None:
     lengths = ", ".join(f"{len(row.student_prompt)}+{len(row.response)}" for row in rows)
     print(f"{tokens} tokens a step, prompts + responses: {lengths}; {case.steps} step(s) after the warm-up,")
     print(f"for distillation 1; rows of trl's micro-batches: {case.micro_batch}\n")
-    print(
-        "              tokens/s  cpu s/step  wall s/step  GiB between  GiB at most  first loss, gradient norm"
-    )
+    print("              tokens/s  cpu s/step  wall s/step  GiB between  GiB at most  first loss, gradient norm")
     found = {}
     with tempfile.TemporaryDirectory() as directory:
         make_student(teacher, Path(directory))

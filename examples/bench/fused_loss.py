@@ -6,18 +6,20 @@ Forward KL, frozen teacher states and head, trainable student states and head; o
     ours    `trd_cli.training.loss.fused_divergence` with its default chunk, the figures of positions included
     trl     `trl.kernels.chunked_divergence` with beta 0, where TRL is installed; without it, its goals are not judged
 
-The candidates take turns and the median of the per-round ratios counts; trl has a turn in the first round only. On both sides of
-`ours` the matrix products that it has to take (chunk × d · d × V twice, chunk × V · V × d, V × chunk · chunk × d) are timed on
-their own: that is the machine's own rate, of which 8·T·d·V floating-point operations in the time of `ours` are a share.
+The candidates take turns and the median of the per-round ratios counts; trl has a turn in the first round only. On both
+sides of `ours` the matrix products that it has to take (chunk × d · d × V twice, chunk × V · V × d, V × chunk · chunk ×
+d) are timed on their own: that is the machine's own rate, of which 8·T·d·V floating-point operations in the time of
+`ours` are a share.
 
-Memory is resident memory: each figure comes from a new process, which makes the inputs, reads its resident memory, takes one
-step and reads the peak. "Extra" is what remains without the gradients of head and states that the step leaves behind.
+Memory is resident memory: each figure comes from a new process, which makes the inputs, reads its resident memory,
+takes one step and reads the peak. "Extra" is what remains without the gradients of head and states that the step leaves
+behind.
 
     python -m venv scratch && scratch/bin/pip install trl -e .
     scratch/bin/python examples/bench/fused_loss.py [--quick]
 
-`--quick` times fewer tokens with the smaller head, trl in float32 only, reads memory in bfloat16 only and leaves out the growth
-with the number of tokens; what it leaves out is not judged.
+`--quick` times fewer tokens with the smaller head, trl in float32 only, reads memory in bfloat16 only and leaves out
+the growth with the number of tokens; what it leaves out is not judged.
 """
 
 from __future__ import annotations
@@ -155,7 +157,9 @@ def seconds(name: str, x: Inputs) -> float:
 
 
 def products(case: Case, x: Inputs) -> Callable[[], float]:
-    """Seconds that the products of all tokens take, measured on one chunk of them and into tensors that are there already."""
+    """Seconds that the products of all tokens take, measured on one chunk of them and into tensors that are there
+    already.
+    """
     states_CD, head_VD = x.student_ND.detach()[:CHUNK], x.head_VD.detach().to(case.compute)
     logits_CV = states_CD @ head_VD.T
     grad_CD, grad_VD = torch.empty_like(states_CD), torch.empty_like(head_VD)
@@ -292,9 +296,7 @@ def compare_lengths(cases: list[Case], rounds: int, goals: Goals) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a part of it, in under a minute")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     args = parser.parse_args()

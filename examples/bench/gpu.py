@@ -1,11 +1,13 @@
-"""Is the loss right on this GPU, and how fast and how large is a training step on it? One CUDA device, under four minutes.
+"""Is the loss right on this GPU, and how fast and how large is a training step on it? One CUDA device, under four
+minutes.
 
-Needs torch, transformers, accelerate, peft and pydantic, and this checkout on PYTHONPATH: no model, no data and no network.
+Needs torch, transformers, accelerate, peft and pydantic, and this checkout on PYTHONPATH: no model, no data and no
+network.
 
     python examples/bench/gpu.py [--quick]
 
-Without a GPU the same steps run at tiny sizes on the CPU and say nothing of speed; a test does that, so that the script works when a
-GPU is there.
+Without a GPU the same steps run at tiny sizes on the CPU and say nothing of speed; a test does that, so that the script
+works when a GPU is there.
 
 1. Equality: loss and gradients of `fused_divergence` on the device against plain PyTorch in float64 on the CPU.
 2. The loss alone: forward KL, forward and backward, 4,096 tokens × (2,048, 4,096) × 151,936 in bfloat16. Compared are
@@ -15,11 +17,13 @@ GPU is there.
        liger      Liger's chunked JSD with beta 0, which is forward KL, where liger-kernel is installed
        ours       `trd_cli.training.loss.fused_divergence`, the figures of positions included
 
-   They take turns; time is the median over rounds. "Extra" memory is what a step allocates beyond inputs and gradients. The rate is 8·T·d·V
-   floating-point operations in that time as a share of a bfloat16 product of 8,192 × 8,192 × 8,192 measured beside it.
+   They take turns; time is the median over rounds. "Extra" memory is what a step allocates beyond inputs and gradients.
+   The rate is 8·T·d·V floating-point operations in that time as a share of a bfloat16 product of 8,192 × 8,192 × 8,192
+   measured beside it.
 3. A whole training step by `trd_cli.training.trainer.Trainer`, one row of 1,024 or 16,384 tokens, random weights in the shape of Qwen3-0.6B
-   and 1.7B, all weights or an adapter, with recomputation and without. Tokens are those the student reads. Operations are those of the
-   products that the step needs (recomputed ones are not counted) and of causal attention; the peak stands beside what `trd plan` says.
+   and 1.7B, all weights or an adapter, with recomputation and without. Tokens are those the student reads. Operations
+   are those of the products that the step needs (recomputed ones are not counted) and of causal attention; the peak
+   stands beside what `trd plan` says.
 4. The step with its weights in shards (FSDP2, one process): loss and gradient norm against the plain step in float32, then its speed.
 
 The last line is one JSON object. A candidate that runs out of memory is left out and named.
@@ -91,7 +95,11 @@ TINY = {
 
 @dataclass(frozen=True)
 class Sizes:
-    """What is run: tokens, widths and vocabulary of the loss; models and row lengths of the steps; how often, and the product beside it."""
+    """What is run:
+
+    tokens, widths and vocabulary of the loss; models and row lengths of the steps; how often, and the product beside
+    it.
+    """
 
     tokens: int
     widths: tuple[int, ...]
@@ -116,9 +124,7 @@ class Goals(dict[str, dict[str, Any]]):
 
     def judge(self, name: str, value: float, goal: float) -> None:
         self[name] = {"value": float(f"{value:.4g}"), "goal": goal, "ok": value <= goal}
-        print(
-            f"  {name:<58} {value:10.4g}  at most {goal:g}  {'ok' if value <= goal else 'FAILS'}", flush=True
-        )
+        print(f"  {name:<58} {value:10.4g}  at most {goal:g}  {'ok' if value <= goal else 'FAILS'}", flush=True)
 
     def note(self, name: str, value: float, unit: str) -> None:
         self.figures[name] = float(f"{value:.4g}")
@@ -198,9 +204,7 @@ def check_equality(device: str, goals: Goals) -> None:
     for compute, limit in EQUAL.items():
         x = make_inputs(300, 64, 3000, compute, device)
         found = backward(ours, x)
-        exact = Inputs(
-            *(t.detach().cpu().double() for t in x[:4]), x.response_N.cpu(), x.weights_N.cpu().double()
-        )
+        exact = Inputs(*(t.detach().cpu().double() for t in x[:4]), x.response_N.cpu(), x.weights_N.cpu().double())
         exact.student_ND.requires_grad_()
         exact.head_VD.requires_grad_()
         expected = backward(dense, exact)
@@ -302,7 +306,10 @@ def make_model(root: Path, name: str, config: dict[str, Any], device: str) -> Mo
 
 
 def row(tokens: int, vocabulary: int, number: int) -> Example:
-    """A row of so many tokens on the teacher's side, an eighth of them prompt; the student's prompt is a half of that."""
+    """A row of so many tokens on the teacher's side, an eighth of them prompt;
+
+    the student's prompt is a half of that.
+    """
     prompt = tokens // 8
     ids = [(7919 * i + number) % vocabulary for i in range(tokens)]
     return Example(f"{number:02d}", ids[: prompt // 2], ids[:prompt], ids[prompt:])
@@ -329,9 +336,7 @@ def shape_of(config: dict[str, Any]) -> Shape:
     from transformers import AutoModelForCausalLM, Qwen3Config
 
     with torch.device("meta"):
-        parameters = sum(
-            p.numel() for p in AutoModelForCausalLM.from_config(Qwen3Config(**config)).parameters()
-        )
+        parameters = sum(p.numel() for p in AutoModelForCausalLM.from_config(Qwen3Config(**config)).parameters())
     kv = config["num_key_value_heads"] * config["head_dim"]
     sizes = (config[key] for key in ("vocab_size", "hidden_size", "num_hidden_layers"))
     return Shape(parameters, *sizes, kv, config["intermediate_size"], config["tie_word_embeddings"])
@@ -341,12 +346,11 @@ def operations(config: dict[str, Any], tokens: int, lora: bool) -> float:
     """Floating-point operations that a step on `row` needs: products with weights, causal attention, the fused loss."""
     shape, example = shape_of(config), row(tokens, config["vocab_size"], 0)
     layers = shape.layers * shape.layer_parameters
-    students, teachers = (
-        len(p) + len(example.response) - 1 for p in (example.student_prompt, example.teacher_prompt)
-    )
+    students, teachers = (len(p) + len(example.response) - 1 for p in (example.student_prompt, example.teacher_prompt))
     heads = config["num_attention_heads"] * config["head_dim"]
     attention = 2 * shape.layers * heads * (3 * students**2 + teachers**2)
-    # Forward, the gradient of the inputs, and that of the weights where they are trained; the loss takes as many and the teacher's.
+    # Forward, the gradient of the inputs, and that of the weights where they are trained; the loss takes as many and
+    # the teacher's.
     passes = 4 if lora else 6
     loss = (passes + 2) * len(example.response) * shape.vocabulary * shape.width
     return passes * layers * students + 2 * layers * teachers + attention + loss
@@ -397,12 +401,7 @@ def tell(
         adapter = trained_by_adapter(model) if options["lora"] else 0
         checkpointing = options["gradient_checkpointing"]
         need = estimates.training(
-            shape,
-            None if adapter else shape,
-            "bfloat16",
-            tokens,
-            adapter=adapter,
-            checkpointing=checkpointing,
+            shape, None if adapter else shape, "bfloat16", tokens, adapter=adapter, checkpointing=checkpointing
         )
         goals.note(f"{kind}: peak memory", step.peak / GIB, "GiB")
         goals.judge(f"{kind}: peak/plan", step.peak / need.total, PEAK_TO_PLAN)
@@ -416,9 +415,7 @@ def trained_by_adapter(model: ModelRef) -> int:
     with torch.device("meta"):
         network = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model.path))
     linears = [m for m in network.model.modules() if isinstance(m, nn.Linear)]
-    return estimates.adapter_parameters(
-        DistillConfig().lora_rank, [(m.in_features, m.out_features) for m in linears]
-    )
+    return estimates.adapter_parameters(DistillConfig().lora_rank, [(m.in_features, m.out_features) for m in linears])
 
 
 # 4. Weights in shards
@@ -429,8 +426,7 @@ def compare_sharded(sizes: Sizes, root: Path, goals: Goals) -> None:
     name, tokens = next(iter(sizes.models)), sizes.rows[0]
     for dtype in ("float32", "bfloat16"):
         plain, sharded = (
-            in_a_process(root, name, tokens, dtype, sharded=sharded, rounds=sizes.rounds)
-            for sharded in (False, True)
+            in_a_process(root, name, tokens, dtype, sharded=sharded, rounds=sizes.rounds) for sharded in (False, True)
         )
         of = f"{name}, {tokens:,} tokens, {dtype}"
         if dtype == "float32":
@@ -441,13 +437,7 @@ def compare_sharded(sizes: Sizes, root: Path, goals: Goals) -> None:
 
 
 def in_a_process(root: Path, name: str, tokens: int, dtype: str, sharded: bool, rounds: int) -> Step:
-    launched = {
-        "RANK": "0",
-        "WORLD_SIZE": "1",
-        "LOCAL_RANK": "0",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": "0",
-    }
+    launched = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
     asked = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}
     on_cpu = {} if torch.cuda.is_available() else {"ACCELERATE_USE_CPU": "true"}
     variables = os.environ | (launched | asked | on_cpu if sharded else {})
@@ -465,12 +455,8 @@ def train_as_told(order: str) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--quick", action="store_true", help="one width, one model, short rows: under a minute"
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="one width, one model, short rows: under a minute")
     parser.add_argument("--train", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.train:
@@ -478,9 +464,7 @@ def main() -> int:
         return 0
     device = "cuda" if torch.cuda.is_available() else "cpu"
     sizes = ON_CPU if device == "cpu" else QUICK if options.quick else FULL
-    machine = (
-        torch.cuda.get_device_name() if device == "cuda" else "no GPU: tiny sizes, nothing said of speed"
-    )
+    machine = torch.cuda.get_device_name() if device == "cuda" else "no GPU: tiny sizes, nothing said of speed"
     print(f"torch {torch.__version__}, {machine}", flush=True)
     goals = Goals()
     check_equality(device, goals)

@@ -1,31 +1,34 @@
 """How fast our graders are beside the libraries they rest on, called plainly: math-verify and EvalPlus.
 
-Mathematics, answers a second. Baseline: math-verify in one process, `verify(parse(reference), parse(response))` with its defaults,
-the reference in a box. Ours: `GraderPool` on one and on two processes, with all that makes a row killable. Built-in rows are worked
-solutions that end in a boxed answer, half of them written otherwise than the reference, a quarter as it, a quarter wrong; with
-TRD_DATA the 800 responses of rollouts/math_cot_100.jsonl are a second set. Every run has new processes, in which rows like the
-built-in ones have been graded, so that imports and first uses are outside the time.
+Mathematics, answers a second. Baseline: math-verify in one process, `verify(parse(reference), parse(response))` with
+its defaults, the reference in a box. Ours: `GraderPool` on one and on two processes, with all that makes a row
+killable. Built-in rows are worked solutions that end in a boxed answer, half of them written otherwise than the
+reference, a quarter as it, a quarter wrong; with TRD_DATA the 800 responses of rollouts/math_cot_100.jsonl are a second
+set. Every run has new processes, in which rows like the built-in ones have been graded, so that imports and first uses
+are outside the time.
 
-Cached: ours keeps the last 128 texts it read, so built-in rows are all different, and of the recorded ones two to the same problem are
-100 rows apart, with enough rows between them, outside the time, that the reference is read again; what share of readings was kept
-nevertheless, mostly a row's own from one step to the next, is shown. Ours reads no answer that is written as its reference is. SymPy keeps its last 1000 results on both sides.
+Cached: ours keeps the last 128 texts it read, so built-in rows are all different, and of the recorded ones two to the
+same problem are 100 rows apart, with enough rows between them, outside the time, that the reference is read again; what
+share of readings was kept nevertheless, mostly a row's own from one step to the next, is shown. Ours reads no answer
+that is written as its reference is. SymPy keeps its last 1000 results on both sides.
 
-Mathematics, agreement: the public cases of TRD_DATA, by kind, ours and math-verify side by side, and how many wrong answers each
-accepts.
+Mathematics, agreement: the public cases of TRD_DATA, by kind, ours and math-verify side by side, and how many wrong
+answers each accepts.
 
-Programs, checks a second, a check being a row's base and plus inputs (needs HumanEval+, in TRD_DATA or downloaded before). Baseline:
-EvalPlus's `check_correctness`. Ours: `GraderPool` in the strongest sandbox there is. Rows are reference solutions, several samples of
-each task in a row, and each side runs the reference once a task and process; EvalPlus can keep those results on disk, so it is
-shown without them too. It is no like for like: ours also sanitises, keeps expected results away from the program and closes a sandbox
-a row, where EvalPlus forks two processes and compares inside them.
+Programs, checks a second, a check being a row's base and plus inputs (needs HumanEval+, in TRD_DATA or downloaded
+before). Baseline: EvalPlus's `check_correctness`. Ours: `GraderPool` in the strongest sandbox there is. Rows are
+reference solutions, several samples of each task in a row, and each side runs the reference once a task and process;
+EvalPlus can keep those results on disk, so it is shown without them too. It is no like for like: ours also sanitises,
+keeps expected results away from the program and closes a sandbox a row, where EvalPlus forks two processes and compares
+inside them.
 
 Programs, agreement: the public cases of TRD_DATA, by kind, and how many wrong programs pass.
 
-Programs, under load: programs that take three quarters of EvalPlus's limit, or a third more than it, graded five times beside two busy
-loops; each must get one verdict, and the one it gets alone.
+Programs, under load: programs that take three quarters of EvalPlus's limit, or a third more than it, graded five times
+beside two busy loops; each must get one verdict, and the one it gets alone.
 
-The ways take turns, and medians count. The goal for two processes stands where two cores are free: they are measured between
-the turns, as what two busy loops get done together, and with fewer the goal is shown but not counted.
+The ways take turns, and medians count. The goal for two processes stands where two cores are free: they are measured
+between the turns, as what two busy loops get done together, and with fewer the goal is shown but not counted.
 
     TRD_DATA=... python examples/bench/graders.py [--quick]
 """
@@ -125,8 +128,7 @@ Blocks = Sequence[Sequence[Question]]
 def forgetting_rows(count: int) -> list[Question]:
     """Rows that take little, to fill our grader's cache."""
     return [
-        Question("math", rf"\boxed{{\sqrt{{{n}}}}}", rf"\sqrt{{{n}.5}}")
-        for n in range(10_000_000, 10_000_000 + count)
+        Question("math", rf"\boxed{{\sqrt{{{n}}}}}", rf"\sqrt{{{n}.5}}") for n in range(10_000_000, 10_000_000 + count)
     ]
 
 
@@ -148,8 +150,7 @@ def plainly(rows: Sequence[Question]) -> tuple[float, list[bool]]:
 
     started = time.perf_counter()
     found = [
-        verify(parse(rf"\boxed{{{row.reference_answer}}}"), parse(row.response), raise_on_error=False)
-        for row in rows
+        verify(parse(rf"\boxed{{{row.reference_answer}}}"), parse(row.response), raise_on_error=False) for row in rows
     ]
     return time.perf_counter() - started, found
 
@@ -274,9 +275,7 @@ def compare_math(name: str, blocks: Blocks, warm: Sequence[Question], rounds: in
     with _processes(1) as pool:
         kept = pool.submit(share_kept, blocks).result()
     texts = len({(row.reference_answer, row.response) for row in rows})
-    print(
-        f"\nMathematics, {name}: {len(rows)} rows, {texts} different, {rounds} rounds; {kept:.0%} of readings kept"
-    )
+    print(f"\nMathematics, {name}: {len(rows)} rows, {texts} different, {rounds} rounds; {kept:.0%} of readings kept")
     measured = take_turns(
         {
             "math-verify, 1 process": lambda: run_plainly(warm, blocks),
@@ -378,17 +377,11 @@ def near_the_limit(task_id: str, seconds: float) -> Question:
 
 def verdicts_under_load(goals: Goals) -> dict[str, list[str]]:
     """Verdicts of rows near EvalPlus's limit of a second: alone, and five times beside two busy loops."""
-    rows = [
-        near_the_limit(task_id, seconds)
-        for task_id in ("HumanEval/0", "HumanEval/23")
-        for seconds in (0.75, 1.35)
-    ]
+    rows = [near_the_limit(task_id, seconds) for task_id in ("HumanEval/0", "HumanEval/23") for seconds in (0.75, 1.35)]
     graded: list[list[str]] = []
     with GraderPool(GraderOptions(workers=1)) as pool:
         alone = [grade.verdict for grade in pool.grade(rows)]
-        loops = [
-            multiprocessing.get_context("fork").Process(target=_spin_for_ever, daemon=True) for _ in range(2)
-        ]
+        loops = [multiprocessing.get_context("fork").Process(target=_spin_for_ever, daemon=True) for _ in range(2)]
         for loop in loops:
             loop.start()
         try:
@@ -446,9 +439,7 @@ def check_plainly(task_id: str) -> tuple[float, bool]:
     return seconds, all(found[part][0] == "pass" for part in ("base", "plus"))
 
 
-def run_evalplus(
-    workers: int, warm: Sequence[str], ids: Sequence[str], apart: list[float]
-) -> tuple[float, list[bool]]:
+def run_evalplus(workers: int, warm: Sequence[str], ids: Sequence[str], apart: list[float]) -> tuple[float, list[bool]]:
     """Its seconds for expected results, a row's share of the processes' time, are added to `apart`."""
     with _processes(workers) as pool:
         list(pool.map(check_plainly, warm))
@@ -486,8 +477,7 @@ def compare_code(size: Size, goals: Goals) -> dict[str, float]:
     print_rates(measured, len(rows), "checks/s")
     theirs_1, ours_1, theirs_2, ours_2 = measured.seconds
     checks_alone = median(
-        (t - a) / o
-        for t, a, o in zip(measured.seconds[theirs_1], apart, measured.seconds[ours_1], strict=True)
+        (t - a) / o for t, a, o in zip(measured.seconds[theirs_1], apart, measured.seconds[ours_1], strict=True)
     )
     ratios = {
         "ours / EvalPlus, 1 process": measured.ratio(ours_1, theirs_1),
@@ -497,9 +487,7 @@ def compare_code(size: Size, goals: Goals) -> dict[str, float]:
     both_free = median(measured.free) >= FREE
     print(f"    without its expected results, 1 process: {checks_alone:6.3f}  (no goal)")
     goals.judge("programs: ours / EvalPlus, 1 process", measured.ratio(ours_1, theirs_1), CODE_GOAL)
-    goals.judge(
-        "programs: ours / EvalPlus, 2 processes", measured.ratio(ours_2, theirs_2), CODE_GOAL, both_free
-    )
+    goals.judge("programs: ours / EvalPlus, 2 processes", measured.ratio(ours_2, theirs_2), CODE_GOAL, both_free)
     return {name: round(value, 3) for name, value in ratios.items()}
 
 
@@ -513,7 +501,9 @@ def has_tasks() -> bool:
 
 
 def empty_sandboxes(count: int) -> dict[str, float]:
-    """Milliseconds to start a sandbox, load nothing and end it, at each level there is, the parent that it is forked from aside."""
+    """Milliseconds to start a sandbox, load nothing and end it, at each level there is, the parent that it is forked
+    from aside.
+    """
     print(f"\nAn empty sandbox, median of {count}")
     found = {}
     for level in LEVELS:
@@ -532,14 +522,11 @@ def empty_sandboxes(count: int) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--quick", action="store_true", help="fewer rows and rounds: under a minute on two free cores"
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="fewer rows and rounds: under a minute on two free cores")
     size = QUICK if parser.parse_args().quick else FULL
-    # Loaded here so that processes forked from this one have it; ours asks it to run without its own time limit, of which it warns.
+    # Loaded here so that processes forked from this one have it; ours asks it to run without its own time limit, of
+    # which it warns.
     logging.getLogger(importlib.import_module("math_verify").__name__).setLevel(logging.ERROR)
 
     started, goals = time.monotonic(), Goals()

@@ -1,15 +1,17 @@
-"""Resident memory of a distillation under FSDP2, by what it is for: two processes that share the weights against one that holds them.
+"""Resident memory of a distillation under FSDP2, by what it is for: two processes that share the weights against one
+that holds them.
 
-Both run the same training of all weights in bfloat16, on CPUs, through `trd_cli.training.trainer.Trainer` as `trd distill` does: one
-process plainly, the two as `accelerate launch --use_fsdp --fsdp_version 2` starts them. The model is random, its vocabulary
-small and its rows short, so that nearly all memory is that of weights, of which no layer has more than a sixteenth. A second network of
-the same size is the teacher. Each figure is a difference of resident memory:
+Both run the same training of all weights in bfloat16, on CPUs, through `trd_cli.training.trainer.Trainer` as `trd
+distill` does: one process plainly, the two as `accelerate launch --use_fsdp --fsdp_version 2` starts them. The model is
+random, its vocabulary small and its rows short, so that nearly all memory is that of weights, of which no layer has
+more than a sixteenth. A second network of the same size is the teacher. Each figure is a difference of resident memory:
 
     teacher     after loading it, on a process that reads no student's weights from disk
     student     when training begins, above that
     moments     after the first step, above that
     passes      the highest while the third step computes, above what is there between two steps: gradients, and what is whole
-                while it computes (one layer with the one that is fetched ahead, the head, its gradient), and activations
+                while it computes (one layer with the one that is fetched ahead, the head, its gradient), and
+                activations
 
 The share of a role is that of one of the two processes in what one process alone takes; one half is the best there is.
 "between two steps" adds up all that stays: the share by which larger models fit. Needs the /proc of Linux.
@@ -48,7 +50,10 @@ SETTINGS = {
 
 @dataclass
 class Stand:
-    """Resident bytes of one process: before anything, with the teacher, when training begins, between two steps, and at most."""
+    """Resident bytes of one process:
+
+    before anything, with the teacher, when training begins, between two steps, and at most.
+    """
 
     empty: int = 0
     loaded: int = 0
@@ -82,7 +87,10 @@ def resident() -> int:
 
 
 class Watch:
-    """A report that looks at the memory when training begins and after each step; a thread looks while the third step runs."""
+    """A report that looks at the memory when training begins and after each step;
+
+    a thread looks while the third step runs.
+    """
 
     def __init__(self, stand: Stand) -> None:
         self._stand, self._steps, self._process = stand, 0, psutil.Process()
@@ -137,11 +145,7 @@ def measure(root: Path, processes: int) -> list[Stand]:
     out = root / f"by-{processes}"
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     # Memory that is let go is then given back at once, whatever its size.
-    more = {
-        "OMP_NUM_THREADS": "1",
-        "MALLOC_MMAP_THRESHOLD_": str(512 << 10),
-        **(SETTINGS if processes > 1 else {}),
-    }
+    more = {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": str(512 << 10), **(SETTINGS if processes > 1 else {})}
     command = [sys.executable, *(launcher if processes > 1 else []), __file__, "--train", str(root), str(out)]
     subprocess.run(command, env=os.environ | more, check=True, stdout=subprocess.DEVNULL)
     return [Stand(**json.loads((out / f"stand-{i}.json").read_text())) for i in range(processes)]

@@ -1,11 +1,12 @@
 """What the checksums of a shard cost: time to write and to read, memory to read, and bytes, with them and without.
 
-One shard of 2,000 rows with 2,000 response tokens each: ids, log-probabilities and text, as a reasoning model leaves them. With:
-`write_table` and `read_table` of `trd_cli.trajectories.shards`, that is page checksums, those of columns and footer, and their verification.
-Without: `pyarrow.parquet` with the same compression, and the same way to the disk. Read are all columns, the token ids alone, and
-the ids of rows alone, as when a command resumes. Both ways take turns, now one first and now the other, on files in the page cache. Time is processor time of all threads,
-and of each way the fastest turn counts: what else runs on the machine can only make a turn slower. Memory is how much the peak of a
-new process grows while it reads all columns (Linux).
+One shard of 2,000 rows with 2,000 response tokens each: ids, log-probabilities and text, as a reasoning model leaves
+them. With: `write_table` and `read_table` of `trd_cli.trajectories.shards`, that is page checksums, those of columns
+and footer, and their verification. Without: `pyarrow.parquet` with the same compression, and the same way to the disk.
+Read are all columns, the token ids alone, and the ids of rows alone, as when a command resumes. Both ways take turns,
+now one first and now the other, on files in the page cache. Time is processor time of all threads, and of each way the
+fastest turn counts: what else runs on the machine can only make a turn slower. Memory is how much the peak of a new
+process grows while it reads all columns (Linux).
 
     python examples/bench/shards.py [--quick]
 
@@ -56,13 +57,7 @@ def realistic(rows: int = ROWS, tokens: int = TOKENS) -> pa.Table:
         "logprobs": lists(-chance.exponential(0.3, rows * tokens).astype(np.float32), rows),
         "seed": chance.integers(0, 2**62, rows),
     }
-    constants = {
-        "round": 0,
-        "stage": "rollout",
-        "source": "bench",
-        "task": "math",
-        "prompt_template": "student",
-    }
+    constants = {"round": 0, "stage": "rollout", "source": "bench", "task": "math", "prompt_template": "student"}
     constants |= {"prompt_sha256": "ab" * 32, "model": "m", "model_revision": "r", "engine": "vllm"}
     constants |= {"engine_version": "1", "temperature": 1.0, "top_p": 1.0, "top_k": 0, "max_tokens": 4096}
     filled = {name: [constants.get(name)] * rows for name in SCHEMA.names} | values

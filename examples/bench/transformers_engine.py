@@ -1,8 +1,9 @@
 """Tokens per second of the transformers engine against plain `generate()` in static batches.
 
-Same model, same prompts, same batch size, greedy, one process; the two take turns and the median of each counts. Prompts and
-responses have mixed lengths: half of the questions ask for one sentence, half for a step-by-step solution. Only tokens up to and
-with a row's end-of-turn count. For `generate()` the prompts are sorted by length first, which favours it.
+Same model, same prompts, same batch size, greedy, one process; the two take turns and the median of each counts.
+Prompts and responses have mixed lengths: half of the questions ask for one sentence, half for a step-by-step solution.
+Only tokens up to and with a row's end-of-turn count. For `generate()` the prompts are sorted by length first, which
+favours it.
 
     python examples/bench/transformers_engine.py [--quick]
 """
@@ -38,27 +39,17 @@ def requests(tokenizer: Tokenizer, count: int, max_tokens: int) -> list[Request]
     return made
 
 
-def static_batches(
-    engine: TransformersEngine, tokenizer: Tokenizer, todo: Sequence[Request], size: int
-) -> int:
+def static_batches(engine: TransformersEngine, tokenizer: Tokenizer, todo: Sequence[Request], size: int) -> int:
     """Response tokens that plain `generate()` makes, batch after batch, padded on the left."""
     ordered = sorted(todo, key=lambda r: len(r.prompt_token_ids))
     pad, total = tokenizer.end_of_turn_id, 0
     for start in range(0, len(ordered), size):
         batch = ordered[start : start + size]
         longest = max(len(r.prompt_token_ids) for r in batch)
-        ids = torch.tensor(
-            [[pad] * (longest - len(r.prompt_token_ids)) + list(r.prompt_token_ids) for r in batch]
-        )
-        mask = torch.tensor(
-            [[0] * (longest - len(r.prompt_token_ids)) + [1] * len(r.prompt_token_ids) for r in batch]
-        )
+        ids = torch.tensor([[pad] * (longest - len(r.prompt_token_ids)) + list(r.prompt_token_ids) for r in batch])
+        mask = torch.tensor([[0] * (longest - len(r.prompt_token_ids)) + [1] * len(r.prompt_token_ids) for r in batch])
         out = engine.model.generate(
-            ids,
-            attention_mask=mask,
-            max_new_tokens=batch[0].sampling.max_tokens,
-            do_sample=False,
-            pad_token_id=pad,
+            ids, attention_mask=mask, max_new_tokens=batch[0].sampling.max_tokens, do_sample=False, pad_token_id=pad
         )
         for row in out[:, longest:].tolist():
             total += row.index(pad) + 1 if pad in row else len(row)
@@ -77,12 +68,8 @@ def rate(work: Callable[[], int]) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--quick", action="store_true", help="fewer prompts and shorter responses: under a minute"
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="fewer prompts and shorter responses: under a minute")
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--batch-size", type=int, default=16)
@@ -106,12 +93,7 @@ def main() -> None:
     print(f"transformers engine           {median(ours):7.1f} tok/s")
     print(
         json.dumps(
-            {
-                "name": "transformers_engine_vs_generate",
-                "value": round(value, 3),
-                "goal": GOAL,
-                "ok": value >= GOAL,
-            }
+            {"name": "transformers_engine_vs_generate", "value": round(value, 3), "goal": GOAL, "ok": value >= GOAL}
         )
     )
 

@@ -2,11 +2,12 @@
 
     python examples/bench/vllm_engine.py --quick
 
-Requests have mixed prompt and response lengths, are greedy, and meet an empty prefix cache each time. The ways take turns, in
-an order that changes from round to round; the result is the median over the rounds of ours over bare, in tokens a second,
-as the turns of one round share the machine's mood. Bare is asked for what a row needs: the log-probability of each token.
-Without --quick the table also shows it without: computing them is vLLM's work, and on a model as small as the embedded
-one, with its large vocabulary, it shows (about 5 %). Needs vLLM. The last line of the output is one JSON object.
+Requests have mixed prompt and response lengths, are greedy, and meet an empty prefix cache each time. The ways take
+turns, in an order that changes from round to round; the result is the median over the rounds of ours over bare, in
+tokens a second, as the turns of one round share the machine's mood. Bare is asked for what a row needs: the
+log-probability of each token. Without --quick the table also shows it without: computing them is vLLM's work, and on a
+model as small as the embedded one, with its large vocabulary, it shows (about 5 %). Needs vLLM. The last line of the
+output is one JSON object.
 """
 
 from __future__ import annotations
@@ -39,9 +40,7 @@ def make_requests(count: int, tokenizer: Tokenizer) -> list[Request]:
     for number in range(count):
         text = f"{number}: " + " ".join(chance.choices(_WORDS, k=chance.randint(5, 90)))
         prompt = tokenizer.render([{"role": "user", "content": text}], "chat", {})
-        sampling = Sampling(
-            temperature=0.0, top_p=1.0, top_k=0, max_tokens=chance.randint(6, 24 if count < 32 else 64)
-        )
+        sampling = Sampling(temperature=0.0, top_p=1.0, top_k=0, max_tokens=chance.randint(6, 24 if count < 32 else 64))
         requests.append(Request(f"r{number}", prompt, sampling, seed=number))
     return requests
 
@@ -63,16 +62,10 @@ def run_bare(llm: Any, requests: list[Request], logprobs: int | None) -> int:
 
 def ways(engine: VllmEngine, requests: list[Request], quick: bool) -> dict[str, Callable[[], int]]:
     barer = {} if quick else {BARER: lambda: run_bare(engine.llm, requests, None)}
-    return {
-        **barer,
-        BARE: lambda: run_bare(engine.llm, requests, 0),
-        OURS: lambda: run_ours(engine, requests),
-    }
+    return {**barer, BARE: lambda: run_bare(engine.llm, requests, 0), OURS: lambda: run_ours(engine, requests)}
 
 
-def take_turns(
-    runs: dict[str, Callable[[], int]], rounds: int, reset: Callable[[], object]
-) -> dict[str, list[float]]:
+def take_turns(runs: dict[str, Callable[[], int]], rounds: int, reset: Callable[[], object]) -> dict[str, list[float]]:
     """Tokens a second of each way, round by round."""
     speeds: dict[str, list[float]] = {name: [] for name in runs}
     for number in range(rounds):
@@ -81,10 +74,7 @@ def take_turns(
             started = time.perf_counter()
             tokens = runs[name]()
             speeds[name].append(tokens / (time.perf_counter() - started))
-            print(
-                f"round {number + 1}/{rounds} {name.strip()}: {speeds[name][-1]:.1f} tokens/s",
-                file=sys.stderr,
-            )
+            print(f"round {number + 1}/{rounds} {name.strip()}: {speeds[name][-1]:.1f} tokens/s", file=sys.stderr)
     return speeds
 
 
@@ -113,12 +103,7 @@ def main(
         ratio = report(take_turns(ways(engine, requests, quick), rounds, engine.llm.reset_prefix_cache))
     finally:
         engine.close()
-    line = {
-        "name": "vllm_engine_vs_bare_generate",
-        "value": round(ratio, 4),
-        "goal": GOAL,
-        "ok": ratio >= GOAL,
-    }
+    line = {"name": "vllm_engine_vs_bare_generate", "value": round(ratio, 4), "goal": GOAL, "ok": ratio >= GOAL}
     print(json.dumps(line))
 
 

@@ -9,13 +9,7 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-)
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from trd_cli.errors import InputError
 from trd_cli.redaction import without_secrets
@@ -38,8 +32,8 @@ def option(
     decides: bool = False,
     argument: bool = False,
 ):
-    """A config field: `flags` replaces the flag made from its name; `rows` says whether it changes the rows made, `decides` whether
-    it changes the result in another way: how many rows there are, or what is said of them.
+    """A config field: `flags` replaces the flag made from its name; `rows` says whether it changes the rows made,
+    `decides` whether it changes the result in another way: how many rows there are, or what is said of them.
     """
     extra = {"flags": list(flags), "rows": rows, "decides": rows or decides, "argument": argument}
     return Field(default, description=help, json_schema_extra=extra)
@@ -57,7 +51,10 @@ def pairs(value: Any) -> Any:
 
 
 def json_pairs(value: Any) -> Any:
-    """Split as `pairs` does, and read each value that is JSON: `enable_thinking=false` is the boolean, and so is `=False`."""
+    """Split as `pairs` does, and read each value that is JSON:
+
+    `enable_thinking=false` is the boolean, and so is `=False`.
+    """
     split = pairs(value)
     return {key: _json_or_text(text) for key, text in split.items()} if split is not value else value
 
@@ -127,7 +124,10 @@ class Config(BaseModel):
         return {name: values[name] for name in fields if fields[name].json_schema_extra["rows"]}
 
     def deciding(self) -> dict[str, Any]:
-        """The options that decide a result: `identity`, and those that say how many rows there are or how they are graded."""
+        """The options that decide a result:
+
+        `identity`, and those that say how many rows there are or how they are graded.
+        """
         values = self.record()
         fields = type(self).model_fields
         return {name: values[name] for name in fields if fields[name].json_schema_extra["decides"]}
@@ -164,9 +164,7 @@ class OutputOptions(Config):
         0.05, help="Exit with 3 when more rows end as errors: a count, or a share if below 1.", rows=False
     )
     retry_errors: bool = option(False, help="Generate again the rows that ended as errors.", rows=False)
-    dry_run: bool = option(
-        False, help="Print the first rendered prompt and what would run, then stop.", rows=False
-    )
+    dry_run: bool = option(False, help="Print the first rendered prompt and what would run, then stop.", rows=False)
 
 
 class InputOptions(Config):
@@ -185,6 +183,5 @@ class InputOptions(Config):
 class SelectOptions(Config):
     subset: Subset = option("all", help="Named subset, by the verdicts of a row and its parent.")
     where: str | None = option(
-        None,
-        help="Polars SQL over the row and its parent: \"verdict = 'correct' AND parent_verdict = 'incorrect'\".",
+        None, help="Polars SQL over the row and its parent: \"verdict = 'correct' AND parent_verdict = 'incorrect'\"."
     )

@@ -5,11 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BeforeValidator,
-    Field,
-    model_validator,
-)
+from pydantic import BeforeValidator, Field, model_validator
 
 from trd_cli.config.base import (
     AboveZero,
@@ -63,10 +59,7 @@ class EvalConfig(OutputOptions, EngineOptions, RenderOptions, GraderConfig):
         None, help="0 is greedy. Default: the benchmark's.", rows=False, decides=True
     )
     top_p: Annotated[float, Field(gt=0, le=1)] | None = option(
-        None,
-        help="Nucleus: smallest set of tokens with this mass. Default: the benchmark's.",
-        rows=False,
-        decides=True,
+        None, help="Nucleus: smallest set of tokens with this mass. Default: the benchmark's.", rows=False, decides=True
     )
     top_k: NonNegative | None = option(
         None, help="Most likely tokens kept; 0 keeps all. Default: the benchmark's.", rows=False, decides=True
@@ -100,9 +93,7 @@ class EvalConfig(OutputOptions, EngineOptions, RenderOptions, GraderConfig):
         for name, field in type(self).model_fields.items():
             if name not in _READ_BY_RESCORE and getattr(self, name) != field.get_default():
                 flag = "the model" if name == "model" else "--" + name.replace("_", "-")
-                raise InputError(
-                    f"{flag} with --rescore", "options of grading and scoring only", f"leave {flag} out"
-                )
+                raise InputError(f"{flag} with --rescore", "options of grading and scoring only", f"leave {flag} out")
         return self
 
 
@@ -118,9 +109,7 @@ class RunConfig(Config):
         help="Do this stage again, and all that comes of it; its old outputs are removed when the run starts.",
         rows=False,
     )
-    until: RunStage | None = option(
-        None, flags=("--until",), help="Go no further than this stage.", rows=False
-    )
+    until: RunStage | None = option(None, flags=("--until",), help="Go no further than this stage.", rows=False)
     only: tuple[str, ...] = option((), help="Only this arm, with what it needs (repeatable).", rows=False)
     dry_run: bool = option(
         False,
@@ -144,9 +133,7 @@ class PlanConfig(Config):
         rows=False,
     )
     train_rate: AboveZero | None = option(
-        None,
-        help="Response tokens a second of distill. Default: as measured in the run directory.",
-        rows=False,
+        None, help="Response tokens a second of distill. Default: as measured in the run directory.", rows=False
     )
     gpu_memory: AboveZero | None = option(
         None, help="GiB of one device: a stage that needs more is an error.", rows=False
@@ -186,9 +173,7 @@ class ReportConfig(Config):
         help="Score y_o, y_r and y* of so many rows of each refined set with the student that wrote y_o (loads the model).",
         rows=False,
     )
-    device: str = option(
-        "auto", help="Of --nll: cpu, cuda, mps; auto takes the fastest there is.", rows=False
-    )
+    device: str = option("auto", help="Of --nll: cpu, cuda, mps; auto takes the fastest there is.", rows=False)
 
     @model_validator(mode="after")
     def _one_or_two(self) -> ReportConfig:
@@ -199,10 +184,7 @@ class ReportConfig(Config):
 
 class MakeConfig(Config):
     kind: Literal["arithmetic"] = option(
-        argument=True,
-        help="Generator: arithmetic (word problems with worked solutions).",
-        rows=False,
-        decides=True,
+        argument=True, help="Generator: arithmetic (word problems with worked solutions).", rows=False, decides=True
     )
     n: Positive = option(1000, flags=("--n", "-n"), help="Problems.", rows=False, decides=True)
     seed: int = option(0, help="Seed; two seeds give different problems.", rows=False, decides=True)
@@ -243,31 +225,22 @@ class ImportConfig(Config):
         decides=True,
     )
     out: str = option(help="Parquet file to write.", rows=False)
-    preset: Preset | None = option(
-        None, help="Columns and answer format of a known set.", rows=False, decides=True
-    )
+    preset: Preset | None = option(None, help="Columns and answer format of a known set.", rows=False, decides=True)
     map: Columns = option(
         {},
         help="FIELD=COLUMN (several by commas, or repeated); COLUMN may be a path: answer=reward_model.ground_truth.",
         rows=False,
         decides=True,
     )
-    no_answers: bool = option(
-        False, help="Take a set of mathematics without any reference answer.", rows=False
-    )
+    no_answers: bool = option(False, help="Take a set of mathematics without any reference answer.", rows=False)
     task: Literal["math", "code"] | None = option(
         None, help="Task of all rows. Default: the preset's, else math.", rows=False, decides=True
     )
     source: str | None = option(
-        None,
-        help="Name of the set in every row. Default: the preset or the file's name.",
-        rows=False,
-        decides=True,
+        None, help="Name of the set in every row. Default: the preset or the file's name.", rows=False, decides=True
     )
     split: str = option("train", help="Split of a Hub dataset.", rows=False, decides=True)
-    limit: Positive | None = option(
-        None, help="Keep this many rows (after shuffling).", rows=False, decides=True
-    )
+    limit: Positive | None = option(None, help="Keep this many rows (after shuffling).", rows=False, decides=True)
     shuffle_seed: int | None = option(None, help="Shuffle with this seed first.", rows=False, decides=True)
 
 
@@ -276,9 +249,7 @@ class ListConfig(Config):
 
 
 class ShowConfig(InputOptions):
-    id: str | None = option(
-        None, help="Trajectory id, or its first characters. Default: the first row.", rows=False
-    )
+    id: str | None = option(None, help="Trajectory id, or its first characters. Default: the first row.", rows=False)
     tokens: bool = option(False, help="Also print token ids.", rows=False)
 
 
@@ -294,18 +265,13 @@ class OverlapConfig(Config):
         rows=False,
     )
     n: Literal[8, 13] = option(
-        13,
-        flags=("--n", "-n"),
-        help="Words a shared run must have for a row to be listed and dropped: 8 or 13.",
+        13, flags=("--n", "-n"), help="Words a shared run must have for a row to be listed and dropped: 8 or 13."
     )
     common: NonNegative = option(
-        10,
-        help="Ignore n-grams in more training problems, or in more questions of a benchmark, than this; 0: none.",
+        10, help="Ignore n-grams in more training problems, or in more questions of a benchmark, than this; 0: none."
     )
     responses: bool = option(False, help="Compare the responses of a trajectory set too.")
     drop: str | None = option(
         None, help="Write the problem set without the listed rows to this Parquet file.", rows=False
     )
-    out: str | None = option(
-        None, help="Write all hits, at 8 and at 13 words, to this JSON file.", rows=False
-    )
+    out: str | None = option(None, help="Write all hits, at 8 and at 13 words, to this JSON file.", rows=False)

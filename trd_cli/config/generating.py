@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    Field,
-)
+from pydantic import AfterValidator, Field
 
 from trd_cli.config.base import (
     Config,
@@ -23,7 +20,8 @@ from trd_cli.config.base import (
 )
 from trd_cli.errors import InputError
 
-# Arguments of transformers' apply_chat_template that trd fills in: given again, they would break a prompt or change what it is.
+# Arguments of transformers' apply_chat_template that trd fills in: given again, they would break a prompt or change
+# what it is.
 _NOT_FOR_A_TEMPLATE = {
     "add_generation_prompt",
     "chat_template",
@@ -66,13 +64,9 @@ class EngineOptions(Config):
     )
     device: str = option("auto", help="cpu, cuda, cuda:1, mps; auto takes the fastest there is.", rows=False)
     batch_size: Positive | None = option(
-        None,
-        help="Rows in flight: transformers' batch, vllm's max_num_seqs, openai's open requests.",
-        rows=False,
+        None, help="Rows in flight: transformers' batch, vllm's max_num_seqs, openai's open requests.", rows=False
     )
-    max_model_len: Positive | None = option(
-        None, help="Longest prompt + response in tokens. Default: the model's own."
-    )
+    max_model_len: Positive | None = option(None, help="Longest prompt + response in tokens. Default: the model's own.")
     tensor_parallel_size: Positive = option(1, help="GPUs a model is split over (vllm).", rows=False)
     gpu_memory_utilization: Share = option(0.9, help="Share of GPU memory vllm may take.", rows=False)
     base_url: str | None = option(
@@ -84,13 +78,9 @@ class EngineOptions(Config):
 
 class SamplingOptions(Config):
     temperature: NotNegative = option(0.6, help="0 is greedy.")
-    top_p: Annotated[float, Field(gt=0, le=1)] = option(
-        0.95, help="Nucleus: smallest set of tokens with this mass."
-    )
+    top_p: Annotated[float, Field(gt=0, le=1)] = option(0.95, help="Nucleus: smallest set of tokens with this mass.")
     top_k: NonNegative = option(20, help="Most likely tokens kept; 0 keeps all.")
-    max_tokens: Positive = option(
-        16384, help="New tokens a response, at most; less where the model's context ends."
-    )
+    max_tokens: Positive = option(16384, help="New tokens a response, at most; less where the model's context ends.")
     seed: int = option(0, help="Every row's own seed derives from this one and from the row's identity.")
 
 
@@ -101,8 +91,7 @@ class RenderOptions(Config):
         help="chat: through the chat template; raw: the prompt's text as it is; raw-line: and a line break after it. Default: chat, or as the input set.",
     )
     chat_template_kwargs: Annotated[JsonPairs, AfterValidator(_for_a_template)] | None = option(
-        None,
-        help="KEY=VALUE for the chat template (repeatable), as enable_thinking=false. Default: as the input set.",
+        None, help="KEY=VALUE for the chat template (repeatable), as enable_thinking=false. Default: as the input set."
     )
 
 
@@ -113,9 +102,7 @@ class SampleConfig(OutputOptions, EngineOptions, SamplingOptions, RenderOptions)
         help="Student: a directory, a Hub name, smollm2-135m, or scripted.",
         rows=False,
     )
-    problems: str = option(
-        flags=("--problems", "-p"), help="Problem set: a Parquet file (trd data).", rows=False
-    )
+    problems: str = option(flags=("--problems", "-p"), help="Problem set: a Parquet file (trd data).", rows=False)
     n: Positive = option(1, flags=("--n", "-n"), help="Attempts a problem.", rows=False, decides=True)
     limit: Positive | None = option(
         None, help="Only the first problems, after those skipped.", rows=False, decides=True
@@ -124,16 +111,10 @@ class SampleConfig(OutputOptions, EngineOptions, SamplingOptions, RenderOptions)
         0, help="Leave out the first problems; with --limit, a slice of the set.", rows=False, decides=True
     )
     max_prompt_tokens: Positive | None = option(
-        None,
-        help="Leave out problems of that slice whose rendered prompt is longer.",
-        rows=False,
-        decides=True,
+        None, help="Leave out problems of that slice whose rendered prompt is longer.", rows=False, decides=True
     )
     max_reference_tokens: Positive | None = option(
-        None,
-        help="Leave out problems of that slice whose reference solution is longer.",
-        rows=False,
-        decides=True,
+        None, help="Leave out problems of that slice whose reference solution is longer.", rows=False, decides=True
     )
     round: NonNegative = option(0, help="Number of the round; part of each row's identity.")
 
@@ -143,11 +124,6 @@ class RefineConfig(InputOptions, SelectOptions, OutputOptions, EngineOptions, Sa
         help="opd: --teacher, a stronger model, sees problem and attempt; opsd: the student itself also sees the reference."
     )
     teacher: str | None = option(
-        None,
-        flags=("--teacher", "-t"),
-        help="Teacher model. Default for opsd: the model of the rollouts.",
-        rows=False,
+        None, flags=("--teacher", "-t"), help="Teacher model. Default for opsd: the model of the rollouts.", rows=False
     )
-    stream: bool = option(
-        False, help="Start at the first path on standard input, not at its end.", rows=False
-    )
+    stream: bool = option(False, help="Start at the first path on standard input, not at its end.", rows=False)

@@ -17,9 +17,7 @@ class GraderConfig(Config):
         rows=False,
         decides=True,
     )
-    workers: Positive | None = option(
-        None, help="Grader processes. Default: the number of cores.", rows=False
-    )
+    workers: Positive | None = option(None, help="Grader processes. Default: the number of cores.", rows=False)
     sandbox: Literal["auto", "namespaces", "bwrap", "limits"] = option(
         "auto",
         help="What keeps programs in: Linux namespaces, bubblewrap, or limits alone. auto: the strongest there is.",
@@ -43,18 +41,14 @@ class GraderConfig(Config):
 
 
 class VerifyConfig(InputOptions, GraderConfig):
-    out: str | None = option(
-        None, help="Write verified copies here. Default: fill the verdicts in place.", rows=False
-    )
+    out: str | None = option(None, help="Write verified copies here. Default: fill the verdicts in place.", rows=False)
     max_errors: NotNegative = option(
         0.05,
         help="Exit with 3 when more rows get no verdict (error, timeout): a count, or a share if below 1.",
         rows=False,
     )
     regrade: bool = option(
-        False,
-        help="Grade rows that have a verdict again, and print the old verdicts against the new.",
-        rows=False,
+        False, help="Grade rows that have a verdict again, and print the old verdicts against the new.", rows=False
     )
     audit: Share = option(
         0.0,

@@ -4,21 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import (
-    Field,
-    model_validator,
-)
+from pydantic import Field, model_validator
 
-from trd_cli.config.base import (
-    AboveZero,
-    Config,
-    InputOptions,
-    NotNegative,
-    Positive,
-    SelectOptions,
-    Share,
-    option,
-)
+from trd_cli.config.base import AboveZero, Config, InputOptions, NotNegative, Positive, SelectOptions, Share, option
 from trd_cli.errors import InputError
 
 ObjectiveName = Literal[
@@ -29,12 +17,7 @@ ObjectiveName = Literal[
 METHODS: dict[str, dict[str, Any]] = {
     "trd": {"objective": "forward-kl", "stage": "refined", "teacher_context": "refine"},
     "fkl": {"objective": "forward-kl", "stage": "rollout", "teacher_context": "vanilla"},
-    "fkl-clip": {
-        "objective": "forward-kl",
-        "stage": "rollout",
-        "teacher_context": "vanilla",
-        "clip_position": 0.1,
-    },
+    "fkl-clip": {"objective": "forward-kl", "stage": "rollout", "teacher_context": "vanilla", "clip_position": 0.1},
     "opsd-clip": {
         "objective": "forward-kl",
         "stage": "rollout",
@@ -44,20 +27,10 @@ METHODS: dict[str, dict[str, Any]] = {
         "teacher_weights": "initial",
     },
     "rkl": {"objective": "reverse-kl", "stage": "rollout", "teacher_context": "vanilla"},
-    "rkl-topk": {
-        "objective": "reverse-kl-topk",
-        "stage": "rollout",
-        "teacher_context": "vanilla",
-        "top_k": 32,
-    },
+    "rkl-topk": {"objective": "reverse-kl-topk", "stage": "rollout", "teacher_context": "vanilla", "top_k": 32},
     "sampled": {"objective": "sampled", "stage": "rollout", "teacher_context": "vanilla", "estimator": "k1"},
     "jsd": {"objective": "jsd", "stage": "rollout", "teacher_context": "vanilla", "beta": 0.5},
-    "eopd": {
-        "objective": "entropy-gated",
-        "stage": "rollout",
-        "teacher_context": "vanilla",
-        "entropy_threshold": 0.8,
-    },
+    "eopd": {"objective": "entropy-gated", "stage": "rollout", "teacher_context": "vanilla", "entropy_threshold": 0.8},
 }
 # What holds where neither a flag nor the method says anything.
 _METHOD_DEFAULTS: dict[str, Any] = {
@@ -103,21 +76,17 @@ class ObjectiveOptions(Config):
         None,
         help="The teacher reads the refinement prompt, with the attempt, or the problem alone (opsd: and the reference). Default: the method's, else refine along y_r, vanilla along y_o.",
     )
-    beta: Share | None = option(
-        None, help="Of jsd: weight of the teacher; 0 is forward, 1 reverse KL. Default: 0.5."
-    )
+    beta: Share | None = option(None, help="Of jsd: weight of the teacher; 0 is forward, 1 reverse KL. Default: 0.5.")
     top_k: Positive | None = option(None, help="Of the topk objectives: tokens of the support. Default: 32.")
     top_k_mode: Literal["renormalise", "tail", "stop-gradient"] = option(
         "renormalise",
         help="Of the topk objectives: renormalise both sides on the support, add the rest as one symbol, or hold the weights constant.",
     )
     estimator: Literal["k1", "k2", "k3"] | None = option(
-        None,
-        help="Of sampled: Monte-Carlo estimator of reverse KL; k3's gradient is forward KL's. Default: k1.",
+        None, help="Of sampled: Monte-Carlo estimator of reverse KL; k3's gradient is forward KL's. Default: k1."
     )
     entropy_threshold: NotNegative | None = option(
-        None,
-        help="Of entropy-gated: forward KL is added above this entropy of the teacher, in nats. Default: 0.8.",
+        None, help="Of entropy-gated: forward KL is added above this entropy of the teacher, in nats. Default: 0.8."
     )
     clip_position: AboveZero | None = option(
         None,
@@ -132,8 +101,7 @@ class ObjectiveOptions(Config):
         help="sequence: mean over a trajectory's tokens, then over trajectories; token: over all tokens of a step.",
     )
     mask_tokens: tuple[str, ...] = option(
-        (),
-        help="Positions of this token do not count (repeatable); special: all special tokens but the end of turn.",
+        (), help="Positions of this token do not count (repeatable); special: all special tokens but the end of turn."
     )
     eos: bool = option(True, flags=("--eos/--no-eos",), help="Train on the end-of-turn token.")
 
@@ -187,15 +155,10 @@ class DistillConfig(ObjectiveOptions, LoraOptions, InputOptions, SelectOptions):
     def check_shardable(self) -> None:
         """Raise InputError for what cannot be trained with the weights cut over several processes."""
         if self.teacher_weights == "ema":
-            raise InputError(
-                "--teacher-weights ema with FSDP", "initial or round", "change --teacher-weights"
-            )
+            raise InputError("--teacher-weights ema with FSDP", "initial or round", "change --teacher-weights")
 
     model: str | None = option(
-        None,
-        flags=("--model", "-m"),
-        help="Student to train. Default: the model that wrote the rollouts.",
-        rows=False,
+        None, flags=("--model", "-m"), help="Student to train. Default: the model that wrote the rollouts.", rows=False
     )
     teacher: str | None = option(
         None,
@@ -210,12 +173,9 @@ class DistillConfig(ObjectiveOptions, LoraOptions, InputOptions, SelectOptions):
     ema_decay: Annotated[float, Field(gt=0, lt=1)] = option(
         0.99, help="Of --teacher-weights ema: share that stays of the average at each step."
     )
-    out: str | None = option(
-        None, help="Checkpoint directory. Default: trd-runs/distill-<digest>.", rows=False
-    )
+    out: str | None = option(None, help="Checkpoint directory. Default: trd-runs/distill-<digest>.", rows=False)
     setting: Literal["opd", "opsd"] | None = option(
-        None,
-        help="opsd: the teacher's context shows the reference too. Refined rows have their own. Default: opd.",
+        None, help="opsd: the teacher's context shows the reference too. Refined rows have their own. Default: opd."
     )
     prompt: str | None = option(
         None, help="Template of the teacher's context where it is rendered here, instead of the built-in one."
@@ -227,9 +187,7 @@ class DistillConfig(ObjectiveOptions, LoraOptions, InputOptions, SelectOptions):
         help="Tokens a forward pass, padding included, on the longer side; the gradient does not depend on it.",
         rows=False,
     )
-    learning_rate: AboveZero = option(
-        5e-6, flags=("--learning-rate", "--lr"), help="Peak learning rate of AdamW."
-    )
+    learning_rate: AboveZero = option(5e-6, flags=("--learning-rate", "--lr"), help="Peak learning rate of AdamW.")
     min_lr_ratio: Share = option(0.1, help="The cosine ends at this share of the peak.")
     warmup_ratio: Share = option(0.1, help="Share of the steps with a rising learning rate.")
     weight_decay: NotNegative = option(0.005, help="AdamW's weight decay.")
@@ -255,17 +213,13 @@ class DistillConfig(ObjectiveOptions, LoraOptions, InputOptions, SelectOptions):
     )
     device: str = option("auto", help="cpu, cuda, mps; auto takes the fastest there is.", rows=False)
     attn_implementation: str | None = option(
-        None,
-        help="Passed to transformers: sdpa, eager, flash_attention_2, ... Default: its own choice.",
-        rows=False,
+        None, help="Passed to transformers: sdpa, eager, flash_attention_2, ... Default: its own choice.", rows=False
     )
     gradient_checkpointing: bool = option(
         False, help="Recompute activations in the backward pass: less memory.", rows=False
     )
     save_minutes: NotNegative = option(
-        10.0,
-        help="Save the state of training after so many minutes, so that a crash loses no more.",
-        rows=False,
+        10.0, help="Save the state of training after so many minutes, so that a crash loses no more.", rows=False
     )
     save_steps: Positive | None = option(None, help="Save it every so many steps too.", rows=False)
     keep: Positive = option(
@@ -277,9 +231,7 @@ class DistillConfig(ObjectiveOptions, LoraOptions, InputOptions, SelectOptions):
         (), help="Also log to tensorboard, wandb or trackio (repeatable).", rows=False
     )
     selfcheck: bool = option(
-        False,
-        help="Check loss, gradient and batching on a few of these rows, print the numbers, and stop.",
-        rows=False,
+        False, help="Check loss, gradient and batching on a few of these rows, print the numbers, and stop.", rows=False
     )
     dry_run: bool = option(
         False, help="Say what would be trained and show the first row's two contexts, then stop.", rows=False

@@ -1,9 +1,9 @@
 """Arithmetic word problems with worked solutions, made from nothing but a seed.
 
-A problem is a chain of `level` steps on one person's things: an opening, one story a step, one question. Level 1 adds or
-subtracts, so that a very small model can solve it; levels 2 and 3 also multiply and divide. Every value on the way is a whole
-number of at least 2 and at most 60, so that plurals are right.
-Not covered: fractions, negative numbers, units, distractors, steps that do not depend on the one before.
+A problem is a chain of `level` steps on one person's things: an opening, one story a step, one question. Level 1 adds
+or subtracts, so that a very small model can solve it; levels 2 and 3 also multiply and divide. Every value on the way
+is a whole number of at least 2 and at most 60, so that plurals are right. Not covered: fractions, negative numbers,
+units, distractors, steps that do not depend on the one before.
 """
 
 from __future__ import annotations
@@ -21,11 +21,7 @@ from trd_cli.records import Problem, content_hash
 Operation = Literal["+", "-", "*", "/"]
 Place = Literal["first", "middle", "last"]
 
-OPERATIONS: dict[int, tuple[Operation, ...]] = {
-    1: ("+", "-"),
-    2: ("+", "-", "*", "/"),
-    3: ("+", "-", "*", "/"),
-}
+OPERATIONS: dict[int, tuple[Operation, ...]] = {1: ("+", "-"), 2: ("+", "-", "*", "/"), 3: ("+", "-", "*", "/")}
 LEVELS = tuple(OPERATIONS)
 _SMALLEST, _LARGEST = 2, 60
 # fmt: off
@@ -73,13 +69,7 @@ _SHAPES = (
         _ALL,
         "{A} has {v} {t} at home and {k} at school, " + _SUM,
     ),
-    _Shape(
-        "+",
-        "first",
-        "{A} has {v} old {t} and {k} new {t}.",
-        _ALL,
-        "{A} has {v} old {t} and {k} new ones, " + _SUM,
-    ),
+    _Shape("+", "first", "{A} has {v} old {t} and {k} new {t}.", _ALL, "{A} has {v} old {t} and {k} new ones, " + _SUM),
     _Shape(
         "+",
         "last",
@@ -195,9 +185,9 @@ def make_arithmetic(n: int, seed: int, level: int) -> list[Problem]:
     """`n` distinct problems of `level` steps (1 to 3), the same ones for the same seed and level.
 
     The first n of a larger set are the smaller set. Two seeds draw independently from the same space (`capacity`), so
-    their sets are disjoint only by chance: two sets of 1000 share about 0.4 problems at level 1, practically none above.
-    Raises InputError for another level, for n < 1, and for n above the capacity (close to which the drawing would slow
-    down, but the smallest capacity is beyond what fits into memory).
+    their sets are disjoint only by chance: two sets of 1000 share about 0.4 problems at level 1, practically none
+    above. Raises InputError for another level, for n < 1, and for n above the capacity (close to which the drawing
+    would slow down, but the smallest capacity is beyond what fits into memory).
     """
     _check(n, level)
     # Seeding with text goes through SHA-512, so neighbouring seeds and levels have nothing in common.
@@ -222,17 +212,13 @@ def _check(n: int, level: int) -> None:
         raise InputError(f"{n} arithmetic problems", "at least 1", "change n")
     if n > (most := capacity(level)):
         raise InputError(
-            f"{n} arithmetic problems of level {level}",
-            f"at most {most}",
-            "ask for fewer, or raise the level",
+            f"{n} arithmetic problems of level {level}", f"at most {most}", "ask for fewer, or raise the level"
         )
 
 
 def _candidates(level: int, chain: Sequence[_Shape]) -> list[_Shape]:
     """The shapes that may come next in a chain; none comes twice."""
-    places = (
-        {"middle"} | ({"first"} if not chain else set()) | ({"last"} if len(chain) == level - 1 else set())
-    )
+    places = {"middle"} | ({"first"} if not chain else set()) | ({"last"} if len(chain) == level - 1 else set())
     allowed = (shape for shape in _SHAPES if shape.operation in OPERATIONS[level])
     return [shape for shape in allowed if shape.place in places and shape not in chain]
 
@@ -297,9 +283,7 @@ def _draw(rng: random.Random, level: int) -> Problem | None:
     return _tell(rng, chain, values, operands)
 
 
-def _tell(
-    rng: random.Random, chain: Sequence[_Shape], values: Sequence[int], operands: Sequence[int]
-) -> Problem:
+def _tell(rng: random.Random, chain: Sequence[_Shape], values: Sequence[int], operands: Sequence[int]) -> Problem:
     """Names and texts for a chain: `values` has one entry more than `operands`, which has one a step."""
     names, things = list(_NAMES), _pick(rng, _THINGS)
     main = names.pop(int(rng.random() * len(names)))

@@ -1,12 +1,14 @@
 """From a benchmark's name to its questions: the sets trd knows, and anybody's files.
 
-A name is `aime24`, or with options `livecodebench:from=2025-02,to=2025-04`; letters' case, hyphens, underscores and a few other
-spellings (`HumanEval-plus`, `MATH-500`, `aime2024`) do not matter. A file is a problem set (.parquet), or JSONL, JSON, CSV or
-Parquet with the columns of `trd data import`, followed by `:math` or `:code` where no column says its task.
+A name is `aime24`, or with options `livecodebench:from=2025-02,to=2025-04`; letters' case, hyphens, underscores and a
+few other spellings (`HumanEval-plus`, `MATH-500`, `aime2024`) do not matter. A file is a problem set (.parquet), or
+JSONL, JSON, CSV or Parquet with the columns of `trd data import`, followed by `:math` or `:code` where no column says
+its task.
 
-A known set is read from `$TRD_DATA/benchmarks` where that variable is set and the file is there, else from the Hub at a pinned
-commit (`aime24:revision=main` asks for another one). Its number of questions must be right. Its content hash, the SHA-256 over
-all questions' text, reference answer and tests, in whatever order they come, is compared with the one trd knows.
+A known set is read from `$TRD_DATA/benchmarks` where that variable is set and the file is there, else from the Hub at a
+pinned commit (`aime24:revision=main` asks for another one). Its number of questions must be right. Its content hash,
+the SHA-256 over all questions' text, reference answer and tests, in whatever order they come, is compared with the one
+trd knows.
 """
 
 from __future__ import annotations
@@ -34,9 +36,10 @@ _FILE = re.compile(r"(.+\.(?:jsonl|jsonl\.gz|json|csv|parquet))(?::(math|code))?
 class Benchmark:
     """A benchmark's questions, all of one task, and what is to be said beside their scores.
 
-    `problems` have `name` as their source. `source` says where they were read; `revision` is the Hub's commit or EvalPlus's
-    version, None for a local file. `known` is True where `sha256` is the hash trd knows of this set, False where it is not,
-    and None where trd knows none to compare with: a file of one's own, or an edition whose text may differ in details.
+    `problems` have `name` as their source. `source` says where they were read; `revision` is the Hub's commit or
+    EvalPlus's version, None for a local file. `known` is True where `sha256` is the hash trd knows of this set, False
+    where it is not, and None where trd knows none to compare with: a file of one's own, or an edition whose text may
+    differ in details.
     """
 
     name: str
@@ -57,8 +60,8 @@ class Benchmark:
 def load_benchmark(name: str) -> Benchmark:
     """The benchmark of that name, or in that file.
 
-    Raises InputError for a name there is not (with those close to it), a wrong option, a file or Hub set that cannot be read,
-    and a known set with another number of questions than it has.
+    Raises InputError for a name there is not (with those close to it), a wrong option, a file or Hub set that cannot be
+    read, and a known set with another number of questions than it has.
     """
     file = _FILE.fullmatch(name)
     if file:
@@ -93,7 +96,10 @@ def _named(name: str) -> tuple[str, Known, dict[str, Any]]:
 
 
 def split_benchmarks(text: str) -> list[str]:
-    """Names in a comma-separated list, where `arithmetic:n=200,seed=2` is one: a KEY=VALUE belongs to the name before it."""
+    """Names in a comma-separated list, where `arithmetic:n=200,seed=2` is one:
+
+    a KEY=VALUE belongs to the name before it.
+    """
     names: list[str] = []
     for part in text.split(","):
         if names and re.fullmatch(r"\s*\w+=[^:/]*", part):
@@ -143,9 +149,7 @@ def _canonical(base: str) -> str:
     nearest = list(dict.fromkeys(SPELLINGS.get(name, name) for name in close))
     hint = f" (closest: {', '.join(nearest)})" if nearest else ""
     raise InputError(
-        f"no benchmark {base!r}",
-        f"one of {', '.join(KNOWN)}, or a file {FILES}{hint}",
-        "see trd data list",
+        f"no benchmark {base!r}", f"one of {', '.join(KNOWN)}, or a file {FILES}{hint}", "see trd data list"
     )
 
 
@@ -167,9 +171,7 @@ def _options(name: str, text: str, allowed: Options) -> dict[str, str]:
 def _from_file(name: str, path: str, task: str | None) -> Benchmark:
     """A user's file. A problem set is read as it is; any other file as `trd data import` reads it."""
     if well_formed(name) != name:
-        raise InputError(
-            f"the benchmark {name} is not named in UTF-8", "a name that rows can have", "rename it"
-        )
+        raise InputError(f"the benchmark {name} is not named in UTF-8", "a name that rows can have", "rename it")
     if path.lower().endswith(".parquet") and task is None:
         loaded = Loaded(read_problems(Path(path)), path)
     else:
@@ -177,9 +179,7 @@ def _from_file(name: str, path: str, task: str | None) -> Benchmark:
     tasks = {problem.task for problem in loaded.problems}
     if len(tasks) != 1:
         raise InputError(
-            f"{path} has {' and '.join(sorted(tasks)) or 'no'} problems",
-            "one task a benchmark",
-            "make a file of each",
+            f"{path} has {' and '.join(sorted(tasks)) or 'no'} problems", "one task a benchmark", "make a file of each"
         )
     (only,) = tasks
     missing = sum((p.reference_answer if only == "math" else p.tests) is None for p in loaded.problems)

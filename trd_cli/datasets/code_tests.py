@@ -3,10 +3,12 @@
     {"kind": "stdin", "inputs": [text, …], "outputs": [text, …]}
     {"kind": "call", "fn_name": name, "inputs": [arguments, …], "outputs": [result, …]}     values as the set has them
     {"kind": "functional", "code": program that raises when the solution is wrong}      with `names` it asks for, or with the
-                                                `entry_point` that HumanEval's `check` is called with, where a set says so
+                                                `entry_point` that HumanEval's `check` is called with, where a set says
+                                                so
 
-Read are an object with lists of inputs and outputs (TACO, APPS), an object with the code of a test (LeetCode), a list of cases (LiveCodeBench,
-DeepCoder), a list of assertions (MBPP), a test program (HumanEval), and JSON of any of them. Not covered: whether a test is right.
+Read are an object with lists of inputs and outputs (TACO, APPS), an object with the code of a test (LeetCode), a list
+of cases (LiveCodeBench, DeepCoder), a list of assertions (MBPP), a test program (HumanEval), and JSON of any of them.
+Not covered: whether a test is right.
 """
 
 from __future__ import annotations
@@ -70,9 +72,11 @@ def are_tests(value: Any) -> bool:
 
 
 def of_cases(cases: Sequence[Mapping[str, Any]], function: str | None = None) -> Tests:
-    """Return the tests that a list of {input, output, testtype or type, fn_name or metadata.func_name} is; RowFault where it is none.
+    """Return the tests that a list of {input, output, testtype or type, fn_name or metadata.func_name} is; RowFault
+    where it is none.
 
-    Where the arguments of a call are text, each line is the JSON of one of them, and the result is JSON too: LiveCodeBench's form.
+    Where the arguments of a call are text, each line is the JSON of one of them, and the result is JSON too:
+    LiveCodeBench's form.
     """
     if not cases:
         raise RowFault("no tests")
@@ -84,9 +88,7 @@ def of_cases(cases: Sequence[Mapping[str, Any]], function: str | None = None) ->
     kinds = {_kind(case, function) for case in cases}
     if len(kinds) > 1:
         types = sorted({str(case.get("testtype") or case.get("type")) for case in cases})
-        raise RowFault(
-            f"tests of the types {types}, of which some feed standard input and some call a function"
-        )
+        raise RowFault(f"tests of the types {types}, of which some feed standard input and some call a function")
     if kinds == {"stdin"}:
         return {"kind": "stdin", "inputs": list(map(_lines, inputs)), "outputs": list(map(_lines, outputs))}
     names = {_function(case) or function for case in cases}
@@ -108,9 +110,11 @@ def of_cases(cases: Sequence[Mapping[str, Any]], function: str | None = None) ->
 
 
 def of_assertions(assertions: Any, solution: Any = None, *before: Any) -> Tests | None:
-    """Return the test program of a list of assertions after the code `before` them (texts, or lists of lines); None without assertions.
+    """Return the test program of a list of assertions after the code `before` them (texts, or lists of lines); None
+    without assertions.
 
-    `names` of it are what the assertions test: what `solution` defines and they use; without it, the first function that they call.
+    `names` of it are what the assertions test: what `solution` defines and they use; without it, the first function
+    that they call.
     """
     lines = _read(assertions, "tests")
     if not filled(lines):
@@ -131,11 +135,7 @@ def _tested(program: str, solution: Any) -> list[str]:
     used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
     if defined := _defined(solution) & used:
         return sorted(defined)
-    called = [
-        node.func.id
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
-    ]
+    called = [node.func.id for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]
     return [name for name in called if name not in dir(builtins) and name not in _bound(tree)][:1]
 
 
@@ -150,9 +150,7 @@ def _defined(solution: Any) -> set[str]:
 
 def _bound(tree: ast.Module) -> set[str]:
     """The names that a program gives a meaning itself."""
-    names = {
-        node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
-    }
+    names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
     for node in tree.body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             names.add(node.name)
@@ -200,13 +198,9 @@ def _kind(case: Mapping[str, Any], function: str | None) -> str:
     said = case.get("testtype") or case.get("type")
     if said is None:
         return "call" if _function(case) or function else "stdin"
-    kind = {"stdin": "stdin", "stdin_stdout": "stdin", "functional": "call", "function_call": "call"}.get(
-        str(said)
-    )
+    kind = {"stdin": "stdin", "stdin_stdout": "stdin", "functional": "call", "function_call": "call"}.get(str(said))
     if kind is None:
-        raise RowFault(
-            f"a test is of the type {said!r}, not stdin, stdin_stdout, functional or function_call"
-        )
+        raise RowFault(f"a test is of the type {said!r}, not stdin, stdin_stdout, functional or function_call")
     return kind
 
 

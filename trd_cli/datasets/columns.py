@@ -1,8 +1,8 @@
 """Where a value stands in a row: a column by its name, or a path of names and list indexes into what a column holds.
 
-`reward_model.ground_truth` and `messages.0.content` are paths, through objects, lists and text that is JSON or what Python shows of them. A column whose own name
-is the whole path wins. A name that no column has is found where only case, outer spaces, and spaces or hyphens for
-underscores differ: ` Ground Truth ` is ground_truth.
+`reward_model.ground_truth` and `messages.0.content` are paths, through objects, lists and text that is JSON or what
+Python shows of them. A column whose own name is the whole path wins. A name that no column has is found where only
+case, outer spaces, and spaces or hyphens for underscores differ: ` Ground Truth ` is ground_truth.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ Names = str | tuple[str, ...]
 class From:
     """Where a field comes from: `make` of one value for each of `columns` (None where a row has none).
 
-    A tuple in `columns` lists names of which the first filled one is taken. A file in which no row has the first column is refused,
-    unless `optional`.
+    A tuple in `columns` lists names of which the first filled one is taken. A file in which no row has the first column
+    is refused, unless `optional`.
     """
 
     columns: tuple[Names, ...]
@@ -42,13 +42,14 @@ class From:
 
     def all(self) -> tuple[str, ...]:
         """Return all names that a value may come from."""
-        return tuple(
-            name for names in self.columns for name in ((names,) if isinstance(names, str) else names)
-        )
+        return tuple(name for names in self.columns for name in ((names,) if isinstance(names, str) else names))
 
 
 def first_filled(row: Mapping[str, Any], names: Names) -> Any:
-    """Return the first value that holds something; of words that may mean nothing (`None`, `n/a`) the first, where no other does."""
+    """Return the first value that holds something;
+
+    of words that may mean nothing (`None`, `n/a`) the first, where no other does.
+    """
     if isinstance(names, str):
         names = (names,)
     given = [value for name in names for _, value in filled_in(row, name)]
@@ -56,7 +57,9 @@ def first_filled(row: Mapping[str, Any], names: Names) -> Any:
 
 
 def found(row: Mapping[str, Any], name: str) -> Iterator[tuple[str, Any]]:
-    """Yield what stands in a row under a column or path, in all spellings of its name, each with the name as the row has it."""
+    """Yield what stands in a row under a column or path, in all spellings of its name, each with the name as the row
+    has it.
+    """
     left: int | None = None
     for column, rest in _splits(tuple(row), name):
         if left is not None and len(rest) > left:

@@ -1,7 +1,7 @@
 """Conversations as problems: the user's one turn is the problem, the assistant's one turn its worked solution.
 
-Read are lists of {role, content} and of {from, value}, JSON of them, content as text or as a list of parts that are text.
-A system's turn is instruction to another model; it is left out. Not covered: conversations of several turns.
+Read are lists of {role, content} and of {from, value}, JSON of them, content as text or as a list of parts that are
+text. A system's turn is instruction to another model; it is left out. Not covered: conversations of several turns.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ _ROLES = {
 def user_turn(conversation: Any) -> str | None:
     """Return the user's turn, or None without any.
 
-    Raises RowFault for several turns of the user, for what is no list of messages, for a role or a part that is not known.
+    Raises RowFault for several turns of the user, for what is no list of messages, for a role or a part that is not
+    known.
     """
     said = [text for role, text in _turns(conversation) if role == "user"]
     if len(said) > 1:

@@ -27,7 +27,10 @@ _ASKS: dict[Dataset, str] = {
 
 
 def load_evalplus(name: str, dataset: Dataset, version: str) -> Loaded:
-    """The tasks as problems. Their tests name the task, which the grader reads again, and hold its hash, but no inputs."""
+    """The tasks as problems.
+
+    Their tests name the task, which the grader reads again, and hold its hash, but no inputs.
+    """
     problems = [_problem(name, dataset, version, task) for task in tasks(dataset, version).values()]
     size = SIZES[dataset] if (dataset, version) in _SHA256 else None
     return Loaded(problems, origin(dataset, version), version, size, _SHA256.get((dataset, version)))

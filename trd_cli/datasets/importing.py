@@ -1,7 +1,7 @@
 """Problem sets from files and from the Hugging Face Hub: presets for known sets, column maps for all others.
 
-Rows are read one at a time, so that only what becomes a problem is held. An answer is never lost in silence: what is not taken is
-counted, and `Imported.remarks` says it.
+Rows are read one at a time, so that only what becomes a problem is held. An answer is never lost in silence: what is
+not taken is counted, and `Imported.remarks` says it.
 
 Not covered: whether a reference answer or a test is right.
 """
@@ -34,10 +34,10 @@ _ALIASES = {"answer": "reference_answer", "solution": "reference_solution", "id"
 class Imported:
     """What came of a file. Of problems with the same id the first one stays; `duplicates` counts the others.
 
-    `skipped` counts the rows with no problem text. `unreadable` has one line for each row left out because a value in it
-    could not be understood (as tests that are not JSON): "row 7: …", counted from 1. `unanswered` are the rows whose problem of
-    mathematics is among `problems` without one reference answer, `untested` those of code without tests; `remarks` are lines for people
-    on what was changed or not taken.
+    `skipped` counts the rows with no problem text. `unreadable` has one line for each row left out because a value in
+    it could not be understood (as tests that are not JSON): "row 7: …", counted from 1. `unanswered` are the rows whose
+    problem of mathematics is among `problems` without one reference answer, `untested` those of code without tests;
+    `remarks` are lines for people on what was changed or not taken.
     """
 
     problems: list[Problem]
@@ -58,8 +58,9 @@ class Imported:
 def import_problems(config: ImportConfig) -> Imported:
     """Return the problems of `config.file`, shuffled by `shuffle_seed` and cut to `limit` at the end.
 
-    Raises InputError for a file or Hub set that cannot be read, a malformed line, a field or column that does not exist, a column
-    that holds objects where one value is needed, two different problems with one mapped id, and a file that gives no problem at all.
+    Raises InputError for a file or Hub set that cannot be read, a malformed line, a field or column that does not
+    exist, a column that holds objects where one value is needed, two different problems with one mapped id, and a file
+    that gives no problem at all.
     """
     sources = _fields(config)
     seen = _Seen(sources)
@@ -87,9 +88,7 @@ def import_problems(config: ImportConfig) -> Imported:
     seen.check(config, counts.row)
     if not problems:
         why = unreadable[0] if unreadable else f"{counts.row} rows without a problem text"
-        raise InputError(
-            f"{config.file} gives no problem ({why})", "at least one", "check --preset and --map"
-        )
+        raise InputError(f"{config.file} gives no problem ({why})", "at least one", "check --preset and --map")
     selected = _selected(list(problems.values()), config)
     unanswered = [row_of[p.problem_id] for p in selected if p.task == "math" and not _has_answer(p)]
     untested = [row_of[p.problem_id] for p in selected if p.task == "code" and not p.tests]
@@ -105,7 +104,9 @@ def import_problems(config: ImportConfig) -> Imported:
 
 
 def check_answers(imported: Imported, config: ImportConfig) -> None:
-    """Raise InputError where no problem of mathematics has a reference answer, unless `config.no_answers` says that none is needed."""
+    """Raise InputError where no problem of mathematics has a reference answer, unless `config.no_answers` says that
+    none is needed.
+    """
     asked = sum(problem.task == "math" for problem in imported.problems)
     if asked and asked == len(imported.unanswered) and not config.no_answers:
         raise InputError(
@@ -131,14 +132,14 @@ def _selected(problems: list[Problem], config: ImportConfig) -> list[Problem]:
 
 
 def _fields(config: ImportConfig) -> dict[str, From]:
-    """The preset's fields, or without one the columns that are named like a field (`answer`, `solution` and `id` too, as many sets have them), overridden by `--map`."""
+    """The preset's fields, or without one the columns that are named like a field (`answer`, `solution` and `id` too,
+    as many sets have them), overridden by `--map`.
+    """
     mapped = {_ALIASES.get(name, name): column for name, column in config.map.items()}
     for name in config.map:
         if _ALIASES.get(name, name) not in FIELDS:
             raise InputError(
-                f"--map {name}={config.map[name]}",
-                f"one of the fields {', '.join(FIELDS)}",
-                "change the field",
+                f"--map {name}={config.map[name]}", f"one of the fields {', '.join(FIELDS)}", "change the field"
             )
     given = {name for name in ("source", "task") if getattr(config, name)}
     if config.preset:

@@ -34,8 +34,8 @@ Options = Mapping[str, str]
 class Known:
     """A benchmark trd knows.
 
-    `size` is its number of questions with the default `options`; `load` takes the canonical name and every option. `where`
-    says, without asking the network, what would be read now and at which commit or version.
+    `size` is its number of questions with the default `options`; `load` takes the canonical name and every option.
+    `where` says, without asking the network, what would be read now and at which commit or version.
     """
 
     task: Task

@@ -1,9 +1,9 @@
 """LiveCodeBench (code generation, lite) within a window of contest dates.
 
-The Hub repository has a loading script, which is no longer run, beside its data: test.jsonl is the first release, and each
-further file is what a release added (problems and dates from LiveCodeBench's README). The union of all six is release_v6. Files
-whose release ended before the window are not fetched; of the others, rows are read one at a time, and only the tests of problems
-within the window are decoded.
+The Hub repository has a loading script, which is no longer run, beside its data: test.jsonl is the first release, and
+each further file is what a release added (problems and dates from LiveCodeBench's README). The union of all six is
+release_v6. Files whose release ended before the window are not fetched; of the others, rows are read one at a time, and
+only the tests of problems within the window are decoded.
 
 Tests come as JSON lists of {input, output, testtype}: the public ones plainly, the private ones plainly or as
 base64(zlib(pickle(JSON text))). The pickle is read without any global, so it can build a text but call nothing.
@@ -63,8 +63,8 @@ _BY_CALL = "Complete this code, keeping its names and arguments:\n```python\n{}\
 def load_livecodebench(name: str, window: Mapping[str, str], revision: str | None) -> Loaded:
     """The problems with a contest date from `window["from"]` to `window["to"]`, both days included.
 
-    Dates are YYYY-MM-DD, or YYYY-MM for the whole month. Raises InputError for another date, a window without problems, a
-    file with another number of rows than its release, and a row that cannot be read.
+    Dates are YYYY-MM-DD, or YYYY-MM for the whole month. Raises InputError for another date, a window without problems,
+    a file with another number of rows than its release, and a row that cannot be read.
     """
     first, last = _window(window)
     problems: list[Problem] = []
@@ -88,9 +88,7 @@ def _fetch(release: _Release, revision: str | None) -> Fetched:
         if local_file("livecodebench_v6_prompts.jsonl") is None:
             raise
         raise InputError(
-            f"{error.got} (TRD_DATA has the prompts of livecodebench only, without tests)",
-            error.expected,
-            error.mend,
+            f"{error.got} (TRD_DATA has the prompts of livecodebench only, without tests)", error.expected, error.mend
         ) from None
 
 
@@ -120,9 +118,7 @@ def _problems(name: str, file: Fetched, release: _Release, first: date, last: da
                 yield _problem(name, row)
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(
-                f"row {rows} of {file.source}: {first_line(error)}",
-                "LiveCodeBench's columns",
-                "get the file again",
+                f"row {rows} of {file.source}: {first_line(error)}", "LiveCodeBench's columns", "get the file again"
             ) from None
     if rows != release.rows:
         raise InputError(f"{file.source} has {rows} rows", str(release.rows), "get the file again")

@@ -30,13 +30,9 @@ def import_(config: ImportConfig, progress: Progress) -> None:
     write_problems(Path(config.out), imported.problems)
     progress.note(f"{len(imported.problems)} problems in {config.out}")
     if imported.duplicates or imported.skipped:
-        progress.note(
-            f"left out: {imported.duplicates} duplicates, {imported.skipped} rows without a problem"
-        )
+        progress.note(f"left out: {imported.duplicates} duplicates, {imported.skipped} rows without a problem")
     if imported.unreadable:
-        progress.note(
-            f"left out: {len(imported.unreadable)} unreadable rows, the first: {imported.unreadable[0]}"
-        )
+        progress.note(f"left out: {len(imported.unreadable)} unreadable rows, the first: {imported.unreadable[0]}")
     for remark in (*imported.remarks, *imported.ungraded()):
         progress.note(remark)
     progress.result(Path(config.out))

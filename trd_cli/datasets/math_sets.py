@@ -1,13 +1,14 @@
 """Mathematics benchmarks as they are published: their files, and how a row becomes a problem.
 
-Columns are taken in either spelling, that of the Hub's edition and that of the file in TRD_DATA. Each set is pinned to a commit
-of its Hub repository. `sha256` is the content hash (`Loaded.sha256`) of the edition in TRD_DATA; where `hub_is_same`, the
-pinned file is byte for byte that one, and where not, the Hub's text may differ in details, so another hash says nothing.
+Columns are taken in either spelling, that of the Hub's edition and that of the file in TRD_DATA. Each set is pinned to
+a commit of its Hub repository. `sha256` is the content hash (`Loaded.sha256`) of the edition in TRD_DATA; where
+`hub_is_same`, the pinned file is byte for byte that one, and where not, the Hub's text may differ in details, so
+another hash says nothing.
 
-AMO-Bench's prompts end in an instruction how to write the answer. It is cut off, because trd's prompt template has its own;
-for the questions that ask for a set or a formula one sentence replaces it, without which a right answer could not be compared.
-Eleven of its fifty questions ask for a description, which no parser can grade: they are left out, as the official parser
-subset does.
+AMO-Bench's prompts end in an instruction how to write the answer. It is cut off, because trd's prompt template has its
+own; for the questions that ask for a set or a formula one sentence replaces it, without which a right answer could not
+be compared. Eleven of its fifty questions ask for a description, which no parser can grade: they are left out, as the
+official parser subset does.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ from trd_cli.records import Problem, content_hash
 _PROBLEM = ("problem", "question", "prompt")
 _IDS = ("id", "problem_idx", "question_id", "unique_id")
 _FORMAT = "After solving the above problem, please output"
-# Where the two answers that are formulas are compared: a sequence in n, and a triangle's sides. As in the official grader.
+# Where the two answers that are formulas are compared: a sequence in n, and a triangle's sides. As in the official
+# grader.
 _POINTS: dict[str, dict[str, Any]] = {
     "5": {"variables": ["n"], "points": [[n] for n in range(1, 21)]},
     "37": {"variables": ["a", "b", "c"], "points": [[n, n + 1, n + 2] for n in range(2, 19)]},

@@ -1,10 +1,10 @@
 """Word n-grams that training texts share with benchmark questions.
 
-Words: the text in Unicode NFKC and lower case, of which every run of letters and every run of digits is a word, and every
-Han character and kana. Punctuation, operators and white space only separate. LaTeX commands of layout, of fractions and of
-operators (`\\left`, `\\text`, `\\frac`, `\\cdot`, `\\le`, `\\begin{...}`; the list is below) are removed and what is in their braces
-is kept; any other command is the word it is named after. So `$x^2$`, `\\(x_{2}\\)` and `x²` are all `x 2`, and
-`\\dfrac{1}{\\sqrt{2}}` is `1 sqrt 2`.
+Words: the text in Unicode NFKC and lower case, of which every run of letters and every run of digits is a word, and
+every Han character and kana. Punctuation, operators and white space only separate. LaTeX commands of layout, of
+fractions and of operators (`\\left`, `\\text`, `\\frac`, `\\cdot`, `\\le`, `\\begin{...}`; the list is below) are
+removed and what is in their braces is kept; any other command is the word it is named after. So `$x^2$`, `\\(x_{2}\\)`
+and `x²` are all `x 2`, and `\\dfrac{1}{\\sqrt{2}}` is `1 sqrt 2`.
 
 A question is hit at n by a training text that
 
@@ -13,13 +13,13 @@ A question is hit at n by a training text that
 - or equals it word by word, or holds all of it, where it has fewer than n words but 8 at least (with fewer than 8, only an equal
   text is a hit);
 
-a hit at 13 is one at 8 as well. Boilerplate is an n-gram in more than `common` different questions of that benchmark, or in
-more than `common` different training problems.
+a hit at 13 is one at 8 as well. Boilerplate is an n-gram in more than `common` different questions of that benchmark,
+or in more than `common` different training problems.
 
-Sources: GPT-3 (Brown et al. 2020, arXiv 2005.14165, appendix C) removes what shares a 13-gram of lower-case words without
-punctuation, ignores n-grams found in more than 10 training documents, and measures overlap with 8 to 13 words depending
-on the benchmark; PaLM (Chowdhery et al. 2022, arXiv 2204.02311, section 8) counts a question as contaminated when 70 % of its
-8-grams were seen.
+Sources: GPT-3 (Brown et al. 2020, arXiv 2005.14165, appendix C) removes what shares a 13-gram of lower-case words
+without punctuation, ignores n-grams found in more than 10 training documents, and measures overlap with 8 to 13 words
+depending on the benchmark; PaLM (Chowdhery et al. 2022, arXiv 2204.02311, section 8) counts a question as contaminated
+when 70 % of its 8-grams were seen.
 
 Not covered: operators (`2 + 3` and `2 - 3` are the same words), paraphrase and translation, reordered or renamed text,
 languages without spaces other than Chinese and Japanese, `\\frac12` (the word 12) against `\\frac{1}{2}`, answers and
@@ -67,8 +67,8 @@ def ngrams(words: Sequence[int], n: int) -> list[Words]:
 class Shared:
     """What one training text has in common with the questions of an index.
 
-    `segments` are its longest stretches of which every 8-gram is some question's; a run of 8 or more words that the text
-    shares with any question lies inside one of them. `equal` are the questions with exactly its words.
+    `segments` are its longest stretches of which every 8-gram is some question's; a run of 8 or more words that the
+    text shares with any question lies inside one of them. `equal` are the questions with exactly its words.
     """
 
     segments: tuple[Words, ...]
@@ -79,8 +79,9 @@ class Shared:
 class Overlap:
     """One question that a training text hits.
 
-    `run`: words in the longest run both have. `covered`: by n, share of the question's different n-grams that the text has;
-    for a question with fewer than n words 1.0 if the texts are equal, else 0.0. `hit`: by n, see the module's docstring.
+    `run`: words in the longest run both have. `covered`: by n, share of the question's different n-grams that the text
+    has; for a question with fewer than n words 1.0 if the texts are equal, else 0.0. `hit`: by n, see the module's
+    docstring.
     """
 
     question: int
@@ -181,9 +182,7 @@ class QuestionIndex:
                 counts[name][len(gram)] += len(boilerplate.among(name, [gram]))
         return counts
 
-    def _judge(
-        self, question: int, shared: Shared, grams: frozenset[Words], boilerplate: Boilerplate
-    ) -> Overlap:
+    def _judge(self, question: int, shared: Shared, grams: frozenset[Words], boilerplate: Boilerplate) -> Overlap:
         equal, name = question in shared.equal, self.benchmarks[question]
         covered, hit = {}, {}
         for n, own in self._grams[question].items():
@@ -208,7 +207,5 @@ def _segments(words: Words, starts: Sequence[int]) -> tuple[Words, ...]:
 
 
 def _longest_run(segments: Iterable[Words], question: Words) -> int:
-    matches = (
-        SequenceMatcher(None, segment, question, autojunk=False).find_longest_match() for segment in segments
-    )
+    matches = (SequenceMatcher(None, segment, question, autojunk=False).find_longest_match() for segment in segments)
     return max((match.size for match in matches), default=0)

@@ -18,14 +18,7 @@ from trd_cli.datasets.ngrams import NEAR_COPY, SIZES, Boilerplate, QuestionIndex
 from trd_cli.errors import InputError
 from trd_cli.progress import Progress
 from trd_cli.trajectories.sets import open_sets
-from trd_cli.trajectories.shards import (
-    PROBLEM_SCHEMA,
-    SCHEMA,
-    read_problems,
-    read_table,
-    shard_number,
-    write_problems,
-)
+from trd_cli.trajectories.shards import PROBLEM_SCHEMA, SCHEMA, read_problems, read_table, shard_number, write_problems
 
 _ROWS_AT_ONCE = 500
 
@@ -59,8 +52,8 @@ class Place:
 class Finding:
     """A training text and a question it hits at 8 words; `hit_13` says whether also at 13.
 
-    `run`: words of the longest common run. `covered_8`, `covered_13`: share of the question's n-grams that the text has.
-    `equal`: the two are the same word by word.
+    `run`: words of the longest common run. `covered_8`, `covered_13`: share of the question's n-grams that the text
+    has. `equal`: the two are the same word by word.
     """
 
     row: int
@@ -83,10 +76,11 @@ class Finding:
 class Overlaps:
     """What was found in a training set of `rows` rows.
 
-    `findings` are in the order of rows, then of benchmarks and their questions. `offending` has one finding for each row
-    that hits a question at the chosen n: an equal question, else the longest run. `benchmarks` has by name what was
+    `findings` are in the order of rows, then of benchmarks and their questions. `offending` has one finding for each
+    row that hits a question at the chosen n: an equal question, else the longest run. `benchmarks` has by name what was
     compared (`source`, `revision`, `sha256`) and counts: `questions`, `equal` (questions that a row equals),
-    `questions_hit`, `rows_hit` and `ignored` (n-grams found in the training set and ignored as boilerplate), these three by n.
+    `questions_hit`, `rows_hit` and `ignored` (n-grams found in the training set and ignored as boilerplate), these
+    three by n.
     """
 
     rows: int
@@ -108,8 +102,7 @@ def run(config: OverlapConfig, progress: Progress) -> Overlaps:
     benchmarks = {each.name: each for each in loaded}
     problems = [problem for each in benchmarks.values() for problem in each.problems]
     index = QuestionIndex(
-        [problem.problem for problem in problems],
-        [name for name, each in benchmarks.items() for _ in each.problems],
+        [problem.problem for problem in problems], [name for name, each in benchmarks.items() for _ in each.problems]
     )
     found = _compare(training, index, progress)
     boilerplate = index.boilerplate(((place.problem, shared) for place, shared in found), config.common)
@@ -142,9 +135,7 @@ def _check_options(config: OverlapConfig) -> None:
     taken = {Path(re.sub(":(math|code)$", "", name)).resolve() for name in names}
     for flag, out in (("--drop", config.drop), ("--out", config.out)):
         if out is not None and Path(out).resolve() in taken:
-            raise InputError(
-                f"{flag} {out} is another file of this command", "its own file", f"change {flag}"
-            )
+            raise InputError(f"{flag} {out} is another file of this command", "its own file", f"change {flag}")
         taken |= {Path(out).resolve()} if out is not None else set()
 
 
@@ -178,23 +169,15 @@ def _compare(training: TrainingFiles, index: QuestionIndex, progress: Progress) 
     return found
 
 
-def _shared_by_row(
-    row: int, values: dict[str, str | None], index: QuestionIndex
-) -> Iterator[tuple[Place, Shared]]:
+def _shared_by_row(row: int, values: dict[str, str | None], index: QuestionIndex) -> Iterator[tuple[Place, Shared]]:
     for part in ("problem", "response"):
         shared = index.shared(values.get(part) or "")
         if shared is not None:
-            yield (
-                Place(row, values["problem_id"], values.get("trajectory_id"), part, values["problem"]),
-                shared,
-            )
+            yield (Place(row, values["problem_id"], values.get("trajectory_id"), part, values["problem"]), shared)
 
 
 def _findings(
-    index: QuestionIndex,
-    question_ids: Sequence[str],
-    found: Sequence[tuple[Place, Shared]],
-    boilerplate: Boilerplate,
+    index: QuestionIndex, question_ids: Sequence[str], found: Sequence[tuple[Place, Shared]], boilerplate: Boilerplate
 ) -> Iterator[Finding]:
     short, long = SIZES
     for place, shared in found:
@@ -284,8 +267,6 @@ def _write_clean(config: OverlapConfig, overlaps: Overlaps, progress: Progress) 
     out, dropped = Path(config.drop), {finding.row for finding in overlaps.offending}
     clean = [p for row, p in enumerate(read_problems(Path(config.train))) if row not in dropped]
     if not clean:
-        raise InputError(
-            f"all {overlaps.rows} rows overlap", "at least one clean row to write", "leave --drop out"
-        )
+        raise InputError(f"all {overlaps.rows} rows overlap", "at least one clean row to write", "leave --drop out")
     write_problems(out, clean)
     progress.note(f"{len(clean)} clean problems in {out}, {len(dropped)} dropped")

@@ -39,7 +39,10 @@ def first_solution(value: Any) -> Any:
 
 
 def gsm8k_parts(value: Any) -> tuple[str, str]:
-    """Return GSM8K's worked solution without its calculator marks, and the number that ends it; RowFault without one."""
+    """Return GSM8K's worked solution without its calculator marks, and the number that ends it;
+
+    RowFault without one.
+    """
     solution, mark, answer = str(value).rpartition("####")
     if not mark:
         raise RowFault("the answer has no '####' before its number")
@@ -143,9 +146,7 @@ PRESETS: dict[str, Preset] = {
         {
             "problem": From((("problem", "question"), "starter_code"), _with_starter_code),
             "reference_solution": From(("solutions",), first_solution, optional=True),
-            "tests": From(
-                ("tests", "metadata"), lambda tests, metadata: parsed_tests(tests, function_name(metadata))
-            ),
+            "tests": From(("tests", "metadata"), lambda tests, metadata: parsed_tests(tests, function_name(metadata))),
         },
     ),
     "mbpp": Preset(

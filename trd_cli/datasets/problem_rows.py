@@ -1,4 +1,7 @@
-"""One row of a file as a problem: its fields as text, its one reference answer, and a count of what was changed on the way."""
+"""One row of a file as a problem:
+
+its fields as text, its one reference answer, and a count of what was changed on the way.
+"""
 
 from __future__ import annotations
 
@@ -12,16 +15,7 @@ from trd_cli.datasets.columns import From, filled_in, found, paths
 from trd_cli.datasets.conversations import has_system_turn, is_conversation
 from trd_cli.datasets.presets import PRESETS
 from trd_cli.datasets.rows import Row, set_name
-from trd_cli.datasets.values import (
-    RowFault,
-    Structured,
-    answer_of,
-    control_character,
-    filled,
-    mended,
-    opened,
-    text_of,
-)
+from trd_cli.datasets.values import RowFault, Structured, answer_of, control_character, filled, mended, opened, text_of
 from trd_cli.errors import InputError
 from trd_cli.graders.reading import reference_answer
 from trd_cli.records import Problem, Task, content_hash
@@ -69,7 +63,8 @@ def listed(rows: Sequence[int]) -> str:
 def problem_of(row: Row, sources: Mapping[str, From], config: ImportConfig, counts: Counts) -> Problem | None:
     """Return a row as a problem, or None where it has no problem text.
 
-    Raises RowFault for a value that cannot be understood, and InputError for an object or a list where one value is needed.
+    Raises RowFault for a value that cannot be understood, and InputError for an object or a list where one value is
+    needed.
     """
     tests = tests_json(sources["tests"](row)) if "tests" in sources else None
     texts = {
@@ -82,14 +77,8 @@ def problem_of(row: Row, sources: Mapping[str, From], config: ImportConfig, coun
         answer, worked = _answer_and_solution(sources["reference_answer"], row, config, counts)
     if not texts.get("problem"):
         return None
-    texts = {
-        **texts,
-        "reference_answer": answer,
-        "reference_solution": texts.get("reference_solution") or worked,
-    }
-    task = _task(
-        texts.get("task") or config.task or (PRESETS[config.preset].task if config.preset else "math")
-    )
+    texts = {**texts, "reference_answer": answer, "reference_solution": texts.get("reference_solution") or worked}
+    task = _task(texts.get("task") or config.task or (PRESETS[config.preset].task if config.preset else "math"))
     if task == "math":
         texts = _with_one_answer(_mended(texts, counts), counts)
     if config.preset and _has_system_turn(sources["problem"], row):
@@ -116,9 +105,7 @@ def _text(name: str, source: From, row: Row, config: ImportConfig, number: int) 
         raise _structured(name, source.all(), row, config, number) from None
 
 
-def _answer_and_solution(
-    source: From, row: Row, config: ImportConfig, counts: Counts
-) -> tuple[str | None, str | None]:
+def _answer_and_solution(source: From, row: Row, config: ImportConfig, counts: Counts) -> tuple[str | None, str | None]:
     """The reference answer of a row, and a worked solution that stands in another of the columns for it.
 
     Of several columns the first counts that is a single answer, else the first that is filled.

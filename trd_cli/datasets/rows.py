@@ -1,7 +1,7 @@
 """Rows of files and of the Hugging Face Hub, one at a time: each is a dictionary by column.
 
-Files are JSONL (plain or gzipped), JSON, CSV and Parquet, told apart by suffix; a pipe is JSONL. A column that stands in a row twice
-has one value where one of the two is filled or both are the same, else it is a `Clash` of them.
+Files are JSONL (plain or gzipped), JSON, CSV and Parquet, told apart by suffix; a pipe is JSONL. A column that stands
+in a row twice has one value where one of the two is filled or both are the same, else it is a `Clash` of them.
 
 Not covered: sets that are spread over several files.
 """
@@ -32,7 +32,10 @@ _BOM = "\ufeff"
 
 
 def rows_of(file: str, split: str) -> Iterator[Row]:
-    """Return the rows of a file, or of the Hub's dataset of that name where no file has it; InputError where neither can be read."""
+    """Return the rows of a file, or of the Hub's dataset of that name where no file has it;
+
+    InputError where neither can be read.
+    """
     path, suffix = Path(file), _suffix(file)
     if path.is_dir():
         raise InputError(f"{path} is a directory", "a file", "name the file in it")
@@ -55,7 +58,10 @@ def file_rows(path: Path) -> Iterator[Row]:
 
 
 def set_name(file: str) -> str:
-    """Return `gsm8k` for data/gsm8k.jsonl.gz, for openai/gsm8k and for openai/gsm8k:main; `pipe` for a pipe, whose name is a number."""
+    """Return `gsm8k` for data/gsm8k.jsonl.gz, for openai/gsm8k and for openai/gsm8k:main;
+
+    `pipe` for a pipe, whose name is a number.
+    """
     if Path(file).is_fifo():
         return "pipe"
     name = well_formed(Path(file).name)
@@ -135,9 +141,7 @@ def _csv_rows(path: Path) -> Iterator[Row]:
             header = next(reader, [])
             for cells in reader:
                 if cells and len(cells) != len(header):
-                    raise _malformed(
-                        path, f"line {reader.line_num}", f"{len(cells)} cells under {len(header)} columns"
-                    )
+                    raise _malformed(path, f"line {reader.line_num}", f"{len(cells)} cells under {len(header)} columns")
                 if cells:
                     yield _row(zip(header, cells, strict=True))
         except csv.Error as error:
@@ -160,7 +164,10 @@ def _batch_rows(batch: pa.RecordBatch) -> Iterator[Row]:
 
 
 def _values(column: pa.Array) -> Sequence[Any]:
-    """A column's values in Python, objects by key, and narrow floats by their own digits: 0.1, not 0.10000000149011612."""
+    """A column's values in Python, objects by key, and narrow floats by their own digits:
+
+    0.1, not 0.10000000149011612.
+    """
     column_type = column.type
     if pa.types.is_float16(column_type) or pa.types.is_float32(column_type):
         written = pc.cast(pc.cast(column, pa.float32()), pa.string()).to_pylist()
@@ -169,9 +176,7 @@ def _values(column: pa.Array) -> Sequence[Any]:
         fields = [_values(part) for part in column.flatten()]
         names = [field.name for field in column_type]
         rows = (dict(zip(names, parts, strict=True)) for parts in zip(*fields, strict=True))
-        return [
-            row if there else None for row, there in zip(rows, column.is_valid().to_pylist(), strict=True)
-        ]
+        return [row if there else None for row, there in zip(rows, column.is_valid().to_pylist(), strict=True)]
     if _is_list(column_type) and _is_deep(column_type.value_field):
         return list(_cut(_values(column.flatten()), pc.list_value_length(column).to_pylist()))
     if pa.types.is_map(column_type):
@@ -220,7 +225,8 @@ _READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
 # The Hub
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
-# Sets that their bare name does not load: GSM8K asks which subset, TACO has a loading script (no longer run) beside its data.
+# Sets that their bare name does not load: GSM8K asks which subset, TACO has a loading script (no longer run) beside its
+# data.
 _HUB_SUBSETS = {"openai/gsm8k": "main"}
 _HUB_FILES = {"BAAI/TACO": "hf://datasets/BAAI/TACO/ALL/{split}-*.parquet"}
 

@@ -1,6 +1,7 @@
 """Where a benchmark's files are: in the directory TRD_DATA, or in a dataset repository of the Hugging Face Hub.
 
-The Hub is read through huggingface_hub, so its cache and its variables (HF_HOME, HF_ENDPOINT, HF_HUB_OFFLINE, HF_TOKEN) hold.
+The Hub is read through huggingface_hub, so its cache and its variables (HF_HOME, HF_ENDPOINT, HF_HUB_OFFLINE, HF_TOKEN)
+hold.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from trd_cli.records import Problem, content_hash
 class Loaded:
     """What a benchmark's loader gives: its problems, and what can be said of them.
 
-    `source` is text for people. `revision` is the commit (Hub) or version (EvalPlus) that was read, None for a local file.
-    `expected_size` and `expected_sha256` are what trd knows of the set, None where it knows nothing; `certain` says that another
-    hash means another content, and not merely an edition whose hash trd does not know.
+    `source` is text for people. `revision` is the commit (Hub) or version (EvalPlus) that was read, None for a local
+    file. `expected_size` and `expected_sha256` are what trd knows of the set, None where it knows nothing; `certain`
+    says that another hash means another content, and not merely an edition whose hash trd does not know.
     """
 
     problems: list[Problem]
@@ -32,7 +33,10 @@ class Loaded:
     notes: tuple[str, ...] = ()
 
     def sha256(self) -> str:
-        """SHA-256 (hex) of what decides a score: every question's text, reference answer and tests, in no particular order."""
+        """SHA-256 (hex) of what decides a score:
+
+        every question's text, reference answer and tests, in no particular order.
+        """
         parts = ([p.problem, p.reference_answer, p.tests] for p in self.problems)
         return content_hash(sorted(content_hash(part, 64) for part in parts), 64)
 
@@ -62,7 +66,10 @@ def fetch(local: str, repo: str, path: str, revision: str | None, pinned: str) -
 
 
 def hub_file(repo: str, path: str, revision: str, local: str) -> Fetched:
-    """One file of a dataset repository, from huggingface_hub's cache or downloaded into it; InputError where that fails."""
+    """One file of a dataset repository, from huggingface_hub's cache or downloaded into it;
+
+    InputError where that fails.
+    """
     from huggingface_hub import hf_hub_download
 
     # It logs each attempt that fails; what a user can mend is said in one line below.

@@ -1,9 +1,10 @@
 """Cells of a file as text: numbers as they were meant, bytes decoded, lists joined, nothing where nothing is.
 
-A backslash that a program took for the start of an escape (`\\f` of `\\frac`, `\\t` of `\\text`) is mended in texts of mathematics
-where what follows it can be nothing but the rest of a command of LaTeX.
+A backslash that a program took for the start of an escape (`\\f` of `\\frac`, `\\t` of `\\text`) is mended in texts of
+mathematics where what follows it can be nothing but the rest of a command of LaTeX.
 
-Not covered: commands whose rest is a word or a name of its own (`\\to`, `\\nu`, `\\ne`) where their backslash became white space.
+Not covered: commands whose rest is a word or a name of its own (`\\to`, `\\nu`, `\\ne`) where their backslash became
+white space.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ _COMMAND = re.compile(r"(?<!\\)\\(?=[a-zA-Z]{2})(?!u[0-9a-fA-F]{4})")
 _GROUPED = re.compile(r"\d{1,3}(?:,\d{3})+")
 _DOLLARS = re.compile(r"\$([^$]+)\$")
 
-# By the character that the backslash and the first letter of a command became: the rest of commands. In prose, those that no word is;
-# in an answer these too, of which some are words.
+# By the character that the backslash and the first letter of a command became: the rest of commands. In prose, those
+# that no word is; in an answer these too, of which some are words.
 _RESTS = {
     "\a": r"lpha|pprox|ngle|rccos|rcsin|rctan|st|symp|leph|rray",
     "\b": r"oxed|egin|eta|inom|igg?[lrm]?|ar|mod|ullet|ot|oldsymbol|f|m|ecause|ackslash",
@@ -121,16 +122,15 @@ def text_of(value: Any) -> str | None:
 
 
 def answer_of(value: Any) -> str | None:
-    """Return a reference answer as text: as `text_of`, and lists joined as the grader reads them: `1, 2`, `(1, 2), (3, 4)`.
+    """Return a reference answer as text: as `text_of`, and lists joined as the grader reads them: `1, 2`, `(1, 2), (3,
+    4)`.
 
-    A text that is a list of texts (`["1", "2"]`, `['1']`) is that list. Raises Structured for an object, or a list with one, also
-    where it is written out as text.
+    A text that is a list of texts (`["1", "2"]`, `['1']`) is that list. Raises Structured for an object, or a list with
+    one, also where it is written out as text.
     """
     value = _decoded(value) if isinstance(value, bytes) else value
     inside = opened(value, latex=True)
-    if isinstance(inside, Mapping) or (
-        isinstance(inside, list) and any(isinstance(i, Mapping) for i in inside)
-    ):
+    if isinstance(inside, Mapping) or (isinstance(inside, list) and any(isinstance(i, Mapping) for i in inside)):
         raise Structured(inside)
     is_list = isinstance(inside, list) and (inside is value or all(isinstance(item, str) for item in inside))
     if not is_list:
@@ -187,7 +187,8 @@ def number(value: float | Decimal) -> str:
 
 
 def mended(text: str, prose: bool) -> str:
-    """Return `text` with the backslashes that became control characters put back, where that is what they must have been.
+    """Return `text` with the backslashes that became control characters put back, where that is what they must have
+    been.
 
     In `prose` the rest of a command may also be a word after a tab or on a new line; there such a rest stays.
     """

@@ -11,9 +11,9 @@ from trd_cli.records import Completion, Request
 class Engine(Protocol):
     """Generates completions.
 
-    `name` and `version` go into every row. A failure of one request is a Completion with `error`; a failure of the engine
-    itself raises EngineError, and what was handed on before stays valid. What a row cannot hold becomes that row's error (see
-    `border`).
+    `name` and `version` go into every row. A failure of one request is a Completion with `error`; a failure of the
+    engine itself raises EngineError, and what was handed on before stays valid. What a row cannot hold becomes that
+    row's error (see `border`).
     """
 
     name: str

@@ -1,7 +1,8 @@
-"""The border that every completion crosses on its way into a row: text, ids and the rest are checked here, for all engines.
+"""The border that every completion crosses on its way into a row: text, ids and the rest are checked here, for all
+engines.
 
-What can be repaired is: parts of a message are joined, lone surrogates become U+FFFD, an end of turn that is missing is added.
-Anything else is the error of its own row, so that a batch never loses a good one.
+What can be repaired is: parts of a message are joined, lone surrogates become U+FFFD, an end of turn that is missing is
+added. Anything else is the error of its own row, so that a batch never loses a good one.
 """
 
 from __future__ import annotations
@@ -30,14 +31,12 @@ class Malformed(ValueError):
 
 
 def answered(
-    requests: Sequence[Request],
-    completions: Iterable[Completion],
-    tokenizer: Tokenizer,
-    note: Callable[[str], None],
+    requests: Sequence[Request], completions: Iterable[Completion], tokenizer: Tokenizer, note: Callable[[str], None]
 ) -> Iterator[Completion]:
     """Yield exactly one checked completion for each request, in the order in which an engine gives them.
 
-    A request that the engine leaves unanswered ends as an error. What answers no open request is left out, and `note` says how often.
+    A request that the engine leaves unanswered ends as an error. What answers no open request is left out, and `note`
+    says how often.
     """
     waiting = {request.request_id: None for request in requests}
     strangers = 0
@@ -67,9 +66,7 @@ def checked(completion: Completion, tokenizer: Tokenizer) -> Completion:
     logprobs = as_logprobs(completion.logprobs, len(ids))
     if completion.finish_reason == "stop":
         ids, logprobs = with_end(ids, logprobs, tokenizer)
-    return replace(
-        completion, text=text, token_ids=ids, logprobs=logprobs, ids_exact=bool(completion.ids_exact)
-    )
+    return replace(completion, text=text, token_ids=ids, logprobs=logprobs, ids_exact=bool(completion.ids_exact))
 
 
 def as_text(value: Any) -> str:

@@ -60,7 +60,10 @@ class _Arguments(BaseModel):
 
 
 class _Fault(Exception):
-    """Says why one request has no answer. Two of equal `likeness` fail for the same reason; None is a reason of its own."""
+    """Says why one request has no answer.
+
+    Two of equal `likeness` fail for the same reason; None is a reason of its own.
+    """
 
     def __init__(self, reason: str, likeness: str | None = None) -> None:
         super().__init__(reason)
@@ -72,13 +75,13 @@ class OpenAIEngine:
 
     `api=completions` sends the prompt's token ids. A server that returns token ids (vllm's `return_token_ids`) makes
     exact rows, with logprobs, which are the model's own under vllm's default `--logprobs-mode raw_logprobs`. Where only
-    text comes back, the ids are those of the text and `ids_exact` is False. `api=chat` sends the messages; what it leaves
-    out (`top_k` 0, penalties) is as the server is configured.
+    text comes back, the ids are those of the text and `ids_exact` is False. `api=chat` sends the messages; what it
+    leaves out (`top_k` 0, penalties) is as the server is configured.
 
-    The client waits and tries again after 408, 409, 429, 5xx, lost connections, timeouts, a body that is cut off, and an error
-    in a body with status 200. What still fails is that row's error. What concerns every request raises EngineError: 401 to 405, a quota
-    or credit that is used up, a server that cannot be reached, and a refusal that the first three prompts meet alike. Nothing is
-    sent before the first request.
+    The client waits and tries again after 408, 409, 429, 5xx, lost connections, timeouts, a body that is cut off, and
+    an error in a body with status 200. What still fails is that row's error. What concerns every request raises
+    EngineError: 401 to 405, a quota or credit that is used up, a server that cannot be reached, and a refusal that the
+    first three prompts meet alike. Nothing is sent before the first request.
     """
 
     name = "openai"
@@ -109,9 +112,7 @@ class OpenAIEngine:
             self._client = _client_class()(**connection)
         except Exception as error:  # whatever it makes of proxies in the environment
             got = f"no client for {self._server.shown}: {self._line(error)}"
-            raise EngineError(
-                got, "an address and proxies it can use", "check --base-url and *_PROXY"
-            ) from None
+            raise EngineError(got, "an address and proxies it can use", "check --base-url and *_PROXY") from None
 
     def generate(self, requests: Sequence[Request]) -> Iterator[Completion]:
         """One completion a request, as they finish; raises EngineError when the server is of no use to any request.
@@ -234,7 +235,10 @@ class OpenAIEngine:
             raise _Fault(f"the server's answer is malformed: {self._line(fault)}") from None
 
     def _response(self, request: Request, choice: Mapping[str, Any], usage: Any) -> Completion:
-        """Return the response in a choice; raise _Fault where it did not end well or has no text, Malformed where a value is of another kind."""
+        """Return the response in a choice;
+
+        raise _Fault where it did not end well or has no text, Malformed where a value is of another kind.
+        """
         given = choice.get("token_ids") if self._arguments.api == "completions" else None
         ids = as_ids(given) if given else None
         reason = choice.get("finish_reason")
@@ -277,7 +281,10 @@ class OpenAIEngine:
         return content
 
     def _without_end(self, text: str) -> str:
-        """Return text without the names of end tokens that some servers leave at its end; the id is added once, by `with_end`."""
+        """Return text without the names of end tokens that some servers leave at its end;
+
+        the id is added once, by `with_end`.
+        """
         bare = text.rstrip()
         end = next((end for end in self._ends if bare.endswith(end)), None)
         return text if end is None else self._without_end(bare.removesuffix(end))
@@ -329,7 +336,8 @@ class OpenAIEngine:
 class _Opening:
     """Holds the errors of the first requests back until one is answered, or fails for another reason.
 
-    Where the first prompts that differ all fail alike, so would the rest: then they are no errors of rows, and none is handed on.
+    Where the first prompts that differ all fail alike, so would the rest: then they are no errors of rows, and none is
+    handed on.
     """
 
     def __init__(self, requests: Sequence[Request]) -> None:

@@ -40,7 +40,10 @@ _LOGPROBS_MODE = "raw_logprobs"
 
 
 def choose_engine(options: EngineOptions, model_name: str) -> EngineName:
-    """The engine `--engine` means on this machine: auto is vllm where it is installed beside a GPU, else transformers."""
+    """The engine `--engine` means on this machine:
+
+    auto is vllm where it is installed beside a GPU, else transformers.
+    """
     if options.engine != "auto":
         if (options.engine == SCRIPTED) != (model_name == SCRIPTED):
             raise EngineError(
@@ -93,17 +96,17 @@ def check_server(name: EngineName, options: EngineOptions) -> None:
 
 
 def window(name: EngineName, model: ModelRef, options: EngineOptions) -> int:
-    """Return the longest prompt and response together, in tokens: as asked for, else what the model's configuration names.
+    """Return the longest prompt and response together, in tokens: as asked for, else what the model's configuration
+    names.
 
-    Raises ModelError where neither says, InputError where the transformers engine is asked for more than the model takes.
+    Raises ModelError where neither says, InputError where the transformers engine is asked for more than the model
+    takes.
     """
     asked, longest = options.max_model_len, model.known_length()
     if asked is None:
         return model.max_length()
     if name == "transformers" and longest is not None and asked > longest:
-        raise InputError(
-            f"--max-model-len {asked}", f"at most the {longest} that {model.name} takes", "lower it"
-        )
+        raise InputError(f"--max-model-len {asked}", f"at most the {longest} that {model.name} takes", "lower it")
     return asked
 
 

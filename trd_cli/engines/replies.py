@@ -1,7 +1,8 @@
-"""What OpenAI-compatible servers reply: answers, reasons to end, and complaints, each in the forms that servers give them.
+"""What OpenAI-compatible servers reply: answers, reasons to end, and complaints, each in the forms that servers give
+them.
 
-Known are the forms of vLLM, SGLang, llama.cpp, TGI, Ollama, LM Studio, LiteLLM, OpenRouter, Together and Mistral, and those of
-Anthropic's, Google's and Cohere's models where a gateway hands them on.
+Known are the forms of vLLM, SGLang, llama.cpp, TGI, Ollama, LM Studio, LiteLLM, OpenRouter, Together and Mistral, and
+those of Anthropic's, Google's and Cohere's models where a gateway hands them on.
 """
 
 from __future__ import annotations
@@ -52,7 +53,10 @@ _NUMBER_OF_ITS_OWN = re.compile(r"\b(?=[\w-]*\d)[\w-]{10,}\b")
 
 @dataclass(frozen=True)
 class Complaint:
-    """Holds what a server says went wrong. `status` is that of the answer, or the one that a body with status 200 names; `kind` is its code and type."""
+    """Holds what a server says went wrong.
+
+    `status` is that of the answer, or the one that a body with status 200 names; `kind` is its code and type.
+    """
 
     status: int
     reason: str
@@ -123,7 +127,10 @@ def choice_of(body: Any) -> Mapping[str, Any] | None:
 
 
 def complaint_in(body: Any) -> Complaint | None:
-    """Return the complaint that a reply with status 200 holds in place of an answer, or in its choice; None where it holds none."""
+    """Return the complaint that a reply with status 200 holds in place of an answer, or in its choice;
+
+    None where it holds none.
+    """
     choice = choice_of(body)
     if isinstance(body, Mapping) and body.get("error"):
         return complaint(200, body)
@@ -170,7 +177,10 @@ def _said(error: Any, depth: int = 0) -> str:
 
 
 def finish_of(reason: Any) -> FinishReason | None:
-    """Return "stop" or "length" for a server's reason to end, however it writes it; None for any other, and for none."""
+    """Return "stop" or "length" for a server's reason to end, however it writes it;
+
+    None for any other, and for none.
+    """
     if isinstance(reason, Mapping):  # as SGLang's own interface has it
         reason = reason.get("type")
     if not isinstance(reason, str):
@@ -181,8 +191,8 @@ def finish_of(reason: Any) -> FinishReason | None:
 def guessed_finish(limit: int, ids: list[int] | None, used: Any, ends: frozenset[int]) -> FinishReason | None:
     """Return how an answer without a reason ended, or None where nothing tells.
 
-    `limit` is how many tokens were asked for. The server's own `ids` tell by the last one and their number; without them `used`, the
-    tokens it counted, tells: an answer with fewer than it might have had came to its end.
+    `limit` is how many tokens were asked for. The server's own `ids` tell by the last one and their number; without
+    them `used`, the tokens it counted, tells: an answer with fewer than it might have had came to its end.
     """
     if ids and ids[-1] in ends:
         return "stop"

@@ -1,7 +1,7 @@
 """Drawing one token a row from logits, reproducibly.
 
-Axes: n rows, V vocabulary, M candidates kept. A draw is the inverse of the cumulative distribution, taken in the order of
-token ids, at a uniform number from the row's own generator: a row's tokens do not depend on its neighbours, and a
+Axes: n rows, V vocabulary, M candidates kept. A draw is the inverse of the cumulative distribution, taken in the order
+of token ids, at a uniform number from the row's own generator: a row's tokens do not depend on its neighbours, and a
 rounding difference in the logits can change a draw only where that number falls on a boundary.
 """
 
@@ -14,19 +14,14 @@ import torch
 from trd_cli.records import Sampling
 
 
-def draw(
-    logits_nV: torch.Tensor, sampling: Sampling, uniforms: Sequence[float]
-) -> tuple[torch.Tensor, torch.Tensor]:
+def draw(logits_nV: torch.Tensor, sampling: Sampling, uniforms: Sequence[float]) -> tuple[torch.Tensor, torch.Tensor]:
     """Token ids (n,) int64 and their log-probabilities (n,) float32 under the unfiltered distribution at temperature 1.
 
     `uniforms` has one number in [0, 1) a row; greedy rows ignore theirs. Top-k is applied before top-p, which
     counts the mass of what top-k left, as vLLM and transformers do.
     """
     logits_nV = logits_nV.float()
-    if sampling.temperature == 0:
-        token_n = logits_nV.argmax(dim=-1)
-    else:
-        token_n = _draw_filtered(logits_nV, sampling, uniforms)
+    token_n = logits_nV.argmax(dim=-1) if sampling.temperature == 0 else _draw_filtered(logits_nV, sampling, uniforms)
     chosen_n = logits_nV.gather(1, token_n[:, None]).squeeze(1)
     return token_n, chosen_n - logits_nV.logsumexp(dim=-1)
 
@@ -39,9 +34,7 @@ def _draw_filtered(logits_nV: torch.Tensor, sampling: Sampling, uniforms: Sequen
     exact = torch.float32 if logits_nV.device.type == "mps" else torch.float64  # MPS has no float64
     cumulative_nM = candidates_nM.to(exact).cumsum(dim=-1)
     targets_n = torch.tensor(uniforms, dtype=exact, device=logits_nV.device) * cumulative_nM[:, -1]
-    place_n1 = torch.searchsorted(cumulative_nM, targets_n[:, None], right=True).clamp_(
-        max=candidates_nM.shape[1] - 1
-    )
+    place_n1 = torch.searchsorted(cumulative_nM, targets_n[:, None], right=True).clamp_(max=candidates_nM.shape[1] - 1)
     return (place_n1 if ids_nM is None else ids_nM.gather(1, place_n1)).squeeze(1)
 
 

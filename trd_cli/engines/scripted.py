@@ -1,9 +1,9 @@
 """A deterministic engine without a model, shipped for tests, dry runs and trying the commands.
 
-A reply depends on the request's seed alone. Arguments (`--engine-arg`): `accuracy` share of replies that give the reference
-answer (0.5); `delay` seconds a reply takes (0); `length` filler words (8); `faults` share of requests that
-fail (0); `crash_after` replies after which the engine itself fails (never); `log` a file that gets a line with the id of each
-request as its reply is made (none).
+A reply depends on the request's seed alone. Arguments (`--engine-arg`): `accuracy` share of replies that give the
+reference answer (0.5); `delay` seconds a reply takes (0); `length` filler words (8); `faults` share of requests that
+fail (0); `crash_after` replies after which the engine itself fails (never); `log` a file that gets a line with the id
+of each request as its reply is made (none).
 """
 
 from __future__ import annotations
@@ -98,18 +98,12 @@ class ScriptedEngine:
         if chance.random() < self._script.faults:
             return Completion(request.request_id, error="scripted fault")
         right = chance.random() < self._script.accuracy
-        text = (
-            " ".join(chance.choices(_WORDS, k=self._script.length))
-            + "\n"
-            + self._ending(request, right, chance)
-        )
+        text = " ".join(chance.choices(_WORDS, k=self._script.length)) + "\n" + self._ending(request, right, chance)
         ids = [*self._tokenizer.encode(text), self._tokenizer.end_of_turn_id]
         cut = len(ids) > request.sampling.max_tokens
         ids = ids[: request.sampling.max_tokens]
         logprobs = [-chance.random() for _ in ids]
-        return Completion(
-            request.request_id, self._tokenizer.decode(ids), ids, logprobs, "length" if cut else "stop"
-        )
+        return Completion(request.request_id, self._tokenizer.decode(ids), ids, logprobs, "length" if cut else "stop")
 
     @staticmethod
     def _ending(request: Request, right: bool, chance: random.Random) -> str:

@@ -16,7 +16,10 @@ _EXAMPLE = "give --base-url, for example http://localhost:8000/v1"
 
 @dataclass(frozen=True)
 class Server:
-    """Holds an address, its query apart, and a key. `shown` is the address without its user; `secrets` must not be shown."""
+    """Holds an address, its query apart, and a key.
+
+    `shown` is the address without its user; `secrets` must not be shown.
+    """
 
     url: str = field(repr=False)
     query: Mapping[str, str] = field(repr=False)
@@ -56,16 +59,15 @@ def read_server(base_url: str | None) -> Server:
 def header_value(variable: str) -> str:
     """Return a variable that is sent as a header, without space around it; "" where it is not set.
 
-    Raises EngineError for one that no header can carry, without showing it: the HTTP library's own complaint would quote it.
+    Raises EngineError for one that no header can carry, without showing it: the HTTP library's own complaint would
+    quote it.
     """
     value = os.environ.get(variable, "").strip()
     if all("!" <= character <= "~" for character in value):
         return value
     what = "a character that is not ASCII" if not value.isascii() else "a space or a control character"
     raise EngineError(
-        f"{variable} holds {what}",
-        "printable ASCII without spaces, as a header carries it",
-        f"set {variable} again",
+        f"{variable} holds {what}", "printable ASCII without spaces, as a header carries it", f"set {variable} again"
     )
 
 

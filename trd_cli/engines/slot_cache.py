@@ -2,8 +2,8 @@
 
 Axes: S slots, H key/value heads, C capacity in tokens, D head dimension, n rows in flight (they hold slots 0 … n−1).
 
-A row's keys lie at the front of its slot, so a row that finishes is replaced by overwriting its slot, nothing is shifted,
-and no padding is carried along. A decoding step writes one token a row in place; `torch.cat`, which the stock
+A row's keys lie at the front of its slot, so a row that finishes is replaced by overwriting its slot, nothing is
+shifted, and no padding is carried along. A decoding step writes one token a row in place; `torch.cat`, which the stock
 dynamic cache uses, copies the whole cache at every step.
 """
 

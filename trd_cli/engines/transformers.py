@@ -1,12 +1,14 @@
 """The engine that runs anywhere: a Hugging Face model, batched, with rows that come and go.
 
-Prompts are prefilled in groups of similar length; a row that finishes is handed on at once and its slot is given to the next
-prompt, so that no step computes a row that has ended.
+Prompts are prefilled in groups of similar length; a row that finishes is handed on at once and its slot is given to the
+next prompt, so that no step computes a row that has ended.
 
-Where a model's rotary factors switch at a length (see `rope`), short rows run first and long ones after them. A row that grows past that
-length leaves its slot. Its cached keys have the short factors, so it is read again once, among the long rows, and goes on from there.
+Where a model's rotary factors switch at a length (see `rope`), short rows run first and long ones after them. A row
+that grows past that length leaves its slot. Its cached keys have the short factors, so it is read again once, among the
+long rows, and goes on from there.
 
-Not covered: models whose cache is not plain keys and values (state-space, linear attention); those are refused, use vllm for them.
+Not covered: models whose cache is not plain keys and values (state-space, linear attention); those are refused, use
+vllm for them.
 """
 
 from __future__ import annotations
@@ -110,7 +112,10 @@ def check_attention(name: str, model: torch.nn.Module) -> None:
 
 @dataclass
 class _Row:
-    """A request that waits or is in flight. `length` counts the tokens that the cache holds of it, or will once it is prefilled."""
+    """A request that waits or is in flight.
+
+    `length` counts the tokens that the cache holds of it, or will once it is prefilled.
+    """
 
     request: Request
     length: int
@@ -192,9 +197,7 @@ class TransformersEngine:
         while waiting and len(rows) < self._slots:
             new = [waiting.popleft()]
             longest = new[0].length
-            while (
-                waiting and len(rows) + len(new) < self._slots and longest * (len(new) + 1) <= _PREFILL_TOKENS
-            ):
+            while waiting and len(rows) + len(new) < self._slots and longest * (len(new) + 1) <= _PREFILL_TOKENS:
                 new.append(waiting.popleft())
             ids = torch.zeros(len(new), longest, dtype=torch.long)
             for i, row in enumerate(new):
@@ -210,7 +213,10 @@ class TransformersEngine:
             yield from self._release(cache, rows)
 
     def _set_apart(self, cache: SlotCache, rows: list[_Row], grown: list[_Row]) -> None:
-        """Take out the rows whose next token is the first beyond the short factors: their cached keys are of no more use."""
+        """Take out the rows whose next token is the first beyond the short factors:
+
+        their cached keys are of no more use.
+        """
         for slot in range(len(rows) - 1, -1, -1):
             if rows[slot].length == self._switch:
                 row = self._leave(cache, rows, slot)
@@ -246,9 +252,7 @@ class TransformersEngine:
         lowest = torch.finfo(self.model.dtype).min
         return torch.zeros_like(mask, dtype=self.model.dtype).masked_fill(~mask, lowest)
 
-    def _forward(
-        self, ids: torch.Tensor, cache: SlotCache, mask, positions, keep: torch.Tensor | int
-    ) -> torch.Tensor:
+    def _forward(self, ids: torch.Tensor, cache: SlotCache, mask, positions, keep: torch.Tensor | int) -> torch.Tensor:
         try:
             return self.model(
                 input_ids=ids.to(self.device),
@@ -272,9 +276,7 @@ class TransformersEngine:
             by_sampling.setdefault(Sampling(s.temperature, s.top_p, s.top_k, 0), []).append(i)
         for sampling, members in by_sampling.items():
             uniforms = [rows[i].generator.random() for i in members]
-            chosen = (
-                logits if len(members) == len(rows) else logits[torch.tensor(members, device=logits.device)]
-            )
+            chosen = logits if len(members) == len(rows) else logits[torch.tensor(members, device=logits.device)]
             tokens, logprobs = draw(chosen, sampling, uniforms)
             for i, token, logprob in zip(members, tokens.tolist(), logprobs.tolist(), strict=True):
                 rows[i].token_ids.append(token)

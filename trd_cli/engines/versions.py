@@ -20,6 +20,4 @@ def engine_version(name: EngineName) -> str:
             return metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
-    raise EngineError(
-        f"--engine {name}, but {name} is not installed", "it to be", f'pip install "trd-cli[{name}]"'
-    )
+    raise EngineError(f"--engine {name}, but {name} is not installed", "it to be", f'pip install "trd-cli[{name}]"')

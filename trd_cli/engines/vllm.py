@@ -1,13 +1,13 @@
 """The fast engine: vLLM offline, token ids in and out, each completion handed on as it finishes.
 
-A row draws from its own seed, whatever its neighbours. The logits themselves move a little with the size of the batch: by about
-1e-5 in float32, where that seldom changes a token, by far more in half precision (VLLM_BATCH_INVARIANT=1 rules it out on
-some GPUs). Extra engine arguments go to `vllm.LLM` and win over the defaults here; those that an option of trd stands for, or that
-would break rows in silence, are refused (`registry.check_arguments`).
+A row draws from its own seed, whatever its neighbours. The logits themselves move a little with the size of the batch:
+by about 1e-5 in float32, where that seldom changes a token, by far more in half precision (VLLM_BATCH_INVARIANT=1 rules
+it out on some GPUs). Extra engine arguments go to `vllm.LLM` and win over the defaults here; those that an option of
+trd stands for, or that would break rows in silence, are refused (`registry.check_arguments`).
 
-vLLM and its processes write to a log file, never to standard output, which carries the paths of shards. The file is deleted
-when the engine is closed, and kept and named when the engine fails. VLLM_LOGGING_LEVEL (default WARNING) says how much
-it holds.
+vLLM and its processes write to a log file, never to standard output, which carries the paths of shards. The file is
+deleted when the engine is closed, and kept and named when the engine fails. VLLM_LOGGING_LEVEL (default WARNING) says
+how much it holds.
 
 Not covered: a choice of GPU (set CUDA_VISIBLE_DEVICES), two `generate` at the same time, LoRA, images.
 """
@@ -126,9 +126,7 @@ class VllmEngine:
         sampling = request.sampling
         if 0 < sampling.temperature < _LOWEST_TEMPERATURE:
             # vLLM would quietly draw at 0.01, and the row would record what was not done.
-            raise ValueError(
-                f"temperature {sampling.temperature} is neither 0 nor at least {_LOWEST_TEMPERATURE}"
-            )
+            raise ValueError(f"temperature {sampling.temperature} is neither 0 nor at least {_LOWEST_TEMPERATURE}")
         # Older versions have no flat form of the log-probabilities, which spares an object a token.
         flat = {"flat_logprobs": True} if hasattr(SamplingParams, "flat_logprobs") else {}
         return SamplingParams(
@@ -153,9 +151,7 @@ class VllmEngine:
         if output.finish_reason == "stop":
             # vLLM may know an end of its own; a row that ends in "stop" must teach the student to stop.
             ids, logprobs = with_end(ids, logprobs, self._tokenizer)
-        return Completion(
-            request.request_id, self._tokenizer.decode(ids), ids, logprobs, output.finish_reason
-        )
+        return Completion(request.request_id, self._tokenizer.decode(ids), ids, logprobs, output.finish_reason)
 
     def _abort(self, running: dict[str, Request]) -> None:
         """Take back what nobody waits for any more; nothing to take back from an engine that has died."""
@@ -192,7 +188,10 @@ def _start(model: ModelRef, options: EngineOptions) -> Any:
 
 
 def _watch(llm: Any) -> None:
-    """See to it that a killed vLLM process (the system ran out of memory) is noticed: vLLM would wait for it for ever."""
+    """See to it that a killed vLLM process (the system ran out of memory) is noticed:
+
+    vLLM would wait for it for ever.
+    """
     from vllm.v1.engine.exceptions import EngineDeadError
 
     answers = getattr(llm.llm_engine.engine_core, "outputs_queue", None)
@@ -221,7 +220,8 @@ def _arguments(model: ModelRef, options: EngineOptions, on_cpu: bool) -> dict[st
     if options.batch_size is not None:
         arguments["max_num_seqs"] = options.batch_size
     if on_cpu:
-        # A prompt prefilled in pieces rewinds its seeded generator, which CPU generators cannot do: vLLM's process dies.
+        # A prompt prefilled in pieces rewinds its seeded generator, which CPU generators cannot do: vLLM's process
+        # dies.
         arguments |= {"enforce_eager": True, "enable_chunked_prefill": False}
     return arguments | options.engine_arg
 
@@ -230,7 +230,8 @@ def _arguments(model: ModelRef, options: EngineOptions, on_cpu: bool) -> dict[st
 def _output_to(log: Path) -> Iterator[None]:
     """Send what this process and the children it starts write to `log`.
 
-    The children keep the file for good. A logging handler of vLLM made meanwhile in this process writes to standard error.
+    The children keep the file for good. A logging handler of vLLM made meanwhile in this process writes to standard
+    error.
     """
     sys.stdout.flush()
     sys.stderr.flush()
@@ -253,9 +254,7 @@ def _prompt(request: Request) -> Any:
     import vllm.inputs
 
     ids = list(request.prompt_token_ids)
-    return (
-        vllm.inputs.tokens_input(ids) if hasattr(vllm.inputs, "tokens_input") else {"prompt_token_ids": ids}
-    )
+    return vllm.inputs.tokens_input(ids) if hasattr(vllm.inputs, "tokens_input") else {"prompt_token_ids": ids}
 
 
 def _new_log() -> Path:

@@ -1,6 +1,7 @@
 """trd compare: two evaluations on the same questions, as paired differences B - A.
 
-A question counts where both have a graded sample. Only samples that both have are compared: the first k of each question.
+A question counts where both have a graded sample. Only samples that both have are compared: the first k of each
+question.
 
 compare.json:
     format, trd, k
@@ -114,9 +115,7 @@ def _common_k(config: CompareConfig, a: Mapping[str, Any], b: Mapping[str, Any],
             "lower --k, or evaluate with more samples and trd eval --k",
         )
     if config.k is None and a["k"] != b["k"]:
-        progress.note(
-            f"A has {a['k']} samples of each question, B has {b['k']}: the first {both} are compared"
-        )
+        progress.note(f"A has {a['k']} samples of each question, B has {b['k']}: the first {both} are compared")
     return config.k or both
 
 
@@ -163,9 +162,7 @@ def _write(directory: Path, comparison: Mapping[str, Any]) -> None:
 
 def _row(name: str, bench: Mapping[str, Any]) -> list[str]:
     d = bench["difference"]
-    needed = (
-        NOTHING if bench[key] is None else str(bench[key]) for key in ("needed_questions", "needed_samples")
-    )
+    needed = (NOTHING if bench[key] is None else str(bench[key]) for key in ("needed_questions", "needed_samples"))
     return [
         name,
         percent(bench["a"]["value"]),
@@ -219,10 +216,7 @@ def markdown(comparison: Mapping[str, Any]) -> str:
 
 def comparison_csv(comparison: Mapping[str, Any]) -> str:
     """One line a benchmark, plain numbers; gained and lost are counts."""
-    header = (
-        *("benchmark", "k", "a", "b", *_DIFFERENCE),
-        *("gained", "lost", "needed_questions", "needed_samples"),
-    )
+    header = (*("benchmark", "k", "a", "b", *_DIFFERENCE), *("gained", "lost", "needed_questions", "needed_samples"))
     rows = (
         [
             *(name, comparison["k"], bench["a"]["value"], bench["b"]["value"]),

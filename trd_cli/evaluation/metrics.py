@@ -105,9 +105,7 @@ def maj_at_k(correct_QK: np.ndarray, classes_QK: np.ndarray, k: int) -> Estimate
     for q in np.flatnonzero(graded_Q >= k):
         keep_K = graded_QK[q]
         scores_Q[q] = _majority_score(classes_QK[q, keep_K].tolist(), correct_QK[q, keep_K].tolist(), k)
-    variances_Q = (
-        sample_variances(correct_QK) / np.maximum(graded_Q, 1) if k == 1 else np.full_like(scores_Q, np.nan)
-    )
+    variances_Q = sample_variances(correct_QK) / np.maximum(graded_Q, 1) if k == 1 else np.full_like(scores_Q, np.nan)
     return _estimate(scores_Q, variances_Q, graded_Q)
 
 

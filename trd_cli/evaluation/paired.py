@@ -95,9 +95,7 @@ def paired_difference(
         lost,
         questions,
         needed_questions(value, variance, (len(gained) + len(lost)) / questions),
-        needed_samples(
-            value, variance, questions, sum(one for one, _ in sampling), sum(w for _, w in sampling)
-        ),
+        needed_samples(value, variance, questions, sum(one for one, _ in sampling), sum(w for _, w in sampling)),
     )
 
 
@@ -128,10 +126,10 @@ def sign_flip_p_values(differences_QP: np.ndarray, draws: int = 20_000, seed: in
 def holm(p_values: Sequence[float]) -> list[float]:
     """p-values corrected for their number by Holm's step-down procedure, in the order given.
 
-    With m values, the i-th smallest (from 0) becomes the largest of (m − j)·p_(j) over j ≤ i, at most 1. Rejecting what is
-    at most 0.05 then keeps the chance of any false rejection among the m at 5 %, however they depend on each other (Holm
-    1979, A Simple Sequentially Rejective Multiple Test Procedure, Scandinavian Journal of Statistics 6). A NaN stays one
-    and is not counted.
+    With m values, the i-th smallest (from 0) becomes the largest of (m − j)·p_(j) over j ≤ i, at most 1. Rejecting what
+    is at most 0.05 then keeps the chance of any false rejection among the m at 5 %, however they depend on each other
+    (Holm 1979, A Simple Sequentially Rejective Multiple Test Procedure, Scandinavian Journal of Statistics 6). A NaN
+    stays one and is not counted.
     """
     order = sorted((i for i, p in enumerate(p_values) if not isnan(p)), key=lambda i: p_values[i])
     corrected, largest = [nan] * len(p_values), 0.0
@@ -145,9 +143,7 @@ def needed_questions(value: float, variance: float, moved_share: float) -> int |
     """Questions for 80 % power at two-sided 5 %, as in `paired_difference`; None where it cannot be known."""
     if abs(value) < SAME or isnan(variance):
         return None
-    return max(
-        ceil((Z_95 + Z_POWER) ** 2 * variance / value**2 - 1e-9), ceil(LEAST_MOVED / moved_share - 1e-9)
-    )
+    return max(ceil((Z_95 + Z_POWER) ** 2 * variance / value**2 - 1e-9), ceil(LEAST_MOVED / moved_share - 1e-9))
 
 
 def needed_samples(value: float, variance: float, questions: int, one: float, within: float) -> int | None:

@@ -13,8 +13,8 @@ graders' equivalence classes: nothing else enters, so scoring again gives the sa
       sampling {temperature, top_p, top_k, max_tokens, seed}, prompt, grader
       scores: {"avg@j", "pass@j", and for math "maj@j", for every j from 1 to k: {
         value, low, high (95 %), stderr, stderr_within, questions}}     null where there is nothing to score
-                                                                        HumanEval+, MBPP+: also "base_avg@j", "base_pass@j", by
-                                                                        the original tests alone
+                                                                        HumanEval+, MBPP+: also "base_avg@j",
+                                                                        "base_pass@j", by the original tests alone
       verdicts: {correct, incorrect, error, timeout}                    counts of samples
       truncated, no_answer, unclosed_thinking, error, timeout           shares of samples
       tokens: {total, mean, median}                                     of the responses
@@ -96,9 +96,7 @@ def read_samples(shards: Iterable[Path]) -> Samples:
     found: dict[str, dict[str, dict[int, Sample]]] = {}
     prompts = Prompts()
     for path in shards:
-        table = read_table(
-            path, [*_COLUMNS, "response", "response_token_ids", "prompt_token_ids", "ids_exact"]
-        )
+        table = read_table(path, [*_COLUMNS, "response", "response_token_ids", "prompt_token_ids", "ids_exact"])
         lengths = pc.list_value_length(table["response_token_ids"]).to_pylist()
         texts = (text.as_py() for text in table["response"])
         ends = (ids.values[-TAIL:].to_pylist() for ids in table["prompt_token_ids"])
@@ -107,9 +105,7 @@ def read_samples(shards: Iterable[Path]) -> Samples:
         for row, tokens, text, end, is_exact in rows:
             opened = prompts.open_thinking(row["model"], end, text or "", is_exact, row["finish_reason"])
             sample = Sample(**row, tokens=tokens, open_thinking=thinking_is_open(text or "", opened))
-            found.setdefault(sample.source, {}).setdefault(sample.problem_id, {})[sample.sample_index] = (
-                sample
-            )
+            found.setdefault(sample.source, {}).setdefault(sample.problem_id, {})[sample.sample_index] = sample
     return found
 
 
@@ -118,19 +114,13 @@ def samples_there(benchmarks: Mapping[str, Any], shards: Iterable[Path]) -> int:
     there: dict[tuple[str, str], set[int]] = {}
     for path in shards:
         columns = read_table(path, ["source", "problem_id", "sample_index"]).to_pydict()
-        for *question, index in zip(
-            columns["source"], columns["problem_id"], columns["sample_index"], strict=True
-        ):
+        for *question, index in zip(columns["source"], columns["problem_id"], columns["sample_index"], strict=True):
             there.setdefault(tuple(question), set()).add(index)
-    indices_Q = (
-        there.get((name, q), set()) for name, about in benchmarks.items() for q in about["questions"]
-    )
+    indices_Q = (there.get((name, q), set()) for name, about in benchmarks.items() for q in about["questions"])
     return min((next(i for i in count() if i not in indices) for indices in indices_Q), default=0)
 
 
-def build_results(
-    benchmarks: Mapping[str, Any], samples: Samples, k: int, classify: Classify
-) -> dict[str, Any]:
+def build_results(benchmarks: Mapping[str, Any], samples: Samples, k: int, classify: Classify) -> dict[str, Any]:
     """The content of results.json, from the first `k` samples of every question.
 
     `benchmarks` is what run.json says of them (`about`); all of the k samples must be there and graded.
@@ -228,18 +218,14 @@ def _classes(rows_QK: Sequence[Sequence[Sample]], classify: Classify) -> list[li
     Answers that read the same are equal whatever a grader says. Where there is one wrong answer, nothing is compared.
     """
     texts_QU = [
-        list(dict.fromkeys(row.extracted_answer for row in rows_K if _is_wrong_answer(row)))
-        for rows_K in rows_QK
+        list(dict.fromkeys(row.extracted_answer for row in rows_K if _is_wrong_answer(row))) for rows_K in rows_QK
     ]
     several = [texts for texts in texts_QU if len(texts) > 1]
     compared = iter(list(classify(several)) if several else ())
     class_Q = [
-        dict(zip(texts, next(compared) if len(texts) > 1 else range(len(texts)), strict=True))
-        for texts in texts_QU
+        dict(zip(texts, next(compared) if len(texts) > 1 else range(len(texts)), strict=True)) for texts in texts_QU
     ]
-    return [
-        [_class_of(row, classes) for row in rows_K] for rows_K, classes in zip(rows_QK, class_Q, strict=True)
-    ]
+    return [[_class_of(row, classes) for row in rows_K] for rows_K, classes in zip(rows_QK, class_Q, strict=True)]
 
 
 def _is_wrong_answer(row: Sample) -> bool:
@@ -301,8 +287,6 @@ def read_results(name: str) -> dict[str, Any]:
         )
     if not is_intact(results):
         raise DamagedFile(
-            f"{path} does not match its checksum",
-            "what trd wrote",
-            "score its directory with trd eval --rescore",
+            f"{path} does not match its checksum", "what trd wrote", "score its directory with trd eval --rescore"
         )
     return results

@@ -24,19 +24,18 @@ NOTHING = "–"
 
 
 def headline(bench: Mapping[str, Any], k: int) -> list[str]:
-    """Names of the few scores that tell most: avg@k, pass@1, pass@k, for math maj@k, for EvalPlus's sets the base tests' pass@1."""
-    names = dict.fromkeys(
-        (f"avg@{k}", "pass@1", f"pass@{k}", *([f"maj@{k}"] if k > 1 else []), "base_pass@1")
-    )
+    """Names of the few scores that tell most:
+
+    avg@k, pass@1, pass@k, for math maj@k, for EvalPlus's sets the base tests' pass@1.
+    """
+    names = dict.fromkeys((f"avg@{k}", "pass@1", f"pass@{k}", *([f"maj@{k}"] if k > 1 else []), "base_pass@1"))
     return [name for name in names if name in bench["scores"]]
 
 
 def shares(bench: Mapping[str, Any]) -> str:
     """One line on how the samples ended; errors and timeouts are told even when there are none."""
     counts = ", ".join(f"{count} {verdict}" for verdict, count in bench["verdicts"].items())
-    told = ", ".join(
-        f"{label} {bench[key]:.1%}" for key, label in _SHARES.items() if key not in bench["verdicts"]
-    )
+    told = ", ".join(f"{label} {bench[key]:.1%}" for key, label in _SHARES.items() if key not in bench["verdicts"])
     tokens = bench["tokens"]
     return f"{counts}; {told}; {tokens['mean']:.0f} tokens a response, median {tokens['median']:g}"
 
@@ -107,16 +106,7 @@ def results_markdown(results: Mapping[str, Any]) -> str:
         "questions. The standard error holds the spread of the questions; sampling noise is the part that more samples of "
         "each would shrink (an estimate of its own, unknown where there are too few).",
         markdown_table(
-            (
-                "benchmark",
-                "score",
-                "value",
-                "interval",
-                "standard error",
-                "sampling noise",
-                "questions",
-            ),
-            scores,
+            ("benchmark", "score", "value", "interval", "standard error", "sampling noise", "questions"), scores
         ),
         markdown_table(("benchmark", *_SHARES.values(), "tokens, mean", "tokens, median"), ends),
         markdown_table(
@@ -142,12 +132,7 @@ def _score_row(name: str, score: str, estimate: Mapping[str, Any]) -> list[str]:
 def _origin(bench: Mapping[str, Any]) -> list[str]:
     known = " (not the one trd knows)" if bench["known"] is False else ""
     first = f", the first {bench['limit']} questions" if bench["limit"] else ""
-    return [
-        bench["source"] + first,
-        bench["sha256"][:12] + known,
-        sampling_text(bench["sampling"]),
-        bench["grader"],
-    ]
+    return [bench["source"] + first, bench["sha256"][:12] + known, sampling_text(bench["sampling"]), bench["grader"]]
 
 
 def sampling_text(sampling: Mapping[str, Any]) -> str:

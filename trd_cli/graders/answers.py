@@ -30,8 +30,8 @@ def thinking_is_open(response: str, opened: bool = False) -> bool:
 def final_part(response: str, opened: bool = False) -> str | None:
     """Return what comes after the thinking, or None where that never ends; `opened` where the prompt has begun it.
 
-    A closing tag without an opening one ends what the prompt began. Once the thinking is over a tag only counts as one of a
-    pair outside of code and quotes, so that a text or a program may speak of `<think>`.
+    A closing tag without an opening one ends what the prompt began. Once the thinking is over a tag only counts as one
+    of a pair outside of code and quotes, so that a text or a program may speak of `<think>`.
     """
     first, end = response.find(OPEN), response.find(CLOSE)
     if opened or 0 <= end < first or (first < 0 <= end):
@@ -49,9 +49,7 @@ def final_part(response: str, opened: bool = False) -> str | None:
 def _after_further(text: str) -> str:
     """Return what comes after the last whole block of thoughts in a text that may speak of them."""
     tags = _tags(text) if CLOSE in text else []
-    ends = [
-        place + len(CLOSE) for (_, before), (place, tag) in pairwise(tags) if (before, tag) == (OPEN, CLOSE)
-    ]
+    ends = [place + len(CLOSE) for (_, before), (place, tag) in pairwise(tags) if (before, tag) == (OPEN, CLOSE)]
     return text[ends[-1] :] if ends else text
 
 
@@ -112,9 +110,7 @@ _CORRECT_OPTION = re.compile(
 _LETTER = re.compile(
     r"(?:the\s+)?(?:(?:option|choice|letter)\s+)?\(?([A-J])\)?(?P<more>\s*(?:,|/|&|and|or)\s*\(?[A-J]\)?(?![A-Za-z]))*(?=[\s.,;:!)]|$)"
 )
-_RETRACTED = re.compile(
-    r"\b(?:no|not really|wait|sorry|rather|instead)\b.*(?<![A-Za-z])[A-J](?![A-Za-z])", re.DOTALL
-)
+_RETRACTED = re.compile(r"\b(?:no|not really|wait|sorry|rather|instead)\b.*(?<![A-Za-z])[A-J](?![A-Za-z])", re.DOTALL)
 _SENTENCE_END = re.compile(r"[.!?。](?=\s|$)|,?\s(?:because|since)\b|,\s(?:as|so)\b")
 _LONE_LETTER = re.compile(r"[*_]*\(?([A-J])\)?[*_]*\.?")
 _LONE_OPTION = re.compile(r"\*\*(\(?[A-J][).:]\s.{1,80})\*\*\.?")
@@ -123,9 +119,11 @@ _LONE_MARKED = re.compile(r"(?:>\s*)?(\*\*|__|`)\s*([^*`]{1,80}?)\s*\1\.?")
 
 
 def said_answer(text: str) -> str | None:
-    """Return what a text says to be its answer, up to the end of the sentence, or what stands alone in its last line: a letter, or marked text.
+    """Return what a text says to be its answer, up to the end of the sentence, or what stands alone in its last line: a
+    letter, or marked text.
 
-    The letter of a choice comes without the words behind it, unless they take it back. `The answer is A bus` names no choice.
+    The letter of a choice comes without the words behind it, unless they take it back. `The answer is A bus` names no
+    choice.
     """
     *_, last = [None, *_SAID.finditer(text)]
     if last is None:
@@ -136,9 +134,7 @@ def said_answer(text: str) -> str | None:
         return lone[1] if lone else marked[2] if marked else None
     said = text[last.end() :].lstrip().split("\n", 1)[0].replace("**", "").strip()
     letter = _LETTER.match(said)
-    if letter and not (
-        letter[1] in "AI" and re.match(r"\s+(?!because|since|as\b)[a-z]", said[letter.end() :])
-    ):
+    if letter and not (letter[1] in "AI" and re.match(r"\s+(?!because|since|as\b)[a-z]", said[letter.end() :])):
         sentence = _SENTENCE_END.split(said[letter.end() :])[0]
         return None if _RETRACTED.search(sentence) else letter[0].strip()
     said = _SENTENCE_END.split(said)[0].strip(" *_`\"'")

@@ -11,7 +11,10 @@ NO_ANSWER = "no_answer"
 
 @dataclass(frozen=True, slots=True)
 class Grade:
-    """A verdict with its evidence. `detail` says why: `NO_ANSWER`, what the grader raised, how long it ran, which test failed."""
+    """A verdict with its evidence.
+
+    `detail` says why: `NO_ANSWER`, what the grader raised, how long it ran, which test failed.
+    """
 
     verdict: Verdict
     extracted_answer: str | None = None

@@ -1,7 +1,7 @@
 """math-verify called plainly, with its own extraction and defaults: a second opinion that shares none of our reading.
 
-`verify` is not symmetric: the reference comes first. It drops letter case and words, and compares decimals to six places, so that
-it is no judge over the grader, but where the two differ a person should look.
+`verify` is not symmetric: the reference comes first. It drops letter case and words, and compares decimals to six
+places, so that it is no judge over the grader, but where the two differ a person should look.
 """
 
 from __future__ import annotations
@@ -31,7 +31,10 @@ _DEFAULT = Rules()
 
 @lru_cache(maxsize=16)
 def parse(text: str, targets: tuple[str, ...] = _DEFAULT.targets) -> tuple[Any, ...]:
-    """Return what math-verify finds in a text: a SymPy value and the text it was read from, or one of them, or nothing."""
+    """Return what math-verify finds in a text:
+
+    a SymPy value and the text it was read from, or one of them, or nothing.
+    """
     import math_verify
 
     kinds = {"latex": math_verify.LatexExtractionConfig(), "expr": math_verify.ExprExtractionConfig()}

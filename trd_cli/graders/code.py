@@ -1,12 +1,14 @@
 """Code by its tests: EvalPlus's tasks, programs fed through standard input, functions called.
 
-The program is what the response's fences hold, after any thinking block (see `fences`); without one there is no answer. It runs in a sandbox (see there) that is given inputs only. Results come back as plain values and are compared out here, so a program
-that replaces `==`, the checker or the interpreter compares nothing but itself.
+The program is what the response's fences hold, after any thinking block (see `fences`); without one there is no answer.
+It runs in a sandbox (see there) that is given inputs only. Results come back as plain values and are compared out here,
+so a program that replaces `==`, the checker or the interpreter compares nothing but itself.
 
-What the program does wrong is `incorrect`, as in the field's graders: a wrong value, an exception, its process ended, its memory used
-up, a test not ended within `test_timeout` seconds (EvalPlus: within its own limits, which follow the reference's time). `timeout` is
-a row whose tests did not end within `code_timeout` seconds altogether though none had failed; `error` is a grader that could
-not do its work: no tests, tests that cannot be read, ask nothing or fail by themselves, a sandbox that does not close.
+What the program does wrong is `incorrect`, as in the field's graders: a wrong value, an exception, its process ended,
+its memory used up, a test not ended within `test_timeout` seconds (EvalPlus: within its own limits, which follow the
+reference's time). `timeout` is a row whose tests did not end within `code_timeout` seconds altogether though none had
+failed; `error` is a grader that could not do its work: no tests, tests that cannot be read, ask nothing or fail by
+themselves, a sandbox that does not close.
 """
 
 from __future__ import annotations
@@ -63,7 +65,10 @@ class _Failed(Exception):
 
 
 def grade(question: Question, options: CodeOptions) -> Grade:
-    """Run the response's program against the row's tests. Needs no time limit of its own but for sanitising very long programs."""
+    """Run the response's program against the row's tests.
+
+    Needs no time limit of its own but for sanitising very long programs.
+    """
     try:
         spec = _spec(question.tests)
         source = _program(question, _asked(spec))
@@ -115,9 +120,7 @@ def _spec(tests: str | None) -> dict[str, Any]:
     except ValueError as error:
         raise _Unusable(f"tests are not JSON ({error})") from None
     if not isinstance(spec, dict) or spec.get("kind") not in list(_KINDS):
-        raise _Unusable(
-            "no tests" if spec is None else f"tests of an unknown kind; known are {', '.join(_KINDS)}"
-        )
+        raise _Unusable("no tests" if spec is None else f"tests of an unknown kind; known are {', '.join(_KINDS)}")
     return spec
 
 
@@ -138,9 +141,7 @@ def _named(spec: dict[str, Any]) -> list[str]:
 
 def _load(sandbox: Sandbox, source: str, options: CodeOptions) -> None:
     """Define what the program defines; failing that, the program has failed."""
-    reply = _within(
-        options.test_timeout, "the program's definitions", sandbox.ask, {"load": source, "prelude": True}
-    )
+    reply = _within(options.test_timeout, "the program's definitions", sandbox.ask, {"load": source, "prelude": True})
     if "ok" not in reply:
         raise _Failed(f"the program does not load: {reply.get('raised')}")
 
@@ -227,7 +228,8 @@ def _calls(spec: dict[str, Any], options: CodeOptions, source: str) -> None:
 def same_value(found: Any, expected: Any) -> bool:
     """Equality of values whose expected side is JSON: a tuple equals the list, and a set of one result is that result.
 
-    Sets of tests from TACO wrap an expected result in a list of one; both readings are accepted, as their own graders do.
+    Sets of tests from TACO wrap an expected result in a list of one; both readings are accepted, as their own graders
+    do.
     """
     try:
         return _equal(found, expected) or (

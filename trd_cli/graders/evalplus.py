@@ -1,16 +1,18 @@
-"""HumanEval+ and MBPP+ as EvalPlus grades them: its sanitiser, its inputs, its limits and its comparison (package evalplus).
+"""HumanEval+ and MBPP+ as EvalPlus grades them: its sanitiser, its inputs, its limits and its comparison (package
+evalplus).
 
-EvalPlus runs a program and its comparison in one process. Here the comparison is EvalPlus's own `unsafe_execute`, in a grader's
-process, and what it calls is a stand-in that asks the program in its sandbox: so its time limits, its special cases and its
-tolerances hold as they are, and the program never meets an expected result.
+EvalPlus runs a program and its comparison in one process. Here the comparison is EvalPlus's own `unsafe_execute`, in a
+grader's process, and what it calls is a stand-in that asks the program in its sandbox: so its time limits, its special
+cases and its tolerances hold as they are, and the program never meets an expected result.
 
-Statuses are EvalPlus's: pass, fail, timeout. As in its own runner a task's `base` and `plus` inputs are two runs, and each ends at its
-first failure. Expected results and limits come from the reference solution, run once a process; its seconds are those of the processor.
+Statuses are EvalPlus's: pass, fail, timeout. As in its own runner a task's `base` and `plus` inputs are two runs, and
+each ends at its first failure. Expected results and limits come from the reference solution, run once a process; its
+seconds are those of the processor.
 
-Not the same: limits are by the clock, and on a busy machine by the CPU time a program got (`inside/codec.py`); a program of more than
-`MAX_SANITISED` lines or `MAX_SANITISED_CHARACTERS` is run as it is, since the sanitiser's time grows with the square of the lines, as is
-one that it cannot read; results travel as plain values, so that a numpy array, which EvalPlus would compare by its own means, is a
-failure.
+Not the same: limits are by the clock, and on a busy machine by the CPU time a program got (`inside/codec.py`); a
+program of more than `MAX_SANITISED` lines or `MAX_SANITISED_CHARACTERS` is run as it is, since the sanitiser's time
+grows with the square of the lines, as is one that it cannot read; results travel as plain values, so that a numpy
+array, which EvalPlus would compare by its own means, is a failure.
 """
 
 from __future__ import annotations
@@ -111,7 +113,8 @@ def _run(spec: Mapping[str, Any], task: Mapping[str, Any], part: str) -> _Run:
 def _expected(dataset: str, version: str, task_id: str, part: str) -> tuple[list[Any], list[float]]:
     """The reference's results and seconds, by input. (`lru_cache`: the samples of one task come one after the other.)
 
-    As EvalPlus's `trusted_exec` makes them, but that seconds are those of the processor: a busy machine gives no program more time.
+    As EvalPlus's `trusted_exec` makes them, but that seconds are those of the processor: a busy machine gives no
+    program more time.
     """
     from evalplus.eval._special_oracle import MBPP_OUTPUT_NOT_NONE_TASKS
 
@@ -158,7 +161,8 @@ def _compared(sandbox: Sandbox, run: _Run) -> str:
         over_time = clock.left() <= 0
         if over_time:
             raise TimeoutError
-        # EvalPlus has just set its alarm; the limit is kept by the sandbox's clock. It goes through the inputs in their order.
+        # EvalPlus has just set its alarm; the limit is kept by the sandbox's clock. It goes through the inputs in their
+        # order.
         signal.setitimer(signal.ITIMER_REAL, 0)
         return next(values)
 
@@ -178,8 +182,8 @@ def _compared(sandbox: Sandbox, run: _Run) -> str:
         )
     if over_time:
         return TIMEOUT
-    # It stops at the first failure, so its status says all. (Of HumanEval/32 it counts no result at all, and untrusted_check
-    # of evalplus 0.3.1 therefore fails every solution, the reference too.)
+    # It stops at the first failure, so its status says all. (Of HumanEval/32 it counts no result at all, and
+    # untrusted_check of evalplus 0.3.1 therefore fails every solution, the reference too.)
     return PASS if status.value == 0 else FAIL
 
 

@@ -1,8 +1,8 @@
 """The tasks of HumanEval+ and MBPP+, read with EvalPlus's own conversions.
 
 A file is looked for in `$TRD_DATA/benchmarks`, then where EvalPlus's variables HUMANEVAL_OVERRIDE_PATH and
-MBPP_OVERRIDE_PATH say, then in EvalPlus's cache, into which EvalPlus downloads it. Importing evalplus.data loads the datasets
-package, so it is done inside the functions only.
+MBPP_OVERRIDE_PATH say, then in EvalPlus's cache, into which EvalPlus downloads it. Importing evalplus.data loads the
+datasets package, so it is done inside the functions only.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Which program a response means: text in, source out.
 
-The program is the last fence that is Python and is not mere output, usage or tests of a solution in an earlier one. Where it needs
-names that another fence defines, that one goes before it. A fence is Python by its tag, or without one because it parses.
+The program is the last fence that is Python and is not mere output, usage or tests of a solution in an earlier one.
+Where it needs names that another fence defines, that one goes before it. A fence is Python by its tag, or without one
+because it parses.
 
 Not covered: fences in block quotes; what a program needs by way of `eval`.
 """
@@ -151,13 +152,9 @@ class Fence:
 
 
 def _does(value: ast.expr) -> bool:
-    return any(
-        isinstance(node, ast.Call | ast.Await | ast.Yield | ast.NamedExpr) for node in ast.walk(value)
-    ) and not (
+    return any(isinstance(node, ast.Call | ast.Await | ast.Yield | ast.NamedExpr) for node in ast.walk(value)) and not (
         # Complexity, as O(n log n).
-        isinstance(value, ast.Call)
-        and isinstance(value.func, ast.Name)
-        and value.func.id in ("O", "Theta", "Omega")
+        isinstance(value, ast.Call) and isinstance(value.func, ast.Name) and value.func.id in ("O", "Theta", "Omega")
     )
 
 
@@ -183,8 +180,8 @@ def _role(node: ast.stmt) -> str:
 def program_of(text: str, asked: Collection[str] = ()) -> str | None:
     """Return the program that a text holds, or None without a fence.
 
-    `asked` are names that the tests call, if they call any: the program is then the last fence that defines one of them, where
-    one does.
+    `asked` are names that the tests call, if they call any: the program is then the last fence that defines one of
+    them, where one does.
     """
     fences = list(fences_of(text))
     fences = [fence for fence in fences if fence.closed] or fences
@@ -251,8 +248,8 @@ def _joined(python: Sequence[Fence], place: int, is_script: bool) -> str:
 def fences_of(text: str) -> Iterator[Fence]:
     """Yield the fenced blocks of a text, without their fences' indentation; the last one may not be closed.
 
-    A fence closes with at least as many marks as it was opened with and nothing after them, as in CommonMark, or behind the last
-    line of a program that is whole with it.
+    A fence closes with at least as many marks as it was opened with and nothing after them, as in CommonMark, or behind
+    the last line of a program that is whole with it.
     """
     content: list[str] = []
     fence, tag, indent, in_text, tries = "", "", 0, False, _TRIES

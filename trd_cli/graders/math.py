@@ -1,13 +1,15 @@
 """Math answers: the last boxed answer, read and compared with the reference.
 
-`reading` says what an answer means and `comparing` which comparison is meant; underneath are math-verify's parser and SymPy. An
-answer that cannot be compared is incorrect, and the detail says why; a reference that is not one answer is an error. A boxed
-answer is read as one answer: `\\boxed{1}` and `\\boxed{2}` are not the pair 1, 2, only the last counts.
+`reading` says what an answer means and `comparing` which comparison is meant; underneath are math-verify's parser and
+SymPy. An answer that cannot be compared is incorrect, and the detail says why; a reference that is not one answer is an
+error. A boxed answer is read as one answer: `\\boxed{1}` and `\\boxed{2}` are not the pair 1, 2, only the last counts.
 
-A row's `tests` may ask for AMO-Bench's rules: `{"kind": "rounded", "digits": 4}`, for its numbers and sets, compares decimals
-to so many places and either way round; `{"kind": "points", …}`, for its formulas, compares values at points (see `points`).
+A row's `tests` may ask for AMO-Bench's rules: `{"kind": "rounded", "digits": 4}`, for its numbers and sets, compares
+decimals to so many places and either way round; `{"kind": "points", …}`, for its formulas, compares values at points
+(see `points`).
 
-`grade` runs without a time limit of its own. Call it through `pool.GraderPool`, which kills a worker that takes too long.
+`grade` runs without a time limit of its own. Call it through `pool.GraderPool`, which kills a worker that takes too
+long.
 """
 
 from __future__ import annotations
@@ -32,23 +34,24 @@ _MOST_FOR_MATH_VERIFY = 20_000
 # What a majority vote over one question may cost beyond equal text and equal numbers.
 MAX_COMPARISONS = 500
 
-_UNREADABLE = (
-    f"not read: longer than {answers.MAX_CHARACTERS} characters or nested deeper than {answers.MAX_NESTING}"
-)
+_UNREADABLE = f"not read: longer than {answers.MAX_CHARACTERS} characters or nested deeper than {answers.MAX_NESTING}"
 # The detail of a row whose reference is an essay or a worked solution.
 NOT_ONE_ANSWER = "the reference is not one answer: a worked solution needs a box or #### before its answer"
 
 
 def version(lenient: bool) -> str:
-    """Return what is stored as the grader's version: the package's, how the answer is found, and the number of our rules."""
+    """Return what is stored as the grader's version:
+
+    the package's, how the answer is found, and the number of our rules.
+    """
     return f"{metadata.version(NAME)}+{'lenient' if lenient else 'boxed'}.{_RULES}"
 
 
 def extract_answer(response: str, lenient: bool, thinking: bool = False) -> str | None:
     """Return the boxed answer; with `lenient`, where nothing is boxed, what follows `####` or is said to be the answer.
 
-    Failing these it is math-verify's final expression: after words such as "final answer is" first, else the last in the text.
-    `thinking` where the prompt has opened a thinking block.
+    Failing these it is math-verify's final expression: after words such as "final answer is" first, else the last in
+    the text. `thinking` where the prompt has opened a thinking block.
     """
     text = answers.final_part(response, thinking)
     if text is None:
@@ -128,7 +131,8 @@ def _formula(text: str) -> str:
 
 
 def second_opinion(question: Question) -> bool | None:
-    """Return whether math-verify alone, with its own extraction, finds the reference in the response; None where it cannot tell.
+    """Return whether math-verify alone, with its own extraction, finds the reference in the response; None where it
+    cannot tell.
 
     What agrees at the points, or to the places, that a row's `tests` ask for may differ otherwise.
     """
@@ -155,10 +159,7 @@ def answer_classes(texts: Sequence[str]) -> list[int]:
             if None in told and left <= 0:
                 continue
             left -= told.count(None)
-            if all(
-                _interchangeable(member, text) if t is None else t
-                for member, t in zip(members, told, strict=True)
-            ):
+            if all(_interchangeable(member, text) if t is None else t for member, t in zip(members, told, strict=True)):
                 chosen = number
                 break
         if chosen is None:

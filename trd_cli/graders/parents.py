@@ -1,7 +1,8 @@
 """The process that sandboxes are forked from: it has loaded what they need, so that a row pays for no start of Python.
 
-It never meets a program, an input or a result: it is sent how to close a sandbox and the descriptors of its pipes, forks, and goes on.
-One belongs to each process that grades, ends with it, and is started again where something ended it.
+It never meets a program, an input or a result: it is sent how to close a sandbox and the descriptors of its pipes,
+forks, and goes on. One belongs to each process that grades, ends with it, and is started again where something ended
+it.
 """
 
 from __future__ import annotations
@@ -81,7 +82,10 @@ _known: dict[int, Parent] = {}
 def forked(
     command: Sequence[str], environment: Mapping[str, str], options: Mapping[str, Any], fds: Sequence[int]
 ) -> tuple[Parent, int]:
-    """Return the parent of this process's sandboxes and the number of a new one; raises ParentGone where a fresh one is gone too."""
+    """Return the parent of this process's sandboxes and the number of a new one;
+
+    raises ParentGone where a fresh one is gone too.
+    """
     parent = _known.get(os.getpid())
     if parent is not None:
         try:

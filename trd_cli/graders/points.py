@@ -1,8 +1,9 @@
-"""An answer with variables against the reference expression, by value at given points (AMO-Bench's `variable` questions).
+"""An answer with variables against the reference expression, by value at given points (AMO-Bench's `variable`
+questions).
 
-`tests` of such a row is `{"kind": "points", "variables": ["a", "b"], "points": [[2, 3], [3, 4]]}`. Two values agree where
-they differ by at most `TOLERANCE` times the larger of 1 and the reference's size; AMO-Bench rounds both to 8 decimals.
-Expressions that agree at all points count as equal, whatever they do elsewhere.
+`tests` of such a row is `{"kind": "points", "variables": ["a", "b"], "points": [[2, 3], [3, 4]]}`. Two values agree
+where they differ by at most `TOLERANCE` times the larger of 1 and the reference's size; AMO-Bench rounds both to 8
+decimals. Expressions that agree at all points count as equal, whatever they do elsewhere.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Worker processes that grade rows, each killed when its row takes too long.
 
-A row that hangs ends as `timeout`; one that kills its worker, raises, or takes more memory or CPU than a worker may ends as `error`. The
-others are not touched, and a fresh worker takes the place. A row whose worker died gets a second one, for it may have been no fault of
-the row; a worker that dies before it has a row costs none. Programs of code rows run in a sandbox below the worker (see there) and
-end with it.
+A row that hangs ends as `timeout`; one that kills its worker, raises, or takes more memory or CPU than a worker may
+ends as `error`. The others are not touched, and a fresh worker takes the place. A row whose worker died gets a second
+one, for it may have been no fault of the row; a worker that dies before it has a row costs none. Programs of code rows
+run in a sandbox below the worker (see there) and end with it.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ from trd_cli.records import Verdict
 # What a busy machine adds to the time of all tests.
 _CODE_GRACE = 60.0
 _CLASSES_SECONDS = 30.0
-# How many workers may die one after the other before they have a row; the seconds between two, so that a server that was killed
-# is seen to be gone; and the bytes that each must find free.
+# How many workers may die one after the other before they have a row; the seconds between two, so that a server that
+# was killed is seen to be gone; and the bytes that each must find free.
 _STARTS, _PAUSE, _ROOM = 5, 0.2, 16 << 20
-# Handing a task to a worker costs more than grading a usual row of mathematics: such rows go together, this many at most, and
-# one by one where the chunk has not ended after so many seconds.
+# Handing a task to a worker costs more than grading a usual row of mathematics: such rows go together, this many at
+# most, and one by one where the chunk has not ended after so many seconds.
 _CHUNK_ROWS, _CHUNK_SECONDS = 32, 3.0
 
 
@@ -57,9 +57,7 @@ class GraderOptions:
     @classmethod
     def of(cls, config: GraderConfig) -> GraderOptions:
         limits = CodeOptions(
-            test_timeout=config.test_timeout,
-            code_timeout=config.code_timeout,
-            memory=int(config.memory * (1 << 30)),
+            test_timeout=config.test_timeout, code_timeout=config.code_timeout, memory=int(config.memory * (1 << 30))
         )
         return cls(config.lenient, config.timeout, config.workers, config.sandbox, limits)
 
@@ -80,7 +78,10 @@ class GraderOptions:
 
 
 def _warm_up(memory: int) -> None:
-    """Import what a worker needs outside any row's time limit, and bound its memory; raises MemoryError where that leaves no room."""
+    """Import what a worker needs outside any row's time limit, and bound its memory;
+
+    raises MemoryError where that leaves no room.
+    """
     import math_verify
 
     # Its reminder that it has no time limit of its own is not news.
@@ -102,7 +103,10 @@ def _grade_all(questions: Sequence[Question], lenient: bool) -> list[Grade]:
 
 
 def _chunks(questions: Sequence[Question], workers: int) -> list[Sequence[Question]]:
-    """The questions in order: rows of mathematics that follow each other in parts of one size, any other row by itself."""
+    """The questions in order:
+
+    rows of mathematics that follow each other in parts of one size, any other row by itself.
+    """
     size = max(1, min(_CHUNK_ROWS, len(questions) // (4 * workers)))
     chunks: list[Sequence[Question]] = []
     for task, rows in groupby(questions, key=lambda question: question.task):
@@ -127,15 +131,17 @@ class GraderPool:
         self._code: CodeOptions | None = None
 
     def __enter__(self) -> GraderPool:
-        # Workers are forked from a small server that has the graders loaded: a fresh one costs milliseconds, and it does not
-        # inherit this process's threads.
+        # Workers are forked from a small server that has the graders loaded: a fresh one costs milliseconds, and it
+        # does not inherit this process's threads.
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(
             ["math_verify", "trd_cli.graders.math", "trd_cli.graders.code", "trd_cli.graders.workers"]
         )
         try:
             forkserver.ensure_running()
-        except OSError as error:  # its socket lies in the directory for temporary files, whose path may be too long for one
+        except (
+            OSError
+        ) as error:  # its socket lies in the directory for temporary files, whose path may be too long for one
             raise InputError(
                 f"the graders' workers cannot start below {tempfile.gettempdir()}: {error}",
                 "a directory for temporary files with a short path",
@@ -222,7 +228,10 @@ class GraderPool:
                     raise
 
     def _worker(self) -> Worker:
-        """Return this thread's worker, a fresh one where there is none that lives; raises InputError where none will start."""
+        """Return this thread's worker, a fresh one where there is none that lives;
+
+        raises InputError where none will start.
+        """
         worker = getattr(self._mine, "worker", None)
         if worker is not None and worker.is_alive():
             return worker
@@ -266,9 +275,7 @@ class GraderPool:
         Mathematics: math-verify called plainly, with its own extraction. Code: the tests run again.
         """
         futures = [
-            self._schedule(self._options.timeout, math.second_opinion, q)
-            if q.task == "math"
-            else self._submit(q)
+            self._schedule(self._options.timeout, math.second_opinion, q) if q.task == "math" else self._submit(q)
             for q in questions
         ]
         for question, future in zip(questions, futures, strict=True):

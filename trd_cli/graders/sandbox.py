@@ -3,16 +3,17 @@
 Levels, the strongest first (`inside/jail.py` has the mechanics):
 
 namespaces  Linux, no other software needed: no network, a file system of the Python installation (read-only) and an empty /tmp
-            (where the installation lies there, an empty /tmp/work), no sight of other processes, no user rights but those of nobody where trd runs as root; the process tree ends whole.
+            (where the installation lies there, an empty /tmp/work), no sight of other processes, no user rights but
+            those of nobody where trd runs as root; the process tree ends whole.
 bwrap       the same by bubblewrap, where that is installed and the kernel lets it.
 limits      what remains elsewhere (macOS, containers that forbid namespaces): a session and an empty directory of its own, an
-            environment without the user's variables, limits on memory, CPU, file size, processes and open files. Files of the user
-            and the network can be reached.
+            environment without the user's variables, limits on memory, CPU, file size, processes and open files. Files
+            of the user and the network can be reached.
 
-In all of them the program is told inputs only; expected results stay outside, in the process that compares. Not covered: faults of
-the kernel, side channels, memory of many processes together (each has its own limit), and with `limits` or as root with `bwrap`
-the number of processes. A program in `limits` may also look into the user's other processes, and one that kills what watches it can
-leave processes behind.
+In all of them the program is told inputs only; expected results stay outside, in the process that compares. Not
+covered: faults of the kernel, side channels, memory of many processes together (each has its own limit), and with
+`limits` or as root with `bwrap` the number of processes. A program in `limits` may also look into the user's other
+processes, and one that kills what watches it can leave processes behind.
 """
 
 from __future__ import annotations
@@ -41,17 +42,7 @@ Level = Literal["namespaces", "bwrap", "limits"]
 LEVELS: tuple[Level, ...] = get_args(Level)
 MAX_REPLY = 512 << 20
 _INSIDE = Path(__file__).parent / "inside"
-_SYSTEM = (
-    "/usr",
-    "/bin",
-    "/sbin",
-    "/lib",
-    "/lib64",
-    "/lib32",
-    "/etc/ld.so.cache",
-    "/etc/alternatives",
-    "/nix/store",
-)
+_SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib64", "/lib32", "/etc/ld.so.cache", "/etc/alternatives", "/nix/store")
 _ENVIRONMENT = {
     "PATH": "/usr/local/bin:/usr/bin:/bin",
     "HOME": "/tmp",
@@ -140,7 +131,10 @@ class Sandbox:
         self._set_blocking(False)
 
     def clock(self, seconds: float) -> codec.Clock:
-        """The time of the process that runs the program, from now; of one that mostly waits for another sandbox, by the clock."""
+        """The time of the process that runs the program, from now;
+
+        of one that mostly waits for another sandbox, by the clock.
+        """
         return codec.Clock(None if self._asked else self._runner, seconds)
 
     def hand_over(self) -> tuple[int, int]:
@@ -170,17 +164,11 @@ class Sandbox:
         self._send(codec.dumps(request), clock)
         return self._reply(clock)
 
-    def call(
-        self,
-        target: str,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        seconds: float,
-    ) -> Any:
+    def call(self, target: str, args: tuple[Any, ...], kwargs: dict[str, Any], seconds: float) -> Any:
         """What a function of the loaded program returns; raises RuntimeError with what it raised, else as `ask`.
 
-        The seconds are the program's own; for sending its value there are as many again, and ten more. (A program that forges
-        the message between the two gains that time.)
+        The seconds are the program's own; for sending its value there are as many again, and ten more. (A program that
+        forges the message between the two gains that time.)
         """
         self.ask({"target": target, "args": args, "kwargs": kwargs}, seconds)
         reply = self._reply(self.clock(seconds + 10))
@@ -272,9 +260,7 @@ def _forked(level: Level, limits: Limits, root: str, descriptors: Sequence[int])
     return _Process(pid, partial(parent.end, pid))
 
 
-def _started(
-    level: Level, limits: Limits, root: str, pipes: tuple[int, int], other: Sequence[int]
-) -> _Process:
+def _started(level: Level, limits: Limits, root: str, pipes: tuple[int, int], other: Sequence[int]) -> _Process:
     """A sandbox that is a program of its own."""
     options = _options(level, limits, root) | {"other": list(other)}
     process = subprocess.Popen(
@@ -330,24 +316,22 @@ def _shown() -> tuple[str, ...]:
     """What a program may read: the system's libraries and the Python installation, none below another."""
     wanted = [*_SYSTEM, sys.base_prefix, sys.prefix, *_site()]
     there = [path for path in dict.fromkeys(wanted) if os.path.lexists(path)]
-    return tuple(
-        path for path in there if not any(path != other and path.startswith(f"{other}/") for other in there)
-    )
+    return tuple(path for path in there if not any(path != other and path.startswith(f"{other}/") for other in there))
 
 
 @cache
 def _site() -> tuple[str, ...]:
     """The directories of installed packages: a program may import what a solution commonly uses, as numpy."""
-    found = [
-        *site.getsitepackages(),
-        *(p for p in sys.path if p.endswith(("site-packages", "dist-packages"))),
-    ]
+    found = [*site.getsitepackages(), *(p for p in sys.path if p.endswith(("site-packages", "dist-packages")))]
     return tuple(path for path in dict.fromkeys(found) if os.path.isdir(path))
 
 
 @cache
 def _work() -> str:
-    """The empty directory in which programs work where the file system is closed: beside an installation that lies in `/tmp`."""
+    """The empty directory in which programs work where the file system is closed:
+
+    beside an installation that lies in `/tmp`.
+    """
     return "/tmp/work" if any(path.startswith("/tmp/") for path in _shown()) else "/tmp"
 
 
@@ -376,18 +360,7 @@ def _bwrap() -> list[str]:
     binds = [word for path in shown for word in ("--ro-bind", path, path)]
     closed = ["--unshare-all", "--die-with-parent", "--new-session", "--cap-drop", "ALL"]
     # The empty directory comes before what is shown, which may lie below it.
-    empty = [
-        "--size",
-        str(_FILE_SIZE),
-        "--tmpfs",
-        "/tmp",
-        "--dir",
-        _work(),
-        "--dev",
-        "/dev",
-        "--proc",
-        "/proc",
-    ]
+    empty = ["--size", str(_FILE_SIZE), "--tmpfs", "/tmp", "--dir", _work(), "--dev", "/dev", "--proc", "/proc"]
     sealed = ["--remount-ro", "/dev", "--remount-ro", "/", "--chdir", _work(), "--"]
     return [shutil.which("bwrap") or "bwrap", *closed, *empty, *binds, *sealed]
 
@@ -405,21 +378,25 @@ def refusal(level: Level) -> str | None:
 
 
 def choose_level(wanted: Level | Literal["auto"]) -> Level:
-    """The level asked for, or with `auto` the strongest there is; InputError where the one asked for is not to be had."""
+    """The level asked for, or with `auto` the strongest there is;
+
+    InputError where the one asked for is not to be had.
+    """
     if wanted == "auto":
         return next(level for level in LEVELS if level == "limits" or refusal(level) is None)
     reason = refusal(wanted)
     if reason is not None:
         raise InputError(
-            f"--sandbox {wanted}: {reason}",
-            "a level this machine allows",
-            "leave --sandbox out, or take another",
+            f"--sandbox {wanted}: {reason}", "a level this machine allows", "leave --sandbox out, or take another"
         )
     return wanted
 
 
 def described(wanted: Level | Literal["auto"]) -> str:
-    """Return the level that programs run in, in words, and with `auto` why no stronger one is to be had; see `choose_level`."""
+    """Return the level that programs run in, in words, and with `auto` why no stronger one is to be had;
+
+    see `choose_level`.
+    """
     level = choose_level(wanted)
     if wanted != "auto":
         return level

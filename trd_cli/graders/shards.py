@@ -58,12 +58,12 @@ def lines(rows: Sequence[Differing]) -> str:
 
 
 class ShardGrader:
-    """Grades whole shards; `counts` has the verdicts of all rows seen, `changes` the (old, new) ones of rows graded again.
-    `worked_references` counts the rows of each problem whose reference is not one answer.
+    """Grades whole shards; `counts` has the verdicts of all rows seen, `changes` the (old, new) ones of rows graded
+    again. `worked_references` counts the rows of each problem whose reference is not one answer.
 
-    `regrade` says what becomes of rows that have a verdict: "none" refuses those of another grader or of other options, "stale"
-    grades just those again, "unsettled" also those that ended as error or timeout, "all" grades every row again. A share `audit`
-    of the rows, chosen by their ids, is graded by a second method too.
+    `regrade` says what becomes of rows that have a verdict: "none" refuses those of another grader or of other options,
+    "stale" grades just those again, "unsettled" also those that ended as error or timeout, "all" grades every row
+    again. A share `audit` of the rows, chosen by their ids, is graded by a second method too.
     """
 
     def __init__(
@@ -106,7 +106,10 @@ class ShardGrader:
         self._progress.result(target)
 
     def _is_owed(self, row: Trajectory, path: Path) -> bool:
-        """Whether a row is to be graded; raises InputError where another grader has done so and that is not to be undone."""
+        """Whether a row is to be graded;
+
+        raises InputError where another grader has done so and that is not to be undone.
+        """
         if row.verdict is None or self._regrade == "all":
             return True
         name, version = self._options.grader(row.task, row.tests)
@@ -175,11 +178,7 @@ class ShardGrader:
                 row.reference_answer,
                 row.tests,
                 self._prompts.open_thinking(
-                    row.model,
-                    row.prompt_token_ids[-TAIL:],
-                    row.response or "",
-                    row.ids_exact,
-                    row.finish_reason,
+                    row.model, row.prompt_token_ids[-TAIL:], row.response or "", row.ids_exact, row.finish_reason
                 ),
             )
             for row in rows

@@ -1,8 +1,8 @@
 """Whether a row's prompt itself opens the thinking block, as the chat templates of DeepSeek-R1 and its kin do.
 
-The last token ids of the prompt tell, read with the tokenizer of the row's model. Without that tokenizer, and for a server that was
-sent messages and may keep thoughts apart from its answers, a prompt counts as one that opens nothing, but for a response that a
-server cut off.
+The last token ids of the prompt tell, read with the tokenizer of the row's model. Without that tokenizer, and for a
+server that was sent messages and may keep thoughts apart from its answers, a prompt counts as one that opens nothing,
+but for a response that a server cut off.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Processes that do one piece of work after the other, and may be killed or stopped at any moment.
 
-Each has a pipe of its own to its owner and shares nothing else with the others: where one ends, whatever it was doing, no other
-waits for it, and its owner knows which piece of work it had.
+Each has a pipe of its own to its owner and shares nothing else with the others: where one ends, whatever it was doing,
+no other waits for it, and its owner knows which piece of work it had.
 """
 
 from __future__ import annotations
@@ -62,7 +62,10 @@ class Worker:
             theirs.close()
 
     def wait_until_ready(self) -> None:
-        """Wait until the process has prepared itself; raises NotStarted where it has ended, cannot, or takes a minute."""
+        """Wait until the process has prepared itself;
+
+        raises NotStarted where it has ended, cannot, or takes a minute.
+        """
         try:
             refusal = self._within(_START_SECONDS, self._receive)
         except (Died, Expired) as error:
@@ -75,7 +78,10 @@ class Worker:
         return not wait([self._process.sentinel], 0)
 
     def ask(self, seconds: float, work: Work) -> Any:
-        """Return what the work returns. Raises Raised, Expired after `seconds`, Died; after the last two the worker is no more."""
+        """Return what the work returns.
+
+        Raises Raised, Expired after `seconds`, Died; after the last two the worker is no more.
+        """
 
         def exchange() -> Any:
             self._pipe.send((seconds + _GRACE, work))
@@ -133,7 +139,10 @@ class Worker:
 
 
 def _serve(pipe: Connection, prepare: Work) -> None:
-    """The process: prepare, say whether that went well, and do what comes through the pipe until its other end is closed."""
+    """The process:
+
+    prepare, say whether that went well, and do what comes through the pipe until its other end is closed.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         refusal, _ = _done(prepare)

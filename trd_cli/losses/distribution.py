@@ -28,9 +28,9 @@ class Distribution(NamedTuple):
 class Parts(NamedTuple):
     """A divergence entry by entry: `entries` e_v and `slopes` (C, S), both the receiver's to overwrite.
 
-    The slopes are ∂e_v/∂log p_v − c·p_v with c = `shift`, a number or one for each position (C, 1). A multiple of p makes no
-    difference to the gradient by the logits, as Σ p = 1; without it, p = q gives slopes and a gradient of exactly 0. With it,
-    rounding would leave 1e-8, which AdamW blows up to whole steps.
+    The slopes are ∂e_v/∂log p_v − c·p_v with c = `shift`, a number or one for each position (C, 1). A multiple of p
+    makes no difference to the gradient by the logits, as Σ p = 1; without it, p = q gives slopes and a gradient of
+    exactly 0. With it, rounding would leave 1e-8, which AdamW blows up to whole steps.
     """
 
     entries: Tensor

@@ -4,14 +4,14 @@ Axes: N response tokens, V vocabulary, D student width, E teacher width, F figur
 
     L = Σ_n w_n · D(π_T(·|n), π_θ(·|n))        π = softmax(h · headᵀ / temperature)
 
-The gradient with respect to a chunk's logits is formed while they are there (for forward KL it is w_n (π_θ − π_T)), goes at once
-into those of the hidden states and of the head, and overwrites the logits: chunk × V of them are alive for each side, whatever N
-(with working copies: of a few rows on a CPU, of a chunk elsewhere).
-That is 8·N·D·V floating-point operations, those of a dense forward and backward pass. TRD (arXiv 2606.08432) takes forward KL and
-w_n = 1 / (|y_r| · trajectories).
+The gradient with respect to a chunk's logits is formed while they are there (for forward KL it is w_n (π_θ − π_T)),
+goes at once into those of the hidden states and of the head, and overwrites the logits: chunk × V of them are alive for
+each side, whatever N (with working copies: of a few rows on a CPU, of a chunk elsewhere). That is 8·N·D·V
+floating-point operations, those of a dense forward and backward pass. TRD (arXiv 2606.08432) takes forward KL and w_n =
+1 / (|y_r| · trajectories).
 
-Not covered: heads with a bias, and models that transform their logits (soft-capping, scaling): `model.load` refuses them. With a temperature the
-loss is not multiplied by its square.
+Not covered: heads with a bias, and models that transform their logits (soft-capping, scaling): `model.load` refuses
+them. With a temperature the loss is not multiplied by its square.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from trd_cli.losses.distribution import Distribution
 from trd_cli.losses.objectives import Objective
 
 CHUNK = 256
-# On a CPU, rows of logits are worked on few at a time, so that they stay in the cache between one operation and the next.
+# On a CPU, rows of logits are worked on few at a time, so that they stay in the cache between one operation and the
+# next.
 _CPU_BLOCK = 1 << 18
 _HEAD_TILE = 1 << 21
 _TOP_K, _TOP_K_EVERY = 32, 8
@@ -57,11 +58,11 @@ def fused_divergence(
 ) -> tuple[Tensor, Figures]:
     """Weighted sum of the positions' divergence (scalar, float32, or float64 for float64 states) and figures of each.
 
-    Differentiable in the student's hidden states and head; the teacher gets no gradient, and a head that wants none costs
-    none. Products are taken in the dtype of `student_ND`, all from the logits on in float32, and the head's gradient is summed
-    up in float32. Heads of different length are cut to the shorter one: ids beyond it are padding that no tokenizer makes,
-    and they get neither probability nor gradient. `response_N` is int64; `teacher_top32_mass` is measured at every
-    eighth position and NaN at the others.
+    Differentiable in the student's hidden states and head; the teacher gets no gradient, and a head that wants none
+    costs none. Products are taken in the dtype of `student_ND`, all from the logits on in float32, and the head's
+    gradient is summed up in float32. Heads of different length are cut to the shorter one: ids beyond it are padding
+    that no tokenizer makes, and they get neither probability nor gradient. `response_N` is int64; `teacher_top32_mass`
+    is measured at every eighth position and NaN at the others.
     """
     assert len(student_ND) == len(teacher_NE) == len(weights_N) == len(response_N)
     vocabulary = min(len(student_head_VD), len(teacher_head_VE))
@@ -93,9 +94,7 @@ class _FusedDivergence(torch.autograd.Function):
         head = head_VD.detach()[: settings.vocabulary].to(dtype)
         teacher_head = teacher_head_VE.detach()[: settings.vocabulary].to(dtype)
         weights_N = weights_N.to(exact)
-        figures_FN = torch.full(
-            (len(Figures._fields), len(student)), torch.nan, dtype=exact, device=student.device
-        )
+        figures_FN = torch.full((len(Figures._fields), len(student)), torch.nan, dtype=exact, device=student.device)
         grad_states = torch.empty_like(student) if wants_states else None
         grad_head = torch.zeros(head_VD.shape, dtype=exact, device=head_VD.device) if wants_head else None
         logits = [student.new_empty(min(settings.chunk, len(student)), settings.vocabulary) for _ in range(2)]
@@ -105,9 +104,7 @@ class _FusedDivergence(torch.autograd.Function):
                 of_student, of_teacher = (x[: len(student[at])] for x in logits)
                 torch.mm(student[at], head.T, out=of_student)
                 torch.mm(teacher[at], teacher_head.T, out=of_teacher)
-                _to_gradient(
-                    of_student, of_teacher, response_N[at], weights_N[at], settings, figures_FN[:, at]
-                )
+                _to_gradient(of_student, of_teacher, response_N[at], weights_N[at], settings, figures_FN[:, at])
                 if grad_states is not None:
                     torch.mm(of_student, head, out=grad_states[at])
                 if grad_head is not None:
@@ -155,7 +152,10 @@ def _distribution(logits_RV: Tensor, dtype: torch.dtype, temperature: float) -> 
 
 
 def _figures(p: Distribution, q: Distribution, response_R: Tensor, first: int) -> list[Tensor]:
-    """The figures that do not depend on the objective, in the order of `Figures`; `first` is the first row's place in its chunk."""
+    """The figures that do not depend on the objective, in the order of `Figures`;
+
+    `first` is the first row's place in its chunk.
+    """
     nll = [-each.log.gather(-1, response_R[:, None])[:, 0] for each in (p, q)]
     entropy = [-(each.prob * each.log).sum(-1) for each in (p, q)]
     teachers_best_R1 = q.log.argmax(-1, keepdim=True)

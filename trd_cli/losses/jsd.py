@@ -2,8 +2,8 @@
 
     m = β q + (1 − β) p        D = β KL(π_T ‖ m) + (1 − β) KL(π_θ ‖ m)        ∂e_v/∂log p_v = (1 − β) p_v log(p_v / m_v)
 
-Convention of GKD: β weighs the teacher. As β → 0, D/β → KL(π_T ‖ π_θ), forward; as β → 1, D/(1 − β) → KL(π_θ ‖ π_T), reverse.
-D itself vanishes at both ends, so β = 0 and β = 1 stand for those two limits. Bounded by log 2 at β = 1/2.
+Convention of GKD: β weighs the teacher. As β → 0, D/β → KL(π_T ‖ π_θ), forward; as β → 1, D/(1 − β) → KL(π_θ ‖ π_T),
+reverse. D itself vanishes at both ends, so β = 0 and β = 1 stand for those two limits. Bounded by log 2 at β = 1/2.
 """
 
 import torch

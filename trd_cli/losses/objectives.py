@@ -1,6 +1,7 @@
 """From a divergence to a training objective: which tokens it is taken over, what is clipped, and its gradient.
 
-Axes: C positions, V vocabulary, S the support of a divergence (V, or K of it). See `core/divergences/` for the formulas.
+Axes: C positions, V vocabulary, S the support of a divergence (V, or K of it). See `core/divergences/` for the
+formulas.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ from trd_cli.losses.top_k import TopKMode, spread, top_k_support
 class Objective:
     """A divergence by name, with the options that some of them read.
 
-    `clip_entry` bounds each vocabulary entry from above (arXiv 2601.18734), `clip_position` the sum over them at one position;
-    what is bounded has no gradient. None does not clip. A divergence of the sampled token has one entry.
+    `clip_entry` bounds each vocabulary entry from above (arXiv 2601.18734), `clip_position` the sum over them at one
+    position; what is bounded has no gradient. None does not clip. A divergence of the sampled token has one entry.
     """
 
     name: str = "forward-kl"
@@ -74,7 +75,10 @@ class Objective:
 
 
 class Scores(NamedTuple):
-    """Of each position: the divergence (C,), whether it was clipped (C,), its gradient by the student's logits (C, V)."""
+    """Of each position:
+
+    the divergence (C,), whether it was clipped (C,), its gradient by the student's logits (C, V).
+    """
 
     value_C: Tensor
     clipped_C: Tensor

@@ -1,17 +1,18 @@
-"""Monte-Carlo reverse KL from the one token y that was sampled (estimators: Schulman, "Approximating KL Divergence", 2020).
+"""Monte-Carlo reverse KL from the one token y that was sampled (estimators: Schulman, "Approximating KL Divergence",
+2020).
 
 With r = q_y / p_y:
 
     k1 = −log r              k2 = ½ (log r)²              k3 = r − 1 − log r
     slope −log r             slope −log r                 slope 1 − r                (∂/∂log p_y; 0 for other tokens)
 
-k1 and k3 are unbiased estimates of KL(π_θ ‖ π_T) when y ~ π_θ. What matters in training is the gradient. k1's own has mean
-zero, so k1 is trained with the score function's, log(p/q) ∇log p, as a policy gradient with reward log(q/p): unbiased for
-reverse KL, and the same as k2's own. k3's own gradient is, in the mean over y ~ π_θ, that of *forward* KL
+k1 and k3 are unbiased estimates of KL(π_θ ‖ π_T) when y ~ π_θ. What matters in training is the gradient. k1's own has
+mean zero, so k1 is trained with the score function's, log(p/q) ∇log p, as a policy gradient with reward log(q/p):
+unbiased for reverse KL, and the same as k2's own. k3's own gradient is, in the mean over y ~ π_θ, that of *forward* KL
 (arXiv 2506.09477 discusses this); it is offered because it is in use.
 
-Not covered: a correction for tokens that were drawn at another temperature, with top-p, or by another model (y_r); and k3 where the
-teacher is likelier by more than 88 nats, which overflows float32 (a clip bounds it).
+Not covered: a correction for tokens that were drawn at another temperature, with top-p, or by another model (y_r); and
+k3 where the teacher is likelier by more than 88 nats, which overflows float32 (a clip bounds it).
 """
 
 from typing import Literal

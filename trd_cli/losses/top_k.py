@@ -1,4 +1,5 @@
-"""Any pointwise divergence on S, the K tokens that the teacher finds most likely (arXiv 2603.25562, eq. 6–8, with K = 32).
+"""Any pointwise divergence on S, the K tokens that the teacher finds most likely (arXiv 2603.25562, eq. 6–8, with K =
+32).
 
 Three ways to treat the rest of the vocabulary:
 
@@ -8,8 +9,9 @@ Three ways to treat the rest of the vocabulary:
                      w = p log(p/q) for reverse KL, w = −q for forward KL (arXiv 2605.11182)
 
 The plain sum over S of a reverse KL has the gradient Σ_S p (log(p/q) + 1) ∇log p, whose last term vanishes on the whole
-vocabulary but not on S, and drives mass out of S; none of the three has it. With K = V all three are the full divergence's
-gradient. `stop-gradient` reports the truncated sum, which may be negative, and for forward KL draws mass into S even where p = q.
+vocabulary but not on S, and drives mass out of S; none of the three has it. With K = V all three are the full
+divergence's gradient. `stop-gradient` reports the truncated sum, which may be negative, and for forward KL draws mass
+into S even where p = q.
 """
 
 from typing import Literal, NamedTuple

@@ -14,7 +14,10 @@ from trd_cli.records import Problem
 
 
 def load_benchmarks(graph: Graph) -> tuple[list[Benchmark], list[Finding]]:
-    """Those that can be loaded, each once. One that the network does not give is a warning, any other failure an error."""
+    """Those that can be loaded, each once.
+
+    One that the network does not give is a warning, any other failure an error.
+    """
     configs = [node.config for node in graph.nodes if isinstance(node.config, EvalConfig)]
     names = dict.fromkeys(name for config in configs for name in split_benchmarks(config.bench or ""))
     loaded: list[Benchmark] = []
@@ -29,11 +32,13 @@ def load_benchmarks(graph: Graph) -> tuple[list[Benchmark], list[Finding]]:
 
 
 def check_overlap(problems: Sequence[Problem], benchmarks: Sequence[Benchmark]) -> Iterator[Finding]:
-    """Problems that share a 13-word run with a question, as trd data overlap finds them; a copy of a question is an error."""
+    """Problems that share a 13-word run with a question, as trd data overlap finds them;
+
+    a copy of a question is an error.
+    """
     questions = [problem for each in benchmarks for problem in each.problems]
     index = QuestionIndex(
-        [question.problem for question in questions],
-        [each.name for each in benchmarks for _ in each.problems],
+        [question.problem for question in questions], [each.name for each in benchmarks for _ in each.problems]
     )
     shared = [(p, s) for p in problems if (s := index.shared(p.problem)) is not None]
     common = OverlapConfig.model_fields["common"].default

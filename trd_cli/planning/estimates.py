@@ -1,10 +1,10 @@
 """What stages need, from a few sizes of their models: bytes of memory and disk, tokens, hours.
 
-Sizes: P parameters, V vocabulary, D width, T tokens of a forward pass. Weights, keys and values, gradients and optimiser
-are exact for what the code holds; activations are rough, within a factor of two.
+Sizes: P parameters, V vocabulary, D width, T tokens of a forward pass. Weights, keys and values, gradients and
+optimiser are exact for what the code holds; activations are rough, within a factor of two.
 
-Not covered: what the framework itself takes (CUDA context, allocator, vLLM's graphs: one to three GiB), the memory of the host,
-attention that is not of all heads in every layer (sliding windows, linear attention, latent keys).
+Not covered: what the framework itself takes (CUDA context, allocator, vLLM's graphs: one to three GiB), the memory of
+the host, attention that is not of all heads in every layer (sliding windows, linear attention, latent keys).
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ _LAYERS_AT_ONCE = 2
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of a decoder. `kv_width` is key-value heads times their width, `inner` the width inside the feed-forward block.
+    """Sizes of a decoder. `kv_width` is key-value heads times their width, `inner` the width inside the feed-forward
+    block.
 
     `tied` tells that the output head is the input embedding.
     """
@@ -52,7 +53,10 @@ class Shape:
         return max(0, self.parameters - outside) // max(1, self.layers)
 
     def whole_bytes(self, dtype: str) -> int:
-        """Return the bytes of sharded weights that are whole at one time: the head, two layers, and an untied embedding."""
+        """Return the bytes of sharded weights that are whole at one time:
+
+        the head, two layers, and an untied embedding.
+        """
         apart = 0 if self.tied else self.head_bytes(dtype)
         return self.head_bytes(dtype) + apart + _LAYERS_AT_ONCE * self.layer_parameters * BYTES[dtype]
 
@@ -90,11 +94,12 @@ def training(
     checkpointing: bool = False,
     shards: int = 1,
 ) -> Need:
-    """Return what one process of trd distill holds. `teacher` is None where it has no weights of its own (the student's without its adapter).
+    """Return what one process of trd distill holds. `teacher` is None where it has no weights of its own (the student's
+    without its adapter).
 
-    `tokens` are those of a forward pass on the longer side; `adapter` the adapter's parameters, 0 where all are trained;
-    `averaged` holds a float32 average of what is trained, in place of a teacher. With `shards`, FSDP2 cuts weights, gradients, moments and
-    teacher over so many processes.
+    `tokens` are those of a forward pass on the longer side; `adapter` the adapter's parameters, 0 where all are
+    trained; `averaged` holds a float32 average of what is trained, in place of a teacher. With `shards`, FSDP2 cuts
+    weights, gradients, moments and teacher over so many processes.
     """
     trained = adapter or student.parameters
     frozen = student.parameters * BYTES[dtype] if adapter else 0
@@ -111,9 +116,7 @@ def training(
     return Need(
         {
             **{name: -(-size // shards) for name, size in held.items()},
-            "whole while it computes": _whole(student, teacher, dtype, trains_all=not adapter)
-            if shards > 1
-            else 0,
+            "whole while it computes": _whole(student, teacher, dtype, trains_all=not adapter) if shards > 1 else 0,
             "logits": logits(student, dtype, head_is_trained=not adapter),
             "activations": activations(student, dtype, tokens, checkpointing),
         }
@@ -121,7 +124,10 @@ def training(
 
 
 def _whole(student: Shape, teacher: Shape | None, dtype: str, trains_all: bool) -> int:
-    """What shards do not make smaller: gathered weights of both sides, and the gradient of the largest unit on its way to the others."""
+    """What shards do not make smaller:
+
+    gathered weights of both sides, and the gradient of the largest unit on its way to the others.
+    """
     gathered = student.whole_bytes(dtype) + (teacher.whole_bytes(dtype) if teacher else 0)
     largest = max(student.layer_parameters, student.vocabulary * student.width)
     # As it comes out of the backward pass, and in float32 as it is sent.
@@ -137,8 +143,8 @@ def logits(shape: Shape, dtype: str, head_is_trained: bool) -> int:
 def activations(shape: Shape, dtype: str, tokens: int, checkpointing: bool) -> int:
     """Roughly what the backward pass needs kept: a layer's inputs, or all that its products read.
 
-    A layer keeps about eight tensors of its width (norms' inputs and outputs, query, attention's output, residuals), keys and
-    values, and three of the inner width. With checkpointing that holds for one layer at a time.
+    A layer keeps about eight tensors of its width (norms' inputs and outputs, query, attention's output, residuals),
+    keys and values, and three of the inner width. With checkpointing that holds for one layer at a time.
     """
     whole = tokens * (8 * shape.width + 2 * shape.kv_width + 3 * shape.inner) * BYTES[dtype]
     if not checkpointing:
@@ -154,8 +160,8 @@ _FIXED = 600  # ids, names, digests and numbers of a row
 def row_bytes(prompt: int, response: int, problem_text: int, student_prompt: int = 0) -> int:
     """Bytes of one row before compression, which takes off a half to two thirds.
 
-    `prompt`, `response` and `student_prompt` (of refined rows) in tokens; `problem_text` is the problem with its reference and
-    tests, in bytes.
+    `prompt`, `response` and `student_prompt` (of refined rows) in tokens; `problem_text` is the problem with its
+    reference and tests, in bytes.
     """
     per_prompt, per_response = _ID + _TEXT, _ID + _TEXT + _LOGPROB
     return _FIXED + problem_text + prompt * per_prompt + response * per_response + student_prompt * _ID

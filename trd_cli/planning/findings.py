@@ -10,16 +10,7 @@ from trd_cli.errors import UserError
 
 Level = Literal["ok", "warning", "error"]
 Topic = Literal["recipe", "models", "problems", "lengths", "benchmarks", "memory", "disk", "cost"]
-TOPICS: tuple[Topic, ...] = (
-    "recipe",
-    "models",
-    "problems",
-    "lengths",
-    "benchmarks",
-    "memory",
-    "disk",
-    "cost",
-)
+TOPICS: tuple[Topic, ...] = ("recipe", "models", "problems", "lengths", "benchmarks", "memory", "disk", "cost")
 
 
 @dataclass(frozen=True)
@@ -56,12 +47,18 @@ def of_exception(level: Level, topic: Topic, raised: UserError, prefix: str = ""
 
 
 def out_of_reach(raised: UserError) -> bool:
-    """Whether something was not downloaded: what does so names the network in how to mend it. It may be in reach elsewhere."""
+    """Whether something was not downloaded:
+
+    what does so names the network in how to mend it. It may be in reach elsewhere.
+    """
     return "network" in raised.mend
 
 
 def grouped(labelled: Iterable[tuple[str, str, Finding]]) -> list[Finding]:
-    """Findings with the stage and the arms ("" for none) they are about put before them; the same one about several arms is one."""
+    """Findings with the stage and the arms ("" for none) they are about put before them;
+
+    the same one about several arms is one.
+    """
     about: dict[tuple[str, Finding], dict[str, None]] = {}
     for stage, arm, finding in labelled:
         about.setdefault((stage, finding), {})[arm] = None

@@ -63,10 +63,7 @@ def _sample(node: Node, config: SampleConfig, chain: Chain, student: Planned) ->
 
 def _refine(node: Node, config: RefineConfig, chain: Chain, teacher: Planned) -> Iterator[Finding]:
     cases = chain.cases
-    yield ok(
-        "lengths",
-        f"prompts of {_spread([case.asked for case in cases])} tokens{_by(chain, 'rollouts')}",
-    )
+    yield ok("lengths", f"prompts of {_spread([case.asked for case in cases])} tokens{_by(chain, 'rollouts')}")
     limit = window(config.max_model_len, teacher)
     if limit is None:
         return
@@ -125,9 +122,7 @@ def _fewer_tokens(node: Node, prompts: Sequence[int], limit: int, asked: int) ->
         )
 
 
-def _distill(
-    node: Node, config: DistillConfig, chain: Chain, student: Planned, teacher: Planned
-) -> Iterator[Finding]:
+def _distill(node: Node, config: DistillConfig, chain: Chain, student: Planned, teacher: Planned) -> Iterator[Finding]:
     limit, along = window(config.max_length, student, teacher), chain.along
     if limit is None:
         return

@@ -1,4 +1,7 @@
-"""The models of a recipe by their configuration and tokenizer alone: sizes, and whether teacher and student fit each other."""
+"""The models of a recipe by their configuration and tokenizer alone:
+
+sizes, and whether teacher and student fit each other.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,10 @@ class Linear:
 
 @dataclass(frozen=True)
 class Planned:
-    """A model without its weights. `shape` is None where nothing tells its sizes; `dtype` is that of the saved weights."""
+    """A model without its weights.
+
+    `shape` is None where nothing tells its sizes; `dtype` is that of the saved weights.
+    """
 
     ref: ModelRef
     tokenizer: Tokenizer
@@ -48,8 +54,9 @@ class Planned:
 
 
 def read_model(name: str) -> tuple[Planned | None, list[Finding]]:
-    """Configuration and tokenizer of a model. One that cannot be read is a finding: an error for what is said to be here, a
-    warning for a name that the Hub did not give, for the Hub may be out of reach here and not where the recipe runs."""
+    """Configuration and tokenizer of a model. One that cannot be read is a finding: an error for what is said to be
+    here, a warning for a name that the Hub did not give, for the Hub may be out of reach here and not where the recipe
+    runs."""
     try:
         ref = resolve_model(name, weights=False)
         model = _planned(ref)

@@ -61,9 +61,7 @@ def work_of(graph: Graph, chains: Sequence[Chain], benchmarks: Sequence[Benchmar
 def _of_chain(node: Node, chain: Chain) -> Work:
     cases = chain.cases
     along = {"sample": "rollout", "refine": "refined"}.get(node.stage, chain.along)
-    prompts = [
-        {"sample": c.prompt, "refine": c.asked}.get(node.stage, max(c.prompt, c.context)) for c in cases
-    ]
+    prompts = [{"sample": c.prompt, "refine": c.asked}.get(node.stage, max(c.prompt, c.context)) for c in cases]
     responses = [case.response(along) for case in cases]
     return Work(
         node,
@@ -80,9 +78,7 @@ def _of_chain(node: Node, chain: Chain) -> Work:
 def _filtered(node: Node) -> bool:
     """Whether a stage takes a part of the rows that only verdicts or values can tell."""
     config = node.config
-    return isinstance(config, (RefineConfig, DistillConfig)) and (
-        config.subset != "all" or config.where is not None
-    )
+    return isinstance(config, (RefineConfig, DistillConfig)) and (config.subset != "all" or config.where is not None)
 
 
 def _evaluation(node: Node, config: EvalConfig, benchmarks: Sequence[Benchmark]) -> list[Work]:
@@ -101,9 +97,7 @@ def _evaluation(node: Node, config: EvalConfig, benchmarks: Sequence[Benchmark])
 # Memory
 
 
-def check_memory(
-    config: PlanConfig, works: Sequence[Work], student: Planned, teacher: Planned
-) -> list[Finding]:
+def check_memory(config: PlanConfig, works: Sequence[Work], student: Planned, teacher: Planned) -> list[Finding]:
     """Each kind of node once: what the stages of all rounds and seeds have in common."""
     return grouped(
         (work.node.stage, arm_of(work.node), finding)
@@ -137,7 +131,10 @@ def _memory(plan: PlanConfig, work: Work, student: Planned, teacher: Planned) ->
 
 
 def _at_once(engine: EngineOptions, rows: int) -> int:
-    """Sequences whose keys and values are held: as asked for; vllm and servers take as many as they have room for, one at least."""
+    """Sequences whose keys and values are held:
+
+    as asked for; vllm and servers take as many as they have room for, one at least.
+    """
     asked = engine.batch_size if engine.engine in ("auto", "transformers") else None
     return max(1, min(asked or 1, rows))
 
@@ -198,8 +195,7 @@ def _parts(need: Need) -> str:
 def check_disk(graph: Graph, works: Sequence[Work], student: Planned) -> Iterator[Finding]:
     """Shards before compression, and checkpoints with the states that are kept while training."""
     shards = sum(
-        w.rows
-        * estimates.row_bytes(round(w.prompt), round(w.response), round(w.text), round(w.student_prompt))
+        w.rows * estimates.row_bytes(round(w.prompt), round(w.response), round(w.text), round(w.student_prompt))
         for w in works
         if w.node.stage in _GENERATING
     )
@@ -257,10 +253,7 @@ def check_cost(config: PlanConfig, graph: Graph, works: Sequence[Work]) -> Itera
             yield ok("cost", what)
         else:
             total += estimates.hours(tokens, rate)
-            yield ok(
-                "cost",
-                f"{what}, {_time(estimates.hours(tokens, rate))} at {rate:,.0f} tokens/s ({source})",
-            )
+            yield ok("cost", f"{what}, {_time(estimates.hours(tokens, rate))} at {rate:,.0f} tokens/s ({source})")
     if total:
         yield ok("cost", f"{_time(total)} in all" + (f", without {', '.join(unknown)}" if unknown else ""))
     elif unknown:

@@ -48,9 +48,7 @@ def check(config: PlanConfig, findings: list[Finding]) -> None:
     """Raise InputError where one of the findings is an error."""
     errors = sum(finding.level == "error" for finding in findings)
     if errors:
-        raise InputError(
-            f"{config.recipe} has {errors} error{'s' * (errors > 1)}", "none", "see the lines above"
-        )
+        raise InputError(f"{config.recipe} has {errors} error{'s' * (errors > 1)}", "none", "see the lines above")
 
 
 def _findings(config: PlanConfig, progress: Progress) -> Iterator[Finding]:
@@ -63,8 +61,7 @@ def _findings(config: PlanConfig, progress: Progress) -> Iterator[Finding]:
         return
     arms = ", ".join(recipe.arms)
     yield ok(
-        "recipe",
-        f"{recipe.name}: {recipe.setting}, {recipe.rounds} round(s), arms {arms}; {len(graph.nodes)} stages",
+        "recipe", f"{recipe.name}: {recipe.setting}, {recipe.rounds} round(s), arms {arms}; {len(graph.nodes)} stages"
     )
     yield from _Plan(config, graph, progress).findings()
 
@@ -89,9 +86,7 @@ class _Plan:
         if problems and benchmarks:
             yield from check_overlap(problems, benchmarks)
         if student is not None and teacher is not None:
-            yield from check_stages(
-                self._graph, self._graph.nodes, student, teacher, self._is_sharded(), here=False
-            )
+            yield from check_stages(self._graph, self._graph.nodes, student, teacher, self._is_sharded(), here=False)
             yield from check_arms(self._graph, student, teacher)
             yield from check_evaluations(self._graph, benchmarks, student)
             yield from self._rows(problems, benchmarks, student, teacher)

@@ -22,13 +22,12 @@ from trd_cli.trajectories.shards import read_problems
 
 
 def load_problems(recipe: Recipe, graph: Graph) -> tuple[list[Problem], list[Finding]]:
-    """The whole problem set: that of the run directory where it is there, else as the recipe makes it (a Hub set is fetched).
+    """The whole problem set: that of the run directory where it is there, else as the recipe makes it (a Hub set is
+    fetched).
 
     A set that the Hub does not give is a warning, anything else that cannot be read an error; the list is then empty.
     """
-    made = next(
-        (graph.path(node) / "problems.parquet" for node in graph.nodes if node.stage == "problems"), None
-    )
+    made = next((graph.path(node) / "problems.parquet" for node in graph.nodes if node.stage == "problems"), None)
     (kind, value), *_ = recipe.problems.items()
     try:
         if made is not None and made.is_file():
@@ -110,9 +109,7 @@ def _shown(graph: Graph) -> dict[str, float]:
 
 def _answers(graph: Graph, problems: Sequence[Problem]) -> Iterator[Finding]:
     """Verdicts need an answer or tests; an arm that filters by verdict needs verdicts."""
-    ungraded = sum(
-        not (problem.reference_answer if problem.task == "math" else problem.tests) for problem in problems
-    )
+    ungraded = sum(not (problem.reference_answer if problem.task == "math" else problem.tests) for problem in problems)
     if not ungraded:
         return
     reading = sorted(

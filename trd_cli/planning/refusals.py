@@ -1,7 +1,7 @@
 """What the stages of a recipe will refuse, asked of the owners of their rules before anything is run.
 
-What a machine lacks, such as a package or a device, is an error where the stages run on this machine; `trd plan` may be asked on
-another one, and gives a warning. Not covered: what vllm refuses of its arguments, and what a server does.
+What a machine lacks, such as a package or a device, is an error where the stages run on this machine; `trd plan` may be
+asked on another one, and gives a warning. Not covered: what vllm refuses of its arguments, and what a server does.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ _PLACES = {"model", "teacher", "problems", "inputs", "parents", "out", "seed", "
 
 
 def refuse(recipe: str, graph: Graph, nodes: Sequence[Node]) -> None:
-    """Raise InputError where one of these nodes would end with an error on this machine, as far as models and options tell."""
+    """Raise InputError where one of these nodes would end with an error on this machine, as far as models and options
+    tell.
+    """
     todo = [node for node in nodes if isinstance(node.config, (*Generating.__args__, DistillConfig))]
     if not todo:
         return
@@ -50,9 +52,7 @@ def refuse(recipe: str, graph: Graph, nodes: Sequence[Node]) -> None:
         raise InputError(got, expected or "what its stages take", errors[0].change + more)
 
 
-def read_models(
-    recipe: Recipe, with_teacher: bool = True
-) -> tuple[Planned | None, Planned | None, list[Finding]]:
+def read_models(recipe: Recipe, with_teacher: bool = True) -> tuple[Planned | None, Planned | None, list[Finding]]:
     """Return student and teacher (opsd: the same), None for one that cannot be read, and what is to be said of them."""
     student, found = read_model(recipe.student)
     if not with_teacher or recipe.teacher is None or recipe.teacher == recipe.student:
@@ -61,19 +61,12 @@ def read_models(
     found = [*found, *more]
     if student is not None and teacher is not None:
         sample = SampleConfig.parse({**recipe.sample, "problems": ""})
-        found += check_pair(
-            student, teacher, sample.render in (None, "chat"), sample.chat_template_kwargs or {}
-        )
+        found += check_pair(student, teacher, sample.render in (None, "chat"), sample.chat_template_kwargs or {})
     return student, teacher, found
 
 
 def check_stages(
-    graph: Graph,
-    nodes: Sequence[Node],
-    student: Planned,
-    teacher: Planned,
-    sharded: bool,
-    here: bool,
+    graph: Graph, nodes: Sequence[Node], student: Planned, teacher: Planned, sharded: bool, here: bool
 ) -> list[Finding]:
     """Check models and options of nodes that run a model; each finding once, with the stages and arms it is about.
 
@@ -86,13 +79,7 @@ class _Stages:
     """Collects what a list of nodes would be refused for."""
 
     def __init__(
-        self,
-        graph: Graph,
-        nodes: Sequence[Node],
-        student: Planned,
-        teacher: Planned,
-        sharded: bool,
-        here: bool,
+        self, graph: Graph, nodes: Sequence[Node], student: Planned, teacher: Planned, sharded: bool, here: bool
     ) -> None:
         self._graph, self._nodes, self._sharded, self._here = graph, nodes, sharded, here
         self._student, self._teacher = student, teacher
@@ -111,11 +98,7 @@ class _Stages:
             shared = isinstance(node.config, EvalConfig)
             stage, arm = ("arm", node.arm or "") if node.stage == "distill" else (node.stage, arm_of(node))
             labelled += [(stage, "" if shared else arm, found) for found in known[key]]
-        models = [
-            each
-            for model, trained in self._is_trained_or_taught.items()
-            for each in self._model(model, trained)
-        ]
+        models = [each for model, trained in self._is_trained_or_taught.items() for each in self._model(model, trained)]
         return [*models, *self._templates, *grouped(labelled)]
 
     def _of(self, node: Node, asked: RenderOptions) -> list[Finding]:
@@ -145,7 +128,10 @@ class _Stages:
         return RenderOptions() if node.stage == "eval" else next(sampled, RenderOptions())
 
     def _told(self, topic: Topic, check: Callable[[], object], lacking: bool = False) -> Iterator[Finding]:
-        """What an owner of rules refuses. `lacking` tells that it asks for something that may be there on another machine."""
+        """What an owner of rules refuses.
+
+        `lacking` tells that it asks for something that may be there on another machine.
+        """
         try:
             check()
         except UserError as raised:
@@ -190,9 +176,7 @@ class _Stages:
                 found += self._told("models", lambda: check_options(model.ref, config), lacking=may_differ)
         return found
 
-    def _window(
-        self, node: Node, engine: EngineName, config: Generating, model: Planned
-    ) -> Iterator[Finding]:
+    def _window(self, node: Node, engine: EngineName, config: Generating, model: Planned) -> Iterator[Finding]:
         asked, longest = config.max_model_len, model.longest
         lower = f"lower max_model_len in [{node.stage}]"
         try:

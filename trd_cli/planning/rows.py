@@ -1,5 +1,5 @@
-"""What one row of each arm will be, in tokens: prompts from the problem set's own text, responses from the rollouts that are there,
-else as long as they may become.
+"""What one row of each arm will be, in tokens: prompts from the problem set's own text, responses from the rollouts
+that are there, else as long as they may become.
 
 Of a large set, a thousand problems spread over it are rendered. Not covered: rounds after the first, `where`.
 """
@@ -28,9 +28,9 @@ _RENDERED = 1000
 
 @dataclass(frozen=True)
 class Case:
-    """One row, lengths in tokens. `attempt` and `refined` are y_o and y_r; `asked` is what the teacher reads to write y_r, with the attempt
-    (cut to the room there is); `bare` the same without the attempt; `context` what it reads in training; `text` the
-    problem with reference and tests, in bytes.
+    """One row, lengths in tokens. `attempt` and `refined` are y_o and y_r; `asked` is what the teacher reads to write
+    y_r, with the attempt (cut to the room there is); `bare` the same without the attempt; `context` what it reads in
+    training; `text` the problem with reference and tests, in bytes.
     """
 
     prompt: int
@@ -49,8 +49,8 @@ class Case:
 class Chain:
     """An arm's first round: its nodes, how many rows it has, and a sample of them.
 
-    `left_out` is the share of the problems that [sample] filters by length. `measured` tells whose lengths were found in the run
-    directory ("rollouts", "refined"); all others are the longest there can be.
+    `left_out` is the share of the problems that [sample] filters by length. `measured` tells whose lengths were found
+    in the run directory ("rollouts", "refined"); all others are the longest there can be.
     """
 
     sample: Node
@@ -78,7 +78,10 @@ def window(asked: int | None, *models: Planned) -> int | None:
 
 
 def room_for_prompt(limit: int, max_tokens: int) -> int:
-    """Tokens that trd refine leaves for its prompt: what the response does not need, and half of the window at least."""
+    """Tokens that trd refine leaves for its prompt:
+
+    what the response does not need, and half of the window at least.
+    """
     return limit - min(max_tokens, limit // 2)
 
 
@@ -142,9 +145,7 @@ class _Writer:
         references = self._references() if asked.max_reference_tokens is not None else [0] * len(prompts)
         kept: set[str] = set()
         cases: list[Case] = []
-        for problem, *lengths, reference in zip(
-            self._problems, prompts, contexts, bare, references, strict=True
-        ):
+        for problem, *lengths, reference in zip(self._problems, prompts, contexts, bare, references, strict=True):
             too_long = lengths[0] > (asked.max_prompt_tokens or lengths[0])
             if too_long or reference > (asked.max_reference_tokens or reference):
                 continue
@@ -177,7 +178,10 @@ class _Writer:
         return Case(prompt, attempt, bare, asked, y_r, context, text)
 
     def _lengths(self, kind: str, options: RenderOptions, model: Planned, asked: RenderOptions) -> list[int]:
-        """Prompt tokens of each problem with an empty attempt. What `options` leave open is as the rollouts were asked for."""
+        """Prompt tokens of each problem with an empty attempt.
+
+        What `options` leave open is as the rollouts were asked for.
+        """
         mode = options.render or asked.render or "chat"
         kwargs = options.chat_template_kwargs
         kwargs = (asked.chat_template_kwargs or {}) if kwargs is None else kwargs
@@ -185,8 +189,7 @@ class _Writer:
         if key not in self._rendered:
             templates = templates_for(kind, {p.task for p in self._problems}, options.prompt)
             self._rendered[key] = [
-                len(model.tokenizer.render(templates[p.task].render(_values(p)), mode, kwargs))
-                for p in self._problems
+                len(model.tokenizer.render(templates[p.task].render(_values(p)), mode, kwargs)) for p in self._problems
             ]
         return self._rendered[key]
 

@@ -1,4 +1,7 @@
-"""Reading a chat template: the token it ends an assistant's turn with, the names it reads, and whether it shows what a user says."""
+"""Reading a chat template:
+
+the token it ends an assistant's turn with, the names it reads, and whether it shows what a user says.
+"""
 
 from __future__ import annotations
 
@@ -28,9 +31,10 @@ Encode = Callable[[str], Sequence[int]]
 def end_of_turn(write: Write, encode: Encode, marks: Set[int], ends: Set[int]) -> int | None:
     """Return the id that a template writes to end an assistant's turn, or None where it writes none.
 
-    `write` renders a conversation without a prompt for the next turn, `marks` are ids that are no plain text, and `ends` those
-    that are known to end a response. It is the first mark after an answer, unless a known end follows it in the middle of a
-    conversation, too: the mark then ends a part of the turn. Turns may end where the next one begins, with a known end.
+    `write` renders a conversation without a prompt for the next turn, `marks` are ids that are no plain text, and
+    `ends` those that are known to end a response. It is the first mark after an answer, unless a known end follows it
+    in the middle of a conversation, too: the mark then ends a part of the turn. Turns may end where the next one
+    begins, with a known end.
     """
     found = {_end_after(answer, write, encode, marks | ends, ends) for answer in _ANSWERS}
     return found.pop() if len(found) == 1 else None
@@ -73,7 +77,10 @@ def names_read(template: str) -> frozenset[str]:
 
 @cache
 def _environment() -> Environment:
-    """As transformers has it: its templates may also mark what an assistant says, which changes nothing in what is read."""
+    """As transformers has it:
+
+    its templates may also mark what an assistant says, which changes nothing in what is read.
+    """
     import jinja2.ext
 
     class Generation(jinja2.ext.Extension):

@@ -53,7 +53,10 @@ class Template:
 
 
 def digest_of(override: str) -> str:
-    """Return the digest of a template's text, as `Template.sha256`: what stands for `--prompt` where only its path is at hand."""
+    """Return the digest of a template's text, as `Template.sha256`:
+
+    what stands for `--prompt` where only its path is at hand.
+    """
     return _digest(_text_of(Path(override)))
 
 
@@ -92,14 +95,10 @@ def load_template(kind: str, task: Task, override: str | None = None) -> Templat
     if unknown:
         raise PromptError(f"{path} has the placeholder {unknown[0]!r}", f"only {listed}", "mend the file")
     if missing:
-        raise PromptError(
-            f"{path} lacks {{{{ {missing[0]} }}}}", f"a {kind} template with {listed}", "mend the file"
-        )
+        raise PromptError(f"{path} lacks {{{{ {missing[0]} }}}}", f"a {kind} template with {listed}", "mend the file")
     template = Template(path.stem if override is None else well_formed(str(path)), text, found)
     try:
         template.render(dict.fromkeys(allowed, "text"))
     except (jinja2.TemplateError, TypeError) as error:
-        raise PromptError(
-            f"{path} cannot be filled: {error}", f"text with {listed}", "mend the file"
-        ) from None
+        raise PromptError(f"{path} cannot be filled: {error}", f"text with {listed}", "mend the file") from None
     return template

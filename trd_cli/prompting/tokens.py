@@ -35,8 +35,8 @@ class Tokenizer(Protocol):
     def ends(self, text: str) -> Sequence[int]:
         """Return where in `text`, in characters, each token of `encode(text)` ends; never falling.
 
-        A token that ends inside a character ends with all of it. Near enough to cut a text by, whatever the tokenizer's normaliser
-        makes of it; whoever needs an exact count of tokens encodes what is left.
+        A token that ends inside a character ends with all of it. Near enough to cut a text by, whatever the tokenizer's
+        normaliser makes of it; whoever needs an exact count of tokens encodes what is left.
         """
         ...
 
@@ -80,10 +80,7 @@ class ByteTokenizer:
     def render(self, messages: Sequence[Message], mode: Render, kwargs: Mapping[str, Any]) -> list[int]:
         if mode != "chat":
             return self.encode(raw_text(messages, mode))
-        turns = [
-            [self.start_id, *self.encode(f"{m['role']}\n{m['content']}"), self.end_of_turn_id]
-            for m in messages
-        ]
+        turns = [[self.start_id, *self.encode(f"{m['role']}\n{m['content']}"), self.end_of_turn_id] for m in messages]
         return [i for turn in turns for i in turn] + [self.start_id, *self.encode("assistant\n")]
 
     def template_names(self) -> frozenset[str]:
@@ -93,10 +90,7 @@ class ByteTokenizer:
         return "bytes"
 
     def vocabulary(self) -> Mapping[str, int]:
-        return {f"<0x{i:02X}>": i for i in range(256)} | {
-            "<start>": self.start_id,
-            "<end>": self.end_of_turn_id,
-        }
+        return {f"<0x{i:02X}>": i for i in range(256)} | {"<start>": self.start_id, "<end>": self.end_of_turn_id}
 
 
 class HubTokenizer:
@@ -157,7 +151,10 @@ class HubTokenizer:
         return content_hash(sorted(self._tokenizer.get_vocab().items(), key=lambda item: item[1]))
 
     def _raw(self, text: str) -> list[int]:
-        """The text after a beginning of text, where the tokenizer writes one; some tokenizers write an end after it, too."""
+        """The text after a beginning of text, where the tokenizer writes one;
+
+        some tokenizers write an end after it, too.
+        """
         ids = self._tokenizer.encode(text, add_special_tokens=True)
         written = len(ids) - len(self.encode(text))
         while written > 0 and ids[-1] in self.eos_ids:
@@ -258,9 +255,7 @@ def check_same_tokens(student: str, students: Tokenizer, teacher: str, teachers:
         return
     mine, theirs = students.vocabulary(), teachers.vocabulary()
     differing = sorted(token for token in {*mine, *theirs} if mine.get(token) != theirs.get(token))
-    shown = ", ".join(
-        f"{token!r} {mine.get(token, '–')}/{theirs.get(token, '–')}" for token in differing[:_SHOWN]
-    )
+    shown = ", ".join(f"{token!r} {mine.get(token, '–')}/{theirs.get(token, '–')}" for token in differing[:_SHOWN])
     raise ModelError(
         f"the tokenizers of {student} and {teacher} differ in {len(differing)} tokens ({shown}{', …' * (len(differing) > _SHOWN)})",
         "the same tokens with the same ids",
@@ -269,18 +264,20 @@ def check_same_tokens(student: str, students: Tokenizer, teacher: str, teachers:
 
 
 def raw_text(messages: Sequence[Message], mode: Render) -> str:
-    """Return a prompt's text as it is; in the mode `raw-line` a line break ends it, so that a response begins a line of its own."""
+    """Return a prompt's text as it is;
+
+    in the mode `raw-line` a line break ends it, so that a response begins a line of its own.
+    """
     text = "\n\n".join(message["content"] for message in messages)
     return f"{text}\n" if mode == "raw-line" else text
 
 
-def fit_attempt(
-    tokenizer: Tokenizer, attempt: str, render: Callable[[str], Sequence[int]], room: int
-) -> str | None:
+def fit_attempt(tokenizer: Tokenizer, attempt: str, render: Callable[[str], Sequence[int]], room: int) -> str | None:
     """Return the head of an attempt that can be kept so that its prompt has at most `room` ids.
 
-    `render(text)` gives the whole prompt's ids for an attempt's text. None when the prompt does not fit even without one.
-    The head is a piece of the text itself, never what ids decode to: a tokenizer may change letters and spaces on the way.
+    `render(text)` gives the whole prompt's ids for an attempt's text. None when the prompt does not fit even without
+    one. The head is a piece of the text itself, never what ids decode to: a tokenizer may change letters and spaces on
+    the way.
     """
     overhang = len(render(attempt)) - room
     if overhang <= 0:

@@ -36,9 +36,7 @@ class Contents:
                 with open(path, "rb") as file:
                     self._known[path] = hashlib.file_digest(file, "sha256").hexdigest()
             except OSError as error:
-                raise InputError(
-                    f"{path}: {error.strerror}", "a file that can be read", "check the path"
-                ) from None
+                raise InputError(f"{path}: {error.strerror}", "a file that can be read", "check the path") from None
         return self._known[path]
 
     def benchmark(self, name: str) -> str:
@@ -47,7 +45,10 @@ class Contents:
         return f"{self.file(file)}{colon}{options}" if Path(file).is_file() else name
 
     def model(self, model: Model) -> str | None:
-        """What stands for a model in a digest: weights in a local directory, else its name; None for one of a node's."""
+        """What stands for a model in a digest:
+
+        weights in a local directory, else its name; None for one of a node's.
+        """
         if model.node is not None:
             return EMA if model.words.endswith(f"/{EMA}") else None
         if not Path(model.words).is_dir():
@@ -57,7 +58,10 @@ class Contents:
         return self._known[model.words]
 
     def deciding(self, config: Config, setting: str) -> dict[str, Any]:
-        """The options that decide a node's result; templates, built in or not, count by their text, an imported file by its content."""
+        """The options that decide a node's result;
+
+        templates, built in or not, count by their text, an imported file by its content.
+        """
         chosen = config.deciding()
         if "prompt" in chosen:
             chosen["prompt"] = [template.sha256 for template in templates_of(config, setting)]

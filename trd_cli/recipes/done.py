@@ -1,8 +1,8 @@
 """What of a run is done, as its outputs say, and taking outputs away that are to be made again.
 
 status.json      {node: {"state", "digest", "started", "seconds", "peak_rss_bytes", "exit_code"}}, for people and reports.
-                 Outputs decide what is done; the record only adds what an output cannot say: that the stage ended with an
-                 error
+                 Outputs decide what is done; the record only adds what an output cannot say: that the stage ended with
+                 an error
 verdicts.json    {"digest", "again", "whole"} in a set that is graded: by which node, whether verdicts that were there before are
                  being replaced, and whether all have been
 """
@@ -64,7 +64,8 @@ class Status:
 def done_nodes(graph: Graph, chosen: Sequence[Node]) -> set[str]:
     """Return the names of the chosen nodes that are done.
 
-    What a node that is not done will read is looked at whole: where it is damaged, the nodes that filled it are not done either.
+    What a node that is not done will read is looked at whole: where it is damaged, the nodes that filled it are not
+    done either.
     """
     done = {node.name: node for node in chosen if is_done(graph, node)}
     is_sound = cache(_is_sound)  # many nodes read one set
@@ -131,7 +132,10 @@ class Verdicts:
 
 
 def is_whole(graph: Graph, node: Node) -> bool:
-    """Whether all rows of a node's output are there, with no more errors than it allows. A file that cannot be read is missing."""
+    """Whether all rows of a node's output are there, with no more errors than it allows.
+
+    A file that cannot be read is missing.
+    """
     path = graph.path(node)
     try:
         if node.stage == "problems":
@@ -172,8 +176,8 @@ def _has_verdicts(directory: Path) -> bool:
 def forget(graph: Graph, names: set[str], status: Status) -> None:
     """Remove the outputs of these nodes, and those of earlier recipes in the same directory that were made from them.
 
-    What is made from others goes first, so that a crash leaves none without its inputs. Verdicts are not removed where their set
-    stays: they are made again.
+    What is made from others goes first, so that a crash leaves none without its inputs. Verdicts are not removed where
+    their set stays: they are made again.
     """
     chosen = [node for node in graph.nodes if node.name in names]
     gone = list(dict.fromkeys(node.out for node in chosen if node.stage != "verify"))
@@ -196,8 +200,8 @@ def _take_away(path: Path) -> None:
 
 
 def _made_from(nodes: Path, removed: set[str], regraded: set[str]) -> list[Path]:
-    """Directories that say in their run.json that they were made from those removed, or by verdicts of those graded again, directly
-    or not; the last made first."""
+    """Directories that say in their run.json that they were made from those removed, or by verdicts of those graded
+    again, directly or not; the last made first."""
     sources = {}
     for path in nodes.glob("*/run.json"):
         try:
@@ -228,6 +232,9 @@ def _reads_verdicts(record: Mapping[str, Any]) -> bool:
 
 
 def _in_scores(directory: Path) -> tuple[int, int]:
-    """Samples of an evaluation that got no verdict, and samples in all; raises InputError for results that cannot be read."""
+    """Samples of an evaluation that got no verdict, and samples in all;
+
+    raises InputError for results that cannot be read.
+    """
     counts = [bench["verdicts"] for bench in read_results(str(directory))["benchmarks"].values()]
     return sum(c["error"] + c["timeout"] for c in counts), sum(sum(c.values()) for c in counts)

@@ -61,7 +61,10 @@ def _read(path: Path) -> Table:
 
 
 def _put_over(values: Table, nearer: Mapping[str, Any]) -> None:
-    """Put one recipe's values over another's. Problems come from one place: the nearer takes the place of another kind."""
+    """Put one recipe's values over another's.
+
+    Problems come from one place: the nearer takes the place of another kind.
+    """
     far, near = (table.get("problems") for table in (values, nearer))
     if isinstance(far, dict) and isinstance(near, dict):
         values["problems"] = {kind: value for kind, value in far.items() if kind in near}
@@ -91,15 +94,16 @@ def _dotted(table: Mapping[str, Any], prefix: str = "") -> list[str]:
 
 
 def _with_paths(table: Table, directory: Path) -> Table:
-    """Files and directories by their absolute paths: in the recipe's directory, else in the working one; any other name stays."""
+    """Files and directories by their absolute paths:
+
+    in the recipe's directory, else in the working one; any other name stays.
+    """
 
     def absolute(text: str) -> str:
         there = (path for path in (directory / text, Path(text)) if text and path.exists())
         found = next(there, None)
         if found is not None and found.is_fifo():
-            raise InputError(
-                f"{text} in a recipe is a pipe", "a file that each stage can read", "write it to one"
-            )
+            raise InputError(f"{text} in a recipe is a pipe", "a file that each stage can read", "write it to one")
         return text if found is None else str(found.resolve())
 
     def benchmark(text: str) -> str:
@@ -116,11 +120,7 @@ def _with_paths(table: Table, directory: Path) -> Table:
             made[key] = absolute(value)
         elif key == "bench":
             items = value.split(",") if isinstance(value, str) else value
-            made[key] = (
-                [benchmark(i) if isinstance(i, str) else i for i in items]
-                if isinstance(items, list)
-                else items
-            )
+            made[key] = [benchmark(i) if isinstance(i, str) else i for i in items] if isinstance(items, list) else items
         else:
             made[key] = value
     return made

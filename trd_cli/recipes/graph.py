@@ -1,8 +1,9 @@
-"""From a recipe to the graph of stages: which commands run, on what, and what they share. Nothing is run or written here.
+"""From a recipe to the graph of stages: which commands run, on what, and what they share. Nothing is run or written
+here.
 
 A node is one command. Its digest is a hash of its stage, of the options that decide its result, of the local files that
-these name, and of the digests of its inputs; its output directory is named by it. Two arms that need the same rows need the
-same digest, hence the same node. Local files and model directories are read for their digests, nothing else.
+these name, and of the digests of its inputs; its output directory is named by it. Two arms that need the same rows need
+the same digest, hence the same node. Local files and model directories are read for their digests, nothing else.
 
     problems ─ sample ─ verify-rollouts ─┬───────────── distill (along y_o) ─ eval
                   └──── refine ─ verify-refined ─────── distill (along y_r) ─ eval
@@ -64,9 +65,7 @@ class _Builder:
                 for number in range(recipe.rounds):
                     student = self._round(arm, seed, number, student, problems)
 
-    def _round(
-        self, arm: str, seed: int, number: int, student: Model, problems: tuple[str, Node | None]
-    ) -> Model:
+    def _round(self, arm: str, seed: int, number: int, student: Model, problems: tuple[str, Node | None]) -> Model:
         """One round of one arm; gives the student that it ends with."""
         whole = f"seed-{seed}/round-{number}"
         own = _Place(f"{whole}/{arm}", arm, number, seed)
@@ -91,9 +90,7 @@ class _Builder:
         (kind, value), *_ = self._recipe.problems.items()
         if kind == "file":
             if not Path(value).is_file():
-                raise InputError(
-                    f"[problems] file: no such file: {value}", "a Parquet file", "check the path"
-                )
+                raise InputError(f"[problems] file: no such file: {value}", "a Parquet file", "check the path")
             return value, None
         make = ("data", "make") if kind == "make" else ("data", "import")
         config_class = MakeConfig if kind == "make" else ImportConfig
@@ -244,7 +241,10 @@ class _Builder:
         extra: Mapping[str, Any] | None = None,
         out: str | None = None,
     ) -> Node:
-        """The node of this digest, made where there is none yet. `configure` makes its config from its output's path."""
+        """The node of this digest, made where there is none yet.
+
+        `configure` makes its config from its output's path.
+        """
         sources = tuple(dict.fromkeys(node for node in inputs if node is not None))
         digest = content_hash(
             {
@@ -284,8 +284,8 @@ class _Builder:
 
 
 def _check_shared(node: Node, config: Config, arm: str, users: Collection[str]) -> None:
-    """Refuse an arm that shares a node and asks for something else there, which it would not get, and one that comes to the same
-    training as another."""
+    """Refuse an arm that shares a node and asks for something else there, which it would not get, and one that comes to
+    the same training as another."""
     own = config.deciding().keys() | _NAMES
     fields = [name for name in type(config).model_fields if name not in own]
     names = [name for name in fields if getattr(config, name) != getattr(node.config, name)]

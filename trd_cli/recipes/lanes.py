@@ -28,9 +28,7 @@ def locked(directory: Path) -> Iterator[None]:
     make_directory(directory)
     with hold(directory / ".lock") as is_ours:
         if not is_ours:
-            raise ResumeRefused(
-                f"{directory} is in use by another trd run", "one at a time", "wait for it to end"
-            )
+            raise ResumeRefused(f"{directory} is in use by another trd run", "one at a time", "wait for it to end")
         yield
 
 
@@ -44,7 +42,9 @@ def stage_lock(directory: Path, note: Callable[[str], None]) -> Iterator[IO[str]
 
 
 def _end_left_behind(file: IO[str], note: Callable[[str], None]) -> None:
-    """Tell a stage to stop, unless the death of its run has told it, and wait until it has written what it has finished."""
+    """Tell a stage to stop, unless the death of its run has told it, and wait until it has written what it has
+    finished.
+    """
     import psutil
 
     left, process = signature(file), holder(file)
@@ -57,9 +57,7 @@ def _end_left_behind(file: IO[str], note: Callable[[str], None]) -> None:
     if process is not None:
         kill_tree(process.pid)
     if not _locked_within(file, _GRACE):
-        raise ResumeRefused(
-            "a stage of an earlier trd run does not end", "none", "end its processes, then run again"
-        )
+        raise ResumeRefused("a stage of an earlier trd run does not end", "none", "end its processes, then run again")
 
 
 def _locked_within(file: IO[str], seconds: float) -> bool:

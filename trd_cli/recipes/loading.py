@@ -1,4 +1,5 @@
-"""Recipes: one TOML file that says what is run. Read with everything it extends, and checked against the stages' own options.
+"""Recipes: one TOML file that says what is run. Read with everything it extends, and checked against the stages' own
+options.
 
     extends = "base.toml"          another recipe or a list of them; tables are merged key by key, the nearer file wins; false in
                                    place of a table takes out an inherited one (arms.rkl = false, eval = false)
@@ -10,7 +11,8 @@
     [arms.NAME]                    options of trd distill that this arm has of its own; sample = {…} and refine = {…} give it
                                    rollouts and refined rows of its own too
 
-Files are looked for in the directory of the recipe that names them, then in the working directory. Not covered: whether models, data sets and benchmarks can be reached.
+Files are looked for in the directory of the recipe that names them, then in the working directory. Not covered: whether
+models, data sets and benchmarks can be reached.
 """
 
 from __future__ import annotations
@@ -41,9 +43,7 @@ def load_recipe(path: Path) -> Recipe:
     path = Path(path)
     values, origins = read_recipe(path, ())
     if "name" not in values and path.is_fifo():
-        raise InputError(
-            f"the recipe from {path} has no name", "one, which a pipe does not give it", 'add name = "…"'
-        )
+        raise InputError(f"the recipe from {path} has no name", "one, which a pipe does not give it", 'add name = "…"')
     values.setdefault("name", path.stem)
     return _Check(path, origins).recipe(values)
 
@@ -94,9 +94,7 @@ class _Check(Checker):
         try:
             templates_of(config, setting)
         except PromptError as error:
-            self.fail(
-                f"{where}.prompt", f"[{where}] {error.got}", error.expected, "change prompt, or mend the file"
-            )
+            self.fail(f"{where}.prompt", f"[{where}] {error.got}", error.expected, "change prompt, or mend the file")
         condition = getattr(config, "where", None)
         if condition is None:
             return
@@ -124,9 +122,7 @@ class _Check(Checker):
             return None
         bench = table.get("bench")
         if bench in (None, "", []):
-            self.fail(
-                "eval.bench", "[eval] without a benchmark", 'bench = "NAME"', "add one, or leave [eval] out"
-            )
+            self.fail("eval.bench", "[eval] without a benchmark", 'bench = "NAME"', "add one, or leave [eval] out")
         joined = ",".join(map(str, bench)) if isinstance(bench, list) else str(bench)
         for name in split_benchmarks(joined):
             try:
@@ -190,9 +186,7 @@ class _Check(Checker):
             own = arm.get(section, {})
             if not isinstance(own, dict):
                 self.fail(f"{where}.{section}", f"[{where}] {section} = {own!r}", "a table", "change it")
-            self._rendered(
-                self.section(section, own, f"{where}.{section}"), recipe.setting, f"{where}.{section}"
-            )
+            self._rendered(self.section(section, own, f"{where}.{section}"), recipe.setting, f"{where}.{section}")
         for key in recipe.distill:
             if key in FILLED["distill"] or key not in DistillConfig.model_fields:
                 self.unknown("distill", key, DistillConfig.model_fields, FILLED["distill"])

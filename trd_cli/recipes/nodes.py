@@ -23,10 +23,11 @@ BASE_EVAL = f"{BASE}/eval"
 
 @dataclass(frozen=True)
 class Node:
-    """One command. `argv` are the words after `trd`, `out` and other nodes' outputs in them relative to the run directory.
+    """One command. `argv` are the words after `trd`, `out` and other nodes' outputs in them relative to the run
+    directory.
 
-    `out` of a verify node is the set that it fills in. `arm` is None where the node belongs to no arm alone, `round` and
-    `seed` where it belongs to none. `arms` are those that need it.
+    `out` of a verify node is the set that it fills in. `arm` is None where the node belongs to no arm alone, `round`
+    and `seed` where it belongs to none. `arms` are those that need it.
     """
 
     name: str
@@ -99,9 +100,7 @@ class Graph:
         """The nodes of some arms (none named: all; nodes of no arm that nobody reads are always in), up to a stage."""
         for arm in only:
             if arm not in self.recipe.arms:
-                raise InputError(
-                    f"--only {arm}", "one of " + ", ".join(self.recipe.arms), "name an arm of the recipe"
-                )
+                raise InputError(f"--only {arm}", "one of " + ", ".join(self.recipe.arms), "name an arm of the recipe")
         ends = [n.name for n in self.nodes if n.stage in ("distill", "eval") and (not only or n.arm in only)]
         ends += [n.name for n in self.nodes if n.name == BASE_EVAL]
         names = self.needed_by(ends)

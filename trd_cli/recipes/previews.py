@@ -1,7 +1,8 @@
 """The first prompt of each stage of a graph, for `trd run --dry-run`: nothing is generated, trained or written.
 
-A stage whose inputs exist shows it by its own --dry-run, offline; for any other the template is filled with the first problem,
-and a text in ⟨⟩ stands for what is not there yet. Not covered: the model's chat template, where the template alone is shown.
+A stage whose inputs exist shows it by its own --dry-run, offline; for any other the template is filled with the first
+problem, and a text in ⟨⟩ stands for what is not there yet. Not covered: the model's chat template, where the template
+alone is shown.
 """
 
 from __future__ import annotations
@@ -109,7 +110,10 @@ def _first_question(node: Node) -> Problem:
 
 
 def _first_problem(graph: Graph, done: Collection[str]) -> Problem:
-    """The first problem of the recipe's set, from its file or made in memory; what stands for it where it is not at hand."""
+    """The first problem of the recipe's set, from its file or made in memory;
+
+    what stands for it where it is not at hand.
+    """
     from trd_cli.trajectories.shards import read_problems
 
     (kind, value), *_ = graph.recipe.problems.items()

@@ -1,7 +1,7 @@
 """Running a node of a graph: one process a stage, with its log and its peak memory.
 
-Memory is the larger of the kernel's peak of the stage's own process and of what its whole process tree held when looked at, once
-a second; pages that processes share count for each of them. GPU memory is not looked at.
+Memory is the larger of the kernel's peak of the stage's own process and of what its whole process tree held when looked
+at, once a second; pages that processes share count for each of them. GPU memory is not looked at.
 """
 
 from __future__ import annotations
@@ -34,7 +34,10 @@ _TOTAL = re.compile(r"^trd [\w -]+: (?P<total>\d+) rows(?:, (?P<done>\d+) done b
 
 
 def command_of(graph: Graph, node: Node, more: Sequence[str] = ()) -> list[str]:
-    """The command line of a node, with absolute paths; training is launched by torchrun where the recipe asks for processes."""
+    """The command line of a node, with absolute paths;
+
+    training is launched by torchrun where the recipe asks for processes.
+    """
     root = graph.directory.resolve()
     words = [str(root / word) if word.startswith(f"{NODES}/") else word for word in node.argv]
     program = ["-m", "trd_cli"]
@@ -45,7 +48,10 @@ def command_of(graph: Graph, node: Node, more: Sequence[str] = ()) -> list[str]:
 
 
 class StageProcess:
-    """A node's command in a process and a session of its own; standard error goes to its log, which grows from run to run."""
+    """A node's command in a process and a session of its own;
+
+    standard error goes to its log, which grows from run to run.
+    """
 
     def __init__(self, graph: Graph, node: Node, lock: IO[str], more: Sequence[str] = ()) -> None:
         """`lock` (from `stage_lock`) is inherited, so that it is held for as long as the stage lives."""
@@ -100,7 +106,10 @@ class StageProcess:
         return self.exit_code
 
     def stop(self) -> None:
-        """Tell it to stop and wait until it has written what it has finished; a second Ctrl-C, or ten minutes, end it."""
+        """Tell it to stop and wait until it has written what it has finished;
+
+        a second Ctrl-C, or ten minutes, end it.
+        """
         with contextlib.suppress(ProcessLookupError):
             self._process.send_signal(signal.SIGTERM)
         until = time.monotonic() + PATIENCE
@@ -114,7 +123,10 @@ class StageProcess:
                     time.sleep(0.02)
 
     def last_line(self) -> str:
-        """The last error that this invocation told in its log, else its last line. A launcher writes a report below the error."""
+        """The last error that this invocation told in its log, else its last line.
+
+        A launcher writes a report below the error.
+        """
         lines = [line for line in reversed(_tail(self.log, self._start)) if line.strip()]
         return next((line for line in lines if _ERROR.match(line)), lines[0] if lines else "")
 

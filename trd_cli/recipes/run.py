@@ -32,8 +32,8 @@ Check = Callable[[str, Graph, Sequence[Node]], None]
 def run(config: RunConfig, progress: RunProgress, check: Check) -> Path:
     """Run what is missing and return the run directory.
 
-    Models and options are checked before anything is generated with them. Raises UserError when stages failed, after all
-    others have run.
+    Models and options are checked before anything is generated with them. Raises UserError when stages failed, after
+    all others have run.
     """
     graph, chosen, again = _planned(config)
     check(config.recipe, graph, [node for node in chosen if node.name in again or not is_done(graph, node)])
@@ -83,9 +83,7 @@ def _again(graph: Graph, config: RunConfig, chosen: Sequence[Node]) -> set[str]:
     if config.from_stage is None:
         return set()
     starts = [
-        node.name
-        for node in chosen
-        if node.stage == config.from_stage and not (config.only and node.name == BASE_EVAL)
+        node.name for node in chosen if node.stage == config.from_stage and not (config.only and node.name == BASE_EVAL)
     ]
     if not starts:
         raise InputError(
@@ -107,9 +105,7 @@ def _again(graph: Graph, config: RunConfig, chosen: Sequence[Node]) -> set[str]:
 def _check_directory(directory: Path) -> None:
     """Refuse a directory that holds something else, and one whose path no record can hold."""
     if not has_text_name(directory):
-        raise InputError(
-            f"the path of {directory.resolve()} is not UTF-8", "one that is", "give another --out"
-        )
+        raise InputError(f"the path of {directory.resolve()} is not UTF-8", "one that is", "give another --out")
     if directory.is_dir() and not (directory / "graph.json").is_file():
         others = [path.name for path in directory.iterdir() if not _may_be_left(path.name)]
         if others:
@@ -179,13 +175,7 @@ class _Runner:
         verdicts = Verdicts(self._graph.path(node)) if node.stage == "verify" else None
         more = ["--regrade"] if verdicts is not None and verdicts.begin(node) else []
         started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        self._status.set(
-            node.name,
-            state="running",
-            digest=node.digest,
-            started=started,
-            exit_code=None,
-        )
+        self._status.set(node.name, state="running", digest=node.digest, started=started, exit_code=None)
         process = StageProcess(self._graph, node, self._lock, more)
         try:
             code = self._watch(node, process, spent)

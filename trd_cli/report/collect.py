@@ -1,7 +1,7 @@
 """From a run directory to the figures of a report. An unfinished or partly failed run is told as far as it is.
 
-What cannot be read, every node that is not done, and every node that is done but whose output is gone or incomplete, is named
-in `missing`; nothing here stops at it. Only a directory that is no run at all raises InputError.
+What cannot be read, every node that is not done, and every node that is done but whose output is gone or incomplete, is
+named in `missing`; nothing here stops at it. Only a directory that is no run at all raises InputError.
 """
 
 from __future__ import annotations

@@ -16,10 +16,7 @@ def cost_of(node: Node) -> NodeCost:
     """Rows and tokens are those that are there by now; a figure that nothing tells is None."""
     # A verify node fills in another's set, whose sessions are not its own.
     own = node.stage != "verify"
-    steps, sessions = (
-        node.records("train.jsonl", Step),
-        node.records("sessions.jsonl", Session) if own else [],
-    )
+    steps, sessions = (node.records("train.jsonl", Step), node.records("sessions.jsonl", Session) if own else [])
     if node.stage == "distill":
         work = [(step["response_tokens"], step["seconds"]) for step in steps]
         rows, tokens = _sum(step["trajectories"] for step in steps), _sum(t for t, _ in work)
@@ -28,11 +25,7 @@ def cost_of(node: Node) -> NodeCost:
         work = [each for each in told if None not in each]
         rows, tokens = _in_shards(node)
     work_tokens, work_seconds = (_sum(column) for column in (zip(*work, strict=True) if work else ((), ())))
-    times = (
-        node.status.get("seconds"),
-        work_seconds,
-        _sum(filter(None, (s.get("seconds") for s in sessions))),
-    )
+    times = (node.status.get("seconds"), work_seconds, _sum(filter(None, (s.get("seconds") for s in sessions))))
     in_training = [int(step["peak_memory_gib"] * 2**30) for step in steps]
     memory = [*in_training, *filter(None, [node.status.get("peak_rss_bytes")])]
     return NodeCost(

@@ -55,18 +55,14 @@ def _refinement(refinements: Iterable[Refinement]) -> Lines:
             "edit_distance": r.edit_distance,
             "common_prefix": r.common_prefix,
         }
-        rows += [
-            [*_whose(r), name, *(getattr(s, key) for key in _SPREAD)] for name, s in spreads.items() if s
-        ]
+        rows += [[*_whose(r), name, *(getattr(s, key) for key in _SPREAD)] for name, s in spreads.items() if s]
     return (*_WHOSE, "figure", *_SPREAD), rows
 
 
 def _nll(refinements: Iterable[Refinement]) -> Lines:
     names = [field.name for field in fields(Nll)]
     rows = [
-        [*_whose(r), text, *(getattr(nll, name) for name in names)]
-        for r in refinements
-        for text, nll in r.nll.items()
+        [*_whose(r), text, *(getattr(nll, name) for name in names)] for r in refinements for text, nll in r.nll.items()
     ]
     return (*_WHOSE, "text", *names), rows
 
@@ -88,9 +84,7 @@ def _steps(trainings: Iterable[Training]) -> Lines:
     """All numbers of train.jsonl."""
     trainings = list(trainings)
     steps = (step for training in trainings for step in training.steps)
-    names = list(
-        dict.fromkeys(name for step in steps for name, v in step.items() if isinstance(v, (int, float)))
-    )
+    names = list(dict.fromkeys(name for step in steps for name, v in step.items() if isinstance(v, (int, float))))
     rows = [[*_whose(t), *(step.get(name) for name in names)] for t in trainings for step in t.steps]
     return (*_WHOSE, *names), rows
 

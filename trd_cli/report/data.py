@@ -1,9 +1,8 @@
 """The figures of a report: frozen values, made by `collect`, shown by the tables, the plots and the page. No IO here.
 
-Arms are named as in the recipe; "base" is the model that the run began with. In a report on two runs every arm, and every
-node, is named `run/…`. `round` counts from 0 and is None for what belongs to no round; `seed` is None where seeds share it
-and ALL_SEEDS for what is told of all of them together.
-A figure that is not known is None, never 0.
+Arms are named as in the recipe; "base" is the model that the run began with. In a report on two runs every arm, and
+every node, is named `run/…`. `round` counts from 0 and is None for what belongs to no round; `seed` is None where seeds
+share it and ALL_SEEDS for what is told of all of them together. A figure that is not known is None, never 0.
 """
 
 from __future__ import annotations
@@ -54,10 +53,10 @@ class Spread:
 class NodeCost:
     """What a node of the run's graph took.
 
-    `tokens` are response tokens: generated, or for distill trained on, every epoch counted. `seconds` is wall time; for a stage
-    that was interrupted, of the invocations that are on record. `tokens_per_second` is over the time of the stage
-    itself, without starting the process. `peak_bytes` is resident memory of the host, for distill on a GPU the allocator's
-    peak where that is more; what sample, refine and eval take of a GPU is not known.
+    `tokens` are response tokens: generated, or for distill trained on, every epoch counted. `seconds` is wall time; for
+    a stage that was interrupted, of the invocations that are on record. `tokens_per_second` is over the time of the
+    stage itself, without starting the process. `peak_bytes` is resident memory of the host, for distill on a GPU the
+    allocator's peak where that is more; what sample, refine and eval take of a GPU is not known.
     """
 
     name: str
@@ -97,8 +96,8 @@ class Difference:
     """Paired difference of avg@k of an arm to `against`, over the questions graded on both sides (core/comparison.py).
 
     `p_holm` is corrected over all differences of the report that have the same `family`: those "to base", those to the
-    reference arm, those between two runs; those of all seeds together are families of their own. `k` is the number of the arm's samples of a
-    question that are compared. `gained` and `lost` count questions.
+    reference arm, those between two runs; those of all seeds together are families of their own. `k` is the number of
+    the arm's samples of a question that are compared. `gained` and `lost` count questions.
     """
 
     arm: str
@@ -146,8 +145,8 @@ class Leaks:
 class Refinement:
     """What the teacher made of a set of rollouts: y_o → y_r, over the refined rows whose parent is there.
 
-    `matrix` counts rows by (verdict of y_o, verdict of y_r), UNVERIFIED without one; all other figures are over rows in which
-    both have a response. `lengths` is in tokens, under "y_o" and "y_r". `edit_distance` is Levenshtein over
+    `matrix` counts rows by (verdict of y_o, verdict of y_r), UNVERIFIED without one; all other figures are over rows in
+    which both have a response. `lengths` is in tokens, under "y_o" and "y_r". `edit_distance` is Levenshtein over
     tokens divided by the longer of the two; `common_prefix` the share of y_o's tokens that y_r begins with. `nll` has,
     as far as they are known, "y_o", "y_r" and "y*" under the student that wrote y_o, in the student's own context, and
     "y_r, refiner" under the teacher in the refinement context. `leaks` is None but for opsd.
@@ -177,8 +176,8 @@ class Refinement:
 class Training:
     """A training run: the lines of train.jsonl, and the divergence by tenth of the response.
 
-    `kl_by_position` has for "correct" and "incorrect" (verdict of the parent y_o, or of y_o itself where that is trained
-    along) ten means in nats, None where no position fell; it is None where train.jsonl has no positions.
+    `kl_by_position` has for "correct" and "incorrect" (verdict of the parent y_o, or of y_o itself where that is
+    trained along) ten means in nats, None where no position fell; it is None where train.jsonl has no positions.
     """
 
     node: str
@@ -210,10 +209,11 @@ class Selection:
 
 @dataclass(frozen=True, slots=True)
 class SetRef:
-    """A trajectory set of the run: `stage` is "rollout" or "refined". `parents` are the sets of a refined one's rollouts.
+    """A trajectory set of the run: `stage` is "rollout" or "refined". `parents` are the sets of a refined one's
+    rollouts.
 
-    `selections` are of the arms that train along this set, as far as their training has begun; `users` are in words all arms
-    that need it, with the run where there are two.
+    `selections` are of the arms that train along this set, as far as their training has begun; `users` are in words all
+    arms that need it, with the run where there are two.
     """
 
     node: str
@@ -240,8 +240,8 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class ReportData:
-    """All of a report. `missing` says in words what is not there, and why where that is known; `notes` what else a reader should
-    know, as what could not be compared.
+    """All of a report. `missing` says in words what is not there, and why where that is known; `notes` what else a
+    reader should know, as what could not be compared.
 
     `runs` has one name, or two where two runs are compared, A and B; `directories` are theirs.
     """

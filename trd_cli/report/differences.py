@@ -17,7 +17,8 @@ Found = tuple[list[Difference], tuple[str, ...]]
 
 
 def within_run(evaluations: Sequence[Evaluation], reference_arm: str | None) -> Found:
-    """Every arm against the base model, and against the reference arm of the same round and seed; what could not be compared.
+    """Every arm against the base model, and against the reference arm of the same round and seed; what could not be
+    compared.
 
     `evaluations` may hold pooled ones (report/seeds.py).
     """

@@ -1,4 +1,7 @@
-"""What all plots of a report share: their style, the look of an arm, lines of several seeds, and one legend a figure."""
+"""What all plots of a report share:
+
+their style, the look of an arm, lines of several seeds, and one legend a figure.
+"""
 
 from __future__ import annotations
 
@@ -83,7 +86,10 @@ def looks_of(arms: Sequence[str]) -> dict[str, Look]:
 def panels(
     rows: int, columns: int, height: float, heights: Sequence[float] | None = None, shared: bool = False
 ) -> tuple[Figure, list[list[Axes]]]:
-    """A figure of so many panels, `height` inches high; `shared` panels have one x axis, and those of a row one y axis."""
+    """A figure of so many panels, `height` inches high;
+
+    `shared` panels have one x axis, and those of a row one y axis.
+    """
     figure = Figure(figsize=(max(WIDE, _COLUMN * columns), height), layout="constrained")
     axes = {"sharex": "all", "sharey": "row"} if shared else {}
     return figure, figure.subplots(rows, columns, squeeze=False, height_ratios=heights, **axes).tolist()
@@ -105,10 +111,7 @@ def add_legend(figure: Figure, entries: Sequence[Artist]) -> None:
 
 def seeds_legend(together: str) -> list[Line2D]:
     """What thin and thick lines are where an arm has several seeds."""
-    return [
-        Line2D([], [], color=INK, label="one seed", **THIN),
-        Line2D([], [], color=INK, label=together, **THICK),
-    ]
+    return [Line2D([], [], color=INK, label="one seed", **THIN), Line2D([], [], color=INK, label=together, **THICK)]
 
 
 def seeds_and_mean(axes: Axes, look: Look, curves: Sequence[Mapping[float, float]], style: str = "-") -> None:

@@ -1,7 +1,7 @@
 """How far two token sequences are from each other, from the first token on and over all.
 
-Edit distance is Levenshtein's (insertions, deletions and substitutions of a token cost 1 each) by RapidFuzz, which works on 64
-cells of the table at once and on all cores: two sequences of 16,384 unrelated tokens took 0.07 s of one.
+Edit distance is Levenshtein's (insertions, deletions and substitutions of a token cost 1 each) by RapidFuzz, which
+works on 64 cells of the table at once and on all cores: two sequences of 16,384 unrelated tokens took 0.07 s of one.
 
 Not covered: moved passages, which cost their deletion and their insertion.
 """
@@ -24,9 +24,7 @@ def edit_distances(pairs: Sequence[Pair]) -> list[float]:
     if not pairs:
         return []
     # Double precision: its own choice is float32, in which 1/3 is not 1/3.
-    distances = cpdist(
-        *zip(*pairs, strict=True), scorer=Levenshtein.normalized_distance, workers=-1, dtype=float
-    )
+    distances = cpdist(*zip(*pairs, strict=True), scorer=Levenshtein.normalized_distance, workers=-1, dtype=float)
     return distances.tolist()
 
 
@@ -44,5 +42,8 @@ def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
 
 
 def prefix_share(before: Sequence[int], after: Sequence[int]) -> float:
-    """Share of the tokens of `before` that `after` begins with; 1 where `after` only goes on, 1 for an empty `before`."""
+    """Share of the tokens of `before` that `after` begins with;
+
+    1 where `after` only goes on, 1 for an empty `before`.
+    """
     return common_prefix(before, after) / len(before) if before else 1.0

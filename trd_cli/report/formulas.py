@@ -1,14 +1,17 @@
 """Formulas in the text of models: where they are, and what they look like, as MathML for a page that loads nothing.
 
-`PATTERN` is in the syntax that Python and JavaScript share, so that the page finds the same formulas in the same text. Its groups:
-1 fenced code, 2 code in a line, 3 a formula with its delimiters: `$…$`, `$$…$$`, `\\(…\\)`, `\\[…\\]`, an environment, a `\\boxed{…}` on its
-own. A dollar sign opens a formula where no space follows, and closes one where no space precedes and no digit follows (as
-pandoc has it), so that prices stay prices. Bounded repeats keep the search linear on text made to be slow.
+`PATTERN` is in the syntax that Python and JavaScript share, so that the page finds the same formulas in the same text.
+Its groups: 1 fenced code, 2 code in a line, 3 a formula with its delimiters: `$…$`, `$$…$$`, `\\(…\\)`, `\\[…\\]`, an
+environment, a `\\boxed{…}` on its own. A dollar sign opens a formula where no space follows, and closes one where no
+space precedes and no digit follows (as pandoc has it), so that prices stay prices. Bounded repeats keep the search
+linear on text made to be slow.
 
 A formula becomes a tree of MathML elements, written as JSON: [tag, {attributes}?, child or text, …]. Only elements and
-attributes in the lists below are taken over: the text comes from a model, and a converter that lets `\\href` through must not matter.
+attributes in the lists below are taken over: the text comes from a model, and a converter that lets `\\href` through
+must not matter.
 
-Not covered: macros that the text defines itself, and what latex2mathml does not read: such a formula is shown as its source.
+Not covered: macros that the text defines itself, and what latex2mathml does not read: such a formula is shown as its
+source.
 """
 
 from __future__ import annotations
@@ -94,9 +97,7 @@ _ATTRIBUTES = frozenset(
 _VALUE = re.compile(r"[+-]?\d{0,2}(?:\.\d{1,4})?(?:em|ex|px|pt|%)?|[a-z-]{1,24}")
 _LATIN_BRACES = (("\\[", "\\]", True), ("\\(", "\\)", False), ("$$", "$$", True), ("$", "$", False))
 # latex2mathml knows the outer environments; the inner ones read the same without numbers.
-_ENVIRONMENTS = re.compile(
-    r"\\(begin|end)\{(aligned|align|alignat\*?|eqnarray\*?|gathered|gather\*?|multline\*?)\}"
-)
+_ENVIRONMENTS = re.compile(r"\\(begin|end)\{(aligned|align|alignat\*?|eqnarray\*?|gathered|gather\*?|multline\*?)\}")
 _WITHOUT_EFFECT = re.compile(r"\\(begin|end)\{equation\*?\}|\\(?:label|tag)\{[^{}]*\}|\\(?:nonumber|notag)\b")
 
 
@@ -121,9 +122,7 @@ def mathml(formula: str) -> str | None:
         return None
     try:
         tree = _clean(convert_to_element(latex, display="block" if is_block else "inline"))
-    except (
-        Exception
-    ):  # Whatever goes wrong in a converter fed with a model's text, the source is there to show.
+    except Exception:  # Whatever goes wrong in a converter fed with a model's text, the source is there to show.
         return None
     return json.dumps(tree, ensure_ascii=False, separators=(",", ":"))
 
@@ -140,7 +139,10 @@ def _bare(formula: str) -> tuple[str, bool]:
 
 
 def _clean(element: Element) -> Any:
-    """The element as a nested list. ValueError for an element that is not in the list, or a macro that was not understood."""
+    """The element as a nested list.
+
+    ValueError for an element that is not in the list, or a macro that was not understood.
+    """
     if element.tag not in _TAGS:
         raise ValueError(element.tag)
     # The converter writes entities into the text; here they are characters again.

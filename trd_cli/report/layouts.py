@@ -1,7 +1,7 @@
 """What a report needs of the JSON files of a run, checked before any figure is made of them. Other keys may be there.
 
-The layouts themselves: `trd_cli.evaluation.results` (results.json), `trd_cli.recipes.nodes` (graph.json), `trd_cli.training.trainer` (train.jsonl),
-`trd_cli.trajectories.stage_dir` (sessions.jsonl).
+The layouts themselves: `trd_cli.evaluation.results` (results.json), `trd_cli.recipes.nodes` (graph.json),
+`trd_cli.training.trainer` (train.jsonl), `trd_cli.trajectories.stage_dir` (sessions.jsonl).
 """
 
 from __future__ import annotations
@@ -99,14 +99,15 @@ class Session(BaseModel):
 
 
 def checked(layout: type[Layout], value: Any, what: Path | str) -> Layout:
-    """The value as `layout`. Raises InputError that names `what` and the first key that is missing or of another kind."""
+    """The value as `layout`.
+
+    Raises InputError that names `what` and the first key that is missing or of another kind.
+    """
     try:
         return layout.model_validate(value)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(map(str, first["loc"])) or "the whole"
         raise InputError(
-            f"{what}: {place}: {first['msg'].lower()}",
-            "a file as this trd writes it",
-            "run trd run again",
+            f"{what}: {place}: {first['msg'].lower()}", "a file as this trd writes it", "run trd run again"
         ) from None

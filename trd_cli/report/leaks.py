@@ -1,6 +1,7 @@
 """Signs that a text was written with a reference solution in view: talk of it, and long runs of words taken from it.
 
-Talk of a reference is one of these in the response, as whole words, in any case, that the problem's own text does not have:
+Talk of a reference is one of these in the response, as whole words, in any case, that the problem's own text does not
+have:
 
 - "reference", "official", "ground truth", "gold" or "supplied", directly before "solution", "proof", "derivation",
   "implementation", "answer", "code" or "program", or their plurals;
@@ -10,11 +11,13 @@ Talk of a reference is one of these in the response, as whole words, in any case
 - "according to", "as in", "match(es)", "consistent with", "agrees with", "compare(d) with" or "compare(d) to" directly before
   "the reference", "the solution provided" or "the solution given".
 
-An n-gram is copied where n words in a row of the reference stand in the response, and neither in the problem nor in what the
-student had written before. Words are those of core/ngrams.py: without punctuation, operators, case and LaTeX layout.
+An n-gram is copied where n words in a row of the reference stand in the response, and neither in the problem nor in
+what the student had written before. Words are those of core/ngrams.py: without punctuation, operators, case and LaTeX
+layout.
 
-Not covered: other languages, hints at a reference in other words ("as we know the answer must be 42"), paraphrase. A text in
-which "provided solution" means something else counts all the same: compare with the share in texts written without a reference.
+Not covered: other languages, hints at a reference in other words ("as we know the answer must be 42"), paraphrase. A
+text in which "provided solution" means something else counts all the same: compare with the share in texts written
+without a reference.
 """
 
 from __future__ import annotations
@@ -38,7 +41,9 @@ _TALK = re.compile("|".join(rf"\b(?:{pattern})\b" for pattern in _PATTERNS), re.
 
 
 def talk_of_reference(response: str, problem: str) -> list[str]:
-    """The phrases in `response` that talk of a reference, in lower case with single spaces, but for those that `problem` has too."""
+    """The phrases in `response` that talk of a reference, in lower case with single spaces, but for those that
+    `problem` has too.
+    """
     own = set(_phrases(problem))
     return [phrase for phrase in _phrases(response) if phrase not in own]
 
@@ -51,9 +56,7 @@ def _phrases(text: str) -> Iterable[str]:
     return (" ".join(match.group().lower().split()) for match in _TALK.finditer(text))
 
 
-def copied_ngrams(
-    response: str, reference: str, known: Iterable[str], sizes: Iterable[int] = SIZES
-) -> dict[int, bool]:
+def copied_ngrams(response: str, reference: str, known: Iterable[str], sizes: Iterable[int] = SIZES) -> dict[int, bool]:
     """For each n of `sizes`, whether `response` has an n-gram of `reference` that none of the `known` texts has."""
     taken_from = split_words(reference)
     numbers = {word: i for i, word in enumerate(dict.fromkeys(taken_from))}

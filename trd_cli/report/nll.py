@@ -1,13 +1,13 @@
 """How likely y_o, y_r and y* are to the student that wrote y_o: nats a token in its own context, the problem alone.
 
-y* is the reference solution as the tokenizer has it, with the end of the turn; y_o and y_r are the ids as sampled. Probabilities are
-at temperature 1, in float32 on a CPU and bfloat16 elsewhere.
+y* is the reference solution as the tokenizer has it, with the end of the turn; y_o and y_r are the ids as sampled.
+Probabilities are at temperature 1, in float32 on a CPU and bfloat16 elsewhere.
 
-The rows are chosen by their ids alone: only those that are scored are read as texts and token ids, N of them and a few more; of all
-others no more than one shard's columns are in memory at a time.
+The rows are chosen by their ids alone: only those that are scored are read as texts and token ids, N of them and a few
+more; of all others no more than one shard's columns are in memory at a time.
 
-Not covered: rows without a reference solution, those of which a text does not fit the model beside the problem, and those with a
-token id that the model has no embedding for.
+Not covered: rows without a reference solution, those of which a text does not fit the model beside the problem, and
+those with a token id that the model has no embedding for.
 """
 
 from __future__ import annotations
@@ -34,13 +34,7 @@ from trd_cli.trajectories.run_json import read_run_json
 from trd_cli.trajectories.shards import list_shards, read_table
 
 TEXTS = ("y_o", "y_r", "y*")
-_COLUMNS = (
-    "trajectory_id",
-    "parent_id",
-    "response_token_ids",
-    "student_prompt_token_ids",
-    "reference_solution",
-)
+_COLUMNS = ("trajectory_id", "parent_id", "response_token_ids", "student_prompt_token_ids", "reference_solution")
 _TOKENS_A_BATCH, _CHUNK = 4096, 256
 
 
@@ -54,7 +48,10 @@ class Scored:
 
 
 def student_of(refined: SetRef, resolve: Callable[[str], ModelRef]) -> ModelRef:
-    """The student that wrote a refined set's rollouts. Raises ModelError where it has no weights or they have changed."""
+    """The student that wrote a refined set's rollouts.
+
+    Raises ModelError where it has no weights or they have changed.
+    """
     about = (read_run_json(refined.path) or {}).get("about", {})
     name = about.get("student")
     if name is None:
@@ -128,13 +125,10 @@ def _fitting(refined: SetRef, parent_of: Mapping[str, str], model: ModelRef) -> 
     }
     tokenizer, longest = model.tokenizer(), model.known_length()
     found = (
-        _scored(row, rollouts[row["parent_id"]], tokenizer)
-        for row in _rows(refined.path, parent_of.keys(), _COLUMNS)
+        _scored(row, rollouts[row["parent_id"]], tokenizer) for row in _rows(refined.path, parent_of.keys(), _COLUMNS)
     )
     # A model that names no length wrote these rows in a window that it was given.
-    fitting = (
-        row for row in found if longest is None or len(row.prompt) + max(map(len, row.responses)) <= longest
-    )
+    fitting = (row for row in found if longest is None or len(row.prompt) + max(map(len, row.responses)) <= longest)
     known = (r for r in fitting if all(model.unknown_id(ids) is None for ids in (r.prompt, *r.responses)))
     return sorted(known, key=lambda row: row.trajectory_id)
 
@@ -178,7 +172,5 @@ class _Scorer:
         for start in range(0, len(states_ND), _CHUNK):
             at = slice(start, start + _CHUNK)
             logits_CV = (states_ND[at] @ head_VD.T).float()
-            total += torch.nn.functional.cross_entropy(
-                logits_CV, batch.response_N[at], reduction="sum"
-            ).item()
+            total += torch.nn.functional.cross_entropy(logits_CV, batch.response_N[at], reduction="sum").item()
         return total

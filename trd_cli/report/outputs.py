@@ -14,7 +14,8 @@ _COUNTED = ("sample", "refine", "eval")
 
 
 def lacking(node: Node) -> str | None:
-    """What of the output of a node that is done is gone, in words; None where all is there, and for a node that is not done.
+    """What of the output of a node that is done is gone, in words; None where all is there, and for a node that is not
+    done.
 
     Raises InputError where a shard or run.json cannot be read, or is damaged in any part.
     """

@@ -1,7 +1,8 @@
 """The plots of a report, as SVG and PNG, on no background and in colours that are seen on white and on black.
 
-Deterministic: the same figures give the same bytes with the same matplotlib. Colour and mark are those of an arm, the same in all
-plots, and tell nothing else. Seeds of an arm are thin lines or dots; what is told of all of them together is on top.
+Deterministic: the same figures give the same bytes with the same matplotlib. Colour and mark are those of an arm, the
+same in all plots, and tell nothing else. Seeds of an arm are thin lines or dots; what is told of all of them together
+is on top.
 """
 
 from __future__ import annotations
@@ -118,9 +119,7 @@ def _intervals(axes: Axes, place: int, by_seed: Mapping[Seed, Score], look: Look
     for i, seed in enumerate(full):
         s, shift = by_seed[seed], 0.5 * ((i + 0.5) / len(full) - 0.5)
         ends = [[100 * (s.value - s.low)], [100 * (s.high - s.value)]]
-        axes.errorbar(
-            [100 * s.value], [place + shift], xerr=ends, fmt=look.mark, color=look.colour, capsize=3
-        )
+        axes.errorbar([100 * s.value], [place + shift], xerr=ends, fmt=look.mark, color=look.colour, capsize=3)
 
 
 def _rounds(data: ReportData, looks: Mapping[str, Look]) -> Drawn | None:

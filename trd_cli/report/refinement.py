@@ -22,15 +22,7 @@ from trd_cli.trajectories.shards import read_table
 OF_STUDENT = "y_o"
 OF_REFINER = "y_r, refiner"
 _PARENT = ("trajectory_id", "verdict", "response", "response_token_ids", "logprobs")
-_REFINED = (
-    "parent_id",
-    "verdict",
-    "response",
-    "response_token_ids",
-    "logprobs",
-    "problem",
-    "reference_solution",
-)
+_REFINED = ("parent_id", "verdict", "response", "response_token_ids", "logprobs", "problem", "reference_solution")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +46,7 @@ class _Sums:
     distances: list[float] = field(default_factory=list)
     prefixes: list[float] = field(default_factory=list)
     # Sum of nats, tokens, rows.
-    nll: dict[str, np.ndarray] = field(
-        default_factory=lambda: {k: np.zeros(3) for k in (OF_STUDENT, OF_REFINER)}
-    )
+    nll: dict[str, np.ndarray] = field(default_factory=lambda: {k: np.zeros(3) for k in (OF_STUDENT, OF_REFINER)})
     shown: int = 0
     talks: int = 0
     talks_before: int = 0
@@ -73,10 +63,11 @@ def read_rollouts(shards: Iterable[Path]) -> dict[str, Rollout]:
     return found
 
 
-def refinement_of(
-    shards: Sequence[Path], rollouts: Mapping[str, Rollout], about: Mapping[str, object]
-) -> Refinement:
-    """The figures of a refined set; `about` has node, arm, round, seed and setting. Rows whose parent is gone are left out."""
+def refinement_of(shards: Sequence[Path], rollouts: Mapping[str, Rollout], about: Mapping[str, object]) -> Refinement:
+    """The figures of a refined set;
+
+    `about` has node, arm, round, seed and setting. Rows whose parent is gone are left out.
+    """
     sums, leaks = _Sums(), about["setting"] == "opsd"
     for path in shards:
         _add_shard(sums, read_table(path, list(_REFINED)), rollouts, leaks)
@@ -126,9 +117,7 @@ def _add_leaks(sums: _Sums, response: str, before: str, problem: str, reference:
     sums.shown += 1
     sums.talks += bool(talk_of_reference(response, problem))
     sums.talks_before += bool(talk_of_reference(before, problem))
-    sums.copies.update(
-        n for n, is_copied in copied_ngrams(response, reference, (problem, before)).items() if is_copied
-    )
+    sums.copies.update(n for n, is_copied in copied_ngrams(response, reference, (problem, before)).items() if is_copied)
 
 
 def _leaks(sums: _Sums) -> Leaks | None:

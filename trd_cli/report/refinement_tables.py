@@ -65,9 +65,7 @@ NLL = {
 
 
 def nll(data: ReportData) -> Table:
-    rows = [
-        (r.node, label, *_nll_cells(r.nll.get(key))) for r in data.refinements for key, label in NLL.items()
-    ]
+    rows = [(r.node, label, *_nll_cells(r.nll.get(key))) for r in data.refinements for key, label in NLL.items()]
     note = (
         "Means over tokens. The student reads the problem alone: the lower, the more the text is like what it writes itself. "
         "Figures of different rows should not be compared closely; trd report --nll N scores all three texts of the same N rows."

@@ -23,7 +23,10 @@ def curves_of(data: ReportData) -> Curves:
 
 
 def are_several(curves: Curves) -> bool:
-    """Whether some arm was evaluated after more than one round: what is before and after one, the tables of scores have."""
+    """Whether some arm was evaluated after more than one round:
+
+    what is before and after one, the tables of scores have.
+    """
     return any(max(curve) > 1 for curve in curves.values())
 
 

@@ -101,6 +101,4 @@ def rounds(data: ReportData) -> Table:
     columns = ["before" if r == 0 else f"after {r}" for r in numbers]
     before = "Before is the base model, which all arms and seeds share." if 0 in numbers else ""
     note = _note((seed for _, seed, _ in curves), *filter(None, [before]))
-    return table_of(
-        "rounds-scores", "avg@k by rounds of training", ("arm", "seed", "benchmark"), columns, rows, note
-    )
+    return table_of("rounds-scores", "avg@k by rounds of training", ("arm", "seed", "benchmark"), columns, rows, note)

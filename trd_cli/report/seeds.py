@@ -1,9 +1,10 @@
 """Several seeds of an arm as one: the samples of all of them together, question by question.
 
-avg@k of the whole is the mean of the seeds' avg@k. Its interval is over questions, as everywhere: it holds for these students,
-not for those that other seeds would give; how far the seeds are from each other is seen beside it.
+avg@k of the whole is the mean of the seeds' avg@k. Its interval is over questions, as everywhere: it holds for these
+students, not for those that other seeds would give; how far the seeds are from each other is seen beside it.
 
-Not covered: pass@k and maj@k, which are of one student each; benchmarks that the seeds were not all asked with the same questions.
+Not covered: pass@k and maj@k, which are of one student each; benchmarks that the seeds were not all asked with the same
+questions.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ SHARES = ("truncated", "no_answer", "error", "timeout")
 
 
 def pooled(evaluations: Iterable[Evaluation], seeds: Collection[Seed]) -> list[Evaluation]:
-    """For each arm and round of which all `seeds` of the run are evaluated, where they are several, one evaluation of all their samples;
-    only benchmarks that all were asked alike."""
+    """For each arm and round of which all `seeds` of the run are evaluated, where they are several, one evaluation of
+    all their samples; only benchmarks that all were asked alike."""
     groups: dict[tuple[str, int | None], list[Evaluation]] = {}
     for each in evaluations:
         if each.arm != BASE:
@@ -58,8 +59,6 @@ def _alike(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
 
 
 def _one(k: int, benches: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    samples = {
-        name: "".join(bench["samples"][name][:k] for bench in benches) for name in benches[0]["samples"]
-    }
+    samples = {name: "".join(bench["samples"][name][:k] for bench in benches) for name in benches[0]["samples"]}
     shares = {key: fmean(bench[key] for bench in benches) for key in SHARES}
     return {"sha256": benches[0]["sha256"], "samples": samples, **shares}

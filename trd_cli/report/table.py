@@ -23,14 +23,12 @@ class Table:
 
 
 def table_of(
-    name: str,
-    title: str,
-    words: Sequence[str],
-    numbers: Sequence[str],
-    rows: Iterable[Sequence[str]],
-    note: str = "",
+    name: str, title: str, words: Sequence[str], numbers: Sequence[str], rows: Iterable[Sequence[str]], note: str = ""
 ) -> Table:
-    """A table whose first columns hold `words`, all others `numbers`; its name begins with its section's, as `scores-all`."""
+    """A table whose first columns hold `words`, all others `numbers`;
+
+    its name begins with its section's, as `scores-all`.
+    """
     columns = (*words, *numbers)
     numeric = frozenset(range(len(words), len(columns)))
     section = name.partition("-")[0]

@@ -1,4 +1,7 @@
-"""The tables of a report, for the page and as Markdown. Pure functions of the figures; csv_files.py has the same for programs."""
+"""The tables of a report, for the page and as Markdown.
+
+Pure functions of the figures; csv_files.py has the same for programs.
+"""
 
 from __future__ import annotations
 
@@ -82,9 +85,7 @@ def _positions(data: ReportData) -> Table:
         "Mean divergence in nats, over all steps, at the tokens in each tenth of the response that is trained on; apart for the rows whose y_o "
         "was correct and incorrect. Rows whose y_o has neither verdict are left out."
     )
-    return table_of(
-        "training-positions", "Divergence by position", ("training", "y_o was"), numbers, rows, note
-    )
+    return table_of("training-positions", "Divergence by position", ("training", "y_o was"), numbers, rows, note)
 
 
 def _cost(data: ReportData) -> Table:

@@ -8,16 +8,7 @@ from textwrap import fill
 from matplotlib.lines import Line2D
 
 from trd_cli.report.data import ReportData, Training
-from trd_cli.report.drawing import (
-    INK,
-    Drawn,
-    Look,
-    add_legend,
-    panels,
-    seeds_and_mean,
-    seeds_legend,
-    whole_numbers,
-)
+from trd_cli.report.drawing import INK, Drawn, Look, add_legend, panels, seeds_and_mean, seeds_legend, whole_numbers
 from trd_cli.report.table import number
 
 # What train.jsonl says of a step, by panel.
@@ -42,9 +33,7 @@ def losses(data: ReportData, looks: Mapping[str, Look]) -> Drawn | None:
     figure, rows = panels(len(_STEPS), len(rounds), 1.5 * len(_STEPS), shared=True)
     for (arm, of), trainings in groups.items():
         for row, key in zip(rows, _STEPS, strict=True):
-            curves = [
-                {step["step"]: step[key] for step in t.steps if step.get(key) is not None} for t in trainings
-            ]
+            curves = [{step["step"]: step[key] for step in t.steps if step.get(key) is not None} for t in trainings]
             seeds_and_mean(row[rounds.index(of)], looks[arm], curves)
     for row, label in zip(rows, _STEPS.values(), strict=True):
         row[0].set_ylabel(label)
@@ -57,8 +46,7 @@ def losses(data: ReportData, looks: Mapping[str, Look]) -> Drawn | None:
         axes.set_xlabel("optimiser step")
     add_legend(figure, _arms(groups, looks))
     told = (
-        f"{t.node} from {number(t.mean('loss', 'first'))} to {number(t.mean('loss', 'last'))}"
-        for t in data.trainings
+        f"{t.node} from {number(t.mean('loss', 'first'))} to {number(t.mean('loss', 'last'))}" for t in data.trainings
     )
     alt = f"Loss by step, means over the first and the last tenth of the steps: {'; '.join(told)}."
     return figure, "Loss, divergence and gradient norm", alt
@@ -77,9 +65,7 @@ def positions(data: ReportData, looks: Mapping[str, Look]) -> Drawn | None:
     for axes, ((arm, of), trainings) in zip(flat, groups.items(), strict=False):
         for verdict, style in _BY_VERDICT.items():
             found = [t.kl_by_position[verdict] for t in trainings if verdict in (t.kl_by_position or {})]
-            curves = [
-                {10 * i + 5: mean for i, mean in enumerate(means) if mean is not None} for means in found
-            ]
+            curves = [{10 * i + 5: mean for i, mean in enumerate(means) if mean is not None} for means in found]
             seeds_and_mean(axes, looks[arm], curves, style)
         axes.set_title(fill(f"{arm}, round {of}" if len(rounds) > 1 else arm, 34), loc="left")
         axes.grid(axis="y")
@@ -94,8 +80,7 @@ def positions(data: ReportData, looks: Mapping[str, Look]) -> Drawn | None:
             axes.set_xlabel("place in the response, %")
             axes.tick_params(labelbottom=True)
     verdicts = [
-        Line2D([], [], color=INK, linestyle=style, label=f"y_o {verdict}")
-        for verdict, style in _BY_VERDICT.items()
+        Line2D([], [], color=INK, linestyle=style, label=f"y_o {verdict}") for verdict, style in _BY_VERDICT.items()
     ]
     add_legend(figure, [*verdicts, *_arms(groups, {})])
     alt = "Mean divergence of teacher and student by tenth of the response, for rows whose attempt was correct and incorrect."

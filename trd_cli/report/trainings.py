@@ -16,7 +16,10 @@ TENTHS = 10
 
 
 def training_of(node: Node) -> Training | None:
-    """The training as far as it is; None where no step is logged. Raises InputError for a line that is not of this layout."""
+    """The training as far as it is;
+
+    None where no step is logged. Raises InputError for a line that is not of this layout.
+    """
     steps = node.records(LOG, Step)
     if not steps:
         return None
@@ -38,8 +41,7 @@ def kl_by_position(steps: Iterable[Mapping[str, Any]]) -> dict[str, list[float |
                 total[i] += mean * positions
                 count[i] += positions
     return {
-        verdict: [s / n if n else None for s, n in zip(sums[verdict], counts[verdict], strict=True)]
-        for verdict in sums
+        verdict: [s / n if n else None for s, n in zip(sums[verdict], counts[verdict], strict=True)] for verdict in sums
     } or None
 
 

@@ -53,8 +53,7 @@ def _named(data: ReportData, run: str) -> ReportData:
         evaluations=tuple(replace(e, node=of(e.node), arm=of(e.arm)) for e in data.evaluations),
         scores=tuple(replace(s, arm=of(s.arm)) for s in data.scores),
         differences=tuple(
-            replace(d, arm=of(d.arm), against=of(d.against), family=f"{d.family}, in {run}")
-            for d in data.differences
+            replace(d, arm=of(d.arm), against=of(d.against), family=f"{d.family}, in {run}") for d in data.differences
         ),
         refinements=tuple(
             replace(

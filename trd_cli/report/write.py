@@ -1,7 +1,7 @@
 """trd report: a run, or two beside each other, as tables, plots and one page.
 
-Writes report.html, report.md, a CSV file a table and plots/*.svg, plots/*.png into --out, in place of those of an earlier
-report; nll.json keeps what --nll has scored.
+Writes report.html, report.md, a CSV file a table and plots/*.svg, plots/*.png into --out, in place of those of an
+earlier report; nll.json keeps what --nll has scored.
 """
 
 from __future__ import annotations

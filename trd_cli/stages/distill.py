@@ -39,9 +39,7 @@ _SHARED = (
 )
 
 
-def run(
-    config: DistillConfig, paths: Sequence[str], resolve: Callable[[str], ModelRef], progress: Progress
-) -> None:
+def run(config: DistillConfig, paths: Sequence[str], resolve: Callable[[str], ModelRef], progress: Progress) -> None:
     """Train and write a checkpoint; a finished one of the same configuration is left as it is."""
     sets = open_sets(paths)
     if not config.allow_partial:
@@ -59,18 +57,11 @@ def run(
         "teacher_revision": teacher.revision,
     }
     stage_dir = StageDir(
-        config.out,
-        "distill",
-        identity,
-        config.record(),
-        [s.lineage() for s in sets],
-        scratch=_SCRATCH,
+        config.out, "distill", identity, config.record(), [s.lineage() for s in sets], scratch=_SCRATCH
     )
     if not has_text_name(stage_dir.path):
         raise InputError(
-            f"the path of {stage_dir.path.resolve()} is not UTF-8",
-            "one that safetensors takes",
-            "give another --out",
+            f"the path of {stage_dir.path.resolve()} is not UTF-8", "one that safetensors takes", "give another --out"
         )
     if config.dry_run:
         progress.note(_preview(examples, student, teacher, stage_dir, config))
@@ -143,11 +134,7 @@ def _train(
         at_work = time.monotonic() - began
         trainer.save()
         if accelerator.is_main_process:
-            about = {
-                "student": student.lasting_name,
-                "teacher": teacher.lasting_name,
-                "trajectories": len(examples),
-            }
+            about = {"student": student.lasting_name, "teacher": teacher.lasting_name, "trajectories": len(examples)}
             stage_dir.finish(about | asdict(trained))
             stage_dir.log_session(config.epochs * len(examples), trained.tokens, at_work)
             clear_states(stage_dir.path)
@@ -158,19 +145,13 @@ def _train(
 
 
 def _selfcheck(
-    config: DistillConfig,
-    examples: Sequence[Example],
-    student: ModelRef,
-    teacher: ModelRef,
-    progress: Progress,
+    config: DistillConfig, examples: Sequence[Example], student: ModelRef, teacher: ModelRef, progress: Progress
 ) -> None:
     from trd_cli.training.selfcheck import run_checks
 
     checks = run_checks(config, examples, student, teacher)
     for check in checks:
-        progress.note(
-            f"{'ok ' if check.ok else 'OFF'} {check.what}: {check.value:.3g} (at most {check.limit:.3g})"
-        )
+        progress.note(f"{'ok ' if check.ok else 'OFF'} {check.what}: {check.value:.3g} (at most {check.limit:.3g})")
     off = [check.what for check in checks if not check.ok]
     if off:
         raise TrdError(
@@ -178,10 +159,11 @@ def _selfcheck(
         )
 
 
-def _rows_of_stage(
-    config: DistillConfig, sets: Sequence[InputSet]
-) -> tuple[list[Trajectory], list[InputSet]]:
-    """The rows to train on and the sets they are from; raises InputError where two sets disagree on how they were made."""
+def _rows_of_stage(config: DistillConfig, sets: Sequence[InputSet]) -> tuple[list[Trajectory], list[InputSet]]:
+    """The rows to train on and the sets they are from;
+
+    raises InputError where two sets disagree on how they were made.
+    """
     # By what the sets hold, not by what the subset leaves of them: a filter must not change what is trained along.
     held = {stage for each in sets for stage in _stages_in(each)}
     stage = config.stage or ("refined" if "refined" in held else "rollout")
@@ -230,9 +212,7 @@ def _models(
         )
     student = resolve(name)
     if config.model is None:
-        student.check_revision(
-            source.about("student_revision" if refined else "model_revision"), source.directory
-        )
+        student.check_revision(source.about("student_revision" if refined else "model_revision"), source.directory)
     setting = config.setting or row.setting
     if refined and config.teacher_context != "vanilla" and setting != row.setting:
         raise InputError(
@@ -253,9 +233,7 @@ def _models(
         return student, resolve(config.teacher)
     name = source.about("model") if refined else None
     if name is None:
-        raise InputError(
-            "no teacher", "--teacher MODEL, or --setting opsd for the student itself", "add one of them"
-        )
+        raise InputError("no teacher", "--teacher MODEL, or --setting opsd for the student itself", "add one of them")
     teacher = resolve(name)
     teacher.check_revision(source.about("model_revision"), source.directory)
     return student, teacher
@@ -263,11 +241,7 @@ def _models(
 
 def _described(config: DistillConfig) -> str:
     """What tells one ablation from another: the objective and every choice about it that is not the usual one."""
-    told = [
-        config.objective,
-        f"along {config.stage}" if config.stage else "",
-        "with an adapter" if config.lora else "",
-    ]
+    told = [config.objective, f"along {config.stage}" if config.stage else "", "with an adapter" if config.lora else ""]
     usual = DistillConfig.parse({"objective": config.objective})
     for name in ObjectiveOptions.model_fields:
         if name not in ("method", "objective", "stage") and getattr(config, name) != getattr(usual, name):
@@ -276,11 +250,7 @@ def _described(config: DistillConfig) -> str:
 
 
 def _preview(
-    examples: Sequence[Example],
-    student: ModelRef,
-    teacher: ModelRef,
-    stage_dir: StageDir,
-    config: DistillConfig,
+    examples: Sequence[Example], student: ModelRef, teacher: ModelRef, stage_dir: StageDir, config: DistillConfig
 ) -> str:
     tokenizer, first = student.tokenizer(), examples[0]
     return (

@@ -16,14 +16,7 @@ from trd_cli.config.commands import EvalConfig
 from trd_cli.config.generating import SamplingOptions
 from trd_cli.datasets.benchmarks import Benchmark, load_benchmark, split_benchmarks
 from trd_cli.errors import InputError, ResumeRefused
-from trd_cli.evaluation.results import (
-    FILE,
-    Classify,
-    build_results,
-    read_samples,
-    results_text,
-    samples_there,
-)
+from trd_cli.evaluation.results import FILE, Classify, build_results, read_samples, results_text, samples_there
 from trd_cli.evaluation.tables import results_csv, results_markdown, sampling_text
 from trd_cli.generation import Backend, Outcome, Rendering, ShardFiller, plan_rollouts, preview, templates_for
 from trd_cli.graders.pool import GraderOptions, GraderPool
@@ -61,12 +54,11 @@ class _Part:
 def run(config: EvalConfig, backend: Backend, progress: Progress) -> dict[str, Any] | None:
     """Generate and grade what is missing, write the results, and return them (None for a dry run).
 
-    `results.json` (its layout: `trd_cli.evaluation.results`), `results.md` and `results.csv` are written anew each time.
+    `results.json` (its layout: `trd_cli.evaluation.results`), `results.md` and `results.csv` are written anew each
+    time.
     """
     parts = _parts(config)
-    templates = templates_for(
-        "student", (p.task for part in parts.values() for p in part.problems), config.prompt
-    )
+    templates = templates_for("student", (p.task for part in parts.values() for p in part.problems), config.prompt)
     rendering = Rendering(config.render or "chat", config.chat_template_kwargs or {})
     if unread := unread_names(backend.tokenizer, rendering.mode, rendering.kwargs):
         progress.note(unread)
@@ -98,9 +90,8 @@ def run(config: EvalConfig, backend: Backend, progress: Progress) -> dict[str, A
 def rescore(config: EvalConfig, progress: Progress) -> dict[str, Any] | None:
     """Score the samples of an earlier evaluation again, without a model; returns the results (None for a dry run).
 
-    Rows without a verdict, with one of another grader, or that ended as error or timeout though there is a response, are graded.
-    The questions are those that run.json names: the
-    benchmark is not read.
+    Rows without a verdict, with one of another grader, or that ended as error or timeout though there is a response,
+    are graded. The questions are those that run.json names: the benchmark is not read.
     """
     directory = Path(config.rescore)
     record = read_run_json(directory)
@@ -170,9 +161,7 @@ def _remarks(config: EvalConfig, parts: dict[str, _Part], backend: Backend) -> l
         if part.sampling.max_tokens > backend.max_length:
             lines.append(f"{name}: prompt and response end where the model's {backend.max_length} tokens do")
         if part.benchmark.known is False:
-            lines.append(
-                f"{name}: other questions than trd knows by this name (SHA-256 {part.benchmark.sha256[:12]})"
-            )
+            lines.append(f"{name}: other questions than trd knows by this name (SHA-256 {part.benchmark.sha256[:12]})")
         lines += [f"{name}: {note}" for note in part.benchmark.notes]
     if any(part.benchmark.task == "code" for part in parts.values()):
         # Asked for now: a level that is not to be had must not come out after hours of sampling.
@@ -181,17 +170,11 @@ def _remarks(config: EvalConfig, parts: dict[str, _Part], backend: Backend) -> l
 
 
 def _generate(
-    config: EvalConfig,
-    backend: Backend,
-    stage_dir: StageDir,
-    planned: Sequence[Trajectory],
-    progress: Progress,
+    config: EvalConfig, backend: Backend, stage_dir: StageDir, planned: Sequence[Trajectory], progress: Progress
 ) -> None:
     """Fill the directory; the engine starts once, whatever the number of benchmarks."""
     with ShardFiller(stage_dir, backend, config, WithoutResults(progress), len(planned)) as filler:
-        indices = [
-            read_table(path, ["sample_index"])["sample_index"].to_pylist() for path in stage_dir.shards()
-        ]
+        indices = [read_table(path, ["sample_index"])["sample_index"].to_pylist() for path in stage_dir.shards()]
         most = 1 + max((index for some in indices for index in some), default=-1)
         if most > config.samples:
             raise ResumeRefused(
@@ -230,10 +213,7 @@ def _grade_and_score(
     options = GraderOptions.of(config)
     shards = stage_dir.shards()
     # The samples are this command's own: verdicts of another grader are simply made anew.
-    with (
-        verdicts_held(stage_dir.path),
-        ShardGrader(options, WithoutResults(progress), regrade) as grader,
-    ):
+    with verdicts_held(stage_dir.path), ShardGrader(options, WithoutResults(progress), regrade) as grader:
         progress.start("grade", sum(read_table(shard, ["verdict"]).num_rows for shard in shards))
         for shard in shards:
             grader.fill(shard, shard)
@@ -241,9 +221,7 @@ def _grade_and_score(
     changed = sum(count for (old, new), count in grader.changes.items() if old != new)
     if changed:
         progress.note(f"{changed} verdicts changed")
-    results = build_results(
-        stage_dir.run["about"]["benchmarks"], read_samples(shards), k, _classify(options, progress)
-    )
+    results = build_results(stage_dir.run["about"]["benchmarks"], read_samples(shards), k, _classify(options, progress))
     make_directory(target)
     if (target / FILE).is_file() and config.rescore:
         progress.note(f"replacing the results in {target}")

@@ -31,10 +31,7 @@ from trd_cli.trajectories.stage_dir import StageDir
 
 
 def run(
-    config: RefineConfig,
-    waves: Iterable[Sequence[str]],
-    backend_for: Callable[[str], Backend],
-    progress: Progress,
+    config: RefineConfig, waves: Iterable[Sequence[str]], backend_for: Callable[[str], Backend], progress: Progress
 ) -> Outcome:
     """Refine the rollouts that each wave of paths names; a wave's rows are generated before the next wave is read.
 
@@ -58,9 +55,7 @@ def run(
     )
     planned = refiner.plan(load_rows(sets, config.subset, config.where, config.parents))
     if config.dry_run:
-        progress.note(
-            preview(planned[0], len(planned), stage_dir.path) if planned else "no row is in the subset"
-        )
+        progress.note(preview(planned[0], len(planned), stage_dir.path) if planned else "no row is in the subset")
         return Outcome()
     total = None if config.stream else len(planned)
     with stage_dir, ShardFiller(stage_dir, refiner.backend, config, progress, total) as filler:
@@ -87,9 +82,7 @@ def teacher_of(config: RefineConfig, source: InputSet) -> str:
     if config.teacher:
         return config.teacher
     if config.setting == "opd":
-        raise InputError(
-            "--setting opd without --teacher", "a stronger model that refines", "add --teacher MODEL"
-        )
+        raise InputError("--setting opd without --teacher", "a stronger model that refines", "add --teacher MODEL")
     model = source.about("model")
     if model is None:
         raise InputError(
@@ -151,9 +144,7 @@ class Refiner:
     def _plan_one(self, rollout: Trajectory) -> Trajectory:
         if rollout.stage != "rollout":
             raise InputError(
-                f"{self._source.directory} holds {rollout.stage} rows",
-                "rollouts",
-                "give the set that trd sample made",
+                f"{self._source.directory} holds {rollout.stage} rows", "rollouts", "give the set that trd sample made"
             )
         template = self._templates[rollout.task]
         problem_with = _why_not(rollout, template)
@@ -169,9 +160,7 @@ class Refiner:
             return template.render({**values, "attempt": attempt})
 
         def token_ids(attempt: str) -> list[int]:
-            return self.backend.tokenizer.render(
-                messages(attempt), self.rendering.mode, self.rendering.kwargs
-            )
+            return self.backend.tokenizer.render(messages(attempt), self.rendering.mode, self.rendering.kwargs)
 
         whole = token_ids(rollout.response)
         if len(whole) <= self._room:

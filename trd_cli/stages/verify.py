@@ -39,9 +39,7 @@ def run(config: VerifyConfig, waves: Iterable[Sequence[str]], progress: Progress
             sets = open_sets(paths)
             directories += [each.directory for each in sets]
             if config.out is not None and len(set(directories)) > 1:
-                raise InputError(
-                    "--out with more than one set", "one set", "verify them one by one, or in place"
-                )
+                raise InputError("--out with more than one set", "one set", "verify them one by one, or in place")
             for each in sets:
                 target = _target(config, each)
                 if config.dry_run:
@@ -63,9 +61,7 @@ def run(config: VerifyConfig, waves: Iterable[Sequence[str]], progress: Progress
     if not (config.allow_partial or config.dry_run):
         check_complete(directories)
     if grader.counts:
-        progress.note(
-            "verdicts: " + ", ".join(f"{count} {verdict}" for verdict, count in grader.counts.most_common())
-        )
+        progress.note("verdicts: " + ", ".join(f"{count} {verdict}" for verdict, count in grader.counts.most_common()))
     if config.regrade and not config.dry_run:
         for line in _confusion(grader.changes):
             progress.note(line)
@@ -151,9 +147,7 @@ def _target(config: VerifyConfig, each: InputSet) -> Path:
     target = Path(config.out)
     existing = read_run_json(target)
     if existing is not None and existing["digest"] != each.digest:
-        raise InputError(
-            f"{target} holds another set", f"a copy of {each.directory} or nothing", "give another --out"
-        )
+        raise InputError(f"{target} holds another set", f"a copy of {each.directory} or nothing", "give another --out")
     if existing is None and target.is_dir() and any(_is_foreign(path, each) for path in target.iterdir()):
         raise InputError(
             f"{target} holds other files and no run.json", "a new or empty directory", "give another --out"
@@ -185,7 +179,10 @@ def _settle(source: Path, target: Path) -> None:
 
 
 def _newest(source: Path, copy: Path) -> Path:
-    """The copy where it already holds the source's rows, and so perhaps their verdicts; else, or where it is damaged, the source."""
+    """The copy where it already holds the source's rows, and so perhaps their verdicts;
+
+    else, or where it is damaged, the source.
+    """
     if source == copy or not copy.is_file():
         return source
     try:

@@ -49,7 +49,10 @@ class Example:
 
     @property
     def read(self) -> tuple[int, int]:
-        """Return the tokens that the student reads and those that the teacher reads: all but the last of the response."""
+        """Return the tokens that the student reads and those that the teacher reads:
+
+        all but the last of the response.
+        """
         response = len(self.response) - 1
         return len(self.student_prompt) + response, len(self.teacher_prompt) + response
 
@@ -61,7 +64,10 @@ class Example:
 
 @dataclass(frozen=True)
 class Side:
-    """What one model reads: ids (B, L), int64, padded on the right, and the flat places (N,) that predict the response."""
+    """What one model reads:
+
+    ids (B, L), int64, padded on the right, and the flat places (N,) that predict the response.
+    """
 
     ids_BL: torch.Tensor
     places_N: torch.Tensor
@@ -72,7 +78,10 @@ class Side:
 
 @dataclass(frozen=True)
 class Batch:
-    """Aligned on N: position n of both sides predicts `response_N[n]`, of row `row_N[n]`, with weight `weights_N[n]`."""
+    """Aligned on N:
+
+    position n of both sides predicts `response_N[n]`, of row `row_N[n]`, with weight `weights_N[n]`.
+    """
 
     student: Side
     teacher: Side
@@ -92,7 +101,8 @@ class Batch:
 
 @dataclass(frozen=True)
 class Weighting:
-    """What a response token counts in a step, whatever way the step is cut into micro-batches and spread over processes.
+    """What a response token counts in a step, whatever way the step is cut into micro-batches and spread over
+    processes.
 
     sequence: 1 / (tokens of its response · trajectories of the step), the mean over tokens and then over rows
     token:    1 / (tokens of the step)
@@ -115,7 +125,10 @@ class Weighting:
 
 
 def collate(examples: Sequence[Example], weighting: Weighting | None) -> Batch:
-    """One micro-batch. Without a weighting its tokens count nothing: a process that has no rows left keeps step with it."""
+    """One micro-batch.
+
+    Without a weighting its tokens count nothing: a process that has no rows left keeps step with it.
+    """
     weights = [weighting.of_token(e) if weighting else 0.0 for e in examples for _ in e.scored]
     return Batch(
         _side([e.student_prompt for e in examples], examples),
@@ -170,16 +183,15 @@ class Plan:
 
 
 def plan_step(
-    step: Sequence[Example],
-    max_tokens: int,
-    processes: int = 1,
-    switches: tuple[int | None, int | None] = (None, None),
+    step: Sequence[Example], max_tokens: int, processes: int = 1, switches: tuple[int | None, int | None] = (None, None)
 ) -> Plan:
-    """Rows of similar length together: at most `max_tokens` on either side of a micro-batch, padding at most a tenth of it.
+    """Rows of similar length together: at most `max_tokens` on either side of a micro-batch, padding at most a tenth of
+    it.
 
-    A row that is longer than `max_tokens` stands alone. For several processes, micro-batches are halved until there is a
-    multiple of their number, as far as there are rows. `switches` are the lengths at which the rotary factors of student and teacher
-    change, if they do: rows on the two sides of one are kept apart, so that each has the factors that it would have alone.
+    A row that is longer than `max_tokens` stands alone. For several processes, micro-batches are halved until there is
+    a multiple of their number, as far as there are rows. `switches` are the lengths at which the rotary factors of
+    student and teacher change, if they do: rows on the two sides of one are kept apart, so that each has the factors
+    that it would have alone.
     """
     groups: list[list[Example]] = []
     for example in sorted(step, key=lambda e: (beyond(e, switches), -e.tokens, e.trajectory_id)):
@@ -204,13 +216,14 @@ def beyond(example: Example, switches: tuple[int | None, int | None]) -> tuple[b
 
 def _fits(group: Sequence[Example], max_tokens: int) -> bool:
     real = sum(e.tokens for e in group)
-    return len(group) * max(e.length for e in group) <= max_tokens and real >= (1 - _MOST_PADDING) * _padded(
-        group
-    )
+    return len(group) * max(e.length for e in group) <= max_tokens and real >= (1 - _MOST_PADDING) * _padded(group)
 
 
 def _halves(group: list[Example], max_tokens: int) -> list[list[Example]]:
-    """Two parts as even as can be that each keep to the limits. A head of a group always does, and so does a single row."""
+    """Two parts as even as can be that each keep to the limits.
+
+    A head of a group always does, and so does a single row.
+    """
     by_evenness = sorted(range(1, len(group)), key=lambda n: abs(2 * n - len(group)))
     n = next(n for n in by_evenness if len(group) - n == 1 or _fits(group[n:], max_tokens))
     return [group[:n], group[n:]]

@@ -41,23 +41,24 @@ _GIB = 2**30
 
 
 def dtype_to_save(student: ModelRef, asked: str) -> torch.dtype:
-    """Return the dtype that a checkpoint is saved in: as asked, or for `auto` that of the student's weights; float32 where it names none."""
+    """Return the dtype that a checkpoint is saved in:
+
+    as asked, or for `auto` that of the student's weights; float32 where it names none.
+    """
     if asked != "auto":
         return DTYPES[asked]
     return DTYPES.get(weights_dtype(student.path), torch.float32)
 
 
 def save_model(
-    weights: Mapping[str, torch.Tensor],
-    student: ModelRef,
-    options: LoraOptions,
-    target: Path,
-    dtype: torch.dtype,
+    weights: Mapping[str, torch.Tensor], student: ModelRef, options: LoraOptions, target: Path, dtype: torch.dtype
 ) -> None:
-    """Write the student with its trained `weights` (named as in `DistillStep`) into `target`, with its tokenizer files as they are.
+    """Write the student with its trained `weights` (named as in `DistillStep`) into `target`, with its tokenizer files
+    as they are.
 
-    An adapter is written to `adapter/` and merged into the weights, in float32 before they are rounded to `dtype`. Files
-    appear under their final names only when all of them are written; config.json, which makes the directory a model, is the last.
+    An adapter is written to `adapter/` and merged into the weights, in float32 before they are rounded to `dtype`.
+    Files appear under their final names only when all of them are written; config.json, which makes the directory a
+    model, is the last.
     """
     model = load(student, torch.float32, torch.device("cpu"))
     if options.lora:
@@ -88,9 +89,9 @@ def rehearse(
 ) -> None:
     """Do all that `save_model` does but read and write weights, and leave nothing behind.
 
-    `shapes` are those of the trained weights; `averaged` says that their average is saved too. Raises InputError where the files
-    cannot be written or there is too little room, ModelError for a model that transformers does not save, and TrdError where
-    the weights' names or shapes are not the student's.
+    `shapes` are those of the trained weights; `averaged` says that their average is saved too. Raises InputError where
+    the files cannot be written or there is too little room, ModelError for a model that transformers does not save, and
+    TrdError where the weights' names or shapes are not the student's.
     """
     with _building(target, ".rehearsal.tmp") as building:
         _copy_kept(student, building)
@@ -153,7 +154,10 @@ def _copy_kept(student: ModelRef, building: Path) -> None:
 
 @contextmanager
 def _building(target: Path, name: str) -> Iterator[Path]:
-    """A directory in `target` for files that are not whole yet, gone after the block; what goes wrong in it is one line."""
+    """A directory in `target` for files that are not whole yet, gone after the block;
+
+    what goes wrong in it is one line.
+    """
     make_directory(target)
     building = target / name
     shutil.rmtree(building, ignore_errors=True)

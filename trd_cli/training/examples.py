@@ -1,4 +1,7 @@
-"""What the teacher reads before a response, and how it is cut where it does not fit: the attempt's tail, then the reference's."""
+"""What the teacher reads before a response, and how it is cut where it does not fit:
+
+the attempt's tail, then the reference's.
+"""
 
 from __future__ import annotations
 
@@ -56,9 +59,7 @@ class Asking:
         if values["attempt"] == _MARK:
             attempt = _attempt_in(row, template, values)
             if attempt is None:
-                return (
-                    f"{too_long}, and the template that made the context is not at hand (--prompt) to cut it"
-                )
+                return f"{too_long}, and the template that made the context is not at hand (--prompt) to cut it"
             values["attempt"] = attempt
         ids = self._rendered(template.render(values))
         if len(ids) <= room:
@@ -108,7 +109,10 @@ def _values(row: Trajectory) -> dict[str, str]:
 
 
 def _attempt_in(row: Trajectory, template: Template, values: dict[str, str]) -> str | None:
-    """The attempt as refine showed it, which may be less than the student wrote; None where another template was used."""
+    """The attempt as refine showed it, which may be less than the student wrote;
+
+    None where another template was used.
+    """
     if template.sha256 != row.prompt_sha256:
         return None
     content = row.messages[0]["content"]

@@ -49,7 +49,10 @@ class StepFigures:
         self._add_tenths(rows)
 
     def _add_tenths(self, rows: Sequence[Example]) -> None:
-        """Sort the last micro-batch's divergence by place in the response; its positions stand row by row, as collated."""
+        """Sort the last micro-batch's divergence by place in the response;
+
+        its positions stand row by row, as collated.
+        """
         by_row = self.divergence[-1].double().split([len(row.scored) for row in rows])
         for row, divergence_S in zip(rows, by_row, strict=True):
             if row.parent_verdict is not None:
@@ -71,7 +74,10 @@ class StepFigures:
             self._tenths_of(verdict).add_(sums_2T)
 
     def by_tenth(self) -> dict[str, list[float]]:
-        """For each verdict of the attempt, by tenth of the response: mean divergence (0 where there is none), and positions."""
+        """For each verdict of the attempt, by tenth of the response:
+
+        mean divergence (0 where there is none), and positions.
+        """
         found: dict[str, list[float]] = {}
         for verdict, (sum_T, count_T) in sorted(self.tenths.items()):
             found[f"divergence_tenths_{verdict}"] = (sum_T / count_T.clamp(min=1)).tolist()

@@ -26,8 +26,8 @@ _PATIENCE = timedelta(hours=2)
 def accelerator_for(config: DistillConfig, logs: Path | None = None) -> Accelerator:
     """The processes and devices of this run; trackers write to `logs`.
 
-    Raises InputError for a device or a tracker that is not there, UserError when the launcher was asked for several processes and
-    this one is alone: it would train on its own, at a fraction of the speed and with nobody the wiser.
+    Raises InputError for a device or a tracker that is not there, UserError when the launcher was asked for several
+    processes and this one is alone: it would train on its own, at a fraction of the speed and with nobody the wiser.
     """
     from accelerate import Accelerator
     from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
@@ -94,9 +94,7 @@ def check_tracker(name: str) -> None:
 
 def _processes_wanted() -> int:
     """How many processes the launcher was asked for: by its environment, or by the words it was started with."""
-    return max(
-        int(os.environ.get("WORLD_SIZE", "1")), *(_of_accelerate_launch(words) for words in _ancestors())
-    )
+    return max(int(os.environ.get("WORLD_SIZE", "1")), *(_of_accelerate_launch(words) for words in _ancestors()))
 
 
 def _ancestors() -> list[list[str]]:

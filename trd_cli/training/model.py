@@ -1,4 +1,7 @@
-"""The networks of a distillation: loading them, putting an adapter on one, and reading what both say along a response."""
+"""The networks of a distillation:
+
+loading them, putting an adapter on one, and reading what both say along a response.
+"""
 
 from __future__ import annotations
 
@@ -43,9 +46,9 @@ def load(
     more: dict[str, Any] = {"generation_config": GenerationConfig()}
     more |= {"attn_implementation": attn_implementation} if attn_implementation else {}
     try:
-        loaded = AutoModelForCausalLM.from_pretrained(
-            str(model.path), dtype=dtype, trust_remote_code=False, **more
-        ).to(device)
+        loaded = AutoModelForCausalLM.from_pretrained(str(model.path), dtype=dtype, trust_remote_code=False, **more).to(
+            device
+        )
     except torch.OutOfMemoryError:
         raise TrdError(
             f"out of memory loading {model.name}; expected room for its weights; use a larger device, --lora, or more processes"
@@ -100,9 +103,7 @@ def with_adapter(model: nn.Module, options: LoraOptions, seed: int) -> nn.Module
     tied = embedding_is_tied(model)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", FutureWarning
-            )  # of transformers 5.23, about a name that peft 0.21 uses
+            warnings.simplefilter("ignore", FutureWarning)  # of transformers 5.23, about a name that peft 0.21 uses
             adapted = get_peft_model(model, config)
     except ValueError as error:
         raise InputError(
@@ -132,9 +133,7 @@ def allow_checkpointing(model: nn.Module) -> None:
     try:
         enable({"use_reentrant": False})
     except ValueError as error:
-        raise ModelError(
-            f"--gradient-checkpointing: {first_line(error)}", "a model that can", "leave it out"
-        ) from None
+        raise ModelError(f"--gradient-checkpointing: {first_line(error)}", "a model that can", "leave it out") from None
 
 
 def base_of(model: nn.Module) -> nn.Module:
@@ -154,9 +153,7 @@ def embedding_is_tied(model: nn.Module) -> bool:
     return head is not None and getattr(embedding, "weight", None) is head.weight
 
 
-def response_states(
-    model: nn.Module, side: Side, compute: torch.dtype, autocast: bool = True
-) -> torch.Tensor:
+def response_states(model: nn.Module, side: Side, compute: torch.dtype, autocast: bool = True) -> torch.Tensor:
     """Return the final hidden states (N, D), in `compute`, at the places that predict the response.
 
     Prompt positions never reach the head. `autocast` is off for a model whose weights are in `compute` while it runs.
@@ -217,8 +214,8 @@ class AdapterOff(Teacher):
 class Average(Teacher):
     """Exponential moving average of what the student trains: θ_T ← d·θ_T + (1 − d)·θ after each step.
 
-    Holds a second copy of the trained weights only, in float32: all of them, or the adapter's. It begins at the student's own,
-    or at those of `start`, where an earlier round left them.
+    Holds a second copy of the trained weights only, in float32: all of them, or the adapter's. It begins at the
+    student's own, or at those of `start`, where an earlier round left them.
     """
 
     def __init__(self, student: nn.Module, decay: float, start: nn.Module | None = None) -> None:
@@ -266,7 +263,10 @@ def _as_it_answers(model: nn.Module) -> Iterator[None]:
 
 
 class DistillStep(nn.Module):
-    """A micro-batch in, its loss out: everything that needs the student's parameters happens inside one forward call."""
+    """A micro-batch in, its loss out:
+
+    everything that needs the student's parameters happens inside one forward call.
+    """
 
     def __init__(
         self,
@@ -298,9 +298,7 @@ class DistillStep(nn.Module):
 
     def forward(self, batch: Batch) -> tuple[torch.Tensor, Figures]:
         """Weighted divergence of a micro-batch (scalar) and figures of each position."""
-        teacher_NE, teacher_head_VE = self.teacher.read(
-            self.student, batch.teacher, self.compute, self.autocast
-        )
+        teacher_NE, teacher_head_VE = self.teacher.read(self.student, batch.teacher, self.compute, self.autocast)
         student_ND = response_states(self.student, batch.student, self.compute, self.autocast)
         found = fused_divergence(
             student_ND,

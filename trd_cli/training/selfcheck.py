@@ -42,12 +42,11 @@ class Check:
         return self.value <= self.limit  # not a number is not ok
 
 
-def run_checks(
-    config: DistillConfig, examples: Sequence[Example], student: ModelRef, teacher: ModelRef
-) -> list[Check]:
+def run_checks(config: DistillConfig, examples: Sequence[Example], student: ModelRef, teacher: ModelRef) -> list[Check]:
     """Run the checks in the dtype and with the objective of `config`.
 
-    They take four rows from the shortest to the middling, all on one side of the lengths at which rotary factors change.
+    They take four rows from the shortest to the middling, all on one side of the lengths at which rotary factors
+    change.
     """
     accelerator = accelerator_for(config)
     if is_sharded(accelerator):
@@ -60,11 +59,7 @@ def run_checks(
     weighting = Weighting.of(rows, config.reduction)
     batch = collate(rows, weighting).to(accelerator.device)
     return [
-        Check(
-            "head against the model's own logits",
-            logits_off(step.student, step.compute),
-            _LIMITS[step.compute],
-        ),
+        Check("head against the model's own logits", logits_off(step.student, step.compute), _LIMITS[step.compute]),
         *_same_context(step, rows, weighting, accelerator.device, switches[0]),
         *_chunked_against_dense(step, batch, objective_of(config)),
         *_splits(step, rows, weighting, accelerator.device),
@@ -83,21 +78,19 @@ class _Itself(Teacher):
 
 
 def _same_context(
-    step: DistillStep,
-    rows: Sequence[Example],
-    weighting: Weighting,
-    device: torch.device,
-    switch: int | None,
+    step: DistillStep, rows: Sequence[Example], weighting: Weighting, device: torch.device, switch: int | None
 ) -> list[Check]:
-    """A teacher that is the student, in the student's context, has nothing to teach; nor where only its padding differs."""
+    """A teacher that is the student, in the student's context, has nothing to teach;
+
+    nor where only its padding differs.
+    """
     itself = DistillStep(step.student, _Itself(), step.objective, step.compute, step.temperature)
-    # One more row in the teacher's half of the batch, longer than all others, shifts and pads it as contexts of their own do.
+    # One more row in the teacher's half of the batch, longer than all others, shifts and pads it as contexts of their
+    # own do.
     same = [replace(e, teacher_prompt=e.student_prompt) for e in rows]
     longest = max(rows, key=lambda e: len(e.student_prompt))
     more = 7 if switch is None or longest.read[0] > switch else min(7, switch - longest.read[0])
-    filler = replace(
-        longest, teacher_prompt=[*longest.student_prompt, *longest.student_prompt[:more]], scored=[0]
-    )
+    filler = replace(longest, teacher_prompt=[*longest.student_prompt, *longest.student_prompt[:more]], scored=[0])
     found: list[Tensor] = []
     for group in (same, [*same, filler]):
         step.zero_grad()
@@ -115,7 +108,9 @@ def _same_context(
 
 
 def _chunked_against_dense(step: DistillStep, batch: Batch, objective: Objective) -> list[Check]:
-    """The loss in chunks against one over all logits at once, in float64 from the logits on, with autograd's own gradient."""
+    """The loss in chunks against one over all logits at once, in float64 from the logits on, with autograd's own
+    gradient.
+    """
     with torch.no_grad(), step.teacher.weights(step.student) as teacher:
         teacher_NE = response_states(teacher, batch.teacher, step.compute)[:_POSITIONS]
         teacher_head_VE = head_of(teacher).detach()
@@ -124,15 +119,7 @@ def _chunked_against_dense(step: DistillStep, batch: Batch, objective: Objective
     weights_N = torch.full_like(batch.weights_N[:_POSITIONS], 1 / len(response_N))
     chunked_ND, dense_ND = (student_ND.clone().requires_grad_() for _ in range(2))
     chunked, _ = fused_divergence(
-        chunked_ND,
-        head_VD,
-        teacher_NE,
-        teacher_head_VE,
-        response_N,
-        weights_N,
-        objective,
-        step.temperature,
-        chunk=24,
+        chunked_ND, head_VD, teacher_NE, teacher_head_VE, response_N, weights_N, objective, step.temperature, chunk=24
     )
     v = min(len(head_VD), len(teacher_head_VE))
     students_NV, teachers_NV = (
@@ -154,9 +141,7 @@ def _chunked_against_dense(step: DistillStep, batch: Batch, objective: Objective
     ]
 
 
-def _splits(
-    step: DistillStep, rows: Sequence[Example], weighting: Weighting, device: torch.device
-) -> list[Check]:
+def _splits(step: DistillStep, rows: Sequence[Example], weighting: Weighting, device: torch.device) -> list[Check]:
     """One step's gradient, its rows in one micro-batch and each in one of its own."""
 
     def gradient(groups: Sequence[Sequence[Example]]) -> Tensor:

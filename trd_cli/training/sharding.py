@@ -1,8 +1,8 @@
 """Weights in shards, one for each process: FSDP2 as accelerate sets it up, and what it leaves to its user.
 
-Every weight, gradient and moment is cut over the processes; a layer is whole only while it computes. accelerate shards what is trained.
-Here its settings are completed, so that layers are units, weights are cast as they are gathered, and the main process alone reads
-them from disk; and the teacher, which is not trained, is sharded in a group of its own.
+Every weight, gradient and moment is cut over the processes; a layer is whole only while it computes. accelerate shards
+what is trained. Here its settings are completed, so that layers are units, weights are cast as they are gathered, and
+the main process alone reads them from disk; and the teacher, which is not trained, is sharded in a group of its own.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ def is_sharded(accelerator: Accelerator) -> bool:
 def complete_settings(accelerator: Accelerator, config: DistillConfig, compute: torch.dtype) -> None:
     """Turn on FSDP where the launch asks for it.
 
-    Reading on the main process and casting while gathering are set whatever was given; what is one unit is only filled in.
+    Reading on the main process and casting while gathering are set whatever was given; what is one unit is only filled
+    in.
 
     accelerate reads the settings on CPUs too, and then shards nothing: there the processes are told to.
 
@@ -89,16 +90,17 @@ def check_recomputation(accelerator: Accelerator, student: nn.Module) -> None:
 
 
 def _drops_out(model: nn.Module) -> bool:
-    rates = (
-        getattr(m, "p" if isinstance(m, nn.Dropout) else "attention_dropout", 0) for m in model.modules()
-    )
+    rates = (getattr(m, "p" if isinstance(m, nn.Dropout) else "attention_dropout", 0) for m in model.modules())
     return any(isinstance(rate, float) and rate > 0 for rate in rates)
 
 
 def load_to_share(
     accelerator: Accelerator, model: ModelRef, dtype: torch.dtype, attn_implementation: str | None
 ) -> nn.Module:
-    """Load a model on the CPU of the main process; the others get one of its form whose weights are not filled in, nor in memory."""
+    """Load a model on the CPU of the main process;
+
+    the others get one of its form whose weights are not filled in, nor in memory.
+    """
     if accelerator.is_main_process:
         return load(model, dtype, torch.device("cpu"), attn_implementation)
     return _unfilled(model, dtype, attn_implementation)
@@ -115,7 +117,8 @@ def _unfilled(model: ModelRef, dtype: torch.dtype, attn_implementation: str | No
     with init_empty_weights(include_buffers=False):
         empty = AutoModelForCausalLM.from_config(config, dtype=dtype, **attention)
     empty.tie_weights()  # registering a parameter there makes another of it
-    # accelerate tells parameters apart by their addresses, which those of the meta device lack. Pages never written cost nothing.
+    # accelerate tells parameters apart by their addresses, which those of the meta device lack. Pages never written
+    # cost nothing.
     _replace_parameters(empty, lambda p: torch.empty_like(p, device="cpu"))
     return empty
 
@@ -160,7 +163,9 @@ class _Reader(nn.Module):
 
 
 def _shard(accelerator: Accelerator, reader: _Reader) -> nn.Module:
-    """Cut a model over the processes, layer by layer, without ever holding it whole anywhere but on the main process's CPU."""
+    """Cut a model over the processes, layer by layer, without ever holding it whole anywhere but on the main process's
+    CPU.
+    """
     from accelerate.utils import fsdp2_load_full_state_dict
     from torch.distributed.fsdp import CPUOffloadPolicy, fully_shard
 
@@ -175,7 +180,10 @@ def _shard(accelerator: Accelerator, reader: _Reader) -> nn.Module:
 
 
 def units_of(model: nn.Module) -> Iterator[nn.Module]:
-    """Yield the parts of a model that are gathered one at a time: its layers, and the embedding where the head has other weights."""
+    """Yield the parts of a model that are gathered one at a time:
+
+    its layers, and the embedding where the head has other weights.
+    """
     names = set(getattr(base_of(model), "_no_split_modules", None) or ())
     yield from (m for m in model.modules() if type(m).__name__ in names)
     if not embedding_is_tied(model):

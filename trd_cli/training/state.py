@@ -1,7 +1,8 @@
 """The state of a training that is under way: written so that it is there whole or not at all, and the last N kept.
 
-One file a state, `step-000012.pt`: trained weights, optimiser, teacher's average, random generators of each process, and how many
-steps are done, which with the seed is the position in the data. Weights that are not trained are not in it.
+One file a state, `step-000012.pt`: trained weights, optimiser, teacher's average, random generators of each process,
+and how many steps are done, which with the seed is the position in the data. Weights that are not trained are not in
+it.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ _IN_PLACE = StateDictOptions(ignore_frozen_params=True)
 
 
 def trained_weights(model: nn.Module, whole: bool = True) -> dict[str, torch.Tensor]:
-    """Return the trained weights by the names of the bare module, whole and on the CPU, in the main process; every process takes part.
+    """Return the trained weights by the names of the bare module, whole and on the CPU, in the main process; every
+    process takes part.
 
     Without `whole`, each process returns its own tensors, not copied; a shard has the shape of the whole.
     """
@@ -57,13 +59,13 @@ class States:
         step: int,
         extra: dict[str, Any],
     ) -> None:
-        """Write the state after `step` steps; every process takes part, the main one writes. Raises InputError when it cannot."""
+        """Write the state after `step` steps;
+
+        every process takes part, the main one writes. Raises InputError when it cannot.
+        """
         from accelerate.utils import gather_object
 
-        weights, moments = (
-            trained_weights(model),
-            get_optimizer_state_dict(model, _bare(optimizer), options=_TO_CPU),
-        )
+        weights, moments = (trained_weights(model), get_optimizer_state_dict(model, _bare(optimizer), options=_TO_CPU))
         generators = gather_object([_generators()])
         if accelerator.is_main_process:
             state = {"step": step, "model": weights, "optimizer": moments, "generators": generators, **extra}
@@ -87,7 +89,10 @@ class States:
         return sorted(self._directory.glob("step-*.pt"))
 
     def latest(self, accelerator: Accelerator) -> dict[str, Any] | None:
-        """Return the last state that is whole, None where there is none. The main process chooses; its tensors are mapped from disk."""
+        """Return the last state that is whole, None where there is none.
+
+        The main process chooses; its tensors are mapped from disk.
+        """
         from accelerate.utils import broadcast_object_list
 
         chosen = (
@@ -100,13 +105,12 @@ class States:
         return _read(chosen) if chosen else None
 
     def restore(
-        self,
-        accelerator: Accelerator,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        state: dict[str, Any],
+        self, accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]
     ) -> None:
-        """Put weights, optimiser and random generators where they were. Raises InputError for a state of other weights."""
+        """Put weights, optimiser and random generators where they were.
+
+        Raises InputError for a state of other weights.
+        """
         bare = accelerator.unwrap_model(model)
         trained = (n.replace(_RECOMPUTED, "") for n, p in bare.named_parameters() if p.requires_grad)
         missing = [name for name in trained if name not in state["model"]]

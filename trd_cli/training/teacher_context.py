@@ -1,4 +1,7 @@
-"""From stored rows to what is trained on: the student's own prompt, what the teacher is shown, and the response that both score."""
+"""From stored rows to what is trained on:
+
+the student's own prompt, what the teacher is shown, and the response that both score.
+"""
 
 from __future__ import annotations
 
@@ -61,9 +64,7 @@ class Contexts:
         self._teacher_eos_ids = teachers.eos_ids
         longest = [longest_row(model, config.max_length) for model in (student, teacher)]
         # Longer rows would change what the others read, see `rope`.
-        longest += filter(
-            None, (steady_length(model.architecture().get_text_config()) for model in (student, teacher))
-        )
+        longest += filter(None, (steady_length(model.architecture().get_text_config()) for model in (student, teacher)))
         self._limit = min(longest)
         self._masked = masked_ids(config.mask_tokens, self._tokenizer)
         self._config, self._progress = config, progress
@@ -93,9 +94,7 @@ class Contexts:
         for reason, count in left_out.items():
             self._progress.note(f"left out {count} of {len(rows)} rows: {reason}")
         if not made:
-            raise InputError(
-                f"all {len(rows)} rows are left out", "at least one to train on", "see the reasons above"
-            )
+            raise InputError(f"all {len(rows)} rows are left out", "at least one to train on", "see the reasons above")
         return made
 
     def _example(self, row: Trajectory) -> Example | str:
@@ -125,9 +124,7 @@ class Contexts:
         if unknown := _unknown(self._teacher, asked.token_ids, "the teacher's context"):
             return unknown
         self._cut.update(asked.cut)
-        return Example(
-            row.trajectory_id, students, asked.token_ids, response, scored, self._attempts_verdict(row)
-        )
+        return Example(row.trajectory_id, students, asked.token_ids, response, scored, self._attempts_verdict(row))
 
     def _response(self, row: Trajectory) -> list[int]:
         """The ids as sampled, ending with an end of turn that the student knows where the response has one."""
@@ -177,9 +174,7 @@ def masked_ids(names: Sequence[str], tokenizer: Tokenizer) -> frozenset[int]:
         elif name in vocabulary:
             found.add(vocabulary[name])
         else:
-            raise InputError(
-                f"--mask-tokens {name}", "a token of the vocabulary, or special", "check the name"
-            )
+            raise InputError(f"--mask-tokens {name}", "a token of the vocabulary, or special", "check the name")
     return frozenset(found)
 
 

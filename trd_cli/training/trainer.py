@@ -1,4 +1,7 @@
-"""The distillation loop: AdamW on float32 weights, one step after another, on any number of processes, resumed where it was cut off."""
+"""The distillation loop:
+
+AdamW on float32 weights, one step after another, on any number of processes, resumed where it was cut off.
+"""
 
 from __future__ import annotations
 
@@ -153,8 +156,8 @@ class Trainer:
     def train(self, examples: Sequence[Example], progress: Progress) -> Trained:
         """Run the steps that are left; one JSON line a step goes to the log.
 
-        Raises TrdError at a loss or a gradient that is not finite or explodes, and KeyboardInterrupt when told to stop: the state
-        after the last whole step is saved then.
+        Raises TrdError at a loss or a gradient that is not finite or explodes, and KeyboardInterrupt when told to stop:
+        the state after the last whole step is saved then.
         """
         config, accelerator = self._config, self._accelerator
         self._model, self.optimizer = accelerator.prepare(self.step, self._adamw())
@@ -187,13 +190,9 @@ class Trainer:
     def _adamw(self) -> torch.optim.Optimizer:
         weights = [p for p in self._student.parameters() if p.requires_grad]
         config = self._config
-        return torch.optim.AdamW(
-            weights, lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=config.weight_decay
-        )
+        return torch.optim.AdamW(weights, lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=config.weight_decay)
 
-    def _numbered(
-        self, examples: Sequence[Example], start: int, stop: int
-    ) -> Iterator[tuple[int, list[Example]]]:
+    def _numbered(self, examples: Sequence[Example], start: int, stop: int) -> Iterator[tuple[int, list[Example]]]:
         """Steps `start` to `stop`, counted from 0, and their rows; the same in every process and after every resume."""
         config = self._config
         for number, rows in enumerate(steps(examples, config.batch_size, config.epochs, config.seed)):
@@ -249,11 +248,7 @@ class Trainer:
         for i, group in enumerate(groups):
             batch = collate(group, weighting) if group else collate([min(rows, key=lambda e: e.tokens)], None)
             batch = batch.to(self._accelerator.device)
-            with (
-                nullcontext()
-                if self._syncs(is_last=i == len(groups) - 1)
-                else self._accelerator.no_sync(self._model)
-            ):
+            with nullcontext() if self._syncs(is_last=i == len(groups) - 1) else self._accelerator.no_sync(self._model):
                 loss, of_positions = self._model(batch)
                 # Gradients are averaged over processes, the loss is a sum over them.
                 self._accelerator.backward(loss * self._accelerator.num_processes)
@@ -262,7 +257,10 @@ class Trainer:
         return figures
 
     def _syncs(self, is_last: bool) -> bool:
-        """Whether gradients go to the other processes after a micro-batch: what is not sent is held whole, which shards are to avoid."""
+        """Whether gradients go to the other processes after a micro-batch:
+
+        what is not sent is held whole, which shards are to avoid.
+        """
         return is_last or is_sharded(self._accelerator)
 
     def _clip_gradients(self) -> float:
@@ -358,7 +356,10 @@ class Trainer:
         self._on_main(write)
 
     def _rehearse_saving(self) -> None:
-        """Try, before there is anything to lose, whether the student can be saved; all processes end together where it cannot."""
+        """Try, before there is anything to lose, whether the student can be saved;
+
+        all processes end together where it cannot.
+        """
         shapes = {name: w.shape for name, w in trained_weights(self._model, whole=False).items()}
         config, student = self._config, self._student_ref
 

@@ -1,12 +1,14 @@
 """CRC-32 checksums of a whole Parquet file, kept in its own footer.
 
-Parquet's page checksums cover the data of each page. They do not cover the headers of pages, the footer, or which page stands
-where: two pages that have changed places pass. The footer of a sealed file therefore has the key `trd.checksums`. Its value is
-`trd-crc32:`, then eight hexadecimal digits a checksum, then `;`. The first checksum is that of the leading magic number, of the
-footer's place (eight bytes) and of the footer to the end of the file, with its own digits as zeros. One of each column follows, in the order of the schema, over its
-chunks with all their headers and pages.
+Parquet's page checksums cover the data of each page. They do not cover the headers of pages, the footer, or which page
+stands where: two pages that have changed places pass. The footer of a sealed file therefore has the key
+`trd.checksums`. Its value is `trd-crc32:`, then eight hexadecimal digits a checksum, then `;`. The first checksum is
+that of the leading magic number, of the footer's place (eight bytes) and of the footer to the end of the file, with its
+own digits as zeros. One of each column follows, in the order of the schema, over its chunks with all their headers and
+pages.
 
-So every byte of the file is under a checksum, the file is sealed before it gets its name, and other readers see a key more.
+So every byte of the file is under a checksum, the file is sealed before it gets its name, and other readers see a key
+more.
 """
 
 from __future__ import annotations
@@ -133,7 +135,10 @@ def _blocks(file: IO[bytes], start: int, length: int, size: int = 1 << 17) -> It
 
 
 def _chunks(metadata: pq.FileMetaData) -> dict[str, list[tuple[int, int]]]:
-    """Return the first byte and the length of every chunk, by the column of the schema; the leaves of a nested column go together."""
+    """Return the first byte and the length of every chunk, by the column of the schema;
+
+    the leaves of a nested column go together.
+    """
     found: dict[str, list[tuple[int, int]]] = {}
     for group in map(metadata.row_group, range(metadata.num_row_groups)):
         for chunk in map(group.column, range(group.num_columns)):

@@ -32,9 +32,7 @@ def read_run_json(directory: Path) -> dict[str, Any] | None:
     except ValueError as error:
         raise _damaged(directory, f"is no JSON ({first_line(error)})") from None
     if not isinstance(run, dict) or run.get("format") != FORMAT:
-        raise InputError(
-            f"{directory}/{NAME} is not of trd", f"one of format {FORMAT}", "give another directory"
-        )
+        raise InputError(f"{directory}/{NAME} is not of trd", f"one of format {FORMAT}", "give another directory")
     if not is_intact(run):
         raise _damaged(directory, "does not match its checksum")
     return run

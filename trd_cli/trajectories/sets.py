@@ -43,11 +43,7 @@ class InputSet:
 
     def lineage(self) -> dict[str, str]:
         """How a stage that reads this set names it in its own run.json."""
-        return {
-            "path": as_text(self.directory),
-            "digest": self.digest,
-            "command": self.run.get("command", ""),
-        }
+        return {"path": as_text(self.directory), "digest": self.digest, "command": self.run.get("command", "")}
 
     def about(self, key: str) -> Any:
         return self.run.get("about", {}).get(key)
@@ -62,16 +58,12 @@ def open_sets(paths: Sequence[str]) -> list[InputSet]:
             shards = list_shards(path)
             if not shards:
                 raise InputError(
-                    f"{path} has no shards",
-                    "a trajectory set",
-                    "run the command that fills it, or check the path",
+                    f"{path} has no shards", "a trajectory set", "run the command that fills it, or check the path"
                 )
             found.setdefault(path, []).extend(shards)
         elif path.is_file():
             if shard_number(path) is None:
-                raise InputError(
-                    f"{path} is not a shard", "shard-NNNNN.parquet or a set's directory", "check the path"
-                )
+                raise InputError(f"{path} is not a shard", "shard-NNNNN.parquet or a set's directory", "check the path")
             found.setdefault(path.parent, []).append(path)
         elif path.exists():
             raise InputError(f"{path} is a pipe or a device", "a trajectory set", "name its directory")
@@ -86,7 +78,8 @@ def open_sets(paths: Sequence[str]) -> list[InputSet]:
 def check_complete(directories: Iterable[Path]) -> None:
     """Refuse a set whose own run has not finished: its rows would silently be fewer than asked for.
 
-    A set is refused too where a shard is of another set, or has the rows of another shard, as after a copy to a wrong name.
+    A set is refused too where a shard is of another set, or has the rows of another shard, as after a copy to a wrong
+    name.
     """
     for directory in dict.fromkeys(directories):
         run = read_run_json(directory)
@@ -97,9 +90,7 @@ def check_complete(directories: Iterable[Path]) -> None:
         again = f"run its trd {run['command']} again"
         for path, info in shards.items():
             if info.set_digest not in (None, run["digest"]):
-                raise InputError(
-                    f"{path} is of another set", f"a shard of {directory}", f"{again} to mend it"
-                )
+                raise InputError(f"{path} is of another set", f"a shard of {directory}", f"{again} to mend it")
         rows = sum(info.rows for info in shards.values())
         expected = run["rows_expected"]
         if expected is None or rows < expected:
@@ -156,11 +147,7 @@ def check_filter(where: str) -> None:
 
 
 def _chosen(
-    each: InputSet,
-    subset: str,
-    where: str | None,
-    parents: Sequence[str],
-    columns: Sequence[str] | None = None,
+    each: InputSet, subset: str, where: str | None, parents: Sequence[str], columns: Sequence[str] | None = None
 ) -> Iterator[pa.Table]:
     """The rows of each shard of a set that are in the subset, with all columns or some."""
     lookup = parent_frame(each, parents) if needs_parents(subset, where) else None
@@ -204,9 +191,7 @@ def parent_frame(each: InputSet, parents: Sequence[str] = ()) -> pl.DataFrame:
     ]
     if not tables:
         raise InputError(
-            f"the parents of {each.directory} were not found",
-            "the set it was made from",
-            "give --parents DIR",
+            f"the parents of {each.directory} were not found", "the set it was made from", "give --parents DIR"
         )
     return _as_parents(pl.from_arrow(pa.concat_tables(tables))).unique("parent_id")
 
@@ -232,9 +217,7 @@ def parent_directories(each: InputSet, parents: Sequence[str] = ()) -> list[Path
     """`--parents` where given, else the inputs that run.json names."""
     if parents:
         return [s.directory for s in open_sets(parents)]
-    return [
-        path for path in (from_text(entry["path"]) for entry in each.run.get("inputs", [])) if path.is_dir()
-    ]
+    return [path for path in (from_text(entry["path"]) for entry in each.run.get("inputs", [])) if path.is_dir()]
 
 
 def find_row(sets: Sequence[InputSet], identity: str | None) -> tuple[Trajectory, InputSet]:

@@ -1,9 +1,9 @@
 """Parquet trajectory shards: one schema, atomic writes, reads that refuse what does not match.
 
 A set is a directory of `shard-NNNNN.parquet` files. Each is written to a temporary name, fsynced and renamed, so a
-shard is there whole or not at all. The schema's version, the digest of the set and checksums are in the file's footer. What a disk
-or a copy has changed since is refused by whoever reads it. Files of before there were checksums are read too; of these only what
-breaks their encoding is noticed.
+shard is there whole or not at all. The schema's version, the digest of the set and checksums are in the file's footer.
+What a disk or a copy has changed since is refused by whoever reads it. Files of before there were checksums are read
+too; of these only what breaks their encoding is noticed.
 """
 
 from __future__ import annotations
@@ -129,7 +129,10 @@ def write_problems(path: Path, problems: Sequence[Problem]) -> None:
 
 
 def _writable(row: Trajectory) -> Trajectory:
-    """Return the row, or the nearest to it that a table can hold: its text well formed, else an error row that names the columns."""
+    """Return the row, or the nearest to it that a table can hold:
+
+    its text well formed, else an error row that names the columns.
+    """
     for candidate in (row, replace(row, **{name: _in_utf8(getattr(row, name)) for name in SCHEMA.names})):
         unfit = [name for name in SCHEMA.names if not _fits(SCHEMA.field(name), getattr(candidate, name))]
         if not unfit:
@@ -168,15 +171,11 @@ def read_problems(path: Path) -> list[Problem]:
     """All problems of a problem set; raises InputError when there are none or two share an id."""
     problems = [Problem(**row) for row in read_table(path, schema=PROBLEM_SCHEMA).to_pylist()]
     if not problems:
-        raise InputError(
-            f"{path} has no problems", "at least one", "make or import a problem set with trd data"
-        )
+        raise InputError(f"{path} has no problems", "at least one", "make or import a problem set with trd data")
     seen: set[str] = set()
     for problem in problems:
         if problem.problem_id in seen:
-            raise InputError(
-                f"{path} has two problems {problem.problem_id!r}", "unique problem_id", "import it again"
-            )
+            raise InputError(f"{path} has two problems {problem.problem_id!r}", "unique problem_id", "import it again")
         seen.add(problem.problem_id)
     return problems
 
@@ -195,7 +194,10 @@ def read_table(path: Path, columns: list[str] | None = None, schema: pa.Schema =
 
 
 def check_whole(path: Path, schema: pa.Schema = SCHEMA) -> None:
-    """Raise DamagedFile where any part of a file is not what was written; nothing is decoded, but of files without checksums."""
+    """Raise DamagedFile where any part of a file is not what was written;
+
+    nothing is decoded, but of files without checksums.
+    """
     with _opened(path, schema) as (checksums, parquet):
         checksums.check_columns(parquet.metadata)
         if not checksums:
@@ -224,7 +226,10 @@ def shard_info(path: Path, schema: pa.Schema = SCHEMA) -> ShardInfo:
 
 @contextmanager
 def _opened(path: Path, schema: pa.Schema) -> Iterator[tuple[Checksums, pq.ParquetFile]]:
-    """A file whose footer is whole and says that it is of `schema`. What goes wrong with it in the block is raised as DamagedFile."""
+    """A file whose footer is whole and says that it is of `schema`.
+
+    What goes wrong with it in the block is raised as DamagedFile.
+    """
     if path.is_dir():
         raise InputError(f"{path} is a directory", "a Parquet file", "name the file in it")
     try:
@@ -240,9 +245,7 @@ def _opened(path: Path, schema: pa.Schema) -> Iterator[tuple[Checksums, pq.Parqu
     except (Damage, pa.ArrowException, OSError, UnicodeDecodeError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise InputError(
-                f"cannot read {path}: {error.strerror}",
-                "a file that can be read",
-                "see to its permissions or its disk",
+                f"cannot read {path}: {error.strerror}", "a file that can be read", "see to its permissions or its disk"
             ) from None
         raise _damaged(path, schema, error) from None
 
@@ -254,9 +257,7 @@ def source_of(path: Path) -> pa.OSFile:
     """
     if path.exists() and not path.is_file():
         raise InputError(
-            f"{path} is a pipe or a device",
-            "a file: Parquet is read from its end",
-            "write it to a file first",
+            f"{path} is a pipe or a device", "a file: Parquet is read from its end", "write it to a file first"
         )
     return pa.OSFile(os.fsencode(path))
 
@@ -269,9 +270,7 @@ def _damaged(path: Path, schema: pa.Schema, error: Exception) -> DamagedFile:
         mend = f"run its trd {maker} again, which makes the lost rows anew"
     else:
         mend = "copy it again from where it came, or make its set again"
-    return DamagedFile(
-        f"{path} is damaged, truncated or not Parquet ({reason})", "a whole Parquet file", mend
-    )
+    return DamagedFile(f"{path} is damaged, truncated or not Parquet ({reason})", "a whole Parquet file", mend)
 
 
 def _check_schema(path: Path, found: pa.Schema, expected: pa.Schema) -> None:
@@ -279,9 +278,7 @@ def _check_schema(path: Path, found: pa.Schema, expected: pa.Schema) -> None:
     if version is None:
         kind = "trajectory shard" if expected is SCHEMA else "problem set"
         mend = "give a set made by trd" if expected is SCHEMA else "make one with trd data import"
-        raise InputError(
-            f"{path} is not a {kind} of trd", f"one with {_VERSION_KEY.decode()} in its footer", mend
-        )
+        raise InputError(f"{path} is not a {kind} of trd", f"one with {_VERSION_KEY.decode()} in its footer", mend)
     if version.decode() != SCHEMA_VERSION:
         raise InputError(
             f"{path} has schema version {version.decode()}",
@@ -294,9 +291,7 @@ def _check_schema(path: Path, found: pa.Schema, expected: pa.Schema) -> None:
         has = str(found.field(name).type) if name in found.names else "no such column"
         wants = str(expected.field(name).type) if name in expected.names else "no such column"
         if has != wants:
-            raise InputError(
-                f"{path}, column {name}: {has}", wants, "give a file made by this version of trd"
-            )
+            raise InputError(f"{path}, column {name}: {has}", wants, "give a file made by this version of trd")
 
 
 def _to_table(rows: Sequence[Any], schema: pa.Schema) -> pa.Table:

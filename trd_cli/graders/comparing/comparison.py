@@ -1,7 +1,8 @@
 """Whether two answers that have been read are the same: which comparison is meant, and what it refuses.
 
-Each pair of readings is compared by the one rule that their kinds have; where there is none they differ. `same` is asked with the
-reference first: an equation that is a reference is a statement, one that is an answer may stand for its right side.
+Each pair of readings is compared by the one rule that their kinds have; where there is none they differ. `same` is
+asked with the reference first: an equation that is a reference is a statement, one that is an answer may stand for its
+right side.
 """
 
 from __future__ import annotations
@@ -11,18 +12,7 @@ from trd_cli.graders.comparing.relations import Relations
 from trd_cli.graders.comparing.sequences import Sequences
 from trd_cli.graders.comparing.words import Words
 from trd_cli.graders.reading import read
-from trd_cli.graders.reading.kinds import (
-    Choice,
-    Items,
-    Matrix,
-    Numeral,
-    Other,
-    Phrase,
-    Ratio,
-    Relation,
-    Scalar,
-    Value,
-)
+from trd_cli.graders.reading.kinds import Choice, Items, Matrix, Numeral, Other, Phrase, Ratio, Relation, Scalar, Value
 
 _DEFAULT = Rules()
 

@@ -49,8 +49,8 @@ class Expressions(ABC):
     def _scalars(self, gold: Scalar, found: Scalar) -> bool:
         """Compare values with their units.
 
-        A side without a unit takes the other's. Refuses two units of different dimensions, and a percentage for what is neither
-        its number nor its hundredth.
+        A side without a unit takes the other's. Refuses two units of different dimensions, and a percentage for what is
+        neither its number nor its hundredth.
         """
         if gold.percent != found.percent:
             if gold.unit or found.unit:
@@ -107,16 +107,14 @@ class Expressions(ABC):
 
     def _verified(self, gold: Any, found: Any) -> bool:
         """Compare two SymPy objects as math-verify does."""
-        same, self.fault = by_math_verify.verify(
-            gold, found, by_math_verify.Rules(float_rounding=self._places or 6)
-        )
+        same, self.fault = by_math_verify.verify(gold, found, by_math_verify.Rules(float_rounding=self._places or 6))
         return same
 
     def _ratios(self, gold: Value, found: Value) -> bool:
         """Compare ratios by proportion and times of day by their parts; two parts also with their quotient.
 
-        A time in the afternoon is that of a clock of 24 hours too. Refuses a time of day (`3:05`) for another that stands in the same
-        proportion, and an a.m. for a p.m.
+        A time in the afternoon is that of a clock of 24 hours too. Refuses a time of day (`3:05`) for another that
+        stands in the same proportion, and an a.m. for a p.m.
         """
         if isinstance(gold, Ratio) and isinstance(found, Ratio):
             if len(gold.parts) != len(found.parts) or (gold.unit and found.unit and gold.unit != found.unit):
@@ -128,8 +126,7 @@ class Expressions(ABC):
                 if None not in times:
                     return times[0] == times[1]
             clocks = [
-                re.fullmatch(r"[01]?\d|2\d", r.parts[0]) and re.fullmatch(r"[0-5]\d", r.parts[1])
-                for r in (gold, found)
+                re.fullmatch(r"[01]?\d|2\d", r.parts[0]) and re.fullmatch(r"[0-5]\d", r.parts[1]) for r in (gold, found)
             ]
             padded = any(r.parts[1].startswith("0") and len(r.parts[1]) > 1 for r in (gold, found))
             if all(clocks) or padded or gold.unit or found.unit:

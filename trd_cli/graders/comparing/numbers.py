@@ -18,9 +18,7 @@ _WHOLE = re.compile(_INTEGER)
 _QUOTIENT = re.compile(
     rf"([+-]?)\s?(?:\\frac\{{\s?({_INTEGER})\s?\}}\{{\s?({_INTEGER})\s?\}}|(\d{{1,2000}})\s?/\s?(\d{{1,2000}}))"
 )
-_MIXED = re.compile(
-    r"([+-]?)\s?(\d{1,300})\s?(?:\\frac\{(\d{1,300})\}\{(\d{1,300})\}|\s(\d{1,300})/(\d{1,300}))"
-)
+_MIXED = re.compile(r"([+-]?)\s?(\d{1,300})\s?(?:\\frac\{(\d{1,300})\}\{(\d{1,300})\}|\s(\d{1,300})/(\d{1,300}))")
 _SCIENTIFIC = re.compile(r"(.{1,80}?)\s?(?:\\times|\\cdot)\s?10\^\{([+-]?\d{1,4})\}")
 _POWER_OF_TEN = re.compile(r"([+-]?)10\^\{([+-]?\d{1,4})\}")
 _REPEATING = re.compile(r"(\d*)\.(\d*)(?:\\(?:overline|bar|dot)\s?\{?(\d+)\}?|\((\d+)\))")
@@ -30,7 +28,10 @@ _TRAILING = re.compile(r"(\d*)\.(\d+)\s?\\ldots")
 
 @dataclass(frozen=True)
 class Digits:
-    """How a decimal was written: significant digits without zeros at its end, and places behind the point of its mantissa."""
+    """How a decimal was written:
+
+    significant digits without zeros at its end, and places behind the point of its mantissa.
+    """
 
     significant: int
     places: int
@@ -45,7 +46,10 @@ class Number:
 
 
 def number(latex: str) -> Number | None:
-    """Return what is plainly a rational number: `5`, `-0.25`, `1\\frac{1}{2}`, `2/3`, `1.5\\times10^{6}`; None for all else."""
+    """Return what is plainly a rational number:
+
+    `5`, `-0.25`, `1\\frac{1}{2}`, `2/3`, `1.5\\times10^{6}`; None for all else.
+    """
     text = latex.strip()
     while len(text) > 2 and text[0] in "({" and text[-1] in ")}" and text[1:-1].count(text[0]) == 0:
         text = text[1:-1].strip()
@@ -105,23 +109,20 @@ def with_fractions(latex: str) -> tuple[str, Digits | None]:
 
 
 def _fraction(value: Fraction) -> str:
-    return (
-        str(value.numerator)
-        if value.denominator == 1
-        else rf"\frac{{{value.numerator}}}{{{value.denominator}}}"
-    )
+    return str(value.numerator) if value.denominator == 1 else rf"\frac{{{value.numerator}}}{{{value.denominator}}}"
 
 
 def _repeated(whole: str, head: str, period: str) -> str:
     shift = 10 ** len(head)
-    value = Fraction(int((whole + head) or "0"), shift) + Fraction(
-        int(period), shift * (10 ** len(period) - 1)
-    )
+    value = Fraction(int((whole + head) or "0"), shift) + Fraction(int(period), shift * (10 ** len(period) - 1))
     return _fraction(value)
 
 
 def _continued(match: re.Match[str]) -> str:
-    """Return `0.333…` as a fraction where the last digits are one period at least twice over; else the decimal alone."""
+    """Return `0.333…` as a fraction where the last digits are one period at least twice over;
+
+    else the decimal alone.
+    """
     whole, places = match[1], match[2]
     for length in range(1, len(places) // 2 + 1):
         period = places[-length:]

@@ -47,9 +47,7 @@ def _named_range(relation: Relation) -> tuple[str, Any] | None:
     from sympy import Interval, oo
 
     signs = relation.relations
-    middle = [
-        n for n, side in enumerate(relation.sides) if re.fullmatch(r"[xyztnkmr]|[fghy]\s?\([a-z]\)", side)
-    ]
+    middle = [n for n, side in enumerate(relation.sides) if re.fullmatch(r"[xyztnkmr]|[fghy]\s?\([a-z]\)", side)]
     if len(middle) != 1 or not (set(signs) <= {"<", "\\le"} or set(signs) <= {">", "\\ge"}):
         return None
     sides, place = list(relation.sides), middle[0]
@@ -153,10 +151,7 @@ def constant_quotient(left: Any, right: Any) -> Any:
     names = sorted({symbol.name for symbol in left.free_symbols})
     for number in range(3):
         at = {name: Rational(313 + 577 * number + 211 * n * n + 101 * n, 331) for n, name in enumerate(names)}
-        x, y = (
-            side.subs({symbol: at[symbol.name] for symbol in side.free_symbols}).doit()
-            for side in (left, right)
-        )
+        x, y = (side.subs({symbol: at[symbol.name] for symbol in side.free_symbols}).doit() for side in (left, right))
         if not (x.is_Rational and y.is_Rational):
             x, y = x.evalf(50), y.evalf(50)
         if not (x.is_real and y.is_real) or not x or not y:

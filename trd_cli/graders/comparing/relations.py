@@ -25,9 +25,7 @@ class Relations(Expressions):
         for one, other in ((gold, found), (found, gold)):
             if isinstance(one, Relation) and one.relations[0] in ("\\in", "\\equiv") and len(one.sides) == 2:
                 if isinstance(other, Relation) and other.relations == one.relations:
-                    return self.texts(one.sides[1], other.sides[1]) and self._names(
-                        one.sides[0], other.sides[0]
-                    )
+                    return self.texts(one.sides[1], other.sides[1]) and self._names(one.sides[0], other.sides[0])
                 if not isinstance(other, Relation) or other.relations[0] not in ("\\in", "\\equiv"):
                     pair = (read(one.sides[1]), (other,))
                     return self.readings(*(pair if one is gold else reversed(pair)))
@@ -40,9 +38,7 @@ class Relations(Expressions):
         value = _stands_for(relation, is_reference=relation is gold)
         if value is None:
             return False
-        return (
-            self.readings(read(value), (other,)) if relation is gold else self.readings((other,), read(value))
-        )
+        return self.readings(read(value), (other,)) if relation is gold else self.readings((other,), read(value))
 
     def _names(self, one: str, other: str) -> bool:
         return one == other or self.readings(read(one), read(other))

@@ -18,30 +18,23 @@ class Sequences(Expressions):
     def _items(self, gold: Value, found: Value) -> bool:
         """Compare lists and sets in any order, tuples in theirs, intervals with their brackets.
 
-        A list without brackets may stand for a set, and in its order for a tuple. Refuses one of several values for all of them,
-        a bracket for another, and a tuple for a set.
+        A list without brackets may stand for a set, and in its order for a tuple. Refuses one of several values for all
+        of them, a bracket for another, and a tuple for a set.
         """
         if not (isinstance(gold, Items) and isinstance(found, Items)):
             items, other, first = (gold, found, True) if isinstance(gold, Items) else (found, gold, False)
             if isinstance(items, Items) and items.kind in ("list", "set") and len(items.items) == 1:
                 return any(
-                    self.values(value, other) if first else self.values(other, value)
-                    for value in items.items[0]
+                    self.values(value, other) if first else self.values(other, value) for value in items.items[0]
                 )
             if isinstance(items, Items) and items.kind == "list" and isinstance(other, Scalar):
                 return self._letters(items, other)
             return False
-        if (
-            gold.kind.startswith("sum")
-            or found.kind.startswith("sum")
-            or ELLIPSIS in gold.items + found.items
-        ):
+        if gold.kind.startswith("sum") or found.kind.startswith("sum") or ELLIPSIS in gold.items + found.items:
             return self._ellipses(gold, found)
         if gold.kind == "modulus" or found.kind == "modulus":
             return gold.kind == found.kind and self._congruent(gold, found)
-        if any(_is_inequality(item) for item in gold.items) != any(
-            _is_inequality(item) for item in found.items
-        ):
+        if any(_is_inequality(item) for item in gold.items) != any(_is_inequality(item) for item in found.items):
             return self._sets(gold, found)
         kinds = {gold.kind, found.kind}
         if kinds == {"set", "list"} or kinds == {"set"} or kinds == {"list"}:
@@ -79,11 +72,7 @@ class Sequences(Expressions):
     def _letters(self, items: Items, other: Scalar) -> bool:
         """Compare the letters of several choices with the same ones written together (`A, C` and `AC`)."""
         letters = [value.letter for item in items.items for value in item if isinstance(value, Choice)]
-        return (
-            len(letters) == len(items.items) > 1
-            and other.latex == "".join(sorted(letters))
-            and not other.unit
-        )
+        return len(letters) == len(items.items) > 1 and other.latex == "".join(sorted(letters)) and not other.unit
 
     def _ellipses(self, gold: Items, found: Items) -> bool:
         """Compare what stands before and after the dots.
@@ -132,17 +121,9 @@ class Sequences(Expressions):
                 for a, b in zip(x, y, strict=True)
             )
         matrix, other, first = (gold, found, True) if isinstance(gold, Matrix) else (found, gold, False)
-        if (
-            isinstance(other, Scalar)
-            and isinstance(matrix, Matrix)
-            and (matrix.bars or "\\begin" in other.latex)
-        ):
+        if isinstance(other, Scalar) and isinstance(matrix, Matrix) and (matrix.bars or "\\begin" in other.latex):
             return self._expressions(matrix.latex, other.latex)
-        if (
-            isinstance(matrix, Matrix)
-            and isinstance(other, Items)
-            and other.kind in ("tuple", "interval", "list")
-        ):
+        if isinstance(matrix, Matrix) and isinstance(other, Items) and other.kind in ("tuple", "interval", "list"):
             cells = [cell for row in matrix.rows for cell in row]
             flat = len(matrix.rows) == 1 or all(len(row) == 1 for row in matrix.rows)
             if not flat or len(cells) != len(other.items) or other.brackets not in ("()", "[]", ""):
@@ -153,15 +134,14 @@ class Sequences(Expressions):
 
 
 def _system(items: Items) -> dict[str, str] | None:
-    """Return the right sides of a list of equations by the different variables that they are for; None for any other list."""
+    """Return the right sides of a list of equations by the different variables that they are for;
+
+    None for any other list.
+    """
     labels: dict[str, str] = {}
     for item in items.items:
         relation = item[0] if item else None
-        if (
-            not isinstance(relation, Relation)
-            or relation.relations != ("=",)
-            or not is_label(relation.sides[0])
-        ):
+        if not isinstance(relation, Relation) or relation.relations != ("=",) or not is_label(relation.sides[0]):
             return None
         labels[spelling(relation.sides[0])] = relation.sides[1]
     return labels if len(labels) == len(items.items) else None
@@ -191,8 +171,4 @@ def _fraction(item: Reading) -> Fraction | None:
 
 
 def _is_inequality(item: Reading) -> bool:
-    return (
-        bool(item)
-        and isinstance(item[0], Relation)
-        and bool({"<", ">", "\\le", "\\ge"} & {*item[0].relations})
-    )
+    return bool(item) and isinstance(item[0], Relation) and bool({"<", ">", "\\le", "\\ge"} & {*item[0].relations})

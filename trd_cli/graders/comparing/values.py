@@ -1,11 +1,13 @@
 """The value of one expression in plain LaTeX, and whether two have the same.
 
-Whole numbers, fractions and decimals are read here; all else by latex2sympy2_extended, math-verify's parser, with every variable
-under a name of its own, so that neither the case of letters nor `I`, `E` and `\\Gamma` get a meaning that they were not given.
+Whole numbers, fractions and decimals are read here; all else by latex2sympy2_extended, math-verify's parser, with every
+variable under a name of its own, so that neither the case of letters nor `I`, `E` and `\\Gamma` get a meaning that they
+were not given.
 
-Exact values are compared exactly. A decimal stands for what rounds to it, from six digits and six places on. Expressions with
-variables are compared at points: at positive ones, and at others where both sides are real and not both hold roots, so that
-`\\sqrt{1/n}` is `1/\\sqrt n` but `\\sqrt{x^2}` is not `x`. Not covered: identities that hold for whole numbers only.
+Exact values are compared exactly. A decimal stands for what rounds to it, from six digits and six places on.
+Expressions with variables are compared at points: at positive ones, and at others where both sides are real and not
+both hold roots, so that `\\sqrt{1/n}` is `1/\\sqrt n` but `\\sqrt{x^2}` is not `x`. Not covered: identities that hold
+for whole numbers only.
 """
 
 from __future__ import annotations
@@ -17,14 +19,7 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
-from trd_cli.graders.comparing.numbers import (
-    LEAST_DIGITS,
-    Digits,
-    Number,
-    number,
-    same_number,
-    with_fractions,
-)
+from trd_cli.graders.comparing.numbers import LEAST_DIGITS, Digits, Number, number, same_number, with_fractions
 from trd_cli.graders.comparing.sizes import is_huge
 from trd_cli.graders.reading.vocabulary import words
 
@@ -34,7 +29,7 @@ _POINTS, _PRECISION = 5, 50
 _NAME = re.compile(
     r"(?P<accent>\\(?:vec|hat|bar|overline|tilde|overrightarrow|dot|ddot|mathcal|mathbb|mathfrak|overleftrightarrow|widetilde)\s?"
     r"(?:\{[^{}]*\}|\\?[A-Za-z]+))"
-    r"|(?P<command>\\[A-Za-z]+)|(?P<text>\\text\{[^{}]*\})|(?P<letter>[^\W\d_])",
+    r"|(?P<command>\\[A-Za-z]+)|(?P<text>\\text\{[^{}]*\})|(?P<letter>[^\W\d_])"
 )
 _SUBSCRIPT = re.compile(r"\s?_\s?(\{(?:[^{}]|\{[^{}]*\})*\}|\\[A-Za-z]+|\w)")
 _PRIMES = re.compile(r"'+")
@@ -81,9 +76,7 @@ def parse(latex: str) -> Parsed | None:
 def _with_names(latex: str) -> str:
     """Return the text with each variable as `\\variable{name}`; bound variables and differentials stay as they are."""
     latex = _DOUBLE_FACTORIAL.sub(lambda m: str(_double_factorial(int(m[1]))), latex)
-    latex = _ORDERLESS.sub(
-        lambda m: _function_of(m[1], sorted(part.strip() for part in m[2].split(","))), latex
-    )
+    latex = _ORDERLESS.sub(lambda m: _function_of(m[1], sorted(part.strip() for part in m[2].split(","))), latex)
     if _BINDING.search(latex):
         return latex.replace(r"\ldots", r"\variable{ldots}")
     out: list[str] = []
@@ -230,9 +223,7 @@ def _near(x: Any, y: Any, one: Parsed, other: Parsed, places: int | None) -> boo
         if places is not None:
             same = same and round(numbers[0].value, places) == round(numbers[1].value, places)
         else:
-            same = same and (
-                same_number(*numbers) or abs(numbers[0].value - numbers[1].value) < Fraction(1, 10**40)
-            )
+            same = same and (same_number(*numbers) or abs(numbers[0].value - numbers[1].value) < Fraction(1, 10**40))
     return same
 
 
@@ -284,7 +275,10 @@ def _draw(draws: random.Random, positive: bool) -> Any:
 
 
 def _at(expression: Any, at: dict[str, Any]) -> tuple[Any, bool] | None:
-    """Return the value at a point and whether a root or a logarithm of a negative number was taken; None without a value."""
+    """Return the value at a point and whether a root or a logarithm of a negative number was taken;
+
+    None without a value.
+    """
     from sympy import Pow, Product, Sum, log, nan, preorder_traversal, zoo
 
     if expression.has(Sum, Product):
@@ -301,9 +295,7 @@ def _at(expression: Any, at: dict[str, Any]) -> tuple[Any, bool] | None:
             return None
     outside = False
     for part in preorder_traversal(expression):
-        if (isinstance(part, Pow) and not part.exp.is_integer and part.base.free_symbols) or isinstance(
-            part, log
-        ):
+        if (isinstance(part, Pow) and not part.exp.is_integer and part.base.free_symbols) or isinstance(part, log):
             argument = part.args[0].subs({symbol: at[symbol.name] for symbol in part.args[0].free_symbols})
             if not argument.is_nonnegative:
                 outside = True

@@ -39,12 +39,8 @@ class Words(Expressions):
         if not (isinstance(gold, Phrase) and isinstance(found, Phrase)):
             return False
         if len(gold.parts) != len(found.parts):
-            return (
-                "".join(gold.parts).lower() == "".join(found.parts).lower() and len("".join(gold.parts)) > 3
-            )
-        return all(
-            self._word(a, b, gold.bare and found.bare) for a, b in zip(gold.parts, found.parts, strict=True)
-        )
+            return "".join(gold.parts).lower() == "".join(found.parts).lower() and len("".join(gold.parts)) > 3
+        return all(self._word(a, b, gold.bare and found.bare) for a, b in zip(gold.parts, found.parts, strict=True))
 
     def _word(self, gold: str, found: str, bare: bool) -> bool:
         if gold == found:
@@ -58,19 +54,14 @@ class Words(Expressions):
         return singular(gold.casefold()) == singular(found.casefold())
 
     def _numerals(self, gold: Value, found: Value) -> bool:
-        """Compare digits and base; an answer without a base is read in the reference's. Refuses other digits in another base."""
+        """Compare digits and base;
+
+        an answer without a base is read in the reference's. Refuses other digits in another base.
+        """
         if isinstance(gold, Numeral) and isinstance(found, Numeral):
             return gold == found
         numeral, other = (gold, found) if isinstance(gold, Numeral) else (found, gold)
-        if (
-            isinstance(numeral, Numeral)
-            and isinstance(other, Scalar)
-            and other.unit is None
-            and not other.percent
-        ):
+        if isinstance(numeral, Numeral) and isinstance(other, Scalar) and other.unit is None and not other.percent:
             plain = other.latex.replace(" ", "")
-            return (
-                bool(re.fullmatch(r"[0-9A-Za-z]+", plain))
-                and (plain.lstrip("0").upper() or "0") == numeral.digits
-            )
+            return bool(re.fullmatch(r"[0-9A-Za-z]+", plain)) and (plain.lstrip("0").upper() or "0") == numeral.digits
         return False

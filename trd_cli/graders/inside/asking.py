@@ -1,8 +1,9 @@
 """Test programs: run as they stand, in a sandbox of their own, with the names of the tested program within reach.
 
-A test program's names are its own, Python's, those of the tested program and those that LeetCode gives. `Solution` and whatever else
-the tests do not define is asked of the program; names of Python, of our helpers and (where `Solution` is tested) of what LeetCode
-gives are the program's only where the tests ask for nothing else, so that no program replaces what it is compared with.
+A test program's names are its own, Python's, those of the tested program and those that LeetCode gives. `Solution` and
+whatever else the tests do not define is asked of the program; names of Python, of our helpers and (where `Solution` is
+tested) of what LeetCode gives are the program's only where the tests ask for nothing else, so that no program replaces
+what it is compared with.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ class _Lacks(Exception):
 
 
 def run(wire: objects.Wire, source: str, named: list[str], limit: float) -> dict[str, Any]:
-    """Run a test program against the program behind `wire`: {"ok": true}, {"raised": why it failed} or {"fault": why it is none.
+    """Run a test program against the program behind `wire`: {"ok": true}, {"raised": why it failed} or {"fault": why it
+    is none.
 
     `named` are names that the tests are known to ask for; `limit` the seconds a request may take.
     """
@@ -112,11 +114,7 @@ class _Tests:
                 raise _Lacks(f"NameError: the program defines no {error.name!r}")
             raise Fault(f"the tests fail by themselves: {told}")
         meant = self._called() - self._bound
-        if (
-            isinstance(error, (TypeError, ValueError))
-            and meant
-            and all(hasattr(builtins, name) for name in meant)
-        ):
+        if isinstance(error, (TypeError, ValueError)) and meant and all(hasattr(builtins, name) for name in meant):
             # As `sum(2, 3)` of a program that was to define it.
             raise _Lacks(f"the program defines none of {', '.join(sorted(meant))} ({told})")
         is_own = isinstance(error, (ImportError, SyntaxError, OSError))
@@ -132,11 +130,7 @@ class _Tests:
         own, python = set(self._own), set(dir(builtins))
         uses_solution = "Solution" in wanted
         # Names that the tests can only mean to be the program's.
-        told = {
-            name
-            for name in wanted
-            if name not in python and name not in _HELPERS and not names.is_given(name)
-        }
+        told = {name for name in wanted if name not in python and name not in _HELPERS and not names.is_given(name)}
         called = self._called()
         asks_others = uses_solution or bool(told & (own | called))
         imports_it = bool(self._imports() & set(names.IMPORTED_AS))
@@ -179,11 +173,7 @@ class _Tests:
                 if isinstance(node.func, ast.Name) and node.func.id in self._bound:
                     heads += node.args
                 found |= {head.id for head in heads if isinstance(head, ast.Name)}
-            elif (
-                isinstance(node, ast.Attribute)
-                and isinstance(node.value, ast.Name)
-                and node.value.id[:1].isupper()
-            ):
+            elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id[:1].isupper():
                 found.add(node.value.id)
         return found
 

@@ -1,13 +1,13 @@
 """Messages between a program under test and what judges it. Standard library only: it runs inside the sandbox too.
 
-A message is its length in eight bytes, then a pickle, for its speed and because it sends a string that occurs a million times once.
-A pickle can name no object but those of `_MAKERS`, none of which it can change: it can call them with values of the kinds they are
-made for, and nothing else in it can run. Plain values keep their type:
-None, bool, int, float, complex, str, bytes, list, tuple (a named one with its names), set, frozenset, dict and its views, deque,
-Counter, OrderedDict, range, Fraction, Decimal, dates and times without a zone, numpy's scalars and arrays of numbers, and the list and
-tree nodes of LeetCode's tests. What is derived from one of them is sent as that one, read by the base class's own methods, so that an
-overridden `__eq__` is left behind. Anything else arrives as a reference where both sides agreed on that (see `objects`), else as
-`Opaque`, which equals nothing.
+A message is its length in eight bytes, then a pickle, for its speed and because it sends a string that occurs a million
+times once. A pickle can name no object but those of `_MAKERS`, none of which it can change: it can call them with
+values of the kinds they are made for, and nothing else in it can run. Plain values keep their type: None, bool, int,
+float, complex, str, bytes, list, tuple (a named one with its names), set, frozenset, dict and its views, deque,
+Counter, OrderedDict, range, Fraction, Decimal, dates and times without a zone, numpy's scalars and arrays of numbers,
+and the list and tree nodes of LeetCode's tests. What is derived from one of them is sent as that one, read by the base
+class's own methods, so that an overridden `__eq__` is left behind. Anything else arrives as a reference where both
+sides agreed on that (see `objects`), else as `Opaque`, which equals nothing.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ _NUMPY = frozenset({"bool", "bool_", "float64", "float32", "float16"}) | {
 
 
 class Clock:
-    """The time a process has left of `limit` seconds: by the clock, and where others kept it from running, of its own CPU time.
+    """The time a process has left of `limit` seconds: by the clock, and where others kept it from running, of its own
+    CPU time.
 
     So a busy machine does not make a program late. One that sleeps is late after `PATIENCE` times the limit.
     """
@@ -217,7 +218,10 @@ _LONGEST = 20_000
 
 
 class _Maker:
-    """Makes values of one type, each argument being of the types given. No pickle can change it, as it could a class."""
+    """Makes values of one type, each argument being of the types given.
+
+    No pickle can change it, as it could a class.
+    """
 
     __slots__ = ("_kinds", "_make")
 

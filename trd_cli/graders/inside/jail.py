@@ -2,23 +2,25 @@
 
     python -s -S -P jail.py     a prepared parent: each message on its standard input, a socket, asks for one sandbox
 
-It has loaded what every sandbox needs and never a program. A message is a JSON object of OPTIONS with the descriptors that the new
-process reads requests from and writes replies to; the reply is that process's number. A message {"end": number} ends it. Messages and replies end with a line.
+It has loaded what every sandbox needs and never a program. A message is a JSON object of OPTIONS with the descriptors
+that the new process reads requests from and writes replies to; the reply is that process's number. A message {"end":
+number} ends it. Messages and replies end with a line.
 
     python -s -S -P jail.py OPTIONS     one sandbox, where another program has closed it (bwrap)
 
 OPTIONS: `level` ("namespaces", "limits", or "bwrap" where that has closed it already), `root` (an empty
-directory), `work` (where programs work: `/tmp` or below it), `shown` (directories that stay visible, read-only), `site` (directories of packages), `memory` and `file_size` in bytes, `processes`, `seconds` of CPU, `environment`
-(variables besides those of the parent), and `other` (two more descriptors, see runner.Pipes) or null.
+directory), `work` (where programs work: `/tmp` or below it), `shown` (directories that stay visible, read-only), `site`
+(directories of packages), `memory` and `file_size` in bytes, `processes`, `seconds` of CPU, `environment` (variables
+besides those of the parent), and `other` (two more descriptors, see runner.Pipes) or null.
 
-Level "namespaces", Linux: new user, mount, process, network, IPC and host-name namespaces. The file system is a new, small one:
-the directories shown, read-only, and an empty /tmp that holds at most `file_size` bytes. There is no network but a loopback that is
-down. All processes end when this one does. Level "limits" is what remains where the kernel refuses that: a session of its own,
-no core files, and resource limits.
+Level "namespaces", Linux: new user, mount, process, network, IPC and host-name namespaces. The file system is a new,
+small one: the directories shown, read-only, and an empty /tmp that holds at most `file_size` bytes. There is no network
+but a loopback that is down. All processes end when this one does. Level "limits" is what remains where the kernel
+refuses that: a session of its own, no core files, and resource limits.
 
-The processes: this one starts the keeper, which enters the namespaces and is given its user ids by this one (a process cannot
-map more than one by itself); the keeper starts the first process of the new process namespace, and that one starts the runner,
-so that the runner may fall to any signal and everything it started falls with the first process.
+The processes: this one starts the keeper, which enters the namespaces and is given its user ids by this one (a process
+cannot map more than one by itself); the keeper starts the first process of the new process namespace, and that one
+starts the runner, so that the runner may fall to any signal and everything it started falls with the first process.
 """
 
 from __future__ import annotations
@@ -80,14 +82,7 @@ def _build_root(libc: ctypes.CDLL, options: dict) -> None:
     _mount(libc, "tmpfs", root, "tmpfs", _MS_NOSUID | _MS_NODEV, "size=1m,mode=755")
     # Before what is shown, which may lie below it.
     os.mkdir(f"{root}/tmp")
-    _mount(
-        libc,
-        "tmpfs",
-        f"{root}/tmp",
-        "tmpfs",
-        _MS_NOSUID | _MS_NODEV,
-        f"size={options['file_size']},mode=1777",
-    )
+    _mount(libc, "tmpfs", f"{root}/tmp", "tmpfs", _MS_NOSUID | _MS_NODEV, f"size={options['file_size']},mode=1777")
     for path in options["shown"]:
         inside = root + path
         if os.path.islink(path):
@@ -133,7 +128,10 @@ def _touch(path: str) -> str:
 
 
 def _map_ids(keeper: int) -> bool:
-    """Give the keeper's namespace its user ids: root's own and nobody where we may, else our own. Whether there are two."""
+    """Give the keeper's namespace its user ids:
+
+    root's own and nobody where we may, else our own. Whether there are two.
+    """
     lines = [f"0 {os.geteuid()} 1\n1 {_NOBODY} 1\n"] if os.geteuid() == 0 else []
     for text in [*lines, f"0 {os.geteuid()} 1\n"]:
         with contextlib.suppress(OSError):
@@ -265,12 +263,18 @@ def _enter_limits(options: dict) -> None:
 
 
 def _seal_ourselves(libc: ctypes.CDLL, sealed: bool) -> None:
-    """Keep other processes of the user out of this one's memory, or undo it: what is sealed cannot be given user ids."""
+    """Keep other processes of the user out of this one's memory, or undo it:
+
+    what is sealed cannot be given user ids.
+    """
     libc.prctl(_PR_SET_DUMPABLE, 0 if sealed else 1, 0, 0, 0)
 
 
 def main() -> None:
-    """Serve as the parent of sandboxes until the other end of standard input is closed; with OPTIONS become a sandbox."""
+    """Serve as the parent of sandboxes until the other end of standard input is closed;
+
+    with OPTIONS become a sandbox.
+    """
     sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
     import runner
 

@@ -1,6 +1,8 @@
-"""Names of programs and of test programs: which they use, which they define, and what is given to them. Standard library only.
+"""Names of programs and of test programs: which they use, which they define, and what is given to them. Standard
+library only.
 
-What LeetCode and its kin give to a program before its first line is given to those that use it and define nothing of that name.
+What LeetCode and its kin give to a program before its first line is given to those that use it and define nothing of
+that name.
 """
 
 from __future__ import annotations
@@ -35,7 +37,10 @@ def load_modules() -> None:
 
 
 def global_names(source: str) -> tuple[set[str], set[str]]:
-    """Return the names a program looks up outside of its functions, and those it defines there; SyntaxError as of `compile`."""
+    """Return the names a program looks up outside of its functions, and those it defines there;
+
+    SyntaxError as of `compile`.
+    """
     used: set[str] = set()
     bound: set[str] = set()
     tables = [symtable.symtable(source, "<string>", "exec")]
@@ -64,9 +69,7 @@ def given(name: str) -> Any:
 
 def public_names(module: ModuleType) -> list[str]:
     """Return the names that `from module import *` gives."""
-    return list(
-        getattr(module, "__all__", None) or [name for name in vars(module) if not name.startswith("_")]
-    )
+    return list(getattr(module, "__all__", None) or [name for name in vars(module) if not name.startswith("_")])
 
 
 def given_names(source: str, more: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -100,7 +103,10 @@ def is_given(name: str) -> bool:
 
 
 def asked_by(tests: str) -> set[str]:
-    """Return the names that a test program asks a solution for: those it imports from one, and those it uses and nobody defines."""
+    """Return the names that a test program asks a solution for:
+
+    those it imports from one, and those it uses and nobody defines.
+    """
     load_modules()
     used, bound = global_names(tests)
     wanted = used - bound - set(dir(builtins))

@@ -1,15 +1,16 @@
 """Objects of a program that a test in another process uses as if they were in its own. Standard library only.
 
-Both sides hold a `Peer`. What can be sent as a plain value is (see codec); anything else stays where it is, and the other side is
-given a stand-in that asks for each attribute, call and step. While one side waits it serves the other, so that a program may call
-a function that it was given. A request and its reply:
+Both sides hold a `Peer`. What can be sent as a plain value is (see codec); anything else stays where it is, and the
+other side is given a stand-in that asks for each attribute, call and step. While one side waits it serves the other, so
+that a program may call a function that it was given. A request and its reply:
 
     {"op": name, "args": …, "kwargs": …}  →  {"value": …, "changed": …} | {"raised": text, "error": its parts, "changed": …}
 
-`changed` are the containers among the arguments as the call left them, so that a list sorted in place is sorted on both sides.
+`changed` are the containers among the arguments as the call left them, so that a list sorted in place is sorted on both
+sides.
 
-What a test compares with plain values is never told to the program: stand-ins compare and compute with each other alone.
-Not covered: attributes that are plain containers and are changed through the attribute (`box.items.append(1)`).
+What a test compares with plain values is never told to the program: stand-ins compare and compute with each other
+alone. Not covered: attributes that are plain containers and are changed through the attribute (`box.items.append(1)`).
 """
 
 from __future__ import annotations
@@ -49,21 +50,7 @@ _ALONE = {
 # Of two objects of the program: a plain operand may be what a test expects.
 _BETWEEN = {
     f"__{name}__": getattr(operator, f"__{name}__")
-    for name in (
-        "eq",
-        "ne",
-        "lt",
-        "le",
-        "gt",
-        "ge",
-        "add",
-        "sub",
-        "mul",
-        "truediv",
-        "floordiv",
-        "mod",
-        "matmul",
-    )
+    for name in ("eq", "ne", "lt", "le", "gt", "ge", "add", "sub", "mul", "truediv", "floordiv", "mod", "matmul")
 } | {f"__{name}__": getattr(operator, f"__{name}__") for name in ("and", "or", "xor", "pow")}
 _OPERATIONS: dict[str, Callable[..., Any]] = {
     **_ALONE,
@@ -114,7 +101,10 @@ class Peer:
         self.broken: str | None = None
 
     def ask(self, op: str, *args: Any, **kwargs: Any) -> Any:
-        """Return what an operation gives on the other side, or raise what it raises there; Gone where it does not answer."""
+        """Return what an operation gives on the other side, or raise what it raises there;
+
+        Gone where it does not answer.
+        """
         if self.broken:
             raise Gone(self.broken)
         given = _containers((*args, *kwargs.values()))
@@ -122,17 +112,13 @@ class Peer:
             self._wire.send({"op": op, "args": args, "kwargs": kwargs}, self._refer)
             reply = self._reply()
         except (TimeoutError, ValueError, OSError) as failure:
-            self.broken = (
-                str(failure) if isinstance(failure, TimeoutError) else "the program ended its process"
-            )
+            self.broken = str(failure) if isinstance(failure, TimeoutError) else "the program ended its process"
             raise Gone(self.broken) from None
         ours = _change(given, reply.get("changed") or ())
         if "value" not in reply:
             error = self._exception(reply)
             # It would end the loop of a test that calls the program in it.
-            raise (
-                RuntimeError(told(error)) if isinstance(error, StopIteration) and op != "__next__" else error
-            )
+            raise (RuntimeError(told(error)) if isinstance(error, StopIteration) and op != "__next__" else error)
         return ours.get(id(reply["value"]), reply["value"])
 
     def _reply(self) -> dict[str, Any]:
@@ -206,7 +192,9 @@ class Peer:
     # Exceptions
 
     def _line(self, kind: type[BaseException]) -> tuple[tuple[str, str, int], ...]:
-        """A class of exceptions and those above it, each by its module and name, or as one of the program's own by number."""
+        """A class of exceptions and those above it, each by its module and name, or as one of the program's own by
+        number.
+        """
         line = []
         for above in kind.__mro__:
             if not issubclass(above, BaseException):
@@ -221,12 +209,7 @@ class Peer:
             text = str(error)
         except BaseException:
             text = ""
-        return {
-            "line": self._line(type(error)),
-            "args": error.args,
-            "text": text,
-            "object": self._reference(error),
-        }
+        return {"line": self._line(type(error)), "args": error.args, "text": text, "object": self._reference(error)}
 
     def _reference(self, error: BaseException) -> Any:
         return None if type(error).__module__ == "builtins" else error
@@ -393,7 +376,10 @@ def _containers(values: Any) -> list[Any]:
 
 
 def _change(old: list[Any], new: Any) -> dict[int, Any]:
-    """Give our containers the content that the other side's have; which of ours stands for which of theirs, by identity."""
+    """Give our containers the content that the other side's have;
+
+    which of ours stands for which of theirs, by identity.
+    """
     ours = {id(theirs): mine for mine, theirs in zip(old, new, strict=False) if type(mine) is type(theirs)}
     for mine, theirs in zip(old, new, strict=False):
         if type(mine) is not type(theirs):

@@ -1,19 +1,23 @@
 """What runs inside the sandbox: a program, called or fed as its judge asks. Standard library only.
 
-The judge sits outside, on the other side of two pipes of messages (see codec). It sends the program, then one message a call or
-a test, and gets one back for each. No expected result ever comes in here. Requests:
+The judge sits outside, on the other side of two pipes of messages (see codec). It sends the program, then one message a
+call or a test, and gets one back for each. No expected result ever comes in here. Requests:
 
     {"load": source, "prelude": bool}            → {"ok": true} | {"raised": text}     defines what is then called
     {"script": source}                           → {"ok": true}                        names what is then run, once a test
     {"target": name, "args": …, "kwargs": …}     → {"done": true}, then {"value": …} | {"raised": text}
-                                                                                       a function, or a method of Solution; two messages, as
-                                                                                       sending a large value is not the program's time
+                                                                                       a function, or a method of
+                                                                                       Solution; two messages, as
+                                                                                       sending a large value is not the
+                                                                                       program's time
     {"calls": name, "inputs": [args, …]}         → {"value": …} | {"raised": text} for each of them
     {"stdin": text, "limit": seconds}            → {"stdout": text, "status": int, "flooded": bool, "late": bool}
     {"check": source, "names": […], "limit": seconds}
                                                  → {"ok": true} | {"raised": text} | {"fault": text}
-                                                                                       a test program (see asking); what it asks goes to
-                                                                                       another runner, through the two pipes named at the start
+                                                                                       a test program (see asking); what
+                                                                                       it asks goes to another runner,
+                                                                                       through the two pipes named at
+                                                                                       the start
     {"op": name, "args": …, "kwargs": …}         → what that test program asks (see objects)
 """
 
@@ -92,9 +96,7 @@ def serve(pipes: Pipes, other: Pipes | None) -> None:
     sys.argv = ["solution.py"]
     _hide_ourselves()
     program = _Program(other)
-    peer = objects.Peer(
-        pipes, extra={"names": program.own, "name": program.get, "functions": program.functions}
-    )
+    peer = objects.Peer(pipes, extra={"names": program.own, "name": program.get, "functions": program.functions})
     while (request := pipes.receive(resolve=peer.resolve)) is not None:
         if "op" in request:
             peer.serve(request)
@@ -181,9 +183,7 @@ class _Program:
         return [name for name in self._globals if name != "__builtins__" and self._defines(name)]
 
     def _defines(self, name: str) -> bool:
-        return name in self._globals and not (
-            name in self._before and self._before[name] is self._globals[name]
-        )
+        return name in self._globals and not (name in self._before and self._before[name] is self._globals[name])
 
     def get(self, name: str) -> Any:
         return self._globals[name]
@@ -193,8 +193,7 @@ class _Program:
         return [
             name
             for name in self.own()
-            if isinstance(self._globals[name], types.FunctionType)
-            and self._globals[name].__module__ == "solution"
+            if isinstance(self._globals[name], types.FunctionType) and self._globals[name].__module__ == "solution"
         ]
 
 

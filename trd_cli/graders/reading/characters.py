@@ -70,11 +70,7 @@ def in_latex(text: str) -> str:
     text = _SUPERSCRIPTS.sub(lambda m: f"^{{{unicodedata.normalize('NFKC', m[0])}}}", text)
     text = _SUBSCRIPTS.sub(lambda m: f"_{{{unicodedata.normalize('NFKC', m[0])}}}", text)
     text = _FRACTION.sub(_vulgar, text)
-    text = (
-        unicodedata.normalize("NFKC", text.replace("\u2212", "-"))
-        .replace("\u2212", "-")
-        .replace("\u2044", "/")
-    )
+    text = unicodedata.normalize("NFKC", text.replace("\u2212", "-")).replace("\u2212", "-").replace("\u2044", "/")
     for match in reversed(list(_ROOT.finditer(text))):
         text = text[: match.start()] + _rooted(match[1], text[match.end() :])
     return text.translate(_SYMBOLS)

@@ -9,7 +9,10 @@ from trd_cli.graders.reading.notation import TEXT
 
 
 def is_label(side: str) -> bool:
-    """Return whether the left side of an equation only names what the right side is: `x`, `f(2)`, `\\text{Area}`, `|AB|`, `(x,y)`."""
+    """Return whether the left side of an equation only names what the right side is:
+
+    `x`, `f(2)`, `\\text{Area}`, `|AB|`, `(x,y)`.
+    """
     side = side.strip()
     if TEXT.search(side) or re.match(r"m?\s?\\(?:angle|triangle|overline|vec|overrightarrow)", side):
         return True

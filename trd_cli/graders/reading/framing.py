@@ -14,9 +14,7 @@ _CONDITION = re.compile(
 )
 
 
-_FORALL = re.compile(
-    r"\\forall\s?[^,:]*[,:]\s?|\\text\{for\}\s?\\text\{(?:all|every|any|each)\}[^,:]*[,:]\s?"
-)
+_FORALL = re.compile(r"\\forall\s?[^,:]*[,:]\s?|\\text\{for\}\s?\\text\{(?:all|every|any|each)\}[^,:]*[,:]\s?")
 
 
 RELATIONS = re.compile(
@@ -46,9 +44,7 @@ def unannounced(text: str) -> str:
     """Return the text without the words that announce an answer: `Answer: 5`, `Option D`, `The answer is 5`."""
     rest = re.sub(r"^\\(?:therefore|Rightarrow|because)\s?(?=\S)", "", text)
     seen = False
-    while match := re.match(
-        r"\s*(?:\\text\{([^{}]*)\}|([A-Za-z]{2,})(?![A-Za-z({])|(答案|答))\s*(:)?\s*", rest
-    ):
+    while match := re.match(r"\s*(?:\\text\{([^{}]*)\}|([A-Za-z]{2,})(?![A-Za-z({])|(答案|答))\s*(:)?\s*", rest):
         word = (match[1] or match[2] or match[3] or "").lower()
         if word not in ANNOUNCING or not rest[match.end() :].strip():
             break

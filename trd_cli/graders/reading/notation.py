@@ -1,7 +1,7 @@
 """One plain LaTeX for the many ways in which an answer is written: Unicode, wrappers, source code, digit groups.
 
-`plain` changes how an answer is written and never what it says. Words come out as `\\text{word}` one by one, so that who reads
-them can account for each. Letters of mathematics stay letters, in their case.
+`plain` changes how an answer is written and never what it says. Words come out as `\\text{word}` one by one, so that
+who reads them can account for each. Letters of mathematics stay letters, in their case.
 """
 
 from __future__ import annotations
@@ -79,15 +79,17 @@ def plain(text: str) -> str:
     if "\\" in text or "~" in text:
         text = _simplified(text)
     text = "".join(
-        part if part.startswith("\\text{") else from_source(part)
-        for part in re.split(r"(\\text\{[^{}]*\})", text)
+        part if part.startswith("\\text{") else from_source(part) for part in re.split(r"(\\text\{[^{}]*\})", text)
     )
     text = arguments(re.sub(r"\s+", " ", text).strip())
     return _COMMAND_SPACE.sub(r"\1", text) if "\\" in text else text
 
 
 def _without_marks(text: str) -> str:
-    """Return the text without marks of mathematics and emphasis around it or its parts; a dollar sign before a number stays."""
+    """Return the text without marks of mathematics and emphasis around it or its parts;
+
+    a dollar sign before a number stays.
+    """
     while len(text) > 4 and text.startswith(("**", "__")) and text.endswith(text[:2]):
         text = text[2:-2].strip()
     for opening, closing in ((r"\(", r"\)"), (r"\[", r"\]")):
@@ -98,8 +100,7 @@ def _without_marks(text: str) -> str:
     text = text.strip()
     bare = [m.start() for m in re.finditer(r"(?<!\\)\$", text)]
     money = all(
-        re.match(r"\s?[\d.]", text[place + 1 :]) and not re.match(r"[\w})]", text[place - 1 : place])
-        for place in bare
+        re.match(r"\s?[\d.]", text[place + 1 :]) and not re.match(r"[\w})]", text[place - 1 : place]) for place in bare
     )
     if bare and len(bare) % 2 == 0 and not money:
         text = re.sub(r"(?<!\\)\$", " ", text).strip()
@@ -193,17 +194,11 @@ def _worded(text: str, place: int, name: str) -> tuple[int, str]:
     end, content = found
     inner = _simplified(_without_marks(content)) if re.search(r"[\\$%~]", content) else content
     stripped = inner.strip()
-    if (
-        name in ("mathrm", "operatorname", "text")
-        and stripped in NAMED
-        and stripped not in ("times", "min", "max")
-    ):
+    if name in ("mathrm", "operatorname", "text") and stripped in NAMED and stripped not in ("times", "min", "max"):
         return end, NAMED[stripped]
     if name == "operatorname" and stripped in FUNCTIONS:
         return end, rf"\{stripped} "
-    if name != "text" and (
-        stripped in ("i", "e", "d") or (len(stripped) == 1 and text[end : end + 1] in ("_", "("))
-    ):
+    if name != "text" and (stripped in ("i", "e", "d") or (len(stripped) == 1 and text[end : end + 1] in ("_", "("))):
         return end, stripped
     return end, words_marked(inner)
 

@@ -22,9 +22,7 @@ from trd_cli.graders.reading.vocabulary import (
 )
 
 _ORDINALS = re.compile(r"(?<=\d)(?:\^\{)?\s?(?:\\text\{(?:st|nd|rd|th)\}|(?:st|nd|rd|th)(?![A-Za-z]))\}?$")
-_CURRENCY = re.compile(
-    r"(-?)\s?(?:\\text\{)?(US\\\$|\\\$|€|£|¥|₹|₽|₩|Rs\.?|USD|EUR|GBP|RMB)\}?\s?(?=[\d.\\-])"
-)
+_CURRENCY = re.compile(r"(-?)\s?(?:\\text\{)?(US\\\$|\\\$|€|£|¥|₹|₽|₩|Rs\.?|USD|EUR|GBP|RMB)\}?\s?(?=[\d.\\-])")
 _TAIL = re.compile(
     r"\\text\{[^{}]*\}|\^\{\\circ\}|\\circ(?![A-Za-z])|\\Omega|\\mu|\\%|\\\$|[^\W\d_]+|[€£¥₹₽₩¢$]|\^\{-?\d\}|/\s?\([^()]*\)|/|\\cdot|\s|(?<=[A-Za-z}])\d(?=$)"
 )
@@ -36,9 +34,7 @@ _TWO_QUANTITIES = re.compile(
 _SHARE = re.compile(r"^of (?:a|an|the|one) ")
 APART = re.compile(r"(?<![\d.,])(\d{1,3})((?:[ ']\d{3})+|(?:_\d{3})+)(?![\d,])")
 _DEGREES = re.compile(r"(\d+)\^\{\\circ\}\s?(\d+(?:\.\d+)?)\s?'(?:\s?(\d+(?:\.\d+)?)\s?(?:''|\"))?")
-_CHOICE = re.compile(
-    r"\(([A-Za-z])\)(?P<a>.*)|\[([A-Z])\]|([A-Z])\s?[.)](?P<b>.*)|([A-J])\s?:(?P<c>.*)", re.DOTALL
-)
+_CHOICE = re.compile(r"\(([A-Za-z])\)(?P<a>.*)|\[([A-Z])\]|([A-Z])\s?[.)](?P<b>.*)|([A-J])\s?:(?P<c>.*)", re.DOTALL)
 _CHOICE_INSIDE = re.compile(r"\([A-J]\)|(?<![A-Za-z])[A-J][.)](?!\w)")
 _LETTER_RUN = re.compile(r"[^\W\d_]+(?:['-][^\W\d_]+)*")
 
@@ -56,9 +52,7 @@ def choice(text: str) -> Choice | None:
     if match[1] and letter.islower() and beside:
         return None
     if beside and (
-        _CHOICE_INSIDE.search(beside)
-        or denies(beside)
-        or re.search(r"(?<![A-Za-z])[A-J](?![A-Za-z])$", beside)
+        _CHOICE_INSIDE.search(beside) or denies(beside) or re.search(r"(?<![A-Za-z])[A-J](?![A-Za-z])$", beside)
     ):
         return None
     if beside and match[1] and re.match(r"[+\-^_/=]|\\cdot|\\cup|[A-Za-z(]", beside):
@@ -102,9 +96,7 @@ def _degrees(match: re.Match[str]) -> str:
 def _number_words(text: str) -> str | None:
     """Return a number that is written out, alone or before a noun, in digits."""
     match = re.match(
-        r"(?:\\text\{([A-Za-z]+(?:-[A-Za-z]+)?)\}|([A-Za-z]{3,}(?:-[a-z]+)?)(?![A-Za-z]))(.*)$",
-        text,
-        re.DOTALL,
+        r"(?:\\text\{([A-Za-z]+(?:-[A-Za-z]+)?)\}|([A-Za-z]{3,}(?:-[a-z]+)?)(?![A-Za-z]))(.*)$", text, re.DOTALL
     )
     if match is None:
         return None
@@ -168,7 +160,10 @@ def _outermost(text: str) -> str:
 
 
 def _with_unit(text: str) -> tuple[Scalar, bool] | None:
-    """Return the value before a unit, and whether the unit is written in letters that may be variables; None without a unit."""
+    """Return the value before a unit, and whether the unit is written in letters that may be variables;
+
+    None without a unit.
+    """
     starts = _tail_starts(text)
     for start in starts:
         head, tail = text[:start].rstrip(), text[start:]
@@ -277,9 +272,7 @@ def _without_of(text: str) -> str:
         and words[0].islower()
         and len(words[0]) > 2
         and not units.is_unit_name(words[0])
-    ) and (
-        units.read_unit(words[0]) is None and words[0] not in DENYING | NOT_ADJECTIVES and words[1].isalpha()
-    ):
+    ) and (units.read_unit(words[0]) is None and words[0] not in DENYING | NOT_ADJECTIVES and words[1].isalpha()):
         words = words[1:]
     return " ".join(words)
 
@@ -298,8 +291,7 @@ def _is_value(head: str, marked: bool) -> bool:
 def phrase(text: str) -> Phrase:
     """Return the words and expressions of a text in order, without articles."""
     parts = re.findall(
-        r"\\text\{[^{}]*\}|[^\W\d_]{2,}(?:['-][^\W\d_]+)*|\\[A-Za-z]+|\S",
-        TEXT.sub(lambda m: f" {m[0]} ", text),
+        r"\\text\{[^{}]*\}|[^\W\d_]{2,}(?:['-][^\W\d_]+)*|\\[A-Za-z]+|\S", TEXT.sub(lambda m: f" {m[0]} ", text)
     )
     found: list[str] = []
     glue = False

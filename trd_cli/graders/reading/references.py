@@ -13,13 +13,9 @@ _COMMAND = re.compile(r"\\(?:text|mathrm|textbf|mbox)\b|\\[A-Za-z]+")
 _TEXT = re.compile(r"\\text(?:bf|it|rm|normal)?\s*\{([^{}]*)\}")
 _WORD = re.compile(r"[^\W\d_]{2,}")
 # An announcement in the middle of a text: `… A: 6`, `… The answer is 6`.
-_ANNOUNCED = re.compile(
-    r"\S.*?(?<![^\W\d_])(?:A:\s|(?:Ans|Answer|answer|ANSWER)\s*:)|\S.*\banswer\s+is\b", re.DOTALL
-)
+_ANNOUNCED = re.compile(r"\S.*?(?<![^\W\d_])(?:A:\s|(?:Ans|Answer|answer|ANSWER)\s*:)|\S.*\banswer\s+is\b", re.DOTALL)
 _SENTENCE = re.compile(r"[^\W\d_]{2,}[.!?]\s+(?:\S+\s+){2,}\S|\d[.!?]\s+[A-Z][a-z]+\s+\S")
-_DERIVED = re.compile(
-    r"\b(?:so|therefore|thus|hence|because|since|then|we (?:have|get|find))\b", re.IGNORECASE
-)
+_DERIVED = re.compile(r"\b(?:so|therefore|thus|hence|because|since|then|we (?:have|get|find))\b", re.IGNORECASE)
 
 
 def reference_answer(text: str) -> str | None:

@@ -83,7 +83,9 @@ def _named(run: re.Match[str]) -> str:
 
 
 def arguments(text: str) -> str:
-    """Return the text with every argument of a fraction, root, binomial coefficient, power and absolute value in braces."""
+    """Return the text with every argument of a fraction, root, binomial coefficient, power and absolute value in
+    braces.
+    """
     if "\\over" in text or "\\choose" in text:
         text = _infix(text)
     for command, count in (("\\frac", 2), ("\\binom", 2), ("\\sqrt", 1)):
@@ -146,7 +148,10 @@ def _with_braces(text: str, command: str, count: int) -> str:
 
 
 def _argument(text: str, place: int, whole: bool) -> tuple[int, str]:
-    """Return the end and the content of one argument: a group, brackets after a name, all digits after a name, else one token."""
+    """Return the end and the content of one argument:
+
+    a group, brackets after a name, all digits after a name, else one token.
+    """
     while text[place : place + 1].isspace():
         place += 1
     first = text[place : place + 1]

@@ -1,8 +1,9 @@
 """From the text of an answer to what it means: a number with its unit, words, a choice, a list, an equation, a matrix.
 
-Every word and letter of an answer is accounted for: as a unit, as a label (`Answer: 5`), as a condition (`for all x`), as a count
-(`million`), or as a symbol. An answer with a word that is none of these is a phrase, which only the same phrase equals, so
-that `3 or more` is not 3. Where a text can mean two things (`5 m`, `1,234`) both readings are returned.
+Every word and letter of an answer is accounted for: as a unit, as a label (`Answer: 5`), as a condition (`for all x`),
+as a count (`million`), or as a symbol. An answer with a word that is none of these is a phrase, which only the same
+phrase equals, so that `3 or more` is not 3. Where a text can mean two things (`5 m`, `1,234`) both readings are
+returned.
 """
 
 from __future__ import annotations
@@ -13,14 +14,7 @@ from functools import lru_cache
 
 from trd_cli.graders.reading.brackets import Unbalanced, depth_stays, split
 from trd_cli.graders.reading.equations import is_label
-from trd_cli.graders.reading.framing import (
-    RELATIONS,
-    is_condition,
-    signs,
-    tidy,
-    unannounced,
-    without_condition,
-)
+from trd_cli.graders.reading.framing import RELATIONS, is_condition, signs, tidy, unannounced, without_condition
 from trd_cli.graders.reading.kinds import (
     ELLIPSIS,
     Items,
@@ -51,9 +45,7 @@ _MATRICES = frozenset(words("matrix pmatrix bmatrix Bmatrix vmatrix Vmatrix smal
 _COMMA_DECIMAL = re.compile(r"[+-]?0,\d{3,}")
 _GROUPED = re.compile(r"[+-]?\d{1,3}(?:,\d{3})+(?:\.\d+)?|[+-]?\d{1,2}(?:,\d{2})+,\d{3}(?:\.\d+)?")
 _INDIVIDUAL = re.compile(r"-?\d+(?:\.\d+)?(?: \d+(?:\.\d+)?)+")
-_BASED = re.compile(
-    r"([0-9A-Za-z]*[0-9][0-9A-Za-z]*)\s?_\s?(?:\{(\d+|\\text\{[a-z]+\})\}|(\d+)|\{\((\d+)\)\})"
-)
+_BASED = re.compile(r"([0-9A-Za-z]*[0-9][0-9A-Za-z]*)\s?_\s?(?:\{(\d+|\\text\{[a-z]+\})\}|(\d+)|\{\((\d+)\)\})")
 _SECOND_DERIVATIVE = re.compile(r"\\frac\{d\^\{2\}\s?([a-zA-Z])\}\{d\s?[a-zA-Z]\^\{2\}\}")
 _DERIVATIVE = re.compile(r"\\frac\{(?:d|\\mathrm\{d\})\s?([a-zA-Z])\}\{d\s?[a-zA-Z]\}")
 
@@ -260,20 +252,14 @@ def _single(text: str) -> Iterator[Value]:
         yield ELLIPSIS[0]
         return
     if match := _MODULUS.search(text):
-        yield Items(
-            "modulus", (tuple(_readings(text[: match.start()])), tuple(_readings(match[1] or match[2])))
-        )
+        yield Items("modulus", (tuple(_readings(text[: match.start()])), tuple(_readings(match[1] or match[2]))))
         return
     if based := _BASED.fullmatch(_untexted(text)):
         yield Numeral(based[1].lstrip("0").upper() or "0", based[2] or based[3] or based[4])
         return
     if letter := choice(text):
         yield letter
-    if (
-        split(text, _UNION)[1]
-        or text in ("\\emptyset",)
-        or re.fullmatch(r"\\mathbb\s?\{[A-Z]\}(?:\^\{.\})?", text)
-    ):
+    if split(text, _UNION)[1] or text in ("\\emptyset",) or re.fullmatch(r"\\mathbb\s?\{[A-Z]\}(?:\^\{.\})?", text):
         yield Other(text)
         return
     if "\\ldots" in text and not re.search(r"\d\s?\\ldots$", text):
@@ -300,11 +286,7 @@ def _single(text: str) -> Iterator[Value]:
 
 def _untexted(text: str) -> str:
     return TEXT.sub(
-        lambda m: (
-            m[1]
-            if len(m[1]) == 1
-            else {"two": "2", "ten": "10", "eight": "8", "sixteen": "16"}.get(m[1], m[0])
-        ),
+        lambda m: m[1] if len(m[1]) == 1 else {"two": "2", "ten": "10", "eight": "8", "sixteen": "16"}.get(m[1], m[0]),
         text,
     )
 
@@ -323,7 +305,10 @@ def _with_colons(text: str, parts: list[str]) -> Iterator[Value]:
 
 
 def is_plain_answer(text: str) -> bool:
-    """Return whether a text is an answer and nothing else: mathematics of which each part has a meaning, or a few words."""
+    """Return whether a text is an answer and nothing else:
+
+    mathematics of which each part has a meaning, or a few words.
+    """
     readings = read(text)
     return bool(readings) and _is_plain(readings[0])
 

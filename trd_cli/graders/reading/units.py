@@ -1,8 +1,8 @@
 """Units of measurement, money and counting: which dimension a unit has, and how many base units it is.
 
-Two quantities are the same where their dimensions agree and their values in base units do, so that 1 h is 60 min and 5 m is
-not 5 cm. A noun that the table lacks is a dimension of its own: apples are not oranges. A word that is neither (`doubled`,
-`below`) is no unit, so that the reader of answers has to account for it otherwise.
+Two quantities are the same where their dimensions agree and their values in base units do, so that 1 h is 60 min and 5
+m is not 5 cm. A noun that the table lacks is a dimension of its own: apples are not oranges. A word that is neither
+(`doubled`, `below`) is no unit, so that the reader of answers has to account for it otherwise.
 
 Not covered: temperatures are compared by name, without conversion; exchange rates.
 """
@@ -61,7 +61,10 @@ def is_unit_name(word: str) -> bool:
 
 
 def may_stand_bare(text: str, spaced: bool) -> bool:
-    """Return whether letters of mathematics behind a number may be a unit: `5 m`, `5cm`, `9.8m/s^2`, but not `5m` nor `5xy`."""
+    """Return whether letters of mathematics behind a number may be a unit:
+
+    `5 m`, `5cm`, `9.8m/s^2`, but not `5m` nor `5xy`.
+    """
     compact = text.replace(" ", "")
     if _BARE_COMPOUND.fullmatch(compact):
         return True
@@ -73,10 +76,11 @@ def may_stand_bare(text: str, spaced: bool) -> bool:
 
 @lru_cache(maxsize=4096)
 def read_unit(text: str) -> Unit | None:
-    """Return the unit that a text names as a whole, without dimension for `units`; None where any of its words is no unit.
+    """Return the unit that a text names as a whole, without dimension for `units`; None where any of its words is no
+    unit.
 
-    Words are separated by spaces; `^2`, `/`, `per` and `square` combine them. A noun that is not in the table counts in its
-    plural.
+    Words are separated by spaces; `^2`, `/`, `per` and `square` combine them. A noun that is not in the table counts in
+    its plural.
     """
     text = _BELOW.sub(lambda m: "/" + re.sub(r"[\s*·]+", "/", m[1].strip()), text)
     dimension: Counter[str] = Counter()
@@ -126,9 +130,7 @@ def read_unit(text: str) -> Unit | None:
             last, exponent = (unit, by), 1
     if rest[place:].strip() or exponent != 1 or (place == 0):
         return None
-    return _reduced(
-        Unit(tuple(sorted((base, count) for base, count in dimension.items() if count)), factor, pi)
-    )
+    return _reduced(Unit(tuple(sorted((base, count) for base, count in dimension.items() if count)), factor, pi))
 
 
 def _reduced(unit: Unit) -> Unit:
@@ -198,6 +200,4 @@ def singular(word: str) -> str:
         return word[:-3] + "y"
     if word.endswith(("ches", "shes", "xes", "sses", "zes")):
         return word[:-2]
-    return (
-        word[:-1] if word.endswith("s") and not word.endswith(("ss", "us", "is")) and len(word) > 2 else word
-    )
+    return word[:-1] if word.endswith("s") and not word.endswith(("ss", "us", "is")) and len(word) > 2 else word

@@ -48,9 +48,7 @@ NAMED_SETS = {
     "empty set": r"\emptyset",
     "all integers": r"\mathbb{Z}",
 }
-_SHORT_WORDS = frozenset(
-    words("yes no odd one two six ten red none all both man true even blue left east west")
-)
+_SHORT_WORDS = frozenset(words("yes no odd one two six ten red none all both man true even blue left east west"))
 NOT_ADJECTIVES = frozenset(
     words(
         "more less fewer other than about least most over under below above minus plus times "

@@ -8,8 +8,8 @@ index  {count, starts (first row of each chunk), pattern (formulas.PATTERN), ver
         id [], parent [], problem [], set [], trained [places in `arms`],
         before [], after [], tokens_before [], tokens_after [], flag_bits []}
        `parent` is the id of the y_o that a y_r was made from, there or not; null for a y_o. `before` and `after` are
-       places in `verdicts`, of y_o and y_r; -1 where there is no such row. Nodes and labels of sets are unique; ids need
-       not be: two runs may share rows
+       places in `verdicts`, of y_o and y_r; -1 where there is no such row. Nodes and labels of sets are unique; ids
+       need not be: two runs may share rows
 chunk  [{id, task, problem, answer, reference, facts [[name, value]], before, after, math {formula: tree}}]
        with `before` and `after` null or {id, verdict, text, error, facts, messages}
 """
@@ -40,7 +40,10 @@ SEARCHED = 2000
 
 @dataclass
 class Packed:
-    """What goes into the page: `index` and each of `chunks` is base64 of gzip of JSON. `chunks` are there to be read once."""
+    """What goes into the page:
+
+    `index` and each of `chunks` is base64 of gzip of JSON. `chunks` are there to be read once.
+    """
 
     count: int
     index: str
@@ -136,9 +139,7 @@ def set_labels(refs: Iterable[SetRef]) -> list[str]:
 def _set_label(ref: SetRef) -> str:
     """Arms, round, seed; and whether the set is of attempts alone."""
     parts = [ref.users] if ref.users else []
-    parts += [
-        f"{name} {value}" for name, value in (("round", ref.round), ("seed", ref.seed)) if value is not None
-    ]
+    parts += [f"{name} {value}" for name, value in (("round", ref.round), ("seed", ref.seed)) if value is not None]
     return " · ".join([*parts, *(["y_o only"] if ref.stage == "rollout" else [])])
 
 
@@ -220,10 +221,7 @@ def _facts(row: Row) -> list[tuple[str, str]]:
         ("made from", row["parent_id"]),
         ("tokens", f"{row['prompt_tokens']} prompt, {row['response_tokens'] or 0} response, {ended}"),
         ("answer read", row["extracted_answer"]),
-        (
-            "verdict",
-            f"{row['verdict']} by {row['grader']} {row['grader_version']}" if row["verdict"] else None,
-        ),
+        ("verdict", f"{row['verdict']} by {row['grader']} {row['grader_version']}" if row["verdict"] else None),
         ("why", row["verdict_detail"]),
         ("model", f"{row['model']} @ {row['model_revision']}"),
         ("engine", f"{row['engine']} {row['engine_version']}"),

@@ -1,4 +1,5 @@
-"""The page of a report: one HTML file with its style, its script, its plots and its trajectories, which fetches nothing.
+"""The page of a report: one HTML file with its style, its script, its plots and its trajectories, which fetches
+nothing.
 
 What a model wrote is untrusted. It is in the file as base64 alone, and the script puts it on the page as text, never as
 HTML. Besides, a Content-Security-Policy in the file allows no script but the one in it (by its hash), no request

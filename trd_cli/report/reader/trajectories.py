@@ -1,11 +1,12 @@
 """The trajectories that the page's reader shows: every y_r with its y_o, and every y_o of which there is no y_r.
 
-The rows of one shard of a set and their parents are in memory at a time, without token ids and log-probabilities; of all others
-the id, the parent's id, the shard and a length. Where there are more than the page is to hold, those with the smallest ids are
-taken: ids are hashes of the content, so that it is a choice that depends on no order and favours nothing.
+The rows of one shard of a set and their parents are in memory at a time, without token ids and log-probabilities; of
+all others the id, the parent's id, the shard and a length. Where there are more than the page is to hold, those with
+the smallest ids are taken: ids are hashes of the content, so that it is a choice that depends on no order and favours
+nothing.
 
-Not covered: samples of evaluations. A shard that cannot be read is left out (`collect` names it): y_r is then shown without
-its y_o, or y_o without its y_r.
+Not covered: samples of evaluations. A shard that cannot be read is left out (`collect` names it): y_r is then shown
+without its y_o, or y_o without its y_r.
 """
 
 from __future__ import annotations
@@ -33,11 +34,10 @@ CHARACTERS = 100_000_000
 _PER_TOKEN = ("prompt_token_ids", "response_token_ids")
 _UNREAD = {*_PER_TOKEN, "student_prompt_token_ids", "logprobs", "tests"}
 _TEXTS = [name for name in SCHEMA.names if name not in _UNREAD]
-_NO_LINES = pl.DataFrame(
-    schema={"id": pl.String, "parent": pl.String, "shard": pl.String, "characters": pl.UInt32}
-)
+_NO_LINES = pl.DataFrame(schema={"id": pl.String, "parent": pl.String, "shard": pl.String, "characters": pl.UInt32})
 
-# Columns of SCHEMA but those a value a token and the tests, and `prompt_tokens`, `response_tokens` (None without a response).
+# Columns of SCHEMA but those a value a token and the tests, and `prompt_tokens`, `response_tokens` (None without a
+# response).
 Row = Mapping[str, Any]
 
 
@@ -45,9 +45,9 @@ Row = Mapping[str, Any]
 class Entry:
     """What one place of the reader's list shows. At least one of `rollout` (y_o) and `refined` (y_r) is there.
 
-    `talks` and `copies` are the leaks of core/leaks.py, looked for in refined rows of OPSD; `copies` is the largest n for
-    which y_r has an n-word run of the reference that neither y_o nor the problem has, 0 where there is none or y_o is not
-    there. `arms` are those that train along one of the two.
+    `talks` and `copies` are the leaks of core/leaks.py, looked for in refined rows of OPSD; `copies` is the largest n
+    for which y_r has an n-word run of the reference that neither y_o nor the problem has, 0 where there is none or y_o
+    is not there. `arms` are those that train along one of the two.
     """
 
     source: SetRef
@@ -65,7 +65,10 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Trajectories:
-    """`entries` in the order of the sets and their shards, to be read once; `total` counts those there are without a limit."""
+    """`entries` in the order of the sets and their shards, to be read once;
+
+    `total` counts those there are without a limit.
+    """
 
     entries: Iterator[Entry]
     shown: int
@@ -73,7 +76,10 @@ class Trajectories:
 
 
 def trajectories(sets: Sequence[SetRef], limit: int = LIMIT, characters: int = CHARACTERS) -> Trajectories:
-    """The entries of these sets, refined sets first; at most `limit`, with at most so many `characters` of y_o and y_r."""
+    """The entries of these sets, refined sets first;
+
+    at most `limit`, with at most so many `characters` of y_o and y_r.
+    """
     ordered = sorted(sets, key=lambda ref: ref.stage != "refined")
     lines = _lines_of_sets(ordered)
     least = lines.sort("id", "place").head(limit).filter(pl.col("characters").cum_sum() <= characters)
@@ -81,7 +87,10 @@ def trajectories(sets: Sequence[SetRef], limit: int = LIMIT, characters: int = C
 
 
 def _lines_of_sets(sets: Sequence[SetRef]) -> pl.DataFrame:
-    """A line an entry: `place` in the order of all, `set` in that of the sets, id, parent, shard, parent_shard, characters."""
+    """A line an entry:
+
+    `place` in the order of all, `set` in that of the sets, id, parent, shard, parent_shard, characters.
+    """
     read = cache(_lines)
     found = [_NO_LINES.with_columns(parent_shard=pl.lit(None, pl.String), set=pl.lit(0))]
     for number, ref in enumerate(sets):
@@ -90,9 +99,7 @@ def _lines_of_sets(sets: Sequence[SetRef]) -> pl.DataFrame:
         else:
             children = [read(each.path) for each in sets if ref.path in each.parents]
             used = pl.concat([_NO_LINES, *children]).select("parent")
-            lines = read(ref.path).join(
-                used, left_on="id", right_on="parent", how="anti", maintain_order="left"
-            )
+            lines = read(ref.path).join(used, left_on="id", right_on="parent", how="anti", maintain_order="left")
             lines = lines.with_columns(parent_shard=pl.lit(None, pl.String))
         found.append(lines.with_columns(set=pl.lit(number)))
     # Sums of characters pass what 32 bits hold.
@@ -133,7 +140,10 @@ def _table(shard: Path, columns: list[str]) -> pa.Table | None:
 
 
 def _trained(sets: Iterable[SetRef]) -> dict[Path, dict[str, list[str]]]:
-    """By set and id of a row, the arms that train along it; without those whose filter reads what is not there any more."""
+    """By set and id of a row, the arms that train along it;
+
+    without those whose filter reads what is not there any more.
+    """
     arms: dict[Path, dict[str, list[str]]] = {}
     for ref in sets:
         of_set = arms.setdefault(ref.path, {})
