@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import Result
-from local_server import Server, servers
+from support.local_server import Server, servers
 from typer.testing import CliRunner
 
 from trd_cli.cli import app

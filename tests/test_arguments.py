@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 from conftest import Trd
-from sets import rows_of
-from tiny import build_model
+from support.sets import rows_of
+from support.tiny import build_model
 
 from trd_cli.config.generating import EngineOptions, SampleConfig
 from trd_cli.engines.registry import check_arguments

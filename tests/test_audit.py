@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from conftest import Trd
-from sets import rows_of
+from support.sets import rows_of
 
 from trd_cli.trajectories.shards import shard_path, write_shard
 

@@ -11,7 +11,7 @@ from typing import Literal
 
 import pytest
 import torch
-from tiny import VOCABULARY, build_model, reference_model
+from support.tiny import VOCABULARY, build_model, reference_model
 
 from trd_cli.losses.objectives import Objective
 from trd_cli.training.batches import Batch, Example, Plan, Side, Weighting, collate, plan_step, steps

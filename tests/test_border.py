@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import Result
-from sets import by_id, rows_of
+from support.sets import by_id, rows_of
 
 from trd_cli.config.generating import SampleConfig
 from trd_cli.engines.border import checked

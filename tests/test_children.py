@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from children import HEARD, start_child
+from support.children import HEARD, start_child
 
 WAITING = "import time; print('started', flush=True); time.sleep(600)"
 
@@ -50,7 +50,7 @@ def test_a_child_that_is_to_ignore_a_signal_does_not_hear_it() -> None:
 def test_a_child_that_can_be_sent_a_signal_is_started_in_one_place() -> None:
     found = {
         path.name: node.lineno
-        for path in Path(__file__).parent.glob("*.py")
+        for path in Path(__file__).parent.rglob("*.py")
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Call) and ast.unparse(node.func) in ("subprocess.Popen", "Popen")
     }

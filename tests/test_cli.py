@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import typer
 from click.testing import Result
-from tiny import write_tokenizer
+from support.tiny import write_tokenizer
 
 from trd_cli import __version__
 from trd_cli.cli import app

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import sets
 from click.testing import Result
+from support import sets
 
 from trd_cli.config.commands import ImportConfig
 from trd_cli.datasets.importing import import_problems

@@ -14,8 +14,8 @@ from typing import Any, Literal
 
 import pytest
 from conftest import Trd
-from sets import by_hand, by_id, rows_of
-from tiny import END, OTHER_END, SPECIALS, build_model, set_eos, with_normalizer, write_tokenizer
+from support.sets import by_hand, by_id, rows_of
+from support.tiny import END, OTHER_END, SPECIALS, build_model, set_eos, with_normalizer, write_tokenizer
 
 from trd_cli.config.training import DistillConfig
 from trd_cli.errors import InputError

@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import Trd
-from sets import by_id, flip, rows_of
+from support.sets import by_id, flip, rows_of
 from test_shards import GOLDEN_SHARD, ROLLOUT, ROWS
 
 from trd_cli.datasets.rows import file_rows

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 from conftest import Trd
-from sets import by_hand
-from tiny import END, OTHER_END, SHAPE, build_model, reference_model, set_eos, write_tokenizer
+from support.sets import by_hand
+from support.tiny import END, OTHER_END, SHAPE, build_model, reference_model, set_eos, write_tokenizer
 
 from trd_cli.models import fingerprint, resolve_model
 from trd_cli.records import Trajectory

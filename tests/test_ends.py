@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 from conftest import Trd
-from sets import rows_of
-from tiny import CHAT_TEMPLATE, END, OTHER_END, SPECIALS, build_model, write_tokenizer
+from support.sets import rows_of
+from support.tiny import CHAT_TEMPLATE, END, OTHER_END, SPECIALS, build_model, write_tokenizer
 
 from trd_cli.prompting.tokens import HubTokenizer
 

@@ -10,7 +10,19 @@ import time
 from importlib import metadata
 
 import pytest
-from local_server import END, SAMPLING, TOKENIZER, Reply, ask, asking, chat, completion, engine_for, exact, failed
+from support.local_server import (
+    END,
+    SAMPLING,
+    TOKENIZER,
+    Reply,
+    ask,
+    asking,
+    chat,
+    completion,
+    engine_for,
+    exact,
+    failed,
+)
 
 from trd_cli.errors import EngineError
 from trd_cli.records import Completion, Request, Sampling

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sets import evalplus_tests
+from support.sets import evalplus_tests
 
 from trd_cli.graders import evalplus
 from trd_cli.graders.base import Question

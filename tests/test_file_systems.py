@@ -1,7 +1,7 @@
 """What file systems do to a command, and commands to one another in one directory: one line, and all that is finished
 is kept.
 
-The faults are those of `faults.c`, a library that is loaded into real child processes before any other. It is made here
+The faults are those of `support/faults.c`, a library that is loaded into real child processes before any other. It is made here
 by a C compiler; without one its tests are skipped. Not covered: what a real NFS, Lustre or CIFS does beside these
 errors.
 """
@@ -21,9 +21,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
-from children import start_child, wait_for
 from conftest import Trd
-from sets import by_id, rows_of
+from support.children import start_child, wait_for
+from support.sets import by_id, rows_of
 
 from trd_cli.atomic import replacing, sweep, sync_directory
 from trd_cli.trajectories.shards import list_shards, read_rows, write_shard
@@ -43,7 +43,7 @@ def faults(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if compiler is None or not sys.platform.startswith("linux"):
         pytest.skip("no C compiler that makes a library for Linux")
     library = tmp_path_factory.mktemp("faults") / "faults.so"
-    subprocess.run([compiler, "-shared", "-fPIC", "-o", library, HERE / "faults.c", "-ldl"], check=True)
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", library, HERE / "support" / "faults.c", "-ldl"], check=True)
     return library
 
 

@@ -18,9 +18,9 @@ from pathlib import Path
 
 import psutil
 import pytest
-from children import start_child
 from click.testing import Result
-from sets import by_id
+from support.children import start_child
+from support.sets import by_id
 
 from trd_cli.errors import InputError
 from trd_cli.graders.base import Question

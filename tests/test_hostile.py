@@ -18,7 +18,7 @@ from pathlib import Path
 import psutil
 import pytest
 from click.testing import Result
-from sets import rows_of
+from support.sets import rows_of
 
 from trd_cli.graders.sandbox import refusal
 from trd_cli.records import Trajectory

@@ -18,9 +18,9 @@ from pathlib import Path
 
 import pytest
 from click.testing import Result
-from local_server import Received, Reply, Server, exact, failed
-from sets import rows_of
-from tiny import write_tokenizer
+from support.local_server import Received, Reply, Server, exact, failed
+from support.sets import rows_of
+from support.tiny import write_tokenizer
 
 from trd_cli.errors import EngineError, InputError
 from trd_cli.redaction import one_line, scrubbed, without_secrets

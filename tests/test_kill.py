@@ -17,9 +17,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from children import Run, Start, forking, gone, wait_for
 from click.testing import Result
-from sets import by_id, rows_of
+from support.children import Run, Start, forking, gone, wait_for
+from support.sets import by_id, rows_of
 
 from trd_cli.records import Trajectory
 from trd_cli.trajectories.shards import list_shards, read_rows, write_shard

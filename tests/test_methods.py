@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 from conftest import Trd
+from support.tiny import build_model, reference_model
 from test_distill import ENGINE, TRAIN, World, log_of, refusal, run_json, weights, world
-from tiny import build_model, reference_model
 
 from trd_cli.config.training import METHODS, DistillConfig
 from trd_cli.losses.objectives import OBJECTIVES

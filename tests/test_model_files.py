@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import tomli_w
 from conftest import Trd
-from sets import rows_of
-from tiny import END, SHAPE, VOCABULARY, build_model
+from support.sets import rows_of
+from support.tiny import END, SHAPE, VOCABULARY, build_model
 
 from trd_cli.errors import ModelError
 from trd_cli.model_files import context_length, tensor_names
@@ -231,7 +231,7 @@ def test_every_command_that_renders_prompts_tries_the_template_first(
 
 def sharded(directory: Path) -> Path:
     """A model whose weights are in several files with an index."""
-    from tiny import write_tokenizer
+    from support.tiny import write_tokenizer
     from transformers import AutoModelForCausalLM
 
     build_model(directory / "whole")

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 import tomli_w
 from conftest import Trd
-from sets import rows_of
-from tiny import END, OTHER_END, SHAPE, build_model, reference_model, set_eos, write_tokenizer
+from support.sets import rows_of
+from support.tiny import END, OTHER_END, SHAPE, build_model, reference_model, set_eos, write_tokenizer
 
 from trd_cli.planning.estimates import GIB, adapter_parameters, generating, row_bytes, training
 from trd_cli.planning.models import Planned, read_model

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Trd
-from launches import (
+from support.launches import (
     BIN,
     PLENTY,
     TRAIN,

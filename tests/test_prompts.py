@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Trd
-from tiny import write_tokenizer
+from support.tiny import write_tokenizer
 
 from trd_cli.errors import PromptError
 from trd_cli.prompting.templates import PLACEHOLDERS, Template, load_template, prompts_dir

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from conftest import Trd
-from tiny import build_model
+from support.tiny import build_model
 from typer.main import get_command
 
 from trd_cli.cli import app

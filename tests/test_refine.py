@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import Result
-from sets import by_id, rows_of
+from support.sets import by_id, rows_of
 
 from trd_cli.config.generating import RefineConfig
 from trd_cli.engines.scripted import ScriptedEngine

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import tomli_w
 from conftest import Trd
-from tiny import SHAPE, build_model
+from support.tiny import SHAPE, build_model
 
 ON_CPU = ("--dtype", "float32", "--device", "cpu")
 FEW = ("--max-tokens", 6)
@@ -147,7 +147,7 @@ def test_a_teacher_counts_as_the_student_does(world: World, recipe: Recipe, trd:
 def test_a_teacher_of_other_tokens_is_refused_by_trd_run_too(
     world: World, recipe: Recipe, trd: Trd, tmp_path: Path
 ) -> None:
-    from tiny import write_tokenizer
+    from support.tiny import write_tokenizer
 
     teacher = shutil.copytree(world.model, tmp_path / "teacher")
     write_tokenizer(teacher, merges=(("e", "x"), ("o", "n")))

@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 from conftest import Trd
-from pages import pairs, report_data, trajectory, write_sets
-from report_run import make_run
+from support.pages import pairs, report_data, trajectory, write_sets
+from support.report_run import make_run
 
 from trd_cli.records import Trajectory, content_hash
 from trd_cli.report.data import Selection, SetRef

@@ -17,9 +17,9 @@ from xml.etree import ElementTree
 import pytest
 import torch
 from conftest import Trd
-from report_run import BENCH, NODES, ROUND, VERDICTS, evaluate, made_up, make_run, write_graph
-from sets import by_hand, by_id, rows_of
-from tiny import reference_model
+from support.report_run import BENCH, NODES, ROUND, VERDICTS, evaluate, made_up, make_run, write_graph
+from support.sets import by_hand, by_id, rows_of
+from support.tiny import reference_model
 
 from trd_cli.evaluation.paired import holm
 from trd_cli.losses.fused import Figures

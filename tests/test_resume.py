@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 from click.testing import Result
-from sets import by_id, rows_of
-from tiny import END, write_tokenizer
+from support.sets import by_id, rows_of
+from support.tiny import END, write_tokenizer
 
 from trd_cli.trajectories.shards import list_shards, read_rows
 

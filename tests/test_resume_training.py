@@ -21,9 +21,9 @@ from typing import Any
 
 import pytest
 import torch
-from children import Run, Start, forking, wait_for
 from conftest import Trd
-from tiny import END, OTHER_END, build_model, set_eos
+from support.children import Run, Start, forking, wait_for
+from support.tiny import END, OTHER_END, build_model, set_eos
 
 from trd_cli.trajectories.shards import iter_rows, list_shards
 

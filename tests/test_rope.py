@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 import torch
 from conftest import Trd
-from sets import by_id, rows_of
-from tiny import SHAPE, VOCABULARY, build_model, engine_of, reference_model
+from support.sets import by_id, rows_of
+from support.tiny import SHAPE, VOCABULARY, build_model, engine_of, reference_model
 
 from trd_cli.engines.rope import steady_length, switch_length
 from trd_cli.errors import EngineError

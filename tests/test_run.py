@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from children import start_child, wait_for
 from conftest import Trd
-from sets import by_id, flip
-from tiny import build_model
+from support.children import start_child, wait_for
+from support.sets import by_id, flip
+from support.tiny import build_model
 
 from trd_cli.records import Trajectory
 from trd_cli.trajectories.shards import iter_rows, list_shards, read_rows, write_shard

@@ -12,9 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from children import start_child
 from click.testing import Result
-from sets import by_id, rows_of
+from support.children import start_child
+from support.sets import by_id, rows_of
 
 from trd_cli.trajectories.shards import list_shards, read_problems, read_rows, write_problems
 

@@ -22,8 +22,8 @@ from typing import Any
 
 import psutil
 import pytest
-from children import start_child
 from click.testing import Result
+from support.children import start_child
 
 from trd_cli.graders.inside import codec
 from trd_cli.graders.sandbox import (

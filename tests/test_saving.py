@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import Trd
-from tiny import END, build_model, llama_config, reference_model
+from support.tiny import END, build_model, llama_config, reference_model
 
 from trd_cli.config.training import LoraOptions
 from trd_cli.errors import InputError, TrdError

@@ -10,9 +10,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from local_server import END, SAMPLING, TOKENIZER, Reply, ask, asking, chat, completion, engine_for, exact, failed
-from tiny import END as TINY_END
-from tiny import OTHER_END, set_eos, write_tokenizer
+from support.local_server import (
+    END,
+    SAMPLING,
+    TOKENIZER,
+    Reply,
+    ask,
+    asking,
+    chat,
+    completion,
+    engine_for,
+    exact,
+    failed,
+)
+from support.tiny import END as TINY_END
+from support.tiny import OTHER_END, set_eos, write_tokenizer
 
 from trd_cli.config.generating import EngineOptions
 from trd_cli.engines.openai import OpenAIEngine

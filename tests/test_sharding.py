@@ -15,8 +15,21 @@ from pathlib import Path
 
 import pytest
 from conftest import Trd
-from launches import PLENTY, TRAIN, Launch, Order, World, apart, carry_out, ended, log_of, make_world, run, start_two
-from tiny import build_model
+from support.launches import (
+    PLENTY,
+    TRAIN,
+    Launch,
+    Order,
+    World,
+    apart,
+    carry_out,
+    ended,
+    log_of,
+    make_world,
+    run,
+    start_two,
+)
+from support.tiny import build_model
 
 # What `accelerate launch --use_fsdp --fsdp_version 2` tells the processes.
 SETTINGS = {

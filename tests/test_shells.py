@@ -20,10 +20,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
-from children import start_child, wait_for
 from conftest import Trd
-from sets import by_id, rows_of
-from tiny import build_model
+from support.children import start_child, wait_for
+from support.sets import by_id, rows_of
+from support.tiny import build_model
 
 from trd_cli.records import Trajectory
 from trd_cli.trajectories.shards import list_shards, read_problems, read_rows, write_problems, write_shard

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import Result
-from sets import by_id, rows_of
+from support.sets import by_id, rows_of
 
 from trd_cli.records import Trajectory
 from trd_cli.trajectories.shards import list_shards, read_rows, write_shard

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Trd
-from sets import by_id
+from support.sets import by_id
 
 from trd_cli.prompting.tokens import ByteTokenizer
 from trd_cli.trajectories.shards import read_problems

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 from conftest import Trd
-from sets import rows_of
-from tiny import build_model, write_tokenizer
+from support.sets import rows_of
+from support.tiny import build_model, write_tokenizer
 
 from trd_cli.graders.base import NO_ANSWER
 from trd_cli.graders.thinking import Prompts

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import END, OTHER_END, SPECIALS, build_model, set_eos, write_tokenizer
+from support.tiny import END, OTHER_END, SPECIALS, build_model, set_eos, write_tokenizer
 
 from trd_cli.errors import ModelError
 from trd_cli.prompting.tokens import ByteTokenizer, HubTokenizer, Tokenizer

@@ -12,7 +12,17 @@ from typing import Any
 import pytest
 import torch
 from conftest import Trd
-from tiny import END, OTHER_END, SHAPE, VOCABULARY, build_model, engine_of, llama_config, reference_model, set_eos
+from support.tiny import (
+    END,
+    OTHER_END,
+    SHAPE,
+    VOCABULARY,
+    build_model,
+    engine_of,
+    llama_config,
+    reference_model,
+    set_eos,
+)
 
 from trd_cli.errors import EngineError
 from trd_cli.records import Completion, Request, Sampling

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import build_bytes, build_model, build_words, with_normalizer
+from support.tiny import build_bytes, build_model, build_words, with_normalizer
 
 from trd_cli.prompting.tokens import ByteTokenizer, HubTokenizer, Tokenizer, fit_attempt
 

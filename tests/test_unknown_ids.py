@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 from conftest import Trd
-from sets import by_id, rows_of
-from tiny import VOCABULARY, build_model, write_tokenizer
+from support.sets import by_id, rows_of
+from support.tiny import VOCABULARY, build_model, write_tokenizer
 
 from trd_cli.models import ModelRef, resolve_model
 from trd_cli.records import Trajectory

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import Result
-from sets import by_id, rows_of
+from support.sets import by_id, rows_of
 
 from trd_cli.config.grading import VerifyConfig
 from trd_cli.progress import SilentProgress

@@ -12,6 +12,7 @@ from trd_cli.datasets.arithmetic import make_arithmetic
 from trd_cli.datasets.math_sets import MATH_SETS, load_math_set
 from trd_cli.datasets.sources import Loaded
 from trd_cli.errors import InputError
+from trd_cli.graders import evalplus_tasks
 from trd_cli.local_data import local_file
 from trd_cli.records import Sampling, Task
 
@@ -60,7 +61,7 @@ def _load_math(key: str, _: str, options: Options) -> Loaded:
     return load_math_set(key, options["revision"] or None)
 
 
-def _load_evalplus(dataset: evalplus.Dataset, name: str, options: Options) -> Loaded:
+def _load_evalplus(dataset: evalplus_tasks.Dataset, name: str, options: Options) -> Loaded:
     return evalplus.load_evalplus(name, dataset, options["version"])
 
 
@@ -74,9 +75,9 @@ def _where(local: str, repository: str, commit: str) -> tuple[str, str]:
     return (str(found), "local file") if found else (f"Hub: {repository}", f"pinned {commit[:12]}")
 
 
-def _where_evalplus(dataset: evalplus.Dataset) -> tuple[str, str]:
-    version = evalplus.LATEST[dataset]
-    return evalplus.origin(dataset, version), version
+def _where_evalplus(dataset: evalplus_tasks.Dataset) -> tuple[str, str]:
+    version = evalplus_tasks.LATEST[dataset]
+    return evalplus_tasks.origin(dataset, version), version
 
 
 def _math(key: str) -> Known:
@@ -86,8 +87,8 @@ def _math(key: str) -> Known:
     return Known("math", known.size, GRADERS["math"], {"revision": ""}, load, where, SAMPLING["math"])
 
 
-def _evalplus(dataset: evalplus.Dataset) -> Known:
-    size, options = evalplus.SIZES[dataset], {"version": evalplus.LATEST[dataset]}
+def _evalplus(dataset: evalplus_tasks.Dataset) -> Known:
+    size, options = evalplus.SIZES[dataset], {"version": evalplus_tasks.LATEST[dataset]}
     load, where = partial(_load_evalplus, dataset), partial(_where_evalplus, dataset)
     return Known("code", size, GRADERS["evalplus"], options, load, where, SAMPLING["code"])
 

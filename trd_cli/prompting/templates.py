@@ -22,7 +22,7 @@ PLACEHOLDERS: dict[str, dict[str, bool]] = {
     "refine-opd": {"problem": True, "attempt": True},
     "refine-opsd": {"problem": True, "attempt": True, "reference_solution": False, "reference_answer": False},
 }
-_HERE = Path(__file__).parent
+_PACKAGE = Path(__file__).parents[1]
 _ENVIRONMENT = jinja2.Environment(
     undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False
 )
@@ -30,8 +30,8 @@ _ENVIRONMENT = jinja2.Environment(
 
 def prompts_dir() -> Path:
     """Where the built-in templates are: inside the installed package, or beside it in a checkout."""
-    packaged = _HERE / "_prompts"
-    return packaged if packaged.is_dir() else _HERE.parent / "prompts"
+    packaged = _PACKAGE / "_prompts"
+    return packaged if packaged.is_dir() else _PACKAGE.parent / "prompts"
 
 
 @dataclass(frozen=True)

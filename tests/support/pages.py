@@ -1,7 +1,7 @@
 """A run as a report sees it, made up: figures of two arms, and rollouts and refined rows with mathematics and code in
 them.
 
-    python tests/pages.py OUT [ROWS] [TOKENS]
+    python tests/support/pages.py OUT [ROWS] [TOKENS]
 
 writes OUT/report.html with ROWS trajectories of about TOKENS tokens each (10,000 and 1,000) and prints time, memory and
 size.

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from children import start_child
 from conftest import Trd
-from tiny import END, OTHER_END, VOCABULARY, build_model, set_eos
+from support.children import start_child
+from support.tiny import END, OTHER_END, VOCABULARY, build_model, set_eos
 
 from trd_cli.trajectories.shards import list_shards, read_rows, write_shard
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 ENGINE = ("--engine", "transformers", "--dtype", "float32", "--device", "cpu", "--max-tokens", 12)
 TRAIN = ("--dtype", "float32", "--device", "cpu", "--lr", 2e-3)
@@ -158,7 +158,10 @@ def carry_out(root: Path, orders: Sequence[Order], **more: str) -> Launch:
     """Let two processes under torchrun run commands, one after another."""
     root.mkdir(exist_ok=True)
     (root / "orders.json").write_text(json.dumps([asdict(order) for order in orders]))
-    return ended(start_two(root / "logs", __file__, root / "orders.json", **more), root / "logs")
+    # This file is the program, and imports what stands beside it.
+    path = os.pathsep.join(filter(None, (str(ROOT / "tests"), os.environ.get("PYTHONPATH"))))
+    words = (__file__, root / "orders.json")
+    return ended(start_two(root / "logs", *words, PYTHONPATH=path, **more), root / "logs")
 
 
 def _run_orders(path: str) -> None:

@@ -9,7 +9,7 @@ from itertools import product
 from pathlib import Path
 
 from conftest import Trd
-from tiny import build_model
+from support.tiny import build_model
 
 from trd_cli.records import Verdict
 from trd_cli.report.data import ALL_SEEDS, ReportData, Score, Seed, Training
