@@ -51,8 +51,11 @@ def _for_a_template(value: dict[str, Any]) -> dict[str, Any]:
     return value
 
 
+EngineName = Literal["transformers", "vllm", "openai", "scripted"]
+
+
 class EngineOptions(Config):
-    engine: Literal["auto", "transformers", "vllm", "openai", "scripted"] = option(
+    engine: Literal["auto", EngineName] = option(
         "auto", help="What generates. auto: vllm where a GPU and vllm are there, else transformers."
     )
     engine_arg: JsonPairs = option(

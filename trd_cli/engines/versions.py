@@ -1,14 +1,12 @@
-"""The names of the engines, and the version of the package that does an engine's work."""
+"""Versions of the packages that do an engine's work."""
 
 from __future__ import annotations
 
 from importlib import metadata
-from typing import Literal
 
 from trd_cli import __version__
+from trd_cli.config.generating import EngineName
 from trd_cli.errors import EngineError
-
-EngineName = Literal["transformers", "vllm", "openai", "scripted"]
 
 
 def engine_version(name: EngineName) -> str:
