@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import get_args
 
 import click
 import pytest
 import typer
+from conftest import Trd
 from support import manual
 
 from trd_cli.cli import app
@@ -194,3 +197,11 @@ def test_the_questions_in_a_readme_are_a_benchmark_of_each_task(tmp_path: Path) 
         assert grade(answer, CodeOptions()).verdict == "correct"
         wrong = Question("code", "```python\nadd = max\nprint(0)\n```", None, problem.tests)
         assert grade(wrong, CodeOptions()).verdict == "incorrect"
+
+
+def test_the_set_in_a_readme_is_read_by_polars_as_it_shows(problems: Path, ok: Trd, tmp_path: Path) -> None:
+    ok("sample", "-m", "scripted", "-p", problems, "--out", tmp_path / "runs" / "y_r")
+    (block,) = re.findall(r"```python\n(.*?)```", text_of("trd_cli/trajectories"), re.DOTALL)
+    program = block + "print(rows.height > 0)"
+    shown = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert shown.stdout == "True\n"
