@@ -101,9 +101,7 @@ def _boxed(text: str | None, where: str) -> str:
 
 
 def _plain(name: str, row: Row) -> Problem:
-    """Return the problem of a row with an answer, or (AIME 2024 on the Hub) with a solution that is only the boxed
-    answer.
-    """
+    """Return the problem of a row whose answer stands in `answer`, or boxed in `solution` (AIME 2024 on the Hub)."""
     answer, solution = _first(row, ("answer",)), _first(row, ("solution",))
     if answer is None:
         return _problem(name, row, _text(row), _boxed(solution, "solution"))

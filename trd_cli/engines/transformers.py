@@ -214,7 +214,7 @@ class TransformersEngine:
             yield from self._release(cache, rows)
 
     def _set_apart(self, cache: SlotCache, rows: list[_Row], grown: list[_Row]) -> None:
-        """Take out the rows whose next token is the first beyond the short factors: their cached keys are now useless."""
+        """Take out the rows whose next token is the first beyond the short factors: their cached keys are of no use."""
         for slot in range(len(rows) - 1, -1, -1):
             if rows[slot].length == self._switch:
                 row = self._leave(cache, rows, slot)

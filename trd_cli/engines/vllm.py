@@ -76,7 +76,7 @@ class VllmEngine:
         self._in_flight = _QUEUED_PER_SLOT * self.llm.llm_engine.vllm_config.scheduler_config.max_num_seqs
 
     def generate(self, requests: Sequence[Request]) -> Iterator[Completion]:
-        """See `Engine.generate`. If vLLM refuses a request (too long, temperature out of range), it ends as an error."""
+        """See `Engine.generate`. A request that vLLM refuses (too long, temperature out of range) ends as an error."""
         waiting, running = deque(requests), dict[str, Request]()
         try:
             while waiting or running:
