@@ -1,4 +1,4 @@
-"""trd compare: paired differences between two evaluations, as the command line tells and writes them."""
+"""trd compare: paired differences between two evaluations, as the command prints and writes them."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ BENCH, OTHER = "arithmetic:n=40,seed=3", "arithmetic:n=7,seed=4"
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory, ok: Trd) -> Path:
-    """Two evaluations on the same forty questions: `weak` is right at 0.3 of its samples, `strong` at 0.8.
+    """Make two evaluations on the same forty questions: `weak` is right at 0.3 of its samples, `strong` at 0.8.
 
-    Of another seed: with the same one the scripted engine is right wherever it was at a lower accuracy.
+    They have different seeds: with the same one, the scripted engine is right wherever it was at a lower accuracy.
     """
     home = tmp_path_factory.mktemp("compare")
     evaluate(ok, home / "weak", 0.3, BENCH, 2)

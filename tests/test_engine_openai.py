@@ -99,7 +99,7 @@ def test_the_server_may_be_named_by_the_environment(serve, monkeypatch):
 
 
 def test_returned_token_ids_are_kept_exactly_with_their_logprobs(serve):
-    ids = [300, 301, END]  # not what the text would encode to
+    ids = [300, 301, END]  # the text would encode to other ids
     answer = ask(serve(exact("ok", ids)), "a")["a"]
     assert answer == Completion("a", "ok", ids, [-0.5, -0.5, -0.5], "stop", ids_exact=True)
 
@@ -261,7 +261,7 @@ def test_as_many_requests_are_open_as_batch_size_allows_and_never_more(serve):
         with lock:
             now_open += 1
             most_open = max(most_open, now_open)
-        together.wait(10)  # breaks, and so fails the test, unless three are open at a time
+        together.wait(10)  # breaks and fails the test unless three are open at a time
         with lock:
             now_open -= 1
         return exact(prompt)

@@ -1,4 +1,4 @@
-"""The same command again finishes what is missing: after faults, crashes, torn shards; and only what is missing."""
+"""The same command again finishes the missing rows, and only those: after faults, crashes and torn shards."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SCRIPTED = ("sample", "-m", "scripted", "-n", 2)
 
 
 def generated(directory: Path) -> list[int]:
-    """How many rows each invocation made, from `sessions.jsonl`."""
+    """Return the number of rows of each invocation, from `sessions.jsonl`."""
     return [json.loads(line)["rows"] for line in (directory / "sessions.jsonl").read_text().splitlines()]
 
 

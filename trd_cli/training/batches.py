@@ -61,9 +61,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Side:
-    """Hold one model's input: ids (B, L) int64, padded on the right, and the flat positions (N,) before response
-    tokens.
-    """
+    """Hold one model's input: ids (B, L) int64, padded on the right, and flat positions (N,) before response tokens."""
 
     ids_BL: torch.Tensor
     places_N: torch.Tensor
