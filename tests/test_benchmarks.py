@@ -662,9 +662,10 @@ def test_a_set_that_the_hub_does_not_give_as_expected_is_one_line(tmp_path: Path
         names = ("aime25", "hmmt25", "math500", "gsm8k")
         short, missing, without_file, without_commit = (b["error"] for b in from_hub(hub, tmp_path, *names))
     assert f"aime25 from math-ai/aime25@{MATH_SETS['aime25'].revision[:12]} (test.jsonl) has 29" in short
-    assert "dataset MathArena/hmmt_feb_2025 could not be got: there is no such repository" in missing
+    assert "dataset MathArena/hmmt_feb_2025 could not be fetched: there is no such repository" in missing
     assert (
-        "test.jsonl of the Hub dataset HuggingFaceH4/MATH-500 could not be got: there is no such file" in without_file
+        "test.jsonl of the Hub dataset HuggingFaceH4/MATH-500 could not be fetched: there is no such file"
+        in without_file
     )
     assert f"it has no revision {MATH_SETS['gsm8k'].revision}" in without_commit
 

@@ -475,7 +475,7 @@ def test_a_column_that_stands_twice_gives_its_filled_cell_and_a_contradiction_is
         import_text(tmp_path, "rows.jsonl", lines),
     ):
         assert outcome.answers == ["5", "6", "7"]
-        assert "left out: 1 unreadable rows, the first: row 4: 'answer' stands there twice, with '8' and '9'" in (
+        assert "left out: 1 unreadable rows, the first: row 4: 'answer' occurs twice, with '8' and '9'" in (
             outcome.said
         )
 
@@ -558,7 +558,7 @@ def test_a_set_of_mathematics_without_any_reference_answer_is_refused_unless_tha
     tmp_path: Path, rows: list[dict[str, Any]]
 ) -> None:
     line = refused(import_rows(tmp_path, rows))
-    assert "not one reference answer" in line
+    assert "no reference answer" in line
     assert "--map reference_answer=COLUMN" in line
     assert "--no-answers" in line
     allowed = import_rows(tmp_path, rows, "--no-answers")

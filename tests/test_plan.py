@@ -299,9 +299,9 @@ def test_a_set_to_import_that_has_no_answers_is_an_error_unless_none_are_wanted(
     row = {"problem": "How many?", "reference_solution": "There are some."}
     (tmp_path / "train.jsonl").write_text(json.dumps(row) + "\n")
     made = {"file": str(tmp_path / "train.jsonl")}
-    told(plan(write(problems={"import": made})), "error", "problems", "not one reference answer")
+    told(plan(write(problems={"import": made})), "error", "problems", "no reference answer")
     findings = plan(write(problems={"import": {**made, "no_answers": True}}))
-    assert not [f for f in findings if "not one reference answer" in f["what"]]
+    assert not [f for f in findings if "no reference answer" in f["what"]]
 
 
 def without(tmp_path: Path, ok: Trd, field: str, count: int) -> dict[str, str]:

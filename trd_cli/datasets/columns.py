@@ -76,7 +76,7 @@ def filled_in(row: Mapping[str, Any], name: str) -> Iterator[tuple[str, Any]]:
     for column, value in found(row, name):
         if isinstance(value, Clash):
             given = " and ".join(repr(item)[:40] for item in value)
-            raise RowFault(f"{column!r} stands there twice, with {given}")
+            raise RowFault(f"{column!r} occurs twice, with {given}")
         if filled(value):
             yield column, value
 

@@ -39,7 +39,7 @@ def load_evalplus(name: str, dataset: Dataset, version: str) -> Loaded:
 def canonical_version(text: str) -> str:
     """Return `v0.1.9` for 0.1.9 and v0.1.9; raise InputError for any other form."""
     if not re.fullmatch(r"v?\d+(\.\d+)+", text):
-        raise InputError(f"version={text}", "one of EvalPlus's, as v0.1.9", "change the version")
+        raise InputError(f"version={text}", "one of EvalPlus's, such as v0.1.9", "change the version")
     return f"v{text.removeprefix('v')}"
 
 

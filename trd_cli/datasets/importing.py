@@ -108,7 +108,7 @@ def check_answers(imported: Imported, config: ImportConfig) -> None:
     asked = sum(problem.task == "math" for problem in imported.problems)
     if asked and asked == len(imported.unanswered) and not config.no_answers:
         raise InputError(
-            f"{config.file} gives {asked} problems of mathematics and not one reference answer",
+            f"{config.file} gives {asked} problems of mathematics but no reference answer",
             f"answers in a column that --map names, or in one of {', '.join(ANSWERS)}",
             "name it with --map reference_answer=COLUMN, or pass --no-answers to go without",
         )

@@ -78,7 +78,7 @@ def hub_file(repo: str, path: str, revision: str, local: str) -> Fetched:
         file = Path(hf_hub_download(repo, path, repo_type="dataset", revision=revision))
     except Exception as error:  # its HTTP, file and cache layers raise many kinds
         raise InputError(
-            f"{path} of the Hub dataset {repo} could not be got: {_reason(error, revision)}",
+            f"{path} of the Hub dataset {repo} could not be fetched: {_reason(error, revision)}",
             "the Hub, or a copy of the file",
             f"check the network and HF_ENDPOINT, set HF_TOKEN for a gated set, or set TRD_DATA to a folder with benchmarks/{local}",
         ) from None

@@ -45,4 +45,6 @@ def engine_version(name: EngineName) -> str:
             return metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
-    raise EngineError(f"--engine {name}, but {name} is not installed", "it to be", f'pip install "trd-cli[{name}]"')
+    raise EngineError(
+        f"--engine {name}, but {name} is not installed", "an installed engine", f'pip install "trd-cli[{name}]"'
+    )

@@ -52,7 +52,7 @@ def check_device(name: str) -> None:
     try:
         torch.empty(0, device=pick_device(name))
     except (RuntimeError, AssertionError):
-        raise InputError(f"--device {name}", "a device that is there", "change --device") from None
+        raise InputError(f"--device {name}", "a device of this machine", "change --device") from None
 
 
 def _load(model: ModelRef, options: EngineOptions) -> tuple[torch.device, torch.nn.Module]:
@@ -103,7 +103,7 @@ def check_attention(name: str, model: torch.nn.Module) -> None:
         raise EngineError(f"{name} has {odd[0]} layers", "attention layers only", "use --engine vllm")
     if config.model_type in _ALIBI or getattr(config, "alibi", False):
         raise EngineError(
-            f"{name} tells places apart by ALiBi", "positions that a row brings along", "use --engine vllm"
+            f"{name} encodes positions by ALiBi", "positions that the engine can set", "use --engine vllm"
         )
     kind = model.config._attn_implementation
     if kind not in ("sdpa", "eager"):

@@ -68,7 +68,7 @@ def check_logits(model: nn.Module, name: str, compute: torch.dtype) -> None:
         ) from None
     if not off <= _HEAD_LIMIT[compute]:
         raise ModelError(
-            f"{name} does more to its logits than its head (they differ by a share of {off:.2g})",
+            f"{name} changes its head's output to get its logits (they differ by a share of {off:.2g})",
             "a model whose logits are its head's output",
             "use another model",
         )
@@ -105,7 +105,7 @@ def with_adapter(model: nn.Module, options: LoraOptions, seed: int) -> nn.Module
     except ValueError as error:
         raise InputError(
             f"--lora-targets {', '.join(options.lora_targets)}: {first_line(error)}",
-            "names of linear layers, as q_proj",
+            "names of linear layers, such as q_proj",
             "change --lora-targets",
         ) from None
     if hasattr(base_of(adapted).get_output_embeddings(), "lora_A"):

@@ -402,7 +402,7 @@ class _Signals:
                 return
             raise KeyboardInterrupt
         self.stop = True
-        self._progress.note("stopping after this step and saving its state; once more to stop at once")
+        self._progress.note("stopping after this step and saving its state; interrupt again to stop at once")
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
