@@ -329,6 +329,14 @@ def test_a_few_missing_references_are_a_warning_where_no_stage_fails_of_them(
     told(plan(write(problems=problems), code=1), "error", "problems", "1 of 12")
 
 
+@pytest.mark.parametrize(("allowed", "level"), [(1, "warning"), (0, "error"), (0.1, "warning"), (0.05, "error")])
+def test_max_errors_is_a_count_or_below_1_a_share_as_for_a_stage(
+    allowed: float, level: str, write: Write, plan: Any, ok: Trd, tmp_path: Path
+) -> None:
+    problems = without(tmp_path, ok, "reference_solution", 1)
+    told(plan(write(problems=problems, refine={"max_errors": allowed})), level, "problems", "1 of 12")
+
+
 def test_opd_needs_no_references(write: Write, plan: Any, ok: Trd, tiny: Path, tmp_path: Path) -> None:
     problems = without(tmp_path, ok, "reference_solution", 12)
     findings = plan(write(problems=problems, **with_teacher(tiny, tmp_path)), code=0)
