@@ -49,7 +49,7 @@ def by_id(rows: Sequence[Example]) -> list[str]:
     return sorted(e.trajectory_id for e in rows)
 
 
-# What the two sides read and score
+# Tokens that the two sides read and score
 
 
 LONG_AND_SHORT = [Example("long", [11, 12], [21, 22, 23, 24], [31, 32, 33, 34]), Example("short", [13], [25], [41])]
@@ -154,7 +154,7 @@ def test_the_states_predict_the_response_as_the_whole_model_does(models: Models)
             torch.testing.assert_close(logits_NV, expected_NV, atol=1e-4, rtol=1e-4)
 
 
-# What a token counts
+# The weight of a token
 
 
 def test_the_weights_of_both_reductions_by_hand() -> None:

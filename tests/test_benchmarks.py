@@ -181,7 +181,7 @@ def test_mbpp_inputs_have_the_types_that_json_does_not_have(data: Path) -> None:
     assert isinstance(tasks["Mbpp/252"]["base_input"][0][0], complex)
 
 
-# What a content hash sees
+# The content hash
 
 TASK = {
     "task_id": "Mbpp/1",
@@ -383,7 +383,7 @@ def test_arithmetic_is_made_from_its_options() -> None:
     assert small.sha256 != other.sha256
 
 
-# Files of one's own
+# Users' files
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv"])

@@ -61,7 +61,7 @@ def sampled(
     return rows_of(out), report
 
 
-# What is mended
+# Mended values
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_an_end_that_is_missing_after_stop_is_added_once_and_never_after_length(
     assert checked(replace(short, finish_reason="length"), TOKENIZER) == replace(short, finish_reason="length")
 
 
-# What is the row's error
+# Errors of rows
 
 BAD: dict[str, dict[str, Any]] = {
     "no text": {"text": None},

@@ -175,7 +175,7 @@ def test_a_question_that_one_run_lost_to_errors_is_in_no_difference(runs: Path, 
     assert set(bench["gained"]) | set(bench["lost"]) <= set(graded)
 
 
-# What can be compared with what
+# Evaluations that can be compared
 
 
 def test_several_benchmarks_are_compared_one_by_one_and_their_number_is_said(ok: Trd, tmp_path: Path) -> None:

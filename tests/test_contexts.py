@@ -175,7 +175,7 @@ def is_cut_from_its_tails(kind: str, row: Trajectory, attempt: str, content: str
     return content == message(kind, row, "", reference[: len(reference) + len(attempt) - lost])
 
 
-# What the teacher reads
+# The teacher's context
 
 
 @pytest.mark.parametrize("setting", ["opd", "opsd"])
@@ -508,7 +508,7 @@ def test_a_model_that_names_no_context_length_is_trained_with_a_given_one(world:
     assert made.examples == examples_of(world, world.opd).examples
 
 
-# What is cut is the attempt's own text and nothing that looks like it
+# Only the attempt's own text is cut, and nothing that looks like it
 
 
 def refined_row(

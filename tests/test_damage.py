@@ -229,7 +229,7 @@ def test_text_that_is_none_any_more_in_a_shard_without_checksums_is_refused_by_n
         read_rows(path)
 
 
-# What the commands do
+# The commands
 
 
 def one_line(trd: Trd, *args: object) -> str:

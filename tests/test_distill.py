@@ -156,7 +156,7 @@ def test_the_rate_rises_to_its_peak_and_falls_to_its_share_of_it(trained: Path) 
     assert rates[-1] == pytest.approx(0.001)
 
 
-# What the loss is
+# The loss
 
 
 def test_a_teacher_equal_to_the_student_in_an_equal_context_teaches_nothing(
@@ -353,7 +353,7 @@ def test_a_finished_response_is_trained_on_with_its_end_and_a_truncated_one_with
     assert preview(ok, source)[2].startswith(f"{trained_on} tokens")
 
 
-# What is left out, and what is refused
+# Rows left out, and refusals
 
 
 def test_rows_that_ended_as_errors_are_left_out(world: World, ok: Trd, tmp_path: Path) -> None:

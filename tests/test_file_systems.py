@@ -296,7 +296,7 @@ def test_rows_are_not_taken_from_under_a_verify_but_others_are_added_beside_it(
 
 
 def test_a_set_is_verified_while_its_rows_are_still_made(rollouts: Path, trd: Trd) -> None:
-    """As in a pipe."""
+    """A pipe does this."""
     with held(rollouts / ".lock"):
         assert trd(*VERIFY, rollouts).exit_code == 0
 

@@ -1,4 +1,4 @@
-"""The floors of the house: what may import what, what only the command line may do, and what the help may load."""
+"""The floors of the house: imports between files, rights of the command line alone, and the modules that help loads."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ def test_no_floor_holds_more_than_its_share_of_the_lines() -> None:
     assert [FLOORS[n] for n, count in enumerate(lines) if count > SHARE * sum(lines)] == []
 
 
-# What runs inside a sandbox is a program of its own.
+# Files that run inside a sandbox are programs of their own.
 PROGRAMS = {m for m in FILES if m.startswith("graders.inside.")}
 
 

@@ -76,7 +76,7 @@ def survive(start: Start, prepare: Callable[[], Path], command: Callable[[Path],
     for attempt in range(10 * KILLS):
         run = start(*command(directory))
         sessions.append(run.pid)
-        # The start takes most of the time: every other kill falls into what comes after it.
+        # The start takes most of the time: every other kill falls into the work after it.
         late = attempt % 2 == 1
         if late:
             at_work(run, directory)

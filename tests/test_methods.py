@@ -256,7 +256,7 @@ def test_teacher_weights_are_for_a_student_that_teaches_itself(world: World, trd
     assert "--teacher-weights ema with another teacher than the student" in line
 
 
-# What is logged
+# The log
 
 
 def test_every_step_tells_how_student_and_teacher_stand(world: World, ok: Trd, tmp_path: Path) -> None:
@@ -326,7 +326,7 @@ def test_a_loss_that_explodes_ends_the_run_and_names_the_rows(world: World, trd:
     assert set(named) <= ids
 
 
-# The check on one's own model
+# The self-check
 
 
 @pytest.mark.parametrize("options", [(), ("--dtype", "float32"), (*LORA, "--dtype", "float32")])
@@ -365,7 +365,7 @@ def with_weights(model: Path, tmp_path: Path, change: Callable[[Weights], Weight
     return copy
 
 
-# What would be ignored or misread is refused
+# Options that would be ignored or misread are refused
 
 
 @pytest.mark.parametrize(

@@ -357,7 +357,7 @@ def test_slices_beyond_the_problems_are_an_error(write: Write, plan: Any, ok: Tr
     told(findings, "error", "recipe", "2 rounds of 8 problems, and there are 12; expected at least 16")
 
 
-# What cannot be combined
+# Options that exclude each other
 
 
 @pytest.mark.parametrize(

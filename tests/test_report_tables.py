@@ -579,7 +579,7 @@ def test_plots_of_many_arms_seeds_and_rounds_have_one_legend_that_fits(arms: int
         assert height > {"training-loss": 4 * 100, "rounds-scores": 180}.get(name, 50)
 
 
-# What is missing
+# Missing outputs
 
 
 def set_status(run: Path, node: str, **changes: Any) -> None:

@@ -216,7 +216,7 @@ def test_a_directory_left_before_its_first_row_is_taken_up(
         assert by_id(tmp_path / name) == by_id(rollouts)
 
 
-# What is refused
+# Refusals
 
 
 def test_another_configuration_is_refused_with_the_keys_that_differ(rollouts: Path, problems: Path, trd: Trd) -> None:

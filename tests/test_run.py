@@ -108,7 +108,7 @@ def command(run: Path, *more: object) -> tuple[object, ...]:
     return ("run", run / "recipe.toml", "--out", run, *UP_TO_VERIFY, *more)
 
 
-# What is made
+# Outputs
 
 
 def test_six_subset_arms_sample_and_refine_once(finished: Path) -> None:
@@ -348,7 +348,7 @@ def test_a_dry_run_of_nothing_renders_the_first_problem(tmp_path: Path, ok: Trd)
     assert "for your eyes only" in shown
 
 
-# What goes wrong
+# Failures
 
 FAILING = '[arms.bad]\nmethod = "trd"\nrefine = {engine_arg = {crash_after = 3}}\n'
 

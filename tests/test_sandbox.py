@@ -81,7 +81,7 @@ def answer(level: Level, source: str, *args: Any) -> Any:
         return loaded(sandbox, source)("f", *args)
 
 
-# What a program can reach
+# The reach of a program
 
 
 def test_only_the_installation_and_an_empty_directory_can_be_read(closed: Level, tmp_path: Path) -> None:
@@ -318,7 +318,7 @@ def f(count):
     assert answer(closed, source, 4) <= 256 << 20
 
 
-# What is left
+# Leftovers
 
 
 def family(of: int | None = None) -> list[psutil.Process]:

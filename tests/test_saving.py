@@ -57,7 +57,7 @@ def unreadable(directory: Path) -> Path:
     return directory / "LICENSE"
 
 
-# What is saved as it is
+# Files saved unchanged
 
 
 @pytest.mark.parametrize("option", [(), ("--lora",), ("--teacher-weights", "ema")], ids=["all", "adapter", "ema"])
@@ -139,7 +139,7 @@ def test_a_student_whose_parts_name_dtypes_of_their_own_is_saved(
     reference_model(tmp_path / "c")
 
 
-# What fails before the first step
+# Failures before the first step
 
 
 def test_a_file_that_cannot_be_copied_ends_the_run_before_its_first_step_and_the_same_command_goes_on(

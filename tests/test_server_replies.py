@@ -336,7 +336,7 @@ def test_a_refusal_beside_an_empty_message_is_told(serve):
     assert answer.error == "the server's answer has no text: the model refused (I cannot help)"
 
 
-# What concerns every request
+# Faults of every request
 
 NO_CREDIT = {
     "402": failed(402, "Insufficient Balance"),

@@ -1,9 +1,9 @@
 """Load LiveCodeBench (code generation, lite) within a window of contest dates.
 
 The Hub repository has a loading script, which is no longer run, beside its data: test.jsonl is the first release, and
-each further file is what a release added (problems and dates from LiveCodeBench's README). The union of all six is
-release_v6. Files whose release ended before the window are not fetched. Rows of the others are read one at a time, and
-tests are decoded only for problems within the window.
+each further file holds the problems that a release added (problems and dates from LiveCodeBench's README). The union of
+all six is release_v6. Files whose release ended before the window are not fetched. Rows of the others are read one at a
+time, and tests are decoded only for problems within the window.
 
 Tests are JSON lists of {input, output, testtype}. The public ones are plain, the private ones plain or
 base64(zlib(pickle(JSON text))). The pickle is read without any global, so it can build a text but call nothing. A

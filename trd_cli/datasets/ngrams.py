@@ -10,7 +10,7 @@ A training text hits a question at n if it
 
 - shares an n-gram with it that is not boilerplate,
 - or has at least 70 % of its n-grams, boilerplate or not,
-- or, where the question has fewer than n words, equals it word by word, or holds all of it and it has at least 8.
+- or, for a question of fewer than n words, equals it word by word, or contains it if it has at least 8 words.
 
 A hit at 13 is also one at 8. An n-gram is boilerplate for a benchmark if it is in more than `common` different
 questions of that benchmark, or in more than `common` different training problems.
