@@ -173,7 +173,7 @@ def _shard(accelerator: Accelerator, reader: _Reader) -> nn.Module:
 
 
 def units_of(model: nn.Module) -> Iterator[nn.Module]:
-    """Yield the parts of a model that are gathered one at a time: its layers, and an embedding apart from the head."""
+    """Yield the parts of a model that are gathered one by one: layers, and the embedding if it is not the head."""
     names = set(getattr(base_of(model), "_no_split_modules", None) or ())
     yield from (m for m in model.modules() if type(m).__name__ in names)
     if not embedding_is_tied(model):
