@@ -1,4 +1,4 @@
-"""Code by its tests: what the program is, how it is run, how results are compared, and which verdict follows."""
+"""Code by its tests: finding the program, running it, comparing its results, and the verdict."""
 
 from __future__ import annotations
 
@@ -458,7 +458,7 @@ def imported(name: str, preset: str, tmp_path: Path) -> list[Any]:
     return import_problems(config).problems
 
 
-# References of the LeetCode set that do not pass their own tests, by their place in it, and why.
+# References of the LeetCode set that fail their own tests, by their place in it, with the reason.
 KNOWN_WRONG: dict[int, str] = {}
 EVERY = 10
 # A method with a name of the prelude; operator's and string's names.
@@ -466,7 +466,7 @@ SPECIAL = (40, 98, 533)
 
 
 def test_references_of_leetcode_pass_their_own_tests(tmp_path: Path) -> None:
-    """Every tenth: all of them take minutes."""
+    """Every tenth is run: all of them take minutes."""
     problems = imported("leetcode.json", "leetcode", tmp_path)
     assert len(problems) == 1889
     chosen = {i: p for i, p in enumerate(problems) if i % EVERY == 0 or i in KNOWN_WRONG or i in SPECIAL}
