@@ -41,7 +41,7 @@ def text_of(place: str) -> str:
 
 
 def commands(page: Path) -> list[str]:
-    """Return the `trd` invocations in a page's shell blocks, pipes taken apart."""
+    """Return the `trd` invocations in a page's shell blocks, one for each command of a pipe."""
     blocks = re.findall(r"```bash\n(.*?)```", page.read_text(), flags=re.DOTALL)
     lines = "\n".join(blocks).replace("\\\n", " ").replace("|\n", "| ").splitlines()
     parts = [part.strip() for line in lines for part in re.split(r"\s\|\s", line.partition("    #")[0])]
@@ -61,7 +61,7 @@ def named(page: str, head: str) -> list[str]:
 
 
 def parse(words: list[str]) -> None:
-    """Raise click.UsageError where a command line is not one of trd's."""
+    """Raise click.UsageError if a command line is not one of trd's."""
     command, name = typer.main.get_command(app), "trd"
     while isinstance(command, click.Group) or hasattr(command, "commands"):
         name, *words = words

@@ -8,3 +8,14 @@ A file whose divergence has options declares them in a dataclass that `Objective
 objectives that read it (`of`) and its help; `trd distill` offers a flag of the field's name and type. So only `fused`
 imports torch at import time: the command line reads names and options without it.
 """
+
+# Tokens whose logits exist at one time.
+CHUNK = 256
+# Float32 tensors that `fused` holds of a chunk beside the logits of both sides: probabilities and logarithms of both,
+# entries and slopes of the divergence, the gradient, and one at work.
+_COPIES = 8
+
+
+def chunk_bytes(vocabulary: int, number: int) -> int:
+    """Return the bytes that the logits of one chunk take with their working copies; a logit has `number` bytes."""
+    return CHUNK * vocabulary * (2 * number + _COPIES * 4)

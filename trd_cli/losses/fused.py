@@ -21,10 +21,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from trd_cli.losses import CHUNK
 from trd_cli.losses.distribution import Distribution
 from trd_cli.losses.objectives import Objective
 
-CHUNK = 256
 # On a CPU a few rows of logits are worked on at a time, so that they stay in the cache between operations.
 _CPU_BLOCK = 1 << 18
 _HEAD_TILE = 1 << 21
