@@ -54,10 +54,7 @@ def _unread(key: str, beside: str, reader: str) -> InputError:
     return InputError(f"{flag} with {beside}", f"{reader}, which reads it", f"leave {flag} out")
 
 
-_OwnOptions = create_model("_OwnOptions", __base__=Config, **{name: _own_option(name) for name in OWN_OPTIONS})
-
-
-class ObjectiveOptions(_OwnOptions):
+class _OfAllObjectives(Config):
     method: Literal[tuple(METHODS)] | None = option(
         None,
         help="A named method: sets the options in its row of the table above; a flag given beside it wins.",
@@ -107,6 +104,11 @@ class ObjectiveOptions(_OwnOptions):
             if given.get(key, default) != default and filled["objective"] not in readers:
                 raise _unread(key, f"--objective {filled['objective']}", " or ".join(readers))
         return filled
+
+
+ObjectiveOptions = create_model(
+    "ObjectiveOptions", __base__=_OfAllObjectives, **{name: _own_option(name) for name in OWN_OPTIONS}
+)
 
 
 class LoraOptions(Config):
