@@ -91,7 +91,7 @@ def grade(question: Question, lenient: bool) -> Grade:
     text = (question.reference_answer or "").strip()
     if not text:
         return Grade("error", detail="no reference answer")
-    reference = reading.reference_answer(text)
+    reference = answers.reference_answer(text)
     answer = extract_answer(question.response, lenient, question.thinking)
     if reference is None:
         return Grade("error", answer, NOT_ONE_ANSWER)
@@ -136,7 +136,7 @@ def second_opinion(question: Question) -> bool | None:
 
     What agrees at the points, or to the places, that a row's `tests` ask for may differ otherwise.
     """
-    reference = reading.reference_answer(question.reference_answer or "")
+    reference = answers.reference_answer(question.reference_answer or "")
     if reference is None:
         return None
     same, _ = by_math_verify.compare(boxed(reference), question.response[-_MOST_FOR_MATH_VERIFY:])

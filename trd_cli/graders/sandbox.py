@@ -18,47 +18,25 @@ processes, and one that kills what watches it can leave processes behind.
 
 from __future__ import annotations
 
-import json
 import os
 import select
 import shutil
 import signal
-import site
-import subprocess
-import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from trd_cli.errors import InputError
-from trd_cli.graders import parents
 from trd_cli.graders.inside import codec
+from trd_cli.graders.starting import Level, Limits, SandboxError, start
 
-Level = Literal["namespaces", "bwrap", "limits"]
 LEVELS: tuple[Level, ...] = get_args(Level)
 MAX_REPLY = 512 << 20
-_INSIDE = Path(__file__).parent / "inside"
-_SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib64", "/lib32", "/etc/ld.so.cache", "/etc/alternatives", "/nix/store")
-_ENVIRONMENT = {
-    "PATH": "/usr/local/bin:/usr/bin:/bin",
-    "HOME": "/tmp",
-    "LANG": "C.UTF-8",
-    "OMP_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-    # Verdicts must not depend on the order in which a set of strings happens to come.
-    "PYTHONHASHSEED": "0",
-}
 _NO_TIME = codec.Clock(None, 0.0)
-_FILE_SIZE, _PROCESSES = 256 << 20, 64
 _START_SECONDS = 30.0
-
-
-class SandboxError(Exception):
-    """The sandbox itself failed: a row graded in it is an `error`."""
 
 
 class Ended(Exception):
@@ -71,14 +49,6 @@ class OutOfTime(Exception):
 
 class Flooded(Exception):
     """A reply of more than `MAX_REPLY` bytes."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Of each process in a sandbox: `memory` in bytes of address space, `seconds` of CPU."""
-
-    memory: int
-    seconds: int
 
 
 class Sandbox:
@@ -117,17 +87,14 @@ class Sandbox:
         (theirs_in, self._to), (self._from, theirs_out) = os.pipe(), os.pipe()
         self._buffer = bytearray()
         try:
-            if self._level == "bwrap":
-                self._ends = _started(self._level, self._limits, self._root, (theirs_in, theirs_out), other)
-            else:
-                self._ends = _forked(self._level, self._limits, self._root, (theirs_in, theirs_out, *other))
+            self._process = start(self._level, self._limits, self._root, (theirs_in, theirs_out, *other))
         except BaseException:
             self._close_pipes()
             raise
         finally:
             os.close(theirs_in)
             os.close(theirs_out)
-        self._pid = self._ends.pid
+        self._pid = self._process.pid
         self._set_blocking(False)
 
     def clock(self, seconds: float) -> codec.Clock:
@@ -154,7 +121,7 @@ class Sandbox:
         for process in _descendants(self._pid) if self._level == "limits" else ():
             with suppress(ProcessLookupError, PermissionError):
                 os.kill(process, signal.SIGKILL)
-        self._ends.end()
+        self._process.end()
         self._close_pipes()
         shutil.rmtree(self._root, ignore_errors=True)
 
@@ -243,46 +210,6 @@ class Sandbox:
         return data
 
 
-@dataclass(frozen=True)
-class _Process:
-    """A process that keeps its number until it is ended."""
-
-    pid: int
-    end: Callable[[], None]
-
-
-def _forked(level: Level, limits: Limits, root: str, descriptors: Sequence[int]) -> _Process:
-    """A sandbox forked from this process's parent of sandboxes."""
-    try:
-        parent, pid = parents.forked(_python(), _ENVIRONMENT, _options(level, limits, root), descriptors)
-    except parents.ParentGone as failure:
-        raise SandboxError(str(failure)) from None
-    return _Process(pid, partial(parent.end, pid))
-
-
-def _started(level: Level, limits: Limits, root: str, pipes: tuple[int, int], other: Sequence[int]) -> _Process:
-    """A sandbox that is a program of its own."""
-    options = _options(level, limits, root) | {"other": list(other)}
-    process = subprocess.Popen(
-        [*_bwrap(), *_python(), json.dumps(options)],
-        stdin=pipes[0],
-        stdout=pipes[1],
-        stderr=subprocess.DEVNULL,
-        env=_ENVIRONMENT,
-        cwd="/",
-        pass_fds=other,
-        start_new_session=True,
-    )
-
-    def end() -> None:
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.kill()
-        process.wait()
-
-    return _Process(process.pid, end)
-
-
 def _wait(readable: list[int], writable: list[int], clock: codec.Clock) -> None:
     while (left := clock.left()) > 0:
         if any(select.select(readable, writable, [], left)):
@@ -309,60 +236,6 @@ def _descendants(pid: int) -> Iterator[int]:
         while new := [p.pid for p in psutil.Process(pid).children(recursive=True) if p.pid not in seen]:
             seen.update(new)
             yield from new
-
-
-@cache
-def _shown() -> tuple[str, ...]:
-    """What a program may read: the system's libraries and the Python installation, none below another."""
-    wanted = [*_SYSTEM, sys.base_prefix, sys.prefix, *_site()]
-    there = [path for path in dict.fromkeys(wanted) if os.path.lexists(path)]
-    return tuple(path for path in there if not any(path != other and path.startswith(f"{other}/") for other in there))
-
-
-@cache
-def _site() -> tuple[str, ...]:
-    """The directories of installed packages: a program may import what a solution commonly uses, as numpy."""
-    found = [*site.getsitepackages(), *(p for p in sys.path if p.endswith(("site-packages", "dist-packages")))]
-    return tuple(path for path in dict.fromkeys(found) if os.path.isdir(path))
-
-
-@cache
-def _work() -> str:
-    """The empty directory in which programs work where the file system is closed:
-
-    beside an installation that lies in `/tmp`.
-    """
-    return "/tmp/work" if any(path.startswith("/tmp/") for path in _shown()) else "/tmp"
-
-
-def _options(level: Level, limits: Limits, root: str) -> dict[str, Any]:
-    work = root if level == "limits" else _work()
-    return {
-        "level": level,
-        "root": work if level == "bwrap" else root,
-        "work": work,
-        "shown": _shown(),
-        "site": _site(),
-        "memory": limits.memory,
-        "file_size": _FILE_SIZE,
-        "processes": None if level == "limits" else _PROCESSES,
-        "seconds": limits.seconds,
-        "environment": {} if work == "/tmp" else {"HOME": work, "TMPDIR": work},
-    }
-
-
-def _python() -> list[str]:
-    return [sys.executable, "-s", "-S", "-P", "-B", str(_INSIDE / "jail.py")]
-
-
-def _bwrap() -> list[str]:
-    shown = [*_shown(), str(_INSIDE)]
-    binds = [word for path in shown for word in ("--ro-bind", path, path)]
-    closed = ["--unshare-all", "--die-with-parent", "--new-session", "--cap-drop", "ALL"]
-    # The empty directory comes before what is shown, which may lie below it.
-    empty = ["--size", str(_FILE_SIZE), "--tmpfs", "/tmp", "--dir", _work(), "--dev", "/dev", "--proc", "/proc"]
-    sealed = ["--remount-ro", "/dev", "--remount-ro", "/", "--chdir", _work(), "--"]
-    return [shutil.which("bwrap") or "bwrap", *closed, *empty, *binds, *sealed]
 
 
 @cache

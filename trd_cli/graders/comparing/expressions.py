@@ -10,7 +10,7 @@ from itertools import product
 from typing import Any
 
 from trd_cli.graders import by_math_verify
-from trd_cli.graders.comparing import numbers, values
+from trd_cli.graders.comparing import numbers, parsing, values
 from trd_cli.graders.reading import read
 from trd_cli.graders.reading.kinds import Ratio, Reading, Scalar, Value
 from trd_cli.graders.reading.units import read_unit
@@ -77,14 +77,14 @@ class Expressions(ABC):
             return numbers.same_number(numbers.Number(a.value * factor, a.digits), b, self._places)
         from sympy import Rational, pi
 
-        x, y = values.parse(gold.latex), values.parse(found.latex)
+        x, y = parsing.parse(gold.latex), parsing.parse(found.latex)
         if x is None or y is None:
             return False
         try:
             scaled = x.value * Rational(factor.numerator, factor.denominator) * pi**turn
         except TypeError:
             return False
-        return values.same_value(values.Parsed(scaled, x.digits), y, self._places) is True
+        return values.same_value(parsing.Parsed(scaled, x.digits), y, self._places) is True
 
     def _numbers(self, gold: str, found: str) -> bool | None:
         a, b = numbers.number(gold), numbers.number(found)
@@ -99,7 +99,7 @@ class Expressions(ABC):
         plainly = self._numbers(gold, found)
         if plainly is not None:
             return plainly
-        x, y = values.parse(gold), values.parse(found)
+        x, y = parsing.parse(gold), parsing.parse(found)
         if x is None or y is None:
             return False
         told = values.same_value(x, y, self._places)

@@ -6,7 +6,7 @@ import re
 from functools import lru_cache
 from typing import Any
 
-from trd_cli.graders.comparing import values
+from trd_cli.graders.comparing import parsing
 from trd_cli.graders.reading import read
 from trd_cli.graders.reading.brackets import split
 from trd_cli.graders.reading.kinds import Items, Other, Reading, Relation, Scalar, Value
@@ -19,7 +19,7 @@ def range_of(relation: Relation) -> tuple[str, Any] | None:
 
     if not set(relation.relations) <= {"<", ">", "\\le", "\\ge", "\\neq"}:
         return None
-    parsed = [values.parse(side) for side in relation.sides]
+    parsed = [parsing.parse(side) for side in relation.sides]
     if None in parsed:
         return None
     try:
@@ -51,7 +51,7 @@ def _named_range(relation: Relation) -> tuple[str, Any] | None:
     if len(middle) != 1 or not (set(signs) <= {"<", "\\le"} or set(signs) <= {">", "\\ge"}):
         return None
     sides, place = list(relation.sides), middle[0]
-    bounds = [values.parse(side) for side in sides]
+    bounds = [parsing.parse(side) for side in sides]
     if signs[0] in (">", "\\ge"):
         bounds, signs, place = bounds[::-1], signs[::-1], len(sides) - 1 - place
     low = bounds[place - 1] if place else None
@@ -188,4 +188,4 @@ _OPERATION = re.compile(r"\\(?:cup|cap|setminus)(?![A-Za-z])")
 def _expression(item: Reading) -> Any:
     """Return the expression that an end of an interval or an element of a set is."""
     latex = next((value.latex for value in item if isinstance(value, Scalar) and value.unit is None), None)
-    return None if latex is None else values.parse(latex)
+    return None if latex is None else parsing.parse(latex)

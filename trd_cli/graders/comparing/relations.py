@@ -6,10 +6,10 @@ from fractions import Fraction
 from typing import Any
 
 from trd_cli.errors import first_line
-from trd_cli.graders.comparing import numbers, ranges, values
+from trd_cli.graders.comparing import numbers, parsing, ranges, values
 from trd_cli.graders.comparing.expressions import Expressions
 from trd_cli.graders.reading import read
-from trd_cli.graders.reading.equations import is_label, label_and_value, spelling
+from trd_cli.graders.reading.framing import is_label, label_and_value, spelling
 from trd_cli.graders.reading.kinds import Choice, Other, Phrase, Relation, Scalar, Value
 from trd_cli.graders.reading.notation import TEXT
 
@@ -80,7 +80,7 @@ class Relations(Expressions):
         return self._multiple(gold, found, positive=False)
 
     def _multiple(self, gold: tuple[str, ...], found: tuple[str, ...], positive: bool) -> bool:
-        parsed = [values.parse(side) for side in (*gold, *found)]
+        parsed = [parsing.parse(side) for side in (*gold, *found)]
         if None in parsed:
             return False
         try:
@@ -128,7 +128,7 @@ class Relations(Expressions):
                 if (here.left_open, here.right_open) != (there.left_open, there.right_open):
                     return False
                 return all(
-                    values.same_value(values.Parsed(a, None), values.Parsed(b, None), self._places)
+                    values.same_value(parsing.Parsed(a, None), parsing.Parsed(b, None), self._places)
                     for a, b in ((here.start, there.start), (here.end, there.end))
                 )
             difference = here.symmetric_difference(there)
@@ -147,9 +147,9 @@ def _stands_for(relation: Relation, is_reference: bool) -> str | None:
     name, value = label_and_value(relation)
     if is_label(name) or len(relation.sides) > 2:
         return value
-    number = values.parse(value)
+    number = parsing.parse(value)
     constant = number is not None and not getattr(number.value, "free_symbols", True)
-    left = values.parse(name)
+    left = parsing.parse(name)
     if left is not None and not getattr(left.value, "free_symbols", True):
         return value if constant else None
     if is_reference or not constant or numbers.number(value) == numbers.Number(Fraction(0)):

@@ -8,7 +8,7 @@ from itertools import pairwise
 from trd_cli.graders.comparing import numbers
 from trd_cli.graders.comparing.expressions import Expressions
 from trd_cli.graders.reading import read
-from trd_cli.graders.reading.equations import is_label, spelling
+from trd_cli.graders.reading.framing import is_label, spelling
 from trd_cli.graders.reading.kinds import ELLIPSIS, Choice, Items, Matrix, Reading, Relation, Scalar, Value
 
 

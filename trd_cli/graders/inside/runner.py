@@ -14,7 +14,7 @@ call or a test, and gets one back for each. No expected result ever comes in her
     {"stdin": text, "limit": seconds}            → {"stdout": text, "status": int, "flooded": bool, "late": bool}
     {"check": source, "names": […], "limit": seconds}
                                                  → {"ok": true} | {"raised": text} | {"fault": text}
-                                                                                       a test program (see asking); what
+                                                                                       a test program (see checking); what
                                                                                        it asks goes to another runner,
                                                                                        through the two pipes named at
                                                                                        the start
@@ -35,7 +35,7 @@ import types
 from collections.abc import Callable
 from typing import Any
 
-import asking
+import checking
 import codec
 import names
 import objects
@@ -116,7 +116,7 @@ def serve(pipes: Pipes, other: Pipes | None) -> None:
 def _hide_ourselves() -> None:
     """Leave no module of ours where a program or a test program would find or import it."""
     codec.hide()
-    for name in ("runner", "objects", "names", "asking"):
+    for name in ("runner", "objects", "names", "checking"):
         sys.modules.pop(name, None)
     sys.modules["__main__"] = types.ModuleType("__main__")
 
@@ -198,7 +198,7 @@ class _Program:
 
 
 def _checked(other: Pipes | None, request: dict[str, Any]) -> dict[str, Any]:
-    return asking.run(other, request["check"], request["names"], request["limit"])
+    return checking.run(other, request["check"], request["names"], request["limit"])
 
 
 def _run(source: str, text: str, limit: float) -> dict[str, Any]:

@@ -13,8 +13,15 @@ from collections.abc import Iterator
 from functools import lru_cache
 
 from trd_cli.graders.reading.brackets import Unbalanced, depth_stays, split
-from trd_cli.graders.reading.equations import is_label
-from trd_cli.graders.reading.framing import RELATIONS, is_condition, signs, tidy, unannounced, without_condition
+from trd_cli.graders.reading.framing import (
+    RELATIONS,
+    is_condition,
+    is_label,
+    signs,
+    tidy,
+    unannounced,
+    without_condition,
+)
 from trd_cli.graders.reading.kinds import (
     ELLIPSIS,
     Items,
