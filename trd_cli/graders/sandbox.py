@@ -1,19 +1,19 @@
-"""A process that runs a program nobody has read, and what keeps it in.
+"""Run an unread program in a process and keep it inside.
 
 Levels, the strongest first (`inside/jail.py` has the mechanics):
 
-namespaces  Linux, no other software needed: no network, a file system of the Python installation (read-only) and an empty /tmp
-            (where the installation lies there, an empty /tmp/work), no sight of other processes, no user rights but
-            those of nobody where trd runs as root; the process tree ends whole.
-bwrap       the same by bubblewrap, where that is installed and the kernel lets it.
-limits      what remains elsewhere (macOS, containers that forbid namespaces): a session and an empty directory of its own, an
-            environment without the user's variables, limits on memory, CPU, file size, processes and open files. Files
-            of the user and the network can be reached.
+namespaces  Linux, needs no other software. No network; a file system of the Python installation (read-only) and an
+            empty /tmp (an empty /tmp/work if the installation lies in /tmp); no view of other processes; no user rights
+            but those of nobody if trd runs as root. All processes of the sandbox end together.
+bwrap       The same by bubblewrap, if that is installed and the kernel permits it.
+limits      The rest, for macOS and containers that forbid namespaces: a session and an empty directory of its own, an
+            environment without the user's variables, limits on memory, CPU, file size, processes and open files. The
+            program can reach the user's files and the network.
 
-In all of them the program is told inputs only; expected results stay outside, in the process that compares. Not
-covered: faults of the kernel, side channels, memory of many processes together (each has its own limit), and with
-`limits` or as root with `bwrap` the number of processes. A program in `limits` may also look into the user's other
-processes, and one that kills what watches it can leave processes behind.
+At every level the program gets inputs only; expected results stay outside, in the process that compares. Not covered:
+faults of the kernel, side channels, the memory of many processes together (each has its own limit), and the number of
+processes with `limits` or as root with `bwrap`. A program in `limits` may also look into the user's other processes,
+and one that kills its watcher can leave processes behind.
 """
 
 from __future__ import annotations
@@ -44,18 +44,18 @@ class Ended(Exception):
 
 
 class OutOfTime(Exception):
-    """No reply within the time given."""
+    """No reply came in time."""
 
 
 class Flooded(Exception):
-    """A reply of more than `MAX_REPLY` bytes."""
+    """A reply has more than `MAX_REPLY` bytes."""
 
 
 class Sandbox:
     """A runner (`inside/runner.py`) in a sandbox; use as a context manager, which ends all its processes."""
 
     def __init__(self, level: Level, limits: Limits, asked: Sandbox | None = None) -> None:
-        """Test programs that run in here ask the program in `asked`, which then answers no one else."""
+        """Prepare a sandbox; its test programs call the program in `asked`, which then answers nobody else."""
         self._level, self._limits, self._asked = level, limits, asked
         self._runner: int | None = None
 
@@ -67,7 +67,7 @@ class Sandbox:
             shutil.rmtree(self._root, ignore_errors=True)
             raise
         try:
-            # A slow start is not the program's fault: its time begins only now.
+            # A slow start is not the program's fault: its time begins after this.
             reply = self.ask({"load": "", "prelude": False}, _START_SECONDS)
         except (Ended, OutOfTime) as failure:
             self.__exit__()
@@ -75,7 +75,7 @@ class Sandbox:
         except BaseException:
             self.__exit__()
             raise
-        # Only now: what comes later may be the program's own invention.
+        # Only this first reply can be trusted: the program may forge later ones.
         if "refused" in reply:
             self.__exit__()
             raise SandboxError(f"the sandbox ({self._level}) could not be closed: {reply['refused']}")
@@ -98,14 +98,14 @@ class Sandbox:
         self._set_blocking(False)
 
     def clock(self, seconds: float) -> codec.Clock:
-        """The time of the process that runs the program, from now;
+        """Return a clock of the process that runs the program, from now.
 
-        of one that mostly waits for another sandbox, by the clock.
+        If that process mostly waits for another sandbox, the clock is the ordinary one.
         """
         return codec.Clock(None if self._asked else self._runner, seconds)
 
     def hand_over(self) -> tuple[int, int]:
-        """The descriptors to read from and to write to, for another process."""
+        """Return the descriptors to read from and to write to, for use by another process."""
         self._set_blocking(True)
         return self._from, self._to
 
@@ -126,16 +126,17 @@ class Sandbox:
         shutil.rmtree(self._root, ignore_errors=True)
 
     def ask(self, request: Any, seconds: float) -> dict[str, Any]:
-        """The reply to one request; raises Ended, OutOfTime, Flooded. For `seconds` see `inside.codec.Clock`."""
+        """Return the reply to one request; raises Ended, OutOfTime, Flooded. For `seconds` see `inside.codec.Clock`."""
         clock = self.clock(seconds)
         self._send(codec.dumps(request), clock)
         return self._reply(clock)
 
     def call(self, target: str, args: tuple[Any, ...], kwargs: dict[str, Any], seconds: float) -> Any:
-        """What a function of the loaded program returns; raises RuntimeError with what it raised, else as `ask`.
+        """Return the value of a function call in the loaded program.
 
-        The seconds are the program's own; for sending its value there are as many again, and ten more. (A program that
-        forges the message between the two gains that time.)
+        Raises RuntimeError with the program's exception, else as `ask`. The program has `seconds` for the call, and as
+        many again and ten more for sending its value. (A program that forges the message between the two gains that
+        time.)
         """
         self.ask({"target": target, "args": args, "kwargs": kwargs}, seconds)
         reply = self._reply(self.clock(seconds + 10))
@@ -144,9 +145,9 @@ class Sandbox:
         return reply["value"]
 
     def calls(self, target: str, inputs: Sequence[Any], seconds: Sequence[float]) -> Iterator[Any]:
-        """Yield what a function of the loaded program returns for each of the inputs (its arguments), as `call` does.
+        """Yield the value of a function of the loaded program for each of its inputs, as `call` returns it.
 
-        The program is given inputs ahead of those whose value was taken, as long as they have the same limit.
+        The program receives inputs ahead of the values taken, as long as the inputs have the same limit.
         """
         start = 0
         while start < len(inputs):
@@ -165,11 +166,11 @@ class Sandbox:
             start = end
 
     def _reply_at_hand(self) -> dict[str, Any] | None:
-        """The next reply where it has come whole already."""
+        """Return the next reply if all of it has arrived, else None."""
         there = len(self._buffer)
         if there < codec.HEADER or there < codec.HEADER + codec.length(self._buffer[: codec.HEADER]):
             return None
-        # What is there is waited for no longer.
+        # The reply is here, so no time is needed.
         return self._reply(_NO_TIME)
 
     def _reply(self, clock: codec.Clock) -> dict[str, Any]:
@@ -218,7 +219,7 @@ def _wait(readable: list[int], writable: list[int], clock: codec.Clock) -> None:
 
 
 def _last_descendant(pid: int) -> int | None:
-    """The process at the end of a line of only children; None where that cannot be read (not Linux)."""
+    """Return the process at the end of a line of only children; None if that cannot be read (not Linux)."""
     try:
         while children := Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
             pid = int(children[0])
@@ -228,7 +229,7 @@ def _last_descendant(pid: int) -> int | None:
 
 
 def _descendants(pid: int) -> Iterator[int]:
-    """All processes below `pid`, until a look finds none that was not there before."""
+    """Yield all processes below `pid`, until a look finds no new one."""
     import psutil
 
     seen: set[int] = set()
@@ -240,7 +241,7 @@ def _descendants(pid: int) -> Iterator[int]:
 
 @cache
 def refusal(level: Level) -> str | None:
-    """Why a level is not to be had here, or None where it is: a program is run in it to see."""
+    """Return the reason why a level is unavailable here, or None; runs a program in it to find out."""
     try:
         with Sandbox(level, Limits(4 << 30, 30)):
             return None
@@ -251,9 +252,9 @@ def refusal(level: Level) -> str | None:
 
 
 def choose_level(wanted: Level | Literal["auto"]) -> Level:
-    """The level asked for, or with `auto` the strongest there is;
+    """Return the level asked for, or with `auto` the strongest available.
 
-    InputError where the one asked for is not to be had.
+    Raises InputError if the level asked for is unavailable.
     """
     if wanted == "auto":
         return next(level for level in LEVELS if level == "limits" or refusal(level) is None)
@@ -266,10 +267,7 @@ def choose_level(wanted: Level | Literal["auto"]) -> Level:
 
 
 def described(wanted: Level | Literal["auto"]) -> str:
-    """Return the level that programs run in, in words, and with `auto` why no stronger one is to be had;
-
-    see `choose_level`.
-    """
+    """Return the level that programs run in and, with `auto`, why no stronger one is available; see `choose_level`."""
     level = choose_level(wanted)
     if wanted != "auto":
         return level

@@ -1,8 +1,7 @@
-"""Whether two answers that have been read are the same: which comparison is meant, and what it refuses.
+"""Compare two answers that have been read: choose the comparison and say what it refuses.
 
-Each pair of readings is compared by the one rule that their kinds have; where there is none they differ. `same` is
-asked with the reference first: an equation that is a reference is a statement, one that is an answer may stand for its
-right side.
+Each pair of readings is compared by the one rule for their kinds; if there is none, they differ. `same` takes the
+reference first: an equation that is a reference is a statement, and one that is an answer may stand for its right side.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ _DEFAULT = Rules()
 
 
 def same(reference: str, answer: str, rules: Rules = _DEFAULT) -> tuple[bool, str | None]:
-    """Return whether an answer is the reference's, and what went wrong where that is why it is not."""
+    """Return whether an answer is the reference's, and the reason if they could not be compared."""
     gold, found = read(reference), read(answer)
     if not found:
         return False, "not read: its brackets do not match"

@@ -1,13 +1,8 @@
-"""The value of one expression in plain LaTeX, and whether two have the same.
+"""Parse one expression in plain LaTeX as SymPy has it.
 
-Whole numbers, fractions and decimals are read here; all else by latex2sympy2_extended, math-verify's parser, with every
-variable under a name of its own, so that neither the case of letters nor `I`, `E` and `\\Gamma` get a meaning that they
-were not given.
-
-Exact values are compared exactly. A decimal stands for what rounds to it, from six digits and six places on.
-Expressions with variables are compared at points: at positive ones, and at others where both sides are real and not
-both hold roots, so that `\\sqrt{1/n}` is `1/\\sqrt n` but `\\sqrt{x^2}` is not `x`. Not covered: identities that hold
-for whole numbers only.
+Whole numbers, fractions and decimals are parsed here. Everything else goes to latex2sympy2_extended, math-verify's
+parser, with every variable under a name of its own, so that neither the case of letters nor `I`, `E` and `\\Gamma` get
+a meaning that they did not have.
 """
 
 from __future__ import annotations
@@ -20,7 +15,7 @@ from typing import Any
 from trd_cli.graders.comparing.numbers import Digits, number, with_fractions
 from trd_cli.graders.reading.vocabulary import words
 
-# The parser takes ages to pair more bars than this.
+# The parser takes very long to pair more bars than this.
 _MOST_BARS = 12
 _NAME = re.compile(
     r"(?P<accent>\\(?:vec|hat|bar|overline|tilde|overrightarrow|dot|ddot|mathcal|mathbb|mathfrak|overleftrightarrow|widetilde)\s?"
@@ -54,7 +49,7 @@ class Parsed:
 
 @lru_cache(maxsize=128)
 def parse(latex: str) -> Parsed | None:
-    """Return the expression as SymPy has it; None for what cannot be read."""
+    """Return the expression as SymPy has it, or None if it cannot be read."""
     known = number(latex)
     if known is not None:
         from sympy import Rational
@@ -70,7 +65,7 @@ def parse(latex: str) -> Parsed | None:
 
 
 def _with_names(latex: str) -> str:
-    """Return the text with each variable as `\\variable{name}`; bound variables and differentials stay as they are."""
+    """Return the text with each variable as `\\variable{name}`; leave bound variables and differentials as they are."""
     latex = _DOUBLE_FACTORIAL.sub(lambda m: str(_double_factorial(int(m[1]))), latex)
     latex = _ORDERLESS.sub(lambda m: _function_of(m[1], sorted(part.strip() for part in m[2].split(","))), latex)
     if _BINDING.search(latex):
@@ -130,7 +125,7 @@ _HEX = str.maketrans("0123456789", "ghijklmnop")
 
 
 def _converted(latex: str) -> Any:
-    """Return what the parser makes of a text that is prepared for it, or None."""
+    """Return what the parser makes of a prepared text, or None."""
     from latex2sympy2_extended import latex2sympy
     from latex2sympy2_extended.latex2sympy2 import ConversionConfig
     from sympy import Basic, I, MatrixBase

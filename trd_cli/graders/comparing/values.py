@@ -1,4 +1,10 @@
-"""DOC"""
+"""Compare the values of two parsed expressions.
+
+Exact values are compared exactly. A decimal stands for the values that round to it, from six digits and six places on.
+Expressions with variables are compared at points: at positive ones, and at others if both sides are real there and do
+not both hold roots. So `\\sqrt{1/n}` is `1/\\sqrt n`, but `\\sqrt{x^2}` is not `x`. Not covered: identities that hold
+for whole numbers only.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +17,12 @@ from trd_cli.graders.comparing.numbers import LEAST_DIGITS, Digits, Number, same
 from trd_cli.graders.comparing.parsing import Parsed
 
 _POINTS, _PRECISION = 5, 50
-# More bits than this are not worked out.
+# Larger numbers are not computed.
 _MOST_BITS = 200_000
 
 
 def same_value(one: Parsed, other: Parsed, places: int | None = None) -> bool | None:
-    """Return whether two expressions have the same value wherever both have one; None where that cannot be told."""
+    """Return whether two expressions have the same value wherever both have one, or None if that cannot be decided."""
     from sympy import Expr, nan, zoo
 
     a, b = one.value, other.value
@@ -66,7 +72,7 @@ def _apart(x: Any, y: Any, digits: int) -> bool:
 
 
 def _near(x: Any, y: Any, one: Parsed, other: Parsed, places: int | None) -> bool | None:
-    """Compare real and imaginary parts where a decimal is among the two values."""
+    """Compare real and imaginary parts if one of the two values is a decimal."""
     same = True
     for part in (0, 1):
         numbers = []
@@ -85,13 +91,16 @@ def _near(x: Any, y: Any, one: Parsed, other: Parsed, places: int | None) -> boo
 
 
 def _same_at_points(one: Parsed, other: Parsed, names: list[str]) -> bool | None:
-    """Compare at positive points, then at points of any sign where no root or logarithm of a negative number is taken."""
+    """Compare at positive points, then at points of any sign.
+
+    Of the latter only those count at which no side takes a root or a logarithm of a negative number.
+    """
     draws = random.Random(7)
     decimal = one.digits or other.digits
     rooted = [any(_has_root(p.value) for p in pair) for pair in ((one,), (other,))]
     compared = 0
     for number_of in range(_POINTS):
-        # Where both hold roots their variables are quantities, which are positive.
+        # If both hold roots, their variables are quantities, which are positive.
         positive = number_of < 3 or all(rooted)
         at = {name: _draw(draws, positive) for name in names}
         x, y = _at(one.value, at), _at(other.value, at)
@@ -132,10 +141,7 @@ def _draw(draws: random.Random, positive: bool) -> Any:
 
 
 def _at(expression: Any, at: dict[str, Any]) -> tuple[Any, bool] | None:
-    """Return the value at a point and whether a root or a logarithm of a negative number was taken;
-
-    None without a value.
-    """
+    """Return the value at a point and whether it takes a root or logarithm of a negative number, or None."""
     from sympy import Pow, Product, Sum, log, nan, preorder_traversal, zoo
 
     if expression.has(Sum, Product):
@@ -170,7 +176,7 @@ def _equal_at(x: Any, y: Any, decimal: bool, digits: Digits | None) -> bool:
 
 
 def is_huge(value: Any) -> bool:
-    """Return whether a constant holds a power or a factorial with more digits than can be worked out."""
+    """Return whether a constant holds a power or a factorial with too many digits to compute."""
     from sympy import Pow, factorial, preorder_traversal
 
     for part in preorder_traversal(value):
@@ -187,7 +193,7 @@ def _size(power: Any) -> float:
 
 
 def _bits(value: Any) -> float:
-    """Return about the binary logarithm of a constant, from its parts, so that no large number is worked out."""
+    """Return about the binary logarithm of a constant, from its parts, without computing a large number."""
     from sympy import Add, Mul, Pow, factorial
 
     if isinstance(value, factorial):

@@ -1,16 +1,17 @@
-"""Objects of a program that a test in another process uses as if they were in its own. Standard library only.
+"""Let a test use objects of a program in another process as if they were its own. Standard library only.
 
-Both sides hold a `Peer`. What can be sent as a plain value is (see codec); anything else stays where it is, and the
-other side is given a stand-in that asks for each attribute, call and step. While one side waits it serves the other, so
-that a program may call a function that it was given. A request and its reply:
+Both sides hold a `Peer`. A plain value is sent (see codec). Any other object stays on its side, and the other side gets
+a stand-in that asks for each attribute, call and step. A side that waits serves the other, so that a program may call a
+function it was given. A request and its reply:
 
-    {"op": name, "args": …, "kwargs": …}  →  {"value": …, "changed": …} | {"raised": text, "error": its parts, "changed": …}
+    {"op": name, "args": …, "kwargs": …}
+        → {"value": …, "changed": …} | {"raised": text, "error": its parts, "changed": …}
 
-`changed` are the containers among the arguments as the call left them, so that a list sorted in place is sorted on both
-sides.
+`changed` holds the containers among the arguments as the call left them, so that a list sorted in place is sorted on
+both sides.
 
-What a test compares with plain values is never told to the program: stand-ins compare and compute with each other
-alone. Not covered: attributes that are plain containers and are changed through the attribute (`box.items.append(1)`).
+The program never learns the plain values that a test compares with: stand-ins compare and compute only with each other.
+Not covered: attributes that are plain containers and are changed through the attribute (`box.items.append(1)`).
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import codec
 
 _NESTING = (list, tuple, deque)
 _MUTABLE = (list, dict, set, bytearray, deque, codec.ListNode, codec.TreeNode)
-# Of one object, with operands that are inputs.
+# Operations on one object, with operands that are inputs.
 _ALONE = {
     "__len__": len,
     "__getitem__": operator.getitem,
@@ -47,7 +48,7 @@ _ALONE = {
     "__enter__": lambda value: type(value).__enter__(value),
     "__exit__": lambda value, *error: type(value).__exit__(value, *error),
 }
-# Of two objects of the program: a plain operand may be what a test expects.
+# Operations on two objects of the program: a plain operand may be an expected result.
 _BETWEEN = {
     f"__{name}__": getattr(operator, f"__{name}__")
     for name in ("eq", "ne", "lt", "le", "gt", "ge", "add", "sub", "mul", "truediv", "floordiv", "mod", "matmul")
@@ -73,13 +74,17 @@ class Wire(Protocol):
 
 
 class Gone(BaseException):
-    """The other side does not answer any more; no `except Exception` of a test takes it for an error of the program."""
+    """The other side does not answer any more.
+
+    It is no Exception, so that `except Exception` in a test does not take it for an error of the program.
+    """
 
 
 class Peer:
-    """One side of the conversation: `limit` is the seconds it waits for a reply, `extra` its further operations.
+    """One side of the conversation.
 
-    A guarded side lets the other one call, iterate and read public attributes of what it handed over, nothing else.
+    `limit` is the time it waits for a reply, in seconds; `extra` holds further operations. A guarded side lets the
+    other one call, iterate and read public attributes of the objects it handed over, nothing else.
     """
 
     def __init__(
@@ -95,16 +100,13 @@ class Peer:
         self._numbers: dict[int, int] = {}
         self._theirs: dict[int, Any] = {}
         self._errors: dict[tuple[str, int], type[BaseException]] = {}
-        # What the other side raised, how often it was asked, and why it is not asked any more.
+        # The exceptions of the other side, how often it was asked, and why it is asked no more.
         self.raised: list[BaseException] = []
         self.asked = 0
         self.broken: str | None = None
 
     def ask(self, op: str, *args: Any, **kwargs: Any) -> Any:
-        """Return what an operation gives on the other side, or raise what it raises there;
-
-        Gone where it does not answer.
-        """
+        """Return the result of an operation on the other side, or raise its exception; raises Gone if it is silent."""
         if self.broken:
             raise Gone(self.broken)
         given = _containers((*args, *kwargs.values()))
@@ -117,8 +119,8 @@ class Peer:
         ours = _change(given, reply.get("changed") or ())
         if "value" not in reply:
             error = self._exception(reply)
-            # It would end the loop of a test that calls the program in it.
-            raise (RuntimeError(told(error)) if isinstance(error, StopIteration) and op != "__next__" else error)
+            # A StopIteration would end the loop of a test that calls the program in it.
+            raise (RuntimeError(message_of(error)) if isinstance(error, StopIteration) and op != "__next__" else error)
         return ours.get(id(reply["value"]), reply["value"])
 
     def _reply(self) -> dict[str, Any]:
@@ -133,11 +135,11 @@ class Peer:
         try:
             reply = self._done(request)
         except BaseException as error:
-            reply = {"raised": told(error), "error": self._parts(error)}
+            reply = {"raised": message_of(error), "error": self._parts(error)}
         try:
             self._wire.send(reply, self._refer)
-        except BaseException as error:  # a value that cannot even be looked at
-            self._wire.send({"raised": told(error)})
+        except BaseException as error:  # a value that cannot even be inspected
+            self._wire.send({"raised": message_of(error)})
 
     def _done(self, request: dict[str, Any]) -> dict[str, Any]:
         op, args, kwargs = request["op"], list(request["args"]), request["kwargs"]
@@ -147,13 +149,13 @@ class Peer:
         try:
             value = self._operations[op](*args, **kwargs)
         except BaseException as error:
-            return {"raised": told(error), "error": self._parts(error), "changed": given}
+            return {"raised": message_of(error), "error": self._parts(error), "changed": given}
         return {"value": value, "changed": given}
 
     def _allows(self, op: str, args: list[Any]) -> bool:
         if not any(args[0] is handed for handed in self._mine):
             return False
-        # Only of objects of the tests' own classes: those of a generator lead to its frame and all that the tests know.
+        # Attributes only of the tests' own classes: those of a generator lead to its frame and all that the tests know.
         is_own = type(args[0]).__module__ == "__main__" and not isinstance(args[0], type)
         may_get = op == "get" and is_own and not str(args[1]).startswith("_")
         return op in ("call", "__next__", "__iter__") or may_get
@@ -192,9 +194,7 @@ class Peer:
     # Exceptions
 
     def _line(self, kind: type[BaseException]) -> tuple[tuple[str, str, int], ...]:
-        """A class of exceptions and those above it, each by its module and name, or as one of the program's own by
-        number.
-        """
+        """Return a class of exceptions and those above it by module and name, the program's own also by number."""
         line = []
         for above in kind.__mro__:
             if not issubclass(above, BaseException):
@@ -219,7 +219,7 @@ class Peer:
             return Exception
         module, name, number = line[0]
         if (name, number) not in self._errors:
-            # No program skips a test.
+            # A program must not be able to skip a test.
             is_runner = module.partition(".")[0] in ("unittest", "pytest", "_pytest")
             known = None if number or is_runner else getattr(sys.modules.get(module), name, None)
             is_known = isinstance(known, type) and issubclass(known, BaseException)
@@ -236,14 +236,14 @@ class Peer:
             error.args = tuple(parts["args"])
             if kind.__module__ == "solution":
                 error.__dict__.update(said=parts["text"], stand=parts["object"])
-        except Exception:  # made up, or of a kind that needs more
+        except Exception:  # forged, or of a class that needs more arguments
             error = RuntimeError(str(reply.get("raised", "no value")))
         self.raised.append(error)
         return error
 
 
-def told(error: BaseException) -> str:
-    """Return an exception's type and words, shortened; a program may have made it so that it cannot be printed."""
+def message_of(error: BaseException) -> str:
+    """Return an exception's type and text, shortened; a program may make one that cannot be printed."""
     try:
         return f"{type(error).__name__}: {error}"[:300]
     except BaseException:
@@ -361,7 +361,7 @@ def _stand(peer: Peer, number: int, name: str, able: tuple[str, ...]) -> Stand:
 
 
 def _containers(values: Any) -> list[Any]:
-    """All that can be changed among values and in them, in an order that is the same on both sides."""
+    """Return all mutable values among the given ones and inside them, in the same order on both sides."""
     found, waiting, seen = [], [values], set()
     while waiting:
         value = waiting.pop()
@@ -376,10 +376,7 @@ def _containers(values: Any) -> list[Any]:
 
 
 def _change(old: list[Any], new: Any) -> dict[int, Any]:
-    """Give our containers the content that the other side's have;
-
-    which of ours stands for which of theirs, by identity.
-    """
+    """Give our containers the content of the other side's; return ours by the identity of theirs."""
     ours = {id(theirs): mine for mine, theirs in zip(old, new, strict=False) if type(mine) is type(theirs)}
     for mine, theirs in zip(old, new, strict=False):
         if type(mine) is not type(theirs):

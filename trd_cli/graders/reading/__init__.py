@@ -1,4 +1,4 @@
-"""From the text of an answer to what it means."""
+"""Read the meaning of an answer from its text."""
 
 from trd_cli.graders.reading.kinds import Reading, Value
 from trd_cli.graders.reading.structure import read
