@@ -44,6 +44,7 @@ class CodeOptions:
 
     @property
     def limits(self) -> Limits:
+        """Return the limits of a sandbox that runs a row."""
         return Limits(self.memory, int(self.code_timeout) + 1)
 
 

@@ -95,7 +95,7 @@ def _package(dataset: Dataset) -> Iterator[None]:
         yield
     except ImportError:
         raise InputError(
-            f"{_RELEASE[dataset]} without the package evalplus", "it to be installed", "pip install evalplus"
+            f"no package evalplus, which {_RELEASE[dataset]} needs", "it to be installed", "pip install evalplus"
         ) from None
 
 
@@ -108,7 +108,7 @@ def _read(path: Path, dataset: Dataset) -> dict[str, Task]:
         missing = [name for name in _DECISIVE if name not in task]
         if missing:
             raise InputError(
-                f"{path}: task {task.get('task_id', len(found) + 1)} without {missing[0]}",
+                f"{path}: task {task.get('task_id', len(found) + 1)} has no {missing[0]}",
                 "EvalPlus's tasks",
                 "get the file again",
             )

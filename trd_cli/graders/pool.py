@@ -56,6 +56,7 @@ class GraderOptions:
 
     @classmethod
     def of(cls, config: GraderConfig) -> GraderOptions:
+        """Return the options that a configuration asks for."""
         limits = CodeOptions(
             test_timeout=config.test_timeout, code_timeout=config.code_timeout, memory=int(config.memory * (1 << 30))
         )
@@ -84,9 +85,9 @@ def _warm_up(memory: int) -> None:
     """
     import math_verify
 
-    # It warns on import that its time limits are off.
+    # math-verify warns that it runs without time limits; here the workers have them.
     logging.getLogger(math_verify.__name__).setLevel(logging.ERROR)
-    # Loaded modules stay: a process forked to compare would copy them if it searched them for garbage.
+    # Otherwise a process forked to compare would copy all loaded modules when it collects garbage.
     gc.freeze()
     before, most = resource.getrlimit(resource.RLIMIT_AS)
     with suppress(ValueError, OSError):
@@ -246,8 +247,8 @@ class GraderPool:
                 time.sleep(_PAUSE)
         raise InputError(
             f"the graders' processes do not start, the last one: {reason}",
-            "one that lives until it has a row",
-            "give them more memory (--memory, or fewer --workers), or see what ends them",
+            "one that lives until it gets a row",
+            "give them more memory (--memory, or fewer --workers), or find out what ends them",
         )
 
     def _started(self) -> Worker:
@@ -255,7 +256,7 @@ class GraderPool:
         self._alive.add(worker)
         try:
             if self._is_closing:
-                raise NotStarted("came too late")
+                raise NotStarted("the pool is closing")
             worker.wait_until_ready()
         except NotStarted:
             self._drop(worker)

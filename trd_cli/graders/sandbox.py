@@ -140,9 +140,7 @@ class Sandbox:
         """
         self.ask({"target": target, "args": args, "kwargs": kwargs}, seconds)
         reply = self._reply(self.clock(seconds + 10))
-        if "value" not in reply:
-            raise RuntimeError(str(reply.get("raised", "no value")))
-        return reply["value"]
+        return _value(reply)
 
     def calls(self, target: str, inputs: Sequence[Any], seconds: Sequence[float]) -> Iterator[Any]:
         """Yield the value of a function of the loaded program for each of its inputs, as `call` returns it.
@@ -160,9 +158,7 @@ class Sandbox:
                 reply = self._reply_at_hand()
                 if reply is None:
                     reply = self._reply(self.clock(limit))
-                if "value" not in reply:
-                    raise RuntimeError(str(reply.get("raised", "no value")))
-                yield reply["value"]
+                yield _value(reply)
             start = end
 
     def _reply_at_hand(self) -> dict[str, Any] | None:
@@ -209,6 +205,12 @@ class Sandbox:
         data = bytes(memoryview(self._buffer)[:size])
         del self._buffer[:size]
         return data
+
+
+def _value(reply: dict[str, Any]) -> Any:
+    if "value" not in reply:
+        raise RuntimeError(str(reply.get("raised", "no value")))
+    return reply["value"]
 
 
 def _wait(readable: list[int], writable: list[int], clock: codec.Clock) -> None:
@@ -272,4 +274,4 @@ def described(wanted: Level | Literal["auto"]) -> str:
     if wanted != "auto":
         return level
     passed = LEVELS[: LEVELS.index(level)]
-    return "; ".join([level, *(f"{stronger} is not to be had: {refusal(stronger)}" for stronger in passed)])
+    return "; ".join([level, *(f"{stronger} is unavailable: {refusal(stronger)}" for stronger in passed)])

@@ -17,6 +17,7 @@ from typing import Any
 import codec
 import names
 import objects
+import stand_ins
 
 
 class Fault(Exception):
@@ -181,7 +182,7 @@ class _Tests:
 
     def _value(self, name: str) -> Any:
         value = self._peer.ask("name", name)
-        if not isinstance(value, (objects.Stand, type)):
+        if not isinstance(value, (stand_ins.StandIn, type)):
             self._plain_asked += 1
         return value
 

@@ -17,45 +17,19 @@ Not covered: attributes that are plain containers and are changed through the at
 from __future__ import annotations
 
 import builtins
-import operator
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import codec
+import stand_ins
 
 _NESTING = (list, tuple, deque)
 _MUTABLE = (list, dict, set, bytearray, deque, codec.ListNode, codec.TreeNode)
-# Operations on one object, with operands that are inputs.
-_ALONE = {
-    "__len__": len,
-    "__getitem__": operator.getitem,
-    "__setitem__": operator.setitem,
-    "__delitem__": operator.delitem,
-    "__iter__": iter,
-    "__next__": next,
-    "__reversed__": reversed,
-    "__str__": str,
-    "__repr__": repr,
-    "__format__": format,
-    "__bool__": bool,
-    "__int__": int,
-    "__float__": float,
-    "__index__": operator.index,
-    "__abs__": abs,
-    "__neg__": operator.neg,
-    "__enter__": lambda value: type(value).__enter__(value),
-    "__exit__": lambda value, *error: type(value).__exit__(value, *error),
-}
-# Operations on two objects of the program: a plain operand may be an expected result.
-_BETWEEN = {
-    f"__{name}__": getattr(operator, f"__{name}__")
-    for name in ("eq", "ne", "lt", "le", "gt", "ge", "add", "sub", "mul", "truediv", "floordiv", "mod", "matmul")
-} | {f"__{name}__": getattr(operator, f"__{name}__") for name in ("and", "or", "xor", "pow")}
 _OPERATIONS: dict[str, Callable[..., Any]] = {
-    **_ALONE,
-    **_BETWEEN,
+    **stand_ins.ALONE,
+    **stand_ins.BETWEEN,
     "call": lambda function, *args, **kwargs: function(*args, **kwargs),
     "get": getattr,
     "set": setattr,
@@ -163,14 +137,16 @@ class Peer:
     # References
 
     def _refer(self, value: Any) -> tuple[str, int, str, tuple[str, ...], tuple[Any, ...]]:
-        if isinstance(value, Stand):
-            return "yours", _number(value), "", (), ()
+        if isinstance(value, stand_ins.StandIn):
+            return "yours", stand_ins.number_of(value), "", (), ()
         if isinstance(value, type) and getattr(builtins, value.__name__, None) is value:
             return "builtin", 0, value.__name__, (), ()
         number = self._number_of(value)
         is_error = isinstance(value, type) and issubclass(value, BaseException)
         named = value if isinstance(value, type) else type(value)
-        able = tuple(name for name in (*_ALONE, *_BETWEEN, "__call__") if _has(type(value), name))
+        able = tuple(
+            name for name in (*stand_ins.ALONE, *stand_ins.BETWEEN, "__call__") if stand_ins.has(type(value), name)
+        )
         return "mine", number, named.__name__, able, self._line(value) if is_error else ()
 
     def _number_of(self, value: Any) -> int:
@@ -180,6 +156,7 @@ class Peer:
         return self._numbers[id(value)]
 
     def resolve(self, side: str, number: int, name: str, able: tuple[str, ...], line: tuple[Any, ...]) -> Any:
+        """Return the object or the stand-in for the parts of a reference, as `_refer` makes them."""
         if side == "yours":
             return self._mine[number] if 0 <= number < len(self._mine) else codec.Opaque()
         if side == "builtin":
@@ -188,7 +165,7 @@ class Peer:
         if line:
             return self._error_class(line)
         if number not in self._theirs:
-            self._theirs[number] = _stand(self, number, name, able)
+            self._theirs[number] = stand_ins.stand_in(self, number, name, able)
         return self._theirs[number]
 
     # Exceptions
@@ -259,102 +236,6 @@ def _attribute_of_error(error: BaseException, name: str) -> Any:
 
 def _text_of_error(error: BaseException) -> str:
     return str(error.__dict__["said"]) if "said" in error.__dict__ else super(type(error), error).__str__()
-
-
-# Stand-ins
-
-
-class Stand:
-    """An object on the other side."""
-
-    __slots__ = ("__weakref__", "_of")
-
-    def __getattr__(self, name: str) -> Any:
-        return _asked(self, "get", self, name)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        _asked(self, "set", self, name, value)
-
-    def __delattr__(self, name: str) -> None:
-        _asked(self, "delete", self, name)
-
-    def __instancecheck__(self, value: Any) -> bool:
-        return isinstance(value, Stand) and bool(_asked(self, "isinstance", value, self))
-
-    def __subclasscheck__(self, value: Any) -> bool:
-        return isinstance(value, Stand) and bool(_asked(self, "issubclass", value, self))
-
-    def __hash__(self) -> int:
-        return hash(("stand", _number(self)))
-
-    def __eq__(self, other: object) -> bool:
-        return self is other
-
-
-def _number(stand: Stand) -> int:
-    return object.__getattribute__(stand, "_of")[1]
-
-
-def _asked(stand: Stand, op: str, *args: Any, **kwargs: Any) -> Any:
-    peer = object.__getattribute__(stand, "_of")[0]
-    peer.asked += 1
-    return peer.ask(op, *args, **kwargs)
-
-
-def _alone(name: str) -> Callable[..., Any]:
-    def method(self: Stand, *args: Any) -> Any:
-        return _asked(self, name, self, *args)
-
-    return method
-
-
-def _between(name: str) -> Callable[..., Any]:
-    def method(self: Stand, other: Any) -> Any:
-        return _asked(self, name, self, other) if isinstance(other, Stand) else NotImplemented
-
-    return method
-
-
-def _called(self: Stand, *args: Any, **kwargs: Any) -> Any:
-    return _asked(self, "call", self, *args, **kwargs)
-
-
-def _contains(self: Stand, wanted: Any) -> bool:
-    return any(value is wanted or value == wanted for value in self)
-
-
-def _iterated(self: Stand) -> Iterator[Any]:
-    place = 0
-    while True:
-        try:
-            yield self[place]
-        except IndexError:
-            return
-        place += 1
-
-
-_METHODS = {name: _alone(name) for name in _ALONE} | {name: _between(name) for name in _BETWEEN}
-_METHODS |= {"__call__": _called}
-
-
-def _has(kind: type, name: str) -> bool:
-    found = getattr(kind, name, None)
-    return found is not None and found is not getattr(object, name, None)
-
-
-def _stand(peer: Peer, number: int, name: str, able: tuple[str, ...]) -> Stand:
-    methods = {each: _METHODS[each] for each in able if each in _METHODS}
-    if "__iter__" in methods or "__getitem__" in methods:
-        methods["__contains__"] = _contains
-        methods.setdefault("__iter__", _iterated)
-    if "__iter__" in methods and "__next__" in methods:
-        methods["__iter__"] = lambda self: self
-    if "__eq__" in methods:
-        methods["__hash__"] = Stand.__hash__
-    kind = type(str(name), (Stand,), {"__slots__": (), "__module__": "solution", **methods})
-    stand = object.__new__(kind)
-    object.__setattr__(stand, "_of", (peer, number))
-    return stand
 
 
 # Arguments that a call changes

@@ -68,6 +68,7 @@ class Pipes:
         return data
 
     def send(self, message: Any, refer: Callable[[Any], tuple[Any, ...]] | None = None) -> None:
+        """Write one message."""
         self.write(codec.dumps(message, refer))
 
     def write(self, data: bytes | bytearray) -> None:
@@ -111,7 +112,7 @@ def serve(pipes: Pipes, other: Pipes | None) -> None:
 def _hide_ourselves() -> None:
     """Remove our modules from those that a program or a test program could find or import."""
     codec.hide()
-    for name in ("runner", "objects", "names", "checking"):
+    for name in ("runner", "objects", "stand_ins", "names", "checking"):
         sys.modules.pop(name, None)
     sys.modules["__main__"] = types.ModuleType("__main__")
 
