@@ -262,7 +262,7 @@ def _equal(found: Any, expected: Any) -> bool:
 
 
 class _Shown(reprlib.Repr):
-    """Shows a value to people, in bounded time."""
+    """Show a value to people, in bounded time."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -124,7 +124,7 @@ def _grades(future: Future[Any]) -> list[Grade] | None:
 
 
 class GraderPool:
-    """Grades questions in worker processes; use as a context manager."""
+    """Grade questions in worker processes; use as a context manager."""
 
     def __init__(self, options: GraderOptions) -> None:
         self._options = options

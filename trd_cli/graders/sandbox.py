@@ -139,8 +139,7 @@ class Sandbox:
         time.)
         """
         self.ask({"target": target, "args": args, "kwargs": kwargs}, seconds)
-        reply = self._reply(self.clock(seconds + 10))
-        return _value(reply)
+        return _value(self._reply(self.clock(seconds + 10)))
 
     def calls(self, target: str, inputs: Sequence[Any], seconds: Sequence[float]) -> Iterator[Any]:
         """Yield the value of a function of the loaded program for each of its inputs, as `call` returns it.

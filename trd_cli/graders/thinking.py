@@ -23,7 +23,7 @@ Decode = Callable[[Sequence[int]], str]
 
 
 class Prompts:
-    """Reads the ends of prompts; loads a model's tokenizer once, and only if a response leaves the question open."""
+    """Read the ends of prompts; load a model's tokenizer once, and only if a response leaves the question open."""
 
     def __init__(self) -> None:
         self._decoders: dict[str, Decode | None] = {}

@@ -58,7 +58,7 @@ def lines(rows: Sequence[Differing]) -> str:
 
 
 class ShardGrader:
-    """Grades whole shards.
+    """Grade whole shards.
 
     `counts` holds the verdicts of all rows seen, `changes` the (old, new) verdicts of rows that were graded again, and
     `worked_references` the number of rows of each problem whose reference is not one answer.

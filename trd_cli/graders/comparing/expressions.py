@@ -24,7 +24,7 @@ class Rules:
 
 
 class Expressions(ABC):
-    """Compares numbers, expressions, quantities and ratios, and keeps the last fault of a comparison."""
+    """Compare numbers, expressions, quantities and ratios, and keep the last fault of a comparison."""
 
     def __init__(self, rules: Rules) -> None:
         self._places = rules.places

@@ -15,7 +15,7 @@ from trd_cli.graders.reading.notation import TEXT
 
 
 class Relations(Expressions):
-    """Compares statements and the values that they stand for."""
+    """Compare statements and the values that they stand for."""
 
     def _relations(self, gold: Value, found: Value) -> bool:
         """Compare equations and inequalities with each other, with the value that they give a name, and with intervals.

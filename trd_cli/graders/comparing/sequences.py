@@ -13,7 +13,7 @@ from trd_cli.graders.reading.kinds import ELLIPSIS, Choice, Items, Matrix, Readi
 
 
 class Sequences(Expressions):
-    """Compares several values at once."""
+    """Compare several values at once."""
 
     def _items(self, gold: Value, found: Value) -> bool:
         """Compare lists and sets in any order, tuples in theirs, intervals with their brackets.

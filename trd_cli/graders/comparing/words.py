@@ -12,7 +12,7 @@ from trd_cli.graders.reading.vocabulary import is_wordlike
 
 
 class Words(Expressions):
-    """Compares answers by the way they are written."""
+    """Compare answers by the way they are written."""
 
     def _choices(self, gold: Value, found: Value) -> bool:
         """Compare letters regardless of case, or the text beside a letter with an answer without one.

@@ -219,7 +219,7 @@ class _Functions:
 
 
 class _Finder:
-    """Finds the tested program under the names that tests give it, unless another module has that name."""
+    """Find the tested program under the names that tests give it, unless another module has that name."""
 
     def __init__(self, tests: _Tests) -> None:
         self._tests = tests

@@ -224,7 +224,7 @@ _LONGEST = 20_000
 
 
 class _Maker:
-    """Makes values of one type from arguments of fixed types.
+    """Make values of one type from arguments of fixed types.
 
     No pickle can change a maker, as it could a class.
     """
