@@ -55,7 +55,7 @@ from typing import Any
 from trd_cli.datasets.arithmetic import make_arithmetic
 from trd_cli.graders import math
 from trd_cli.graders.base import Question
-from trd_cli.graders.comparing.values import parse
+from trd_cli.graders.comparing.parsing import parse
 from trd_cli.graders.evalplus_tasks import LATEST, origin, task_sha256, tasks
 from trd_cli.graders.pool import GraderOptions, GraderPool
 from trd_cli.graders.reading import read
