@@ -25,10 +25,9 @@ from trd_cli.config.training import DistillConfig
 from trd_cli.errors import InputError
 from trd_cli.models import resolve_model
 from trd_cli.prompting.templates import prompts_dir
-from trd_cli.recipes.contents import Contents
 from trd_cli.recipes.graph import build_graph
 from trd_cli.recipes.loading import load_recipe
-from trd_cli.recipes.nodes import Graph, Node
+from trd_cli.recipes.nodes import Contents, Graph, Node
 from trd_cli.recipes.recipe import Recipe
 
 BASE = """
