@@ -187,6 +187,23 @@ def test_only_the_command_line_prints_and_exits(module: str) -> None:
     assert found == []
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("run.json", "sessions.jsonl", "train.jsonl", "results.json"),
+        *("graph.json", "status.json", "problems.parquet"),
+    ],
+)
+def test_the_name_of_a_file_that_stages_share_is_written_in_one_place(name: str) -> None:
+    found = [
+        f"{module}, line {node.lineno}"
+        for module, path in FILES.items()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.strip("/") == name
+    ]
+    assert len(found) == 1, found
+
+
 def test_polars_is_loaded_in_one_place_which_mends_its_handling_of_ctrl_c() -> None:
     found = [module for module, path in FILES.items() if "import polars" in path.read_text()]
     assert found == ["trajectories.frames"]

@@ -24,6 +24,7 @@ from trd_cli.errors import InputError
 from trd_cli.models import EMA, ModelRef, own_teacher, resolve_model
 from trd_cli.recipes.nodes import BASE, NODES, Contents, Graph, Model, Node
 from trd_cli.recipes.recipe import Recipe
+from trd_cli.recipes.sections import PROBLEMS_FILE
 from trd_cli.records import content_hash
 
 

@@ -17,6 +17,9 @@ from trd_cli.config.training import DistillConfig
 from trd_cli.errors import OPTION, InputError, UserError
 from trd_cli.recipes.recipe import Table
 
+# The problem set that the first node of a run writes.
+PROBLEMS_FILE = "problems.parquet"
+
 SECTIONS: dict[str, type[Config]] = {
     "sample": SampleConfig,
     "refine": RefineConfig,
@@ -61,10 +64,10 @@ FILLED: dict[str, dict[str, str]] = {
 }
 # Values of required options that the graph fills in, for as long as a section is checked.
 _PLACEHOLDERS: dict[str, dict[str, Any]] = {
-    "sample": {"problems": "problems.parquet"},
+    "sample": {"problems": PROBLEMS_FILE},
     "refine": {"setting": "opsd"},
-    "make": {"out": "problems.parquet"},
-    "import": {"out": "problems.parquet"},
+    "make": {"out": PROBLEMS_FILE},
+    "import": {"out": PROBLEMS_FILE},
 }
 
 

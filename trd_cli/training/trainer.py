@@ -28,6 +28,7 @@ from trd_cli.interrupts import stop_signals
 from trd_cli.losses.objectives import Objective
 from trd_cli.models import EMA, ModelRef
 from trd_cli.progress import Progress
+from trd_cli.training import LOG
 from trd_cli.training.batches import Example, Weighting, collate, plan_step, steps
 from trd_cli.training.checkpoints import dtype_to_save, rehearse, save_model
 from trd_cli.training.figures import StepFigures
@@ -48,7 +49,6 @@ from trd_cli.training.state import States, trained_weights
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-LOG = "train.jsonl"
 _WORTH_SAVING = 60.0  # seconds of training
 
 
