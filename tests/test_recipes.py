@@ -146,15 +146,15 @@ WRONG: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "a filter that is no SQL": (
         BASE + ARM + 'where = "verdict = "\n',
-        ("[arms.trd] --where 'verdict = '", "a Polars SQL condition"),
+        ("[arms.trd] where 'verdict = '", "a Polars SQL condition"),
     ),
     "a filter of no column": (
         BASE + ARM + "where = \"verdit = 'correct'\"\n",
-        ("[arms.trd] --where", "verdit", "parent_verdict"),
+        ("[arms.trd] where", "verdit", "parent_verdict"),
     ),
     "a filter of a parent's column that is not read": (
         BASE + ARM + 'where = "array_length(parent_logprobs) > 3"\n',
-        ("[arms.trd] --where", "parent_logprobs"),
+        ("[arms.trd] where", "parent_logprobs"),
     ),
     "rollouts by their parents": (
         BASE + "[refine]\nsubset = 'repaired'\n" + ARM,
@@ -188,6 +188,7 @@ def test_a_wrong_recipe_is_refused_with_its_file_and_key(
     assert str(path) in line or line.startswith("trd run: error: arms ")
     assert "; expected " in line
     assert [words for words in said if words not in line] == []
+    assert "--" not in line, "a recipe has keys, not flags"
     assert not (tmp_path / "run").exists()
 
 

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from trd_cli.errors import ModelError, first_line
+from trd_cli.errors import ModelError, first_line, flag
 
 CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
@@ -49,9 +49,11 @@ def context_length(directory: Path) -> int:
             if value is None:
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ModelError(f"{path}: {name} is {json.dumps(value)}", "a number of tokens", "give --max-model-len")
+                raise ModelError(
+                    f"{path}: {name} is {json.dumps(value)}", "a number of tokens", f"give {flag('max_model_len')}"
+                )
             return value
-    raise ModelError(f"{path} names no context length", "max_position_embeddings", "give --max-model-len")
+    raise ModelError(f"{path} names no context length", "max_position_embeddings", f"give {flag('max_model_len')}")
 
 
 def configured_ends(directory: Path) -> list[int]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trd_cli.atomic import has_text_name
-from trd_cli.errors import ModelError, first_line
+from trd_cli.errors import ModelError, ModelOutOfReach, first_line, flag
 from trd_cli.model_files import CONFIG, configs, context_length, damage, read_settings
 from trd_cli.prompting.tokens import ByteTokenizer, HubTokenizer, Tokenizer
 from trd_cli.trajectories.run_json import NAME as RUN_JSON
@@ -141,7 +141,7 @@ def why_not(model: ModelRef, error: Exception) -> str:
 def cannot_load(model: ModelRef, error: Exception, attn_implementation: str | None = None) -> ModelError:
     """Return the error of a model that transformers does not load."""
     reason = why_not(model, error)
-    option = f" with --attn-implementation {attn_implementation}" if attn_implementation else ""
+    option = f" with {flag('attn_implementation')} {attn_implementation}" if attn_implementation else ""
     return ModelError(
         f"cannot load {model.name}: {reason}",
         f"a causal language model{option}",
@@ -264,7 +264,7 @@ def _from_hub(name: str, weights: bool = True) -> Path:
         UnicodeEncodeError,  # a token that no header can carry
     ) as error:
         reason = first_line(error)
-        raise ModelError(
+        raise ModelOutOfReach(
             f"model {name!r} is no directory here and the Hub did not give it ({reason})",
             "a directory, a Hub name, smollm2-135m or scripted",
             "check the name, the network, and HF_TOKEN for gated models",

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from trd_cli.config.base import AboveZero, Config, InputOptions, NotNegative, Positive, SelectOptions, Share, option
-from trd_cli.errors import InputError
+from trd_cli.errors import InputError, flag
 
 ObjectiveName = Literal[
     "forward-kl", "reverse-kl", "jsd", "entropy-gated", "forward-kl-topk", "reverse-kl-topk", "sampled"
@@ -55,8 +55,7 @@ _READ_BY = {
 
 
 def _unread(key: str, beside: str, reader: str) -> InputError:
-    flag = "--" + key.replace("_", "-")
-    return InputError(f"{flag} with {beside}", f"{reader}, which reads it", f"leave {flag} out")
+    return InputError(f"{flag(key)} with {beside}", f"{reader}, which reads it", f"leave {flag(key)} out")
 
 
 class ObjectiveOptions(Config):
@@ -119,7 +118,7 @@ class ObjectiveOptions(Config):
         for key, readers in _READ_BY.items():
             default = cls.model_fields[key].get_default()
             if given.get(key, default) != default and filled["objective"] not in readers:
-                raise _unread(key, f"--objective {filled['objective']}", " or ".join(readers))
+                raise _unread(key, f"{flag('objective')} {filled['objective']}", " or ".join(readers))
         return filled
 
 
@@ -147,15 +146,17 @@ class DistillConfig(ObjectiveOptions, LoraOptions, InputOptions, SelectOptions):
 
         adapter = [name for name in LoraOptions.model_fields if name != "lora" and changed(name)]
         if adapter and not self.lora:
-            raise _unread(adapter[0], "all weights trained", "--lora")
+            raise _unread(adapter[0], "all weights trained", flag("lora"))
         if changed("ema_decay") and self.teacher_weights != "ema":
-            raise _unread("ema_decay", f"--teacher-weights {self.teacher_weights}", "--teacher-weights ema")
+            weights = flag("teacher_weights")
+            raise _unread("ema_decay", f"{weights} {self.teacher_weights}", f"{weights} ema")
         return self
 
     def check_shardable(self) -> None:
         """Raise InputError for what cannot be trained with the weights cut over several processes."""
         if self.teacher_weights == "ema":
-            raise InputError("--teacher-weights ema with FSDP", "initial or round", "change --teacher-weights")
+            weights = flag("teacher_weights")
+            raise InputError(f"{weights} ema with FSDP", "initial or round", f"change {weights}")
 
     model: str | None = option(
         None, flags=("--model", "-m"), help="Student to train. Default: the model that wrote the rollouts.", rows=False

@@ -6,7 +6,7 @@ from importlib import metadata
 from typing import Literal
 
 from trd_cli import __version__
-from trd_cli.errors import EngineError
+from trd_cli.errors import EngineError, flag
 
 EngineName = Literal["transformers", "vllm", "openai", "scripted"]
 
@@ -20,4 +20,6 @@ def engine_version(name: EngineName) -> str:
             return metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
-    raise EngineError(f"--engine {name}, but {name} is not installed", "it to be", f'pip install "trd-cli[{name}]"')
+    raise EngineError(
+        f"{flag('engine')} {name}, but {name} is not installed", "it to be", f'pip install "trd-cli[{name}]"'
+    )

@@ -34,7 +34,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from trd_cli.errors import InputError
+from trd_cli.errors import InputError, flag
 from trd_cli.graders import parents
 from trd_cli.graders.inside import codec
 
@@ -387,7 +387,9 @@ def choose_level(wanted: Level | Literal["auto"]) -> Level:
     reason = refusal(wanted)
     if reason is not None:
         raise InputError(
-            f"--sandbox {wanted}: {reason}", "a level this machine allows", "leave --sandbox out, or take another"
+            f"{flag('sandbox')} {wanted}: {reason}",
+            "a level this machine allows",
+            f"leave {flag('sandbox')} out, or take another",
         )
     return wanted
 

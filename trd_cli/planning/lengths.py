@@ -107,7 +107,7 @@ def check_evaluations(graph: Graph, benchmarks: Sequence[Benchmark], student: Pl
             *_unasked(node, prompts, limit, config.max_errors),
             *_fewer_tokens(node, prompts, limit, asked),
         ):
-            found.append(replace(finding, what=f"{each.name}: {finding.what}"))
+            found.append(replace(finding, got=f"{each.name}: {finding.got}"))
     yield from grouped(("eval", "", finding) for finding in found)
 
 

@@ -47,9 +47,9 @@ def refuse(recipe: str, graph: Graph, nodes: Sequence[Node]) -> None:
         found += check_stages(graph, todo, student, teacher, is_asked_for(), here=True)
     errors = [finding for finding in found if finding.level == "error"]
     if errors:
-        got, _, expected = errors[0].what.partition("; expected ")
+        first = errors[0]
         more = f"; trd plan {recipe} names {len(errors) - 1} more" if len(errors) > 1 else ""
-        raise InputError(got, expected or "what its stages take", errors[0].change + more)
+        raise InputError(first.got, first.expected or "what its stages take", first.change + more)
 
 
 def read_models(recipe: Recipe, with_teacher: bool = True) -> tuple[Planned | None, Planned | None, list[Finding]]:
@@ -147,8 +147,8 @@ class _Stages:
 
         ref = model.ref
         if ref.path is not None and Path(ref.name).is_dir() and not has_weights(ref.path):
-            what = f"{ref.name} has no weights; expected model.safetensors or its index"
-            yield Finding(self._level(lacking=True), "models", what, "copy them there")
+            level, expected = self._level(lacking=True), "model.safetensors or its index"
+            yield Finding(level, "models", f"{ref.name} has no weights", "copy them there", expected)
         if trained:
             topic: Topic = "models" if ref.path else "recipe"
             refusals = list(self._told(topic, lambda: check_trainable(ref)))

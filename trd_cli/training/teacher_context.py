@@ -12,7 +12,7 @@ from typing import Any
 
 from trd_cli.config.training import DistillConfig
 from trd_cli.engines.rope import steady_length
-from trd_cli.errors import InputError, ModelError
+from trd_cli.errors import InputError, ModelError, flag
 from trd_cli.models import ModelRef
 from trd_cli.progress import Progress
 from trd_cli.prompting.tokens import Tokenizer, check_same_tokens, unread_names
@@ -157,7 +157,7 @@ def longest_row(model: ModelRef, asked: int | None) -> int:
         longest = model.max_length()
     except ModelError as error:
         if asked is None:
-            raise ModelError(error.got, error.expected, "give --max-length") from None
+            raise ModelError(error.got, error.expected, f"give {flag('max_length')}") from None
         return asked
     return min(asked or longest, longest)
 
@@ -174,7 +174,7 @@ def masked_ids(names: Sequence[str], tokenizer: Tokenizer) -> frozenset[int]:
         elif name in vocabulary:
             found.add(vocabulary[name])
         else:
-            raise InputError(f"--mask-tokens {name}", "a token of the vocabulary, or special", "check the name")
+            raise InputError(f"{flag('mask_tokens')} {name}", "a token of the vocabulary, or special", "check the name")
     return frozenset(found)
 
 
