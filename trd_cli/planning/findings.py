@@ -59,7 +59,7 @@ def out_of_reach(raised: UserError) -> bool:
 
 
 def grouped(labelled: Iterable[tuple[str, str, Finding]]) -> list[Finding]:
-    """Return findings with their stage and arms ("" for none) put before them. One about several arms is listed once."""
+    """Return findings with their stage and arms ("" for none) put before them, one about several arms only once."""
     about: dict[tuple[str, Finding], dict[str, None]] = {}
     for stage, arm, finding in labelled:
         about.setdefault((stage, finding), {})[arm] = None

@@ -110,7 +110,7 @@ class StageProcess:
         return self.exit_code
 
     def stop(self) -> None:
-        """Stop the stage and wait until it has written what it has finished; a second Ctrl-C, or ten minutes, kill it."""
+        """Stop the stage; wait until it has written what it has finished. A second Ctrl-C, or ten minutes, kill it."""
         with contextlib.suppress(ProcessLookupError):
             self._process.send_signal(signal.SIGTERM)
         until = time.monotonic() + _PATIENCE
