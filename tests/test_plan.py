@@ -170,6 +170,11 @@ def test_models_and_sets_out_of_reach_are_warnings_and_the_rest_is_still_checked
     assert "ok      arithmetic:n=5,seed=2: 5 questions" in done.stdout
 
 
+def test_a_refusal_names_keys_and_quotes_values_as_they_are(write: Write, plan: Any) -> None:
+    findings = plan(write(distill={"mask_tokens": ["--top-k"]}), code=1)
+    told(findings, "error", "recipe", "mask_tokens --top-k; expected a token of the vocabulary")
+
+
 def test_the_scripted_student_is_an_error_as_it_cannot_be_trained(write: Write, plan: Any) -> None:
     told(plan(write(student="scripted"), code=1), "error", "recipe", "scripted has no weights")
 

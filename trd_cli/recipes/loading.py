@@ -212,7 +212,7 @@ class _Check(Checker):
             )
 
     def _fits(self, recipe: Recipe, where: str, config: DistillConfig) -> None:
-        """Refuse what a command would refuse hours later."""
+        """Refuse combinations of options that a command would refuse hours later."""
         theirs = METHODS.get(config.method, {}).get("setting", recipe.setting)
         if theirs != recipe.setting:
             self.fail(

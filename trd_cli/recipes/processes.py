@@ -129,7 +129,7 @@ class StageProcess:
         return self._work
 
     def failure(self) -> str:
-        """Return the error that ended the stage; the last line of its log if it told none, as when it was killed."""
+        """Return the error that ended the stage, or the last line of its log if there was none, as after a kill."""
         self._listen()
         return self._error or next((line for line in reversed(_tail(self.log, self._start)) if line.strip()), "")
 
@@ -180,7 +180,7 @@ def locked(directory: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def stage_lock(directory: Path, note: Callable[[str], None]) -> Iterator[IO[str]]:
-    """Give the file that each stage holds while it runs. A stage that a killed run left behind is ended first."""
+    """Yield the file that each stage holds while it runs. A stage that a killed run left behind is ended first."""
     with open(directory / ".stage", "a+", encoding="utf-8") as file:
         if not take(file):
             _end_left_behind(file, note)

@@ -129,9 +129,9 @@ def templates_of(config: Config, setting: str) -> list[Template]:
 
 
 def read_recipe(path: Path, above: tuple[Path, ...]) -> tuple[Table, dict[str, Path]]:
-    """Return the values of a file over those of the files it extends, and which file each dotted key is from.
+    """Return the values of a recipe over those that it extends, and the file of each dotted key.
 
-    A recipe from a pipe names files as one in the working directory would.
+    `above` are the files that extend this one. A recipe from a pipe counts as one in the working directory.
     """
     if not has_text_name(path):
         raise InputError(f"recipe {path}: its path is not UTF-8", "one that a recipe can name", "rename it")
@@ -171,9 +171,9 @@ def _read(path: Path) -> Table:
 
 
 def _put_over(values: Table, nearer: Mapping[str, Any]) -> None:
-    """Put one recipe's values over another's.
+    """Put the values of the nearer recipe over those of another.
 
-    Problems come from one place: the nearer takes the place of another kind.
+    Problems have one source: those of the nearer replace those of another kind.
     """
     far, near = (table.get("problems") for table in (values, nearer))
     if isinstance(far, dict) and isinstance(near, dict):
@@ -182,7 +182,7 @@ def _put_over(values: Table, nearer: Mapping[str, Any]) -> None:
 
 
 def _merge(values: Table, nearer: Mapping[str, Any]) -> None:
-    """Put `nearer` over `values`: tables key by key, anything else whole; false takes a table out."""
+    """Put `nearer` over `values`: tables key by key, anything else whole; false removes a table."""
     for key, value in nearer.items():
         if value is False and isinstance(values.get(key), dict):
             del values[key]
@@ -194,7 +194,7 @@ def _merge(values: Table, nearer: Mapping[str, Any]) -> None:
 
 
 def _dotted(table: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """The keys of a table and of the tables in it."""
+    """Return the dotted keys of a table and of the tables in it."""
     found: list[str] = []
     for key, value in table.items():
         found.append(prefix + key)
@@ -204,9 +204,9 @@ def _dotted(table: Mapping[str, Any], prefix: str = "") -> list[str]:
 
 
 def _with_paths(table: Table, directory: Path) -> Table:
-    """Files and directories by their absolute paths:
+    """Return the table with absolute paths for files and directories; other names stay.
 
-    in the recipe's directory, else in the working one; any other name stays.
+    They are looked for in the recipe's directory, then in the working directory.
     """
 
     def absolute(text: str) -> str:
@@ -217,7 +217,7 @@ def _with_paths(table: Table, directory: Path) -> Table:
         return text if found is None else str(found.resolve())
 
     def benchmark(text: str) -> str:
-        # A file, with what follows its name after a colon; a directory that has a benchmark's name is none.
+        # Options of a benchmark follow a colon; a directory with a benchmark's name is no file of questions.
         name, colon, options = text.partition(":")
         file = absolute(name)
         return f"{file}{colon}{options}" if Path(file).is_file() else text
