@@ -3,11 +3,9 @@
     TrdError                     any error that trd raises on purpose
     ├── UserError          1     an error that the user can mend: what was got, what was expected, how to mend it
     │   ├── InputError           a file, a set, a row or an option that cannot be used
-    │   │   ├── DamagedFile          a file of trd whose bytes have changed since they were written
-    │   │   └── DataOutOfReach       data that could not be downloaded
+    │   │   └── DamagedFile          a file of trd whose bytes have changed since they were written
     │   ├── ModelError           a model, tokenizer or chat template that cannot be used
-    │   │   └── ModelOutOfReach      a model that could not be downloaded
-    │   ├── OutOfReach           both of them: another machine, or another network, may reach it
+    │   ├── OutOfReach           either of these two: it could not be downloaded, and may be within reach elsewhere
     │   ├── PromptError          a prompt template that cannot be used
     │   ├── EngineError          an engine that cannot start, or that stopped answering
     │   └── ResumeRefused        the output directory belongs to another configuration
@@ -62,10 +60,6 @@ def _as_flag(found: re.Match[str]) -> str:
     return "--" + found[1].replace("_", "-")
 
 
-class OutOfReach(UserError):
-    """Something that had to be downloaded and was not."""
-
-
 class InputError(UserError):
     """A file, a trajectory set or an option's value that cannot be used."""
 
@@ -74,16 +68,12 @@ class DamagedFile(InputError):
     """A file whose bytes have changed since trd wrote them."""
 
 
-class DataOutOfReach(OutOfReach, InputError):
-    """Problems, benchmarks or rows that could not be downloaded."""
-
-
 class ModelError(UserError):
     """A model, tokenizer or chat template that cannot be used."""
 
 
-class ModelOutOfReach(OutOfReach, ModelError):
-    """A model that could not be downloaded."""
+class OutOfReach(InputError, ModelError):
+    """Data or a model that could not be downloaded."""
 
 
 class PromptError(UserError):

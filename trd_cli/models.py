@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trd_cli.atomic import has_text_name
-from trd_cli.errors import ModelError, ModelOutOfReach, first_line, flag
+from trd_cli.errors import ModelError, OutOfReach, first_line, flag
 from trd_cli.model_files import CONFIG, configs, context_length, damage, read_settings
 from trd_cli.prompting.tokens import ByteTokenizer, HubTokenizer, Tokenizer
 from trd_cli.trajectories.run_json import NAME as RUN_JSON
@@ -150,7 +150,7 @@ def resolve_model(name: str, weights: bool = True) -> ModelRef:
     """Find a model by its name: a directory, a Hub name, `smollm2-135m` or `scripted`.
 
     Without `weights`, which a model on a server does not need, the Hub gives tokenizer and configuration alone. Raises
-    ModelError if there is no such model, ModelOutOfReach if the Hub did not give it.
+    ModelError if there is no such model, OutOfReach if the Hub did not give it.
     """
     if name == SCRIPTED:
         return ModelRef(name, None, "scripted")
@@ -258,7 +258,7 @@ def _from_hub(name: str, weights: bool = True) -> Path:
         UnicodeEncodeError,  # HF_TOKEN is not ASCII, as a header must be
     ) as error:
         reason = first_line(error)
-        raise ModelOutOfReach(
+        raise OutOfReach(
             f"model {name!r} is no directory here and the Hub did not give it ({reason})",
             "a directory, a Hub name, smollm2-135m or scripted",
             "check the name, the network, and HF_TOKEN for gated models",

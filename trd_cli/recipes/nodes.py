@@ -63,15 +63,13 @@ class Node:
     @property
     def argv(self) -> tuple[str, ...]:
         """Return the words after `trd`, with paths of outputs relative to the run directory."""
+        command, path = (self.stage,), self.out
         if self.stage == "verify":
-            return ("verify", *self.config.flags())
-        if self.stage != "problems":
-            return (self.stage, *self._writing_to(self.out))
-        command = "make" if isinstance(self.config, MakeConfig) else "import"
-        return ("data", command, *self._writing_to(f"{self.out}/{PROBLEMS_FILE}"))
-
-    def _writing_to(self, path: str) -> list[str]:
-        return self.config.model_copy(update={"out": path}).flags()
+            path = None
+        if self.stage == "problems":
+            command = ("data", "make" if isinstance(self.config, MakeConfig) else "import")
+            path = f"{self.out}/{PROBLEMS_FILE}"
+        return (*command, *self.config.model_copy(update={"out": path}).flags())
 
     def record(self) -> dict[str, Any]:
         """Return the node without keys, as graph.json holds it."""
