@@ -15,11 +15,11 @@ from trd_cli.config.generating import EngineOptions, RefineConfig, SampleConfig
 from trd_cli.config.training import DistillConfig
 from trd_cli.datasets.benchmarks import Benchmark
 from trd_cli.planning import estimates
+from trd_cli.planning.chains import Chain
 from trd_cli.planning.estimates import BYTES, GIB, Need, Shape
 from trd_cli.planning.findings import Finding, error, grouped, ok, warning
 from trd_cli.planning.lengths import arm_of
-from trd_cli.planning.models import Planned
-from trd_cli.planning.rows import Chain, window
+from trd_cli.planning.pair import Planned, longest_training_row
 from trd_cli.recipes.nodes import ORDER, Graph, Node
 from trd_cli.training import LOG
 from trd_cli.trajectories.stage_dir import SESSIONS
@@ -73,7 +73,7 @@ def _of_chain(node: Node, chain: Chain) -> Work:
         max(p + r for p, r in zip(prompts, responses, strict=True)),
         fmean(case.text for case in cases),
         fmean(case.prompt for case in cases) if node.stage == "refine" else 0.0,
-        measured=not _filtered(node) and ("refined" if along == "refined" else "rollouts") in chain.measured,
+        measured=not _filtered(node) and along in chain.measured,
     )
 
 
@@ -146,7 +146,7 @@ def _generating(work: Work, model: Planned, at_once: int) -> Need:
     assert isinstance(config, (SampleConfig, RefineConfig, EvalConfig))
     assert model.shape is not None
     dtype = model.dtype if config.dtype == "auto" else config.dtype
-    longest = min(work.longest, window(config.max_model_len, model) or work.longest)
+    longest = min(work.longest, model.window(config) or work.longest)
     return estimates.generating(model.shape, dtype, longest, at_once)
 
 
@@ -158,7 +158,7 @@ def training_need(work: Work, student: Planned, teacher: Planned, shards: int = 
     own = teacher.ref.path == student.ref.path
     # The student without its adapter is its own teacher without a second copy; later rounds of `initial` have one.
     shared = own and config.lora and not (config.teacher_weights == "initial" and work.node.round)
-    longest = min(work.longest, window(config.max_length, student, teacher) or work.longest)
+    longest = min(work.longest, longest_training_row(student, teacher, config.max_length) or work.longest)
     return estimates.training(
         shape,
         None if shared else teacher.shape,
@@ -240,7 +240,7 @@ def _states(node: Node, student: Planned, shape: Shape) -> int:
 
 
 def check_cost(config: PlanConfig, graph: Graph, works: Sequence[Work]) -> Iterator[Finding]:
-    """Response tokens of each stage over all rounds, arms and seeds, and hours where a rate is given or was measured."""
+    """Count response tokens of each stage over all rounds, arms and seeds, and hours where there is a rate."""
     total, unknown = 0.0, []
     for stage in ("sample", "refine", "distill", "eval"):
         own = [work for work in works if work.node.stage == stage]

@@ -46,6 +46,14 @@ class Template:
     def sha256(self) -> str:
         return _digest(self.text)
 
+    @property
+    def needed(self) -> str | None:
+        """Return the field of a problem that the template cannot do without, or None where it shows no reference.
+
+        One that shows solution and answer can do without the answer.
+        """
+        return next((name for name in ("reference_solution", "reference_answer") if name in self.placeholders), None)
+
     def render(self, values: Mapping[str, str]) -> tuple[Message, ...]:
         """The messages of one prompt: a single user turn. Every placeholder must be in `values`."""
         text = well_formed(_ENVIRONMENT.from_string(self.text).render(**values))

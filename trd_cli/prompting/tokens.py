@@ -263,6 +263,17 @@ def check_same_tokens(student: str, students: Tokenizer, teacher: str, teachers:
     )
 
 
+def check_wrote(name: str, tokenizer: Tokenizer, recorded: str | None, where: Path, mend: str) -> None:
+    """Raise ModelError when the tokenizer of the model `name` is not the one whose fingerprint a set recorded.
+
+    None for a set that recorded none: it may be any.
+    """
+    if recorded is not None and recorded != tokenizer.fingerprint():
+        raise ModelError(
+            f"the tokenizer of {name} is not the one that wrote {where}", "the same tokens with the same ids", mend
+        )
+
+
 def raw_text(messages: Sequence[Message], mode: Render) -> str:
     """Return a prompt's text as it is;
 

@@ -13,8 +13,11 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from trd_cli.config.base import Config
 from trd_cli.config.commands import ImportConfig, MakeConfig
-from trd_cli.prompting.templates import Template, load_template
+from trd_cli.config.training import DistillConfig
+from trd_cli.prompting.rendering import template_for, values_of
+from trd_cli.prompting.templates import Template
 from trd_cli.recipes.nodes import Graph, Node
 from trd_cli.recipes.processes import command_of
 from trd_cli.recipes.sections import PROBLEMS_FILE
@@ -42,10 +45,11 @@ def first_prompts(graph: Graph, chosen: Sequence[Node], done: Collection[str]) -
 
 
 def _kind(node: Node) -> tuple[Any, ...]:
-    """What tells one kind of prompt from another: the stage, and for training what the teacher reads."""
-    if node.stage != "distill":
+    """Return what tells one kind of prompt from another: the stage, and for training what the teacher reads."""
+    config = node.config
+    if not isinstance(config, DistillConfig):
         return (node.stage,)
-    return (node.stage, node.config.stage, node.config.teacher_context, node.config.prompt)
+    return (node.stage, config.along(), config.teacher_context_kind(), config.prompt)
 
 
 def _its_own(graph: Graph, node: Node) -> tuple[str | None, str]:
@@ -75,29 +79,20 @@ def _its_own(graph: Graph, node: Node) -> tuple[str | None, str]:
 
 def _from_templates(graph: Graph, node: Node, done: Collection[str]) -> str:
     problem = _first_question(node) if node.stage == "eval" else _first_problem(graph, done)
-    setting, own = graph.recipe.setting, node.config.prompt
-    if node.stage in ("sample", "eval"):
-        return _filled(load_template("student", problem.task, own), problem)
-    if node.stage == "refine":
-        return _filled(load_template(f"refine-{setting}", problem.task, own), problem)
-    along_refined = graph.recipe.along(node.arm) == "refined"
-    context = node.config.teacher_context or ("refine" if along_refined else "vanilla")
-    if along_refined and context == "refine":
-        # Refined rows bring the prompt that they were made with.
-        own = graph.recipe.refining(node.arm).get("prompt")
-    student = load_template("student", problem.task, graph.recipe.sampling(node.arm).get("prompt"))
-    teacher = load_template(f"{context}-{setting}", problem.task, own)
-    return f"student reads:\n{_filled(student, problem)}\n\nteacher reads:\n{_filled(teacher, problem)}"
+
+    def prompt_of(config: Config) -> str:
+        return _filled(template_for(config, graph.recipe.setting, problem.task), problem)
+
+    if not isinstance(node.config, DistillConfig):
+        return prompt_of(node.config)
+    before = {graph[name].stage: graph[name].config for name in graph.needed_by([node.name])}
+    teachers = before["refine"] if node.config.takes_stored_prompt() else node.config
+    return f"student reads:\n{prompt_of(before['sample'])}\n\nteacher reads:\n{prompt_of(teachers)}"
 
 
 def _filled(template: Template, problem: Problem) -> str:
-    values = {
-        "problem": problem.problem,
-        "attempt": _ATTEMPT,
-        "reference_solution": problem.reference_solution or "⟨no reference solution⟩",
-        "reference_answer": problem.reference_answer or "⟨no reference answer⟩",
-    }
-    messages = template.render(values)
+    values = values_of(problem, _ATTEMPT)
+    messages = template.render({name: text or f"⟨no {name.replace('_', ' ')}⟩" for name, text in values.items()})
     return "\n\n".join(f"[{m['role']}]\n{m['content']}" for m in messages)
 
 

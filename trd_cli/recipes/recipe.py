@@ -1,18 +1,14 @@
-"""A recipe after `extends`, and the templates that its stages render."""
+"""A recipe after `extends`."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, Strict, StrictInt
 
-from trd_cli.config.base import Config, Positive
-from trd_cli.config.commands import EvalConfig
-from trd_cli.config.generating import RefineConfig, SampleConfig
-from trd_cli.config.training import DistillConfig
-from trd_cli.prompting.templates import Template, load_template
+from trd_cli.config.base import Positive
+from trd_cli.config.training import Along, DistillConfig
 from trd_cli.recipes.files import Table
-from trd_cli.records import Task
 from trd_cli.redaction import without_secrets
 
 # Sections that an arm may have of its own beside options of training.
@@ -57,9 +53,9 @@ class Recipe(BaseModel):
         own = {key: value for key, value in self.arms[arm].items() if key not in OF_AN_ARM}
         return self.distill | own | {"setting": self.setting}
 
-    def along(self, arm: str) -> str:
-        """What an arm trains along: "refined" (y_r) or "rollout" (y_o)."""
-        return DistillConfig.parse(self.training(arm)).stage or "refined"
+    def along(self, arm: str) -> Along:
+        """Return the kind of rows that an arm trains along: "refined" (y_r) or "rollout" (y_o)."""
+        return DistillConfig.parse(self.training(arm)).along()
 
     def record(self) -> Table:
         """Return the recipe without keys, as a run directory holds it."""
@@ -70,24 +66,3 @@ class Recipe(BaseModel):
         import tomli_w
 
         return tomli_w.dumps(self.record())
-
-
-def templates_of(config: Config, setting: str) -> list[Template]:
-    """The templates that a stage renders prompts with, for either task; none where its rows bring their prompts along.
-
-    Raises PromptError for one that cannot be used.
-    """
-    own = getattr(config, "prompt", None)
-    if isinstance(config, (SampleConfig, EvalConfig)):
-        kind = "student"
-    elif isinstance(config, RefineConfig):
-        kind = f"refine-{setting}"
-    elif isinstance(config, DistillConfig):
-        along_refined = (config.stage or "refined") == "refined"
-        context = config.teacher_context or ("refine" if along_refined else "vanilla")
-        if along_refined and context == "refine":
-            return []
-        kind = f"{context}-{setting}"
-    else:
-        return []
-    return [load_template(kind, task, own) for task in get_args(Task)]
