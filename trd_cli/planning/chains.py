@@ -91,7 +91,7 @@ def chains(
 
 
 class _Writer:
-    """Renders problems as the stages will, each template once."""
+    """Renders problems as the stages will, with each template once."""
 
     def __init__(self, graph: Graph, problems: Sequence[Problem], student: Planned, teacher: Planned) -> None:
         self._graph, self._problems, self._student, self._teacher = graph, problems, student, teacher

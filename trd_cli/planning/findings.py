@@ -1,4 +1,4 @@
-"""What trd plan says: findings by topic, each with what to change."""
+"""Findings of trd plan by topic, each with the change that mends it."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def error(topic: Topic, what: str, change: str) -> Finding:
 
 
 def of_exception(level: Level, topic: Topic, raised: UserError, prefix: str = "") -> Finding:
-    """An exception of ours as a finding."""
+    """Return the finding that one of our exceptions makes."""
     return Finding(level, topic, f"{prefix}{raised.got}; expected {raised.expected}", raised.mend)
 
 
@@ -55,10 +55,7 @@ def out_of_reach(raised: UserError) -> bool:
 
 
 def grouped(labelled: Iterable[tuple[str, str, Finding]]) -> list[Finding]:
-    """Findings with the stage and the arms ("" for none) they are about put before them;
-
-    the same one about several arms is one.
-    """
+    """Put the stage and the arms ("" for none) before each finding. The same finding about several arms becomes one."""
     about: dict[tuple[str, Finding], dict[str, None]] = {}
     for stage, arm, finding in labelled:
         about.setdefault((stage, finding), {})[arm] = None
@@ -69,18 +66,15 @@ def grouped(labelled: Iterable[tuple[str, str, Finding]]) -> list[Finding]:
 
 
 def lines(findings: Iterable[Finding]) -> list[str]:
-    """All findings by topic, in the order of TOPICS, a heading before each topic."""
-    found = list(findings)
-    told: list[str] = []
-    for topic in TOPICS:
-        own = [f for f in found if f.topic == topic]
-        if own:
-            told += [topic, *(f"  {f.line()}" for f in own)]
-    return told
+    """Return all findings by topic, in the order of TOPICS, a heading before each topic."""
+    by_topic: dict[Topic, list[str]] = {topic: [] for topic in TOPICS}
+    for finding in findings:
+        by_topic[finding.topic].append(f"  {finding.line()}")
+    return [line for topic, own in by_topic.items() if own for line in (topic, *own)]
 
 
 def per_cent(share: float) -> str:
-    """`12 %`; a share that is neither none nor all never looks so."""
+    """Return a share as `12 %`. One that is neither none nor all never looks so."""
     if 0 < share < 0.01:
         return "under 1 %"
     return "over 99 %" if 0.99 < share < 1 else f"{share:.0%}".replace("%", " %")

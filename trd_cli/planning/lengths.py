@@ -52,10 +52,10 @@ def _check(node: Node, chain: Chain, student: Planned, teacher: Planned) -> Iter
 
 def _sample(node: Node, config: SampleConfig, chain: Chain, student: Planned) -> Iterator[Finding]:
     prompts = [case.prompt for case in chain.cases]
-    told = f"prompts of {_spread(prompts)} tokens"
+    text = f"prompts of {_spread(prompts)} tokens"
     if chain.left_out:
-        told += f", {per_cent(chain.left_out)} of the problems left out as too long"
-    yield ok("lengths", told)
+        text += f", {per_cent(chain.left_out)} of the problems left out as too long"
+    yield ok("lengths", text)
     limit = student.window(config)
     if limit is None:
         return
@@ -148,18 +148,18 @@ def _fit(chain: Chain, hopeless: int, left_out: int, over: int, limit: int) -> F
     """Judge the rows that never fit (`hopeless`), that do not fit, and whose teacher's context does not (`over`)."""
     rows, along = len(chain.cases), chain.along
     needed = max(max(case.prompt, case.context) + case.response(along) for case in chain.cases)
-    told = f"rows of up to {needed:,} tokens{_by(chain, along)}, max_length {limit:,}"
+    text = f"rows of up to {needed:,} tokens{_by(chain, along)}, max_length {limit:,}"
     change = f"raise max_length to {needed:,}, or lower max_tokens of what is trained along"
     if hopeless == rows or (along in chain.measured and left_out == rows):
-        return error("lengths", f"{told}: no row fits, all would be left out", change)
+        return error("lengths", f"{text}: no row fits, all would be left out", change)
     if max(left_out, over) / rows <= _RARE:
-        return ok("lengths", told)
+        return ok("lengths", text)
     parts = [
         f"{per_cent(count / rows)} {what}"
         for count, what in ((left_out, "would be left out"), (over - left_out, "lose a part of the context"))
         if count > 0
     ]
-    return warning("lengths", f"{told}: {', '.join(parts)}", change)
+    return warning("lengths", f"{text}: {', '.join(parts)}", change)
 
 
 def _by(chain: Chain, kind: str) -> str:

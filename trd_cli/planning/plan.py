@@ -1,4 +1,4 @@
-"""trd plan: what a recipe will need and what is wrong with it, before any GPU hour is spent. Loads no weights."""
+"""trd plan: find what a recipe will need and what is wrong with it, before GPU hours are spent. Loads no weights."""
 
 from __future__ import annotations
 

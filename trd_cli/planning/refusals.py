@@ -34,9 +34,7 @@ _PLACES = {"model", "teacher", "problems", "inputs", "parents", "out", "seed", "
 
 
 def refuse(recipe: str, graph: Graph, nodes: Sequence[Node]) -> None:
-    """Raise InputError where one of these nodes would end with an error on this machine, as far as models and options
-    tell.
-    """
+    """Raise InputError where one of these nodes would be refused on this machine for its models or options."""
     todo = [node for node in nodes if isinstance(node.config, (*Generating.__args__, DistillConfig))]
     if not todo:
         return
@@ -69,7 +67,7 @@ def read_models(recipe: Recipe, with_teacher: bool = True) -> tuple[Planned | No
 def check_stages(
     graph: Graph, nodes: Sequence[Node], student: Planned, teacher: Planned, sharded: bool, here: bool
 ) -> list[Finding]:
-    """Check models and options of nodes that run a model; each finding once, with the stages and arms it is about.
+    """Check models and options of nodes that run a model. Each finding comes once, with its stages and arms.
 
     `sharded` tells that training is launched with FSDP, `here` that the nodes run on this machine.
     """
@@ -134,7 +132,7 @@ class _Stages:
                 found = found.with_options(each.config)
         return found
 
-    def _told(self, topic: Topic, check: Callable[[], object], lacking: bool = False) -> Iterator[Finding]:
+    def _refused(self, topic: Topic, check: Callable[[], object], lacking: bool = False) -> Iterator[Finding]:
         """Yield what an owner of a rule refuses.
 
         `lacking` tells that the check asks for something that another machine may have.
@@ -158,17 +156,17 @@ class _Stages:
             yield Finding(self._level(lacking=True), "models", what, "copy them there")
         if trained:
             topic: Topic = "models" if ref.path else "recipe"
-            refusals = list(self._told(topic, lambda: check_trainable(ref)))
-            yield from refusals or self._told(topic, lambda: check_head(ref.name, ref.skeleton()))
+            refusals = list(self._refused(topic, lambda: check_trainable(ref)))
+            yield from refusals or self._refused(topic, lambda: check_head(ref.name, ref.skeleton()))
 
     # Stages that generate
 
     def _engine(self, node: Node, engine: EngineName, config: Generating, model: Planned) -> list[Finding]:
         """Return what is wrong with the options of an engine."""
         found = [
-            *self._told("recipe", lambda: check_arguments(engine, config)),
-            *self._told("recipe", lambda: engine_version(engine), lacking=True),
-            *self._told("recipe", lambda: check_server(engine, config), lacking=True),
+            *self._refused("recipe", lambda: check_arguments(engine, config)),
+            *self._refused("recipe", lambda: engine_version(engine), lacking=True),
+            *self._refused("recipe", lambda: check_server(engine, config), lacking=True),
             *self._window(node, engine, config, model),
         ]
         if isinstance(config, EvalConfig):
@@ -176,11 +174,11 @@ class _Stages:
         if engine == "transformers":
             from trd_cli.engines.transformers import check_device, check_options
 
-            found += self._told("recipe", lambda: check_device(config.device), lacking=True)
+            found += self._refused("recipe", lambda: check_device(config.device), lacking=True)
             if not any(each.level == "error" for each in found):
-                # auto may be another engine elsewhere.
+                # On another machine auto may be another engine.
                 may_differ = config.engine == "auto"
-                found += self._told("models", lambda: check_options(model.ref, config), lacking=may_differ)
+                found += self._refused("models", lambda: check_options(model.ref, config), lacking=may_differ)
         return found
 
     def _window(self, node: Node, engine: EngineName, config: Generating, model: Planned) -> Iterator[Finding]:
@@ -199,7 +197,7 @@ class _Stages:
 
     def _sandbox(self, config: EvalConfig) -> Iterator[Finding]:
         if any(asks_for_code(name) for name in split_benchmarks(config.bench or "")):
-            yield from self._told("recipe", lambda: choose_level(config.sandbox), lacking=True)
+            yield from self._refused("recipe", lambda: choose_level(config.sandbox), lacking=True)
 
     # Training
 
@@ -208,14 +206,14 @@ class _Stages:
         from trd_cli.training.teacher_context import longest_row, masked_ids
 
         student, teacher = self._student, self._teacher
-        yield from self._told("recipe", lambda: masked_ids(config.mask_tokens, student.tokenizer))
+        yield from self._refused("recipe", lambda: masked_ids(config.mask_tokens, student.tokenizer))
         for model in dict.fromkeys((student, teacher)):
-            yield from self._told("lengths", lambda ref=model.ref: longest_row(ref, config.max_length))
+            yield from self._refused("lengths", lambda ref=model.ref: longest_row(ref, config.max_length))
         if self._sharded:
-            yield from self._told("recipe", config.check_shardable)
-        yield from self._told("recipe", lambda: check_training_device(config.device), lacking=True)
+            yield from self._refused("recipe", config.check_shardable)
+        yield from self._refused("recipe", lambda: check_training_device(config.device), lacking=True)
         for tracker in config.tracker:
-            yield from self._told("recipe", lambda name=tracker: check_tracker(name), lacking=True)
+            yield from self._refused("recipe", lambda name=tracker: check_tracker(name), lacking=True)
 
     def _networks(self, config: DistillConfig) -> Iterator[Finding]:
         """Try what the options ask of the networks on ones without weights."""
@@ -232,7 +230,7 @@ class _Stages:
                     yield of_exception(level, "recipe", in_a_recipe(raised))
                 continue
             if model is self._student:
-                yield from self._told("recipe", lambda network=network: _adapt(network, config))
+                yield from self._refused("recipe", lambda network=network: _adapt(network, config))
 
 
 def _without_places(config: Config) -> str:
@@ -254,7 +252,7 @@ def _adapt(network: Any, config: DistillConfig) -> None:
 
 
 def check_arms(graph: Graph, student: Planned, teacher: Planned) -> Iterator[Finding]:
-    """Check each arm once for what trd distill does not refuse but does otherwise than it seems."""
+    """Check each arm once for what trd distill takes, but not in the way that it seems."""
     if graph.recipe.setting == "opd" and student.ref.path == teacher.ref.path is not None:
         yield warning(
             "recipe",

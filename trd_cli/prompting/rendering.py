@@ -14,7 +14,7 @@ from trd_cli.config.commands import EvalConfig
 from trd_cli.config.generating import RefineConfig, RenderOptions, SampleConfig
 from trd_cli.config.training import DistillConfig
 from trd_cli.prompting.templates import Template, load_template
-from trd_cli.prompting.tokens import Render, Tokenizer, unread_names
+from trd_cli.prompting.tokens import Render, Tokenizer
 from trd_cli.records import Message, Problem, Task, Trajectory
 
 TASKS: tuple[Task, ...] = get_args(Task)
@@ -22,7 +22,7 @@ TASKS: tuple[Task, ...] = get_args(Task)
 
 @dataclass(frozen=True)
 class Rendering:
-    """How messages become token ids: the mode, and arguments of the chat template."""
+    """The way from messages to token ids: the mode, and arguments of the chat template."""
 
     mode: Render = "chat"
     kwargs: Mapping[str, Any] = field(default_factory=dict)
@@ -46,7 +46,16 @@ class Rendering:
 
     def unread(self, tokenizer: Tokenizer) -> str | None:
         """Describe the arguments that the chat template does not read, or return None if there are none."""
-        return unread_names(tokenizer, self.mode, self.kwargs)
+        if self.mode != "chat":
+            return f"--render {self.mode} reads no {', '.join(self.kwargs)}" if self.kwargs else None
+        known = tokenizer.template_names()
+        unread = [name for name in self.kwargs if name not in known]
+        if not unread:
+            return None
+        # Every template is given special tokens; nobody passes them.
+        listed = sorted(name for name in known if not name.endswith("_token"))
+        reads = f"it reads {', '.join(listed)}" if listed else "it reads no argument"
+        return f"the chat template does not read {', '.join(unread)}: {reads}"
 
 
 def template_kind(config: Config, setting: str, along: str | None = None) -> str | None:

@@ -1,8 +1,7 @@
-"""The first prompt of each stage of a graph, for `trd run --dry-run`: nothing is generated, trained or written.
+"""Show the first prompt of each stage of a graph, for `trd run --dry-run`: nothing is generated, trained or written.
 
-A stage whose inputs exist shows it by its own --dry-run, offline; for any other the template is filled with the first
-problem, and a text in ⟨⟩ stands for what is not there yet. Not covered: the model's chat template, where the template
-alone is shown.
+A stage whose inputs exist shows it by its own --dry-run, offline. For any other the template is filled with the first
+problem, and a text in ⟨⟩ stands for what does not exist yet; the model's chat template is then not applied.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ _SECONDS = 600
 
 
 def first_prompts(graph: Graph, chosen: Sequence[Node], done: Collection[str]) -> Iterator[tuple[str, str]]:
-    """A title and a text for each kind of prompt that the chosen nodes use."""
+    """Yield a title and a text for each kind of prompt that the chosen nodes use."""
     shown: set[tuple[Any, ...]] = set()
     for node in chosen:
         kind = _kind(node)
@@ -53,7 +52,7 @@ def _kind(node: Node) -> tuple[Any, ...]:
 
 
 def _its_own(graph: Graph, node: Node) -> tuple[str | None, str]:
-    """What the stage's --dry-run says, or None and why it says nothing."""
+    """Return what the stage's --dry-run prints, or None and the reason why it prints nothing."""
     words = command_of(graph, node, ["--dry-run"])
     offline = os.environ | {"HF_HUB_OFFLINE": "1"}
     words = [words[0], *words[words.index("trd_cli") - 1 :]]  # without a launcher
@@ -71,7 +70,7 @@ def _its_own(graph: Graph, node: Node) -> tuple[str | None, str]:
         return None, f"its --dry-run took more than {_SECONDS} s"
     lines = ended.stderr.strip().splitlines()
     if ended.returncode:
-        # Without what was expected and how to mend it: nothing needs mending for a dry run.
+        # Nothing needs mending for a dry run: only the first part of the error is shown.
         said = lines[-1].partition("; expected ")[0] if lines else f"exit code {ended.returncode}"
         return None, f"its --dry-run says: {said}"
     return "\n".join(lines), ""
@@ -97,7 +96,7 @@ def _filled(template: Template, problem: Problem) -> str:
 
 
 def _first_question(node: Node) -> Problem:
-    """Stands for the first question of the first benchmark, which is not read."""
+    """Return a stand-in for the first question of the first benchmark, which is not read."""
     from trd_cli.datasets.known_sets import KNOWN
 
     name = node.config.bench.partition(",")[0].partition(":")[0]
@@ -106,10 +105,7 @@ def _first_question(node: Node) -> Problem:
 
 
 def _first_problem(graph: Graph, done: Collection[str]) -> Problem:
-    """The first problem of the recipe's set, from its file or made in memory;
-
-    what stands for it where it is not at hand.
-    """
+    """Return the first problem of the recipe's set, from its file or made in memory, or a stand-in."""
     from trd_cli.trajectories.shards import read_problems
 
     (kind, value), *_ = graph.recipe.problems.items()

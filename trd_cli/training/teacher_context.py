@@ -78,7 +78,7 @@ class Contexts:
                 made.append(example)
             else:
                 left_out[example] += 1
-        # Shards hold rows in the order in which they finished: training must not depend on that.
+        # Training must not depend on the order in which rows finished and entered the shards.
         made.sort(key=lambda example: example.trajectory_id)
         for what, count in self._cut.items():
             self._progress.note(
@@ -128,7 +128,7 @@ class Contexts:
         if not self._config.eos:
             return response[:-1] if response[-1] in ends else response
         if response[-1] not in self._tokenizer.eos_ids:
-            # A teacher with an end-of-turn id of its own: the student must learn to stop with one it knows.
+            # The student must learn to stop with an end of turn that it knows, not with the teacher's own.
             teachers_end = response[-1] in self._teacher_eos_ids
             response = [*(response[:-1] if teachers_end else response), self._tokenizer.end_of_turn_id]
         return response
