@@ -20,7 +20,7 @@ from support.sets import rows_of
 from support.tiny import END, OTHER_END, SHAPE, build_model, reference_model, set_eos, write_tokenizer
 
 from trd_cli.planning.estimates import GIB, adapter_parameters, generating, row_bytes, training
-from trd_cli.planning.models import Planned, read_model
+from trd_cli.planning.pair import Planned, read_model
 from trd_cli.recipes.graph import build_graph
 from trd_cli.recipes.loading import load_recipe
 from trd_cli.trajectories.shards import list_shards, read_problems, write_problems

@@ -1,8 +1,9 @@
-"""Options of distillation: the objective, what is trained along, the optimiser."""
+"""Options of distillation: the objective, the rows it is trained along, the teacher's context, the optimiser."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from collections.abc import Collection
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import Field, model_validator
 
@@ -13,7 +14,10 @@ ObjectiveName = Literal[
     "forward-kl", "reverse-kl", "jsd", "entropy-gated", "forward-kl-topk", "reverse-kl-topk", "sampled"
 ]
 
-# What --method stands for. Anything given beside it counts before it.
+# The kinds of rows that can be trained along, y_r and y_o, the usual one first.
+Along = Literal["refined", "rollout"]
+Context = Literal["refine", "vanilla"]
+# The options that a method sets. A flag given beside --method wins.
 METHODS: dict[str, dict[str, Any]] = {
     "trd": {"objective": "forward-kl", "stage": "refined", "teacher_context": "refine"},
     "fkl": {"objective": "forward-kl", "stage": "rollout", "teacher_context": "vanilla"},
@@ -32,7 +36,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "jsd": {"objective": "jsd", "stage": "rollout", "teacher_context": "vanilla", "beta": 0.5},
     "eopd": {"objective": "entropy-gated", "stage": "rollout", "teacher_context": "vanilla", "entropy_threshold": 0.8},
 }
-# What holds where neither a flag nor the method says anything.
+# The options' values where neither a flag nor the method sets them.
 _METHOD_DEFAULTS: dict[str, Any] = {
     "objective": "forward-kl",
     "top_k": 32,
@@ -44,7 +48,7 @@ _METHOD_DEFAULTS: dict[str, Any] = {
 
 
 _TOP_K = ("forward-kl-topk", "reverse-kl-topk")
-# Objectives that read an option; given beside another one it would be ignored in silence.
+# The objectives that read an option. Beside any other one it would be ignored in silence.
 _READ_BY = {
     "beta": ("jsd",),
     "top_k": _TOP_K,
@@ -67,11 +71,11 @@ class ObjectiveOptions(Config):
     objective: ObjectiveName | None = option(
         None, help="Divergence to minimise. Default: the method's, else forward-kl."
     )
-    stage: Literal["refined", "rollout"] | None = option(
+    stage: Along | None = option(
         None,
         help="Train along y_r (refined) or y_o (rollout). Default: the method's, else refined where the input has any.",
     )
-    teacher_context: Literal["refine", "vanilla"] | None = option(
+    teacher_context: Context | None = option(
         None,
         help="The teacher reads the refinement prompt, with the attempt, or the problem alone (opsd: and the reference). Default: the method's, else refine along y_r, vanilla along y_o.",
     )
@@ -104,13 +108,32 @@ class ObjectiveOptions(Config):
     )
     eos: bool = option(True, flags=("--eos/--no-eos",), help="Train on the end-of-turn token.")
 
+    def along(self, held: Collection[str] = get_args(Along)) -> Along:
+        """Return the kind of rows to train along: as asked, else y_r where the input holds any.
+
+        By default the input holds both kinds, as it does in a recipe.
+        """
+        return self.stage or ("refined" if "refined" in held else "rollout")
+
+    def teacher_context_kind(self, along: str | None = None) -> Context:
+        """Return the context that the teacher reads before a response of the kind `along` (default: `along()`)."""
+        return self.teacher_context or ("refine" if (along or self.along()) == "refined" else "vanilla")
+
+    def takes_stored_prompt(self, along: str | None = None) -> bool:
+        """Tell whether the teacher reads the prompt that a row was refined with, which the row brings along."""
+        return (along or self.along()) == "refined" and self.teacher_context_kind(along) == "refine"
+
+    def is_drawn_otherwise(self, along: str, temperature: float, top_p: float, top_k: int) -> bool:
+        """Tell whether rows are no plain samples of the student, along which the sampled estimate is biased."""
+        return along == "refined" or temperature != self.temperature or top_p < 1 or top_k > 0
+
     def _implied(self) -> dict[str, Any]:
         return _METHOD_DEFAULTS | METHODS.get(self.method, {})
 
     @model_validator(mode="before")
     @classmethod
     def _fill_in(cls, values: Any) -> Any:
-        """Flags first, then the method, then what holds anyway. Refuses a flag that the objective does not read."""
+        """Fill in what the method and the defaults set. Raises InputError for a flag the objective does not read."""
         if not isinstance(values, dict):
             return values
         given = {key: value for key, value in values.items() if value is not None}
@@ -152,8 +175,12 @@ class DistillConfig(ObjectiveOptions, LoraOptions, InputOptions, SelectOptions):
             raise _unread("ema_decay", f"{weights} {self.teacher_weights}", f"{weights} ema")
         return self
 
+    def setting_of(self, rows: str | None) -> Literal["opd", "opsd"]:
+        """Return the setting for rows that were made in the setting `rows`, None for rollouts."""
+        return self.setting or rows or "opd"
+
     def check_shardable(self) -> None:
-        """Raise InputError for what cannot be trained with the weights cut over several processes."""
+        """Raise InputError for options that exclude weights sharded over several processes."""
         if self.teacher_weights == "ema":
             weights = flag("teacher_weights")
             raise InputError(f"{weights} ema with FSDP", "initial or round", f"change {weights}")

@@ -1,4 +1,4 @@
-"""The findings of trd plan: by topic, each with what to change."""
+"""Findings of trd plan by topic, each with the change that mends it."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def out_of_reach(raised: UserError) -> bool:
 
 
 def grouped(labelled: Iterable[tuple[str, str, Finding]]) -> list[Finding]:
-    """Return findings with their stage and arms ("" for none) put before them, one about several arms only once."""
+    """Put the stage and the arms ("" for none) before each finding. The same finding about several arms becomes one."""
     about: dict[tuple[str, Finding], dict[str, None]] = {}
     for stage, arm, finding in labelled:
         about.setdefault((stage, finding), {})[arm] = None
@@ -70,18 +70,15 @@ def grouped(labelled: Iterable[tuple[str, str, Finding]]) -> list[Finding]:
 
 
 def lines(findings: Iterable[Finding]) -> list[str]:
-    """Return the lines of all findings by topic, in the order of TOPICS, with a heading for each topic."""
-    found = list(findings)
-    shown: list[str] = []
-    for topic in TOPICS:
-        own = [f for f in found if f.topic == topic]
-        if own:
-            shown += [topic, *(f"  {f.line()}" for f in own)]
-    return shown
+    """Return all findings by topic, in the order of TOPICS, a heading before each topic."""
+    by_topic: dict[Topic, list[str]] = {topic: [] for topic in TOPICS}
+    for finding in findings:
+        by_topic[finding.topic].append(f"  {finding.line()}")
+    return [line for topic, own in by_topic.items() if own for line in (topic, *own)]
 
 
 def per_cent(share: float) -> str:
-    """Return a share as `12 %`; one that is neither none nor all is never shown as 0 % or 100 %."""
+    """Return a share as `12 %`. One that is neither none nor all never looks so."""
     if 0 < share < 0.01:
         return "under 1 %"
     return "over 99 %" if 0.99 < share < 1 else f"{share:.0%}".replace("%", " %")

@@ -27,7 +27,8 @@ from trd_cli.config.generating import RefineConfig
 from trd_cli.config.training import METHODS, DistillConfig
 from trd_cli.datasets.benchmarks import check_benchmark, split_benchmarks
 from trd_cli.errors import InputError, PromptError, UserError
-from trd_cli.recipes.recipe import OF_AN_ARM, Recipe, Table, read_recipe, templates_of
+from trd_cli.prompting.rendering import templates_for
+from trd_cli.recipes.recipe import OF_AN_ARM, Recipe, Table, read_recipe
 from trd_cli.recipes.sections import FILLED, SOURCES, Checker, closest
 from trd_cli.trajectories.selection import needs_parents
 from trd_cli.trajectories.sets import check_filter
@@ -92,7 +93,7 @@ class _Check(Checker):
     def _rendered(self, config: Config, setting: str, where: str) -> None:
         """Check a stage's templates and its filter before anything is run."""
         try:
-            templates_of(config, setting)
+            templates_for(config, setting)
         except PromptError as error:
             self.fail(f"{where}.prompt", f"[{where}] {error.got}", error.expected, "change prompt, or mend the file")
         condition = getattr(config, "where", None)
@@ -203,7 +204,7 @@ class _Check(Checker):
         self._rendered(config, recipe.setting, where)
         self._fits(recipe, where, config)
         refined = RefineConfig.parse({**recipe.refining(name), "setting": recipe.setting})
-        if (config.stage or "refined") == "refined" and needs_parents(refined.subset, refined.where):
+        if config.along() == "refined" and needs_parents(refined.subset, refined.where):
             self.fail(
                 f"{where}.refine.subset" if "subset" in arm.refine else "refine.subset",
                 f"[refine] {_reads(refined)} of rollouts, which have no parents",
@@ -228,7 +229,7 @@ class _Check(Checker):
                 'setting = "opsd", where the student is its own teacher',
                 "leave it out",
             )
-        if config.stage == "rollout" and needs_parents(config.subset, config.where):
+        if config.along() == "rollout" and needs_parents(config.subset, config.where):
             self.fail(
                 where,
                 f"[{where}] {_reads(config)} along y_o, which has no parents",

@@ -14,7 +14,8 @@ from trd_cli.config.commands import EvalConfig, ImportConfig, MakeConfig
 from trd_cli.datasets.benchmarks import split_benchmarks
 from trd_cli.errors import InputError
 from trd_cli.models import EMA, fingerprint
-from trd_cli.recipes.recipe import Recipe, templates_of
+from trd_cli.prompting.rendering import templates_for
+from trd_cli.recipes.recipe import Recipe
 from trd_cli.recipes.sections import PROBLEMS_FILE
 from trd_cli.redaction import without_secrets
 
@@ -192,7 +193,7 @@ class Contents:
         """
         chosen = config.deciding()
         if "prompt" in chosen:
-            chosen["prompt"] = [template.sha256 for template in templates_of(config, setting)]
+            chosen["prompt"] = [template.sha256 for template in templates_for(config, setting).values()]
         if isinstance(config, EvalConfig):
             chosen["bench"] = [self.benchmark(name) for name in split_benchmarks(config.bench or "")]
         if isinstance(config, ImportConfig) and Path(config.file).is_file():

@@ -1,4 +1,4 @@
-"""A recipe: its TOML files with all they extend, its sections as they were written, and the templates of its stages."""
+"""A recipe: its TOML files with all they extend, and its sections as they were written."""
 
 from __future__ import annotations
 
@@ -6,18 +6,14 @@ import json
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, Strict, StrictInt, model_serializer, model_validator
 
 from trd_cli.atomic import has_text_name, read_text_once
-from trd_cli.config.base import Config, Positive
-from trd_cli.config.commands import EvalConfig
-from trd_cli.config.generating import RefineConfig, SampleConfig
-from trd_cli.config.training import DistillConfig
+from trd_cli.config.base import Positive
+from trd_cli.config.training import Along, DistillConfig
 from trd_cli.errors import InputError
-from trd_cli.prompting.templates import Template, load_template
-from trd_cli.records import Task
 from trd_cli.redaction import without_secrets
 
 # Keys whose values name files or models.
@@ -92,9 +88,9 @@ class Recipe(BaseModel):
         """Return the options of trd distill for this arm, without those that the graph fills in."""
         return self.distill | self.arms[arm].distill | {"setting": self.setting}
 
-    def along(self, arm: str) -> str:
-        """What an arm trains along: "refined" (y_r) or "rollout" (y_o)."""
-        return DistillConfig.parse(self.training(arm)).stage or "refined"
+    def along(self, arm: str) -> Along:
+        """Return the kind of rows that an arm trains along: "refined" (y_r) or "rollout" (y_o)."""
+        return DistillConfig.parse(self.training(arm)).along()
 
     def record(self) -> Table:
         """Return the recipe without keys, as a run directory holds it."""
@@ -105,27 +101,6 @@ class Recipe(BaseModel):
         import tomli_w
 
         return tomli_w.dumps(self.record())
-
-
-def templates_of(config: Config, setting: str) -> list[Template]:
-    """The templates that a stage renders prompts with, for either task; none where its rows bring their prompts along.
-
-    Raises PromptError for one that cannot be used.
-    """
-    own = getattr(config, "prompt", None)
-    if isinstance(config, (SampleConfig, EvalConfig)):
-        kind = "student"
-    elif isinstance(config, RefineConfig):
-        kind = f"refine-{setting}"
-    elif isinstance(config, DistillConfig):
-        along_refined = (config.stage or "refined") == "refined"
-        context = config.teacher_context or ("refine" if along_refined else "vanilla")
-        if along_refined and context == "refine":
-            return []
-        kind = f"{context}-{setting}"
-    else:
-        return []
-    return [load_template(kind, task, own) for task in get_args(Task)]
 
 
 def read_recipe(path: Path, above: tuple[Path, ...]) -> tuple[Table, dict[str, Path]]:
