@@ -9,11 +9,11 @@ verdicts.json    {"digest", "again", "whole"} in a graded set: the node that gra
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import time
 from collections.abc import Mapping, Sequence
 from functools import cache
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,14 @@ from trd_cli.atomic import write_text
 from trd_cli.config.base import errors_allowed
 from trd_cli.errors import InputError
 from trd_cli.evaluation.results import read_results
-from trd_cli.recipes.nodes import MADE_FROM, NODES, STATUS_FILE, Graph, Node
+from trd_cli.recipes.nodes import NODES, STATUS_FILE, Graph, Node
 from trd_cli.recipes.sections import PROBLEMS_FILE
 from trd_cli.trajectories.run_json import read_run_json
 from trd_cli.trajectories.sets import check_complete
 from trd_cli.trajectories.shards import PROBLEM_SCHEMA, check_whole, list_shards, read_table
 
 _REMOVED = ".removed-"
+_NODE = re.compile(rf"{NODES}/([a-z]+-[0-9a-f]{{10}})\b")
 
 
 class Status:
@@ -162,7 +163,7 @@ def _few_errors(node: Node, errors: int, rows: int) -> bool:
 
 
 def _count(directory: Path, column: str) -> tuple[int, int]:
-    """Return the number of rows of a set without a value in a column, and of all rows."""
+    """Rows of a set without a value in a column, and rows in all."""
     found = [read_table(shard, [column])[column] for shard in list_shards(directory)]
     return sum(each.null_count for each in found), sum(len(each) for each in found)
 
@@ -208,8 +209,8 @@ def _made_from(nodes: Path, removed: set[str], regraded: set[str]) -> list[Path]
         try:
             record = read_run_json(path.parent) or {}
         except InputError:
-            continue  # no stage could go on from it
-        used = _sources(record)
+            continue  # nothing that a stage could go on from
+        used = set(_NODE.findall(json.dumps(record)))
         sources[path.parent] = used if _reads_verdicts(record) else used - regraded
     found: dict[Path, None] = {}
     known = removed | regraded
@@ -217,13 +218,6 @@ def _made_from(nodes: Path, removed: set[str], regraded: set[str]) -> list[Path]
         found |= dict.fromkeys(more)
         known |= {path.name for path in more}
     return list(reversed(found))
-
-
-def _sources(record: Mapping[str, Any]) -> set[str]:
-    """Return the names of the directories of nodes that the options in a run.json name."""
-    values = [record.get("config", {}).get(name) or () for name in MADE_FROM]
-    paths = [path for value in values for path in ([value] if isinstance(value, str) else value)]
-    return {name for path in paths for above, name in pairwise(Path(path).parts) if above == NODES}
 
 
 def sweep(directory: Path) -> None:

@@ -22,7 +22,7 @@ from trd_cli.config.grading import VerifyConfig
 from trd_cli.config.training import DistillConfig
 from trd_cli.errors import InputError
 from trd_cli.models import EMA, ModelRef, own_teacher, resolve_model
-from trd_cli.recipes.nodes import BASE, MADE_FROM, NODES, Contents, Graph, Model, Node
+from trd_cli.recipes.nodes import BASE, NODES, Contents, Graph, Model, Node
 from trd_cli.recipes.recipe import Recipe
 from trd_cli.recipes.sections import PROBLEMS_FILE
 from trd_cli.records import content_hash
@@ -35,8 +35,8 @@ def build_graph(recipe: Recipe, directory: Path) -> Graph:
     return Graph(recipe, Path(directory), tuple(builder.nodes()))
 
 
-# Options that change no result by themselves: a method stands for other options.
-_NAMES = {"method", *MADE_FROM}
+# Options that name something that counts by its content.
+_NAMES = {"method", "model", "teacher", "problems", "inputs", "parents"}
 
 
 class _Builder:

@@ -25,8 +25,6 @@ STATUS_FILE = "status.json"
 NODES = "nodes"
 # The order of the stages in a round, by the last part of a node's name.
 ORDER = ("problems", "sample", "verify-rollouts", "refine", "verify-refined", "distill", "eval")
-# Options that name what a command reads, which counts by its content.
-MADE_FROM = ("model", "teacher", "problems", "inputs", "parents")
 BASE = "base"
 BASE_EVAL = f"{BASE}/eval"
 
