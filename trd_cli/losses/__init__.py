@@ -8,8 +8,8 @@ the divergence: ∂D/∂z_v = s_v − p_v Σ_u s_u.
 
 # Tokens whose logits exist at one time.
 CHUNK = 256
-# What `fused` holds of a chunk in float32 beside the logits of both sides: probabilities and logarithms of both, entries
-# and slopes of the divergence, the gradient, and one tensor at work.
+# Float32 tensors that `fused` holds of a chunk beside the logits of both sides: probabilities and logarithms of both,
+# entries and slopes of the divergence, the gradient, and one at work.
 _COPIES = 8
 
 
