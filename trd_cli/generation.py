@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,22 +20,12 @@ from trd_cli.engines.border import answered
 from trd_cli.errors import ModelError, ResumeRefused, TooManyRowErrors
 from trd_cli.models import ModelRef
 from trd_cli.progress import Progress
-from trd_cli.prompting.templates import Template, load_template
-from trd_cli.prompting.tokens import Render, Tokenizer
+from trd_cli.prompting.rendering import Rendering, room_for_response, values_of
+from trd_cli.prompting.templates import Template
+from trd_cli.prompting.tokens import Tokenizer
 from trd_cli.records import Completion, Message, Problem, Request, Sampling, Stage, Trajectory, content_hash
 from trd_cli.trajectories.shards import write_shard
 from trd_cli.trajectories.stage_dir import StageDir
-
-
-@dataclass(frozen=True)
-class Rendering:
-    """How messages become a prompt."""
-
-    mode: Render = "chat"
-    kwargs: Mapping[str, Any] = field(default_factory=dict)
-
-    def identity(self) -> dict[str, Any]:
-        return {"render": self.mode, "chat_template_kwargs": dict(self.kwargs)}
 
 
 @dataclass(frozen=True)
@@ -154,8 +144,8 @@ def plan_rollouts(
     shortest = None
     for problem in problems:
         template = templates[problem.task]
-        messages = template.render({"problem": problem.problem})
-        prompt = Prompt(messages, backend.tokenizer.render(messages, rendering.mode, rendering.kwargs), template)
+        messages = template.render(values_of(problem))
+        prompt = Prompt(messages, rendering.token_ids(backend.tokenizer, messages), template)
         length = len(prompt.token_ids)
         shortest = length if shortest is None else min(shortest, length)
         fits = length < backend.max_length
@@ -322,11 +312,11 @@ class ShardFiller:
 
 def request_for(row: Trajectory, max_length: int) -> Request:
     """The engine's view of a planned row; its new tokens end where the model's context does."""
-    room = max_length - len(row.prompt_token_ids)
+    room = room_for_response(max_length, len(row.prompt_token_ids), row.max_tokens)
     return Request(
         request_id=row.trajectory_id,
         prompt_token_ids=row.prompt_token_ids,
-        sampling=Sampling(row.temperature, row.top_p, row.top_k, min(row.max_tokens, room)),
+        sampling=Sampling(row.temperature, row.top_p, row.top_k, room),
         seed=row.seed,
         messages=row.messages,
         hints={"task": row.task, "reference_answer": row.reference_answer or ""},
@@ -355,8 +345,3 @@ def preview(row: Trajectory, total: int, where: Path) -> str:
         f"would make {total} rows with {row.model} on {row.engine}, "
         f"T {row.temperature:g}, top-p {row.top_p:g}, top-k {row.top_k}, at most {row.max_tokens} new tokens, in {where}"
     )
-
-
-def templates_for(kind: str, tasks: Iterable[str], override: str | None) -> dict[str, Template]:
-    """The template of each task that occurs."""
-    return {task: load_template(kind, task, override) for task in sorted(set(tasks))}

@@ -1,10 +1,9 @@
-"""What of a run is done, as its outputs say, and taking outputs away that are to be made again.
+"""Tell which nodes of a run are done, by their outputs, and remove outputs that are to be made again.
 
-status.json      {node: {"state", "digest", "started", "seconds", "peak_rss_bytes", "exit_code"}}, for people and reports.
-                 Outputs decide what is done; the record only adds what an output cannot say: that the stage ended with
-                 an error
-verdicts.json    {"digest", "again", "whole"} in a set that is graded: by which node, whether verdicts that were there before are
-                 being replaced, and whether all have been
+status.json      {node: {"state", "digest", "started", "seconds", "peak_rss_bytes", "exit_code"}}:
+                 for people and reports; outputs decide if a node is done
+verdicts.json    {"digest", "again", "whole"} in a graded set: the node that grades it, true while it replaces earlier
+                 verdicts, and true once it has finished
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ class Status:
         return self.records.get(name, {})
 
     def set(self, name: str, **values: Any) -> None:
-        """Change some values of a node's record; None takes one out."""
+        """Change some values of a node's record; None removes one."""
         changed = {k: v for k, v in {**self.of(name), **values}.items() if v is not None}
         if changed != self.records.get(name):
             self.records[name] = changed
@@ -66,8 +65,8 @@ class Status:
 def done_nodes(graph: Graph, chosen: Sequence[Node]) -> set[str]:
     """Return the names of the chosen nodes that are done.
 
-    What a node that is not done will read is looked at whole: where it is damaged, the nodes that filled it are not
-    done either.
+    Every byte that a node which is not done will read is checked. If one is damaged, the nodes that wrote that output
+    are not done either.
     """
     done = {node.name: node for node in chosen if is_done(graph, node)}
     is_sound = cache(_is_sound)  # many nodes read one set
@@ -79,7 +78,7 @@ def done_nodes(graph: Graph, chosen: Sequence[Node]) -> set[str]:
 
 
 def _is_sound(path: Path) -> bool:
-    """Tell if every byte of the shards and problems in a node's output is as it was written."""
+    """Return True if every byte of the shards and problems in a node's output is as it was written."""
     problems = path / PROBLEMS_FILE
     try:
         if problems.is_file():
@@ -92,14 +91,14 @@ def _is_sound(path: Path) -> bool:
 
 
 def is_done(graph: Graph, node: Node) -> bool:
-    """Whether a node's output says itself that nothing is missing, and its verdicts are its own."""
+    """Return True if nothing of a node's output is missing, and the verdicts of a verify node are its own."""
     if node.stage == "verify" and not Verdicts(graph.path(node)).are_of(node):
         return False
     return is_whole(graph, node)
 
 
 class Verdicts:
-    """verdicts.json of a set: whose the verdicts in it are, which their columns do not say in full."""
+    """verdicts.json of a set: the node that its verdicts are from, which their columns do not hold in full."""
 
     def __init__(self, directory: Path) -> None:
         self._path = directory / "verdicts.json"
@@ -113,9 +112,9 @@ class Verdicts:
         return self._record.get("whole", False) and self._record.get("digest") == node.digest
 
     def begin(self, node: Node) -> bool:
-        """Record that the node starts grading; gives whether verdicts that are there already are to be replaced.
+        """Record that the node starts grading. Return True if it must replace the verdicts that are there.
 
-        They are not where an interrupted run of the same node has made them.
+        Those of an earlier, interrupted run of the same node stay.
         """
         own = self._record.get("digest") == node.digest
         again = self._record.get("again", False) if own else _has_verdicts(self._path.parent)
@@ -126,7 +125,7 @@ class Verdicts:
         self._write(digest=node.digest, again=False, whole=True)
 
     def forget(self) -> None:
-        """From now on the verdicts in the set are nobody's."""
+        """Disown the verdicts in the set, so that they are made again."""
         self._path.unlink(missing_ok=True)
 
     def _write(self, **record: Any) -> None:
@@ -134,9 +133,9 @@ class Verdicts:
 
 
 def is_whole(graph: Graph, node: Node) -> bool:
-    """Whether all rows of a node's output are there, with no more errors than it allows.
+    """Return True if a node's output has all rows, and no more errors than the node allows.
 
-    A file that cannot be read is missing.
+    A file that cannot be read counts as missing.
     """
     path = graph.path(node)
     try:
@@ -175,10 +174,10 @@ def _has_verdicts(directory: Path) -> bool:
 
 
 def forget(graph: Graph, names: set[str], status: Status) -> None:
-    """Remove the outputs of these nodes, and those of earlier recipes in the same directory that were made from them.
+    """Remove the outputs of these nodes, and those that earlier recipes in the same directory made from them.
 
-    What is made from others goes first, so that a crash leaves none without its inputs. Verdicts are not removed where
-    their set stays: they are made again.
+    An output goes before those that it was made from, so that a crash leaves none without its inputs. Verdicts stay
+    where their set stays, and are made again.
     """
     chosen = [node for node in graph.nodes if node.name in names]
     gone = list(dict.fromkeys(node.out for node in chosen if node.stage != "verify"))
@@ -195,14 +194,16 @@ def forget(graph: Graph, names: set[str], status: Status) -> None:
 
 
 def _take_away(path: Path) -> None:
-    # Renamed first: half a set is nothing that a stage could go on from.
+    # Renamed first, because a stage would go on from half a set.
     if path.exists():
         path.rename(path.with_name(f"{_REMOVED}{path.name}-{time.time_ns()}"))
 
 
 def _made_from(nodes: Path, removed: set[str], regraded: set[str]) -> list[Path]:
-    """Directories that say in their run.json that they were made from those removed, or by verdicts of those graded
-    again, directly or not; the last made first."""
+    """Return the directories made, directly or not, from those removed or by the verdicts of those graded again.
+
+    Each comes before those that it was made from.
+    """
     sources = {}
     for path in nodes.glob("*/run.json"):
         try:
@@ -220,22 +221,22 @@ def _made_from(nodes: Path, removed: set[str], regraded: set[str]) -> list[Path]
 
 
 def sweep(directory: Path) -> None:
-    """Delete what was taken out of the way, by this run or by one that was killed."""
+    """Delete the outputs that this run, or one that was killed, has taken away."""
     for path in (directory / NODES).glob(f"{_REMOVED}*"):
         shutil.rmtree(path, ignore_errors=True)
 
 
 def _reads_verdicts(record: Mapping[str, Any]) -> bool:
-    """Whether rows were chosen, or are told apart, by verdicts: in training always, in refining where it chooses."""
+    """Return True for a stage that reads verdicts: training always, refining where it chooses rows by them."""
     identity = record.get("identity", {})
     chooses = identity.get("subset", "all") != "all" or identity.get("where") is not None
     return chooses or record.get("command") == "distill"
 
 
 def _in_scores(directory: Path) -> tuple[int, int]:
-    """Samples of an evaluation that got no verdict, and samples in all;
+    """Return the number of samples of an evaluation without a verdict, and of all samples.
 
-    raises InputError for results that cannot be read.
+    Raises InputError for results that cannot be read.
     """
     counts = [bench["verdicts"] for bench in read_results(str(directory))["benchmarks"].values()]
     return sum(c["error"] + c["timeout"] for c in counts), sum(sum(c.values()) for c in counts)

@@ -92,10 +92,7 @@ def _read(
 
 def _warn_of_other_samples(config: DistillConfig, rows: Sequence[Trajectory], progress: Progress) -> None:
     """Monte-Carlo estimates are of what the student would sample itself, at the temperature of the loss and unfiltered."""
-    others = sum(
-        row.stage == "refined" or row.temperature != config.temperature or row.top_p < 1 or row.top_k > 0
-        for row in rows
-    )
+    others = sum(config.is_drawn_otherwise(row.stage, row.temperature, row.top_p, row.top_k) for row in rows)
     if others:
         progress.note(
             f"{others} of {len(rows)} rows were not drawn from the student at temperature {config.temperature:g} without top-p and "
@@ -167,7 +164,7 @@ def _rows_of_stage(config: DistillConfig, sets: Sequence[InputSet]) -> tuple[lis
     """
     # By what the sets hold, not by what the subset leaves of them: a filter must not change what is trained along.
     held = {stage for each in sets for stage in _stages_in(each)}
-    stage = config.stage or ("refined" if "refined" in held else "rollout")
+    stage = config.along(held)
     if stage not in held:
         why = f"--method {config.method}" if config.method else f"--stage {stage}"
         raise InputError(
@@ -214,8 +211,8 @@ def _models(
     student = resolve(name)
     if config.model is None:
         student.check_revision(source.about("student_revision" if refined else "model_revision"), source.directory)
-    setting = config.setting or row.setting
-    if refined and config.teacher_context != "vanilla" and setting != row.setting:
+    setting = config.setting_of(row.setting)
+    if config.takes_stored_prompt(row.stage) and setting != row.setting:
         raise InputError(
             f"--setting {setting} along rows that were refined for {row.setting}",
             f"{row.setting}, or --teacher-context vanilla",

@@ -18,12 +18,12 @@ from trd_cli.datasets.benchmarks import Benchmark, load_benchmark, split_benchma
 from trd_cli.errors import InputError, ResumeRefused
 from trd_cli.evaluation.results import FILE, Classify, build_results, read_samples, results_text, samples_there
 from trd_cli.evaluation.tables import results_csv, results_markdown, sampling_text
-from trd_cli.generation import Backend, Outcome, Rendering, ShardFiller, plan_rollouts, preview, templates_for
+from trd_cli.generation import Backend, Outcome, ShardFiller, plan_rollouts, preview
 from trd_cli.graders.pool import GraderOptions, GraderPool
 from trd_cli.graders.sandbox import described
 from trd_cli.graders.verdicts import ShardGrader
 from trd_cli.progress import Progress, WithoutResults
-from trd_cli.prompting.tokens import unread_names
+from trd_cli.prompting.rendering import Rendering, templates_for
 from trd_cli.records import Problem, Trajectory, content_hash
 from trd_cli.trajectories.run_json import read_run_json
 from trd_cli.trajectories.shards import read_table
@@ -58,9 +58,9 @@ def run(config: EvalConfig, backend: Backend, progress: Progress) -> dict[str, A
     time.
     """
     parts = _parts(config)
-    templates = templates_for("student", (p.task for part in parts.values() for p in part.problems), config.prompt)
-    rendering = Rendering(config.render or "chat", config.chat_template_kwargs or {})
-    if unread := unread_names(backend.tokenizer, rendering.mode, rendering.kwargs):
+    templates = templates_for(config, tasks=(p.task for part in parts.values() for p in part.problems))
+    rendering = Rendering().with_options(config)
+    if unread := rendering.unread(backend.tokenizer):
         progress.note(unread)
     planned = [
         row

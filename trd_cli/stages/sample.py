@@ -7,9 +7,10 @@ from pathlib import Path
 
 from trd_cli.config.generating import SampleConfig
 from trd_cli.errors import InputError
-from trd_cli.generation import Backend, Outcome, Rendering, ShardFiller, plan_rollouts, preview, templates_for
+from trd_cli.generation import Backend, Outcome, ShardFiller, plan_rollouts, preview
 from trd_cli.progress import Progress
-from trd_cli.prompting.tokens import Tokenizer, unread_names
+from trd_cli.prompting.rendering import Rendering, templates_for
+from trd_cli.prompting.tokens import Tokenizer
 from trd_cli.records import Problem, Trajectory, content_hash
 from trd_cli.trajectories.shards import read_problems
 from trd_cli.trajectories.stage_dir import StageDir
@@ -19,9 +20,9 @@ def run(config: SampleConfig, backend: Backend, progress: Progress) -> Outcome:
     """Generate what is missing of `n` rollouts a problem; see `generation` for identity and resume."""
     everything = read_problems(Path(config.problems))
     problems = _slice(config, everything)
-    templates = templates_for("student", (p.task for p in problems), config.prompt)
-    rendering = Rendering(config.render or "chat", config.chat_template_kwargs or {})
-    if unread := unread_names(backend.tokenizer, rendering.mode, rendering.kwargs):
+    templates = templates_for(config, tasks=(p.task for p in problems))
+    rendering = Rendering().with_options(config)
+    if unread := rendering.unread(backend.tokenizer):
         progress.note(unread)
     planned = plan_rollouts(problems, config.n, templates, rendering, backend, config, config.round)
     planned = _short_enough(config, problems, planned, backend.tokenizer, progress)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 
-from trd_cli.errors import InputError, first_line
+from trd_cli.errors import InputError, first_line, flag
 from trd_cli.trajectories.frames import pl
 
 SUBSETS: dict[str, str] = {
@@ -48,7 +48,7 @@ def select(rows: pl.DataFrame, subset: str, where: str | None) -> pl.DataFrame:
     except pl.exceptions.PolarsError as error:
         reason = first_line(error)
         raise InputError(
-            f"--where {where!r}: {reason}",
+            f"{flag('where')} {where!r}: {reason}",
             "a Polars SQL condition over " + ", ".join(rows.columns),
             "mend the expression",
         ) from None

@@ -1,21 +1,21 @@
-"""The models of a recipe by their configuration and tokenizer alone:
-
-sizes, and whether teacher and student fit each other.
-"""
+"""Student and teacher of a recipe, by their configurations and tokenizers alone: their sizes, and how they fit."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trd_cli.errors import ModelError
+from trd_cli.config.generating import EngineOptions
+from trd_cli.engines.registry import choose_engine, window
+from trd_cli.errors import ModelError, UserError
 from trd_cli.model_files import INDEX, read_settings, weights_dtype
 from trd_cli.models import ModelRef, resolve_model
 from trd_cli.planning.estimates import BYTES, Shape
 from trd_cli.planning.findings import Finding, error, of_exception, ok, out_of_reach, warning
-from trd_cli.prompting.tokens import Render, Tokenizer, check_same_tokens, unread_names
+from trd_cli.prompting.rendering import Rendering
+from trd_cli.prompting.tokens import Tokenizer, check_same_tokens
 
 _QUESTION = ({"role": "user", "content": "What is 1 + 1?"},)
 
@@ -33,7 +33,8 @@ class Linear:
 class Planned:
     """A model without its weights.
 
-    `shape` is None where nothing tells its sizes; `dtype` is that of the saved weights.
+    `longest` is the context length that its configuration names, in tokens. `shape` is None where the sizes are
+    unknown. `dtype` is that of the saved weights.
     """
 
     ref: ModelRef
@@ -49,14 +50,32 @@ class Planned:
 
     @property
     def vocabulary(self) -> int:
-        """Length of the output head, or of the tokenizer's vocabulary where nothing tells it."""
+        """Return the length of the output head, or of the tokenizer's vocabulary where that is unknown."""
         return self.shape.vocabulary if self.shape else max(self.tokenizer.vocabulary().values()) + 1
+
+    def window(self, options: EngineOptions) -> int | None:
+        """Return the longest prompt and response that an engine takes, or None where it refuses or nothing tells."""
+        try:
+            return window(choose_engine(options, self.name), self.ref, options)
+        except UserError:  # check_stages says so
+            return None
+
+
+def longest_training_row(student: Planned, teacher: Planned, asked: int | None) -> int | None:
+    """Return the longest context and response that both models train on, or None where nothing tells."""
+    from trd_cli.training.teacher_context import longest_row
+
+    try:
+        return min(longest_row(model.ref, asked) for model in (student, teacher))
+    except ModelError:  # check_stages says so
+        return None
 
 
 def read_model(name: str) -> tuple[Planned | None, list[Finding]]:
-    """Configuration and tokenizer of a model. One that cannot be read is a finding: an error for what is said to be
-    here, a warning for a name that the Hub did not give, for the Hub may be out of reach here and not where the recipe
-    runs."""
+    """Read the configuration and the tokenizer of a model.
+
+    One that cannot be read is an error; one that the Hub did not give is a warning, for it may be in reach elsewhere.
+    """
     try:
         ref = resolve_model(name, weights=False)
         model = _planned(ref)
@@ -67,7 +86,7 @@ def read_model(name: str) -> tuple[Planned | None, list[Finding]]:
 
 
 def _alone(model: Planned) -> Iterator[Finding]:
-    """What is to be said of one model."""
+    """Yield the findings about one model by itself."""
     if model.shape is None:
         what = f"{model.name}: its configuration does not tell its sizes, so its memory is not estimated"
         yield warning("models", what, "see what it needs in a short run")
@@ -95,12 +114,12 @@ def _planned(ref: ModelRef) -> Planned:
 
 
 def _sizes(ref: ModelRef, dtype: str) -> tuple[Shape | None, tuple[Linear, ...]]:
-    """Sizes by building the model without storage; where that fails, parameters by the size of the weights' files."""
+    """Return sizes by building the model without storage, else parameters by the size of the weights' files."""
     from torch import nn
 
     try:
         config = ref.architecture().get_text_config()
-    except ModelError:  # which trd distill will refuse, and check_stages says so
+    except ModelError:  # check_stages says so
         return None, ()
     try:
         model = ref.skeleton()
@@ -144,8 +163,8 @@ def _by_files(path: Path, dtype: str) -> int | None:
     return size // BYTES[dtype] or None
 
 
-def check_pair(student: Planned, teacher: Planned, chat: bool, kwargs: Mapping[str, Any]) -> list[Finding]:
-    """Tokenizer, ends of a response, vocabulary and chat template of a teacher that is another model than the student."""
+def check_pair(student: Planned, teacher: Planned, rendering: Rendering) -> list[Finding]:
+    """Compare tokenizer, ends of a response, vocabulary and chat template of two models."""
     found = [_tokenizers(student, teacher)]
     if student.tokenizer.eos_ids != teacher.tokenizer.eos_ids:
         ends = [", ".join(map(str, sorted(m.tokenizer.eos_ids))) for m in (student, teacher)]
@@ -159,8 +178,8 @@ def check_pair(student: Planned, teacher: Planned, chat: bool, kwargs: Mapping[s
     if student.vocabulary != teacher.vocabulary:
         sizes = f"{student.vocabulary} and {teacher.vocabulary}"
         found.append(ok("models", f"output heads of {sizes} rows: the loss reads the shorter length of both"))
-    if chat:
-        found += _templates(student, teacher, kwargs)
+    if rendering.mode == "chat":
+        found += _templates(student, teacher, rendering)
     return found
 
 
@@ -172,12 +191,12 @@ def _tokenizers(student: Planned, teacher: Planned) -> Finding:
     return ok("models", f"the tokenizers of {student.name} and {teacher.name} have the same tokens")
 
 
-def _templates(student: Planned, teacher: Planned, kwargs: Mapping[str, Any]) -> Iterator[Finding]:
+def _templates(student: Planned, teacher: Planned, rendering: Rendering) -> Iterator[Finding]:
     rendered: list[str] = []
     for model in (student, teacher):
-        text = chat_text(model, kwargs)
+        text = _chat_text(model, rendering)
         if isinstance(text, Finding):
-            return  # told of each model alone
+            return  # `check_template` reports each model alone
         rendered.append(text)
     if rendered[0] == rendered[1]:
         yield ok("models", "both chat templates render a question alike")
@@ -189,10 +208,10 @@ def _templates(student: Planned, teacher: Planned, kwargs: Mapping[str, Any]) ->
     )
 
 
-def chat_text(model: Planned, kwargs: Mapping[str, Any]) -> str | Finding:
+def _chat_text(model: Planned, rendering: Rendering) -> str | Finding:
     """Return a question as the chat template renders it, with its special tokens, or a finding where it fails."""
     try:
-        ids = model.tokenizer.render(_QUESTION, "chat", kwargs)
+        ids = rendering.token_ids(model.tokenizer, _QUESTION)
     except ModelError as raised:
         return of_exception("error", "models", raised)
     names = {i: token for token, i in model.tokenizer.vocabulary().items()}
@@ -201,13 +220,12 @@ def chat_text(model: Planned, kwargs: Mapping[str, Any]) -> str | Finding:
     return "".join(parts).strip()
 
 
-def check_template(model: Planned, mode: Render, kwargs: Mapping[str, Any]) -> Iterator[Finding]:
-    """Check that the chat template renders a prompt with these arguments, and that it reads all of them."""
-    if mode == "chat":
-        text = chat_text(model, kwargs)
+def check_template(model: Planned, rendering: Rendering) -> Iterator[Finding]:
+    """Check that the chat template renders a prompt, and that it reads all of its arguments."""
+    if rendering.mode == "chat":
+        text = _chat_text(model, rendering)
         if isinstance(text, Finding):
             yield text
             return
-    unread = unread_names(model.tokenizer, mode, kwargs)
-    if unread:
+    if unread := rendering.unread(model.tokenizer):
         yield warning("models", f"{model.name}: {unread}", "correct chat_template_kwargs, or leave it out")
