@@ -17,7 +17,7 @@ from trd_cli.report.differences import corrected, within_run
 from trd_cli.report.layouts import Results, checked
 from trd_cli.report.logs import cost_of, training_of, with_training_nll
 from trd_cli.report.refinement import read_rollouts, refinement_of
-from trd_cli.report.run_directory import Node, RunFiles, lacking, read_run
+from trd_cli.report.run_directory import Node, Run, lacking, read_run
 from trd_cli.report.scores import pooled, pooled_scores, scores_of
 from trd_cli.trajectories.run_json import read_run_json
 
@@ -103,7 +103,7 @@ def _evaluation(node: Node) -> Evaluation | None:
     return Evaluation(node.name, node.arm or BASE, node.round, node.seed, results)
 
 
-def _refinement(run: RunFiles, node: Node, trainings: Sequence[Training]) -> Refinement | None:
+def _refinement(run: Run, node: Node, trainings: Sequence[Training]) -> Refinement | None:
     if not node.shards():
         return None
     parents = run.sources(node, "sample")
@@ -115,14 +115,14 @@ def _refinement(run: RunFiles, node: Node, trainings: Sequence[Training]) -> Ref
         raise InputError("the rollouts that were refined are gone", f"those of {names}", "run trd run again")
     about = read_run_json(node.path)
     if about is None:
-        raise InputError(f"{node.path} has no run.json", "one of trd refine", "run trd run again")
+        raise InputError(f"{node.path} has no run.json", "that of trd refine", "run trd run again")
     setting = about["about"]["setting"]
     whose = {key: getattr(node, key) for key in ("arm", "round", "seed")}
     found = refinement_of(node.shards(), rollouts, {"node": node.name, "setting": setting, **whose})
     return with_training_nll(run, found, trainings)
 
 
-def _set_ref(run: RunFiles, node: Node) -> SetRef | None:
+def _set_ref(run: Run, node: Node) -> SetRef | None:
     if not node.shards():
         return None
     parents = tuple(parent.path for parent in run.sources(node, "sample"))
@@ -133,7 +133,7 @@ def _set_ref(run: RunFiles, node: Node) -> SetRef | None:
     )
 
 
-def _selections(run: RunFiles, made: Node) -> Iterator[Selection]:
+def _selections(run: Run, made: Node) -> Iterator[Selection]:
     """Yield the part of a set that each training along it has chosen."""
     for node in run.of_stage("distill"):
         try:

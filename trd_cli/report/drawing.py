@@ -77,6 +77,7 @@ Drawn = tuple[Figure, str, str]
 
 
 def looks_of(arms: Sequence[str]) -> dict[str, Look]:
+    """Return the look of each arm by name."""
     return {arm: Look(COLOURS[i % len(COLOURS)], MARKS[i % len(MARKS)]) for i, arm in enumerate(arms)}
 
 
@@ -124,11 +125,13 @@ def seeds_and_mean(axes: Axes, look: Look, curves: Sequence[Mapping[float, float
 
 
 def whole_numbers(axes: Iterable[Axes]) -> None:
+    """Put ticks of the x axis at whole numbers only."""
     for each in axes:
         each.xaxis.get_major_locator().set_params(integer=True)
 
 
 def saved(figure: Figure, title: str, alt: str) -> Plot:
+    """Render a figure as SVG and PNG, without date and software, so that the bytes depend on the figures alone."""
     svg, png = io.StringIO(), io.BytesIO()
     figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
     figure.savefig(png, format="png", dpi=160, metadata={"Software": None})

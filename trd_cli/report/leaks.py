@@ -40,9 +40,7 @@ _TALK = re.compile("|".join(rf"\b(?:{pattern})\b" for pattern in _PATTERNS), re.
 
 
 def talk_of_reference(response: str, problem: str) -> list[str]:
-    """Return the phrases in `response`, but not in `problem`, that talk of a reference, in lower case with single
-    spaces.
-    """
+    """Return the phrases that talk of a reference in `response` but not in `problem`, in lower case, single-spaced."""
     own = set(_phrases(problem))
     return [phrase for phrase in _phrases(response) if phrase not in own]
 
@@ -56,7 +54,7 @@ def _phrases(text: str) -> Iterable[str]:
 
 
 def copied_ngrams(response: str, reference: str, known: Iterable[str], sizes: Iterable[int] = SIZES) -> dict[int, bool]:
-    """Return by n of `sizes` True if `response` has an n-gram of `reference` that none of the `known` texts has."""
+    """Map each n of `sizes` to True if `response` has an n-gram of `reference` that no `known` text has."""
     taken_from = split_words(reference)
     numbers = {word: i for i, word in enumerate(dict.fromkeys(taken_from))}
 

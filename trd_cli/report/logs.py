@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from trd_cli.recipes.sections import PROBLEMS_FILE
 from trd_cli.report.data import Nll, NodeCost, Refinement, Training
 from trd_cli.report.layouts import Session, Step
-from trd_cli.report.run_directory import Node, RunFiles
+from trd_cli.report.run_directory import Node, Run
 from trd_cli.training import LOG
 from trd_cli.trajectories.run_json import read_run_json
 from trd_cli.trajectories.shards import PROBLEM_SCHEMA, read_table, shard_info
@@ -96,7 +96,7 @@ def kl_by_position(steps: Iterable[Mapping[str, Any]]) -> dict[str, list[float |
     } or None
 
 
-def with_training_nll(run: RunFiles, refinement: Refinement, trainings: Sequence[Training]) -> Refinement:
+def with_training_nll(run: Run, refinement: Refinement, trainings: Sequence[Training]) -> Refinement:
     """Add the student's NLL of y_r, taken from the first step of a training along all of y_r.
 
     Later steps do not count: the student has been updated. Trainings along a subset do not count: its rows are unlike

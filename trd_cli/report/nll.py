@@ -57,7 +57,7 @@ def student_of(refined: SetRef, resolve: Callable[[str], ModelRef]) -> ModelRef:
     name = about.get("student")
     if name is None:
         raise InputError(
-            f"{refined.path} does not say who wrote its rollouts", "run.json of trd refine", "leave --nll out"
+            f"{refined.path} does not name the student of its rollouts", "the run.json of trd refine", "leave --nll out"
         )
     model = resolve(moved(name, refined.path))
     if model.path is None:

@@ -69,7 +69,7 @@ class Node:
 
 
 @dataclass(frozen=True)
-class RunFiles:
+class Run:
     """A run directory: `nodes` by name, in the graph's order."""
 
     name: str
@@ -94,7 +94,7 @@ class RunFiles:
         return list(found.values())
 
 
-def read_run(directory: Path) -> RunFiles:
+def read_run(directory: Path) -> Run:
     """Read graph.json and status.json of a run. Raises InputError if the directory holds no run of this format."""
     graph = _read_json(directory / GRAPH_FILE)
     if not isinstance(graph, dict) or graph.get("format") != FORMAT:
@@ -106,7 +106,7 @@ def read_run(directory: Path) -> RunFiles:
     known = checked(Graph, graph, directory / GRAPH_FILE)
     status = checked(Statuses, _read_json(directory / STATUS_FILE) or {}, directory / STATUS_FILE).root
     nodes = {entry.name: _node(directory, entry, status.get(entry.name, {})) for entry in known.nodes}
-    return RunFiles(known.name, known.recipe or {}, nodes)
+    return Run(known.name, known.recipe or {}, nodes)
 
 
 def _node(directory: Path, entry: Entry, record: Mapping[str, Any]) -> Node:

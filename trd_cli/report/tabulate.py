@@ -196,7 +196,7 @@ def _changes(data: ReportData) -> Table:
         "Over the rows in which y_o and y_r both have a response. The edit distance is Levenshtein over tokens, divided by the longer of "
         "the two; the common prefix is how much of y_o's tokens y_r begins with. Quantiles are interpolated linearly."
     )
-    title, words = "What the teacher changed", ("refined set", "figure")
+    title, words = "Changes by the teacher", ("refined set", "figure")
     return _table_of("refinement-changes", title, words, ("rows", *_QUANTILES), rows, note)
 
 

@@ -99,7 +99,7 @@ def _policy(script: str) -> str:
 
 
 def _facts(data: ReportData, trajectories: Trajectories) -> list[tuple[str, str]]:
-    """Return the subject of the report in names and values, for the top of the page."""
+    """Return names and values of the report's runs, arms, benchmarks and the like, for the top of the page."""
     rounds = {node.round for node in data.nodes if node.round is not None}
     runs = list(zip(data.runs, data.directories, strict=True))
     seeds = sorted({node.seed for node in data.nodes if node.seed is not None})

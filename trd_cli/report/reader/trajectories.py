@@ -72,9 +72,7 @@ class Trajectories:
 
 
 def trajectories(sets: Sequence[SetRef], limit: int = LIMIT, characters: int = CHARACTERS) -> Trajectories:
-    """Return the entries of these sets, refined sets first: at most `limit`, with at most so many `characters` of y_o
-    and y_r.
-    """
+    """Return the entries of these sets, refined sets first: at most `limit`, and `characters` of y_o and y_r in all."""
     ordered = sorted(sets, key=lambda ref: ref.stage != "refined")
     lines = _lines_of_sets(ordered)
     least = lines.sort("id", "place").head(limit).filter(pl.col("characters").cum_sum() <= characters)
