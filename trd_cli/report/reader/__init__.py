@@ -1,1 +1,1 @@
-"""The report's page: its HTML, its assets, and the trajectories it shows."""
+"""The report's page: its HTML, its assets, and the trajectories it shows. Only `report.write` uses it."""

@@ -43,59 +43,19 @@ _CACHED = 20_000
 
 _TAGS = frozenset(
     [
-        "math",
-        "mrow",
-        "mi",
-        "mn",
-        "mo",
-        "mtext",
-        "mspace",
-        "msup",
-        "msub",
-        "msubsup",
-        "mfrac",
-        "msqrt",
-        "mroot",
-        "mover",
-        "munder",
-        "munderover",
-        "mtable",
-        "mtr",
-        "mtd",
-        "mstyle",
-        "menclose",
-        "mpadded",
-        "mphantom",
+        *("math", "mrow", "mi", "mn", "mo", "mtext", "mspace", "msup", "msub", "msubsup", "mfrac", "msqrt", "mroot"),
+        *("mover", "munder", "munderover", "mtable", "mtr", "mtd", "mstyle", "menclose", "mpadded", "mphantom"),
     ]
 )
 _ATTRIBUTES = frozenset(
     [
-        "accent",
-        "accentunder",
-        "columnalign",
-        "depth",
-        "displaystyle",
-        "fence",
-        "form",
-        "height",
-        "largeop",
-        "linethickness",
-        "lspace",
-        "mathvariant",
-        "maxsize",
-        "minsize",
-        "movablelimits",
-        "notation",
-        "rspace",
-        "scriptlevel",
-        "separator",
-        "stretchy",
-        "symmetric",
-        "width",
+        *("accent", "accentunder", "columnalign", "depth", "displaystyle", "fence", "form", "height", "largeop"),
+        *("linethickness", "lspace", "mathvariant", "maxsize", "minsize", "movablelimits", "notation", "rspace"),
+        *("scriptlevel", "separator", "stretchy", "symmetric", "width"),
     ]
 )
 _VALUE = re.compile(r"[+-]?\d{0,2}(?:\.\d{1,4})?(?:em|ex|px|pt|%)?|[a-z-]{1,24}")
-_LATIN_BRACES = (("\\[", "\\]", True), ("\\(", "\\)", False), ("$$", "$$", True), ("$", "$", False))
+_DELIMITERS = (("\\[", "\\]", True), ("\\(", "\\)", False), ("$$", "$$", True), ("$", "$", False))
 # latex2mathml knows the outer environments; the inner ones read the same without numbers.
 _ENVIRONMENTS = re.compile(r"\\(begin|end)\{(aligned|align|alignat\*?|eqnarray\*?|gathered|gather\*?|multline\*?)\}")
 _WITHOUT_EFFECT = re.compile(r"\\(begin|end)\{equation\*?\}|\\(?:label|tag)\{[^{}]*\}|\\(?:nonumber|notag)\b")
@@ -130,7 +90,7 @@ def mathml(formula: str) -> str | None:
 def _bare(formula: str) -> tuple[str, bool]:
     """Return the LaTeX between the delimiters, and True if it stands on a line of its own."""
     latex, is_block = formula, formula.startswith("\\begin")
-    for opening, closing, block in _LATIN_BRACES:
+    for opening, closing, block in _DELIMITERS:
         if formula.startswith(opening) and formula.endswith(closing):
             latex, is_block = formula[len(opening) : -len(closing)], block
             break
