@@ -1,7 +1,7 @@
-"""A run directory as `trd run` leaves it, finished or not: its nodes, how far each is, and where its files are.
+"""A run directory as `trd run` leaves it, finished or not: its nodes, their progress, and their files.
 
 Reads graph.json ({format, name, recipe, nodes: [{name, stage, arm, arms, round, seed, out, inputs, digest, argv}]}) and
-status.json ({node: {state, seconds, peak_rss_bytes, exit_code, …}}). Nothing is written.
+status.json ({node: {state, seconds, peak_rss_bytes, exit_code, …}}). Writes nothing.
 """
 
 from __future__ import annotations
@@ -15,14 +15,23 @@ from typing import Any
 from pydantic import BaseModel
 
 from trd_cli.errors import InputError
+from trd_cli.evaluation.results import FILE as RESULTS
 from trd_cli.recipes.nodes import FORMAT, GRAPH_FILE, STATUS_FILE
+from trd_cli.recipes.sections import PROBLEMS_FILE
 from trd_cli.report.layouts import Entry, Graph, Statuses, checked
-from trd_cli.trajectories.shards import list_shards
+from trd_cli.training import LOG
+from trd_cli.trajectories.run_json import NAME as RUN_JSON
+from trd_cli.trajectories.run_json import read_run_json
+from trd_cli.trajectories.shards import check_whole, list_shards, shard_info
+
+_FILES = {"problems": PROBLEMS_FILE, "eval": RESULTS, "distill": LOG}
+# Stages whose rows run.json counts. A verify node's are another's.
+_COUNTED = ("sample", "refine", "eval")
 
 
 @dataclass(frozen=True)
 class Node:
-    """One node of the graph, with its record in status.json ({} where it has none). `path` is absolute."""
+    """One node of the graph, with its record in status.json ({} if it has none). `path` is absolute."""
 
     name: str
     stage: str
@@ -39,13 +48,13 @@ class Node:
         return self.status.get("state", "waiting")
 
     def shards(self) -> list[Path]:
-        """The shards that are there by now."""
+        """Return the shards written so far."""
         return list_shards(self.path) if self.path.is_dir() else []
 
     def records(self, name: str, layout: type[BaseModel]) -> list[dict[str, Any]]:
-        """The lines of a JSON-lines file in the node's directory; a line that is being written is not read.
+        """Return the finished lines of a JSON-lines file in the node's directory, [] if there is no such file.
 
-        Raises InputError for a line that is not of the layout.
+        Raises InputError for a line with another layout.
         """
         try:
             lines = (self.path / name).read_text(encoding="utf-8").splitlines(keepends=True)
@@ -60,7 +69,7 @@ class Node:
 
 
 @dataclass(frozen=True)
-class RunFiles:
+class Run:
     """A run directory: `nodes` by name, in the graph's order."""
 
     name: str
@@ -71,7 +80,10 @@ class RunFiles:
         return (node for node in self.nodes.values() if node.stage in stages)
 
     def sources(self, node: Node, stage: str) -> list[Node]:
-        """The nodes of `stage` whose rows a node reads, verified or not; not those behind a model that it uses."""
+        """Return the nodes of `stage` whose rows a node reads, directly or behind verify nodes.
+
+        Nodes that only made the model it uses do not count.
+        """
         found: dict[str, Node] = {}
         for name in node.inputs:
             if name in self.nodes:
@@ -82,8 +94,8 @@ class RunFiles:
         return list(found.values())
 
 
-def read_run(directory: Path) -> RunFiles:
-    """Raises InputError where there is no run of this layout."""
+def read_run(directory: Path) -> Run:
+    """Read graph.json and status.json of a run. Raises InputError if the directory holds no run of this format."""
     graph = _read_json(directory / GRAPH_FILE)
     if not isinstance(graph, dict) or graph.get("format") != FORMAT:
         raise InputError(
@@ -94,12 +106,12 @@ def read_run(directory: Path) -> RunFiles:
     known = checked(Graph, graph, directory / GRAPH_FILE)
     status = checked(Statuses, _read_json(directory / STATUS_FILE) or {}, directory / STATUS_FILE).root
     nodes = {entry.name: _node(directory, entry, status.get(entry.name, {})) for entry in known.nodes}
-    return RunFiles(known.name, known.recipe or {}, nodes)
+    return Run(known.name, known.recipe or {}, nodes)
 
 
 def _node(directory: Path, entry: Entry, record: Mapping[str, Any]) -> Node:
     if record.get("digest") not in (None, entry.digest):
-        record = {}  # of an earlier recipe
+        record = {}  # An earlier recipe wrote it.
     return Node(
         *(entry.name, entry.stage, entry.arm, tuple(entry.arms), entry.round, entry.seed),
         path=(directory / entry.out).resolve(),
@@ -109,7 +121,7 @@ def _node(directory: Path, entry: Entry, record: Mapping[str, Any]) -> Node:
 
 
 def _parsed(line: str) -> Any:
-    """The value of a line, or None where it is no JSON."""
+    """Return the value of a line, or None if it is not JSON."""
     try:
         return json.loads(line)
     except ValueError:
@@ -117,10 +129,45 @@ def _parsed(line: str) -> Any:
 
 
 def _read_json(path: Path) -> Any:
-    """The file's content, or None where it is not there; InputError where it is not JSON."""
+    """Return a file's content, or None if there is no such file. Raises InputError if it is not JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError):
         raise InputError(f"{path} cannot be read as JSON", "a file of trd run", "run trd run again") from None
+
+
+def lacking(node: Node) -> str | None:
+    """Describe what is missing from a finished node's output, or return None if nothing is or the node is not finished.
+
+    Raises InputError if a shard or run.json cannot be read or is damaged.
+    """
+    if node.state != "done":
+        return None
+    if not node.path.is_dir():
+        return f"done, but {node.path} is gone"
+    file = _FILES.get(node.stage)
+    if file and not (node.path / file).is_file():
+        return f"done, but {node.path / file} is gone"
+    if node.stage == "problems":
+        return None
+    if node.stage != "distill" and not node.shards():
+        return f"done, but the shards of {node.path} are gone"
+    run = read_run_json(node.path)
+    if run is None:
+        return f"done, but {node.path / RUN_JSON} is gone"
+    return _too_few(node, run.get("rows_expected"), run.get("about", {}).get("steps"))
+
+
+def _too_few(node: Node, rows: int | None, steps: int | None) -> str | None:
+    """Describe how many rows, or steps of a training, are missing from the number in run.json, if it has one."""
+    if node.stage in _COUNTED and rows is not None:
+        for path in node.shards():
+            check_whole(path)
+        there = sum(shard_info(path).rows for path in node.shards())
+        return f"done, but only {there} of {rows} rows are there" if there < rows else None
+    if node.stage == "distill" and steps is not None:
+        there = len((node.path / LOG).read_text(encoding="utf-8").splitlines())
+        return f"done, but {LOG} has only {there} of {steps} steps" if there < steps else None
+    return None
