@@ -27,7 +27,7 @@ ParentColumn = Callable[[str], Mapping[str, Any]]
 
 
 class Contexts:
-    """Builds the examples of one training run; counts the rows that are left out and the contexts that are cut."""
+    """Build the examples of one training run; count the rows that are left out and the contexts that are cut."""
 
     def __init__(
         self,
