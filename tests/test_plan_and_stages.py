@@ -129,6 +129,28 @@ def test_a_plan_takes_a_window_from_the_engine_that_a_stage_would_choose(world: 
     assert world.says("error", "max_model_len 9,100"), "transformers takes no more than the model"
 
 
+def test_a_plan_cuts_contexts_at_the_length_where_training_does(world: World) -> None:
+    """A longer row would change the rotary factors of this model, whose configuration names no length."""
+    model = build_model(world.directory / "tiny", rope_scaling={"rope_type": "dynamic", "factor": 4.0})
+    config = json.loads((model / "config.json").read_text())
+    del config["max_position_embeddings"]
+    (model / "config.json").write_text(json.dumps(config))
+    write_problems(
+        world.problems,
+        [replace(p, reference_solution="and so on, " * 500) for p in read_problems(world.problems)],
+    )
+    graph = world.write(
+        student=str(model),
+        sample={**TINY, "max_model_len": 2048},
+        distill={"max_length": 100_000, "dtype": "float32", "device": "cpu"},
+        arms={"fkl": {"method": "fkl"}},
+    )
+    world.rows(graph, "sample")
+    assert world.says("warning", "max_length 2,048: 100 % lose a part of the context")
+    said = world.stage(graph, "fkl/distill", "--dry-run").stderr
+    assert f"cut the reference in the teacher's context of {N} of {N} rows, to 2048 tokens" in said
+
+
 # What is trained along, and what the teacher reads
 
 

@@ -13,8 +13,7 @@ from pathlib import Path
 
 import pyarrow.compute as pc
 
-from trd_cli.config.base import Config
-from trd_cli.config.generating import RefineConfig, SampleConfig
+from trd_cli.config.generating import RefineConfig, RenderOptions, SampleConfig
 from trd_cli.config.training import DistillConfig
 from trd_cli.errors import InputError
 from trd_cli.planning.pair import Planned
@@ -90,8 +89,18 @@ def chains(
     return [writer.chain(node, len(slice_)) for node in first]
 
 
+def rendering_of(graph: Graph, node: Node) -> Rendering:
+    """Return how a node renders prompts. What its options leave open is as in the set that it reads."""
+    read = {node.name} if node.stage == "eval" else graph.needed_by([node.name])
+    found = Rendering()
+    for each in graph.nodes:  # in the order of the stages
+        if each.name in read and each.round == node.round and isinstance(each.config, RenderOptions):
+            found = found.with_options(each.config)
+    return found
+
+
 class _Writer:
-    """Renders problems as the stages will, with each template once."""
+    """Render problems as the stages will, with each template once."""
 
     def __init__(self, graph: Graph, problems: Sequence[Problem], student: Planned, teacher: Planned) -> None:
         self._graph, self._problems, self._student, self._teacher = graph, problems, student, teacher
@@ -101,7 +110,7 @@ class _Writer:
         before = {self._graph[name].stage: self._graph[name] for name in self._graph.needed_by([distill.name])}
         sample, refine = before["sample"], before.get("refine")
         attempts, refined = (_responses(self._graph.path(node)) if node else {} for node in (sample, refine))
-        cases = list(self._cases(sample.config, refine and refine.config, distill.config, attempts, refined))
+        cases = list(self._cases(sample, refine, distill, attempts, refined))
         kept = {name for name, _ in cases}
         # A set that is not finished tells too little: its short responses came first.
         both = (("rollout", attempts), ("refined", refined))
@@ -112,40 +121,31 @@ class _Writer:
 
     def _cases(
         self,
-        sample: SampleConfig,
-        refine: RefineConfig | None,
-        distill: DistillConfig,
+        sample: Node,
+        refine: Node | None,
+        distill: Node,
         attempts: Mapping[str, Sequence[int]],
         refined: Mapping[str, Sequence[int]],
     ) -> Iterator[tuple[str, Case]]:
         """Yield the rows of the problems that [sample] keeps, each with its problem's id."""
-        rendering = Rendering().with_options(sample)
-        prompts = self._lengths(sample, rendering, self._student)
-        bares = contexts = [0] * len(prompts)
-        if refine is not None:
-            rendering = rendering.with_options(refine)
-            bares = self._lengths(refine, rendering, self._teacher)
-        if not distill.takes_stored_prompt():
-            contexts = self._lengths(distill, rendering, self._teacher)
-        window = self._student.window(sample) or _UNBOUNDED
+        config, training = sample.config, distill.config
+        is_stored = training.takes_stored_prompt()
+        prompts = self._lengths(sample, self._student)
+        nothing = [0] * len(prompts)
+        bares = self._lengths(refine, self._teacher) if refine else nothing
+        contexts = nothing if is_stored else self._lengths(distill, self._teacher)
+        window = self._student.window(config) or _UNBOUNDED
+        refining = (self._teacher.window(refine.config) if refine else None) or _UNBOUNDED
         for problem, prompt, bare, context in zip(self._problems, prompts, bares, contexts, strict=True):
-            if self._is_left_out(sample, problem, prompt):
+            if self._is_left_out(config, problem, prompt):
                 continue
             longest = max(refined.get(problem.problem_id, ()), default=None)
             text = sum(len(t or "") for t in (problem.problem, problem.reference_solution, problem.tests))
-            for attempt in attempts.get(problem.problem_id) or (room_for_response(window, prompt, sample.max_tokens),):
-                asked, y_r = self._refined(refine, bare, attempt, longest) if refine else (0, 0)
-                if distill.takes_stored_prompt():
-                    read = asked
-                else:
-                    read = context + (attempt if distill.teacher_context_kind() == "refine" else 0)
+            for attempt in attempts.get(problem.problem_id) or (room_for_response(window, prompt, config.max_tokens),):
+                asked, y_r = _refined(refine.config, refining, bare, attempt, longest) if refine else (0, 0)
+                shown = attempt if training.teacher_context_kind() == "refine" else 0
+                read = asked if is_stored else context + shown
                 yield problem.problem_id, Case(prompt, attempt, bare, asked, y_r, read, text)
-
-    def _refined(self, refine: RefineConfig, bare: int, attempt: int, longest: int | None) -> tuple[int, int]:
-        """Return the lengths of a refinement prompt and of its response, `longest` where that has been measured."""
-        window = self._teacher.window(refine) or _UNBOUNDED
-        asked = min(bare + attempt, max(bare, room_for_prompt(window, refine.max_tokens)))
-        return asked, room_for_response(window, asked, refine.max_tokens) if longest is None else longest
 
     def _is_left_out(self, sample: SampleConfig, problem: Problem, prompt: int) -> bool:
         if sample.max_prompt_tokens is not None and prompt > sample.max_prompt_tokens:
@@ -154,15 +154,21 @@ class _Writer:
             return False
         return len(self._student.tokenizer.encode(problem.reference_solution or "")) > sample.max_reference_tokens
 
-    def _lengths(self, config: Config, rendering: Rendering, model: Planned) -> list[int]:
+    def _lengths(self, node: Node, model: Planned) -> list[int]:
         """Return the prompt tokens of each problem with an empty attempt."""
-        setting = self._graph.recipe.setting
+        config, setting, rendering = node.config, self._graph.recipe.setting, rendering_of(self._graph, node)
         key = (template_kind(config, setting), config.prompt, str(rendering), model.name)
         if key not in self._rendered:
             templates = {task: template_for(config, setting, task) for task in {p.task for p in self._problems}}
             messages = (templates[problem.task].render(values_of(problem)) for problem in self._problems)
             self._rendered[key] = [len(rendering.token_ids(model.tokenizer, each)) for each in messages]
         return self._rendered[key]
+
+
+def _refined(config: RefineConfig, window: int, bare: int, attempt: int, longest: int | None) -> tuple[int, int]:
+    """Return the lengths of a refinement prompt and of its response, `longest` where that has been measured."""
+    asked = min(bare + attempt, max(bare, room_for_prompt(window, config.max_tokens)))
+    return asked, room_for_response(window, asked, config.max_tokens) if longest is None else longest
 
 
 def _responses(directory: Path) -> dict[str, list[int]]:

@@ -65,7 +65,7 @@ def _findings(config: PlanConfig, progress: Progress) -> Iterator[Finding]:
 
 
 class _Plan:
-    """Plans one recipe. A part that cannot be read leaves out the checks that need it."""
+    """Plan one recipe. A part that cannot be read leaves out the checks that need it."""
 
     def __init__(self, config: PlanConfig, graph: Graph, progress: Progress) -> None:
         self._config, self._graph, self._recipe, self._progress = config, graph, graph.recipe, progress

@@ -20,6 +20,7 @@ from trd_cli.engines.registry import check_arguments, check_server, choose_engin
 from trd_cli.errors import InputError, ModelError, UserError
 from trd_cli.graders.sandbox import choose_level
 from trd_cli.model_files import has_weights
+from trd_cli.planning.chains import rendering_of
 from trd_cli.planning.findings import Finding, Level, Topic, error, grouped, of_exception, warning
 from trd_cli.planning.lengths import arm_of
 from trd_cli.planning.pair import Planned, check_pair, check_template, read_model
@@ -75,7 +76,7 @@ def check_stages(
 
 
 class _Stages:
-    """Collects what a list of nodes would be refused for."""
+    """Collect what a list of nodes would be refused for."""
 
     def __init__(
         self, graph: Graph, nodes: Sequence[Node], student: Planned, teacher: Planned, sharded: bool, here: bool
@@ -90,7 +91,7 @@ class _Stages:
         # Rounds, seeds and arms ask for much the same, and reading a model's files takes time.
         known: dict[tuple[str, ...], list[Finding]] = {}
         for node in self._nodes:
-            rendering = self._rendering(node)
+            rendering = rendering_of(self._graph, node)
             key = (node.stage, _without_places(node.config), str(rendering))
             if key not in known:
                 known[key] = self._of(node, rendering)
@@ -119,18 +120,6 @@ class _Stages:
         if engine in _LOADING:
             self._is_trained_or_taught.setdefault(model, False)
         return self._engine(node, engine, config, model)
-
-    def _rendering(self, node: Node) -> Rendering:
-        """Return how a node renders prompts: what its options leave open is as in the set that it reads."""
-        if isinstance(node.config, EvalConfig):
-            return Rendering().with_options(node.config)
-        found = Rendering()
-        before = self._graph.needed_by([node.name])
-        own = [each for each in self._graph.nodes if each.name in before and each.round == node.round]
-        for each in own:  # in the order of the stages
-            if isinstance(each.config, (SampleConfig, RefineConfig)):
-                found = found.with_options(each.config)
-        return found
 
     def _refused(self, topic: Topic, check: Callable[[], object], lacking: bool = False) -> Iterator[Finding]:
         """Yield what an owner of a rule refuses.

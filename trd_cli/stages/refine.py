@@ -94,7 +94,7 @@ def teacher_of(config: RefineConfig, source: InputSet) -> str:
 
 
 class Refiner:
-    """Plans the refined row of each rollout of a set."""
+    """Plan the refined row of each rollout of a set."""
 
     def __init__(self, config: RefineConfig, source: InputSet, backend: Backend) -> None:
         """Raise ModelError when the teacher's tokenizer is not the student's: its tokens could not be trained on."""

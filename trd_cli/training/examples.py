@@ -29,7 +29,7 @@ class TeacherPrompt:
 
 
 class TeacherPrompts:
-    """Makes the teacher's prompt of each row: as refine stored it, or rendered from a template."""
+    """Make the teacher's prompt of each row: as refine stored it, or rendered from a template."""
 
     def __init__(self, config: DistillConfig, rendering: Rendering, tokenizer: Tokenizer, limit: int) -> None:
         """`limit` is the most tokens a row may have, its response included."""
