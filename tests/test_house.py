@@ -189,7 +189,7 @@ def test_only_the_command_line_prints_and_exits(module: str) -> None:
 
 def test_polars_is_loaded_in_one_place_which_mends_its_handling_of_ctrl_c() -> None:
     found = [module for module, path in FILES.items() if "import polars" in path.read_text()]
-    assert found == ["trajectories.frames"]
+    assert found == ["trajectories.selection"]
 
 
 @pytest.mark.parametrize("line", ["--help", "sample --help", "distill --help", "data import --help"])

@@ -14,10 +14,13 @@ from typing import Any
 
 import pytest
 from conftest import Trd
+from support.sets import by_hand
 
-from trd_cli.recipes.done import done_nodes
+from trd_cli.recipes.done import Status, done_nodes, forget
 from trd_cli.recipes.graph import build_graph
 from trd_cli.recipes.loading import load_recipe
+from trd_cli.trajectories.run_json import About, read_run_json
+from trd_cli.trajectories.state import state_of
 
 OLD = Path(__file__).parent / "golden" / "run"
 MADE_IN = "/tmp/old"
@@ -89,6 +92,51 @@ def test_an_unfinished_old_set_is_filled_up(old: Path, ok: Trd) -> None:
     missing = {node.name for node in graph.nodes} - done_nodes(graph, graph.nodes)
     assert missing == {f"{ROUND}/sample", f"{ROUND}/verify-rollouts"}, "what was made from them stays"
     assert "4 rows, 3 done before" in ok(*words).stderr
+
+
+def test_what_was_made_from_a_removed_output_is_told_by_the_sources_in_its_record(old: Path) -> None:
+    """Outputs of earlier recipes go with what they were made from; a name elsewhere in a record is no source."""
+    graph = build_graph(load_recipe(old / "recipe.toml"), old / "run")
+    refined, checkpoint, scores = (again(old, f"{ROUND}/{name}")[0] for name in ("refine", "trd/distill", "trd/eval"))
+    earlier, later = checkpoint.with_name("distill-aaaaaaaaaa"), scores.with_name("eval-aaaaaaaaaa")
+    rollouts = refined.with_name("sample-aaaaaaaaaa")
+    shutil.copytree(checkpoint, earlier)
+    shutil.copytree(scores, later)
+    shutil.copytree(again(old, f"{ROUND}/sample")[0], rollouts)
+    model = f"{MADE_IN}/run/nodes/{earlier.name}"
+    by_hand(later / "run.json", lambda run: run["config"].update(model=model))
+    by_hand(rollouts / "run.json", lambda run: run["identity"].update(note=f"nodes/{refined.name}"))
+    forget(graph, graph.made_from([f"{ROUND}/refine"]), Status(old / "run"))
+    assert not any(path.exists() for path in (refined, checkpoint, scores, earlier, later))
+    assert rollouts.is_dir()
+
+
+def test_every_reader_of_an_old_set_sees_that_a_shard_is_gone(old: Path, ok: Trd, trd: Trd) -> None:
+    out, _ = again(old, f"{ROUND}/sample")
+    assert state_of(out).is_finished
+    (out / "shard-00001.parquet").unlink()
+    state = state_of(out)
+    assert (state.is_finished, state.rows, state.expected) == (False, 3, 4)
+    refused = trd("refine", out, "--setting", "opsd", "--teacher", old / "student", "--out", old / "y_r")
+    assert "is unfinished: 3 of 4 rows" in refused.stderr
+    assert "done, but only 3 of 4 rows are there" in ok("report", old / "run", "--out", old / "report").stderr
+
+
+def test_every_reader_of_an_old_checkpoint_sees_that_its_training_has_not_ended(old: Path, trd: Trd) -> None:
+    out, _ = again(old, f"{ROUND}/trd/distill")
+    assert state_of(out).is_finished
+    by_hand(out / "run.json", lambda run: run["about"].pop("finished"))
+    assert not state_of(out).is_finished
+    graph = build_graph(load_recipe(old / "recipe.toml"), old / "run")
+    assert f"{ROUND}/trd/distill" not in done_nodes(graph, graph.nodes)
+    assert "is an unfinished checkpoint" in trd("eval", out, "--bench", "arithmetic:n=2", "--dry-run").stderr
+
+
+def test_what_old_stages_tell_is_read_and_written_as_it_stands(old: Path) -> None:
+    for path in (old / "run" / "nodes").glob("*/run.json"):
+        run = read_run_json(path.parent)
+        told = About.of(run).record(run["command"])
+        assert (list(told), told) == (list(run["about"]), run["about"]), path
 
 
 def test_an_old_row_is_shown_with_its_parent(old: Path, ok: Trd) -> None:

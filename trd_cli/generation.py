@@ -23,6 +23,7 @@ from trd_cli.progress import Progress
 from trd_cli.prompting.templates import Template, load_template
 from trd_cli.prompting.tokens import Render, Tokenizer
 from trd_cli.records import Completion, Message, Problem, Request, Sampling, Stage, Trajectory, content_hash
+from trd_cli.trajectories.run_json import About
 from trd_cli.trajectories.shards import write_shard
 from trd_cli.trajectories.stage_dir import StageDir
 
@@ -52,13 +53,9 @@ class Backend:
     def identity(self) -> dict[str, Any]:
         return {"model_revision": self.model.revision, "engine": self.engine}
 
-    def about(self) -> dict[str, Any]:
-        """What later stages need to find the same model."""
-        return {
-            "model": self.model.lasting_name,
-            "model_revision": self.model.revision,
-            "tokenizer": self.tokenizer.fingerprint(),
-        }
+    def about(self, **more: Any) -> About:
+        """Return what a stage tells of this model, and `more` of its fields."""
+        return About(self.model.lasting_name, self.model.revision, self.tokenizer.fingerprint(), **more)
 
 
 @dataclass(frozen=True)

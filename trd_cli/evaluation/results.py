@@ -48,6 +48,7 @@ from trd_cli.graders.evalplus import BASE_PASSED
 from trd_cli.graders.evalplus import NAME as EVALPLUS
 from trd_cli.graders.thinking import TAIL, Prompts
 from trd_cli.records import is_intact, with_checksum
+from trd_cli.trajectories.run_json import Asked
 from trd_cli.trajectories.shards import read_table
 
 FORMAT = "trd-results-1"
@@ -109,25 +110,25 @@ def read_samples(shards: Iterable[Path]) -> Samples:
     return found
 
 
-def samples_there(benchmarks: Mapping[str, Any], shards: Iterable[Path]) -> int:
+def samples_there(benchmarks: Mapping[str, Asked], shards: Iterable[Path]) -> int:
     """The largest k such that the first k samples of every question are there."""
     there: dict[tuple[str, str], set[int]] = {}
     for path in shards:
         columns = read_table(path, ["source", "problem_id", "sample_index"]).to_pydict()
         for *question, index in zip(columns["source"], columns["problem_id"], columns["sample_index"], strict=True):
             there.setdefault(tuple(question), set()).add(index)
-    indices_Q = (there.get((name, q), set()) for name, about in benchmarks.items() for q in about["questions"])
+    indices_Q = (there.get((name, q), set()) for name, asked in benchmarks.items() for q in asked.questions)
     return min((next(i for i in count() if i not in indices) for indices in indices_Q), default=0)
 
 
-def build_results(benchmarks: Mapping[str, Any], samples: Samples, k: int, classify: Classify) -> dict[str, Any]:
+def build_results(benchmarks: Mapping[str, Asked], samples: Samples, k: int, classify: Classify) -> dict[str, Any]:
     """The content of results.json, from the first `k` samples of every question.
 
-    `benchmarks` is what run.json says of them (`about`); all of the k samples must be there and graded.
+    All of the k samples must be there and graded.
     """
     chosen = {
-        name: [[samples[name][question][i] for i in range(k)] for question in about["questions"]]
-        for name, about in benchmarks.items()
+        name: [[samples[name][question][i] for i in range(k)] for question in asked.questions]
+        for name, asked in benchmarks.items()
     }
     rows = [row for rows_QK in chosen.values() for rows_K in rows_QK for row in rows_K]
     # All benchmarks at once, so that the workers who compare start once.
@@ -151,20 +152,18 @@ def build_results(benchmarks: Mapping[str, Any], samples: Samples, k: int, class
     }
 
 
-def _votes(about: Mapping[str, Any]) -> bool:
+def _votes(asked: Asked) -> bool:
     """Whether samples can agree on an answer; two programs never do."""
-    return about["task"] == "math"
+    return asked.task == "math"
 
 
-def _benchmark(
-    about: Mapping[str, Any], rows_QK: Sequence[Sequence[Sample]], classes_QK: np.ndarray | None
-) -> dict[str, Any]:
+def _benchmark(asked: Asked, rows_QK: Sequence[Sequence[Sample]], classes_QK: np.ndarray | None) -> dict[str, Any]:
     rows = [row for rows_K in rows_QK for row in rows_K]
     marks = {rows_K[0].problem_id: "".join(_MARK.get(r.verdict, ".") for r in rows_K) for rows_K in rows_QK}
     counts = {verdict: sum(row.verdict == verdict for row in rows) for verdict in VERDICTS}
     lengths = [row.tokens for row in rows if row.tokens is not None]
     return {
-        **{key: about[key] for key in ("task", "source", "revision", "sha256", "known", "limit", "sampling")},
+        **{key: getattr(asked, key) for key in ("task", "source", "revision", "sha256", "known", "limit", "sampling")},
         "prompt": _distinct(row.prompt_sha256 for row in rows),
         "grader": _distinct(f"{row.grader} {row.grader_version}" for row in rows),
         "scores": {name: json_ready(asdict(e)) for name, e in _all_scores(marks, rows_QK, classes_QK)},

@@ -22,7 +22,7 @@ from trd_cli.report.refinement import read_rollouts, refinement_of
 from trd_cli.report.run_files import Node, RunFiles, read_run
 from trd_cli.report.seeds import pooled, pooled_scores
 from trd_cli.report.trainings import training_of, with_training_nll
-from trd_cli.trajectories.run_json import read_run_json
+from trd_cli.trajectories.run_json import About, read_run_json
 
 _STAGES = ("problems", "sample", "verify", "refine", "distill", "eval")
 _STAGE_OF_SET = {"sample": "rollout", "refine": "refined"}
@@ -136,12 +136,11 @@ def _refinement(run: RunFiles, node: Node, trainings: Sequence[Training]) -> Ref
     if not rollouts:
         names = " and ".join(parent.name for parent in parents)
         raise InputError("the rollouts that were refined are gone", f"those of {names}", "run trd run again")
-    about = read_run_json(node.path)
-    if about is None:
+    record = read_run_json(node.path)
+    if record is None:
         raise InputError(f"{node.path} has no run.json", "one of trd refine", "run trd run again")
-    setting = about["about"]["setting"]
     whose = {key: getattr(node, key) for key in ("arm", "round", "seed")}
-    found = refinement_of(node.shards(), rollouts, {"node": node.name, "setting": setting, **whose})
+    found = refinement_of(node.shards(), rollouts, {"node": node.name, "setting": About.of(record).setting, **whose})
     return with_training_nll(run, found, trainings)
 
 

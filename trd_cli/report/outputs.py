@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from trd_cli.evaluation.results import FILE as RESULTS
 from trd_cli.report.run_files import Node
-from trd_cli.trajectories.run_json import read_run_json
-from trd_cli.trajectories.shards import check_whole, shard_info
+from trd_cli.trajectories.run_json import About
+from trd_cli.trajectories.shards import check_whole
+from trd_cli.trajectories.state import State, state_of
 
 LOG = "train.jsonl"
 _FILES = {"problems": "problems.parquet", "eval": RESULTS, "distill": LOG}
@@ -30,19 +31,19 @@ def lacking(node: Node) -> str | None:
         return None
     if node.stage != "distill" and not node.shards():
         return f"done, but the shards of {node.path} are gone"
-    run = read_run_json(node.path)
-    if run is None:
+    state = state_of(node.path)
+    if state.run is None:
         return f"done, but {node.path / 'run.json'} is gone"
-    return _too_few(node, run.get("rows_expected"), run.get("about", {}).get("steps"))
+    return _too_few(node, state)
 
 
-def _too_few(node: Node, rows: int | None, steps: int | None) -> str | None:
+def _too_few(node: Node, state: State) -> str | None:
     """By what run.json says of its rows, or of a training its steps, where it says so."""
-    if node.stage in _COUNTED and rows is not None:
+    steps = About.of(state.run).steps
+    if node.stage in _COUNTED and state.expected is not None:
         for path in node.shards():
             check_whole(path)
-        there = sum(shard_info(path).rows for path in node.shards())
-        return f"done, but only {there} of {rows} rows are there" if there < rows else None
+        return None if state.is_finished else f"done, but only {state.rows} of {state.expected} rows are there"
     if node.stage == "distill" and steps is not None:
         there = len((node.path / LOG).read_text(encoding="utf-8").splitlines())
         return f"done, but {LOG} has only {there} of {steps} steps" if there < steps else None

@@ -19,6 +19,7 @@ from trd_cli.records import Trajectory
 from trd_cli.training.batches import Example, ids_array
 from trd_cli.training.state import clear_states
 from trd_cli.training.teacher_context import Contexts
+from trd_cli.trajectories.run_json import About
 from trd_cli.trajectories.sets import InputSet, check_complete, load_rows, open_sets, parent_column
 from trd_cli.trajectories.shards import read_table
 from trd_cli.trajectories.stage_dir import StageDir
@@ -66,7 +67,7 @@ def run(config: DistillConfig, paths: Sequence[str], resolve: Callable[[str], Mo
     if config.dry_run:
         progress.note(_preview(examples, student, teacher, stage_dir, config))
         return
-    if stage_dir.run["about"].get("finished"):
+    if stage_dir.state().is_finished:
         clear_states(stage_dir.path)
         progress.note(f"{stage_dir.path} is finished: nothing to do")
         progress.result(stage_dir.path)
@@ -134,8 +135,8 @@ def _train(
         at_work = time.monotonic() - began
         trainer.save()
         if accelerator.is_main_process:
-            about = {"student": student.lasting_name, "teacher": teacher.lasting_name, "trajectories": len(examples)}
-            stage_dir.finish(about | asdict(trained))
+            told = {"student": student.lasting_name, "teacher": teacher.lasting_name, "trajectories": len(examples)}
+            stage_dir.finish(About(**told, **asdict(trained)))
             stage_dir.log_session(config.epochs * len(examples), trained.tokens, at_work)
             clear_states(stage_dir.path)
     progress.note(
@@ -184,7 +185,7 @@ def _rows_of_stage(config: DistillConfig, sets: Sequence[InputSet]) -> tuple[lis
             "check --subset and --where, and that trd verify has run on the set, and on its parents, if they read verdicts",
         )
     for other in used[1:]:
-        differing = [key for key in _SHARED if other.about(key) != used[0].about(key)]
+        differing = [key for key in _SHARED if getattr(other.about, key) != getattr(used[0].about, key)]
         if differing:
             raise InputError(
                 f"{used[0].directory} and {other.directory} differ in {', '.join(differing)}",
@@ -203,7 +204,8 @@ def _models(
 ) -> tuple[ModelRef, ModelRef]:
     """Student and teacher: as asked, else as the shards' run.json tells."""
     refined = row.stage == "refined"
-    name = config.model or source.about("student" if refined else "model")
+    about = source.about
+    name = config.model or (about.student if refined else about.model)
     if name is None:
         raise InputError(
             f"{source.directory} does not say which model wrote the rollouts",
@@ -212,7 +214,7 @@ def _models(
         )
     student = resolve(name)
     if config.model is None:
-        student.check_revision(source.about("student_revision" if refined else "model_revision"), source.directory)
+        student.check_revision(about.student_revision if refined else about.model_revision, source.directory)
     setting = config.setting or row.setting
     if refined and config.teacher_context != "vanilla" and setting != row.setting:
         raise InputError(
@@ -231,11 +233,11 @@ def _models(
         )
     if config.teacher:
         return student, resolve(config.teacher)
-    name = source.about("model") if refined else None
+    name = about.model if refined else None
     if name is None:
         raise InputError("no teacher", "--teacher MODEL, or --setting opsd for the student itself", "add one of them")
     teacher = resolve(name)
-    teacher.check_revision(source.about("model_revision"), source.directory)
+    teacher.check_revision(about.model_revision, source.directory)
     return student, teacher
 
 

@@ -25,7 +25,7 @@ from trd_cli.graders.shards import ShardGrader
 from trd_cli.progress import Progress, WithoutResults
 from trd_cli.prompting.tokens import unread_names
 from trd_cli.records import Problem, Trajectory, content_hash
-from trd_cli.trajectories.run_json import read_run_json
+from trd_cli.trajectories.run_json import About, Asked, read_run_json
 from trd_cli.trajectories.shards import read_table
 from trd_cli.trajectories.stage_dir import StageDir, verdicts_held
 
@@ -40,15 +40,15 @@ class _Part:
     problems: Sequence[Problem]
     sampling: SamplingOptions
 
-    def about(self) -> dict[str, Any]:
-        """What scoring needs later, when the benchmark itself may be gone."""
+    def asked(self) -> Asked:
+        """Return what scoring needs later."""
         benchmark = self.benchmark
-        return {
-            **{key: getattr(benchmark, key) for key in ("task", "source", "revision", "sha256", "known")},
-            "sampling": self.sampling.model_dump(mode="json"),
-            "limit": len(self.problems) if len(self.problems) < len(benchmark.problems) else None,
-            "questions": [problem.problem_id for problem in self.problems],
-        }
+        return Asked(
+            *(benchmark.task, benchmark.source, benchmark.revision, benchmark.sha256, benchmark.known),
+            sampling=self.sampling.model_dump(mode="json"),
+            limit=len(self.problems) if len(self.problems) < len(benchmark.problems) else None,
+            questions=[problem.problem_id for problem in self.problems],
+        )
 
 
 def run(config: EvalConfig, backend: Backend, progress: Progress) -> dict[str, Any] | None:
@@ -67,16 +67,16 @@ def run(config: EvalConfig, backend: Backend, progress: Progress) -> dict[str, A
         for part in parts.values()
         for row in plan_rollouts(part.problems, config.samples, templates, rendering, backend, part.sampling)
     ]
+    asked = {name: part.asked() for name, part in parts.items()}
     identity = config.identity() | {
-        "questions": {name: content_hash(part.about()["questions"], 16) for name, part in parts.items()},
-        "sha256": {name: part.benchmark.sha256 for name, part in parts.items()},
-        "sampling": {name: part.sampling.model_dump(mode="json") for name, part in parts.items()},
+        "questions": {name: content_hash(each.questions, 16) for name, each in asked.items()},
+        "sha256": {name: each.sha256 for name, each in asked.items()},
+        "sampling": {name: each.sampling for name, each in asked.items()},
         "prompt": {task: template.sha256 for task, template in templates.items()},
         **rendering.identity(),
         **backend.identity(),
     }
-    about = backend.about() | {"benchmarks": {name: part.about() for name, part in parts.items()}}
-    stage_dir = StageDir(config.out, "eval", identity, config.record(), about=about)
+    stage_dir = StageDir(config.out, "eval", identity, config.record(), about=backend.about(benchmarks=asked))
     for line in _remarks(config, parts, backend):
         progress.note(line)
     if config.dry_run:
@@ -97,15 +97,14 @@ def rescore(config: EvalConfig, progress: Progress) -> dict[str, Any] | None:
     record = read_run_json(directory)
     if record is None or record["command"] != "eval":
         raise InputError(f"{directory} holds no evaluation", "a directory of trd eval", "check --rescore")
-    if "benchmarks" not in record["about"]:
+    about = About.of(record)
+    if about.benchmarks is None:
         raise InputError(
             f"{directory} does not say which questions it has",
             "a directory of this version of trd eval",
             "evaluate again into another --out",
         )
-    stage_dir = StageDir(
-        str(directory), "eval", record["identity"], record["config"], record["inputs"], record["about"]
-    )
+    stage_dir = StageDir(str(directory), "eval", record["identity"], record["config"], record["inputs"], about)
     k, there = _how_many(config, stage_dir)
     if config.dry_run:
         progress.note(f"would score the first {k} of {there} samples of every question in {directory}")
@@ -188,10 +187,10 @@ def _generate(
 
 def _how_many(config: EvalConfig, stage_dir: StageDir) -> tuple[int, int]:
     """The k to score again with, and how many samples of every question there are; refuses a k beyond."""
-    benchmarks = stage_dir.run["about"]["benchmarks"]
-    there = samples_there(benchmarks, stage_dir.shards())
-    questions = sum(len(about["questions"]) for about in benchmarks.values())
-    k = config.k or max(1, (stage_dir.run["rows_expected"] or 0) // questions)
+    asked = stage_dir.about.benchmarks
+    there = samples_there(asked, stage_dir.shards())
+    questions = sum(len(each.questions) for each in asked.values())
+    k = config.k or max(1, (stage_dir.state().expected or 0) // questions)
     if k > there:
         raise InputError(
             f"{stage_dir.path} has {there} samples of every question",
@@ -221,7 +220,7 @@ def _grade_and_score(
     changed = sum(count for (old, new), count in grader.changes.items() if old != new)
     if changed:
         progress.note(f"{changed} verdicts changed")
-    results = build_results(stage_dir.run["about"]["benchmarks"], read_samples(shards), k, _classify(options, progress))
+    results = build_results(stage_dir.about.benchmarks, read_samples(shards), k, _classify(options, progress))
     make_directory(target)
     if (target / FILE).is_file() and config.rescore:
         progress.note(f"replacing the results in {target}")

@@ -26,6 +26,7 @@ from trd_cli.progress import Progress
 from trd_cli.prompting.templates import Template
 from trd_cli.prompting.tokens import fit_attempt, unread_names
 from trd_cli.records import Message, Trajectory
+from trd_cli.trajectories.run_json import About
 from trd_cli.trajectories.sets import InputSet, check_complete, load_rows, open_sets
 from trd_cli.trajectories.stage_dir import StageDir
 
@@ -83,7 +84,7 @@ def teacher_of(config: RefineConfig, source: InputSet) -> str:
         return config.teacher
     if config.setting == "opd":
         raise InputError("--setting opd without --teacher", "a stronger model that refines", "add --teacher MODEL")
-    model = source.about("model")
+    model = source.about.model
     if model is None:
         raise InputError(
             f"{source.directory} does not say which model wrote it",
@@ -98,7 +99,7 @@ class Refiner:
 
     def __init__(self, config: RefineConfig, source: InputSet, backend: Backend) -> None:
         """Raises ModelError when the teacher's tokenizer is not the student's: its tokens could not be trained on."""
-        student = source.about("tokenizer")
+        student = source.about.tokenizer
         if student is not None and student != backend.tokenizer.fingerprint():
             raise ModelError(
                 f"the tokenizer of {backend.model.name} is not that of the student in {source.directory}",
@@ -106,13 +107,13 @@ class Refiner:
                 "use a teacher of the student's family",
             )
         if config.teacher is None:
-            backend.model.check_revision(source.about("model_revision"), source.directory)
+            backend.model.check_revision(source.about.model_revision, source.directory)
         self.backend = backend
         self._config, self._source = config, source
         kwargs = config.chat_template_kwargs
         self.rendering = Rendering(
-            config.render or source.about("render") or "chat",
-            kwargs if kwargs is not None else source.about("chat_template_kwargs") or {},
+            config.render or source.about.render or "chat",
+            kwargs if kwargs is not None else source.about.chat_template_kwargs or {},
         )
         self._templates = templates_for(f"refine-{config.setting}", ("math", "code"), config.prompt)
         # Room for the response is kept first; where that is more than half of what the model takes, half of it.
@@ -127,15 +128,14 @@ class Refiner:
             **self.backend.identity(),
         }
 
-    def about(self) -> dict[str, Any]:
+    def about(self) -> About:
         """What distill needs to know: the teacher, how it was prompted, and the student's model."""
-        return {
-            **self.backend.about(),
+        return self.backend.about(
             **self.rendering.identity(),
-            "setting": self._config.setting,
-            "student": self._source.about("model"),
-            "student_revision": self._source.about("model_revision"),
-        }
+            setting=self._config.setting,
+            student=self._source.about.model,
+            student_revision=self._source.about.model_revision,
+        )
 
     def plan(self, rollouts: Sequence[Trajectory]) -> list[Trajectory]:
         """The refined row of each rollout; one that cannot be asked for is an error row."""

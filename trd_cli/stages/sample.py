@@ -31,7 +31,7 @@ def run(config: SampleConfig, backend: Backend, progress: Progress) -> Outcome:
         **rendering.identity(),
         **backend.identity(),
     }
-    about = {**backend.about(), **rendering.identity()}
+    about = backend.about(**rendering.identity())
     stage_dir = StageDir(config.out, "sample", identity, config.record(), about=about)
     if config.dry_run:
         progress.note(preview(planned[0], len(planned), stage_dir.path))

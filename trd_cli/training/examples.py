@@ -74,8 +74,8 @@ class Asking:
         return self._templates[kind][row.task]
 
     def _rendered(self, messages: Sequence[Message]) -> list[int]:
-        kwargs = self._source.about("chat_template_kwargs") or {}
-        return self._tokenizer.render(messages, self._source.about("render") or "chat", kwargs)
+        kwargs = self._source.about.chat_template_kwargs or {}
+        return self._tokenizer.render(messages, self._source.about.render or "chat", kwargs)
 
     def _cut(self, template: Template, values: dict[str, Any], room: int) -> Asked | None:
         cut: list[str] = []

