@@ -1,14 +1,14 @@
-"""What `trd eval` says of a model: `results.json`, made from an evaluation directory and read again.
+"""results.json: the scores of a model, made from an evaluation directory and read again.
 
 The results are a function of the directory (the benchmarks in `run.json`, the rows in the shards), of k and of the
-graders' equivalence classes: nothing else enters, so scoring again gives the same bytes.
+graders' equivalence classes, so scoring again gives the same bytes.
 
     format, trd                         version of this layout, and of trd
     checksum                            a hash of all else (`trd_cli.records`)
     model, model_revision, engine, k
     benchmarks: {name: {
-      task, source, revision, sha256, known     where the questions came from; `known`: their hash is the one trd knows (null:
-                                                there is none to compare with)
+      task, source, revision, sha256, known     where the questions came from; `known`: their hash is the one trd knows
+                                                (null: trd knows none)
       limit                                     how many of its questions were asked, the first ones; null: all
       sampling {temperature, top_p, top_k, max_tokens, seed}, prompt, grader
       scores: {"avg@j", "pass@j", and for math "maj@j", for every j from 1 to k: {
@@ -19,10 +19,10 @@ graders' equivalence classes: nothing else enters, so scoring again gives the sa
       truncated, no_answer, unclosed_thinking, error, timeout           shares of samples
       tokens: {total, mean, median}                                     of the responses
       questions: {problem id: [correct, graded]}                        in the benchmark's order
-      samples: {problem id: "10.1"}   in the order of sampling: 1 correct, 0 incorrect, . without a verdict (error, timeout)
+      samples: {problem id: "10.1"}     in the order of sampling: 1 correct, 0 incorrect, . no verdict (error, timeout)
     }}
 
-Not covered: rows that are not of an evaluation; results of a version before this layout are refused.
+Not covered: rows of other stages. Results of a version before this layout are refused.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ Classify = Callable[[Sequence[Sequence[str]]], Iterable[Sequence[int]]]
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What scoring needs of a row. `tokens` is None where there is no response."""
+    """Hold the columns of a row that scoring reads. `tokens` is None where there is no response."""
 
     source: str
     problem_id: str
@@ -93,7 +93,7 @@ Samples = Mapping[str, Mapping[str, Mapping[int, Sample]]]
 
 
 def read_samples(shards: Iterable[Path]) -> Samples:
-    """All samples of an evaluation; neither token ids nor texts stay in memory."""
+    """Read all samples of an evaluation; neither token ids nor texts stay in memory."""
     found: dict[str, dict[str, dict[int, Sample]]] = {}
     prompts = Prompts()
     for path in shards:
@@ -111,7 +111,7 @@ def read_samples(shards: Iterable[Path]) -> Samples:
 
 
 def samples_there(benchmarks: Mapping[str, Asked], shards: Iterable[Path]) -> int:
-    """The largest k such that the first k samples of every question are there."""
+    """Return the largest k such that every question has its first k samples."""
     there: dict[tuple[str, str], set[int]] = {}
     for path in shards:
         columns = read_table(path, ["source", "problem_id", "sample_index"]).to_pydict()
@@ -122,7 +122,7 @@ def samples_there(benchmarks: Mapping[str, Asked], shards: Iterable[Path]) -> in
 
 
 def build_results(benchmarks: Mapping[str, Asked], samples: Samples, k: int, classify: Classify) -> dict[str, Any]:
-    """The content of results.json, from the first `k` samples of every question.
+    """Return the content of results.json, from the first `k` samples of every question.
 
     All of the k samples must be there and graded.
     """
@@ -153,7 +153,7 @@ def build_results(benchmarks: Mapping[str, Asked], samples: Samples, k: int, cla
 
 
 def _votes(asked: Asked) -> bool:
-    """Whether samples can agree on an answer; two programs never do."""
+    """Return whether samples can agree on an answer; two programs never do."""
     return asked.task == "math"
 
 
@@ -193,7 +193,7 @@ def _all_scores(
 
 
 def _base_mark(row: Sample) -> str:
-    """The mark by EvalPlus's base tests, which its grader names in the detail of a failure."""
+    """Return the mark by EvalPlus's base tests, which its grader names in the detail of a failure."""
     passed = row.verdict == "incorrect" and (row.verdict_detail or "").startswith(BASE_PASSED)
     return "1" if passed else _MARK.get(row.verdict, ".")
 
@@ -207,14 +207,14 @@ def _scores(correct_QK: np.ndarray, classes_QK: np.ndarray | None) -> Iterable[t
 
 
 def correct_matrix(marks: Mapping[str, str]) -> np.ndarray:
-    """`samples` of results.json as correct_QK: 1.0, 0.0, NaN without a verdict; questions in their order."""
+    """Return `samples` of results.json as correct_QK: 1.0, 0.0, NaN without a verdict; questions in their order."""
     return np.array([[_VALUE[mark] for mark in marks_K] for marks_K in marks.values()])
 
 
 def _classes(rows_QK: Sequence[Sequence[Sample]], classify: Classify) -> list[list[int]]:
-    """classes_QK: the correct samples of a question are class 0, equal wrong answers share a class, -1 is no answer.
+    """Return classes_QK: correct samples of a question are class 0, equal wrong answers share a class, -1 is no answer.
 
-    Answers that read the same are equal whatever a grader says. Where there is one wrong answer, nothing is compared.
+    Answers with the same text are equal by any grader. A single wrong answer is compared with nothing.
     """
     texts_QU = [
         list(dict.fromkeys(row.extracted_answer for row in rows_K if _is_wrong_answer(row))) for rows_K in rows_QK
@@ -240,22 +240,22 @@ def _class_of(row: Sample, classes: Mapping[str, int]) -> int:
 
 
 def _distinct(values: Iterable[str]) -> str:
-    """One value where all agree; more than one when a directory was filled by several versions."""
+    """Return one value where all agree, and several where more than one version has filled the directory."""
     return ", ".join(sorted(set(values)))
 
 
 def json_ready(values: Mapping[str, Any]) -> dict[str, Any]:
-    """JSON has no NaN: a number that is not known is null."""
+    """Return the values with null for NaN, which JSON does not have."""
     return {name: None if isinstance(x, float) and math.isnan(x) else x for name, x in values.items()}
 
 
 def results_text(results: Mapping[str, Any]) -> str:
-    """results.json as it is written, with its checksum; raises ValueError for a NaN, which JSON does not have."""
+    """Return the text of results.json, with its checksum; raises ValueError for a NaN."""
     return json.dumps(with_checksum(results), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _is_whole(results: Any) -> bool:
-    """Whether this is the layout above, as far as what reads it goes."""
+    """Return whether this is the layout above, as far as its readers go."""
     if not isinstance(results, dict) or results.get("format") != FORMAT:
         return False
     benchmarks = results.get("benchmarks")
@@ -266,7 +266,10 @@ def _is_whole(results: Any) -> bool:
 
 
 def read_results(name: str) -> dict[str, Any]:
-    """The results in an evaluation directory or a results.json; InputError where there are none of this layout."""
+    """Return the results in an evaluation directory or a results.json.
+
+    Raises InputError where there are none of this layout, DamagedFile where they are not as they were written.
+    """
     path = Path(name) / FILE if Path(name).is_dir() else Path(name)
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
