@@ -1,4 +1,4 @@
-"""From planned rows to finished shards: what sample, refine and eval share.
+"""From planned rows to finished shards: the part that sample, refine and eval share.
 
 A planned row is a `Trajectory` without a response. Its id is a content hash and its seed derives from the id, so a row
 does not depend on the order of the input, the batch, the shard or the number of workers.
@@ -30,7 +30,7 @@ from trd_cli.trajectories.stage_dir import StageDir
 
 @dataclass(frozen=True)
 class Rendering:
-    """How messages become a prompt."""
+    """Hold how messages become a prompt."""
 
     mode: Render = "chat"
     kwargs: Mapping[str, Any] = field(default_factory=dict)
@@ -41,7 +41,7 @@ class Rendering:
 
 @dataclass(frozen=True)
 class Backend:
-    """A model behind an engine that is not loaded yet: `start()` loads it."""
+    """Represent a model behind an engine that is not loaded yet; `start()` loads it."""
 
     model: ModelRef
     tokenizer: Tokenizer
@@ -60,7 +60,7 @@ class Backend:
 
 @dataclass(frozen=True)
 class Prompt:
-    """One rendered prompt and the template it came from."""
+    """Hold one rendered prompt and the template it came from."""
 
     messages: Sequence[Message]
     token_ids: Sequence[int]
@@ -81,7 +81,10 @@ def new_row(
     trimmed: int | None = None,
     error: str | None = None,
 ) -> Trajectory:
-    """A planned row. Its identity: problem, prompt ids, sampling, model revision, sample index, round and parent."""
+    """Return a planned row.
+
+    Its identity is: problem, prompt ids, sampling, model revision, sample index, round and parent.
+    """
     identity = {
         "problem": [problem.source, problem.problem_id, problem.problem, problem.reference_answer],
         "prompt": list(prompt.token_ids),
@@ -129,7 +132,7 @@ def new_row(
 
 
 def row_seed(trajectory_id: str) -> int:
-    """A row's own seed: 62 bits of the SHA-256 of its id."""
+    """Return a row's own seed: 62 bits of the SHA-256 of its id."""
     return int.from_bytes(hashlib.sha256(trajectory_id.encode()).digest()[:8]) >> 2
 
 
@@ -142,10 +145,10 @@ def plan_rollouts(
     sampling: SamplingOptions,
     round: int = 0,
 ) -> list[Trajectory]:
-    """`n` planned attempts at each problem. A prompt that leaves no room for a response, or has an id that the model
-    does not know, is an error row.
+    """Return `n` planned attempts at each problem.
 
-    Raises ModelError when no prompt at all fits.
+    A prompt that leaves no room for a response, or has an id that the model does not know, becomes an error row. Raises
+    ModelError when no prompt at all fits.
     """
     rows: list[Trajectory] = []
     shortest = None
@@ -171,14 +174,12 @@ def plan_rollouts(
 
 
 def too_long(length: int, limit: int) -> str:
-    """The `error` of a row whose prompt does not fit."""
+    """Return the `error` of a row whose prompt does not fit."""
     return f"prompt too long: {length} tokens, the model takes {limit}"
 
 
 def unknown_id(model: ModelRef, prompt: Prompt) -> str | None:
-    """Return the `error` of a row whose prompt has a token id that its model has no embedding for, None where it has
-    none such.
-    """
+    """Return the `error` of a row whose prompt has a token id without an embedding in its model, else None."""
     found = model.unknown_id(prompt.token_ids)
     if found is None:
         return None
@@ -187,8 +188,10 @@ def unknown_id(model: ModelRef, prompt: Prompt) -> str | None:
 
 @dataclass
 class Outcome:
-    """What an invocation did: rows generated now, rows in all, how many of those are errors, response tokens generated,
-    and the seconds it took to generate them, without loading the model."""
+    """Hold the counts of an invocation: rows generated now, rows in all, errors among all, response tokens generated.
+
+    `seconds` is the time of generating them, without loading the model.
+    """
 
     generated: int = 0
     rows: int = 0
@@ -206,16 +209,16 @@ class Outcome:
 
 
 class ShardFiller:
-    """Runs an engine over planned rows and writes what finishes into the shards of one run directory.
+    """Run an engine over planned rows and write finished ones into the shards of one stage directory.
 
-    The engine is started at the first row that is missing, and never when none is. Use as a context manager: on the way
-    out, whatever the reason, rows that are finished are written and the engine is closed.
+    The engine starts at the first row that is missing, and never when none is. Use as a context manager: on the way
+    out, whatever the reason, finished rows are written and the engine is closed.
     """
 
     def __init__(
         self, run: StageDir, backend: Backend, options: OutputOptions, progress: Progress, total: int | None
     ) -> None:
-        """`total` is how many rows the finished set has, None where the input is still growing."""
+        """Prepare to fill `run`; `total` is the rows of the finished set, None while the input still grows."""
         self._run, self._backend, self._options, self._progress = run, backend, options, progress
         self._total = total
         self._engine: Engine | None = None
@@ -318,7 +321,7 @@ class ShardFiller:
 
 
 def request_for(row: Trajectory, max_length: int) -> Request:
-    """The engine's view of a planned row; its new tokens end where the model's context does."""
+    """Return the engine's view of a planned row; its new tokens end where the model's context does."""
     room = max_length - len(row.prompt_token_ids)
     return Request(
         request_id=row.trajectory_id,
@@ -331,7 +334,7 @@ def request_for(row: Trajectory, max_length: int) -> Request:
 
 
 def with_completion(row: Trajectory, completion: Completion) -> Trajectory:
-    """A planned row with what the engine returned for it."""
+    """Return a planned row with the completion of an engine."""
     if completion.error is not None:
         return replace(row, error=completion.error)
     return replace(
@@ -345,7 +348,7 @@ def with_completion(row: Trajectory, completion: Completion) -> Trajectory:
 
 
 def preview(row: Trajectory, total: int, where: Path) -> str:
-    """What --dry-run prints: the first prompt as the model sees it, and what would run."""
+    """Return the text of --dry-run: the first prompt as the model sees it, and the rows that would be made."""
     text = "\n\n".join(f"[{m['role']}]\n{m['content']}" for m in row.messages)
     return (
         f"first prompt ({row.prompt_template}, {len(row.prompt_token_ids)} tokens):\n{text}\n\n"
@@ -355,5 +358,5 @@ def preview(row: Trajectory, total: int, where: Path) -> str:
 
 
 def templates_for(kind: str, tasks: Iterable[str], override: str | None) -> dict[str, Template]:
-    """The template of each task that occurs."""
+    """Return the template of each task that occurs."""
     return {task: load_template(kind, task, override) for task in sorted(set(tasks))}

@@ -17,8 +17,8 @@ import polars as pl
 
 from trd_cli.errors import InputError, first_line
 
-# Polars is imported here alone. It puts a handler of its own before Python's, one after which the kernel goes on with the
-# call that was interrupted: a wait without end, as for a grader, would hear of Ctrl-C only when it is over.
+# Polars is imported here alone. It puts a handler of its own before Python's, after which the kernel resumes the call
+# that was interrupted: an endless wait, as for a grader, would ignore Ctrl-C.
 signal.siginterrupt(signal.SIGINT, True)
 
 SUBSETS: dict[str, str] = {
@@ -37,14 +37,15 @@ _PARENT_COLUMN = re.compile(r"\bparent_(?!id\b)")
 
 
 def needs_parents(subset: str, where: str | None) -> bool:
-    """Whether the filter reads a parent's column."""
+    """Return whether the filter reads a parent's column."""
     return any(_PARENT_COLUMN.search(text) for text in (SUBSETS[subset], where or ""))
 
 
 def select(rows: pl.DataFrame, subset: str, where: str | None) -> pl.DataFrame:
-    """The rows of `rows` (trajectory columns, and `parent_` columns where needed) in `subset` that satisfy `where`.
+    """Return the rows that are in `subset` and satisfy `where`.
 
-    Raises InputError when `where` is not a Polars SQL expression over those columns that gives a boolean.
+    `rows` has the columns of trajectories, and `parent_` columns where the filter reads them. Raises InputError when
+    `where` is not a Polars SQL expression over those columns that gives a boolean.
     """
     chosen = rows.filter(pl.sql_expr(SUBSETS[subset]))
     if where is None:

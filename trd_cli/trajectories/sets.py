@@ -1,4 +1,4 @@
-"""Opening trajectory sets that an earlier command made: complete or refused, joined with their parents on demand."""
+"""Open trajectory sets that an earlier command made: complete or refused, joined with their parents on demand."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from trd_cli.trajectories.shards import SCHEMA, list_shards, read_table, shard_n
 from trd_cli.trajectories.state import state_of
 
 _PER_TOKEN = {"prompt_token_ids", "student_prompt_token_ids", "response_token_ids", "logprobs"}
-# A filter reads a parent's columns but those that hold a value a token, which are most of a set.
+# A filter reads all columns of a parent but those that hold a value a token, which are most of a set.
 _OF_PARENTS = [name for name in SCHEMA.names if name not in _PER_TOKEN]
-# No column that a filter could mean.
+# A name that no filter can mean.
 _PLACE = "_place"
 
 
 @dataclass(frozen=True)
 class InputSet:
-    """The shards to read of one set, and its run.json ({} where it has none)."""
+    """Hold the shards to read of one set, and its run.json ({} where it has none)."""
 
     directory: Path
     shards: tuple[Path, ...]
@@ -34,7 +34,7 @@ class InputSet:
 
     @property
     def digest(self) -> str:
-        """What made the set; for shards without run.json, their rows' ids."""
+        """Return the digest in run.json; without one, a digest of the ids of the rows."""
         if self.run:
             return self.run["digest"]
         return content_hash(
@@ -42,7 +42,7 @@ class InputSet:
         )
 
     def lineage(self) -> dict[str, str]:
-        """How a stage that reads this set names it in its own run.json."""
+        """Return the entry for this set among the inputs in the run.json of a stage that reads it."""
         return {"path": as_text(self.directory), "digest": self.digest, "command": self.run.get("command", "")}
 
     @property
@@ -52,7 +52,10 @@ class InputSet:
 
 
 def open_sets(paths: Sequence[str]) -> list[InputSet]:
-    """Sets (directories) and single shards, grouped by directory in order of appearance; refuses what is not there."""
+    """Return the sets (directories) and single shards at `paths`, by directory in order of appearance.
+
+    Raises InputError for a path that is neither.
+    """
     found: dict[Path, list[Path]] = {}
     for name in paths:
         path = Path(name)
@@ -86,7 +89,7 @@ def check_complete(directories: Iterable[Path]) -> None:
 def load_rows(
     sets: Sequence[InputSet], subset: str = "all", where: str | None = None, parents: Sequence[str] = ()
 ) -> list[Trajectory]:
-    """The rows of `sets` in the subset, in stored order. Parents are looked up only when the filter reads them."""
+    """Return the rows of `sets` in the subset, in stored order. Parents are read only when the filter needs them."""
     return [
         Trajectory(**row)
         for each in sets
@@ -98,7 +101,7 @@ def load_rows(
 def selected_ids(
     each: InputSet, subset: str = "all", where: str | None = None, parents: Sequence[str] = ()
 ) -> list[str]:
-    """Ids of the rows that `load_rows` would give, without their texts where the filter reads none."""
+    """Return the ids of the rows that `load_rows` returns, without reading texts where the filter needs none."""
     columns = ("trajectory_id", "parent_id", "verdict") if where is None else None
     tables = _chosen(each, subset, where, parents, columns)
     return [name for table in tables for name in table["trajectory_id"].to_pylist()]
@@ -113,7 +116,7 @@ def check_filter(where: str) -> None:
 def _chosen(
     each: InputSet, subset: str, where: str | None, parents: Sequence[str], columns: Sequence[str] | None = None
 ) -> Iterator[pa.Table]:
-    """The rows of each shard of a set that are in the subset, with all columns or some."""
+    """Yield the rows of each shard of a set that are in the subset, with all columns or some."""
     lookup = parent_frame(each, parents) if needs_parents(subset, where) else None
     for path in each.shards:
         table = read_table(path, columns and list(columns))
@@ -138,9 +141,9 @@ def _filtered(
 
 
 def parent_frame(each: InputSet, parents: Sequence[str] = ()) -> pl.DataFrame:
-    """All rows of the sets that `each` was made from, columns prefixed with `parent_`, keyed by `parent_id`.
+    """Return all rows of the sets that `each` was made from, columns prefixed with `parent_`, keyed by `parent_id`.
 
-    Without the columns that hold a value a token: they are most of a set and no filter reads them.
+    Columns that hold a value a token are left out: they are most of a set and no filter reads them.
     """
     if each.run.get("command") == "sample":
         raise InputError(
@@ -161,14 +164,14 @@ def parent_frame(each: InputSet, parents: Sequence[str] = ()) -> pl.DataFrame:
 
 
 def _as_parents(frame: pl.DataFrame) -> pl.DataFrame:
-    """Rows with `parent_` before the names of their columns, and `parent_id` to join them by."""
+    """Return rows with `parent_` before the names of their columns, and `parent_id` to join them by."""
     renamed = frame.rename({name: f"parent_{name}" for name in frame.columns})
-    # A row's own parent_id must stay the join key; the grandparent's id is of no use here.
+    # A row's own parent_id must stay the join key; nothing reads the grandparent's id.
     return renamed.drop("parent_parent_id").with_columns(parent_id=pl.col("parent_trajectory_id"))
 
 
 def parent_column(sets: Sequence[InputSet], name: str, parents: Sequence[str] = ()) -> dict[str, Any]:
-    """One column of all parents of the sets, by trajectory id; without those that are not there any more."""
+    """Return one column of all parents of the sets by trajectory id, without parents whose set is gone."""
     found: dict[str, Any] = {}
     for directory in dict.fromkeys(d for each in sets for d in parent_directories(each, parents)):
         for path in list_shards(directory):
@@ -178,14 +181,14 @@ def parent_column(sets: Sequence[InputSet], name: str, parents: Sequence[str] = 
 
 
 def parent_directories(each: InputSet, parents: Sequence[str] = ()) -> list[Path]:
-    """`--parents` where given, else the inputs that run.json names."""
+    """Return `--parents` where given, else the inputs that run.json names and that are still there."""
     if parents:
         return [s.directory for s in open_sets(parents)]
     return [path for path in (from_text(entry["path"]) for entry in each.run.get("inputs", [])) if path.is_dir()]
 
 
 def find_row(sets: Sequence[InputSet], identity: str | None) -> tuple[Trajectory, InputSet]:
-    """The row whose id starts with `identity` (None: the first row), and the set it is in."""
+    """Return the row whose id starts with `identity` (None: the first row), and its set; InputError without one."""
     for each in sets:
         for path in each.shards:
             ids = read_table(path, ["trajectory_id"])["trajectory_id"].to_pylist()
