@@ -24,10 +24,10 @@ from trd_cli.trajectories.sets import InputSet, check_complete, load_rows, open_
 from trd_cli.trajectories.shards import read_table
 from trd_cli.trajectories.stage_dir import StageDir
 
-# What a run writes before its first state is saved: no work that another configuration would destroy.
+# Files from before the first saved state: no work that another configuration would destroy.
 _SCRATCH = ("train.jsonl", "trd")
 
-# What all sets of one training run must have in common: contexts and defaults are made from it.
+# Fields that all sets of one training run must share: contexts and defaults are made from them.
 _SHARED = (
     "tokenizer",
     "model",
@@ -41,7 +41,7 @@ _SHARED = (
 
 
 def run(config: DistillConfig, paths: Sequence[str], resolve: Callable[[str], ModelRef], progress: Progress) -> None:
-    """Train and write a checkpoint; a finished one of the same configuration is left as it is."""
+    """Train and write a checkpoint; a finished one of the same configuration stays as it is."""
     sets = open_sets(paths)
     if not config.allow_partial:
         check_complete(s.directory for s in sets)
@@ -78,7 +78,7 @@ def run(config: DistillConfig, paths: Sequence[str], resolve: Callable[[str], Mo
 def _read(
     config: DistillConfig, sets: Sequence[InputSet], resolve: Callable[[str], ModelRef], progress: Progress
 ) -> tuple[ModelRef, ModelRef, list[Example]]:
-    """Student, teacher and what is trained on; the rows themselves, with all their text, are let go."""
+    """Return the student, the teacher and the training examples; the rows, with all their text, are not kept."""
     rows, used = _rows_of_stage(config, sets)
     student, teacher = _models(config, used[0], rows[0], resolve)
     if config.objective == "sampled":
@@ -91,7 +91,7 @@ def _read(
 
 
 def _warn_of_other_samples(config: DistillConfig, rows: Sequence[Trajectory], progress: Progress) -> None:
-    """Monte-Carlo estimates are of what the student would sample itself, at the temperature of the loss and unfiltered."""
+    """Report how many rows bias the sampled estimate, which needs unfiltered samples at the temperature of the loss."""
     others = sum(
         row.stage == "refined" or row.temperature != config.temperature or row.top_p < 1 or row.top_k > 0
         for row in rows
@@ -104,7 +104,7 @@ def _warn_of_other_samples(config: DistillConfig, rows: Sequence[Trajectory], pr
 
 
 def _digest(examples: Sequence[Example]) -> str:
-    """Of all that is trained on. The attempts' verdicts only sort the log."""
+    """Return a digest of all that is trained on. The attempts' verdicts only sort the log."""
     digest = hashlib.sha256()
     for e in examples:
         digest.update(e.trajectory_id.encode())
@@ -161,11 +161,11 @@ def _selfcheck(
 
 
 def _rows_of_stage(config: DistillConfig, sets: Sequence[InputSet]) -> tuple[list[Trajectory], list[InputSet]]:
-    """The rows to train on and the sets they are from;
+    """Return the rows to train on and the sets they are from.
 
-    raises InputError where two sets disagree on how they were made.
+    Raises InputError where there are none, or two sets disagree on how they were made.
     """
-    # By what the sets hold, not by what the subset leaves of them: a filter must not change what is trained along.
+    # By the kinds in the sets, not in the subset: a filter must not change the kind that is trained along.
     held = {stage for each in sets for stage in _stages_in(each)}
     stage = config.stage or ("refined" if "refined" in held else "rollout")
     if stage not in held:
@@ -202,7 +202,7 @@ def _stages_in(each: InputSet) -> set[str]:
 def _models(
     config: DistillConfig, source: InputSet, row: Trajectory, resolve: Callable[[str], ModelRef]
 ) -> tuple[ModelRef, ModelRef]:
-    """Student and teacher: as asked, else as the shards' run.json tells."""
+    """Return student and teacher: as asked, else as the run.json beside the shards names them."""
     refined = row.stage == "refined"
     about = source.about
     name = config.model or (about.student if refined else about.model)
@@ -242,7 +242,7 @@ def _models(
 
 
 def _described(config: DistillConfig) -> str:
-    """What tells one ablation from another: the objective and every choice about it that is not the usual one."""
+    """Return the objective and each of its options that is not at its default: the terms that tell ablations apart."""
     told = [config.objective, f"along {config.stage}" if config.stage else "", "with an adapter" if config.lora else ""]
     usual = DistillConfig.parse({"objective": config.objective})
     for name in ObjectiveOptions.model_fields:

@@ -1,6 +1,6 @@
 """trd eval: sample k attempts at every question of some benchmarks, grade them, and score with intervals.
 
-The samples stay as trajectory shards, so that another grader or a smaller k needs no model: see `rescore`.
+The samples stay as trajectory shards, so another grader or a smaller k needs no model: see `rescore`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _OF_THE_BENCHMARK = ("temperature", "top_p", "top_k", "max_tokens")
 
 @dataclass(frozen=True)
 class _Part:
-    """One benchmark as this command evaluates it: the questions it takes, and how it samples."""
+    """Hold one benchmark as this command evaluates it: the questions it takes, and how it samples."""
 
     benchmark: Benchmark
     problems: Sequence[Problem]
@@ -90,8 +90,8 @@ def run(config: EvalConfig, backend: Backend, progress: Progress) -> dict[str, A
 def rescore(config: EvalConfig, progress: Progress) -> dict[str, Any] | None:
     """Score the samples of an earlier evaluation again, without a model; returns the results (None for a dry run).
 
-    Rows without a verdict, with one of another grader, or that ended as error or timeout though there is a response,
-    are graded. The questions are those that run.json names: the benchmark is not read.
+    A row is graded when it has no verdict, one of another grader, or error or timeout in spite of a response. The
+    questions are those that run.json names: the benchmark is not read.
     """
     directory = Path(config.rescore)
     record = read_run_json(directory)
@@ -123,7 +123,7 @@ def check_errors(results: dict[str, Any], allowed: float) -> None:
 
 
 def _parts(config: EvalConfig) -> dict[str, _Part]:
-    """The benchmarks by their names, which are the sources of their rows: so two benchmarks never share a row."""
+    """Return the benchmarks by their names, which are the sources of their rows: two benchmarks never share a row."""
     benchmarks = [load_benchmark(name) for name in split_benchmarks(config.bench)]
     names = [benchmark.name for benchmark in benchmarks]
     twice = next((name for name in names if names.count(name) > 1), None)
@@ -145,14 +145,14 @@ def _check_gradable(benchmark: Benchmark) -> None:
 
 
 def _sampling(config: EvalConfig, benchmark: Benchmark) -> SamplingOptions:
-    """What the user gave, else what the benchmark is sampled with."""
+    """Return the sampling options: as given, else the benchmark's own."""
     given = {name: getattr(config, name) for name in _OF_THE_BENCHMARK}
     chosen = {name: getattr(benchmark, name) if value is None else value for name, value in given.items()}
     return SamplingOptions(**chosen, seed=config.seed)
 
 
 def _remarks(config: EvalConfig, parts: dict[str, _Part], backend: Backend) -> list[str]:
-    """What a person should know before the first sample."""
+    """Return the facts that matter before the first sample."""
     lines: list[str] = []
     for name, part in parts.items():
         sampling = sampling_text(part.sampling.model_dump())
@@ -163,7 +163,7 @@ def _remarks(config: EvalConfig, parts: dict[str, _Part], backend: Backend) -> l
             lines.append(f"{name}: other questions than trd knows by this name (SHA-256 {part.benchmark.sha256[:12]})")
         lines += [f"{name}: {note}" for note in part.benchmark.notes]
     if any(part.benchmark.task == "code" for part in parts.values()):
-        # Asked for now: a level that is not to be had must not come out after hours of sampling.
+        # Resolved now: a level that this machine lacks must not fail after hours of sampling.
         lines.append(f"programs will run in the sandbox: {described(config.sandbox)}")
     return lines
 
@@ -171,7 +171,7 @@ def _remarks(config: EvalConfig, parts: dict[str, _Part], backend: Backend) -> l
 def _generate(
     config: EvalConfig, backend: Backend, stage_dir: StageDir, planned: Sequence[Trajectory], progress: Progress
 ) -> None:
-    """Fill the directory; the engine starts once, whatever the number of benchmarks."""
+    """Fill the directory; the engine starts once for all benchmarks."""
     with ShardFiller(stage_dir, backend, config, WithoutResults(progress), len(planned)) as filler:
         indices = [read_table(path, ["sample_index"])["sample_index"].to_pylist() for path in stage_dir.shards()]
         most = 1 + max((index for some in indices for index in some), default=-1)
@@ -186,7 +186,7 @@ def _generate(
 
 
 def _how_many(config: EvalConfig, stage_dir: StageDir) -> tuple[int, int]:
-    """The k to score again with, and how many samples of every question there are; refuses a k beyond."""
+    """Return the k to score again with and the samples of every question; raises InputError for a k beyond them."""
     asked = stage_dir.about.benchmarks
     there = samples_there(asked, stage_dir.shards())
     questions = sum(len(each.questions) for each in asked.values())
@@ -208,10 +208,10 @@ def _grade_and_score(
     target: Path,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Verdicts go into the shards, the results into the directory `target`."""
+    """Write verdicts into the shards and the results into the directory `target`, and return the results."""
     options = GraderOptions.of(config)
     shards = stage_dir.shards()
-    # The samples are this command's own: verdicts of another grader are simply made anew.
+    # The samples are this command's own, so verdicts of another grader are replaced.
     with verdicts_held(stage_dir.path), ShardGrader(options, WithoutResults(progress), regrade) as grader:
         progress.start("grade", sum(read_table(shard, ["verdict"]).num_rows for shard in shards))
         for shard in shards:
@@ -235,7 +235,7 @@ def _grade_and_score(
 
 
 def _classify(options: GraderOptions, progress: Progress) -> Classify:
-    """Equivalence of wrong answers by the graders' workers, which start when there is something to compare."""
+    """Return a function that compares wrong answers in the graders' workers, which start with the first comparison."""
 
     def classify(groups: Sequence[Sequence[str]]) -> Iterator[list[int]]:
         progress.start("compare wrong answers", None)
