@@ -22,7 +22,7 @@ from trd_cli.models import ModelRef
 from trd_cli.progress import Progress
 from trd_cli.prompting.templates import Template, load_template
 from trd_cli.prompting.tokens import Render, Tokenizer
-from trd_cli.records import Completion, Message, Problem, Request, Sampling, Stage, Trajectory, content_hash
+from trd_cli.records import Completion, Kind, Message, Problem, Request, Sampling, Trajectory, content_hash
 from trd_cli.trajectories.run_json import About
 from trd_cli.trajectories.shards import write_shard
 from trd_cli.trajectories.stage_dir import StageDir
@@ -73,7 +73,7 @@ def new_row(
     backend: Backend,
     sampling: SamplingOptions,
     *,
-    stage: Stage,
+    stage: Kind,
     round: int,
     sample_index: int,
     parent: Trajectory | None = None,
@@ -216,16 +216,16 @@ class ShardFiller:
     """
 
     def __init__(
-        self, run: StageDir, backend: Backend, options: OutputOptions, progress: Progress, total: int | None
+        self, stage_dir: StageDir, backend: Backend, options: OutputOptions, progress: Progress, total: int | None
     ) -> None:
-        """Prepare to fill `run`; `total` is the rows of the finished set, None while the input still grows."""
-        self._run, self._backend, self._options, self._progress = run, backend, options, progress
+        """Prepare to fill `stage_dir`; `total` is the rows of the finished set, None while the input still grows."""
+        self._stage_dir, self._backend, self._options, self._progress = stage_dir, backend, options, progress
         self._total = total
         self._engine: Engine | None = None
         self._buffer: list[Trajectory] = []
         self._target: Path | None = None
         self._opened = time.monotonic()
-        self._done = run.finished(options.retry_errors)
+        self._done = stage_dir.finished(options.retry_errors)
         for path in self._done.set_aside:
             progress.note(
                 f"a shard was damaged, not of this set or a copy of another, and is {path} now: rows that only it had are made again"
@@ -245,24 +245,24 @@ class ShardFiller:
                 self._engine.close()
             self._progress.end()
             if self.outcome.generated:
-                self._run.log_session(self.outcome.generated, self.outcome.tokens, self.outcome.seconds)
+                self._stage_dir.log_session(self.outcome.generated, self.outcome.tokens, self.outcome.seconds)
 
     def expect(self, planned: Sequence[Trajectory]) -> None:
         """Record all rows the finished set has; raises ResumeRefused when the directory holds any other."""
         strangers = self._done.ids - {row.trajectory_id for row in planned}
         if strangers:
             raise ResumeRefused(
-                f"{self._run.path} holds {len(strangers)} rows that this command would not make",
+                f"{self._stage_dir.path} holds {len(strangers)} rows that this command would not make",
                 "only rows of the same problems and attempts",
                 "give another --out, or ask for at least what it was made with",
             )
-        self._run.expect(len({row.trajectory_id for row in planned}))
+        self._stage_dir.expect(len({row.trajectory_id for row in planned}))
 
     def fill(self, planned: Sequence[Trajectory]) -> None:
         """Generate the rows that are not there yet; shards from before are reported first."""
         if not self._announced:
             self._announced = True
-            for path in self._run.shards():
+            for path in self._stage_dir.shards():
                 self._progress.result(path)
         missing = {row.trajectory_id: row for row in planned if row.trajectory_id not in self._known}
         self._known |= missing.keys()
@@ -270,7 +270,7 @@ class ShardFiller:
         if ready:
             self._load()
         if missing:
-            self._progress.start(self._run.run["command"], self._total, self.outcome.rows)
+            self._progress.start(self._stage_dir.state().command, self._total, self.outcome.rows)
         for row in missing.values():
             if row.error is not None:
                 self._add(row, 0)
@@ -309,10 +309,10 @@ class ShardFiller:
         if self._buffer:
             # An interruption may fall between the rename and the end of this block; what is flushed again on the way
             # out must then replace that very file.
-            self._target = path = self._target or self._run.next_shard()
+            self._target = path = self._target or self._stage_dir.next_shard()
             # The order in which rows finish is chance; sorted, equal work gives equal files.
             rows = sorted(self._buffer, key=lambda row: (row.problem_id, row.sample_index, row.trajectory_id))
-            rows = write_shard(path, rows, self._run.digest)
+            rows = write_shard(path, rows, self._stage_dir.digest)
             self._buffer, self._target = [], None
             self.outcome.rows += len(rows)
             self.outcome.errors += sum(row.error is not None for row in rows)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from trd_cli.evaluation.results import FILE as RESULTS
 from trd_cli.report.run_files import Node
-from trd_cli.trajectories.run_json import About
 from trd_cli.trajectories.shards import check_whole
 from trd_cli.trajectories.state import State, state_of
 
@@ -32,14 +31,14 @@ def lacking(node: Node) -> str | None:
     if node.stage != "distill" and not node.shards():
         return f"done, but the shards of {node.path} are gone"
     state = state_of(node.path)
-    if state.run is None:
+    if state.record is None:
         return f"done, but {node.path / 'run.json'} is gone"
     return _too_few(node, state)
 
 
 def _too_few(node: Node, state: State) -> str | None:
     """By what run.json says of its rows, or of a training its steps, where it says so."""
-    steps = About.of(state.run).steps
+    steps = state.about.steps
     if node.stage in _COUNTED and state.expected is not None:
         for path in node.shards():
             check_whole(path)

@@ -79,7 +79,7 @@ def _read(
     config: DistillConfig, sets: Sequence[InputSet], resolve: Callable[[str], ModelRef], progress: Progress
 ) -> tuple[ModelRef, ModelRef, list[Example]]:
     """Return the student, the teacher and the training examples; the rows, with all their text, are not kept."""
-    rows, used = _rows_of_stage(config, sets)
+    rows, used = _rows_of_kind(config, sets)
     student, teacher = _models(config, used[0], rows[0], resolve)
     if config.objective == "sampled":
         _warn_of_other_samples(config, rows, progress)
@@ -160,27 +160,27 @@ def _selfcheck(
         )
 
 
-def _rows_of_stage(config: DistillConfig, sets: Sequence[InputSet]) -> tuple[list[Trajectory], list[InputSet]]:
+def _rows_of_kind(config: DistillConfig, sets: Sequence[InputSet]) -> tuple[list[Trajectory], list[InputSet]]:
     """Return the rows to train on and the sets they are from.
 
     Raises InputError where there are none, or two sets disagree on how they were made.
     """
     # By the kinds in the sets, not in the subset: a filter must not change the kind that is trained along.
-    held = {stage for each in sets for stage in _stages_in(each)}
-    stage = config.stage or ("refined" if "refined" in held else "rollout")
-    if stage not in held:
-        why = f"--method {config.method}" if config.method else f"--stage {stage}"
+    held = {kind for each in sets for kind in _kinds_in(each)}
+    kind = config.stage or ("refined" if "refined" in held else "rollout")
+    if kind not in held:
+        why = f"--method {config.method}" if config.method else f"--stage {kind}"
         raise InputError(
-            f"{why} trains along {stage} rows, and {', '.join(str(s.directory) for s in sets)} hold {', '.join(sorted(held))} ones",
-            f"a set with {stage} rows",
+            f"{why} trains along {kind} rows, and {', '.join(str(s.directory) for s in sets)} hold {', '.join(sorted(held))} ones",
+            f"a set with {kind} rows",
             f"give one, or --stage {min(held)}",
         )
     loaded = [(each, load_rows([each], config.subset, config.where, config.parents)) for each in sets]
-    by_set = [(each, [row for row in rows if row.stage == stage]) for each, rows in loaded]
+    by_set = [(each, [row for row in rows if row.stage == kind]) for each, rows in loaded]
     used = [each for each, rows in by_set if rows]
     if not used:
         raise InputError(
-            f"no {stage} row in {', '.join(str(s.directory) for s in sets)} is in the subset",
+            f"no {kind} row in {', '.join(str(s.directory) for s in sets)} is in the subset",
             "at least one",
             "check --subset and --where, and that trd verify has run on the set, and on its parents, if they read verdicts",
         )
@@ -195,8 +195,8 @@ def _rows_of_stage(config: DistillConfig, sets: Sequence[InputSet]) -> tuple[lis
     return [row for _, rows in by_set for row in rows], used
 
 
-def _stages_in(each: InputSet) -> set[str]:
-    return {stage for path in each.shards for stage in read_table(path, ["stage"])["stage"].to_pylist()}
+def _kinds_in(each: InputSet) -> set[str]:
+    return {kind for path in each.shards for kind in read_table(path, ["stage"])["stage"].to_pylist()}
 
 
 def _models(

@@ -187,10 +187,11 @@ def _generate(
 
 def _how_many(config: EvalConfig, stage_dir: StageDir) -> tuple[int, int]:
     """Return the k to score again with and the samples of every question; raises InputError for a k beyond them."""
-    asked = stage_dir.about.benchmarks
+    state = stage_dir.state()
+    asked = state.about.benchmarks
     there = samples_there(asked, stage_dir.shards())
     questions = sum(len(each.questions) for each in asked.values())
-    k = config.k or max(1, (stage_dir.state().expected or 0) // questions)
+    k = config.k or max(1, (state.expected or 0) // questions)
     if k > there:
         raise InputError(
             f"{stage_dir.path} has {there} samples of every question",
@@ -220,7 +221,7 @@ def _grade_and_score(
     changed = sum(count for (old, new), count in grader.changes.items() if old != new)
     if changed:
         progress.note(f"{changed} verdicts changed")
-    results = build_results(stage_dir.about.benchmarks, read_samples(shards), k, _classify(options, progress))
+    results = build_results(stage_dir.state().about.benchmarks, read_samples(shards), k, _classify(options, progress))
     make_directory(target)
     if (target / FILE).is_file() and config.rescore:
         progress.note(f"replacing the results in {target}")

@@ -159,14 +159,14 @@ def _target(config: VerifyConfig, each: InputSet) -> Path:
 def _is_foreign(path: Path, each: InputSet) -> bool:
     """Return whether a file in a directory without run.json is not a copy that verifying this set has left."""
     source = each.directory / path.name
-    is_copy = not each.run and source.is_file() and _same_rows(source, path)
+    is_copy = not each.record and source.is_file() and _same_rows(source, path)
     return not (is_copy or path.name.startswith("."))
 
 
 def _prepare(each: InputSet, target: Path) -> None:
     """Copy the set's present run.json to the target."""
-    if target != each.directory and each.run:
-        write_run_json(target, each.run)
+    if target != each.directory and each.record:
+        write_run_json(target, each.record)
 
 
 def _settle(source: Path, target: Path) -> None:

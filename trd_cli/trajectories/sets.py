@@ -30,25 +30,25 @@ class InputSet:
 
     directory: Path
     shards: tuple[Path, ...]
-    run: dict[str, Any]
+    record: dict[str, Any]
 
     @property
     def digest(self) -> str:
         """Return the digest in run.json; without one, a digest of the ids of the rows."""
-        if self.run:
-            return self.run["digest"]
+        if self.record:
+            return self.record["digest"]
         return content_hash(
             [read_table(path, ["trajectory_id"])["trajectory_id"].to_pylist() for path in self.shards], 16
         )
 
     def lineage(self) -> dict[str, str]:
         """Return the entry for this set among the inputs in the run.json of a stage that reads it."""
-        return {"path": as_text(self.directory), "digest": self.digest, "command": self.run.get("command", "")}
+        return {"path": as_text(self.directory), "digest": self.digest, "command": self.record.get("command", "")}
 
     @property
     def about(self) -> About:
         """Return what the stage that made the set tells; all fields are None without run.json."""
-        return About.of(self.run)
+        return About.of(self.record)
 
 
 def open_sets(paths: Sequence[str]) -> list[InputSet]:
@@ -145,7 +145,7 @@ def parent_frame(each: InputSet, parents: Sequence[str] = ()) -> pl.DataFrame:
 
     Columns that hold a value a token are left out: they are most of a set and no filter reads them.
     """
-    if each.run.get("command") == "sample":
+    if each.record.get("command") == "sample":
         raise InputError(
             f"{each.directory} holds rollouts, which have no parents",
             "refined rows",
@@ -184,7 +184,7 @@ def parent_directories(each: InputSet, parents: Sequence[str] = ()) -> list[Path
     """Return `--parents` where given, else the inputs that run.json names and that are still there."""
     if parents:
         return [s.directory for s in open_sets(parents)]
-    return [path for path in (from_text(entry["path"]) for entry in each.run.get("inputs", [])) if path.is_dir()]
+    return [path for path in (from_text(entry["path"]) for entry in each.record.get("inputs", [])) if path.is_dir()]
 
 
 def find_row(sets: Sequence[InputSet], identity: str | None) -> tuple[Trajectory, InputSet]:

@@ -146,7 +146,7 @@ class StageDir:
             "rows_expected": None,
         }
         self._is_new = previous is None
-        self.run = {**(previous or new), "config": dict(config), "inputs": list(inputs), "versions": versions()}
+        self.record = {**(previous or new), "config": dict(config), "inputs": list(inputs), "versions": versions()}
 
     def _previous(self) -> dict[str, Any] | None:
         """Read run.json, None where there is none.
@@ -209,26 +209,21 @@ class StageDir:
         self._lock.close()
 
     def _save(self) -> None:
-        write_run_json(self.path, self.run)
+        write_run_json(self.path, self.record)
 
     def expect(self, rows: int) -> None:
         """Record how many rows the finished set has, and this invocation's configuration with it."""
-        self.run["rows_expected"] = rows
+        self.record["rows_expected"] = rows
         self._save()
 
     def finish(self, about: About) -> None:
         """Mark the directory as finished, with the results of training."""
-        self.run["about"] = replace(about, finished=True).record(self.run["command"])
+        self.record["about"] = replace(about, finished=True).record(self.record["command"])
         self._save()
-
-    @property
-    def about(self) -> About:
-        """Return what this stage tells the stages after it."""
-        return About.of(self.run)
 
     def state(self) -> State:
         """Return how far this output is."""
-        return State(self.path, self.run)
+        return State(self.path, self.record)
 
     def shards(self) -> list[Path]:
         return list_shards(self.path)

@@ -23,17 +23,22 @@ class State:
     """
 
     directory: Path
-    run: Mapping[str, Any] | None
+    record: Mapping[str, Any] | None
 
     @property
     def command(self) -> str | None:
         """Return the command that makes the output, None without run.json."""
-        return self.run["command"] if self.run else None
+        return self.record["command"] if self.record else None
+
+    @property
+    def about(self) -> About:
+        """Return what the stage tells the stages after it."""
+        return About.of(self.record)
 
     @property
     def expected(self) -> int | None:
         """Return the rows of the finished set, None where they have not been counted yet."""
-        return self.run.get("rows_expected") if self.run else None
+        return self.record.get("rows_expected") if self.record else None
 
     @property
     def rows(self) -> int:
@@ -51,7 +56,7 @@ class State:
         Without run.json nothing is known to be finished.
         """
         if self.command == "distill":
-            return About.of(self.run).finished
+            return self.about.finished
         return self.expected is not None and self.rows >= self.expected
 
     def check(self) -> None:
@@ -61,11 +66,11 @@ class State:
         wrong name. Without run.json this last is all that can be checked.
         """
         self._check_doubles()
-        if self.run is None:
+        if self.record is None:
             return
         again = f"run its trd {self.command} again"
         for path, info in self._shards.items():
-            if info.set_digest not in (None, self.run["digest"]):
+            if info.set_digest not in (None, self.record["digest"]):
                 raise InputError(f"{path} is of another set", f"a shard of {self.directory}", f"{again} to mend it")
         if not self.is_finished:
             of = "an unknown number of" if self.expected is None else self.expected
