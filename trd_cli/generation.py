@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from trd_cli.prompting.templates import Template, load_template
 from trd_cli.prompting.tokens import Render, Tokenizer
 from trd_cli.records import Completion, Kind, Message, Problem, Request, Sampling, Trajectory, content_hash
 from trd_cli.trajectories.run_json import About
-from trd_cli.trajectories.shards import write_shard
+from trd_cli.trajectories.shards import OF_A_RESPONSE, write_shard
 from trd_cli.trajectories.stage_dir import StageDir
 
 
@@ -95,37 +95,24 @@ def new_row(
     trajectory_id = content_hash(identity)
     return Trajectory(
         trajectory_id=trajectory_id,
-        problem_id=problem.problem_id,
+        **{field.name: getattr(problem, field.name) for field in fields(Problem)},
         parent_id=parent.trajectory_id if parent else None,
         round=round,
         sample_index=sample_index,
         stage=stage,
         setting=setting,
-        source=problem.source,
-        task=problem.task,
-        problem=problem.problem,
-        reference_answer=problem.reference_answer,
-        reference_solution=problem.reference_solution,
-        tests=problem.tests,
         messages=prompt.messages,
         prompt_token_ids=prompt.token_ids,
         prompt_template=prompt.template.name,
         prompt_sha256=prompt.template.sha256,
         student_prompt_token_ids=parent.prompt_token_ids if parent else None,
         attempt_tokens_trimmed=trimmed,
-        response=None,
-        response_token_ids=None,
-        logprobs=None,
-        finish_reason=None,
-        ids_exact=None,
+        **dict.fromkeys(OF_A_RESPONSE),
         model=backend.model.name,
         model_revision=backend.model.revision,
         engine=backend.engine,
         engine_version=backend.engine_version,
-        temperature=sampling.temperature,
-        top_p=sampling.top_p,
-        top_k=sampling.top_k,
-        max_tokens=sampling.max_tokens,
+        **{field.name: getattr(sampling, field.name) for field in fields(Sampling)},
         seed=row_seed(trajectory_id),
         error=error,
     )

@@ -30,7 +30,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from itertools import count
 from pathlib import Path
 from statistics import median
@@ -49,18 +49,13 @@ from trd_cli.graders.evalplus import NAME as EVALPLUS
 from trd_cli.graders.thinking import TAIL, Prompts
 from trd_cli.records import is_intact, with_checksum
 from trd_cli.trajectories.run_json import Asked
-from trd_cli.trajectories.shards import read_table
+from trd_cli.trajectories.shards import SCHEMA, read_table
 
 FORMAT = "trd-results-1"
 FILE = "results.json"
 VERDICTS = ("correct", "incorrect", "error", "timeout")
 _MARK = {"correct": "1", "incorrect": "0"}
 _VALUE = {"1": 1.0, "0": 0.0, ".": math.nan}
-_COLUMNS = (
-    *("source", "problem_id", "sample_index", "model", "model_revision", "engine", "engine_version"),
-    *("prompt_sha256", "finish_reason", "verdict", "extracted_answer", "grader", "grader_version"),
-    "verdict_detail",
-)
 
 # Wrong answers of each question to the number of each answer's equivalence class, as `GraderPool.classes`.
 Classify = Callable[[Sequence[Sequence[str]]], Iterable[Sequence[int]]]
@@ -88,6 +83,8 @@ class Sample:
     open_thinking: bool
 
 
+# Those that are columns.
+_COLUMNS = tuple(field.name for field in fields(Sample) if field.name in SCHEMA.names)
 # Benchmark → problem id → sample index → sample.
 Samples = Mapping[str, Mapping[str, Mapping[int, Sample]]]
 

@@ -29,14 +29,8 @@ _SCRATCH = ("train.jsonl", "trd")
 
 # Fields that all sets of one training run must share: contexts and defaults are made from them.
 _SHARED = (
-    "tokenizer",
-    "model",
-    "model_revision",
-    "student",
-    "student_revision",
-    "setting",
-    "render",
-    "chat_template_kwargs",
+    *("tokenizer", "model", "model_revision", "student", "student_revision"),
+    *("setting", "render", "chat_template_kwargs"),
 )
 
 

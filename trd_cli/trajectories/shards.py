@@ -81,7 +81,7 @@ SCHEMA = pa.schema(
         _field("error", pa.string()),
     ]
 )
-_OF_A_RESPONSE = ("response", "response_token_ids", "logprobs", "finish_reason", "ids_exact")
+OF_A_RESPONSE = ("response", "response_token_ids", "logprobs", "finish_reason", "ids_exact")
 _OF_A_VERDICT = frozenset({"verdict", "extracted_answer", "grader", "grader_version", "verdict_detail"})
 # Replaces a value that cannot be written in a required column; a list becomes empty.
 _EMPTY = {pa.string(): "", pa.int32(): 0, pa.int64(): 0, pa.float64(): 0.0}
@@ -142,7 +142,7 @@ def _writable(row: Trajectory) -> Trajectory:
     emptied = dict.fromkeys(unfit) | {name: _EMPTY.get(SCHEMA.field(name).type, ()) for name in required}
     if set(unfit) <= _OF_A_VERDICT:
         return replace(candidate, **emptied | {"verdict": "error", "verdict_detail": reason})
-    return replace(candidate, **emptied | dict.fromkeys(_OF_A_RESPONSE) | {"error": reason})
+    return replace(candidate, **emptied | dict.fromkeys(OF_A_RESPONSE) | {"error": reason})
 
 
 def _in_utf8(value: Any) -> Any:

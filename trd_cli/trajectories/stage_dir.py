@@ -72,10 +72,8 @@ def versions() -> dict[str, str]:
     """Return the versions of packages that can change a row."""
     found = {"trd": __version__, "python": platform.python_version()}
     for name in _PACKAGES:
-        try:
+        with suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
     return found
 
 

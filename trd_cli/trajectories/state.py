@@ -8,18 +8,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
 from trd_cli.errors import InputError
-from trd_cli.trajectories.run_json import About, maker_of, read_run_json
+from trd_cli.trajectories.run_json import About, read_run_json
 from trd_cli.trajectories.shards import ShardInfo, list_shards, read_table, shard_info
 
 
 @dataclass(frozen=True)
 class State:
-    """How far a stage's directory is, by its run.json (None without one) and its shards, which are read when asked for.
+    """Hold the records of a stage's directory and say how far it is: by run.json (None without one) and by its shards.
 
-    Every answer from shards raises InputError where one cannot be read.
+    Shards are read when an answer needs them; InputError is raised where one cannot be read.
     """
 
     directory: Path
@@ -91,16 +89,14 @@ class State:
             if info.ids_sum is None or not info.rows:
                 continue
             other = by_sum.setdefault((info.rows, info.ids_sum), path)
-            if other != path and _ids(other).equals(_ids(path)):
-                maker = maker_of(path.parent)
-                mend = f"run its trd {maker} again to mend it" if maker else "take one away"
+            if other == path:
+                continue
+            ids, other_ids = (read_table(each, ["trajectory_id"]) for each in (path, other))
+            if ids.equals(other_ids):
+                mend = f"run its trd {self.command} again to mend it" if self.record else "take one away"
                 raise InputError(f"{path} has the rows of {other.name}", "each row once", mend)
 
 
 def state_of(directory: Path) -> State:
     """Return the state of a directory; raises as `read_run_json`."""
     return State(directory, read_run_json(directory))
-
-
-def _ids(path: Path) -> pa.Table:
-    return read_table(path, ["trajectory_id"])
