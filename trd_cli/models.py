@@ -18,7 +18,8 @@ from trd_cli.errors import ModelError, OutOfReach, first_line, flag
 from trd_cli.model_files import CONFIG, configs, context_length, damage, read_settings
 from trd_cli.prompting.tokens import ByteTokenizer, HubTokenizer, Tokenizer
 from trd_cli.trajectories.run_json import NAME as RUN_JSON
-from trd_cli.trajectories.run_json import read_run_json
+from trd_cli.trajectories.run_json import About, read_run_json
+from trd_cli.trajectories.state import state_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -174,8 +175,8 @@ def _local(name: str, directory: Path) -> ModelRef:
         raise ModelError(
             f"the path of {directory.resolve()} is not UTF-8", "one that the tokenizers package takes", "rename it"
         )
-    run = read_run_json(directory)
-    if run is not None and run["command"] == "distill" and not run["about"].get("finished"):
+    state = state_of(directory)
+    if state.command == "distill" and not state.is_finished:
         raise ModelError(f"{directory} is an unfinished checkpoint", "a finished one", "run its trd distill again")
     if not (directory / CONFIG).is_file():
         raise ModelError(f"{directory} has no config.json", "a Hugging Face model directory", "check the path")
@@ -210,7 +211,7 @@ def _first_of(student: ModelRef, resolve: Callable[[str], ModelRef]) -> ModelRef
     """
     first = student
     while first.path and (run := read_run_json(first.path)) and run["command"] == "distill":
-        before = resolve(moved(run["about"]["student"], first.path))
+        before = resolve(moved(About.of(run).student, first.path))
         before.check_revision(run["identity"]["student_revision"], first.path)
         first = before
     return first

@@ -9,7 +9,6 @@ verdicts.json    {"digest", "again", "whole"} in a graded set: the node that gra
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -23,12 +22,11 @@ from trd_cli.errors import InputError
 from trd_cli.evaluation.results import read_results
 from trd_cli.recipes.nodes import NODES, STATUS_FILE, Graph, Node
 from trd_cli.recipes.sections import PROBLEMS_FILE
-from trd_cli.trajectories.run_json import read_run_json
-from trd_cli.trajectories.sets import check_complete
-from trd_cli.trajectories.shards import PROBLEM_SCHEMA, check_whole, list_shards, read_table
+from trd_cli.trajectories.run_json import read_run_json, source_paths
+from trd_cli.trajectories.shards import PROBLEM_SCHEMA, check_whole, list_shards
+from trd_cli.trajectories.state import State, state_of
 
 _REMOVED = ".removed-"
-_NODE = re.compile(rf"{NODES}/([a-z]+-[0-9a-f]{{10}})\b")
 
 
 class Status:
@@ -143,16 +141,13 @@ def is_whole(graph: Graph, node: Node) -> bool:
             return (path / PROBLEMS_FILE).is_file()
         if node.stage == "eval":
             return _few_errors(node, *_in_scores(path))
-        run = read_run_json(path)
-        if run is None:
-            return False
-        if node.stage == "distill":
-            return bool(run["about"].get("finished"))
-        check_complete([path])
+        state = state_of(path)
+        if not state.is_finished or node.stage == "distill":
+            return state.is_finished
+        state.check()
         if node.stage == "verify":
-            return _count(path, "verdict")[0] == 0
-        empty, rows = _count(path, "error")
-        return _few_errors(node, rows - empty, rows)
+            return state.without("verdict") == 0
+        return _few_errors(node, state.rows - state.without("error"), state.rows)
     except InputError:
         return False
 
@@ -162,15 +157,9 @@ def _few_errors(node: Node, errors: int, rows: int) -> bool:
     return errors <= errors_allowed(node.config.max_errors, rows)
 
 
-def _count(directory: Path, column: str) -> tuple[int, int]:
-    """Rows of a set without a value in a column, and rows in all."""
-    found = [read_table(shard, [column])[column] for shard in list_shards(directory)]
-    return sum(each.null_count for each in found), sum(len(each) for each in found)
-
-
 def _has_verdicts(directory: Path) -> bool:
-    tables = (read_table(shard, ["verdict"]) for shard in list_shards(directory))
-    return any(table["verdict"].null_count < table.num_rows for table in tables)
+    state = State(directory, None)
+    return state.without("verdict") < state.rows
 
 
 def forget(graph: Graph, names: set[str], status: Status) -> None:
@@ -210,7 +199,7 @@ def _made_from(nodes: Path, removed: set[str], regraded: set[str]) -> list[Path]
             record = read_run_json(path.parent) or {}
         except InputError:
             continue  # nothing that a stage could go on from
-        used = set(_NODE.findall(json.dumps(record)))
+        used = {part for source in source_paths(record) for part in Path(source).parts}
         sources[path.parent] = used if _reads_verdicts(record) else used - regraded
     found: dict[Path, None] = {}
     known = removed | regraded

@@ -19,7 +19,7 @@ from trd_cli.report.logs import cost_of, training_of, with_training_nll
 from trd_cli.report.refinement import read_rollouts, refinement_of
 from trd_cli.report.run_directory import Node, Run, lacking, read_run
 from trd_cli.report.scores import pooled, pooled_scores, scores_of
-from trd_cli.trajectories.run_json import read_run_json
+from trd_cli.trajectories.run_json import About, read_run_json
 
 _STAGES = ("problems", "sample", "verify", "refine", "distill", "eval")
 _STAGE_OF_SET = {"sample": "rollout", "refine": "refined"}
@@ -113,12 +113,11 @@ def _refinement(run: Run, node: Node, trainings: Sequence[Training]) -> Refineme
     if not rollouts:
         names = " and ".join(parent.name for parent in parents)
         raise InputError("the rollouts that were refined are gone", f"those of {names}", "run trd run again")
-    about = read_run_json(node.path)
-    if about is None:
-        raise InputError(f"{node.path} has no run.json", "that of trd refine", "run trd run again")
-    setting = about["about"]["setting"]
+    record = read_run_json(node.path)
+    if record is None:
+        raise InputError(f"{node.path} has no run.json", "one of trd refine", "run trd run again")
     whose = {key: getattr(node, key) for key in ("arm", "round", "seed")}
-    found = refinement_of(node.shards(), rollouts, {"node": node.name, "setting": setting, **whose})
+    found = refinement_of(node.shards(), rollouts, {"node": node.name, "setting": About.of(record).setting, **whose})
     return with_training_nll(run, found, trainings)
 
 

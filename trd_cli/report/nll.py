@@ -31,7 +31,7 @@ from trd_cli.prompting.tokens import Tokenizer
 from trd_cli.report.data import Nll, SetRef
 from trd_cli.training.batches import Example, collate, plan_step
 from trd_cli.training.model import head_of, load, response_states
-from trd_cli.trajectories.run_json import read_run_json
+from trd_cli.trajectories.run_json import About, read_run_json
 from trd_cli.trajectories.shards import list_shards, read_table
 
 TEXTS = ("y_o", "y_r", "y*")
@@ -53,16 +53,15 @@ def student_of(refined: SetRef, resolve: Callable[[str], ModelRef]) -> ModelRef:
 
     Raises InputError if run.json does not name it, and ModelError if it has no weights or they have changed.
     """
-    about = (read_run_json(refined.path) or {}).get("about", {})
-    name = about.get("student")
-    if name is None:
+    about = About.of(read_run_json(refined.path))
+    if about.student is None:
         raise InputError(
             f"{refined.path} does not name the student of its rollouts", "the run.json of trd refine", "leave --nll out"
         )
-    model = resolve(moved(name, refined.path))
+    model = resolve(moved(about.student, refined.path))
     if model.path is None:
         raise ModelError(f"--nll with {model.name}, which has no weights", "a real model", "leave --nll out")
-    model.check_revision(about.get("student_revision"), refined.path)
+    model.check_revision(about.student_revision, refined.path)
     return model
 
 

@@ -21,8 +21,8 @@ from trd_cli.recipes.sections import PROBLEMS_FILE
 from trd_cli.report.layouts import Entry, Graph, Statuses, checked
 from trd_cli.training import LOG
 from trd_cli.trajectories.run_json import NAME as RUN_JSON
-from trd_cli.trajectories.run_json import read_run_json
-from trd_cli.trajectories.shards import check_whole, list_shards, shard_info
+from trd_cli.trajectories.shards import check_whole, list_shards
+from trd_cli.trajectories.state import State, state_of
 
 _FILES = {"problems": PROBLEMS_FILE, "eval": RESULTS, "distill": LOG}
 # Stages whose rows run.json counts. A verify node's are another's.
@@ -154,19 +154,19 @@ def lacking(node: Node) -> str | None:
         return None
     if node.stage != "distill" and not node.shards():
         return f"done, but the shards of {node.path} are gone"
-    run = read_run_json(node.path)
-    if run is None:
+    state = state_of(node.path)
+    if state.record is None:
         return f"done, but {node.path / RUN_JSON} is gone"
-    return _too_few(node, run.get("rows_expected"), run.get("about", {}).get("steps"))
+    return _too_few(node, state)
 
 
-def _too_few(node: Node, rows: int | None, steps: int | None) -> str | None:
+def _too_few(node: Node, state: State) -> str | None:
     """Describe how many rows, or steps of a training, are missing from the number in run.json, if it has one."""
-    if node.stage in _COUNTED and rows is not None:
+    steps = state.about.steps
+    if node.stage in _COUNTED and state.expected is not None:
         for path in node.shards():
             check_whole(path)
-        there = sum(shard_info(path).rows for path in node.shards())
-        return f"done, but only {there} of {rows} rows are there" if there < rows else None
+        return None if state.is_finished else f"done, but only {state.rows} of {state.expected} rows are there"
     if node.stage == "distill" and steps is not None:
         there = len((node.path / LOG).read_text(encoding="utf-8").splitlines())
         return f"done, but {LOG} has only {there} of {steps} steps" if there < steps else None

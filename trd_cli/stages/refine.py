@@ -25,6 +25,7 @@ from trd_cli.prompting.rendering import Rendering, room_for_prompt, templates_fo
 from trd_cli.prompting.templates import Template
 from trd_cli.prompting.tokens import check_wrote, fit_attempt
 from trd_cli.records import Message, Trajectory
+from trd_cli.trajectories.run_json import About
 from trd_cli.trajectories.sets import InputSet, check_complete, load_rows, open_sets
 from trd_cli.trajectories.stage_dir import StageDir
 
@@ -83,7 +84,7 @@ def teacher_of(config: RefineConfig, source: InputSet) -> str:
         return config.teacher
     if config.setting == "opd":
         raise InputError("--setting opd without --teacher", "a stronger model that refines", "add --teacher MODEL")
-    model = source.about("model")
+    model = source.about.model
     if model is None:
         raise InputError(
             f"{source.directory} does not say which model wrote it",
@@ -99,12 +100,12 @@ class Refiner:
     def __init__(self, config: RefineConfig, source: InputSet, backend: Backend) -> None:
         """Raise ModelError when the teacher's tokenizer is not the student's: its tokens could not be trained on."""
         mend = "use a teacher of the student's family"
-        check_wrote(backend.model.name, backend.tokenizer, source.about("tokenizer"), source.directory, mend)
+        check_wrote(backend.model.name, backend.tokenizer, source.about.tokenizer, source.directory, mend)
         if config.teacher is None:
-            backend.model.check_revision(source.about("model_revision"), source.directory)
+            backend.model.check_revision(source.about.model_revision, source.directory)
         self.backend = backend
         self._config, self._source = config, source
-        recorded = Rendering.recorded(source.about("render"), source.about("chat_template_kwargs"))
+        recorded = Rendering.recorded(source.about.render, source.about.chat_template_kwargs)
         self.rendering = recorded.with_options(config)
         self._templates = templates_for(config, config.setting)
         self._room = room_for_prompt(backend.max_length, config.max_tokens)
@@ -118,15 +119,14 @@ class Refiner:
             **self.backend.identity(),
         }
 
-    def about(self) -> dict[str, Any]:
+    def about(self) -> About:
         """Return what trd distill reads: the teacher, how it was prompted, and the student's model."""
-        return {
-            **self.backend.about(),
+        return self.backend.about(
             **self.rendering.identity(),
-            "setting": self._config.setting,
-            "student": self._source.about("model"),
-            "student_revision": self._source.about("model_revision"),
-        }
+            setting=self._config.setting,
+            student=self._source.about.model,
+            student_revision=self._source.about.model_revision,
+        )
 
     def plan(self, sets: Sequence[InputSet]) -> list[Trajectory]:
         """Return the refined row of each rollout in the subset; one that cannot be asked for is an error row."""

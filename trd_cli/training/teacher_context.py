@@ -48,7 +48,7 @@ class Contexts:
         self._tokenizer: Tokenizer = student.tokenizer()
         teachers = self._tokenizer if teacher.path == student.path else teacher.tokenizer()
         check_same_tokens(student.name, self._tokenizer, teacher.name, teachers)
-        check_wrote(student.name, self._tokenizer, source.about("tokenizer"), source.directory, "give --model")
+        check_wrote(student.name, self._tokenizer, source.about.tokenizer, source.directory, "give --model")
         if teachers.eos_ids != self._tokenizer.eos_ids:
             progress.note(
                 f"{student.name} ends a response with {_ids(self._tokenizer)}, {teacher.name} with {_ids(teachers)}: "
@@ -59,7 +59,7 @@ class Contexts:
         self._masked = masked_ids(config.mask_tokens, self._tokenizer)
         self._config, self._progress = config, progress
         self._parents = functools.cache(parents)
-        rendering = Rendering.recorded(source.about("render"), source.about("chat_template_kwargs"))
+        rendering = Rendering.recorded(source.about.render, source.about.chat_template_kwargs)
         self._prompts = TeacherPrompts(config, rendering, teachers, self._limit)
         if unread := rendering.unread(teachers):
             progress.note(f"{teacher.name}: {unread}")

@@ -23,7 +23,7 @@ from trd_cli.datasets.ngrams import SIZES
 from trd_cli.errors import InputError
 from trd_cli.report.data import SetRef
 from trd_cli.report.leaks import copied_ngrams, talk_of_reference
-from trd_cli.trajectories.frames import pl
+from trd_cli.trajectories.selection import pl
 from trd_cli.trajectories.sets import open_sets, selected_ids
 from trd_cli.trajectories.shards import SCHEMA, list_shards, read_table
 
