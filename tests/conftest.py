@@ -10,12 +10,15 @@ from pathlib import Path
 import pytest
 from click.testing import Result
 from support.local_server import Server, servers
+from transformers.utils import logging as transformers_logging
 from typer.testing import CliRunner
 
 from trd_cli.cli import app
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# transformers logs for good to the standard error of the moment it first does. That of a single command is closed later.
+transformers_logging.get_logger()
 
 Trd = Callable[..., Result]
 
