@@ -13,16 +13,16 @@ import signal
 import sys
 import threading
 import time
-import types
 import typing
 from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from trd_cli import streams
 from trd_cli.atomic import of_the_system
-from trd_cli.config.base import Config
+from trd_cli.config.base import Config, Panel, value_type
 from trd_cli.console import show_remarks
 from trd_cli.errors import InputError, Interrupted, TrdError, UserError
 from trd_cli.interrupts import raise_when_told, stop_signals
@@ -39,12 +39,24 @@ _PATIENCE = 15.0
 _OUR_MISTAKES = (errno.EBADF, errno.EFAULT, errno.ECHILD, errno.ENOTSOCK)
 
 
+class _Command(TyperCommand):
+    """A command whose help lists its options by panel, as plain text: rich cuts long flags off at 80 columns."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        panels: dict[str, list[tuple[str, str]]] = {name: [] for name in typing.get_args(Panel)}
+        for parameter in sorted(self.params, key=lambda each: each.param_type_name):  # arguments first
+            name, text = parameter.get_help_record(ctx)
+            if parameter.param_type_name == "argument":
+                name = parameter.name + "..." * (parameter.nargs == -1)
+            panels[parameter.rich_help_panel].append((name, text))
+        for name, records in panels.items():
+            if records:
+                with formatter.section(name):
+                    formatter.write_dl(records)
+
+
 def command(parent: typer.Typer, name: str, config_class: type[Config], example: str, more: str = "") -> Callable:
-    """Register a function of one config as a Typer command whose flags are the config's fields;
-
-    `more` ends its help.
-    """
-
+    """Register a function of one config as a command; its flags are the config's fields, and `more` ends its help."""
     title = f"{parent.info.name} {name}" if parent.info.name else name
 
     def register(body: Callable[[Any], None]) -> Callable[[Any], None]:
@@ -52,50 +64,33 @@ def command(parent: typer.Typer, name: str, config_class: type[Config], example:
             given = {key: value for key, value in values.items() if value is not None}
             guarded(title, lambda: body(config_class.parse(given)))
 
-        own = config_class.__annotations__
-        # The command's own options come first in its help, then those it shares with others.
-        first = getattr(config_class, "FIRST", ())
-        fields = sorted(config_class.model_fields.items(), key=lambda item: (item[0] not in first, item[0] not in own))
-        parameters = [_parameter(field_name, field) for field_name, field in fields]
+        parameters = [_parameter(config_class, field_name) for field_name in config_class.model_fields]
         callback.__signature__ = inspect.Signature(parameters)
         callback.__annotations__ = {p.name: p.annotation for p in parameters}
-        parent.command(name, help=f"{inspect.getdoc(body)}\n\n\b\nExample:\n  {example}{more}", no_args_is_help=False)(
-            callback
-        )
+        text = f"{inspect.getdoc(body)}\n\n\b\nExample:\n  {example}{more}"
+        parent.command(name, cls=_Command, help=text, no_args_is_help=False)(callback)
         return body
 
     return register
 
 
-def _parameter(name: str, field: Any) -> inspect.Parameter:
-    extra, kind = field.json_schema_extra, _cli_type(field.annotation)
-    default = field.get_default()
-    if field.is_required():
-        default = ...
-    elif isinstance(default, (tuple, dict)):
-        default = []
+def _parameter(config_class: type[Config], name: str) -> inspect.Parameter:
+    """Return the parameter that Typer reads as one field. Lists and `KEY=VALUE` stay text, for pydantic to check."""
+    field = config_class.model_fields[name]
+    extra, kind = field.json_schema_extra, value_type(field.annotation)
+    several = typing.get_origin(kind) in (tuple, dict)
+    default = inspect.Parameter.empty if field.is_required() else [] if several else field.get_default()
+    about = {"help": field.description, "rich_help_panel": extra["panel"]}
     if extra["argument"]:
-        info = typer.Argument(help=field.description, show_default=False)
+        info = typer.Argument(show_default=False, **about)
     else:
-        flags = extra["flags"] or [f"--{name.replace('_', '-')}"]
+        metavar = "KEY=VALUE" if typing.get_origin(kind) is dict else "<str>" if several else None
         # A shown default of None or an empty list tells nothing.
-        pairs = "KEY=VALUE" if "dict" in str(field.annotation) else None
-        info = typer.Option(*flags, help=field.description, show_default=default not in (None, []), metavar=pairs)
-    default = inspect.Parameter.empty if default is ... else default
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, info])
-
-
-def _cli_type(annotation: Any) -> Any:
-    """The type Typer parses for a config field: lists for tuples and KEY=VALUE pairs, constraints left to pydantic."""
-    origin = typing.get_origin(annotation)
-    if origin is Annotated:
-        return _cli_type(typing.get_args(annotation)[0])
-    if origin in (typing.Union, types.UnionType):
-        inner = [_cli_type(a) for a in typing.get_args(annotation) if a is not type(None)]
-        return inner[0] | None
-    if origin in (tuple, dict):
-        return list[str]
-    return annotation
+        info = typer.Option(
+            *config_class.flags_of(name), show_default=default not in (None, []), metavar=metavar, **about
+        )
+    annotation = Annotated[list[str] if several else kind | None if default is None else kind, info]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
 def guarded(name: str, work: Callable[[], None]) -> None:
