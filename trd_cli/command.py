@@ -1,7 +1,4 @@
-"""From a config class to a command of the shell:
-
-its flags, its exit codes, its signals, and paths from standard input.
-"""
+"""Turn a config class into a command: its flags, exit codes, signals, and paths from standard input."""
 
 from __future__ import annotations
 
@@ -31,11 +28,11 @@ from trd_cli.records import well_formed
 STYLE = {"add_completion": False, "no_args_is_help": True, "rich_markup_mode": None, "pretty_exceptions_enable": False}
 
 
-# Seconds; the processes of one launch are rarely further apart.
+# Seconds. The processes of one launch rarely start further apart.
 _PATIENCE = 15.0
 
 
-# What the system says of a wrong call, whatever the user has done.
+# Errors of the system that a user cannot cause.
 _OUR_MISTAKES = (errno.EBADF, errno.EFAULT, errno.ECHILD, errno.ENOTSOCK)
 
 
@@ -94,7 +91,7 @@ def _parameter(config_class: type[Config], name: str) -> inspect.Parameter:
 
 
 def guarded(name: str, work: Callable[[], None]) -> None:
-    """Run a command; every failure that is not a mistake of ours ends in one line and its exit code."""
+    """Run a command. Every failure but a bug ends in one line and its exit code."""
     raise_when_told()
     show_remarks(name)
     try:
@@ -105,14 +102,14 @@ def guarded(name: str, work: Callable[[], None]) -> None:
             kept = "training goes on from its last saved state" if name == "distill" else "finished rows are kept"
             raise Interrupted(f"interrupted; {kept} when the same command is run again") from None
         except OSError as error:
-            if error.errno in _OUR_MISTAKES:  # not to be taken for one of standard output
+            if error.errno in _OUR_MISTAKES:  # main() would take an OSError for one of standard output
                 raise AssertionError(f"a wrong call of the system: {error}") from error
             raise of_the_system(error) from None
         except UnicodeEncodeError:
             words = [word for word in sys.argv if well_formed(word) != word]
             if not words:
                 raise
-            # A file of any name can be read and written, but a name may also be asked for where only text can be.
+            # A file may have any bytes as its name, but a name also goes where only text can be.
             raise InputError(f"{words[0]} is not UTF-8", "text", "rename or retype it") from None
     except TrdError as error:
         if not is_first_process():
@@ -122,12 +119,12 @@ def guarded(name: str, work: Callable[[], None]) -> None:
 
 
 def is_first_process() -> bool:
-    """Whether this is the process that speaks, of those that torchrun or accelerate started."""
+    """Return whether this process speaks for all that torchrun or accelerate started."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def _let_the_first_process_say_it(error: TrdError) -> None:
-    """Every process of a launch finds the same mistake; when the first one ends, the launcher ends the others."""
+    """Wait: all processes of a launch find the same mistake, and the launcher ends the others when the first ends."""
     if isinstance(error, Interrupted):
         raise typer.Exit(error.exit_code) from None
     if isinstance(error, UserError):
@@ -137,11 +134,12 @@ def _let_the_first_process_say_it(error: TrdError) -> None:
 
 
 def launched_as_many() -> bool:
+    """Return whether a launcher started this process as one of several."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def waves(inputs: Sequence[str], stream: bool) -> Iterator[list[str]]:
-    """The input paths: those given, or the lines of standard input, all at once or as they come."""
+    """Yield the paths given, or those on standard input: all at once or, with `stream`, as they come."""
     if inputs and tuple(inputs) != ("-",):
         yield list(inputs)
         return
@@ -157,7 +155,7 @@ def waves(inputs: Sequence[str], stream: bool) -> Iterator[list[str]]:
 
 
 def _arriving() -> Iterator[list[str]]:
-    """All paths that have come since the last look, as soon as there is one."""
+    """Wait for a path, then yield all that have come since the last look."""
     paths: queue.SimpleQueue[str | Exception | None] = queue.SimpleQueue()
 
     def read() -> None:
@@ -181,22 +179,22 @@ def _arriving() -> Iterator[list[str]]:
 
 
 def end_with_the_run() -> None:
-    """A stage that trd run started is told to stop when that dies, however it dies.
+    """Make a stage that `trd run` started get SIGTERM when that process dies, however it dies.
 
-    Linux; elsewhere the next trd run ends it.
+    Only on Linux. Elsewhere the next `trd run` ends the stage.
     """
     parent = os.environ.pop("TRD_RUN_PID", None)
     if parent is None or not sys.platform.startswith("linux"):
         return
     import ctypes
 
-    told: list[int] = []
+    received: list[int] = []
 
     def tell_once(number: int, _: object) -> None:
-        # It comes once for each thread of the parent, and a second SIGTERM would break into the writing of what is
-        # finished.
-        if not told:
-            told.append(number)
+        # The signal comes once for each thread of the parent. A second SIGTERM would interrupt the writing of finished
+        # rows.
+        if not received:
+            received.append(number)
             os.kill(os.getpid(), signal.SIGTERM)
 
     to_be_signalled = 1  # PR_SET_PDEATHSIG, prctl(2)

@@ -95,8 +95,8 @@ def check_tracker(name: str) -> None:
 def _launched_as() -> str:
     """Return how many processes the launcher was asked for: a number, or "several" where it does not say.
 
-    `accelerate launch` starts a single process where it cannot start more, as on CPUs without MPI. It leaves the address
-    for several processes in the environment, but no WORLD_SIZE.
+    `accelerate launch` starts a single process where it cannot start more, as on CPUs without MPI. The environment then
+    has the address for several processes, but no WORLD_SIZE.
     """
     several = {"MASTER_ADDR", "ACCELERATE_MIXED_PRECISION"} <= os.environ.keys()
     return os.environ.get("WORLD_SIZE", "several" if several else "1")
