@@ -5,8 +5,10 @@ usage errors in 2; the help is whole and parses.
 
 from __future__ import annotations
 
+import re
 import shlex
 import shutil
+import typing
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +23,7 @@ from support.tiny import write_tokenizer
 
 from trd_cli import __version__
 from trd_cli.cli import app
+from trd_cli.config.base import Panel
 from trd_cli.prompting.templates import prompts_dir
 from trd_cli.trajectories.shards import list_shards, read_rows, write_shard
 
@@ -213,7 +216,10 @@ BAD: dict[str, Bad] = {
     "no teacher": Bad("distill y_o --model tiny", ("no teacher", "--setting opsd")),
     "rows of another tokenizer": Bad("distill y_o -m tiny -t tiny", ("tokenizer of tiny", "y_o")),
     "no row to train on": Bad(
-        "distill y_o --stage refined", ("trains along refined rows, and y_o hold rollout ones", "--stage rollout")
+        "distill y_o --kind refined", ("trains along refined rows, and y_o hold rollout ones", "--kind rollout")
+    ),
+    "no row to train on, with the flag's older spelling": Bad(
+        "distill y_o --stage refined", ("trains along refined rows", "--kind rollout")
     ),
     "no row in the subset": Bad("distill y_o --subset correct", ("y_o", "subset", "trd verify")),
     "only error rows": Bad("distill errors -m tiny --setting opsd", ("all 5 rows are left out",)),
@@ -351,6 +357,44 @@ def test_help_has_what_the_command_does_an_example_and_a_text_for_every_option(n
     assert [p.name for p in command.params if not getattr(p, "help", None)] == []
     flat = "".join(result.stdout.split())
     assert [p.name for p in command.params if "".join(p.help.split()) not in flat] == []
+
+
+@pytest.mark.parametrize("group", [(), ("data",)], ids=["trd", "trd data"])
+def test_the_summary_of_every_command_fits_a_line_of_80_columns(
+    group: tuple[str, ...], trd: Trd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    listed = trd(*group, "--help").stdout.partition("Commands:\n")[2].partition("\n\n")[0].splitlines()
+    assert len(listed) == (4 if group else 12)
+    assert [line for line in listed if line.endswith("...") or not line.startswith("  ") or line[2] == " "] == []
+
+
+def panels_of(shown: str) -> dict[str, str]:
+    """The panels of a help by title, without white space."""
+    parts = re.split(r"^(\w+):$", shown.partition("Example:\n")[2], flags=re.MULTILINE)
+    return {title: "".join(text.split()) for title, text in zip(parts[1::2], parts[2::2], strict=True)}
+
+
+@pytest.mark.parametrize("name", commands())
+def test_the_help_of_a_command_lists_each_option_once_in_a_panel(name: str, trd: Trd) -> None:
+    panels, params = panels_of(trd(*name.split(), "--help").stdout), commands()[name].params
+    assert list(panels) == [panel for panel in typing.get_args(Panel) if panel in panels]
+    found = {p.name: [title for title, text in panels.items() if "".join(p.help.split()) in text] for p in params}
+    assert {option: titles for option, titles in found.items() if len(titles) != 1} == {}
+
+
+def test_options_that_belong_together_are_in_one_panel(trd: Trd) -> None:
+    panels = panels_of(trd("distill", "--help").stdout)
+    assert list(panels)[0] == "Input"
+    for title, flags in {
+        "Input": ("inputs...", "--subset", "--kind,--stage"),
+        "Model": ("-m,--model", "-t,--teacher"),
+        "Method": ("--method", "--objective", "--clip-position"),
+        "Training": ("--epochs", "--learning-rate,--lr"),
+        "Adapter": ("--lora-rank",),
+        "Output": ("--out", "--dry-run"),
+    }.items():
+        assert [flag for flag in flags if flag not in panels[title]] == [], title
 
 
 def examples() -> Iterator[str]:

@@ -158,7 +158,7 @@ def test_only_named_layers_are_adapted_and_wrong_names_are_refused(
 
 def test_with_an_adapter_the_student_starts_as_its_own_teacher(world: World, ok: Trd, tmp_path: Path) -> None:
     """A fresh adapter changes nothing: in equal contexts the first loss is 0, without a second copy of the model."""
-    equal = ("--stage", "rollout", "--setting", "opsd", "--prompt", "same.jinja")
+    equal = ("--kind", "rollout", "--setting", "opsd", "--prompt", "same.jinja")
     (tmp_path / "same.jinja").write_text((Path(__file__).parent.parent / "prompts/student-math.jinja").read_text())
     equal = (*equal[:-1], tmp_path / "same.jinja")
     options = (*TRAIN, *LORA, "--epochs", 3, "--lr", 1e-2, "--weight-decay", 0)

@@ -7,7 +7,6 @@ GPUs, several machines. FSDP has tests of its own.
 from __future__ import annotations
 
 import signal
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass

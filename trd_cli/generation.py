@@ -22,7 +22,7 @@ from trd_cli.models import ModelRef
 from trd_cli.progress import Progress
 from trd_cli.prompting.templates import Template, load_template
 from trd_cli.prompting.tokens import Render, Tokenizer
-from trd_cli.records import Completion, Message, Problem, Request, Sampling, Stage, Trajectory, content_hash
+from trd_cli.records import Completion, Kind, Message, Problem, Request, Sampling, Trajectory, content_hash
 from trd_cli.trajectories.shards import write_shard
 from trd_cli.trajectories.stage_dir import StageDir
 
@@ -76,7 +76,7 @@ def new_row(
     backend: Backend,
     sampling: SamplingOptions,
     *,
-    stage: Stage,
+    kind: Kind,
     round: int,
     sample_index: int,
     parent: Trajectory | None = None,
@@ -90,7 +90,7 @@ def new_row(
         "prompt": list(prompt.token_ids),
         "sampling": [sampling.temperature, sampling.top_p, sampling.top_k, sampling.max_tokens, sampling.seed],
         "model": backend.model.revision,
-        "place": [stage, round, sample_index, parent.trajectory_id if parent else None],
+        "place": [kind, round, sample_index, parent.trajectory_id if parent else None],
     }
     trajectory_id = content_hash(identity)
     return Trajectory(
@@ -99,7 +99,7 @@ def new_row(
         parent_id=parent.trajectory_id if parent else None,
         round=round,
         sample_index=sample_index,
-        stage=stage,
+        stage=kind,
         setting=setting,
         source=problem.source,
         task=problem.task,
@@ -161,7 +161,7 @@ def plan_rollouts(
         fits = length < backend.max_length
         error = unknown_id(backend.model, prompt) if fits else too_long(length, backend.max_length)
         rows.extend(
-            new_row(problem, prompt, backend, sampling, stage="rollout", round=round, sample_index=i, error=error)
+            new_row(problem, prompt, backend, sampling, kind="rollout", round=round, sample_index=i, error=error)
             for i in range(n)
         )
     if shortest is not None and shortest >= backend.max_length:

@@ -53,7 +53,7 @@ class SilentProgress:
 
 
 class WithoutResults:
-    """Another report, but for results: for a stage whose shards are a means, not its output."""
+    """Pass progress on without results, for a stage whose shards are a means and not its output."""
 
     def __init__(self, progress: Progress) -> None:
         self.start, self.advance, self.end, self.note = (progress.start, progress.advance, progress.end, progress.note)

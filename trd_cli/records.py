@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 Task = Literal["math", "code"]
-Stage = Literal["rollout", "refined"]
+Kind = Literal["rollout", "refined"]
 Setting = Literal["opd", "opsd"]
 Verdict = Literal["correct", "incorrect", "error", "timeout"]
 FinishReason = Literal["stop", "length"]
@@ -88,7 +88,7 @@ class Trajectory:
     parent_id: str | None
     round: int
     sample_index: int
-    stage: Stage
+    stage: Kind
     setting: Setting | None
 
     source: str

@@ -25,7 +25,7 @@ from trd_cli.report.trainings import training_of, with_training_nll
 from trd_cli.trajectories.run_json import read_run_json
 
 _STAGES = ("problems", "sample", "verify", "refine", "distill", "eval")
-_STAGE_OF_SET = {"sample": "rollout", "refine": "refined"}
+_KIND_OF_SET = {"sample": "rollout", "refine": "refined"}
 _SHOWN_KEYS = ("value", "low", "high", "questions")
 # So many stages that wait are named.
 _NAMED = 3
@@ -150,7 +150,7 @@ def _set_ref(run: RunFiles, node: Node) -> SetRef | None:
         return None
     parents = tuple(parent.path for parent in run.sources(node, "sample"))
     return SetRef(
-        *(node.name, node.arm, node.round, node.seed, _STAGE_OF_SET[node.stage], node.path, parents),
+        *(node.name, node.arm, node.round, node.seed, _KIND_OF_SET[node.stage], node.path, parents),
         selections=tuple(_selections(run, node)),
         users="all arms" if set(node.arms) >= set(run.recipe.get("arms", ())) else ", ".join(node.arms),
     )

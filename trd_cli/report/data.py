@@ -209,7 +209,7 @@ class Selection:
 
 @dataclass(frozen=True, slots=True)
 class SetRef:
-    """A trajectory set of the run: `stage` is "rollout" or "refined". `parents` are the sets of a refined one's
+    """A trajectory set of the run: `kind` is "rollout" or "refined". `parents` are the sets of a refined one's
     rollouts.
 
     `selections` are of the arms that train along this set, as far as their training has begun; `users` are in words all
@@ -220,7 +220,7 @@ class SetRef:
     arm: str | None
     round: int | None
     seed: Seed
-    stage: str
+    kind: str
     path: Path
     parents: tuple[Path, ...] = ()
     selections: tuple[Selection, ...] = ()

@@ -78,7 +78,7 @@ def _read(
     config: DistillConfig, sets: Sequence[InputSet], resolve: Callable[[str], ModelRef], progress: Progress
 ) -> tuple[ModelRef, ModelRef, list[Example]]:
     """Student, teacher and what is trained on; the rows themselves, with all their text, are let go."""
-    rows, used = _rows_of_stage(config, sets)
+    rows, used = _rows_of_kind(config, sets)
     student, teacher = _models(config, used[0], rows[0], resolve)
     if config.objective == "sampled":
         _warn_of_other_samples(config, rows, progress)
@@ -107,7 +107,7 @@ def _digest(examples: Sequence[Example]) -> str:
     digest = hashlib.sha256()
     for e in examples:
         digest.update(e.trajectory_id.encode())
-        for ids in (e.student_prompt, e.teacher_prompt, e.response, ids_array(e.scored)):
+        for ids in (e.student_prompt, e.teacher_prompt, e.response_ids, ids_array(e.scored)):
             digest.update(len(ids).to_bytes(8))
             digest.update(ids)
     return digest.hexdigest()[:16]
@@ -159,27 +159,27 @@ def _selfcheck(
         )
 
 
-def _rows_of_stage(config: DistillConfig, sets: Sequence[InputSet]) -> tuple[list[Trajectory], list[InputSet]]:
+def _rows_of_kind(config: DistillConfig, sets: Sequence[InputSet]) -> tuple[list[Trajectory], list[InputSet]]:
     """The rows to train on and the sets they are from;
 
     raises InputError where two sets disagree on how they were made.
     """
     # By what the sets hold, not by what the subset leaves of them: a filter must not change what is trained along.
-    held = {stage for each in sets for stage in _stages_in(each)}
-    stage = config.stage or ("refined" if "refined" in held else "rollout")
-    if stage not in held:
-        why = f"--method {config.method}" if config.method else f"--stage {stage}"
+    held = {kind for each in sets for kind in _kinds_in(each)}
+    kind = config.stage or ("refined" if "refined" in held else "rollout")
+    if kind not in held:
+        why = f"--method {config.method}" if config.method else f"--kind {kind}"
         raise InputError(
-            f"{why} trains along {stage} rows, and {', '.join(str(s.directory) for s in sets)} hold {', '.join(sorted(held))} ones",
-            f"a set with {stage} rows",
-            f"give one, or --stage {min(held)}",
+            f"{why} trains along {kind} rows, and {', '.join(str(s.directory) for s in sets)} hold {', '.join(sorted(held))} ones",
+            f"a set with {kind} rows",
+            f"give one, or --kind {min(held)}",
         )
     loaded = [(each, load_rows([each], config.subset, config.where, config.parents)) for each in sets]
-    by_set = [(each, [row for row in rows if row.stage == stage]) for each, rows in loaded]
+    by_set = [(each, [row for row in rows if row.stage == kind]) for each, rows in loaded]
     used = [each for each, rows in by_set if rows]
     if not used:
         raise InputError(
-            f"no {stage} row in {', '.join(str(s.directory) for s in sets)} is in the subset",
+            f"no {kind} row in {', '.join(str(s.directory) for s in sets)} is in the subset",
             "at least one",
             "check --subset and --where, and that trd verify has run on the set, and on its parents, if they read verdicts",
         )
@@ -194,8 +194,8 @@ def _rows_of_stage(config: DistillConfig, sets: Sequence[InputSet]) -> tuple[lis
     return [row for _, rows in by_set for row in rows], used
 
 
-def _stages_in(each: InputSet) -> set[str]:
-    return {stage for path in each.shards for stage in read_table(path, ["stage"])["stage"].to_pylist()}
+def _kinds_in(each: InputSet) -> set[str]:
+    return {kind for path in each.shards for kind in read_table(path, ["stage"])["stage"].to_pylist()}
 
 
 def _models(
@@ -257,7 +257,7 @@ def _preview(
         f"first row {first.trajectory_id[:12]}\n"
         f"student reads ({len(first.student_prompt)} tokens):\n{tokenizer.decode(first.student_prompt)}\n\n"
         f"teacher reads ({len(first.teacher_prompt)} tokens):\n{tokenizer.decode(first.teacher_prompt)}\n\n"
-        f"both score ({len(first.response)} tokens):\n{tokenizer.decode(first.response)}\n\n"
+        f"both score ({len(first.response_ids)} tokens):\n{tokenizer.decode(first.response_ids)}\n\n"
         f"would train {student.name} towards {teacher.name} on {len(examples)} trajectories by {_described(config)}, "
         f"epochs {config.epochs}, {config.batch_size} a step, "
         f"lr {config.learning_rate:g}, into {stage_dir.path}"

@@ -187,7 +187,7 @@ class Refiner:
             prompt,
             self.backend,
             self._config,
-            stage="refined",
+            kind="refined",
             round=rollout.round,
             sample_index=rollout.sample_index,
             parent=rollout,

@@ -101,44 +101,44 @@ class Contexts:
         """The row as an example, or why it is none."""
         if row.error is not None or not row.response_token_ids:
             return "no response"
-        response = self._response(row)
-        if not response:
+        response_ids = self._response(row)
+        if not response_ids:
             return "no response"
-        scored: Sequence[int] = range(len(response))
+        scored: Sequence[int] = range(len(response_ids))
         if self._masked:
-            scored = ids_array(t for t, token in enumerate(response) if token not in self._masked)
+            scored = ids_array(t for t, token in enumerate(response_ids) if token not in self._masked)
         if not scored:
             return "every token of the response is masked"
         students = row.student_prompt_token_ids if row.stage == "refined" else row.prompt_token_ids
         if unknown := (
             _unknown(self._student, students, "the student's prompt")
-            or _unknown(self._student, response, "the response")
-            or _unknown(self._teacher, response, "the response")
+            or _unknown(self._student, response_ids, "the response")
+            or _unknown(self._teacher, response_ids, "the response")
         ):
             return unknown
-        if len(students) + len(response) > self._limit:
+        if len(students) + len(response_ids) > self._limit:
             return too_long_for(self._limit, "problem and response")
-        asked = self._asking.ask(row, len(response))
+        asked = self._asking.ask(row, len(response_ids))
         if isinstance(asked, str):
             return asked
         if unknown := _unknown(self._teacher, asked.token_ids, "the teacher's context"):
             return unknown
         self._cut.update(asked.cut)
-        return Example(row.trajectory_id, students, asked.token_ids, response, scored, self._attempts_verdict(row))
+        return Example(row.trajectory_id, students, asked.token_ids, response_ids, scored, self._attempts_verdict(row))
 
     def _response(self, row: Trajectory) -> list[int]:
         """The ids as sampled, ending with an end of turn that the student knows where the response has one."""
-        response = list(row.response_token_ids)
+        response_ids = list(row.response_token_ids)
         ends = self._tokenizer.eos_ids | self._teacher_eos_ids
         if row.finish_reason != "stop":
-            return response
+            return response_ids
         if not self._config.eos:
-            return response[:-1] if response[-1] in ends else response
-        if response[-1] not in self._tokenizer.eos_ids:
+            return response_ids[:-1] if response_ids[-1] in ends else response_ids
+        if response_ids[-1] not in self._tokenizer.eos_ids:
             # A teacher with an end-of-turn id of its own: the student must learn to stop with one it knows.
-            teachers_end = response[-1] in self._teacher_eos_ids
-            response = [*(response[:-1] if teachers_end else response), self._tokenizer.end_of_turn_id]
-        return response
+            teachers_end = response_ids[-1] in self._teacher_eos_ids
+            response_ids = [*(response_ids[:-1] if teachers_end else response_ids), self._tokenizer.end_of_turn_id]
+        return response_ids
 
     def _attempts_verdict(self, row: Trajectory) -> str | None:
         return self._parents("verdict").get(row.parent_id) if row.stage == "refined" else row.verdict

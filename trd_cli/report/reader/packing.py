@@ -140,7 +140,7 @@ def _set_label(ref: SetRef) -> str:
     """Arms, round, seed; and whether the set is of attempts alone."""
     parts = [ref.users] if ref.users else []
     parts += [f"{name} {value}" for name, value in (("round", ref.round), ("seed", ref.seed)) if value is not None]
-    return " · ".join([*parts, *(["y_o only"] if ref.stage == "rollout" else [])])
+    return " · ".join([*parts, *(["y_o only"] if ref.kind == "rollout" else [])])
 
 
 def _compressed(value: Any) -> str:
