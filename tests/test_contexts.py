@@ -97,7 +97,7 @@ class Shown:
 
     student_prompt: list[int]
     teacher_prompt: list[int]
-    response: list[int]
+    response_ids: list[int]
     scored: list[int]
     parent_verdict: str | None
 
