@@ -222,7 +222,7 @@ BAD: dict[str, Bad] = {
         "distill y_o --stage refined", ("trains along refined rows", "--kind rollout")
     ),
     "no row in the subset": Bad("distill y_o --subset correct", ("y_o", "subset", "trd verify")),
-    "only error rows": Bad("distill errors -m tiny --setting opsd", ("all 5 rows are left out",)),
+    "only error rows": Bad("distill errors -m tiny --setting opsd", ("0 of 5 rows can be trained on",)),
     "no such benchmark": Bad("eval scripted --bench nowhere", ("no benchmark 'nowhere'", "trd data list")),
     "benchmark that is not there": Bad("eval scripted --bench nowhere.parquet", ("no such file: nowhere.parquet",)),
     "two models": Bad("eval --bench arithmetic", ("2 models", "one"), stdin="scripted\nscripted\n"),
@@ -323,6 +323,16 @@ def test_a_dry_run_says_what_would_happen_and_writes_nothing(name: str, inside: 
     result = trd(*shlex.split(line), "--dry-run")
     assert (result.exit_code, result.stdout) == (0, ""), result.stderr
     assert [w for w in words if w not in result.stderr] == [], result.stderr
+
+
+def test_one_of_a_thing_is_counted_in_the_singular(ok: Trd, tmp_path: Path) -> None:
+    one = tmp_path / "one.parquet"
+    assert f"1 problem in {one}\n" in ok("data", "make", "arithmetic", "--n", 1, "--out", one).stderr
+    (tmp_path / "rows.jsonl").write_text('{"problem": "1 + 1?", "answer": "2"}\n{"problem": ""}\n')
+    imported = ok("data", "import", tmp_path / "rows.jsonl", "--out", tmp_path / "imported.parquet").stderr
+    assert "1 problem in" in imported
+    assert "0 duplicates, 1 row without a problem" in imported
+    assert "would make 1 row with" in ok("sample", "-m", "scripted", "-p", one, "--dry-run").stderr
 
 
 def test_every_command_that_works_long_has_a_dry_run() -> None:

@@ -410,7 +410,7 @@ def test_of_a_row_that_is_too_long_the_attempts_tail_is_cut_and_nothing_else(
         assert max(0, room_for - 6) <= kept < len(attempt)
         assert example.response_ids == row.response_token_ids
         assert example.student_prompt == (row.student_prompt_token_ids or row.prompt_token_ids)
-        assert f"cut the attempt in the teacher's context of 1 of 1 rows, to {limit} tokens" in made.notes
+        assert f"cut the attempt in the teacher's context of 1 of 1 row, to {limit} tokens" in made.notes
 
 
 @pytest.mark.parametrize(("stage", "context"), [("refined", "refine"), ("rollout", "refine"), ("rollout", "vanilla")])
@@ -426,15 +426,15 @@ def test_the_references_tail_is_cut_after_all_of_the_attempt(world: World, stage
         assert is_cut_from_its_tails(kind, row, attempt_of(world, row), left)
         assert len(message(kind, row, "", "")) < len(left) < len(message(kind, row, ""))
         assert example.response_ids == row.response_token_ids
-        assert f"cut the reference in the teacher's context of 1 of 1 rows, to {limit} tokens" in made.notes
+        assert f"cut the reference in the teacher's context of 1 of 1 row, to {limit} tokens" in made.notes
 
 
 def test_where_both_are_cut_both_are_said(world: World) -> None:
     row = rows_of(world.opsd)[0]
     limit = shortest(world, "refine-opsd", row) - 20
     made = examples_of(world, world.opsd, rows=[row], teacher=world.student, max_length=limit)
-    assert f"cut the attempt in the teacher's context of 1 of 1 rows, to {limit} tokens" in made.notes
-    assert f"cut the reference in the teacher's context of 1 of 1 rows, to {limit} tokens" in made.notes
+    assert f"cut the attempt in the teacher's context of 1 of 1 row, to {limit} tokens" in made.notes
+    assert f"cut the reference in the teacher's context of 1 of 1 row, to {limit} tokens" in made.notes
 
 
 def test_rows_that_fit_are_not_touched_and_those_that_are_cut_are_counted(world: World, ok: Trd) -> None:
@@ -469,7 +469,7 @@ def test_the_problem_is_never_cut_even_where_nothing_else_is_left(world: World) 
     # The student's own context would fit: the words around the attempt are what is too long.
     assert len(row.student_prompt_token_ids) + len(row.response_token_ids) < limit
     progress = SilentProgress()
-    with pytest.raises(InputError, match="all 1 rows are left out"):
+    with pytest.raises(InputError, match="0 of 1 row can be trained on"):
         examples_of(world, world.opd, rows=[row], max_length=limit, progress=progress)
     assert any("teacher's context and the response are longer" in note for note in progress.notes)
 
@@ -615,7 +615,7 @@ def test_a_response_that_begins_as_the_reference_does_is_no_attempt_that_the_tea
     made = examples_of(world, world.rollouts, rows=[row], teacher=world.student, **options)
     left = content_of(world, made.examples[row.trajectory_id].teacher_prompt)
     assert is_cut_from_its_tails("vanilla-opsd", row, response, left), left
-    assert list(made.notes) == [f"cut the reference in the teacher's context of 1 of 1 rows, to {limit} tokens"]
+    assert list(made.notes) == [f"cut the reference in the teacher's context of 1 of 1 row, to {limit} tokens"]
 
 
 def test_an_attempt_that_refine_has_cut_can_be_cut_further(world: World, ok: Trd, tmp_path: Path) -> None:

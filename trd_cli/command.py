@@ -76,7 +76,8 @@ def _parameter(config_class: type[Config], name: str) -> inspect.Parameter:
     field = config_class.model_fields[name]
     extra, kind = field.json_schema_extra, value_type(field.annotation)
     several = typing.get_origin(kind) in (tuple, dict)
-    default = inspect.Parameter.empty if field.is_required() else [] if several else field.get_default()
+    default = inspect.Parameter.empty if field.is_required() else field.get_default()
+    default = [] if default in ((), {}) else default
     about = {"help": field.description, "rich_help_panel": extra["panel"]}
     if extra["argument"]:
         info = typer.Argument(show_default=False, **about)
@@ -86,7 +87,8 @@ def _parameter(config_class: type[Config], name: str) -> inspect.Parameter:
         info = typer.Option(
             *config_class.flags_of(name), show_default=default not in (None, []), metavar=metavar, **about
         )
-    annotation = Annotated[list[str] if several else kind | None if default is None else kind, info]
+    kind = list[str] if several else kind
+    annotation = Annotated[kind | None if default is None else kind, info]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from trd_cli import streams
-from trd_cli.errors import first_line
+from trd_cli.errors import counted, first_line
 from trd_cli.progress import NodeState
 
 _INTERVAL = 10.0
@@ -40,7 +40,7 @@ class ConsoleProgress:
             self._bar.start()
             self._task = self._bar.add_task(what, total=total, completed=done, rate="")
         elif total is not None:
-            self.note(f"{total} rows" + (f", {done} done before" if done else ""))
+            self.note(counted(total, "row") + (f", {done} done before" if done else ""))
 
     def advance(self, rows: int = 1, tokens: int = 0) -> None:
         if self._total is None and not self._rows:
@@ -87,7 +87,7 @@ class ConsoleProgress:
     def _line(self) -> str:
         done = self._done + self._rows
         if self._total is None:
-            return f"{self._what} {done} rows · {self._rate()}"
+            return f"{self._what} {counted(done, 'row')} · {self._rate()}"
         seconds = time.monotonic() - self._began
         left = (self._total - done) * seconds / max(self._rows, 1)
         tail = f"{_clock(left)} left" if done < self._total else f"took {_clock(seconds)}"
@@ -203,7 +203,7 @@ def _table(states: Sequence[NodeState], height: int):
     at = next((i for i, s in enumerate(states) if s.state in ("running", "waiting")), len(states))
     start = max(0, min(at - room // 3, len(states) - room))
     done = sum(state.state == "done" for state in states)
-    table = Table(box=None, title=Text(f"{done} of {len(states)} stages done"), title_justify="left")
+    table = Table(box=None, title=Text(f"{done} of {counted(len(states), 'stage')} done"), title_justify="left")
     for name in ("stage", "state", "rows", "time", ""):
         table.add_column(name, justify="right" if name in ("rows", "time") else "left", no_wrap=True)
     for node in states[start : start + room]:

@@ -17,7 +17,7 @@ from trd_cli.config.base import OutputOptions
 from trd_cli.config.generating import SamplingOptions
 from trd_cli.engines.base import Engine
 from trd_cli.engines.border import answered
-from trd_cli.errors import ModelError, ResumeRefused, TooManyRowErrors
+from trd_cli.errors import ModelError, ResumeRefused, TooManyRowErrors, counted
 from trd_cli.models import ModelRef
 from trd_cli.progress import Progress
 from trd_cli.prompting.templates import Template, load_template
@@ -204,7 +204,7 @@ class Outcome:
         limit = allowed * self.rows if allowed < 1 else allowed
         if self.errors > limit:
             raise TooManyRowErrors(
-                f"{self.errors} of {self.rows} rows ended as errors, {limit:g} allowed (--max-errors); see their columns error and verdict_detail"
+                f"{self.errors} of {counted(self.rows, 'row')} ended as errors, {limit:g} allowed (--max-errors); see their columns error and verdict_detail"
             )
 
 
@@ -252,7 +252,7 @@ class ShardFiller:
         strangers = self._done.ids - {row.trajectory_id for row in planned}
         if strangers:
             raise ResumeRefused(
-                f"{self._run.path} holds {len(strangers)} rows that this command would not make",
+                f"{self._run.path} holds {counted(len(strangers), 'row')} that this command would not make",
                 "only rows of the same problems and attempts",
                 "give another --out, or ask for at least what it was made with",
             )
@@ -351,8 +351,8 @@ def preview(row: Trajectory, total: int, where: Path) -> str:
     """What --dry-run prints: the first prompt as the model sees it, and what would run."""
     text = "\n\n".join(f"[{m['role']}]\n{m['content']}" for m in row.messages)
     return (
-        f"first prompt ({row.prompt_template}, {len(row.prompt_token_ids)} tokens):\n{text}\n\n"
-        f"would make {total} rows with {row.model} on {row.engine}, "
+        f"first prompt ({row.prompt_template}, {counted(len(row.prompt_token_ids), 'token')}):\n{text}\n\n"
+        f"would make {counted(total, 'row')} with {row.model} on {row.engine}, "
         f"T {row.temperature:g}, top-p {row.top_p:g}, top-k {row.top_k}, at most {row.max_tokens} new tokens, in {where}"
     )
 

@@ -24,7 +24,7 @@ from trd_cli.datasets.evalplus import canonical_version
 from trd_cli.datasets.importing import import_problems
 from trd_cli.datasets.known_sets import GRADERS, KNOWN, SAMPLING, SPELLINGS, Known, Options
 from trd_cli.datasets.sources import Loaded
-from trd_cli.errors import InputError
+from trd_cli.errors import InputError, counted
 from trd_cli.records import Problem, Sampling, Task, well_formed
 from trd_cli.trajectories.shards import read_problems
 
@@ -130,7 +130,7 @@ def _benchmark(name: str, loaded: Loaded, task: Task, grader: str, sampling: Sam
 
 def _check(name: str, loaded: Loaded) -> None:
     got, expected = len(loaded.problems), loaded.expected_size
-    said = f"{name} from {loaded.source} has {got} questions"
+    said = f"{name} from {loaded.source} has {counted(got, 'question')}"
     if expected is not None and got != expected:
         raise InputError(said, str(expected), "get the published set again")
     if len({problem.problem_id for problem in loaded.problems}) != got:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from trd_cli.config.commands import EvalConfig, OverlapConfig
 from trd_cli.datasets.benchmarks import Benchmark, load_benchmark, split_benchmarks
 from trd_cli.datasets.ngrams import SIZES, QuestionIndex
-from trd_cli.errors import InputError
+from trd_cli.errors import InputError, counted
 from trd_cli.planning.findings import Finding, error, of_exception, ok, out_of_reach, per_cent, warning
 from trd_cli.recipes.nodes import Graph
 from trd_cli.records import Problem
@@ -57,11 +57,11 @@ def check_overlap(problems: Sequence[Problem], benchmarks: Sequence[Benchmark]) 
 
 
 def _overlap(benchmark: Benchmark, problems: int, rows: int, equal: int) -> Finding:
-    told = f"{benchmark.name}: {len(benchmark.problems)} questions"
+    told = f"{benchmark.name}: {counted(len(benchmark.problems), 'question')}"
     if not rows:
         return ok("benchmarks", f"{told}, no training problem overlaps with them")
     change = f"leave them out: trd data overlap TRAIN.parquet {benchmark.name} --drop CLEAN.parquet"
-    what = f"{told}, {rows:,} training problems ({per_cent(rows / problems)}) overlap with them"
+    what = f"{told}, {counted(rows, 'training problem', ',')} ({per_cent(rows / problems)}) overlap with them"
     if equal:
         return error("benchmarks", f"{what}, {equal:,} word by word", change)
     return warning("benchmarks", what, change)

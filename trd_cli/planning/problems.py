@@ -11,7 +11,7 @@ from trd_cli.config.generating import RefineConfig
 from trd_cli.config.training import DistillConfig
 from trd_cli.datasets.arithmetic import make_arithmetic
 from trd_cli.datasets.importing import check_answers, import_problems
-from trd_cli.errors import InputError, PromptError
+from trd_cli.errors import InputError, PromptError, counted
 from trd_cli.generation import templates_for
 from trd_cli.planning.findings import Finding, error, of_exception, ok, out_of_reach, per_cent, warning
 from trd_cli.recipes.nodes import Graph
@@ -56,13 +56,13 @@ def check_problems(recipe: Recipe, graph: Graph, problems: Sequence[Problem]) ->
     if needed > len(problems):
         yield error(
             "problems",
-            f"{recipe.rounds} rounds of {a_round} problems are {needed}, and there are {len(problems)}",
+            f"{counted(recipe.rounds, 'round')} of {counted(a_round, 'problem')} need {needed}, and there are {len(problems)}",
             f"lower problems_per_round to {len(problems) // recipe.rounds}, or take more problems",
         )
     else:
         told = f", {a_round} of them a round" if a_round else ""
         again = ", all in each round" if recipe.rounds > 1 and not a_round else ""
-        yield ok("problems", f"{len(problems):,} problems ({', '.join(tasks)}){told}{again}")
+        yield ok("problems", f"{counted(len(problems), 'problem', ',')} ({', '.join(tasks)}){told}{again}")
     if recipe.setting == "opsd":
         yield from _references(graph, problems)
     yield from _answers(graph, problems)

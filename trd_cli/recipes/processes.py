@@ -30,7 +30,7 @@ _LOOK = 1.0  # seconds between two looks at the memory of a stage's processes
 _TAIL = 8192
 _ERROR = re.compile(r"^trd [\w-]+: error: ")
 _PROGRESS = re.compile(r"^trd [\w -]+: (?P<what>\S.*?) (?P<done>\d+)/(?P<total>\d+) · (?P<rest>.*)$")
-_TOTAL = re.compile(r"^trd [\w -]+: (?P<total>\d+) rows(?:, (?P<done>\d+) done before)?$")
+_TOTAL = re.compile(r"^trd [\w -]+: (?P<total>\d+) rows?(?:, (?P<done>\d+) done before)?$")
 
 
 def command_of(graph: Graph, node: Node, more: Sequence[str] = ()) -> list[str]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from trd_cli.atomic import has_text_name
 from trd_cli.config.training import DistillConfig, ObjectiveOptions
-from trd_cli.errors import InputError, TrdError
+from trd_cli.errors import InputError, TrdError, counted
 from trd_cli.models import ModelRef, own_teacher
 from trd_cli.progress import Progress
 from trd_cli.prompting.templates import digest_of
@@ -139,7 +139,7 @@ def _train(
             stage_dir.log_session(config.epochs * len(examples), trained.tokens, at_work)
             clear_states(stage_dir.path)
     progress.note(
-        f"loss {trained.first_loss:.4f} → {trained.last_loss:.4f} over {trained.steps} steps, saved in {stage_dir.path}"
+        f"loss {trained.first_loss:.4f} → {trained.last_loss:.4f} over {counted(trained.steps, 'step')}, saved in {stage_dir.path}"
     )
     progress.result(stage_dir.path)
 
