@@ -44,8 +44,8 @@ Panel = Literal[
 def option(
     default: Any,
     panel: Panel,
-    *,
     help: str,
+    *,
     flags: tuple[str, ...] = (),
     rows: bool = True,
     decides: bool = False,
@@ -53,9 +53,10 @@ def option(
 ):
     """Declare a field of a config.
 
-    `flags` replaces the flag made from its name. `rows` marks an option that changes which rows are made. `decides`
-    marks one that changes the result in another way: the number of rows, or their verdicts and scores.
+    `flags` replaces the flag made from its name. `rows` tells that the option changes which rows are made; `decides`,
+    that it changes the result otherwise: the number of rows, their verdicts or scores.
     """
+    rows = rows and not decides
     extra = {"panel": panel, "flags": list(flags), "rows": rows, "decides": rows or decides, "argument": argument}
     return Field(default, description=help, json_schema_extra=extra)
 
@@ -190,42 +191,33 @@ class Config(BaseModel):
 
 class OutputOptions(Config):
     out: str | None = option(
-        None,
-        "Output",
-        help="Directory to write to. Default: trd-runs/<command>-<digest of the configuration>.",
-        rows=False,
+        None, "Output", "Directory to write to. Default: trd-runs/<command>-<digest of the options>.", rows=False
     )
-    shard_rows: Positive = option(256, "Output", help="Rows a shard.", rows=False)
+    shard_rows: Positive = option(256, "Output", "Rows a shard.", rows=False)
     shard_minutes: NotNegative = option(
-        10.0, "Output", help="Close a shard after this many minutes: the most that a crash loses.", rows=False
+        10.0, "Output", "Close a shard after this many minutes: the most that a crash loses.", rows=False
     )
     max_errors: NotNegative = option(
-        0.05, "Output", help="Exit with 3 when more rows end as errors: a count, or a share if below 1.", rows=False
+        0.05, "Output", "Exit with 3 when more rows end as errors: a count, or a share below 1.", rows=False
     )
-    retry_errors: bool = option(False, "Output", help="Generate rows that ended as errors again.", rows=False)
+    retry_errors: bool = option(False, "Output", "Generate rows that ended as errors again.", rows=False)
     dry_run: bool = option(
-        False, "Output", help="Print the first rendered prompt and what would run, then stop.", rows=False
+        False, "Output", "Print the first rendered prompt and what would run, then stop.", rows=False
     )
 
 
 class InputOptions(Config):
     inputs: tuple[str, ...] = option(
-        (),
-        "Input",
-        help="Trajectory sets (directories) or shards. None, or -: read paths from standard input.",
-        argument=True,
-        rows=False,
+        (), "Input", "Trajectory sets or shards. None, or -: paths from standard input.", argument=True, rows=False
     )
-    allow_partial: bool = option(False, "Input", help="Accept a set whose own run is not finished.", rows=False)
+    allow_partial: bool = option(False, "Input", "Accept a set whose own run is not finished.", rows=False)
     parents: tuple[str, ...] = option(
-        (), "Input", help="Where the parents of refined rows are now, if moved (repeatable).", rows=False
+        (), "Input", "Where the parents of refined rows are now, if moved (repeatable).", rows=False
     )
 
 
 class SelectOptions(Config):
-    subset: Subset = option("all", "Input", help="Subset of the rows, by the verdicts of a row and its parent.")
+    subset: Subset = option("all", "Input", "Subset of the rows, by the verdicts of a row and its parent.")
     where: str | None = option(
-        None,
-        "Input",
-        help="Polars SQL over a row and its parent: \"verdict = 'correct' AND parent_verdict = 'incorrect'\".",
+        None, "Input", "Polars SQL over a row and its parent, as: verdict = 'correct' AND parent_verdict = 'incorrect'."
     )

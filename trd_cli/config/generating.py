@@ -52,63 +52,51 @@ def _for_a_template(value: dict[str, Any]) -> dict[str, Any]:
 
 class EngineOptions(Config):
     engine: Literal["auto", "transformers", "vllm", "openai", "scripted"] = option(
-        "auto",
-        "Engine",
-        help="Program that generates. auto: vllm if it is installed and a GPU is there, else transformers.",
+        "auto", "Engine", "Program that generates. auto: vllm if it is installed and a GPU is there, else transformers."
     )
     engine_arg: JsonPairs = option(
         {},
         "Engine",
-        help="KEY=VALUE for the engine (repeatable): any argument of vllm's LLM, api=chat for hosted openai APIs (with --top-k 0), delay=0.01 for scripted.",
+        "KEY=VALUE for the engine (repeatable): any argument of vllm's LLM, api=chat for hosted openai APIs (with --top-k 0), delay=0.01 for scripted.",
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
-        "auto", "Engine", help="Type of weights and computation. auto: as the checkpoint was saved."
+        "auto", "Engine", "Type of weights and computation. auto: as the checkpoint was saved."
     )
-    device: str = option(
-        "auto", "Engine", help="cpu, cuda, cuda:1 or mps. auto: the fastest on this machine.", rows=False
-    )
+    device: str = option("auto", "Engine", "cpu, cuda, cuda:1 or mps. auto: the fastest on this machine.", rows=False)
     batch_size: Positive | None = option(
-        None,
-        "Engine",
-        help="Rows at a time: transformers' batch, vllm's max_num_seqs, openai's open requests.",
-        rows=False,
+        None, "Engine", "Rows at a time: transformers' batch, vllm's max_num_seqs, openai's open requests.", rows=False
     )
     max_model_len: Positive | None = option(
-        None, "Engine", help="Longest prompt and response together, in tokens. Default: the model's limit."
+        None, "Engine", "Longest prompt and response together, in tokens. Default: the model's limit."
     )
-    tensor_parallel_size: Positive = option(1, "Engine", help="GPUs that share one model (vllm).", rows=False)
-    gpu_memory_utilization: Share = option(0.9, "Engine", help="Share of GPU memory for vllm.", rows=False)
+    tensor_parallel_size: Positive = option(1, "Engine", "GPUs that share one model (vllm).", rows=False)
+    gpu_memory_utilization: Share = option(0.9, "Engine", "Share of GPU memory for vllm.", rows=False)
     base_url: str | None = option(
-        None,
-        "Engine",
-        help="Address of the server for openai, as http://localhost:8000/v1. The key is read from OPENAI_API_KEY.",
-        rows=False,
+        None, "Engine", "Server of openai, as http://localhost:8000/v1; its key is in OPENAI_API_KEY.", rows=False
     )
 
 
 class SamplingOptions(Config):
-    temperature: NotNegative = option(0.6, "Sampling", help="0 is greedy.")
+    temperature: NotNegative = option(0.6, "Sampling", "0 is greedy.")
     top_p: Annotated[float, Field(gt=0, le=1)] = option(
-        0.95, "Sampling", help="Sample from the smallest set of tokens with this probability."
+        0.95, "Sampling", "Keep the fewest tokens of this total probability."
     )
-    top_k: NonNegative = option(20, "Sampling", help="Sample from this many most likely tokens; 0: all.")
+    top_k: NonNegative = option(20, "Sampling", "Keep this many of the likeliest tokens; 0: all.")
     max_tokens: Positive = option(
-        16384, "Sampling", help="Most new tokens of a response; fewer where the model's context ends."
+        16384, "Sampling", "Most new tokens of a response; fewer where the model's context ends."
     )
-    seed: int = option(0, "Sampling", help="Each row's seed is made from this one and from the row's identity.")
+    seed: int = option(0, "Sampling", "Each row's seed is made from this one and from the row's identity.")
 
 
 class RenderOptions(Config):
-    prompt: str | None = option(None, "Prompt", help="Template file (jinja2) instead of the built-in one.")
+    prompt: str | None = option(None, "Prompt", "Template file (jinja2) instead of the built-in one.")
     render: Literal["chat", "raw", "raw-line"] | None = option(
         None,
         "Prompt",
-        help="chat: by the chat template; raw: the prompt's text alone; raw-line: with a line break after it. Default: as the input set, else chat.",
+        "chat: by the chat template; raw: the prompt's text alone; raw-line: with a line break after it. Default: as the input set, else chat.",
     )
     chat_template_kwargs: Annotated[JsonPairs, AfterValidator(_for_a_template)] | None = option(
-        None,
-        "Prompt",
-        help="KEY=VALUE for the chat template (repeatable), as enable_thinking=false. Default: as the input set.",
+        None, "Prompt", "KEY=VALUE for the chat template (repeatable): enable_thinking=false. Default: the input set's."
     )
 
 
@@ -116,44 +104,30 @@ class SampleConfig(OutputOptions, EngineOptions, SamplingOptions, RenderOptions)
     model: str = option(
         "smollm2-135m",
         "Model",
+        "Student: directory, Hub name, smollm2-135m, scripted.",
         flags=("--model", "-m"),
-        help="Student: a directory, a Hub name, smollm2-135m or scripted.",
         rows=False,
     )
     problems: str = option(
-        ..., "Input", flags=("--problems", "-p"), help="Problem set: a Parquet file made by trd data.", rows=False
+        ..., "Input", "Problem set: a Parquet file made by trd data.", flags=("--problems", "-p"), rows=False
     )
-    n: Positive = option(1, "Input", flags=("--n", "-n"), help="Attempts at each problem.", rows=False, decides=True)
-    limit: Positive | None = option(
-        None, "Input", help="Take only this many problems, after those skipped.", rows=False, decides=True
-    )
-    skip: NonNegative = option(
-        0, "Input", help="Skip this many problems; with --limit, take a slice.", rows=False, decides=True
-    )
+    n: Positive = option(1, "Input", "Attempts at each problem.", flags=("--n", "-n"), decides=True)
+    limit: Positive | None = option(None, "Input", "Take only this many problems, after those skipped.", decides=True)
+    skip: NonNegative = option(0, "Input", "Skip this many problems; with --limit, take a slice.", decides=True)
     max_prompt_tokens: Positive | None = option(
-        None, "Input", help="Leave out problems of that slice with a longer rendered prompt.", rows=False, decides=True
+        None, "Input", "Leave out problems of that slice with a longer prompt.", decides=True
     )
     max_reference_tokens: Positive | None = option(
-        None,
-        "Input",
-        help="Leave out problems of that slice with a longer reference solution.",
-        rows=False,
-        decides=True,
+        None, "Input", "Leave out problems of that slice with a longer reference solution.", decides=True
     )
-    round: NonNegative = option(0, "Input", help="Number of the round; part of each row's identity.")
+    round: NonNegative = option(0, "Input", "Number of the round; part of each row's identity.")
 
 
 class RefineConfig(InputOptions, SelectOptions, OutputOptions, EngineOptions, SamplingOptions, RenderOptions):
     setting: Literal["opd", "opsd"] = option(
-        ...,
-        "Model",
-        help="opd: a stronger --teacher sees problem and attempt. opsd: the student sees the reference too.",
+        ..., "Model", "opd: a stronger --teacher sees problem and attempt. opsd: the student sees the reference too."
     )
     teacher: str | None = option(
-        None,
-        "Model",
-        flags=("--teacher", "-t"),
-        help="Teacher. Default for opsd: the model that wrote the rollouts.",
-        rows=False,
+        None, "Model", "Teacher. Default for opsd: the model of the rollouts.", flags=("--teacher", "-t"), rows=False
     )
-    stream: bool = option(False, "Input", help="Start at the first path on standard input, not at its end.", rows=False)
+    stream: bool = option(False, "Input", "Start at the first path on standard input, not at its end.", rows=False)

@@ -63,63 +63,61 @@ class ObjectiveOptions(Config):
     method: Literal[tuple(METHODS)] | None = option(
         None,
         "Method",
-        help="A named method: sets the options in its row of the table above; a flag given beside it wins.",
+        "A named method: sets the options in its row of the table above; a flag given beside it wins.",
         rows=False,
     )
     objective: ObjectiveName | None = option(
-        None, "Method", help="Divergence to minimise. Default: the method's, else forward-kl."
+        None, "Method", "Divergence to minimise. Default: the method's, else forward-kl."
     )
     # The key is older than the word: shards, recipes and run.json call the kind of a row its stage.
     stage: Literal["refined", "rollout"] | None = option(
         None,
         "Input",
+        "Train along refined rows (y_r) or rollouts (y_o). Default: the method's, else refined where the input has any.",
         flags=("--kind", "--stage"),
-        help="Train along refined rows (y_r) or rollouts (y_o). Default: the method's, else refined where the input has any.",
     )
     teacher_context: Literal["refine", "vanilla"] | None = option(
         None,
         "Method",
-        help="The teacher reads the refinement prompt, with the attempt, or the problem alone (opsd: and the reference). Default: the method's, else refine along y_r, vanilla along y_o.",
+        "The teacher reads the refinement prompt, with the attempt, or the problem alone (opsd: and the reference). Default: the method's, else refine along y_r, vanilla along y_o.",
     )
     beta: Share | None = option(
-        None, "Method", help="Of jsd: weight of the teacher; 0 is forward, 1 reverse KL. Default: 0.5."
+        None, "Method", "Of jsd: weight of the teacher; 0 is forward, 1 reverse KL. Default: 0.5."
     )
-    top_k: Positive | None = option(None, "Method", help="Of the topk objectives: tokens of the support. Default: 32.")
+    top_k: Positive | None = option(None, "Method", "Of the topk objectives: tokens of the support. Default: 32.")
     top_k_mode: Literal["renormalise", "tail", "stop-gradient"] = option(
         "renormalise",
         "Method",
-        help="Of the topk objectives: renormalise both sides on the support, add the rest as one symbol, or hold the weights constant.",
+        "Of the topk objectives: renormalise both sides on the support, add the rest as one symbol, or hold the weights constant.",
     )
     estimator: Literal["k1", "k2", "k3"] | None = option(
-        None,
-        "Method",
-        help="Of sampled: Monte-Carlo estimator of reverse KL; k3's gradient is forward KL's. Default: k1.",
+        None, "Method", "Of sampled: Monte-Carlo estimator of reverse KL; k3's gradient is forward KL's. Default: k1."
     )
     entropy_threshold: NotNegative | None = option(
         None,
         "Method",
-        help="Of entropy-gated: forward KL is added above this entropy of the teacher, in nats. Default: 0.8.",
+        "Of entropy-gated: forward KL is added above this entropy of the teacher, in nats. Default: 0.8.",
     )
     clip_position: AboveZero | None = option(
         None,
         "Method",
-        help="Bound the divergence of a position; beyond it there is no gradient. Default: the method's, else none.",
+        "Bound the divergence of a position; beyond it there is no gradient. Default: the method's, else none.",
     )
     clip_entry: AboveZero | None = option(
-        None, "Method", help="Bound each vocabulary entry of the divergence. Default: the method's, else none."
+        None, "Method", "Bound each vocabulary entry of the divergence. Default: the method's, else none."
     )
-    temperature: AboveZero = option(1.0, "Method", help="Divides the logits of both sides; the loss is not rescaled.")
+    temperature: AboveZero = option(1.0, "Method", "Divides the logits of both sides; the loss is not rescaled.")
     reduction: Literal["sequence", "token"] = option(
         "sequence",
         "Method",
-        help="sequence: mean over a trajectory's tokens, then over trajectories; token: over all tokens of a step.",
+        "sequence: mean over a trajectory's tokens, then over trajectories; token: over all tokens of a step.",
     )
     mask_tokens: tuple[str, ...] = option(
         (),
         "Method",
-        help="Positions of this token do not count (repeatable); special: all special tokens but the end of turn.",
+        "Positions of this token do not count (repeatable); special: all special tokens but the end of turn.",
     )
-    eos: bool = option(True, "Method", flags=("--eos/--no-eos",), help="Train on the end-of-turn token.")
+    eos: bool = option(True, "Method", "Train on the end-of-turn token.", flags=("--eos/--no-eos",))
 
     def _implied(self) -> dict[str, Any]:
         return _METHOD_DEFAULTS | METHODS.get(self.method, {})
@@ -141,15 +139,15 @@ class ObjectiveOptions(Config):
 
 class LoraOptions(Config):
     lora: bool = option(
-        False, "Adapter", help="Train a low-rank adapter, not all weights; saved in adapter/ beside the merged weights."
+        False, "Adapter", "Train a low-rank adapter, not all weights; saved in adapter/ beside the merged weights."
     )
-    lora_rank: Positive = option(64, "Adapter", help="Rank of the adapter.")
-    lora_alpha: AboveZero = option(128.0, "Adapter", help="Scale of the adapter is alpha / rank.")
+    lora_rank: Positive = option(64, "Adapter", "Rank of the adapter.")
+    lora_alpha: AboveZero = option(128.0, "Adapter", "Scale of the adapter is alpha / rank.")
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = option(
-        0.0, "Adapter", help="Dropout before the adapter; above 0, losses depend on how a step is split."
+        0.0, "Adapter", "Dropout before the adapter; above 0, losses depend on how a step is split."
     )
     lora_targets: tuple[str, ...] = option(
-        (), "Adapter", help="Names of the layers to adapt (repeatable). Default: all linear layers but the output head."
+        (), "Adapter", "Names of the layers to adapt (repeatable). Default: all linear layers but the output head."
     )
 
 
@@ -174,104 +172,99 @@ class DistillConfig(ObjectiveOptions, LoraOptions, InputOptions, SelectOptions):
     model: str | None = option(
         None,
         "Model",
+        "Student to train. Default: the model that wrote the rollouts.",
         flags=("--model", "-m"),
-        help="Student to train. Default: the model that wrote the rollouts.",
         rows=False,
     )
     teacher: str | None = option(
         None,
         "Model",
+        "Teacher. Default: the model that refined; for opsd the student itself, see --teacher-weights.",
         flags=("--teacher", "-t"),
-        help="Teacher. Default: the model that refined; for opsd the student itself, see --teacher-weights.",
         rows=False,
     )
     teacher_weights: Literal["initial", "round", "ema"] | None = option(
         None,
         "Model",
-        help="The student as its own teacher: its weights before the first round, at the start of this round, or their moving average (over rounds, but an adapter's begins anew). Default: the method's, else round.",
+        "The student as its own teacher: its weights before the first round, at the start of this round, or their moving average (over rounds, but an adapter's begins anew). Default: the method's, else round.",
     )
     ema_decay: Annotated[float, Field(gt=0, lt=1)] = option(
-        0.99, "Model", help="Of --teacher-weights ema: share that stays of the average at each step."
+        0.99, "Model", "Of --teacher-weights ema: share that stays of the average at each step."
     )
-    out: str | None = option(
-        None, "Output", help="Checkpoint directory. Default: trd-runs/distill-<digest>.", rows=False
-    )
+    out: str | None = option(None, "Output", "Checkpoint directory. Default: trd-runs/distill-<digest>.", rows=False)
     setting: Literal["opd", "opsd"] | None = option(
         None,
         "Method",
-        help="opsd: the teacher's context shows the reference too. Refined rows have their own. Default: opd.",
+        "opsd: the teacher's context shows the reference too. Refined rows have their own. Default: opd.",
     )
     prompt: str | None = option(
-        None, "Prompt", help="Template of the teacher's context where it is rendered here, instead of the built-in one."
+        None, "Prompt", "Template of the teacher's context where it is rendered here, instead of the built-in one."
     )
-    epochs: Positive = option(1, "Training", help="Passes over the rows.")
-    batch_size: Positive = option(32, "Training", help="Trajectories an optimiser step, over all processes.")
+    epochs: Positive = option(1, "Training", "Passes over the rows.")
+    batch_size: Positive = option(32, "Training", "Trajectories an optimiser step, over all processes.")
     max_tokens_per_batch: Positive = option(
         4096,
         "Machine",
-        help="Tokens a forward pass, padding included, on the longer side; the gradient does not depend on it.",
+        "Tokens a forward pass, padding included, on the longer side; the gradient does not depend on it.",
         rows=False,
     )
     learning_rate: AboveZero = option(
-        5e-6, "Training", flags=("--learning-rate", "--lr"), help="Peak learning rate of AdamW."
+        5e-6, "Training", "Peak learning rate of AdamW.", flags=("--learning-rate", "--lr")
     )
-    min_lr_ratio: Share = option(0.1, "Training", help="The cosine ends at this share of the peak.")
-    warmup_ratio: Share = option(0.1, "Training", help="Share of the steps with a rising learning rate.")
-    weight_decay: NotNegative = option(0.005, "Training", help="AdamW's weight decay.")
-    max_grad_norm: AboveZero = option(1.0, "Training", help="Gradients are scaled down to this norm.")
+    min_lr_ratio: Share = option(0.1, "Training", "The cosine ends at this share of the peak.")
+    warmup_ratio: Share = option(0.1, "Training", "Share of the steps with a rising learning rate.")
+    weight_decay: NotNegative = option(0.005, "Training", "AdamW's weight decay.")
+    max_grad_norm: AboveZero = option(1.0, "Training", "Gradients are scaled down to this norm.")
     max_loss: AboveZero = option(
         10.0,
         "Training",
-        help="Stop when a step's loss is more than this many times the first (which counts as 1 at least).",
+        "Stop when a step's loss is more than this many times the first (which counts as 1 at least).",
         rows=False,
     )
     max_length: Positive | None = option(
-        None, "Prompt", help="Longest context + response, in tokens. Default: what both models take."
+        None, "Prompt", "Longest context + response, in tokens. Default: what both models take."
     )
     overflow: Literal["trim", "error"] = option(
         "trim",
         "Prompt",
-        help="Longer rows: cut the attempt's tail in the teacher's context, then the reference's; or leave the row out.",
+        "Longer rows: cut the attempt's tail in the teacher's context, then the reference's; or leave the row out.",
     )
-    seed: int = option(0, "Training", help="Order of the rows, start of the adapter, dropout.")
+    seed: int = option(0, "Training", "Order of the rows, start of the adapter, dropout.")
     dtype: Literal["auto", "bfloat16", "float32"] = option(
-        "auto", "Machine", help="Compute; weights that are trained are float32. auto: bfloat16."
+        "auto", "Machine", "Compute; weights that are trained are float32. auto: bfloat16."
     )
     save_dtype: Literal["auto", "bfloat16", "float16", "float32"] = option(
-        "auto", "Output", help="Saved weights. auto: as the starting checkpoint."
+        "auto", "Output", "Saved weights. auto: as the starting checkpoint."
     )
-    device: str = option("auto", "Machine", help="cpu, cuda, mps; auto takes the fastest there is.", rows=False)
+    device: str = option("auto", "Machine", "cpu, cuda, mps; auto takes the fastest there is.", rows=False)
     attn_implementation: str | None = option(
         None,
         "Machine",
-        help="Passed to transformers: sdpa, eager, flash_attention_2, ... Default: its own choice.",
+        "Passed to transformers: sdpa, eager, flash_attention_2, ... Default: its own choice.",
         rows=False,
     )
     gradient_checkpointing: bool = option(
-        False, "Machine", help="Recompute activations in the backward pass: less memory.", rows=False
+        False, "Machine", "Recompute activations in the backward pass: less memory.", rows=False
     )
     save_minutes: NotNegative = option(
-        10.0,
-        "Output",
-        help="Save the state of training after so many minutes, so that a crash loses no more.",
-        rows=False,
+        10.0, "Output", "Save the state of training after so many minutes, so that a crash loses no more.", rows=False
     )
-    save_steps: Positive | None = option(None, "Output", help="Save it every so many steps too.", rows=False)
+    save_steps: Positive | None = option(None, "Output", "Save it every so many steps too.", rows=False)
     keep: Positive = option(
         2,
         "Output",
-        help="Saved states kept while training (one more while it is written); they go when the model is saved.",
+        "Saved states kept while training (one more while it is written); they go when the model is saved.",
         rows=False,
     )
     tracker: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = option(
-        (), "Output", help="Also log to tensorboard, wandb or trackio (repeatable).", rows=False
+        (), "Output", "Also log to tensorboard, wandb or trackio (repeatable).", rows=False
     )
     selfcheck: bool = option(
         False,
         "Output",
-        help="Check loss, gradient and batching on a few of these rows, print the numbers, and stop.",
+        "Check loss, gradient and batching on a few of these rows, print the numbers, and stop.",
         rows=False,
     )
     dry_run: bool = option(
-        False, "Output", help="Say what would be trained and show the first row's two contexts, then stop.", rows=False
+        False, "Output", "Say what would be trained and show the first row's two contexts, then stop.", rows=False
     )
