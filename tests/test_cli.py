@@ -331,7 +331,7 @@ def test_one_of_a_thing_is_counted_in_the_singular(ok: Trd, tmp_path: Path) -> N
     (tmp_path / "rows.jsonl").write_text('{"problem": "1 + 1?", "answer": "2"}\n{"problem": ""}\n')
     imported = ok("data", "import", tmp_path / "rows.jsonl", "--out", tmp_path / "imported.parquet").stderr
     assert "1 problem in" in imported
-    assert "0 duplicates, 1 row without a problem" in imported
+    assert "left out: 1 row without a problem\n" in imported
     assert "would make 1 row with" in ok("sample", "-m", "scripted", "-p", one, "--dry-run").stderr
 
 

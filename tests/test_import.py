@@ -352,7 +352,7 @@ def test_conversations_that_are_no_single_problem_are_left_out_and_counted(tmp_p
     outcome = import_rows(tmp_path, rows, "--preset", "messages")
     assert outcome.only.problem == "a\nb"
     assert "1 row without a problem" in outcome.said
-    assert "left out: 4 unreadable rows, the first: row 2: 2 turns of the user, not one" in outcome.said
+    assert "4 unreadable rows, the first: row 2: 2 turns of the user, not one" in outcome.said
 
 
 # Values

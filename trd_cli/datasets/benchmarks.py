@@ -196,11 +196,6 @@ def _imported(path: str, task: str | None) -> Loaded:
     except InputError as error:
         mend = "mend the file, or make a problem set of it with trd data import --map"
         raise InputError(error.got, error.expected, mend) from None
-    left_out = {
-        "duplicates": imported.duplicates,
-        "rows without a problem": imported.skipped,
-        "unreadable rows": len(imported.unreadable),
-    }
-    said = ", ".join(f"{count} {what}" for what, count in left_out.items() if count)
-    notes = (f"left out: {said}",) if said else ()
+    left_out = imported.left_out()
+    notes = (f"left out: {left_out}",) if left_out else ()
     return Loaded(imported.problems, path, notes=(*notes, *imported.remarks))

@@ -48,6 +48,16 @@ class Imported:
     untested: tuple[int, ...] = ()
     remarks: tuple[str, ...] = ()
 
+    def left_out(self) -> str:
+        """Return the numbers of rows left out, by reason; empty where there is none."""
+        unreadable = len(self.unreadable)
+        by_reason = {
+            counted(self.duplicates, "duplicate"): self.duplicates,
+            counted(self.skipped, "row") + " without a problem": self.skipped,
+            counted(unreadable, "unreadable row"): unreadable,
+        }
+        return ", ".join(reason for reason, rows in by_reason.items() if rows)
+
     def ungraded(self) -> Iterator[str]:
         """Yield a line on the rows in `unanswered`, and one on those in `untested`."""
         for rows, lacking in ((self.unanswered, "single reference answer"), (self.untested, "tests")):

@@ -30,14 +30,9 @@ def import_(config: ImportConfig, progress: Progress) -> None:
     check_answers(imported, config)
     write_problems(Path(config.out), imported.problems)
     progress.note(f"{counted(len(imported.problems), 'problem')} in {config.out}")
-    if imported.duplicates or imported.skipped:
-        progress.note(
-            f"left out: {counted(imported.duplicates, 'duplicate')}, {counted(imported.skipped, 'row')} without a problem"
-        )
-    if imported.unreadable:
-        progress.note(
-            f"left out: {counted(len(imported.unreadable), 'unreadable row')}, the first: {imported.unreadable[0]}"
-        )
+    if left_out := imported.left_out():
+        first = f", the first: {imported.unreadable[0]}" if imported.unreadable else ""
+        progress.note(f"left out: {left_out}{first}")
     for remark in (*imported.remarks, *imported.ungraded()):
         progress.note(remark)
     progress.result(Path(config.out))
