@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import inspect
+import itertools
 import os
 import queue
 import signal
@@ -40,16 +41,20 @@ class _Command(TyperCommand):
     """A command whose help lists its options by panel, as plain text: rich cuts long flags off at 80 columns."""
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
-        panels: dict[str, list[tuple[str, str]]] = {name: [] for name in typing.get_args(Panel)}
-        for parameter in sorted(self.params, key=lambda each: each.param_type_name):  # arguments first
-            name, text = parameter.get_help_record(ctx)
-            if parameter.param_type_name == "argument":
-                name = parameter.name + "..." * (parameter.nargs == -1)
-            panels[parameter.rich_help_panel].append((name, text))
-        for name, records in panels.items():
-            if records:
-                with formatter.section(name):
-                    formatter.write_dl(records)
+        for panel, parameters in itertools.groupby(self.params, lambda parameter: parameter.rich_help_panel):
+            with formatter.section(panel):
+                formatter.write_dl([_help_record(parameter, ctx) for parameter in parameters])
+
+
+def _help_record(parameter: Any, ctx: Any) -> tuple[str, str]:
+    flags, text = parameter.get_help_record(ctx)
+    is_argument = parameter.param_type_name == "argument"
+    return parameter.name + "..." * (parameter.nargs == -1) if is_argument else flags, text
+
+
+def _by_panel(item: tuple[str, Any]) -> tuple[int, bool]:
+    extra = item[1].json_schema_extra
+    return typing.get_args(Panel).index(extra["panel"]), not extra["argument"]
 
 
 def command(parent: typer.Typer, name: str, config_class: type[Config], example: str, more: str = "") -> Callable:
@@ -61,7 +66,8 @@ def command(parent: typer.Typer, name: str, config_class: type[Config], example:
             given = {key: value for key, value in values.items() if value is not None}
             guarded(title, lambda: body(config_class.parse(given)))
 
-        parameters = [_parameter(config_class, field_name) for field_name in config_class.model_fields]
+        fields = sorted(config_class.model_fields.items(), key=_by_panel)
+        parameters = [_parameter(config_class, field_name) for field_name, _ in fields]
         callback.__signature__ = inspect.Signature(parameters)
         callback.__annotations__ = {p.name: p.annotation for p in parameters}
         text = f"{inspect.getdoc(body)}\n\n\b\nExample:\n  {example}{more}"
@@ -82,7 +88,7 @@ def _parameter(config_class: type[Config], name: str) -> inspect.Parameter:
     if extra["argument"]:
         info = typer.Argument(show_default=False, **about)
     else:
-        metavar = "KEY=VALUE" if typing.get_origin(kind) is dict else "<str>" if several else None
+        metavar = "KEY=VALUE" if typing.get_origin(kind) is dict else "TEXT" if several else None
         # A shown default of None or an empty list tells nothing.
         info = typer.Option(
             *config_class.flags_of(name), show_default=default not in (None, []), metavar=metavar, **about
