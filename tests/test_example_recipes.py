@@ -1,7 +1,4 @@
-"""The recipes in examples/recipes:
-
-each parses, says what its papers say, and runs with the scripted engine up to training.
-"""
+"""The recipes in examples/recipes: each parses, agrees with its papers, and runs scripted up to training."""
 
 from __future__ import annotations
 
@@ -50,7 +47,7 @@ def graph_of(path: Path, directory: Path = Path("run")) -> Graph:
 
 
 def one(graph: Graph, kind: type, arm: str | None = None) -> Any:
-    """The configuration of the only node of a kind, or of that of an arm."""
+    """Return the configuration of the only node of a kind, or of an arm's one."""
     configs = [n.config for n in graph.nodes if isinstance(n.config, kind) and (arm is None or n.arm == arm)]
     assert len(configs) == 1
     return configs[0]
@@ -172,7 +169,7 @@ def test_the_released_code_renders_raw_text_averages_over_tokens_and_trains_on_n
 
 
 def differing(one: Any, other: Any) -> dict[str, Any]:
-    """The options in which two configurations of a stage differ, as the first has them; but the paths of its nodes."""
+    """Return the options in which two configurations of a stage differ, with the first one's values, except paths."""
     ours, theirs = one.model_dump(), other.model_dump()
     return {key: ours[key] for key in ours.keys() - {"inputs", "parents", "out"} if ours[key] != theirs[key]}
 
@@ -218,7 +215,7 @@ ROWS = {
 
 @pytest.fixture
 def inside(tmp_path: Path) -> Iterator[Path]:
-    """A run directory as the working directory: the nodes' paths are relative to it."""
+    """Enter a run directory: the nodes' paths are relative to it."""
     before, run = Path.cwd(), tmp_path / "run"
     run.mkdir()
     os.chdir(run)
@@ -227,7 +224,7 @@ def inside(tmp_path: Path) -> Iterator[Path]:
 
 
 def scripted(path: Path, directory: Path) -> Path:
-    """A recipe that is another one but for its models, and for a few problems that are here."""
+    """Return a recipe that differs only in its models and in a few problems that are here."""
     recipe = load_recipe(path)
     own: dict[str, Any] = {"extends": str(path), "student": "scripted"}
     if recipe.teacher:

@@ -1,4 +1,4 @@
-"""Divergences in chunks: against a plain reference, by hand, each figure, and what memory may hold."""
+"""Divergences in chunks: against a plain reference, by hand, each figure, and the memory they take."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Inputs(NamedTuple):
 
 
 def inputs(shape: Shape, dtype: torch.dtype = torch.float32, seed: int = 0) -> Inputs:
-    """States and head of both sides, of which the student's two want gradients; tokens and weights."""
+    """Return states and head of both sides, tokens and weights; the student's states and head want gradients."""
     n, v, d, e = shape
     generator = torch.Generator().manual_seed(seed)
 
@@ -63,7 +63,7 @@ def inputs(shape: Shape, dtype: torch.dtype = torch.float32, seed: int = 0) -> I
 
 
 class Outcome(NamedTuple):
-    """All that training reads."""
+    """Everything that training reads."""
 
     loss: Tensor
     value_N: Tensor
@@ -79,7 +79,7 @@ def fused(given: Inputs, objective: Objective, temperature: float = 1.0, chunk: 
 
 
 def reference(given: Inputs, objective: Objective, temperature: float = 1.0) -> Outcome:
-    """The same in float64, by the formula and with plain autograd."""
+    """Return the same in float64, by the formula and with plain autograd."""
     student_ND, head_VD = (x.detach().double().requires_grad_() for x in given[:2])
     student_NV = student_ND @ head_VD.T / temperature
     teacher_NV = given.teacher_NE.double() @ given.teacher_head_VE.double().T / temperature
@@ -89,7 +89,7 @@ def reference(given: Inputs, objective: Objective, temperature: float = 1.0) -> 
 
 
 def assert_near(found: Tensor, expected: Tensor, share: float) -> None:
-    """No entry is further off than `share` of the largest one expected."""
+    """Assert that no entry is further off than `share` of the largest expected one."""
     assert found.shape == expected.shape
     off = (found.double() - expected).abs().max()
     assert off <= share * expected.abs().max(), f"off by {off}"
@@ -100,7 +100,7 @@ def assert_all_near(found: Outcome, expected: Outcome, share: float) -> None:
         assert_near(one, other, share)
 
 
-# Rounded to bfloat16, other tokens may be among the top K and other entries clipped: only the smooth compare.
+# Rounding to bfloat16 may change the top K and the clipped entries, so only smooth objectives are compared.
 @pytest.mark.parametrize("chunk", CHUNKS)
 @pytest.mark.parametrize("shape", [EVEN, ODD], ids=["even", "odd"])
 @pytest.mark.parametrize(
@@ -458,7 +458,7 @@ def test_no_tokens_are_no_loss() -> None:
 
 
 class Largest(TorchDispatchMode):
-    """Remembers the largest number of elements any operation returned, but for views of what was given."""
+    """Record the largest number of elements that any operation returned, except for views of its inputs."""
 
     def __init__(self, given: Inputs) -> None:
         super().__init__()
@@ -535,10 +535,7 @@ def test_a_loss_that_nothing_wants_a_gradient_of_is_a_plain_number() -> None:
 
 
 def test_a_position_of_no_weight_counts_nothing_even_where_it_is_infinite() -> None:
-    """k3 overflows where the teacher is likelier by 90 nats and more:
-
-    such a row may be there to keep processes in step.
-    """
+    """k3 overflows where the teacher is likelier by 90 nats and more; such a row may only keep processes in step."""
     student_ND = torch.tensor([[100.0, 0.0, -100.0], [1.0, 0.0, 0.5]], requires_grad=True)
     eye, teacher_ND = torch.eye(3), torch.tensor([[0.0, 1.0, 0.0], [0.2, 0.1, 0.4]])
     response_N, weights_N = torch.tensor([1, 2]), torch.tensor([0.0, 1.0])

@@ -63,7 +63,7 @@ CLIPPED = [
 
 
 def label(objective: Objective) -> str:
-    """The name and what differs from the defaults, for the ids of tests."""
+    """Return the name and the options that differ from the defaults, for the ids of tests."""
     default = Objective(objective.name)
     options = (f"{key}={value}" for key, value in vars(objective).items() if value != getattr(default, key))
     return " ".join([objective.name, *options])
@@ -74,7 +74,7 @@ def of_each(objectives: list[Objective]) -> pytest.MarkDecorator:
 
 
 def random_logits(shape: tuple[int, int], seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits of the student and of the teacher, float64, and the tokens that stand there."""
+    """Return logits of the student and of the teacher, float64, and the response's tokens."""
     generator = torch.Generator().manual_seed(seed)
     student_NV, teacher_NV = (1.5 * torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(2))
     return student_NV, teacher_NV, torch.randint(shape[1], shape[:1], generator=generator)
@@ -85,7 +85,7 @@ def score(objective: Objective, student_NV: Tensor, teacher_NV: Tensor, response
 
 
 def assert_near(found: Tensor, expected: Tensor, share: float) -> None:
-    """No entry is further off than `share` of the largest one expected (1e-15: autograd's zeros)."""
+    """Assert that no entry is further off than `share` of the largest expected one (1e-15: autograd's zeros)."""
     assert found.shape == expected.shape
     off = (found.double() - expected).abs().max()
     assert off <= share * expected.abs().max() + 1e-15, f"off by {off}"
@@ -103,7 +103,7 @@ def with_gradient_of(surrogate: Tensor, value: Tensor) -> Tensor:
 
 
 def naive_entries(objective: Objective, p_NV: Tensor, q_NV: Tensor, response_N: Tensor) -> Tensor:
-    """What is summed up at each position."""
+    """Return the terms that are summed at each position."""
     if objective.name == "sampled":
         return naive_sampled(objective.estimator, p_NV, q_NV, response_N)
     if objective.name in TOP_K_NAMES:
@@ -142,7 +142,7 @@ def naive_sampled(estimator: Estimator, p_NV: Tensor, q_NV: Tensor, response_N: 
 
 
 def naive(objective: Objective, student_NV: Tensor, teacher_NV: Tensor, response_N: Tensor) -> tuple[Tensor, Tensor]:
-    """Value of each position, for autograd, and whether it was clipped."""
+    """Return the value of each position, for autograd, and True where it was clipped."""
     entries = naive_entries(objective, student_NV.softmax(-1), teacher_NV.softmax(-1), response_N)
     bound, bound_of_sum = (math.inf if x is None else x for x in (objective.clip_entry, objective.clip_position))
     sums_N = entries.clamp(max=bound).sum(-1)
@@ -208,7 +208,7 @@ def test_gradcheck_of_hidden_states_and_head(objective: Objective) -> None:
         fixed = (teacher_NE, teacher_head_VE, response_N, weights_N, objective)
         return fused_divergence(student_ND, head_VD, *fixed, temperature=1.5, chunk=2)[0]
 
-    # gradcheck asks for the gradients twice, which the loss gives once; a checkpoint runs it anew.
+    # gradcheck takes the gradients twice, but the loss gives them once; a checkpoint runs it anew.
     assert torch.autograd.gradcheck(
         lambda *inputs: checkpoint(loss, *inputs, use_reentrant=False),
         (student_ND.requires_grad_(), head_VD.requires_grad_()),
@@ -405,7 +405,7 @@ def test_a_top_k_gradient_is_nothing_outside_the_support_when_the_rest_does_not_
 def test_jsd_over_the_distance_from_an_end_tends_to_a_kl(end: int, kl: Objective) -> None:
     logits, distance = random_logits(ODD), 1e-6
     near, whole = score(Objective("jsd", beta=abs(end - distance)), *logits), score(kl, *logits)
-    # What is left is of the first order in the distance, with a factor that grows with p/q.
+    # The remainder is of first order in the distance, with a factor that grows with p/q.
     assert_near(near.value_C / distance, whole.value_C, 1e-4)
     assert_near(near.grad_CV / distance, whole.grad_CV, 1e-3)
 
@@ -531,7 +531,7 @@ def test_held_weights_leave_out_what_drives_mass_from_the_support(same: bool) ->
 
 @of_each(PLAIN + CLIPPED)
 def test_a_gradient_moves_no_constant(objective: Objective) -> None:
-    """The softmax ignores a constant on all logits, so every gradient sums up to nothing."""
+    """The softmax ignores a constant on all logits, so every gradient sums to zero."""
     grad_NV = score(objective, *random_logits(EVEN)).grad_CV
     assert (grad_NV.sum(-1).abs() <= 1e-12 * (1 + grad_NV.abs().sum(-1))).all()
 
@@ -561,7 +561,7 @@ def test_positions_do_not_see_each_other(objective: Objective) -> None:
 
 
 def expectation(estimator: Estimator, student_V: Tensor, teacher_V: Tensor) -> tuple[Tensor, Tensor]:
-    """E[value] (1,) and E[gradient] (1, V)."""
+    """Return E[value] (1,) and E[gradient] (1, V)."""
     everything_V = torch.arange(len(student_V))
     rows = (x.expand(len(everything_V), -1) for x in (student_V, teacher_V))
     found = score(Objective("sampled", estimator=estimator), *rows, everything_V)
@@ -602,7 +602,7 @@ def test_an_estimate_only_looks_at_the_token_that_stands_there(estimator: Estima
 
 
 def choices(annotation: object) -> set[str]:
-    """All strings in a type: those of a Literal, which may stand beside None."""
+    """Return all strings in a type: those of a Literal, which may stand beside None."""
     if isinstance(annotation, str):
         return {annotation}
     return {choice for part in get_args(annotation) for choice in choices(part)}

@@ -1,4 +1,4 @@
-"""Programs and their tests as people write them: which program a response means, and what its tests ask of it."""
+"""Programs and their tests as people write them: the program that a response means, and the names its tests need."""
 
 from __future__ import annotations
 

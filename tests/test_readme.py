@@ -1,4 +1,4 @@
-"""Every command in README, and every script it names, is one that exists and parses."""
+"""Every command in README, and every script it names, exists and parses."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ README = (ROOT / "README.md").read_text()
 
 
 def commands() -> list[str]:
-    """The `trd` invocations in README's shell blocks, pipes taken apart."""
+    """Return the `trd` invocations in README's shell blocks, one for each command of a pipe."""
     blocks = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
     lines = "\n".join(blocks).replace("\\\n", " ").replace("|\n", "| ").splitlines()
     parts = [part.strip() for line in lines for part in re.split(r"\s\|\s", line)]
@@ -29,7 +29,7 @@ def commands() -> list[str]:
 
 
 def parse(words: list[str]) -> None:
-    """Raise click.UsageError where a command line is not one of trd's."""
+    """Raise click.UsageError if a command line is not one of trd's."""
     command, name = typer.main.get_command(app), "trd"
     while isinstance(command, click.Group) or hasattr(command, "commands"):
         name, *words = words

@@ -1,7 +1,4 @@
-"""Recipes and the graphs they make:
-
-what is refused and how it is said, what extends does, which stages arms have in common.
-"""
+"""Recipes and the graphs they make: refusals and their words, `extends`, and the stages that arms have in common."""
 
 from __future__ import annotations
 
@@ -59,7 +56,7 @@ def kinds(made: Graph) -> Counter[str]:
 
 
 def option(node: Node, flag: str) -> str | None:
-    """The value of a flag in a node's command line, None where it is not there."""
+    """Return the value of a flag in a node's command line, or None."""
     return node.argv[node.argv.index(flag) + 1] if flag in node.argv else None
 
 
@@ -483,7 +480,7 @@ def test_training_is_told_where_the_rollouts_are_so_that_a_run_can_be_moved(tmp_
 
 
 def trained(directory: Path) -> tuple[Path, Path]:
-    """A model and a checkpoint made from it, with an average beside it, as trd distill leaves them."""
+    """Return a model and a checkpoint made from it, with an average beside it, as trd distill leaves them."""
     first, second = (build_model(directory / name, seed) for seed, name in enumerate(("first", "second")))
     build_model(second / "ema", 2)
     record = {

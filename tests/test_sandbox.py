@@ -1,4 +1,4 @@
-"""What each level of the sandbox promises, the messages between its two sides, and what is left when it is closed."""
+"""The promises of each level of the sandbox, the messages between its two sides, and the remains of a closed one."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def level(request: pytest.FixtureRequest) -> Level:
 
 @pytest.fixture
 def closed(level: Level) -> Level:
-    """A level that closes the file system and the network."""
+    """Return a level that closes the file system and the network."""
     if level == "limits":
         pytest.skip("limits leaves files and the network in reach")
     return level
@@ -76,12 +76,12 @@ def loaded(sandbox: Sandbox, source: str) -> Program:
 
 
 def answer(level: Level, source: str, *args: Any) -> Any:
-    """What `f` of a program returns."""
+    """Return the result of a program's `f`."""
     with Sandbox(level, LIMITS) as sandbox:
         return loaded(sandbox, source)("f", *args)
 
 
-# What a program can reach
+# The reach of a program
 
 
 def test_only_the_installation_and_an_empty_directory_can_be_read(closed: Level, tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ def test_only_the_installation_and_an_empty_directory_can_be_read(closed: Level,
 
 @pytest.fixture
 def below_tmp() -> Iterator[Path]:
-    """The interpreter of an environment below `/tmp` that has the packages of this one."""
+    """Yield the interpreter of an environment below `/tmp` that has the packages of this one."""
     import tempfile
     import venv
 
@@ -206,7 +206,7 @@ def test_root_becomes_nobody_without_capabilities() -> None:
         assert {65534} in [set(process.uids()) for process in family()]
 
 
-# What comes from the process that sandboxes are forked from
+# The process that sandboxes are forked from
 
 
 def test_a_sandbox_has_its_pipes_and_nothing_of_its_parent_s(level: Level) -> None:
@@ -318,11 +318,11 @@ def f(count):
     assert answer(closed, source, 4) <= 256 << 20
 
 
-# What is left
+# Leftovers
 
 
 def family(of: int | None = None) -> list[psutil.Process]:
-    """The processes of all sandboxes of this process, or of another, without the parent that they are forked from."""
+    """Return the processes of all sandboxes of this process, or of another, without the parent that forks them."""
     below = psutil.Process(of).children(recursive=True)
     parents = [p for p in psutil.Process(of).children() if is_of_a_sandbox(p)]
     return [p for p in below if alive(p) and is_of_a_sandbox(p) and p not in parents]
@@ -488,7 +488,7 @@ def test_auto_takes_the_strongest_level_there_is() -> None:
 
 @pytest.fixture
 def code_set(rollouts: Path) -> Path:
-    """A set with one row of code among rows of mathematics."""
+    """Return a set with one row of code among rows of mathematics."""
     from dataclasses import replace
 
     from trd_cli.trajectories.shards import list_shards, read_rows, write_shard

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from trd_cli.config.base import OutputOptions
+from trd_cli.config.base import OutputOptions, errors_allowed
 from trd_cli.config.generating import SamplingOptions
 from trd_cli.engines.base import Engine
 from trd_cli.engines.border import answered
@@ -199,9 +199,9 @@ class Outcome:
     tokens: int = 0
     seconds: float = 0.0
 
-    def check_errors(self, allowed: float) -> None:
-        """Raise TooManyRowErrors beyond `allowed`: a count, or below 1 a share of all rows."""
-        limit = allowed * self.rows if allowed < 1 else allowed
+    def check_errors(self, max_errors: float) -> None:
+        """Raise TooManyRowErrors if more rows ended as errors than `max_errors` allows."""
+        limit = errors_allowed(max_errors, self.rows)
         if self.errors > limit:
             raise TooManyRowErrors(
                 f"{self.errors} of {counted(self.rows, 'row')} ended as errors, {limit:g} allowed (--max-errors); see their columns error and verdict_detail"

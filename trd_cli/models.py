@@ -17,6 +17,7 @@ from trd_cli.atomic import has_text_name
 from trd_cli.errors import ModelError, first_line
 from trd_cli.model_files import CONFIG, configs, context_length, damage, read_settings
 from trd_cli.prompting.tokens import ByteTokenizer, HubTokenizer, Tokenizer
+from trd_cli.trajectories.run_json import NAME as RUN_JSON
 from trd_cli.trajectories.run_json import read_run_json
 
 if TYPE_CHECKING:
@@ -227,7 +228,7 @@ def fingerprint(directory: Path) -> str:
     for path in sorted(directory.glob("*")):
         if (
             path.suffix not in (".json", ".safetensors", ".bin", ".jinja", ".model", ".txt", ".gguf")
-            or path.name == "run.json"
+            or path.name == RUN_JSON
         ):
             continue
         digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())

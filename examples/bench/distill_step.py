@@ -48,9 +48,10 @@ from trd_cli.datasets.arithmetic import make_arithmetic
 from trd_cli.models import ModelRef, resolve_model
 from trd_cli.progress import SilentProgress
 from trd_cli.prompting.tokens import Tokenizer
+from trd_cli.training import LOG
 from trd_cli.training.batches import Example
 from trd_cli.training.launch import accelerator_for
-from trd_cli.training.trainer import LOG, Trainer
+from trd_cli.training.trainer import Trainer
 
 RATE_GOAL, MEMORY_GOAL = 1.5, 0.6
 MODEL = "smollm2-135m"

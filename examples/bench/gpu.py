@@ -59,9 +59,10 @@ from trd_cli.models import ModelRef
 from trd_cli.planning import estimates
 from trd_cli.planning.estimates import Shape
 from trd_cli.progress import SilentProgress
+from trd_cli.training import LOG
 from trd_cli.training.batches import Example
 from trd_cli.training.launch import accelerator_for
-from trd_cli.training.trainer import LOG, Trainer
+from trd_cli.training.trainer import Trainer
 
 TIME_TO_DENSE, MEMORY_TO_DENSE, PEAK_TO_PLAN = 1.05, 0.2, 1.3
 EQUAL = {torch.float32: 1e-4, torch.bfloat16: 5e-2}

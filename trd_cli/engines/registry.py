@@ -1,18 +1,17 @@
-"""From an engine's name to an engine. Nothing heavy is imported before `build_engine`."""
+"""Find and build an engine by its name; no heavy import happens before `build_engine`."""
 
 from __future__ import annotations
 
 import importlib.util
 
 from trd_cli.config.generating import EngineOptions
-from trd_cli.engines.base import Engine
-from trd_cli.engines.versions import EngineName
+from trd_cli.engines.base import Engine, EngineName
 from trd_cli.errors import EngineError, InputError
 from trd_cli.models import SCRIPTED, ModelRef
 from trd_cli.prompting.tokens import Tokenizer
 
 _BY_MODEL = "--model"
-# Arguments of an engine that are given by an option of trd, and those that would break a row without a word.
+# Arguments that an option of trd sets, and those that would break rows in silence.
 _NOT_TO_GIVE: dict[str, dict[str, str]] = {
     "transformers": {
         "pretrained_model_name_or_path": _BY_MODEL,
@@ -40,9 +39,9 @@ _LOGPROBS_MODE = "raw_logprobs"
 
 
 def choose_engine(options: EngineOptions, model_name: str) -> EngineName:
-    """The engine `--engine` means on this machine:
+    """Return the engine that `--engine` means on this machine; `auto` is vllm if it is installed and there is a GPU.
 
-    auto is vllm where it is installed beside a GPU, else transformers.
+    Otherwise `auto` is transformers.
     """
     if options.engine != "auto":
         if (options.engine == SCRIPTED) != (model_name == SCRIPTED):
@@ -63,9 +62,9 @@ def choose_engine(options: EngineOptions, model_name: str) -> EngineName:
 
 
 def check_arguments(name: EngineName, options: EngineOptions) -> None:
-    """Raise EngineError for an `--engine-arg` that the engine does not take, or that an option of trd stands for.
+    """Raise EngineError for an `--engine-arg` that the engine does not accept, or that an option of trd sets.
 
-    Names that transformers and vllm take are theirs to know: they refuse others when they start.
+    The names that transformers and vllm accept are not known here: these engines refuse others when they start.
     """
     if name == "scripted":
         from trd_cli.engines.scripted import read_script
@@ -88,7 +87,7 @@ def check_arguments(name: EngineName, options: EngineOptions) -> None:
 
 
 def check_server(name: EngineName, options: EngineOptions) -> None:
-    """Raise EngineError where the openai engine has no server to ask."""
+    """Raise EngineError if the openai engine has no server to ask."""
     if name == "openai":
         from trd_cli.engines.server import read_server
 
@@ -96,11 +95,9 @@ def check_server(name: EngineName, options: EngineOptions) -> None:
 
 
 def window(name: EngineName, model: ModelRef, options: EngineOptions) -> int:
-    """Return the longest prompt and response together, in tokens: as asked for, else what the model's configuration
-    names.
+    """Return the longest prompt and response together, in tokens: the option's value, else the model's own length.
 
-    Raises ModelError where neither says, InputError where the transformers engine is asked for more than the model
-    takes.
+    Raises ModelError if neither is given, and InputError if the transformers engine would exceed the model's length.
     """
     asked, longest = options.max_model_len, model.known_length()
     if asked is None:
@@ -111,7 +108,7 @@ def window(name: EngineName, model: ModelRef, options: EngineOptions) -> int:
 
 
 def build_engine(name: EngineName, model: ModelRef, tokenizer: Tokenizer, options: EngineOptions) -> Engine:
-    """Load the model. `tokenizer` is the model's own."""
+    """Load the model and return its engine; `tokenizer` is the model's own."""
     if name == "scripted":
         from trd_cli.engines.scripted import ScriptedEngine
 

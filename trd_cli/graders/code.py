@@ -242,20 +242,26 @@ def same_value(found: Any, expected: Any) -> bool:
 def same_exactly(found: Any, expected: Any) -> bool:
     """LiveCodeBench's rule for calls: a tuple that is returned counts as a list, one inside it does not."""
     try:
-        return bool((list(found) if isinstance(found, tuple) else found) == expected)
+        return bool((list(found) if isinstance(found, tuple) else _plain(found)) == expected)
     except (RecursionError, ArithmeticError, ValueError):
         return False
 
 
+def _plain(found: Any) -> Any:
+    """Return Python's value of a number or an array of numpy, whose own `==` rounds and spreads; anything else as it is."""
+    return found.tolist() if type(found).__module__ == "numpy" else found
+
+
 def _equal(found: Any, expected: Any) -> bool:
     """Goes no further than what is expected does: what was found may hold one list a million times, or itself."""
+    found = _plain(found)
     if isinstance(expected, list):
         same_length = isinstance(found, (list, tuple)) and len(found) == len(expected)
         return same_length and all(map(_equal, found, expected))
     if isinstance(expected, dict):
         if not isinstance(found, dict) or len(found) != len(expected):
             return False
-        named = {str(k) if isinstance(k, (int, float)) else k: v for k, v in found.items()}
+        named = {json.dumps(k) if isinstance(k, (bool, int, float)) else k: v for k, v in found.items()}
         return all(k in named and _equal(named[k], v) for k, v in expected.items())
     return bool(found == expected)
 

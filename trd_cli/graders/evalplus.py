@@ -24,6 +24,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -166,41 +167,53 @@ def _compared(sandbox: Sandbox, run: _Run) -> str:
         signal.setitimer(signal.ITIMER_REAL, 0)
         return next(values)
 
-    with _restored(), _bounded_memory():
-        unsafe_execute(
-            run.dataset,
-            name,
-            f"import sys\n{name} = sys.modules[{__name__!r}].candidate",
-            run.inputs,
-            run.expected,
-            run.seconds,
-            run.task["atol"],
-            True,
-            status,
-            [False] * len(run.expected),
-            SimpleNamespace(value=0),
-        )
+    try:
+        with _restored(), _bounded_memory():
+            unsafe_execute(
+                run.dataset,
+                name,
+                f"import sys\n{name} = sys.modules[{__name__!r}].candidate",
+                run.inputs,
+                run.expected,
+                run.seconds,
+                run.task["atol"],
+                True,
+                status,
+                [False] * len(run.expected),
+                SimpleNamespace(value=0),
+            )
+    finally:
+        # The last value may be large, and a later row needs its room.
+        candidate = None
+        values.close()
     if over_time:
         return TIMEOUT
-    # It stops at the first failure, so its status says all. (Of HumanEval/32 it counts no result at all, and
-    # untrusted_check of evalplus 0.3.1 therefore fails every solution, the reference too.)
+    # It stops at the first failure, so its status says all. (Of HumanEval/32 it counts no result at all, and untrusted_check
+    # of evalplus 0.3.1 therefore fails every solution, the reference too.)
     return PASS if status.value == 0 else FAIL
 
 
 @contextmanager
 def _restored() -> Iterator[None]:
-    """Give back what EvalPlus takes from the process it compares in (`reliability_guard`, `time_limit`)."""
+    """Give back what EvalPlus takes from the process it compares in (`reliability_guard`, `time_limit`).
+
+    Its empty directory is made in one of ours: it could not remove a file that a program puts there.
+    """
     kept = [(vars(module), dict(vars(module))) for module in (os, builtins, shutil, subprocess)]
     modules, handler = dict(sys.modules), signal.getsignal(signal.SIGALRM)
     seconds, began = signal.getitimer(signal.ITIMER_REAL)[0], time.monotonic()
+    given, tempfile.tempdir = tempfile.tempdir, tempfile.mkdtemp(prefix="trd-evalplus-")
     try:
-        yield
+        with suppress(TypeError, OSError):  # of its `unlink`, which it has taken away
+            yield
     finally:
         for names, before in kept:
             names.update(before)
         for name in [name for name, module in sys.modules.items() if module is None]:
             del sys.modules[name]
         sys.modules.update(modules)
+        shutil.rmtree(tempfile.tempdir, ignore_errors=True)
+        tempfile.tempdir = given
         signal.signal(signal.SIGALRM, handler)
         if seconds:
             signal.setitimer(signal.ITIMER_REAL, max(0.01, seconds - (time.monotonic() - began)))

@@ -52,6 +52,8 @@ _ENVIRONMENT = {
     # Verdicts must not depend on the order in which a set of strings happens to come.
     "PYTHONHASHSEED": "0",
 }
+# Of what a runner replies besides values; a reply of others is none of its own.
+_TYPES = {"raised": str, "stdout": str, "fault": str, "late": bool, "flooded": bool, "status": int}
 _NO_TIME = codec.Clock(None, 0.0)
 _FILE_SIZE, _PROCESSES = 256 << 20, 64
 _START_SECONDS = 30.0
@@ -213,7 +215,7 @@ class Sandbox:
             reply = codec.loads(self._receive(size, clock))
         except ValueError as error:
             raise Ended(f"it wrote into the grader's pipe ({error})") from None
-        if not isinstance(reply, dict):
+        if not isinstance(reply, dict) or any(type(reply[k]) is not kind for k, kind in _TYPES.items() if k in reply):
             raise Ended("it wrote into the grader's pipe")
         return reply
 

@@ -5,3 +5,14 @@ top K). A *pointwise* divergence D = Σ_v e(p_v, q_v) is a function of two distr
 entries and their slopes. From the slopes s_v = ∂e_v/∂log p_v follows the gradient with respect to the logits, whatever
 the divergence: ∂D/∂z_v = s_v − p_v Σ_u s_u.
 """
+
+# Tokens whose logits exist at one time.
+CHUNK = 256
+# Float32 tensors that `fused` holds of a chunk beside the logits of both sides: probabilities and logarithms of both,
+# entries and slopes of the divergence, the gradient, and one at work.
+_COPIES = 8
+
+
+def chunk_bytes(vocabulary: int, number: int) -> int:
+    """Return the bytes that the logits of one chunk take with their working copies; a logit has `number` bytes."""
+    return CHUNK * vocabulary * (2 * number + _COPIES * 4)

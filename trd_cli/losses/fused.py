@@ -21,10 +21,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from trd_cli.losses import CHUNK
 from trd_cli.losses.distribution import Distribution
 from trd_cli.losses.objectives import Objective
 
-CHUNK = 256
 # On a CPU, rows of logits are worked on few at a time, so that they stay in the cache between one operation and the
 # next.
 _CPU_BLOCK = 1 << 18

@@ -12,11 +12,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from trd_cli.losses import chunk_bytes
+
 GIB = 2**30
 BYTES: dict[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
-# Tokens whose logits exist at a time, and float32 copies of them beside the two of the compute dtype: probability and
-# logarithm of both sides, entries and slopes of the divergence, its gradient, and one at work.
-CHUNK, LOGIT_COPIES = 256, 8
 # float32 master weight, gradient, and AdamW's two moments.
 _MASTER, _GRADIENT, _MOMENTS = 4, 4, 8
 # Of weights in shards, a layer is whole while it computes, and the next one is fetched meanwhile.
@@ -136,8 +135,7 @@ def _whole(student: Shape, teacher: Shape | None, dtype: str, trains_all: bool) 
 
 def logits(shape: Shape, dtype: str, head_is_trained: bool) -> int:
     """A chunk's logits of both sides with working copies, and the float32 gradient of the head where it is trained."""
-    chunk = CHUNK * shape.vocabulary * (2 * BYTES[dtype] + LOGIT_COPIES * 4)
-    return chunk + (shape.head_bytes("float32") if head_is_trained else 0)
+    return chunk_bytes(shape.vocabulary, BYTES[dtype]) + (shape.head_bytes("float32") if head_is_trained else 0)
 
 
 def activations(shape: Shape, dtype: str, tokens: int, checkpointing: bool) -> int:

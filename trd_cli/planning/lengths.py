@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from statistics import median
 
+from trd_cli.config.base import errors_allowed
 from trd_cli.config.commands import EvalConfig
 from trd_cli.config.generating import RefineConfig, SampleConfig
 from trd_cli.config.training import DistillConfig
@@ -79,14 +80,14 @@ def _refine(node: Node, config: RefineConfig, chain: Chain, teacher: Planned) ->
         )
 
 
-def _unasked(node: Node, prompts: Sequence[int], limit: int, allowed: float) -> Iterator[Finding]:
+def _unasked(node: Node, prompts: Sequence[int], limit: int, max_errors: float) -> Iterator[Finding]:
     """Prompts that leave no room for a response: such rows end as errors, and too many of them fail the stage."""
     beyond = sum(length >= limit for length in prompts)
     if not beyond:
         return
     what = f"{per_cent(beyond / len(prompts))} of the prompts do not fit (the longest has {max(prompts):,} tokens, and fewer than {limit:,} fit)"
     change = f"raise max_model_len in [{node.stage}], or filter by max_prompt_tokens in [sample]"
-    many = beyond > (allowed * len(prompts) if allowed < 1 else allowed)
+    many = beyond > errors_allowed(max_errors, len(prompts))
     yield (error if many else warning)("lengths", what, change)
 
 

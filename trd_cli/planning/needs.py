@@ -22,6 +22,8 @@ from trd_cli.planning.lengths import arm_of
 from trd_cli.planning.models import Planned
 from trd_cli.planning.rows import Chain, window
 from trd_cli.recipes.nodes import ORDER, Graph, Node
+from trd_cli.training import LOG
+from trd_cli.trajectories.stage_dir import SESSIONS
 
 _GENERATING = ("sample", "refine", "eval")
 
@@ -267,8 +269,8 @@ def _rate(config: PlanConfig, graph: Graph, stage: str) -> tuple[float | None, s
     if given is not None:
         return given, "given"
     if stage == "distill":
-        return _measured(graph, [stage], "train.jsonl", "response_tokens", "seconds"), "measured"
-    sessions = ("sessions.jsonl", "tokens", "at_work")
+        return _measured(graph, [stage], LOG, "response_tokens", "seconds"), "measured"
+    sessions = (SESSIONS, "tokens", "at_work")
     return _measured(graph, [stage], *sessions) or _measured(graph, _GENERATING, *sessions), "measured"
 
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from trd_cli.config.base import errors_allowed
 from trd_cli.config.commands import ImportConfig, MakeConfig
 from trd_cli.config.generating import RefineConfig
 from trd_cli.config.training import DistillConfig
@@ -16,6 +17,7 @@ from trd_cli.generation import templates_for
 from trd_cli.planning.findings import Finding, error, of_exception, ok, out_of_reach, per_cent, warning
 from trd_cli.recipes.nodes import Graph
 from trd_cli.recipes.recipe import Recipe
+from trd_cli.recipes.sections import PROBLEMS_FILE
 from trd_cli.records import Problem
 from trd_cli.trajectories.selection import SUBSETS
 from trd_cli.trajectories.shards import read_problems
@@ -27,7 +29,7 @@ def load_problems(recipe: Recipe, graph: Graph) -> tuple[list[Problem], list[Fin
 
     A set that the Hub does not give is a warning, anything else that cannot be read an error; the list is then empty.
     """
-    made = next((graph.path(node) / "problems.parquet" for node in graph.nodes if node.stage == "problems"), None)
+    made = next((graph.path(node) / PROBLEMS_FILE for node in graph.nodes if node.stage == "problems"), None)
     (kind, value), *_ = recipe.problems.items()
     try:
         if made is not None and made.is_file():
@@ -35,10 +37,10 @@ def load_problems(recipe: Recipe, graph: Graph) -> tuple[list[Problem], list[Fin
         elif kind == "file":
             problems = read_problems(Path(value))
         elif kind == "make":
-            config = MakeConfig.parse({**value, "out": "problems.parquet"})
+            config = MakeConfig.parse({**value, "out": PROBLEMS_FILE})
             problems = make_arithmetic(config.n, config.seed, config.level)
         else:
-            config = ImportConfig.parse({**value, "out": "problems.parquet"})
+            config = ImportConfig.parse({**value, "out": PROBLEMS_FILE})
             imported = import_problems(config)
             check_answers(imported, config)
             problems = imported.problems
@@ -70,13 +72,13 @@ def check_problems(recipe: Recipe, graph: Graph, problems: Sequence[Problem]) ->
 
 def _references(graph: Graph, problems: Sequence[Problem]) -> Iterator[Finding]:
     """What the teacher of opsd is shown, in refining and in contexts that are rendered for training."""
-    for field, allowed in _shown(graph).items():
+    for field, max_errors in _shown(graph).items():
         missing = sum(not getattr(problem, field) for problem in problems)
         what = f"{missing:,} of {len(problems):,} problems have no {field}, which opsd shows the teacher"
         change = 'take a set that has it (trd data import --map), filter it, or use setting = "opd"'
         if not missing:
             yield ok("problems", f"every problem has a {field}")
-        elif missing == len(problems) or missing > (allowed * len(problems) if allowed < 1 else allowed):
+        elif missing == len(problems) or missing > errors_allowed(max_errors, len(problems)):
             yield error("problems", what, change)
         else:
             yield warning("problems", f"{what}: their rows end as errors", change)

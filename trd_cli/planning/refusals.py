@@ -15,8 +15,8 @@ from trd_cli.config.commands import EvalConfig
 from trd_cli.config.generating import RefineConfig, RenderOptions, SampleConfig
 from trd_cli.config.training import DistillConfig
 from trd_cli.datasets.benchmarks import asks_for_code, split_benchmarks
+from trd_cli.engines.base import EngineName, engine_version
 from trd_cli.engines.registry import check_arguments, check_server, choose_engine, window
-from trd_cli.engines.versions import EngineName, engine_version
 from trd_cli.errors import InputError, ModelError, UserError
 from trd_cli.graders.sandbox import choose_level
 from trd_cli.model_files import has_weights

@@ -19,9 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from trd_cli.atomic import write_text
+from trd_cli.config.base import errors_allowed
 from trd_cli.errors import InputError
 from trd_cli.evaluation.results import read_results
-from trd_cli.recipes.nodes import NODES, Graph, Node
+from trd_cli.recipes.nodes import NODES, STATUS_FILE, Graph, Node
+from trd_cli.recipes.sections import PROBLEMS_FILE
 from trd_cli.trajectories.run_json import read_run_json
 from trd_cli.trajectories.sets import check_complete
 from trd_cli.trajectories.shards import PROBLEM_SCHEMA, check_whole, list_shards, read_table
@@ -34,7 +36,7 @@ class Status:
     """status.json of a run directory."""
 
     def __init__(self, directory: Path) -> None:
-        self._path = directory / "status.json"
+        self._path = directory / STATUS_FILE
         try:
             found = json.loads(self._path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -78,7 +80,7 @@ def done_nodes(graph: Graph, chosen: Sequence[Node]) -> set[str]:
 
 def _is_sound(path: Path) -> bool:
     """Tell if every byte of the shards and problems in a node's output is as it was written."""
-    problems = path / "problems.parquet"
+    problems = path / PROBLEMS_FILE
     try:
         if problems.is_file():
             check_whole(problems, PROBLEM_SCHEMA)
@@ -139,7 +141,7 @@ def is_whole(graph: Graph, node: Node) -> bool:
     path = graph.path(node)
     try:
         if node.stage == "problems":
-            return (path / "problems.parquet").is_file()
+            return (path / PROBLEMS_FILE).is_file()
         if node.stage == "eval":
             return _few_errors(node, *_in_scores(path))
         run = read_run_json(path)
@@ -157,9 +159,8 @@ def is_whole(graph: Graph, node: Node) -> bool:
 
 
 def _few_errors(node: Node, errors: int, rows: int) -> bool:
-    """Whether the stage ends well with so many errors, by its --max-errors."""
-    allowed = node.config.max_errors
-    return errors <= (allowed * rows if allowed < 1 else allowed)
+    """Return True if the stage's --max-errors allows so many errors."""
+    return errors <= errors_allowed(node.config.max_errors, rows)
 
 
 def _count(directory: Path, column: str) -> tuple[int, int]:

@@ -26,6 +26,7 @@ from trd_cli.models import EMA, ModelRef, own_teacher, resolve_model
 from trd_cli.recipes.contents import Contents, Model
 from trd_cli.recipes.nodes import BASE, NODES, Graph, Node
 from trd_cli.recipes.recipe import Recipe
+from trd_cli.recipes.sections import PROBLEMS_FILE
 from trd_cli.records import content_hash
 
 
@@ -98,12 +99,12 @@ class _Builder:
             "problems",
             "problems",
             make,
-            lambda out: config_class.parse({**value, "out": f"{out}/problems.parquet"}),
+            lambda out: config_class.parse({**value, "out": f"{out}/{PROBLEMS_FILE}"}),
             (),
             _Place("", None, None, None),
             extra={"kind": kind},
         )
-        return f"{node.out}/problems.parquet", node
+        return f"{node.out}/{PROBLEMS_FILE}", node
 
     def _sample(self, arm: str, student: Model, problems: tuple[str, Node | None], place: _Place) -> Node:
         size = self._recipe.problems_per_round

@@ -14,6 +14,8 @@ from trd_cli.recipes.recipe import Recipe
 from trd_cli.redaction import without_secrets
 
 FORMAT = "trd-graph-1"
+GRAPH_FILE = "graph.json"
+STATUS_FILE = "status.json"
 NODES = "nodes"
 # The order of the stages in a round, by the last part of a node's name.
 ORDER = ("problems", "sample", "verify-rollouts", "refine", "verify-refined", "distill", "eval")

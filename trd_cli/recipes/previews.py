@@ -17,6 +17,7 @@ from trd_cli.config.commands import ImportConfig, MakeConfig
 from trd_cli.prompting.templates import Template, load_template
 from trd_cli.recipes.nodes import Graph, Node
 from trd_cli.recipes.processes import command_of
+from trd_cli.recipes.sections import PROBLEMS_FILE
 from trd_cli.records import Problem
 
 _ATTEMPT = "⟨the student's attempt y_o⟩"
@@ -120,7 +121,7 @@ def _first_problem(graph: Graph, done: Collection[str]) -> Problem:
     if kind == "file":
         return read_problems(Path(value))[0]
     if "problems" in done:
-        return read_problems(graph.path(graph["problems"]) / "problems.parquet")[0]
+        return read_problems(graph.path(graph["problems"]) / PROBLEMS_FILE)[0]
     if kind == "make":
         from trd_cli.datasets.arithmetic import make_arithmetic
 

@@ -16,7 +16,7 @@ from trd_cli.recipes.done import Status, Verdicts, done_nodes, forget, is_done, 
 from trd_cli.recipes.graph import build_graph
 from trd_cli.recipes.lanes import locked, stage_lock
 from trd_cli.recipes.loading import load_recipe
-from trd_cli.recipes.nodes import BASE_EVAL, FORMAT, Graph, Node
+from trd_cli.recipes.nodes import BASE_EVAL, FORMAT, GRAPH_FILE, Graph, Node
 from trd_cli.recipes.previews import first_prompts
 from trd_cli.recipes.processes import StageProcess
 from trd_cli.trajectories.stage_dir import DEFAULT_ROOT
@@ -40,7 +40,7 @@ def run(config: RunConfig, progress: RunProgress, check: Check) -> Path:
     directory = graph.directory
     with locked(directory):
         _write(directory / "recipe.toml", graph.recipe.as_toml())
-        _write(directory / "graph.json", _json(graph.record()))
+        _write(directory / GRAPH_FILE, _json(graph.record()))
         status = Status(directory)
         with stage_lock(directory, progress.note) as lock:
             sweep(directory)
@@ -106,7 +106,7 @@ def _check_directory(directory: Path) -> None:
     """Refuse a directory that holds something else, and one whose path no record can hold."""
     if not has_text_name(directory):
         raise InputError(f"the path of {directory.resolve()} is not UTF-8", "one that is", "give another --out")
-    if directory.is_dir() and not (directory / "graph.json").is_file():
+    if directory.is_dir() and not (directory / GRAPH_FILE).is_file():
         others = [path.name for path in directory.iterdir() if not _may_be_left(path.name)]
         if others:
             raise InputError(

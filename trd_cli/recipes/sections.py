@@ -18,6 +18,9 @@ from trd_cli.config.training import DistillConfig
 from trd_cli.errors import InputError, UserError
 from trd_cli.recipes.files import Table
 
+# The problem set that the first node of a run writes.
+PROBLEMS_FILE = "problems.parquet"
+
 SECTIONS: dict[str, type[Config]] = {
     "sample": SampleConfig,
     "refine": RefineConfig,
@@ -63,9 +66,9 @@ FILLED: dict[str, dict[str, str]] = {
 }
 # What stands for the filled ones while a section is checked.
 STANDING: dict[str, dict[str, Any]] = {
-    "sample": {"problems": "problems.parquet"},
-    "make": {"out": "problems.parquet"},
-    "import": {"out": "problems.parquet"},
+    "sample": {"problems": PROBLEMS_FILE},
+    "make": {"out": PROBLEMS_FILE},
+    "import": {"out": PROBLEMS_FILE},
 }
 
 

@@ -6,17 +6,20 @@ from collections.abc import Iterable
 
 import pyarrow.compute as pc
 
+from trd_cli.recipes.sections import PROBLEMS_FILE
 from trd_cli.report.data import NodeCost
 from trd_cli.report.layouts import Session, Step
 from trd_cli.report.run_files import Node
+from trd_cli.training import LOG
 from trd_cli.trajectories.shards import PROBLEM_SCHEMA, read_table, shard_info
+from trd_cli.trajectories.stage_dir import SESSIONS
 
 
 def cost_of(node: Node) -> NodeCost:
     """Rows and tokens are those that are there by now; a figure that nothing tells is None."""
     # A verify node fills in another's set, whose sessions are not its own.
     own = node.stage != "verify"
-    steps, sessions = (node.records("train.jsonl", Step), node.records("sessions.jsonl", Session) if own else [])
+    steps, sessions = (node.records(LOG, Step), node.records(SESSIONS, Session) if own else [])
     if node.stage == "distill":
         work = [(step["response_tokens"], step["seconds"]) for step in steps]
         rows, tokens = _sum(step["trajectories"] for step in steps), _sum(t for t, _ in work)
@@ -47,7 +50,7 @@ def _in_shards(node: Node) -> tuple[int | None, int | None]:
     """Rows and response tokens; a verify node's are those it graded, of which it made no token."""
     tables = [read_table(path, ["response_token_ids"]) for path in node.shards()]
     if not tables:
-        problems = node.path / "problems.parquet"
+        problems = node.path / PROBLEMS_FILE
         return (shard_info(problems, PROBLEM_SCHEMA).rows if problems.is_file() else None), None
     rows = sum(table.num_rows for table in tables)
     if node.stage == "verify":

@@ -24,6 +24,7 @@ import torch
 from trd_cli.engines.rope import switch_length
 from trd_cli.engines.transformers import check_device
 from trd_cli.errors import InputError, ModelError
+from trd_cli.losses import CHUNK
 from trd_cli.models import ModelRef, moved
 from trd_cli.progress import Progress
 from trd_cli.prompting.tokens import Tokenizer
@@ -35,7 +36,7 @@ from trd_cli.trajectories.shards import list_shards, read_table
 
 TEXTS = ("y_o", "y_r", "y*")
 _COLUMNS = ("trajectory_id", "parent_id", "response_token_ids", "student_prompt_token_ids", "reference_solution")
-_TOKENS_A_BATCH, _CHUNK = 4096, 256
+_TOKENS_A_BATCH = 4096
 
 
 @dataclass(frozen=True)
@@ -169,8 +170,8 @@ class _Scorer:
         batch = collate(list(group), None).to(self._device)
         states_ND = response_states(self._model, batch.student, self._dtype)
         head_VD, total = head_of(self._model), 0.0
-        for start in range(0, len(states_ND), _CHUNK):
-            at = slice(start, start + _CHUNK)
+        for start in range(0, len(states_ND), CHUNK):
+            at = slice(start, start + CHUNK)
             logits_CV = (states_ND[at] @ head_VD.T).float()
             total += torch.nn.functional.cross_entropy(logits_CV, batch.response_N[at], reduction="sum").item()
         return total

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from trd_cli.evaluation.results import FILE as RESULTS
+from trd_cli.recipes.sections import PROBLEMS_FILE
 from trd_cli.report.run_files import Node
+from trd_cli.training import LOG
+from trd_cli.trajectories.run_json import NAME as RUN_JSON
 from trd_cli.trajectories.run_json import read_run_json
 from trd_cli.trajectories.shards import check_whole, shard_info
 
-LOG = "train.jsonl"
-_FILES = {"problems": "problems.parquet", "eval": RESULTS, "distill": LOG}
+_FILES = {"problems": PROBLEMS_FILE, "eval": RESULTS, "distill": LOG}
 # Stages whose rows run.json counts. A verify node's are another's.
 _COUNTED = ("sample", "refine", "eval")
 
@@ -32,7 +34,7 @@ def lacking(node: Node) -> str | None:
         return f"done, but the shards of {node.path} are gone"
     run = read_run_json(node.path)
     if run is None:
-        return f"done, but {node.path / 'run.json'} is gone"
+        return f"done, but {node.path / RUN_JSON} is gone"
     return _too_few(node, run.get("rows_expected"), run.get("about", {}).get("steps"))
 
 

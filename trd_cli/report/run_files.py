@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from trd_cli.errors import InputError
-from trd_cli.recipes.nodes import FORMAT
+from trd_cli.recipes.nodes import FORMAT, GRAPH_FILE, STATUS_FILE
 from trd_cli.report.layouts import Entry, Graph, Statuses, checked
 from trd_cli.trajectories.shards import list_shards
 
@@ -84,15 +84,15 @@ class RunFiles:
 
 def read_run(directory: Path) -> RunFiles:
     """Raises InputError where there is no run of this layout."""
-    graph = _read_json(directory / "graph.json")
+    graph = _read_json(directory / GRAPH_FILE)
     if not isinstance(graph, dict) or graph.get("format") != FORMAT:
         raise InputError(
             f"{directory} is not a run directory" + ("" if graph is None else f" of format {FORMAT}"),
             "the directory of a trd run, with its graph.json",
             "check the path, or start the run first",
         )
-    known = checked(Graph, graph, directory / "graph.json")
-    status = checked(Statuses, _read_json(directory / "status.json") or {}, directory / "status.json").root
+    known = checked(Graph, graph, directory / GRAPH_FILE)
+    status = checked(Statuses, _read_json(directory / STATUS_FILE) or {}, directory / STATUS_FILE).root
     nodes = {entry.name: _node(directory, entry, status.get(entry.name, {})) for entry in known.nodes}
     return RunFiles(known.name, known.recipe or {}, nodes)
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from trd_cli.report.data import Nll, Refinement, Training
 from trd_cli.report.layouts import Step
-from trd_cli.report.outputs import LOG
 from trd_cli.report.run_files import Node, RunFiles
+from trd_cli.training import LOG
 from trd_cli.trajectories.run_json import read_run_json
 
 TENTHS = 10

@@ -16,6 +16,7 @@ from trd_cli.models import ModelRef, own_teacher
 from trd_cli.progress import Progress
 from trd_cli.prompting.templates import digest_of
 from trd_cli.records import Trajectory
+from trd_cli.training import LOG
 from trd_cli.training.batches import Example, ids_array
 from trd_cli.training.state import clear_states
 from trd_cli.training.teacher_context import Contexts
@@ -24,7 +25,7 @@ from trd_cli.trajectories.shards import read_table
 from trd_cli.trajectories.stage_dir import StageDir
 
 # What a run writes before its first state is saved: no work that another configuration would destroy.
-_SCRATCH = ("train.jsonl", "trd")
+_SCRATCH = (LOG, "trd")
 
 # What all sets of one training run must have in common: contexts and defaults are made from it.
 _SHARED = (

