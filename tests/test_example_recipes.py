@@ -24,6 +24,7 @@ from trd_cli.training.trainer import rate_at
 from trd_cli.trajectories.shards import iter_rows, list_shards
 
 RECIPES = Path(__file__).parent.parent / "examples" / "recipes"
+ROOM = RECIPES.parent.parent / "trd_cli" / "recipes"
 PAPER = RECIPES / "paper"
 # Parts that other recipes extend.
 PARTS = {PAPER / f"{name}.toml" for name in ("base", "opd", "opsd", "math", "code", "arms", "arms-opd", "arms-opsd")}
@@ -63,7 +64,7 @@ def test_these_are_the_recipes() -> None:
     assert all(path.is_file() for path in PARTS)
 
 
-@pytest.mark.parametrize("page", [RECIPES / "README.md", RECIPES.parent.parent / "README.md"], ids=["recipes", "top"])
+@pytest.mark.parametrize("page", [RECIPES / "README.md", ROOM / "README.md"], ids=["recipes", "room"])
 def test_the_recipes_in_the_readmes_are_recipes(page: Path, tmp_path: Path) -> None:
     blocks = re.findall(r"^```toml\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
     assert blocks

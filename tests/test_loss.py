@@ -24,10 +24,10 @@ SMOOTH = [FORWARD, REVERSE, Objective("jsd", beta=0.3)]
 SEVERAL = [
     *SMOOTH,
     Objective("entropy-gated", entropy_threshold=1.0),
-    Objective("forward-kl-topk", k=8),
-    Objective("forward-kl-topk", k=8, top_k_mode="tail", clip_entry=0.5),
-    Objective("reverse-kl-topk", k=3, top_k_mode="tail"),
-    Objective("reverse-kl-topk", k=8, top_k_mode="stop-gradient"),
+    Objective("forward-kl-topk", top_k=8),
+    Objective("forward-kl-topk", top_k=8, top_k_mode="tail", clip_entry=0.5),
+    Objective("reverse-kl-topk", top_k=3, top_k_mode="tail"),
+    Objective("reverse-kl-topk", top_k=8, top_k_mode="stop-gradient"),
     Objective("reverse-kl", clip_position=6.0),
     Objective("sampled", estimator="k1"),
     Objective("sampled", estimator="k3", clip_entry=4.0),
@@ -152,7 +152,7 @@ def test_nothing_depends_on_the_chunk(objective: Objective, chunk: int) -> None:
 
 @pytest.mark.parametrize("chunk", [9, 7, 4])
 @pytest.mark.parametrize(
-    "objective", [FORWARD, Objective("reverse-kl-topk", k=8, top_k_mode="tail"), SEVERAL[-1]], ids=label
+    "objective", [FORWARD, Objective("reverse-kl-topk", top_k=8, top_k_mode="tail"), SEVERAL[-1]], ids=label
 )
 def test_a_large_vocabulary_is_worked_on_a_few_rows_at_a_time_with_the_same_outcome(
     objective: Objective, chunk: int
@@ -320,8 +320,8 @@ def test_the_gradient_is_the_slope_of_the_loss(objective: Objective) -> None:
 PHANTOMS = [
     FORWARD,
     REVERSE,
-    Objective("forward-kl-topk", k=3, top_k_mode="tail"),
-    Objective("reverse-kl-topk", k=100),
+    Objective("forward-kl-topk", top_k=3, top_k_mode="tail"),
+    Objective("reverse-kl-topk", top_k=100),
     Objective("sampled", estimator="k2"),
 ]
 
@@ -345,7 +345,7 @@ def test_ids_beyond_the_shorter_head_get_no_probability_and_no_gradient(
     assert found.grad_VD.shape == given.head_VD.shape
     assert not found.grad_VD[57:].any()
     assert_all_near(found._replace(grad_VD=found.grad_VD[:57]), expected, 1e-6)
-    if objective.k < 57:
+    if objective.top_k < 57:
         assert_all_near(expected, reference(cut, objective), 1e-5)
     for one, other in zip(fused_divergence(*given, objective)[1], fused_divergence(*cut, objective)[1], strict=True):
         torch.testing.assert_close(one, other, equal_nan=True)

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from trd_cli.graders import by_math_verify, math, reading
+from trd_cli.graders import by_math_verify, math
+from trd_cli.graders.answers import reference_answer
 from trd_cli.graders.base import NO_ANSWER, Grade, Question
 
 DATA = Path(os.environ.get("TRD_DATA", Path(__file__).parent.parent.parent / "shared" / "data"))
@@ -199,7 +200,7 @@ def test_a_worked_solution_without_a_marked_answer_is_no_reference(reference: st
     ["Monday, 3", "Answer: 5", r"\text{The answer is }5", "a=1 \\text{ or } a=-2", "No.", "x = 5 for all y"],
 )
 def test_a_short_answer_is_a_reference(reference: str) -> None:
-    assert reading.reference_answer(reference) == reference
+    assert reference_answer(reference) == reference
 
 
 @pytest.mark.parametrize("reference", [None, "", " "])
@@ -505,7 +506,7 @@ def check_neighbours(name: str, references: list[str]) -> None:
 
     `\displaystyle` keeps equal texts from settling it.
     """
-    final = [reading.reference_answer(reference) or "" for reference in references]
+    final = [reference_answer(reference) or "" for reference in references]
     for number, (reference, own) in enumerate(zip(references, final, strict=True)):
         following = final[(number + 1) % len(final)]
         alike = _alike(own, following) or (name, own, following) in SAME_AS_THE_NEXT

@@ -57,7 +57,7 @@ def own(folder: Path, text: str) -> str:
 
 def test_there_is_a_template_for_every_kind_and_task_and_no_other() -> None:
     assert set(PLACEHOLDERS) == set(KINDS)
-    assert {path.name for path in prompts_dir().iterdir()} == {f"{k}-{t}.jinja" for k in KINDS for t in TASKS}
+    assert {path.name for path in prompts_dir().glob("*.jinja")} == {f"{k}-{t}.jinja" for k in KINDS for t in TASKS}
 
 
 @every_task

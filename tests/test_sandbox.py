@@ -479,7 +479,7 @@ def test_auto_says_why_it_takes_no_stronger_level(tmp_path: Path) -> None:
         pytest.skip(f"user namespaces cannot be forbidden here: {done.stderr[-200:]}")
     level, *reasons = done.stdout.strip().split("; ")
     assert (level, len(reasons)) == ("limits", 2)
-    assert all(" is not to be had: " in reason for reason in reasons)
+    assert all(" is unavailable: " in reason for reason in reasons)
 
 
 def test_auto_takes_the_strongest_level_there_is() -> None:

@@ -50,8 +50,11 @@ def _for_a_template(value: dict[str, Any]) -> dict[str, Any]:
     return value
 
 
+EngineName = Literal["transformers", "vllm", "openai", "scripted"]
+
+
 class EngineOptions(Config):
-    engine: Literal["auto", "transformers", "vllm", "openai", "scripted"] = option(
+    engine: Literal["auto", EngineName] = option(
         "auto", "Engine", "Program that generates. auto: vllm if it is installed and a GPU is there, else transformers."
     )
     engine_arg: JsonPairs = option(

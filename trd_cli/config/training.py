@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+import dataclasses
+from typing import Annotated, Any, Literal, get_type_hints
 
-from pydantic import Field, model_validator
+from pydantic import Field, create_model, model_validator
 
 from trd_cli.config.base import AboveZero, Config, InputOptions, NotNegative, Positive, SelectOptions, Share, option
 from trd_cli.errors import InputError
-
-ObjectiveName = Literal[
-    "forward-kl", "reverse-kl", "jsd", "entropy-gated", "forward-kl-topk", "reverse-kl-topk", "sampled"
-]
+from trd_cli.losses.objectives import OBJECTIVES, Objective
 
 # What --method stands for. Anything given beside it counts before it.
 METHODS: dict[str, dict[str, Any]] = {
@@ -32,26 +30,23 @@ METHODS: dict[str, dict[str, Any]] = {
     "jsd": {"objective": "jsd", "stage": "rollout", "teacher_context": "vanilla", "beta": 0.5},
     "eopd": {"objective": "entropy-gated", "stage": "rollout", "teacher_context": "vanilla", "entropy_threshold": 0.8},
 }
-# What holds where neither a flag nor the method says anything.
+# Options that only some objectives read, as each objective's file declares them.
+OWN_OPTIONS = {field.name: field for field in dataclasses.fields(Objective) if field.metadata}
+# Values where neither a flag nor the method gives one.
 _METHOD_DEFAULTS: dict[str, Any] = {
     "objective": "forward-kl",
-    "top_k": 32,
-    "estimator": "k1",
-    "beta": 0.5,
-    "entropy_threshold": 0.8,
     "teacher_weights": "round",
+    **{name: field.default for name, field in OWN_OPTIONS.items()},
 }
 
 
-_TOP_K = ("forward-kl-topk", "reverse-kl-topk")
-# Objectives that read an option; given beside another one it would be ignored in silence.
-_READ_BY = {
-    "beta": ("jsd",),
-    "top_k": _TOP_K,
-    "top_k_mode": _TOP_K,
-    "estimator": ("sampled",),
-    "entropy_threshold": ("entropy-gated",),
-}
+def _own_option(name: str) -> tuple[Any, Any]:
+    """Return type and declaration of an objective's own option. The value stays open where a method may set it."""
+    field, kind = OWN_OPTIONS[name], get_type_hints(Objective, include_extras=True)[name]
+    help = f"Of {' and '.join(field.metadata['of'])}: {field.metadata['help']}"
+    if any(name in sets for sets in METHODS.values()):
+        return kind | None, option(None, "Method", f"{help} Default: {field.default}.")
+    return kind, option(field.default, "Method", help)
 
 
 def _unread(key: str, beside: str, reader: str) -> InputError:
@@ -59,14 +54,14 @@ def _unread(key: str, beside: str, reader: str) -> InputError:
     return InputError(f"{flag} with {beside}", f"{reader}, which reads it", f"leave {flag} out")
 
 
-class ObjectiveOptions(Config):
+class _OfAllObjectives(Config):
     method: Literal[tuple(METHODS)] | None = option(
         None,
         "Method",
         "A named method: sets the options in its row of the table above; a flag given beside it wins.",
         rows=False,
     )
-    objective: ObjectiveName | None = option(
+    objective: Literal[tuple(OBJECTIVES)] | None = option(
         None, "Method", "Divergence to minimise. Default: the method's, else forward-kl."
     )
     # The key is older than the word: shards, recipes and run.json call the kind of a row its stage.
@@ -80,23 +75,6 @@ class ObjectiveOptions(Config):
         None,
         "Method",
         "The teacher reads the refinement prompt, with the attempt, or the problem alone (opsd: and the reference). Default: the method's, else refine along y_r, vanilla along y_o.",
-    )
-    beta: Share | None = option(
-        None, "Method", "Of jsd: weight of the teacher; 0 is forward, 1 reverse KL. Default: 0.5."
-    )
-    top_k: Positive | None = option(None, "Method", "Of the topk objectives: tokens of the support. Default: 32.")
-    top_k_mode: Literal["renormalise", "tail", "stop-gradient"] = option(
-        "renormalise",
-        "Method",
-        "Of the topk objectives: renormalise both sides on the support, add the rest as one symbol, or hold the weights constant.",
-    )
-    estimator: Literal["k1", "k2", "k3"] | None = option(
-        None, "Method", "Of sampled: Monte-Carlo estimator of reverse KL; k3's gradient is forward KL's. Default: k1."
-    )
-    entropy_threshold: NotNegative | None = option(
-        None,
-        "Method",
-        "Of entropy-gated: forward KL is added above this entropy of the teacher, in nats. Default: 0.8.",
     )
     clip_position: AboveZero | None = option(
         None,
@@ -130,11 +108,16 @@ class ObjectiveOptions(Config):
             return values
         given = {key: value for key, value in values.items() if value is not None}
         filled = _METHOD_DEFAULTS | METHODS.get(given.get("method"), {}) | given
-        for key, readers in _READ_BY.items():
-            default = cls.model_fields[key].get_default()
+        for key, field in OWN_OPTIONS.items():
+            default, readers = cls.model_fields[key].get_default(), field.metadata["of"]
             if given.get(key, default) != default and filled["objective"] not in readers:
                 raise _unread(key, f"--objective {filled['objective']}", " or ".join(readers))
         return filled
+
+
+ObjectiveOptions = create_model(
+    "ObjectiveOptions", __base__=_OfAllObjectives, **{name: _own_option(name) for name in OWN_OPTIONS}
+)
 
 
 class LoraOptions(Config):

@@ -22,7 +22,7 @@ from trd_cli.datasets.problem_rows import Counts, listed, problem_of
 from trd_cli.datasets.rows import Row, rows_of
 from trd_cli.datasets.values import RowFault
 from trd_cli.errors import InputError, counted
-from trd_cli.graders.reading import reference_answer
+from trd_cli.graders.answers import reference_answer
 from trd_cli.records import Problem
 
 FIELDS = ("problem", "reference_answer", "reference_solution", "tests", "problem_id", "source", "task")

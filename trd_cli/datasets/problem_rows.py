@@ -14,7 +14,7 @@ from trd_cli.datasets.presets import PRESETS
 from trd_cli.datasets.rows import Row, set_name
 from trd_cli.datasets.values import RowFault, Structured, answer_of, control_character, filled, mended, opened, text_of
 from trd_cli.errors import InputError
-from trd_cli.graders.reading import reference_answer
+from trd_cli.graders.answers import reference_answer
 from trd_cli.records import Problem, Task, content_hash
 
 _SHOWN_ROWS = 10

@@ -1,16 +1,15 @@
-"""The protocol that all engines serve, their names, and the versions that rows record."""
+"""The protocol that all engines serve, and the versions that rows record."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from importlib import metadata
-from typing import Literal, Protocol
+from typing import Protocol
 
 from trd_cli import __version__
+from trd_cli.config.generating import EngineName
 from trd_cli.errors import EngineError
 from trd_cli.records import Completion, Request
-
-EngineName = Literal["transformers", "vllm", "openai", "scripted"]
 
 
 class Engine(Protocol):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 
-from trd_cli.config.generating import EngineOptions
-from trd_cli.engines.base import Engine, EngineName
+from trd_cli.config.generating import EngineName, EngineOptions
+from trd_cli.engines.base import Engine
 from trd_cli.errors import EngineError, InputError
 from trd_cli.models import SCRIPTED, ModelRef
 from trd_cli.prompting.tokens import Tokenizer

@@ -12,10 +12,10 @@ from typing import Any
 
 from trd_cli.config.base import Config
 from trd_cli.config.commands import EvalConfig
-from trd_cli.config.generating import RefineConfig, RenderOptions, SampleConfig
+from trd_cli.config.generating import EngineName, RefineConfig, RenderOptions, SampleConfig
 from trd_cli.config.training import DistillConfig
 from trd_cli.datasets.benchmarks import asks_for_code, split_benchmarks
-from trd_cli.engines.base import EngineName, engine_version
+from trd_cli.engines.base import engine_version
 from trd_cli.engines.registry import check_arguments, check_server, choose_engine, window
 from trd_cli.errors import InputError, ModelError, UserError
 from trd_cli.graders.sandbox import choose_level

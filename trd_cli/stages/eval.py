@@ -21,7 +21,7 @@ from trd_cli.evaluation.tables import results_csv, results_markdown, sampling_te
 from trd_cli.generation import Backend, Outcome, Rendering, ShardFiller, plan_rollouts, preview, templates_for
 from trd_cli.graders.pool import GraderOptions, GraderPool
 from trd_cli.graders.sandbox import described
-from trd_cli.graders.shards import ShardGrader
+from trd_cli.graders.verdicts import ShardGrader
 from trd_cli.progress import Progress, WithoutResults
 from trd_cli.prompting.tokens import unread_names
 from trd_cli.records import Problem, Trajectory, content_hash

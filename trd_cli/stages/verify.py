@@ -15,7 +15,7 @@ from trd_cli.generation import Outcome
 from trd_cli.graders import math
 from trd_cli.graders.pool import GraderOptions
 from trd_cli.graders.sandbox import described
-from trd_cli.graders.shards import ShardGrader, lines
+from trd_cli.graders.verdicts import ShardGrader, lines
 from trd_cli.progress import Progress
 from trd_cli.records import Verdict
 from trd_cli.trajectories.run_json import read_run_json, write_run_json

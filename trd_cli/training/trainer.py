@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from trd_cli.atomic import write_text
-from trd_cli.config.training import DistillConfig
+from trd_cli.config.training import OWN_OPTIONS, DistillConfig
 from trd_cli.engines.rope import switch_length
 from trd_cli.errors import TrdError
 from trd_cli.interrupts import stop_signals
@@ -77,16 +77,8 @@ def rate_at(done: int, total: int, warmup_ratio: float, min_ratio: float) -> flo
 
 def objective_of(config: DistillConfig) -> Objective:
     """Return the objective that the options describe."""
-    return Objective(
-        name=config.objective,
-        beta=config.beta,
-        k=config.top_k,
-        top_k_mode=config.top_k_mode,
-        estimator=config.estimator,
-        entropy_threshold=config.entropy_threshold,
-        clip_entry=config.clip_entry,
-        clip_position=config.clip_position,
-    )
+    own = {name: getattr(config, name) for name in OWN_OPTIONS}
+    return Objective(config.objective, clip_entry=config.clip_entry, clip_position=config.clip_position, **own)
 
 
 class Trainer:

@@ -1,13 +1,15 @@
-"""Messages between a program under test and what judges it. Standard library only: it runs inside the sandbox too.
+"""Encode messages between a program under test and its judge. Standard library only: it also runs inside the sandbox.
 
-A message is its length in eight bytes, then a pickle, for its speed and because it sends a string that occurs a million
-times once. A pickle can name no object but those of `_MAKERS`, none of which it can change: it can call them with
-values of the kinds they are made for, and nothing else in it can run. Plain values keep their type: None, bool, int,
-float, complex, str, bytes, list, tuple (a named one with its names), set, frozenset, dict and its views, deque,
-Counter, OrderedDict, range, Fraction, Decimal, dates and times without a zone, numpy's scalars and arrays of numbers,
-and the list and tree nodes of LeetCode's tests. What is derived from one of them is sent as that one, read by the base
-class's own methods, so that an overridden `__eq__` is left behind. Anything else arrives as a reference where both
-sides agreed on that (see `objects`), else as `Opaque`, which equals nothing.
+A message is its length in eight bytes, then a pickle, which is fast and sends a string that occurs a million times
+once. A pickle may name only the objects in `_MAKERS` and cannot change them. It can call them with values of fixed
+kinds, and nothing else in it can run.
+
+These plain values keep their type: None, bool, int, float, complex, str, bytes, list, tuple (a named one with its
+names), set, frozenset, dict and its views, deque, Counter, OrderedDict, range, Fraction, Decimal, dates and times
+without a zone, numpy's scalars and arrays of numbers, and the list and tree nodes of LeetCode's tests. A value of a
+class derived from one of them is sent as that one, read by the base class's own methods, so that an overridden `__eq__`
+is left behind. Anything else arrives as a reference if both sides agreed on that (see `objects`), else as `Opaque`,
+which equals nothing.
 """
 
 from __future__ import annotations
@@ -33,28 +35,28 @@ _NUMPY = frozenset({"bool", "bool_", "float64", "float32", "float16"}) | {
 
 
 class Clock:
-    """The time a process has left of `limit` seconds: by the clock, and where others kept it from running, of its own
-    CPU time.
+    """The time that a process has left of `limit` seconds.
 
-    So a busy machine does not make a program late. One that sleeps is late after `PATIENCE` times the limit.
+    It runs by the wall clock and, if others kept the process from running, by the process's own CPU time. So a busy
+    machine does not make a program late. One that sleeps is late after `PATIENCE` times the limit.
     """
 
     PATIENCE = 4
 
     def __init__(self, process: int | None, limit: float) -> None:
-        """`process` None, or one whose time cannot be read (not Linux): by the clock alone."""
+        """Start the clock; it uses wall time alone if `process` is None or its CPU time cannot be read (not Linux)."""
         self._process, self._limit = process, limit
         self._began, self._used = time.monotonic(), self._cpu()
 
     def _cpu(self) -> float | None:
         try:
-            # The clock of a process by its number (clock_getcpuclockid(3)): readable without /proc.
+            # The CPU clock of a process by its number (clock_getcpuclockid(3)): readable without /proc.
             return None if self._process is None else time.clock_gettime((~self._process << 3) | 2)
         except (OSError, AttributeError):
             return None
 
     def left(self) -> float:
-        """Seconds until the next look; 0 or less when the time is over."""
+        """Return the seconds until the next look; 0 or less if the time is over."""
         passed = time.monotonic() - self._began
         if passed < self._limit:
             return self._limit - passed
@@ -66,7 +68,7 @@ class Clock:
 
 
 class Opaque:
-    """A value that cannot be sent: not None, and equal to nothing."""
+    """A value that could not be sent: not None, and equal to nothing."""
 
     def __eq__(self, other: object) -> bool:
         return False
@@ -75,21 +77,21 @@ class Opaque:
 
 
 class ListNode:
-    """A node of a singly linked list, as LeetCode has it."""
+    """A node of a singly linked list, as in LeetCode."""
 
     def __init__(self, val: Any = 0, next: Any = None) -> None:
         self.val, self.next = val, next
 
 
 class TreeNode:
-    """A node of a binary tree, as LeetCode has it."""
+    """A node of a binary tree, as in LeetCode."""
 
     def __init__(self, val: Any = 0, left: Any = None, right: Any = None) -> None:
         self.val, self.left, self.right = val, left, right
 
 
 def list_node(values: list[Any]) -> ListNode | None:
-    """The linked list of `values`; None for none."""
+    """Return the linked list of `values`; None if there are none."""
     head = None
     for value in reversed(values):
         head = ListNode(value, head)
@@ -97,7 +99,7 @@ def list_node(values: list[Any]) -> ListNode | None:
 
 
 def list_values(node: Any) -> list[Any]:
-    """The values of a linked list; ValueError where it runs in a circle."""
+    """Return the values of a linked list; raises ValueError if it runs in a circle."""
     values, seen = [], set()
     while node is not None:
         if id(node) in seen:
@@ -109,7 +111,7 @@ def list_values(node: Any) -> list[Any]:
 
 
 def tree_node(values: list[Any]) -> TreeNode | None:
-    """The tree of `values` in level order, None where a child is missing."""
+    """Return the tree of `values` in level order, in which None marks a missing child."""
     if not values:
         return None
     rest = iter(values)
@@ -129,7 +131,10 @@ def tree_node(values: list[Any]) -> TreeNode | None:
 
 
 def tree_values(node: Any) -> list[Any]:
-    """The values of a tree in level order, without the missing children at its end; ValueError where it is no tree."""
+    """Return the values of a tree in level order; raises ValueError if a node occurs twice.
+
+    Missing children at the end are left out.
+    """
     values, level, seen = [], deque([node]), set()
     while level:
         node = level.popleft()
@@ -145,7 +150,7 @@ def tree_values(node: Any) -> list[Any]:
 
 
 def numpy_scalar(name: str, value: Any) -> Any:
-    """A scalar of numpy; ValueError for another name."""
+    """Return a scalar of numpy; raises ValueError for an unknown name."""
     import numpy
 
     if name not in _NUMPY:
@@ -154,7 +159,7 @@ def numpy_scalar(name: str, value: Any) -> Any:
 
 
 def numpy_array(kind: str, shape: tuple[int, ...], data: bytes) -> Any:
-    """An array of numpy's numbers; ValueError for another kind or another size."""
+    """Return an array of numpy's numbers; raises ValueError for another kind or a size that does not fit."""
     import numpy
 
     if kind not in _NUMPY:
@@ -163,7 +168,7 @@ def numpy_array(kind: str, shape: tuple[int, ...], data: bytes) -> Any:
 
 
 def named_tuple(name: str, fields: tuple[str, ...], values: tuple[Any, ...]) -> Any:
-    """A tuple whose places have names."""
+    """Return a tuple whose places have names."""
     return _tuple_class(name, fields)(*values)
 
 
@@ -175,7 +180,7 @@ def _tuple_class(name: str, fields: tuple[str, ...]) -> Any:
 
 
 def dict_view(kind: str, values: list[Any]) -> Any:
-    """The keys, the values or the items of a dict; ValueError for another kind."""
+    """Return the keys, the values or the items of a dict; raises ValueError for another kind."""
     if kind == "dict_keys":
         return dict.fromkeys(values).keys()
     if kind == "dict_items":
@@ -187,7 +192,7 @@ def dict_view(kind: str, values: list[Any]) -> Any:
 
 _VIEWS = (type({}.keys()), type({}.values()), type({}.items()))
 
-# How each base class is read from something derived from it; a base before its own base.
+# Functions that read each base class from a value derived from it; a base comes before its own base.
 _READ_AS = (
     (int, int.__int__),
     (float, float.__float__),
@@ -203,7 +208,8 @@ _READ_AS = (
     (bytes, lambda v: bytes(bytes.__iter__(v))),
     (bytearray, lambda v: bytes(bytearray.__iter__(v))),
 )
-# How the others are taken apart. (Their own ways need names and conversions that a made-up message must not have.)
+# Functions that take the other types apart. (Their own pickling needs names and conversions that no forged message may
+# have.)
 _PARTS: dict[type, Callable[[Any], tuple[Any, ...]]] = {
     complex: lambda v: (v.real, v.imag),
     range: lambda v: (v.start, v.stop, v.step),
@@ -213,14 +219,14 @@ _PARTS: dict[type, Callable[[Any], tuple[Any, ...]]] = {
     datetime.timedelta: lambda v: (v.days, v.seconds, v.microseconds),
 }
 _CLOCK = ("hour", "minute", "second", "microsecond")
-# Longer numbers take time that grows with the square of their length.
+# Limits the digits of a number: reading takes time that grows with the square of their count.
 _LONGEST = 20_000
 
 
 class _Maker:
-    """Makes values of one type, each argument being of the types given.
+    """Make values of one type from arguments of fixed types.
 
-    No pickle can change it, as it could a class.
+    No pickle can change a maker, as it could a class.
     """
 
     __slots__ = ("_kinds", "_make")
@@ -258,7 +264,7 @@ class _Writer(pickle.Pickler):
         self._refer = refer
 
     def reducer_override(self, value: Any) -> Any:
-        """Asked for all but the exact built-in types."""
+        """Return how to rebuild a value; pickle calls this for all but the exact built-in types."""
         kind = type(value)
         if any(value is named for named in _NAMED):
             return NotImplemented
@@ -282,13 +288,13 @@ class _Writer(pickle.Pickler):
             return named_tuple, (name, kind._fields, tuple(tuple.__iter__(value)))
         for base, read in _READ_AS:
             if isinstance(value, base):
-                # Not the class itself: one that pickles in its own way comes back here.
+                # The base, not the class itself, since a class that pickles in its own way would come back here.
                 return base, (read(value),)
         return (reference, self._refer(value)) if self._refer else (Opaque, ())
 
 
 def reference(*parts: Any) -> Any:
-    """Stand in a message for an object that stays where it is; its reader is told how to read it."""
+    """Stand in a message for an object that stays on its side; the reader gets a function that resolves it."""
     raise ValueError("a reference where none is read")
 
 
@@ -335,13 +341,13 @@ _SELF = sys.modules[__name__]
 
 
 def dumps(message: Any, refer: Callable[[Any], tuple[Any, ...]] | None = None) -> bytes:
-    """One message, its length before it; RecursionError for what is nested too deep.
+    """Return one message with its length before it; raises RecursionError if it is nested too deep.
 
-    `refer` gives the parts of a `reference` (text, number, text, tuple, tuple) to each value that cannot be sent.
+    `refer` returns the parts of a `reference` (text, number, text, tuple, tuple) for each value that cannot be sent.
     """
     buffer = io.BytesIO(bytes(HEADER))
     buffer.seek(HEADER)
-    # A pickle names what it calls by its module, which is hidden from programs.
+    # A pickle names functions by their module, and this module is hidden from programs.
     is_hidden = sys.modules.setdefault(__name__, _SELF) is _SELF and _is_hidden
     try:
         _Writer(buffer, refer).dump(message)
@@ -354,7 +360,7 @@ def dumps(message: Any, refer: Callable[[Any], tuple[Any, ...]] | None = None) -
 
 
 def length(header: bytes) -> int:
-    """How long the message behind a header is."""
+    """Return the length of the message after a header."""
     return _LENGTH.unpack(header)[0]
 
 
@@ -362,21 +368,22 @@ _is_hidden = False
 
 
 def hide() -> None:
-    """Take this module away from the modules that a program sees, but while a message is written."""
+    """Hide this module from programs, except while a message is written."""
     global _is_hidden
     _is_hidden = True
     sys.modules.pop(__name__, None)
 
 
 def loads(data: bytes, resolve: Callable[..., Any] | None = None) -> Any:
-    """The message whose bytes these are (without the header); ValueError for anything that `dumps` does not write.
+    """Return the message in these bytes (without the header).
 
-    `resolve` makes a value of the parts of a `reference`.
+    `resolve` returns the value for the parts of a `reference`. Raises ValueError for anything that `dumps` does not
+    write.
     """
     try:
         _refuse_endless(data)
         return _Reader(io.BytesIO(data), resolve).load()
-    except Exception as error:  # a pickle made up to mislead can raise nearly anything
+    except Exception as error:  # a forged pickle can raise nearly anything
         raise ValueError(f"not a message: {type(error).__name__}: {error}") from None
 
 
@@ -419,5 +426,5 @@ def _refuse_endless(data: bytes) -> None:
 
 
 def allow_long_integers() -> None:
-    """Python refuses to print or read integers of more than 4300 digits; tests have some."""
+    """Let Python print and read integers of more than 4300 digits, which some tests have."""
     sys.set_int_max_str_digits(0)

@@ -1,8 +1,7 @@
-"""Names of programs and of test programs: which they use, which they define, and what is given to them. Standard
-library only.
+"""Find the names that programs and test programs use and define, and the names given to them. Standard library only.
 
-What LeetCode and its kin give to a program before its first line is given to those that use it and define nothing of
-that name.
+LeetCode and similar sites give some names to a program before its first line. A program gets them if it uses them and
+does not define them.
 """
 
 from __future__ import annotations
@@ -16,14 +15,14 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
-# The later ones win where two have a name.
+# If two modules have a name, the later one wins.
 MODULES = (
     *("bisect", "collections", "copy", "datetime", "functools", "heapq", "io", "itertools", "json", "math"),
     *("operator", "random", "re", "statistics", "string", "sys", "typing"),
 )
 
 
-# Under which names test programs import what they test.
+# Test programs import the tested program under these names.
 IMPORTED_AS = (
     *("solution", "main", "submission", "candidate", "program", "answer", "task", "my_solution", "my_module"),
     *("your_solution", "your_module", "solution_module", "module", "implementation"),
@@ -31,15 +30,15 @@ IMPORTED_AS = (
 
 
 def load_modules() -> None:
-    """Import what programs are given, outside of any program's time."""
+    """Import the modules given to programs, outside of any program's time."""
     for name in MODULES:
         importlib.import_module(name)
 
 
 def global_names(source: str) -> tuple[set[str], set[str]]:
-    """Return the names a program looks up outside of its functions, and those it defines there;
+    """Return the names that a program looks up outside of its functions' own, and those that it defines there.
 
-    SyntaxError as of `compile`.
+    Raises SyntaxError as `compile` does.
     """
     used: set[str] = set()
     bound: set[str] = set()
@@ -58,7 +57,7 @@ def global_names(source: str) -> tuple[set[str], set[str]]:
 
 
 def given(name: str) -> Any:
-    """Return what a name means that nobody defined; KeyError where it is given no meaning."""
+    """Return the meaning of a name that nobody defined; raises KeyError if it has none."""
     if name in MODULES:
         return sys.modules[name]
     for module in reversed(MODULES):
@@ -68,12 +67,15 @@ def given(name: str) -> Any:
 
 
 def public_names(module: ModuleType) -> list[str]:
-    """Return the names that `from module import *` gives."""
+    """Return the names that `from module import *` provides."""
     return list(getattr(module, "__all__", None) or [name for name in vars(module) if not name.startswith("_")])
 
 
 def given_names(source: str, more: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Return what a program uses without defining it, as far as it is given, `more` besides the modules' names."""
+    """Return the given names, with their meanings, that a program uses without defining them.
+
+    `more` holds meanings besides those of the modules' names.
+    """
     try:
         used, bound = global_names(source)
         starred = [
@@ -83,7 +85,7 @@ def given_names(source: str, more: Mapping[str, Any] | None = None) -> dict[str,
             for name in public_names(sys.modules[node.module])
         ]
     except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return {}  # its own compilation says so
+        return {}  # compiling it will report this
     found = {}
     for name in used - bound - set(dir(builtins)) - set(starred):
         try:
@@ -94,7 +96,7 @@ def given_names(source: str, more: Mapping[str, Any] | None = None) -> dict[str,
 
 
 def is_given(name: str) -> bool:
-    """Return whether a name means something that nobody need define."""
+    """Return whether a name has a meaning without being defined."""
     try:
         given(name)
     except KeyError:
@@ -103,10 +105,7 @@ def is_given(name: str) -> bool:
 
 
 def asked_by(tests: str) -> set[str]:
-    """Return the names that a test program asks a solution for:
-
-    those it imports from one, and those it uses and nobody defines.
-    """
+    """Return the names that a test program expects of a solution: its imports from one, and undefined names it uses."""
     load_modules()
     used, bound = global_names(tests)
     wanted = used - bound - set(dir(builtins))

@@ -1,60 +1,35 @@
-"""Objects of a program that a test in another process uses as if they were in its own. Standard library only.
+"""Let a test use objects of a program in another process as if they were its own. Standard library only.
 
-Both sides hold a `Peer`. What can be sent as a plain value is (see codec); anything else stays where it is, and the
-other side is given a stand-in that asks for each attribute, call and step. While one side waits it serves the other, so
-that a program may call a function that it was given. A request and its reply:
+Both sides hold a `Peer`. A plain value is sent (see codec). Any other object stays on its side, and the other side gets
+a stand-in that asks for each attribute, call and step. A side that waits serves the other, so that a program may call a
+function it was given. A request and its reply:
 
-    {"op": name, "args": …, "kwargs": …}  →  {"value": …, "changed": …} | {"raised": text, "error": its parts, "changed": …}
+    {"op": name, "args": …, "kwargs": …}
+        → {"value": …, "changed": …} | {"raised": text, "error": its parts, "changed": …}
 
-`changed` are the containers among the arguments as the call left them, so that a list sorted in place is sorted on both
-sides.
+`changed` holds the containers among the arguments as the call left them, so that a list sorted in place is sorted on
+both sides.
 
-What a test compares with plain values is never told to the program: stand-ins compare and compute with each other
-alone. Not covered: attributes that are plain containers and are changed through the attribute (`box.items.append(1)`).
+The program never learns the plain values that a test compares with: stand-ins compare and compute only with each other.
+Not covered: attributes that are plain containers and are changed through the attribute (`box.items.append(1)`).
 """
 
 from __future__ import annotations
 
 import builtins
-import operator
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import codec
+import stand_ins
 
 _NESTING = (list, tuple, deque)
 _MUTABLE = (list, dict, set, bytearray, deque, codec.ListNode, codec.TreeNode)
-# Of one object, with operands that are inputs.
-_ALONE = {
-    "__len__": len,
-    "__getitem__": operator.getitem,
-    "__setitem__": operator.setitem,
-    "__delitem__": operator.delitem,
-    "__iter__": iter,
-    "__next__": next,
-    "__reversed__": reversed,
-    "__str__": str,
-    "__repr__": repr,
-    "__format__": format,
-    "__bool__": bool,
-    "__int__": int,
-    "__float__": float,
-    "__index__": operator.index,
-    "__abs__": abs,
-    "__neg__": operator.neg,
-    "__enter__": lambda value: type(value).__enter__(value),
-    "__exit__": lambda value, *error: type(value).__exit__(value, *error),
-}
-# Of two objects of the program: a plain operand may be what a test expects.
-_BETWEEN = {
-    f"__{name}__": getattr(operator, f"__{name}__")
-    for name in ("eq", "ne", "lt", "le", "gt", "ge", "add", "sub", "mul", "truediv", "floordiv", "mod", "matmul")
-} | {f"__{name}__": getattr(operator, f"__{name}__") for name in ("and", "or", "xor", "pow")}
 _OPERATIONS: dict[str, Callable[..., Any]] = {
-    **_ALONE,
-    **_BETWEEN,
+    **stand_ins.ALONE,
+    **stand_ins.BETWEEN,
     "call": lambda function, *args, **kwargs: function(*args, **kwargs),
     "get": getattr,
     "set": setattr,
@@ -73,13 +48,17 @@ class Wire(Protocol):
 
 
 class Gone(BaseException):
-    """The other side does not answer any more; no `except Exception` of a test takes it for an error of the program."""
+    """The other side does not answer any more.
+
+    It is no Exception, so that `except Exception` in a test does not take it for an error of the program.
+    """
 
 
 class Peer:
-    """One side of the conversation: `limit` is the seconds it waits for a reply, `extra` its further operations.
+    """One side of the conversation.
 
-    A guarded side lets the other one call, iterate and read public attributes of what it handed over, nothing else.
+    `limit` is the time it waits for a reply, in seconds; `extra` holds further operations. A guarded side lets the
+    other one call, iterate and read public attributes of the objects it handed over, nothing else.
     """
 
     def __init__(
@@ -95,16 +74,13 @@ class Peer:
         self._numbers: dict[int, int] = {}
         self._theirs: dict[int, Any] = {}
         self._errors: dict[tuple[str, int], type[BaseException]] = {}
-        # What the other side raised, how often it was asked, and why it is not asked any more.
+        # The exceptions of the other side, how often it was asked, and why it is asked no more.
         self.raised: list[BaseException] = []
         self.asked = 0
         self.broken: str | None = None
 
     def ask(self, op: str, *args: Any, **kwargs: Any) -> Any:
-        """Return what an operation gives on the other side, or raise what it raises there;
-
-        Gone where it does not answer.
-        """
+        """Return the result of an operation on the other side, or raise its exception; raises Gone if it is silent."""
         if self.broken:
             raise Gone(self.broken)
         given = _containers((*args, *kwargs.values()))
@@ -117,8 +93,8 @@ class Peer:
         ours = _change(given, reply.get("changed") or ())
         if "value" not in reply:
             error = self._exception(reply)
-            # It would end the loop of a test that calls the program in it.
-            raise (RuntimeError(told(error)) if isinstance(error, StopIteration) and op != "__next__" else error)
+            # A StopIteration would end the loop of a test that calls the program in it.
+            raise (RuntimeError(message_of(error)) if isinstance(error, StopIteration) and op != "__next__" else error)
         return ours.get(id(reply["value"]), reply["value"])
 
     def _reply(self) -> dict[str, Any]:
@@ -133,11 +109,11 @@ class Peer:
         try:
             reply = self._done(request)
         except BaseException as error:
-            reply = {"raised": told(error), "error": self._parts(error)}
+            reply = {"raised": message_of(error), "error": self._parts(error)}
         try:
             self._wire.send(reply, self._refer)
-        except BaseException as error:  # a value that cannot even be looked at
-            self._wire.send({"raised": told(error)})
+        except BaseException as error:  # a value that cannot even be inspected
+            self._wire.send({"raised": message_of(error)})
 
     def _done(self, request: dict[str, Any]) -> dict[str, Any]:
         op, args, kwargs = request["op"], list(request["args"]), request["kwargs"]
@@ -147,13 +123,13 @@ class Peer:
         try:
             value = self._operations[op](*args, **kwargs)
         except BaseException as error:
-            return {"raised": told(error), "error": self._parts(error), "changed": given}
+            return {"raised": message_of(error), "error": self._parts(error), "changed": given}
         return {"value": value, "changed": given}
 
     def _allows(self, op: str, args: list[Any]) -> bool:
         if not any(args[0] is handed for handed in self._mine):
             return False
-        # Only of objects of the tests' own classes: those of a generator lead to its frame and all that the tests know.
+        # Attributes only of the tests' own classes: those of a generator lead to its frame and all that the tests know.
         is_own = type(args[0]).__module__ == "__main__" and not isinstance(args[0], type)
         may_get = op == "get" and is_own and not str(args[1]).startswith("_")
         return op in ("call", "__next__", "__iter__") or may_get
@@ -161,14 +137,16 @@ class Peer:
     # References
 
     def _refer(self, value: Any) -> tuple[str, int, str, tuple[str, ...], tuple[Any, ...]]:
-        if isinstance(value, Stand):
-            return "yours", _number(value), "", (), ()
+        if isinstance(value, stand_ins.StandIn):
+            return "yours", stand_ins.number_of(value), "", (), ()
         if isinstance(value, type) and getattr(builtins, value.__name__, None) is value:
             return "builtin", 0, value.__name__, (), ()
         number = self._number_of(value)
         is_error = isinstance(value, type) and issubclass(value, BaseException)
         named = value if isinstance(value, type) else type(value)
-        able = tuple(name for name in (*_ALONE, *_BETWEEN, "__call__") if _has(type(value), name))
+        able = tuple(
+            name for name in (*stand_ins.ALONE, *stand_ins.BETWEEN, "__call__") if stand_ins.has(type(value), name)
+        )
         return "mine", number, named.__name__, able, self._line(value) if is_error else ()
 
     def _number_of(self, value: Any) -> int:
@@ -178,6 +156,7 @@ class Peer:
         return self._numbers[id(value)]
 
     def resolve(self, side: str, number: int, name: str, able: tuple[str, ...], line: tuple[Any, ...]) -> Any:
+        """Return the object or the stand-in for the parts of a reference, as `_refer` makes them."""
         if side == "yours":
             return self._mine[number] if 0 <= number < len(self._mine) else codec.Opaque()
         if side == "builtin":
@@ -186,15 +165,13 @@ class Peer:
         if line:
             return self._error_class(line)
         if number not in self._theirs:
-            self._theirs[number] = _stand(self, number, name, able)
+            self._theirs[number] = stand_ins.stand_in(self, number, name, able)
         return self._theirs[number]
 
     # Exceptions
 
     def _line(self, kind: type[BaseException]) -> tuple[tuple[str, str, int], ...]:
-        """A class of exceptions and those above it, each by its module and name, or as one of the program's own by
-        number.
-        """
+        """Return a class of exceptions and those above it by module and name, the program's own also by number."""
         line = []
         for above in kind.__mro__:
             if not issubclass(above, BaseException):
@@ -219,7 +196,7 @@ class Peer:
             return Exception
         module, name, number = line[0]
         if (name, number) not in self._errors:
-            # No program skips a test.
+            # A program must not be able to skip a test.
             is_runner = module.partition(".")[0] in ("unittest", "pytest", "_pytest")
             known = None if number or is_runner else getattr(sys.modules.get(module), name, None)
             is_known = isinstance(known, type) and issubclass(known, BaseException)
@@ -236,14 +213,14 @@ class Peer:
             error.args = tuple(parts["args"])
             if kind.__module__ == "solution":
                 error.__dict__.update(said=parts["text"], stand=parts["object"])
-        except Exception:  # made up, or of a kind that needs more
+        except Exception:  # forged, or of a class that needs more arguments
             error = RuntimeError(str(reply.get("raised", "no value")))
         self.raised.append(error)
         return error
 
 
-def told(error: BaseException) -> str:
-    """Return an exception's type and words, shortened; a program may have made it so that it cannot be printed."""
+def message_of(error: BaseException) -> str:
+    """Return an exception's type and text, shortened; a program may make one that cannot be printed."""
     try:
         return f"{type(error).__name__}: {error}"[:300]
     except BaseException:
@@ -261,107 +238,11 @@ def _text_of_error(error: BaseException) -> str:
     return str(error.__dict__["said"]) if "said" in error.__dict__ else super(type(error), error).__str__()
 
 
-# Stand-ins
-
-
-class Stand:
-    """An object on the other side."""
-
-    __slots__ = ("__weakref__", "_of")
-
-    def __getattr__(self, name: str) -> Any:
-        return _asked(self, "get", self, name)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        _asked(self, "set", self, name, value)
-
-    def __delattr__(self, name: str) -> None:
-        _asked(self, "delete", self, name)
-
-    def __instancecheck__(self, value: Any) -> bool:
-        return isinstance(value, Stand) and bool(_asked(self, "isinstance", value, self))
-
-    def __subclasscheck__(self, value: Any) -> bool:
-        return isinstance(value, Stand) and bool(_asked(self, "issubclass", value, self))
-
-    def __hash__(self) -> int:
-        return hash(("stand", _number(self)))
-
-    def __eq__(self, other: object) -> bool:
-        return self is other
-
-
-def _number(stand: Stand) -> int:
-    return object.__getattribute__(stand, "_of")[1]
-
-
-def _asked(stand: Stand, op: str, *args: Any, **kwargs: Any) -> Any:
-    peer = object.__getattribute__(stand, "_of")[0]
-    peer.asked += 1
-    return peer.ask(op, *args, **kwargs)
-
-
-def _alone(name: str) -> Callable[..., Any]:
-    def method(self: Stand, *args: Any) -> Any:
-        return _asked(self, name, self, *args)
-
-    return method
-
-
-def _between(name: str) -> Callable[..., Any]:
-    def method(self: Stand, other: Any) -> Any:
-        return _asked(self, name, self, other) if isinstance(other, Stand) else NotImplemented
-
-    return method
-
-
-def _called(self: Stand, *args: Any, **kwargs: Any) -> Any:
-    return _asked(self, "call", self, *args, **kwargs)
-
-
-def _contains(self: Stand, wanted: Any) -> bool:
-    return any(value is wanted or value == wanted for value in self)
-
-
-def _iterated(self: Stand) -> Iterator[Any]:
-    place = 0
-    while True:
-        try:
-            yield self[place]
-        except IndexError:
-            return
-        place += 1
-
-
-_METHODS = {name: _alone(name) for name in _ALONE} | {name: _between(name) for name in _BETWEEN}
-_METHODS |= {"__call__": _called}
-
-
-def _has(kind: type, name: str) -> bool:
-    found = getattr(kind, name, None)
-    return found is not None and found is not getattr(object, name, None)
-
-
-def _stand(peer: Peer, number: int, name: str, able: tuple[str, ...]) -> Stand:
-    methods = {each: _METHODS[each] for each in able if each in _METHODS}
-    if "__iter__" in methods or "__getitem__" in methods:
-        methods["__contains__"] = _contains
-        methods.setdefault("__iter__", _iterated)
-    if "__iter__" in methods and "__next__" in methods:
-        methods["__iter__"] = lambda self: self
-    if "__eq__" in methods:
-        methods["__hash__"] = Stand.__hash__
-    kind = type(str(name), (Stand,), {"__slots__": (), "__module__": "solution", **methods})
-    stand = object.__new__(kind)
-    object.__setattr__(stand, "_of", (peer, number))
-    return stand
-
-
 # Arguments that a call changes
 
 
 def _containers(values: Any) -> list[Any]:
-    """All that can be changed among values and in them, in an order that is the same on both sides."""
+    """Return all mutable values among the given ones and inside them, in the same order on both sides."""
     found, waiting, seen = [], [values], set()
     while waiting:
         value = waiting.pop()
@@ -376,10 +257,7 @@ def _containers(values: Any) -> list[Any]:
 
 
 def _change(old: list[Any], new: Any) -> dict[int, Any]:
-    """Give our containers the content that the other side's have;
-
-    which of ours stands for which of theirs, by identity.
-    """
+    """Give our containers the content of the other side's; return ours by the identity of theirs."""
     ours = {id(theirs): mine for mine, theirs in zip(old, new, strict=False) if type(mine) is type(theirs)}
     for mine, theirs in zip(old, new, strict=False):
         if type(mine) is not type(theirs):

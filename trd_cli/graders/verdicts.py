@@ -1,4 +1,4 @@
-"""Filling the verdict columns of shards: what verify and eval share."""
+"""Fill the verdict columns of shards, for verify and eval."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _SETTLED = ("correct", "incorrect")
 
 @dataclass(frozen=True)
 class Differing:
-    """A row on which the second method differs, for a person to look at."""
+    """A row on which the second method disagrees, for a person to look at."""
 
     trajectory_id: str
     task: str
@@ -35,14 +35,14 @@ class Differing:
 
 @dataclass
 class Audit:
-    """How a second method judged a sample: rows it agreed on, rows it could not tell, and the others."""
+    """Results of grading a sample with a second method: rows it agreed on, rows it could not judge, and the others."""
 
     agreed: int = 0
     untold: int = 0
     differing: list[Differing] = field(default_factory=list)
 
     def summary(self) -> str:
-        """One line for people."""
+        """Return one line for people."""
         told = self.agreed + len(self.differing)
         share = f"{self.agreed / told:.1%}" if told else "nothing to compare"
         ids = f": {', '.join(row.trajectory_id for row in self.differing[:10])}" if self.differing else ""
@@ -58,11 +58,13 @@ def lines(rows: Sequence[Differing]) -> str:
 
 
 class ShardGrader:
-    """Grades whole shards; `counts` has the verdicts of all rows seen, `changes` the (old, new) ones of rows graded
-    again. `worked_references` counts the rows of each problem whose reference is not one answer.
+    """Grade whole shards.
 
-    `regrade` says what becomes of rows that have a verdict: "none" refuses those of another grader or of other options,
-    "stale" grades just those again, "unsettled" also those that ended as error or timeout, "all" grades every row
+    `counts` holds the verdicts of all rows seen, `changes` the (old, new) verdicts of rows that were graded again, and
+    `worked_references` the number of rows of each problem whose reference is not one answer.
+
+    `regrade` decides about rows that have a verdict. "none" refuses those of another grader or of other options,
+    "stale" grades only those again, "unsettled" also those that ended as error or timeout, and "all" grades every row
     again. A share `audit` of the rows, chosen by their ids, is graded by a second method too.
     """
 
@@ -90,7 +92,7 @@ class ShardGrader:
         self._pool.__exit__(*exception)
 
     def fill(self, source: Path, target: Path) -> None:
-        """Write `source` with all its verdicts to `target` (it may be `source`); untouched when nothing is missing."""
+        """Write `source` with all its verdicts to `target`, which may be `source`; write nothing if none is missing."""
         rows = read_rows(source)
         todo = [i for i, row in enumerate(rows) if self._is_owed(row, source)]
         for i, row in zip(todo, self._grade([rows[i] for i in todo]), strict=True):
@@ -106,9 +108,9 @@ class ShardGrader:
         self._progress.result(target)
 
     def _is_owed(self, row: Trajectory, path: Path) -> bool:
-        """Whether a row is to be graded;
+        """Return whether a row still has to be graded.
 
-        raises InputError where another grader has done so and that is not to be undone.
+        Raises InputError for a verdict of another grader if `regrade` is "none".
         """
         if row.verdict is None or self._regrade == "all":
             return True

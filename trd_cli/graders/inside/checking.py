@@ -1,9 +1,9 @@
-"""Test programs: run as they stand, in a sandbox of their own, with the names of the tested program within reach.
+"""Run a test program unchanged, in a sandbox of its own, with the names of the tested program within reach.
 
 A test program's names are its own, Python's, those of the tested program and those that LeetCode gives. `Solution` and
-whatever else the tests do not define is asked of the program; names of Python, of our helpers and (where `Solution` is
-tested) of what LeetCode gives are the program's only where the tests ask for nothing else, so that no program replaces
-what it is compared with.
+other names that the tests do not define are asked of the program. Names of Python, of our helpers and (if `Solution` is
+tested) of LeetCode come from the program only if the tests ask for nothing else, so that no program replaces what its
+results are compared with.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 import codec
 import names
 import objects
+import stand_ins
 
 
 class Fault(Exception):
@@ -28,10 +29,10 @@ class _Lacks(Exception):
 
 
 def run(wire: objects.Wire, source: str, named: list[str], limit: float) -> dict[str, Any]:
-    """Run a test program against the program behind `wire`: {"ok": true}, {"raised": why it failed} or {"fault": why it
-    is none.
+    """Run a test program against the program behind `wire`.
 
-    `named` are names that the tests are known to ask for; `limit` the seconds a request may take.
+    Returns {"ok": true}, {"raised": reason} if the program failed, or {"fault": reason} if the tests are no tests.
+    `named` are names that the tests are known to ask for; `limit` is the time for one request, in seconds.
     """
     peer = objects.Peer(wire, limit, guarded=True)
     try:
@@ -44,7 +45,7 @@ def run(wire: objects.Wire, source: str, named: list[str], limit: float) -> dict
     except objects.Gone as gone:
         return {"raised": str(gone)}
     except BaseException as error:
-        return {"raised": objects.told(error)}
+        return {"raised": objects.message_of(error)}
     return {"raised": peer.broken} if peer.broken else {"ok": True}
 
 
@@ -56,7 +57,7 @@ class _Tests:
             self._tree = ast.parse(source)
             self._used, self._bound = names.global_names(source)
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-            raise Fault(f"the tests do not compile: {objects.told(error)}") from None
+            raise Fault(f"the tests do not compile: {objects.message_of(error)}") from None
         self._own = list(peer.ask("names"))
         self._plain_asked = 0
         self._missing: set[str] = set()
@@ -98,30 +99,30 @@ class _Tests:
         return found
 
     def _check_named(self) -> None:
-        """Call HumanEval's `check` where the row says with what."""
+        """Call HumanEval's `check` with the functions that the row names."""
         for name in self._named:
             if name not in self._own:
                 raise _Lacks(f"NameError: the program defines no {name!r}")
             self._module.__dict__["check"](self._value(name))
 
     def _attribute(self, error: Exception) -> None:
-        """Raise Fault where an exception is the tests' own, _Lacks where the program defines too little."""
+        """Raise Fault if an exception is the tests' own, or _Lacks if the program defines too little."""
         if any(error is raised for raised in self._peer.raised) or isinstance(error, AssertionError):
             return
-        told = objects.told(error)
+        text = objects.message_of(error)
         if isinstance(error, NameError):
             if error.name in self._missing:
                 raise _Lacks(f"NameError: the program defines no {error.name!r}")
-            raise Fault(f"the tests fail by themselves: {told}")
+            raise Fault(f"the tests fail by themselves: {text}")
         meant = self._called() - self._bound
         if isinstance(error, (TypeError, ValueError)) and meant and all(hasattr(builtins, name) for name in meant):
-            # As `sum(2, 3)` of a program that was to define it.
-            raise _Lacks(f"the program defines none of {', '.join(sorted(meant))} ({told})")
+            # For example `sum(2, 3)`, if the program should have defined `sum`.
+            raise _Lacks(f"the program defines none of {', '.join(sorted(meant))} ({text})")
         is_own = isinstance(error, (ImportError, SyntaxError, OSError))
         if isinstance(error, AttributeError):
             is_own = isinstance(error.obj, types.ModuleType) or hasattr(error.obj, "assertEqual")
         if is_own or not self._peer.asked:
-            raise Fault(f"the tests fail by themselves: {told}")
+            raise Fault(f"the tests fail by themselves: {text}")
 
     # Names
 
@@ -129,10 +130,12 @@ class _Tests:
         wanted = self._used - self._bound
         own, python = set(self._own), set(dir(builtins))
         uses_solution = "Solution" in wanted
-        # Names that the tests can only mean to be the program's.
-        told = {name for name in wanted if name not in python and name not in _HELPERS and not names.is_given(name)}
+        # Names that can only be the program's.
+        unmistakable = {
+            name for name in wanted if name not in python and name not in _HELPERS and not names.is_given(name)
+        }
         called = self._called()
-        asks_others = uses_solution or bool(told & (own | called))
+        asks_others = uses_solution or bool(unmistakable & (own | called))
         imports_it = bool(self._imports() & set(names.IMPORTED_AS))
         found: dict[str, Any] = {"__name__": "__main__"}
         for name in wanted:
@@ -165,7 +168,7 @@ class _Tests:
         return not (uses_solution and names.is_given(name))
 
     def _called(self) -> set[str]:
-        """The names that the tests call, or give to a function of theirs, or to one of their methods."""
+        """Return the names that the tests call, pass to one of their functions, or use as a class."""
         found: set[str] = set()
         for node in ast.walk(self._tree):
             if isinstance(node, ast.Call):
@@ -179,12 +182,12 @@ class _Tests:
 
     def _value(self, name: str) -> Any:
         value = self._peer.ask("name", name)
-        if not isinstance(value, (objects.Stand, type)):
+        if not isinstance(value, (stand_ins.StandIn, type)):
             self._plain_asked += 1
         return value
 
     def _candidate(self) -> Any:
-        """What HumanEval calls `candidate`: the function that the row names, or else the last one of the program."""
+        """Return HumanEval's `candidate`: the function that the row names, else the last one of the program."""
         functions = [*self._peer.ask("functions"), *(name for name in self._named if name in self._own)]
         if not functions:
             raise _Lacks("the program defines no function")
@@ -216,7 +219,7 @@ class _Functions:
 
 
 class _Finder:
-    """Finds the tested program under the names that test programs give it, where there is no other module of that name."""
+    """Find the tested program under the names that tests give it, unless another module has that name."""
 
     def __init__(self, tests: _Tests) -> None:
         self._tests = tests
@@ -240,7 +243,7 @@ class _Finder:
         return Program(spec.name)
 
     def exec_module(self, module: types.ModuleType) -> None:
-        """The program is loaded already."""
+        """Do nothing: the program is loaded already."""
 
 
 _HELPERS: dict[str, Any] = {
@@ -257,14 +260,14 @@ _HELPERS: dict[str, Any] = {
 
 
 def _silence_unittest() -> None:
-    """Test programs end in `unittest.main()`, which would end the process; their cases are run afterwards."""
+    """Disable `unittest.main()`, which would end the process; the test cases run afterwards."""
     import unittest
 
     unittest.main = lambda *args, **kwargs: None
 
 
 def _run_cases(module: types.ModuleType) -> None:
-    """Run the test cases that a module defines; raises what the first failure raised."""
+    """Run the test cases that a module defines; raise the exception of the first failure."""
     import unittest
 
     class Result(unittest.TestResult):
