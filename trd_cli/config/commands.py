@@ -100,10 +100,10 @@ class RunConfig(Config):
     recipe: str = option(..., "Input", "Recipe (TOML).", argument=True, rows=False)
     out: str | None = option(None, "Output", "Run directory. Default: trd-runs/<name of the recipe>.", rows=False)
     from_stage: RunStage | None = option(
-        None, "Stages", "Redo this stage and what is made from it; removes old outputs.", flags=("--from",), rows=False
+        None, "Input", "Redo this stage and what is made from it; removes old outputs.", flags=("--from",), rows=False
     )
-    until: RunStage | None = option(None, "Stages", "Stop after this stage.", rows=False)
-    only: tuple[str, ...] = option((), "Stages", "Run only this arm, with all it needs (repeatable).", rows=False)
+    until: RunStage | None = option(None, "Input", "Stop after this stage.", rows=False)
+    only: tuple[str, ...] = option((), "Input", "Run only this arm, with all it needs (repeatable).", rows=False)
     dry_run: bool = option(
         False, "Output", "Print what is done and what would run, with each stage's first prompt, then stop.", rows=False
     )
@@ -116,28 +116,22 @@ class PlanConfig(Config):
     )
     out: str | None = option(None, "Output", "Also write the findings to this JSON file.", rows=False)
     sample_rate: AboveZero | None = option(
-        None, "Machine", "Response tokens a second of sample, refine, eval. Default: as measured in --run.", rows=False
+        None, "Engine", "Response tokens a second of sample, refine, eval. Default: as measured in --run.", rows=False
     )
     train_rate: AboveZero | None = option(
-        None, "Machine", "Response tokens a second of distill. Default: as measured in --run.", rows=False
+        None, "Engine", "Response tokens a second of distill. Default: as measured in --run.", rows=False
     )
     gpu_memory: AboveZero | None = option(
-        None, "Machine", "GiB of one device: a stage that needs more is an error.", rows=False
+        None, "Engine", "GiB of one device: a stage that needs more is an error.", rows=False
     )
-    fsdp: Positive = option(
-        1, "Machine", "Processes that share the weights of a training (FSDP version 2).", rows=False
-    )
+    fsdp: Positive = option(1, "Engine", "Processes that share the weights of a training (FSDP version 2).", rows=False)
 
 
 class CompareConfig(Config):
     a: str = option(..., "Input", "Directory of trd eval, or its results.json.", argument=True, rows=False)
     b: str = option(..., "Input", "The other one: differences are B - A.", argument=True, rows=False)
     k: Positive | None = option(
-        None,
-        "Comparison",
-        "Samples a question to compare. Default: all that both have.",
-        flags=("--k", "-k"),
-        rows=False,
+        None, "Method", "Samples a question to compare. Default: all that both have.", flags=("--k", "-k"), rows=False
     )
     out: str | None = option(
         None, "Output", "Also write compare.json, compare.md and compare.csv to this directory.", rows=False
@@ -243,14 +237,14 @@ class OverlapConfig(Config):
     )
     n: Literal[8, 13] = option(
         13,
-        "Comparison",
+        "Method",
         "List (and drop) rows that share this many words in sequence with a question.",
         flags=("--n", "-n"),
     )
     common: NonNegative = option(
-        10, "Comparison", "Ignore n-grams in more training problems, or questions of a benchmark, than this; 0: none."
+        10, "Method", "Ignore n-grams in more training problems, or questions of a benchmark, than this; 0: none."
     )
-    responses: bool = option(False, "Comparison", "Compare the responses of a trajectory set too.")
+    responses: bool = option(False, "Method", "Compare the responses of a trajectory set too.")
     drop: str | None = option(
         None, "Output", "Write the problem set without the listed rows to this Parquet file.", rows=False
     )

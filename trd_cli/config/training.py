@@ -187,7 +187,7 @@ class DistillConfig(ObjectiveOptions, LoraOptions, InputOptions, SelectOptions):
     batch_size: Positive = option(32, "Training", "Trajectories an optimiser step, over all processes.")
     max_tokens_per_batch: Positive = option(
         4096,
-        "Machine",
+        "Engine",
         "Tokens a forward pass, padding included, on the longer side; the gradient does not depend on it.",
         rows=False,
     )
@@ -214,20 +214,20 @@ class DistillConfig(ObjectiveOptions, LoraOptions, InputOptions, SelectOptions):
     )
     seed: int = option(0, "Training", "Order of the rows, start of the adapter, dropout.")
     dtype: Literal["auto", "bfloat16", "float32"] = option(
-        "auto", "Machine", "Compute; weights that are trained are float32. auto: bfloat16."
+        "auto", "Engine", "Compute; weights that are trained are float32. auto: bfloat16."
     )
     save_dtype: Literal["auto", "bfloat16", "float16", "float32"] = option(
         "auto", "Output", "Saved weights. auto: as the starting checkpoint."
     )
-    device: str = option("auto", "Machine", "cpu, cuda, mps; auto takes the fastest there is.", rows=False)
+    device: str = option("auto", "Engine", "cpu, cuda, mps; auto takes the fastest there is.", rows=False)
     attn_implementation: str | None = option(
         None,
-        "Machine",
+        "Engine",
         "Passed to transformers: sdpa, eager, flash_attention_2, ... Default: its own choice.",
         rows=False,
     )
     gradient_checkpointing: bool = option(
-        False, "Machine", "Recompute activations in the backward pass: less memory.", rows=False
+        False, "Engine", "Recompute activations in the backward pass: less memory.", rows=False
     )
     save_minutes: NotNegative = option(
         10.0, "Output", "Save the state of training after so many minutes, so that a crash loses no more.", rows=False

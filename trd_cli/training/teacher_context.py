@@ -95,9 +95,7 @@ class Contexts:
             self._progress.note(f"left out {count} of {counted(len(rows), 'row')}: {reason}")
         if not made:
             raise InputError(
-                f"0 of {counted(len(rows), 'row')} can be trained on",
-                "at least one",
-                "see the reasons above",
+                f"0 of {counted(len(rows), 'row')} can be trained on", "at least one", "see the reasons above"
             )
         return made
 
