@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from trd_cli.report.edits import common_prefix, edit_distances, prefix_share
 from trd_cli.report.leaks import copied_ngrams, talk_of_reference
+from trd_cli.report.refinement import common_prefix, edit_distances, prefix_share
 
 # Edit distance
 

@@ -206,7 +206,7 @@ def test_the_name_of_a_file_that_stages_share_is_written_in_one_place(name: str)
 
 def test_polars_is_loaded_in_one_place_which_mends_its_handling_of_ctrl_c() -> None:
     found = [module for module, path in FILES.items() if "import polars" in path.read_text()]
-    assert found == ["trajectories.frames"]
+    assert found == ["trajectories.selection"]
 
 
 @pytest.mark.parametrize("line", ["--help", "sample --help", "distill --help", "data import --help"])

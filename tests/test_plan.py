@@ -17,7 +17,7 @@ from support.sets import rows_of
 from support.tiny import END, OTHER_END, SHAPE, build_model, reference_model, set_eos, write_tokenizer
 
 from trd_cli.planning.estimates import GIB, adapter_parameters, generating, row_bytes, training
-from trd_cli.planning.models import Planned, read_model
+from trd_cli.planning.pair import Planned, read_model
 from trd_cli.recipes.graph import build_graph
 from trd_cli.recipes.loading import load_recipe
 from trd_cli.trajectories.shards import list_shards, read_problems, write_problems
@@ -165,6 +165,11 @@ def test_models_and_sets_out_of_reach_are_warnings_and_the_rest_is_still_checked
     assert "warning nobody/nothing could not be read" in done.stdout
     assert "warning aime25 cannot be loaded" in done.stdout
     assert "ok      arithmetic:n=5,seed=2: 5 questions" in done.stdout
+
+
+def test_a_refusal_names_keys_and_quotes_values_as_they_are(write: Write, plan: Any) -> None:
+    findings = plan(write(distill={"mask_tokens": ["--top-k"]}), code=1)
+    told(findings, "error", "recipe", "mask_tokens --top-k; expected a token of the vocabulary")
 
 
 def test_the_scripted_student_is_an_error_as_it_cannot_be_trained(write: Write, plan: Any) -> None:

@@ -22,8 +22,8 @@ from support.report_run import make_run
 
 from trd_cli.records import Trajectory, content_hash
 from trd_cli.report.data import Selection, SetRef
-from trd_cli.report.formulas import formulas, mathml
 from trd_cli.report.plots import plots
+from trd_cli.report.reader.formulas import formulas, mathml
 from trd_cli.report.reader.page import inline_svg, write_page
 from trd_cli.report.reader.trajectories import trajectories
 from trd_cli.trajectories.shards import list_shards, shard_path, write_shard

@@ -27,11 +27,11 @@ from trd_cli.models import resolve_model
 from trd_cli.report.collect import collect
 from trd_cli.report.data import Refinement, ReportData, Score, Spread, Training
 from trd_cli.report.drawing import COLOURS
+from trd_cli.report.logs import kl_by_position
 from trd_cli.report.nll import choose
 from trd_cli.report.plots import INK, is_plot, plots
-from trd_cli.report.rounds import curves_of
-from trd_cli.report.tables import markdown, tables
-from trd_cli.report.trainings import kl_by_position
+from trd_cli.report.scores import curves_of
+from trd_cli.report.tabulate import markdown, tables
 from trd_cli.report.two_runs import combine
 from trd_cli.training.batches import Example, Weighting, collate
 from trd_cli.training.figures import StepFigures

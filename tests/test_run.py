@@ -445,6 +445,28 @@ def test_a_stage_that_an_earlier_run_left_behind_is_ended_first(finished: Path, 
     assert left.wait(timeout=1) == -signal.SIGTERM
 
 
+def test_a_stage_tells_its_run_rows_and_errors_as_json(
+    problems: Path, tmp_path: Path, trd: Trd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events = tmp_path / "events"
+    monkeypatch.setenv("TRD_EVENTS", str(events))
+    assert trd("sample", "-m", "scripted", "-p", problems, "--out", tmp_path / "y_o").exit_code == 0
+    first, *_, last = [json.loads(line)["work"] for line in events.read_text().splitlines()]
+    assert (first["what"], first["total"], first["rows"]) == ("sample", 12, 0)
+    assert (last["before"], last["rows"], last["total"]) == (0, 12, 12)
+    refused = trd("sample", "-m", "scripted", "-p", tmp_path / "none.parquet", "--out", tmp_path / "y")
+    error = json.loads(events.read_text().splitlines()[-1])["error"]
+    assert error == refused.stderr.splitlines()[-1]
+
+
+def test_a_failed_stage_is_shown_with_its_error_whatever_its_log_ends_with(tmp_path: Path, trd: Trd) -> None:
+    path = written(tmp_path, BASE.replace("n = 2", "n = 2\nengine_arg = {faults = 1.0}") + TRD_ARM)
+    shown = trd("run", path, "--out", tmp_path / "run", "--until", "sample").stderr
+    (line,) = [line for line in shown.splitlines() if ": failed in " in line]
+    assert "trd sample: error: 8 of 8 rows ended as errors" in line
+    assert line.endswith("(exit code 3)")
+
+
 # Interrupted and killed
 
 

@@ -18,7 +18,7 @@ from trd_cli.config.base import (
     Share,
     option,
 )
-from trd_cli.errors import InputError
+from trd_cli.errors import InputError, flag
 
 # trd fills in these arguments of transformers' apply_chat_template. Given again, they would break or change a prompt.
 _NOT_FOR_A_TEMPLATE = {
@@ -43,7 +43,7 @@ def _for_a_template(value: dict[str, Any]) -> dict[str, Any]:
     taken = sorted(_NOT_FOR_A_TEMPLATE & value.keys())
     if taken:
         raise InputError(
-            f"--chat-template-kwargs {taken[0]}, which trd fills in",
+            f"{flag('chat_template_kwargs')} {taken[0]}, which trd fills in",
             "names that the chat template reads",
             f"leave {taken[0]} out",
         )

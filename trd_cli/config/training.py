@@ -1,17 +1,21 @@
-"""Options of distillation: the objective, what is trained along, the optimiser."""
+"""Options of distillation: the objective, the rows it is trained along, the teacher's context, the optimiser."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated, Any, Literal, get_type_hints
+from collections.abc import Collection
+from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 from pydantic import Field, create_model, model_validator
 
 from trd_cli.config.base import AboveZero, Config, InputOptions, NotNegative, Positive, SelectOptions, Share, option
-from trd_cli.errors import InputError
+from trd_cli.errors import InputError, flag
 from trd_cli.losses.objectives import OBJECTIVES, Objective
 
-# What --method stands for. Anything given beside it counts before it.
+# The kinds of rows that can be trained along, y_r and y_o, the usual one first.
+Along = Literal["refined", "rollout"]
+Context = Literal["refine", "vanilla"]
+# The options that a method sets. A flag given beside --method wins.
 METHODS: dict[str, dict[str, Any]] = {
     "trd": {"objective": "forward-kl", "stage": "refined", "teacher_context": "refine"},
     "fkl": {"objective": "forward-kl", "stage": "rollout", "teacher_context": "vanilla"},
@@ -50,8 +54,7 @@ def _own_option(name: str) -> tuple[Any, Any]:
 
 
 def _unread(key: str, beside: str, reader: str) -> InputError:
-    flag = DistillConfig.flag(key)
-    return InputError(f"{flag} with {beside}", f"{reader}, which reads it", f"leave {flag} out")
+    return InputError(f"{flag(key)} with {beside}", f"{reader}, which reads it", f"leave {flag(key)} out")
 
 
 class _OfAllObjectives(Config):
@@ -65,13 +68,13 @@ class _OfAllObjectives(Config):
         None, "Method", "Divergence to minimise. Default: the method's, else forward-kl."
     )
     # The key is older than the word: shards, recipes and run.json call the kind of a row its stage.
-    stage: Literal["refined", "rollout"] | None = option(
+    stage: Along | None = option(
         None,
         "Input",
         "Train along refined rows (y_r) or rollouts (y_o). Default: the method's, else refined where the input has any.",
         flags=("--kind", "--stage"),
     )
-    teacher_context: Literal["refine", "vanilla"] | None = option(
+    teacher_context: Context | None = option(
         None,
         "Method",
         "The teacher reads the refinement prompt, with the attempt, or the problem alone (opsd: and the reference). Default: the method's, else refine along y_r, vanilla along y_o.",
@@ -97,13 +100,32 @@ class _OfAllObjectives(Config):
     )
     eos: bool = option(True, "Method", "Train on the end-of-turn token.", flags=("--eos/--no-eos",))
 
+    def along(self, held: Collection[str] = get_args(Along)) -> Along:
+        """Return the kind of rows to train along: as asked, else y_r where the input holds any.
+
+        By default the input holds both kinds, as it does in a recipe.
+        """
+        return self.stage or ("refined" if "refined" in held else "rollout")
+
+    def teacher_context_kind(self, along: str | None = None) -> Context:
+        """Return the context that the teacher reads before a response of the kind `along` (default: `along()`)."""
+        return self.teacher_context or ("refine" if (along or self.along()) == "refined" else "vanilla")
+
+    def takes_stored_prompt(self, along: str | None = None) -> bool:
+        """Tell whether the teacher reads the prompt that a row was refined with, which the row brings along."""
+        return (along or self.along()) == "refined" and self.teacher_context_kind(along) == "refine"
+
+    def is_drawn_otherwise(self, along: str, temperature: float, top_p: float, top_k: int) -> bool:
+        """Tell whether rows are no plain samples of the student, along which the sampled estimate is biased."""
+        return along == "refined" or temperature != self.temperature or top_p < 1 or top_k > 0
+
     def _implied(self) -> dict[str, Any]:
         return _METHOD_DEFAULTS | METHODS.get(self.method, {})
 
     @model_validator(mode="before")
     @classmethod
     def _fill_in(cls, values: Any) -> Any:
-        """Flags first, then the method, then what holds anyway. Refuses a flag that the objective does not read."""
+        """Fill in what the method and the defaults set. Raises InputError for a flag the objective does not read."""
         if not isinstance(values, dict):
             return values
         given = {key: value for key, value in values.items() if value is not None}
@@ -111,7 +133,7 @@ class _OfAllObjectives(Config):
         for key, field in OWN_OPTIONS.items():
             default, readers = cls.model_fields[key].get_default(), field.metadata["of"]
             if given.get(key, default) != default and filled["objective"] not in readers:
-                raise _unread(key, f"--objective {filled['objective']}", " or ".join(readers))
+                raise _unread(key, f"{flag('objective')} {filled['objective']}", " or ".join(readers))
         return filled
 
 
@@ -142,15 +164,21 @@ class DistillConfig(ObjectiveOptions, LoraOptions, InputOptions, SelectOptions):
 
         adapter = [name for name in LoraOptions.model_fields if name != "lora" and changed(name)]
         if adapter and not self.lora:
-            raise _unread(adapter[0], "all weights trained", "--lora")
+            raise _unread(adapter[0], "all weights trained", flag("lora"))
         if changed("ema_decay") and self.teacher_weights != "ema":
-            raise _unread("ema_decay", f"--teacher-weights {self.teacher_weights}", "--teacher-weights ema")
+            weights = flag("teacher_weights")
+            raise _unread("ema_decay", f"{weights} {self.teacher_weights}", f"{weights} ema")
         return self
 
+    def setting_of(self, rows: str | None) -> Literal["opd", "opsd"]:
+        """Return the setting for rows that were made in the setting `rows`, None for rollouts."""
+        return self.setting or rows or "opd"
+
     def check_shardable(self) -> None:
-        """Raise InputError for what cannot be trained with the weights cut over several processes."""
+        """Raise InputError for options that exclude weights sharded over several processes."""
         if self.teacher_weights == "ema":
-            raise InputError("--teacher-weights ema with FSDP", "initial or round", "change --teacher-weights")
+            weights = flag("teacher_weights")
+            raise InputError(f"{weights} ema with FSDP", "initial or round", f"change {weights}")
 
     model: str | None = option(
         None,

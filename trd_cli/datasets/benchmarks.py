@@ -23,7 +23,7 @@ from trd_cli.datasets.evalplus import canonical_version
 from trd_cli.datasets.importing import import_problems
 from trd_cli.datasets.known_sets import GRADERS, KNOWN, SAMPLING, SPELLINGS, Known, Options
 from trd_cli.datasets.sources import Loaded
-from trd_cli.errors import InputError, counted
+from trd_cli.errors import InputError, counted, flag
 from trd_cli.records import Problem, Sampling, Task, well_formed
 from trd_cli.trajectories.shards import read_problems
 
@@ -162,7 +162,7 @@ def _options(name: str, text: str, allowed: Options) -> dict[str, str]:
         key, mark, value = (piece.strip() for piece in part.partition("="))
         if not mark or not value or key not in allowed:
             keys = ", ".join(f"{key}=" for key in allowed)
-            raise InputError(f"{name}: {part!r}", f"{keys} with a value", "change --bench")
+            raise InputError(f"{name}: {part!r}", f"{keys} with a value", f"change {flag('bench')}")
         values[key] = value
     return values
 

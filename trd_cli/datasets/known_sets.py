@@ -11,7 +11,7 @@ from trd_cli.datasets import evalplus, livecodebench
 from trd_cli.datasets.arithmetic import make_arithmetic
 from trd_cli.datasets.math_sets import MATH_SETS, load_math_set
 from trd_cli.datasets.sources import Loaded
-from trd_cli.errors import InputError
+from trd_cli.errors import InputError, flag
 from trd_cli.graders import evalplus_tasks
 from trd_cli.local_data import local_file
 from trd_cli.records import Sampling, Task
@@ -51,7 +51,7 @@ class Known:
 def _load_arithmetic(name: str, options: Options) -> Loaded:
     wrong = next((key for key, value in options.items() if not re.fullmatch(r"-?\d+", value)), None)
     if wrong:
-        raise InputError(f"{name}: {wrong}={options[wrong]}", "a whole number", "change --bench")
+        raise InputError(f"{name}: {wrong}={options[wrong]}", "a whole number", f"change {flag('bench')}")
     loaded = Loaded(make_arithmetic(**{key: int(value) for key, value in options.items()}), "generated")
     # It is made from its options, so its content is always the known one.
     return replace(loaded, expected_sha256=loaded.sha256())

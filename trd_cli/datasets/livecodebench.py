@@ -88,7 +88,7 @@ def _fetch(release: _Release, revision: str | None) -> Fetched:
     except InputError as error:
         if local_file("livecodebench_v6_prompts.jsonl") is None:
             raise
-        raise InputError(
+        raise type(error)(
             f"{error.got} (TRD_DATA has the prompts of livecodebench only, without tests)", error.expected, error.mend
         ) from None
 

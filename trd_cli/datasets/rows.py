@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from trd_cli.datasets.values import Clash, Written, filled
-from trd_cli.errors import InputError
+from trd_cli.errors import InputError, OutOfReach
 from trd_cli.records import well_formed
 from trd_cli.trajectories.checksums import Checksums, Damage
 from trd_cli.trajectories.shards import source_of
@@ -253,7 +253,7 @@ def _hub_rows(file: str, split: str) -> Iterable[Row]:
             found = load_dataset(name, subset or _HUB_SUBSETS.get(name), split=split)
     except Exception as error:  # its HTTP, file and builder layers raise many kinds
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(
+        raise OutOfReach(
             f"{file!r} is no file here and the Hub did not give it ({reason})",
             "a file, or owner/name or owner/name:subset of a Hub dataset with that --split",
             "check the name, the network, and HF_TOKEN for gated sets",

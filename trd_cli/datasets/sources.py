@@ -10,7 +10,7 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from trd_cli.errors import InputError, first_line
+from trd_cli.errors import OutOfReach, first_line
 from trd_cli.local_data import local_file
 from trd_cli.records import Problem, content_hash
 
@@ -77,7 +77,7 @@ def hub_file(repo: str, path: str, revision: str, local: str) -> Fetched:
     try:
         file = Path(hf_hub_download(repo, path, repo_type="dataset", revision=revision))
     except Exception as error:  # its HTTP, file and cache layers raise many kinds
-        raise InputError(
+        raise OutOfReach(
             f"{path} of the Hub dataset {repo} could not be fetched: {_reason(error, revision)}",
             "the Hub, or a copy of the file",
             f"check the network and HF_ENDPOINT, set HF_TOKEN for a gated set, or set TRD_DATA to a folder with benchmarks/{local}",

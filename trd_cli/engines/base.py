@@ -8,7 +8,7 @@ from typing import Protocol
 
 from trd_cli import __version__
 from trd_cli.config.generating import EngineName
-from trd_cli.errors import EngineError
+from trd_cli.errors import EngineError, flag
 from trd_cli.records import Completion, Request
 
 
@@ -45,5 +45,5 @@ def engine_version(name: EngineName) -> str:
         except metadata.PackageNotFoundError:
             continue
     raise EngineError(
-        f"--engine {name}, but {name} is not installed", "an installed engine", f'pip install "trd-cli[{name}]"'
+        f"{flag('engine')} {name}, but {name} is not installed", "an installed engine", f'pip install "trd-cli[{name}]"'
     )

@@ -27,7 +27,7 @@ from trd_cli.engines.replies import (
     read_json,
 )
 from trd_cli.engines.server import header_value, read_server
-from trd_cli.errors import EngineError
+from trd_cli.errors import EngineError, flag
 from trd_cli.models import ModelRef
 from trd_cli.prompting.tokens import Tokenizer
 from trd_cli.records import Completion, Request
@@ -421,7 +421,7 @@ def read_arguments(given: dict[str, Any]) -> _Arguments:
         key, allowed = first["loc"][0], ", ".join(_Arguments.model_fields)
         if first["type"] == "extra_forbidden":
             raise EngineError(
-                f"--engine-arg {key}", f"one of {allowed}", "these are all the openai engine takes"
+                f"{flag('engine_arg')} {key}", f"one of {allowed}", "these are all the openai engine takes"
             ) from None
         expected = first["msg"].removeprefix("Input should be ")
-        raise EngineError(f"--engine-arg {key}={first['input']!r}", expected, f"change {key}") from None
+        raise EngineError(f"{flag('engine_arg')} {key}={first['input']!r}", expected, f"change {key}") from None

@@ -6,32 +6,32 @@ import importlib.util
 
 from trd_cli.config.generating import EngineName, EngineOptions
 from trd_cli.engines.base import Engine
-from trd_cli.errors import EngineError, InputError
+from trd_cli.errors import EngineError, InputError, flag
 from trd_cli.models import SCRIPTED, ModelRef
 from trd_cli.prompting.tokens import Tokenizer
 
-_BY_MODEL = "--model"
+_BY_MODEL = flag("model")
 # Arguments that an option of trd sets, and those that would break rows in silence.
 _NOT_TO_GIVE: dict[str, dict[str, str]] = {
     "transformers": {
         "pretrained_model_name_or_path": _BY_MODEL,
         "config": _BY_MODEL,
         "state_dict": _BY_MODEL,
-        "dtype": "--dtype",
-        "torch_dtype": "--dtype",
-        "device_map": "--device",
+        "dtype": flag("dtype"),
+        "torch_dtype": flag("dtype"),
+        "device_map": flag("device"),
         "output_loading_info": "none: what is loaded is a model alone",
         "ignore_mismatched_sizes": "none: what does not fit would be random",
     },
     "vllm": {
         "model": _BY_MODEL,
         "tokenizer": _BY_MODEL,
-        "dtype": "--dtype",
-        "device": "--device",
-        "tensor_parallel_size": "--tensor-parallel-size",
-        "gpu_memory_utilization": "--gpu-memory-utilization",
-        "max_model_len": "--max-model-len",
-        "max_num_seqs": "--batch-size",
+        "dtype": flag("dtype"),
+        "device": flag("device"),
+        "tensor_parallel_size": flag("tensor_parallel_size"),
+        "gpu_memory_utilization": flag("gpu_memory_utilization"),
+        "max_model_len": flag("max_model_len"),
+        "max_num_seqs": flag("batch_size"),
         "skip_tokenizer_init": "none: vllm would not know its own ends of a response",
     },
 }
@@ -46,7 +46,7 @@ def choose_engine(options: EngineOptions, model_name: str) -> EngineName:
     if options.engine != "auto":
         if (options.engine == SCRIPTED) != (model_name == SCRIPTED):
             raise EngineError(
-                f"--engine {options.engine} with --model {model_name}",
+                f"{flag('engine')} {options.engine} with {flag('model')} {model_name}",
                 "scripted for both or for neither",
                 "change one of them",
             )
@@ -77,10 +77,10 @@ def check_arguments(name: EngineName, options: EngineOptions) -> None:
     for argument, value in options.engine_arg.items():
         instead = _NOT_TO_GIVE.get(name, {}).get(argument)
         if instead:
-            raise EngineError(f"--engine-arg {argument}", instead, "leave it out")
+            raise EngineError(f"{flag('engine_arg')} {argument}", instead, "leave it out")
         if name == "vllm" and argument == "logprobs_mode" and value != _LOGPROBS_MODE:
             raise EngineError(
-                f"--engine-arg logprobs_mode={value}",
+                f"{flag('engine_arg')} logprobs_mode={value}",
                 f"{_LOGPROBS_MODE}, the model's own, which rows record",
                 "leave it out",
             )
@@ -103,7 +103,9 @@ def window(name: EngineName, model: ModelRef, options: EngineOptions) -> int:
     if asked is None:
         return model.max_length()
     if name == "transformers" and longest is not None and asked > longest:
-        raise InputError(f"--max-model-len {asked}", f"at most the {longest} that {model.name} takes", "lower it")
+        raise InputError(
+            f"{flag('max_model_len')} {asked}", f"at most the {longest} that {model.name} takes", "lower it"
+        )
     return asked
 
 

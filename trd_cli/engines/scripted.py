@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from trd_cli import __version__
 from trd_cli.config.generating import EngineOptions
-from trd_cli.errors import EngineError
+from trd_cli.errors import EngineError, flag
 from trd_cli.prompting.tokens import Tokenizer
 from trd_cli.records import Completion, Request
 
@@ -63,9 +63,9 @@ def read_script(given: dict[str, Any]) -> Script:
         first = error.errors()[0]
         known = ", ".join(Script.model_fields)
         raise EngineError(
-            f"--engine-arg {first['loc'][0]}={first['input']}: {first['msg'].lower()}",
+            f"{flag('engine_arg')} {first['loc'][0]}={first['input']}: {first['msg'].lower()}",
             f"one of {known}",
-            "change --engine-arg",
+            f"change {flag('engine_arg')}",
         ) from None
 
 

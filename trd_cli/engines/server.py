@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from urllib.parse import parse_qsl, unquote, urlsplit, urlunsplit
 
-from trd_cli.errors import EngineError
+from trd_cli.errors import EngineError, flag
 from trd_cli.redaction import is_secret_name, scrubbed
 
-_EXAMPLE = "give --base-url, for example http://localhost:8000/v1"
+_EXAMPLE = f"give {flag('base_url')}, for example http://localhost:8000/v1"
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,9 @@ def read_server(base_url: str | None) -> Server:
     """
     given = (base_url or os.environ.get("OPENAI_BASE_URL") or "").strip()
     if not given:
-        raise EngineError("--engine openai without a server", "--base-url or OPENAI_BASE_URL", _EXAMPLE)
+        raise EngineError(
+            f"{flag('engine')} openai without a server", f"{flag('base_url')} or OPENAI_BASE_URL", _EXAMPLE
+        )
     key = header_value("OPENAI_API_KEY")
     expected = "an address that begins with http:// or https://"
     if not given.startswith(("http://", "https://")):

@@ -27,7 +27,7 @@ from trd_cli.config.generating import EngineOptions
 from trd_cli.engines.rope import steady_length, switch_length
 from trd_cli.engines.sampling import draw
 from trd_cli.engines.slot_cache import SlotCache
-from trd_cli.errors import EngineError, InputError
+from trd_cli.errors import EngineError, InputError, flag
 from trd_cli.model_files import tensor_names
 from trd_cli.models import ModelRef, why_not
 from trd_cli.prompting.tokens import Tokenizer
@@ -52,7 +52,7 @@ def check_device(name: str) -> None:
     try:
         torch.empty(0, device=pick_device(name))
     except (RuntimeError, AssertionError):
-        raise InputError(f"--device {name}", "a device of this machine", "change --device") from None
+        raise InputError(f"{flag('device')} {name}", "a device of this machine", f"change {flag('device')}") from None
 
 
 def _load(model: ModelRef, options: EngineOptions) -> tuple[torch.device, torch.nn.Module]:
@@ -76,7 +76,7 @@ def _cannot_load(model: ModelRef, error: Exception) -> EngineError:
     return EngineError(
         f"transformers cannot load {model.name}: {why_not(model, error)}",
         "a causal language model",
-        "check --model, --device and --engine-arg",
+        f"check {flag('model')}, {flag('device')} and {flag('engine_arg')}",
     )
 
 
@@ -100,14 +100,14 @@ def check_attention(name: str, model: torch.nn.Module) -> None:
     config = model.config.get_text_config()
     odd = sorted(set(getattr(config, "layer_types", None) or ()) - _KNOWN_LAYERS)
     if odd:
-        raise EngineError(f"{name} has {odd[0]} layers", "attention layers only", "use --engine vllm")
+        raise EngineError(f"{name} has {odd[0]} layers", "attention layers only", f"use {flag('engine')} vllm")
     if config.model_type in _ALIBI or getattr(config, "alibi", False):
         raise EngineError(
-            f"{name} encodes positions by ALiBi", "positions that the engine can set", "use --engine vllm"
+            f"{name} encodes positions by ALiBi", "positions that the engine can set", f"use {flag('engine')} vllm"
         )
     kind = model.config._attn_implementation
     if kind not in ("sdpa", "eager"):
-        raise EngineError(f"attention {kind}", "sdpa or eager", "change --engine-arg attn_implementation")
+        raise EngineError(f"attention {kind}", "sdpa or eager", f"change {flag('engine_arg')} attn_implementation")
 
 
 @dataclass

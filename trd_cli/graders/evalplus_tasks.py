@@ -18,7 +18,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-from trd_cli.errors import InputError, first_line
+from trd_cli.errors import InputError, OutOfReach, first_line
 from trd_cli.local_data import local_file
 
 Dataset = Literal["humaneval", "mbpp"]
@@ -81,7 +81,7 @@ def _downloaded(dataset: Dataset, version: str) -> Path:
         with contextlib.redirect_stdout(sys.stderr):
             make_cache(url, path)
     except Exception as error:  # its HTTP and archive layers raise many types
-        raise InputError(
+        raise OutOfReach(
             f"{_RELEASE[dataset]} {version} could not be downloaded from {url} ({first_line(error)})",
             "a release of EvalPlus's data",
             f"check the version and the network, or set {_OVERRIDE[dataset]} or TRD_DATA",

@@ -29,7 +29,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from trd_cli.errors import InputError
+from trd_cli.errors import InputError, flag
 from trd_cli.graders.inside import codec
 from trd_cli.graders.starting import Level, Limits, SandboxError, start
 
@@ -264,7 +264,9 @@ def choose_level(wanted: Level | Literal["auto"]) -> Level:
     reason = refusal(wanted)
     if reason is not None:
         raise InputError(
-            f"--sandbox {wanted}: {reason}", "a level this machine allows", "leave --sandbox out, or take another"
+            f"{flag('sandbox')} {wanted}: {reason}",
+            "a level this machine allows",
+            f"leave {flag('sandbox')} out, or take another",
         )
     return wanted
 

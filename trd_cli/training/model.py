@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from trd_cli.config.training import DistillConfig, LoraOptions
-from trd_cli.errors import InputError, ModelError, TrdError, first_line
+from trd_cli.errors import InputError, ModelError, TrdError, first_line, flag
 from trd_cli.losses.fused import Figures, fused_divergence
 from trd_cli.losses.objectives import Objective
 from trd_cli.models import ModelRef, cannot_load
@@ -63,7 +63,7 @@ def check_logits(model: nn.Module, name: str, compute: torch.dtype) -> None:
     except (RuntimeError, ValueError, ImportError) as error:
         raise ModelError(
             f"cannot run {name}: {first_line(error)}",
-            "a model that runs with this --dtype and --attn-implementation",
+            f"a model that runs with this {flag('dtype')} and {flag('attn_implementation')}",
             "change one of them",
         ) from None
     if not off <= _HEAD_LIMIT[compute]:
@@ -104,19 +104,19 @@ def with_adapter(model: nn.Module, options: LoraOptions, seed: int) -> nn.Module
             adapted = get_peft_model(model, config)
     except ValueError as error:
         raise InputError(
-            f"--lora-targets {', '.join(options.lora_targets)}: {first_line(error)}",
+            f"{flag('lora_targets')} {', '.join(options.lora_targets)}: {first_line(error)}",
             "names of linear layers, such as q_proj",
-            "change --lora-targets",
+            f"change {flag('lora_targets')}",
         ) from None
     if hasattr(base_of(adapted).get_output_embeddings(), "lora_A"):
         raise InputError(
-            "--lora-targets with the output head",
+            f"{flag('lora_targets')} with the output head",
             "layers before it: the loss reads the head's own weight",
             "leave it out",
         )
     if tied and hasattr(base_of(adapted).get_input_embeddings(), "lora_A"):
         raise InputError(
-            "--lora-targets with an embedding that is the output head too",
+            f"{flag('lora_targets')} with an embedding that is the output head too",
             "layers after it: merged into the embedding, the adapter would change the head",
             "leave it out",
         )
@@ -130,7 +130,9 @@ def allow_checkpointing(model: nn.Module) -> None:
     try:
         enable({"use_reentrant": False})
     except ValueError as error:
-        raise ModelError(f"--gradient-checkpointing: {first_line(error)}", "a model that can", "leave it out") from None
+        raise ModelError(
+            f"{flag('gradient_checkpointing')}: {first_line(error)}", "a model that can", "leave it out"
+        ) from None
 
 
 def base_of(model: nn.Module) -> nn.Module:
