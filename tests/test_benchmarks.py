@@ -264,7 +264,7 @@ UNUSABLE = {
     "half a line": (gzip.compress(b'{"task_id": ', mtime=0), "could not be read"),
     "a key missing": (
         gzip.compress(jsonl([{"task_id": "HumanEval/0", "prompt": "p"}]), mtime=0),
-        "HumanEval/0 without entry_point",
+        "HumanEval/0 has no entry_point",
     ),
     "too few questions": (gzip.compress(jsonl([TASK]), mtime=0), "has 1 question; expected 164"),
 }
