@@ -67,5 +67,5 @@ def test_references_that_are_worked_solutions_are_counted_and_named(answered: Ma
     worked = "2 + 3 = 5 and 5 * 2 = 10. A: 10"
     directory = answered([(r"\boxed{10}", worked), (r"\boxed{10}", worked + "\n#### 10")])
     told = ok(*VERIFY, directory).stderr
-    assert "1 rows are errors because the reference of their problem is not one answer (1 problems: p0)" in told
+    assert "1 row graded as error: the reference of the problem is not one answer (1 problem: p0)" in told
     assert [row.verdict for row in rows_of(directory)] == ["error", "correct"]

@@ -14,12 +14,12 @@ import torch
 from support.tiny import VOCABULARY, build_model, reference_model
 
 from trd_cli.losses.objectives import Objective
-from trd_cli.training.batches import Batch, Example, Plan, Side, Weighting, collate, plan_step, steps
+from trd_cli.training.batches import Batch, Example, Side, Split, Weighting, collate, split_step, steps
 from trd_cli.training.model import DistillStep, Teacher, head_of, response_states
 
 Reduction = Literal["sequence", "token"]
 Models = tuple[torch.nn.Module, torch.nn.Module]
-Plans = tuple[list[Example], int, list[Plan]]
+Splits = tuple[list[Example], int, list[Split]]
 REDUCTIONS: tuple[Reduction, ...] = ("sequence", "token")
 CUTS = (1, 60, 100, 200, 10_000)
 DATA = Path(os.environ.get("TRD_DATA", Path(__file__).parents[2] / "shared/data"))
@@ -106,13 +106,13 @@ def read_before(side: Side, prompts: Sequence[Sequence[int]], row_N: torch.Tenso
 
 def test_position_by_position_both_sides_score_the_same_response_token() -> None:
     examples = random_examples(40)
-    assert any(len(e.scored) < len(e.response) for e in examples)
+    assert any(len(e.scored) < len(e.response_ids) for e in examples)
     batch = collate(examples, Weighting.of(examples, "sequence"))
     students = read_before(batch.student, [e.student_prompt for e in examples], batch.row_N)
     teachers = read_before(batch.teacher, [e.teacher_prompt for e in examples], batch.row_N)
-    expected = [(i, list(e.response[:t])) for i, e in enumerate(examples) for t in e.scored]
+    expected = [(i, list(e.response_ids[:t])) for i, e in enumerate(examples) for t in e.scored]
     assert students == teachers == expected
-    assert batch.response_N.tolist() == [e.response[t] for e in examples for t in e.scored]
+    assert batch.response_N.tolist() == [e.response_ids[t] for e in examples for t in e.scored]
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +137,7 @@ def test_padding_and_neighbours_change_no_hidden_state(models: Models, which: st
 
 def whole_logits(model: torch.nn.Module, prompt: Sequence[int], e: Example) -> torch.Tensor:
     """Return the whole model's logits (T, V) at the scored places of a response after a prompt, one row at a time."""
-    logits_LV = model(torch.tensor([[*prompt, *e.response]])).logits[0]
+    logits_LV = model(torch.tensor([[*prompt, *e.response_ids]])).logits[0]
     return logits_LV[len(prompt) - 1 : -1][list(e.scored)]
 
 
@@ -183,7 +183,7 @@ def test_by_token_the_weights_are_the_mean_over_all_tokens() -> None:
 def test_the_weights_of_a_step_sum_to_one_however_it_is_cut(reduction: Reduction, max_tokens: int) -> None:
     examples = random_examples(11)
     weighting = Weighting.of(examples, reduction)
-    batches = [collate(group, weighting) for group in plan_step(examples, max_tokens).groups]
+    batches = [collate(group, weighting) for group in split_step(examples, max_tokens).groups]
     assert sum(b.weights_N.sum().item() for b in batches) == pytest.approx(1.0)
 
 
@@ -248,7 +248,7 @@ def test_the_gradient_does_not_depend_on_how_a_step_is_cut(models: Models, reduc
     assert whole.norm() > 0.1
     counts = set()
     for max_tokens in CUTS:
-        groups = plan_step(examples, max_tokens).groups
+        groups = split_step(examples, max_tokens).groups
         counts.add(len(groups))
         loss, cut = accumulated(models, [collate(group, weighting) for group in groups])
         assert loss == pytest.approx(whole_loss, rel=1e-5)
@@ -265,11 +265,11 @@ def test_the_gradient_does_not_depend_on_the_number_of_processes(
     weighting = Weighting.of(examples, reduction)
     whole_loss, whole = accumulated(models, [collate(examples, weighting)])
     for processes in (1, 2, 3):
-        plan = plan_step(examples, 200, processes)
+        split = split_step(examples, 200, processes)
         summed_loss, summed = 0.0, torch.zeros_like(whole)
         for process in range(processes):
             batches = [
-                collate(group, weighting) if group else collate(examples[:1], None) for group in plan.mine(process)
+                collate(group, weighting) if group else collate(examples[:1], None) for group in split.mine(process)
             ]
             loss, gradient = accumulated(models, batches)
             summed_loss += loss
@@ -291,48 +291,48 @@ def test_a_batch_without_a_weighting_has_no_loss_and_no_gradient(models: Models)
     params=[(1, 60, 4096), (2, 60, 90), (7, 60, 600), (32, 4, 600), (32, 60, 1), (32, 60, 4096), (33, 400, 4096)],
     ids="{0[0]} rows of up to {0[1]}, {0[2]} tokens".format,
 )
-def plans(request: pytest.FixtureRequest) -> Plans:
-    """Return a step, the tokens of a group, and the plans of the step for 1, 2, 3 and 8 processes."""
+def splits(request: pytest.FixtureRequest) -> Splits:
+    """Return a step, the tokens of a group, and the splits of the step for 1, 2, 3 and 8 processes."""
     count, longest, max_tokens = request.param
     step = random_examples(count, longest=longest)
-    return step, max_tokens, [plan_step(step, max_tokens, processes) for processes in (1, 2, 3, 8)]
+    return step, max_tokens, [split_step(step, max_tokens, processes) for processes in (1, 2, 3, 8)]
 
 
-def shares(plan: Plan) -> list[list[Sequence[Example]]]:
+def shares(split: Split) -> list[list[Sequence[Example]]]:
     """Return the micro-batches of each process."""
-    return [plan.mine(process) for process in range(plan.processes)]
+    return [split.mine(process) for process in range(split.processes)]
 
 
-def test_each_row_is_in_exactly_one_group_and_each_group_at_one_process(plans: Plans) -> None:
-    step, _, made = plans
-    for plan in made:
-        assert by_id([e for group in plan.groups for e in group]) == by_id(step)
-        assert by_id([e for share in shares(plan) for group in share for e in group]) == by_id(step)
+def test_each_row_is_in_exactly_one_group_and_each_group_at_one_process(splits: Splits) -> None:
+    step, _, made = splits
+    for split in made:
+        assert by_id([e for group in split.groups for e in group]) == by_id(step)
+        assert by_id([e for share in shares(split) for group in share for e in group]) == by_id(step)
 
 
-def test_every_process_gets_as_many_micro_batches(plans: Plans) -> None:
-    for plan in plans[2]:
-        assert len({len(share) for share in shares(plan)}) == 1
-        empty = sum(not group for share in shares(plan) for group in share)
-        assert empty < plan.processes
+def test_every_process_gets_as_many_micro_batches(splits: Splits) -> None:
+    for split in splits[2]:
+        assert len({len(share) for share in shares(split)}) == 1
+        empty = sum(not group for share in shares(split) for group in share)
+        assert empty < split.processes
         # No process only keeps step while there are rows left to share.
-        assert empty == 0 or all(len(group) == 1 for group in plan.groups)
+        assert empty == 0 or all(len(group) == 1 for group in split.groups)
 
 
-def test_a_group_of_several_rows_keeps_to_the_tokens_on_its_longer_side(plans: Plans) -> None:
-    _, max_tokens, made = plans
-    for group in (group for plan in made for group in plan.groups if len(group) > 1):
+def test_a_group_of_several_rows_keeps_to_the_tokens_on_its_longer_side(splits: Splits) -> None:
+    _, max_tokens, made = splits
+    for group in (group for split in made for group in split.groups if len(group) > 1):
         read = collate(group, None)
         assert max(read.student.ids_BL.numel(), read.teacher.ids_BL.numel()) <= max_tokens
         assert len(group) * max(e.length for e in group) <= max_tokens
 
 
-def test_padding_is_at_most_a_tenth_in_every_group_and_in_the_step(plans: Plans) -> None:
-    for plan in plans[2]:
-        assert plan.padding <= MOST_PADDING
-        of_groups = [Plan([group], 1).padding for group in plan.groups]
+def test_padding_is_at_most_a_tenth_in_every_group_and_in_the_step(splits: Splits) -> None:
+    for split in splits[2]:
+        assert split.padding <= MOST_PADDING
+        of_groups = [Split([group], 1).padding for group in split.groups]
         assert max(of_groups) <= MOST_PADDING
-        assert {p for p, group in zip(of_groups, plan.groups, strict=True) if len(group) == 1} <= {0.0}
+        assert {p for p, group in zip(of_groups, split.groups, strict=True) if len(group) == 1} <= {0.0}
 
 
 def prompts_of(name: str, student: int, teacher: int, response: int = 10) -> Example:
@@ -342,10 +342,10 @@ def prompts_of(name: str, student: int, teacher: int, response: int = 10) -> Exa
 def test_groups_that_are_halved_for_several_processes_keep_padding_at_a_tenth() -> None:
     # For one process one group, with 8 % of padding. Cut in the middle, the half with the short row would have 16 %.
     step = [*(prompts_of(f"long {i}", 40, 40) for i in range(3)), prompts_of("short", 24, 24)]
-    assert [len(group) for group in plan_step(step, 4096).groups] == [4]
-    plan = plan_step(step, 4096, processes=2)
-    assert len(plan.groups) == 2
-    assert max(Plan([group], 1).padding for group in plan.groups) <= MOST_PADDING
+    assert [len(group) for group in split_step(step, 4096).groups] == [4]
+    split = split_step(step, 4096, processes=2)
+    assert len(split.groups) == 2
+    assert max(Split([group], 1).padding for group in split.groups) <= MOST_PADDING
 
 
 @pytest.mark.parametrize(("student", "teacher"), [(40, 5), (5, 40)])
@@ -353,30 +353,30 @@ def test_rows_alike_are_put_together_as_far_as_the_longer_side_has_room(student:
     step = [prompts_of(str(i), student, teacher) for i in range(10)]
     # 50 tokens a row on the longer side.
     for max_tokens, rows in ((60, 1), (120, 2), (260, 5), (4096, 10)):
-        groups = plan_step(step, max_tokens).groups
+        groups = split_step(step, max_tokens).groups
         assert [len(group) for group in groups] == [rows] * (10 // rows)
 
 
 def test_a_row_that_is_longer_than_the_tokens_of_a_group_stands_alone() -> None:
     step = [prompts_of("long", 100, 300), prompts_of("a", 10, 20), prompts_of("b", 10, 20)]
-    assert [by_id(group) for group in plan_step(step, max_tokens=100).groups] == [["long"], ["a", "b"]]
+    assert [by_id(group) for group in split_step(step, max_tokens=100).groups] == [["long"], ["a", "b"]]
 
 
 def test_groups_are_of_rows_of_similar_length() -> None:
     step = [prompts_of(str(n), n, n) for n in (300, 20, 301, 21, 302, 19)]
-    groups = plan_step(step, max_tokens=4096).groups
+    groups = split_step(step, max_tokens=4096).groups
     assert sorted(by_id(group) for group in groups) == [["19", "20", "21"], ["300", "301", "302"]]
 
 
 def test_rows_that_are_alike_on_one_side_alone_are_not_put_together() -> None:
     step = [prompts_of("a", 100, 10), prompts_of("b", 10, 100)]
-    assert len(plan_step(step, max_tokens=4096).groups) == 2
+    assert len(split_step(step, max_tokens=4096).groups) == 2
 
 
 def test_the_plan_does_not_depend_on_the_order_of_the_rows() -> None:
     examples = random_examples(32)
     shuffled = random.Random(1).sample(examples, len(examples))
-    assert plan_step(shuffled, 600, 2).groups == plan_step(examples, 600, 2).groups
+    assert split_step(shuffled, 600, 2).groups == split_step(examples, 600, 2).groups
 
 
 def test_the_padding_of_a_plan_is_the_share_of_what_is_read() -> None:
@@ -384,7 +384,7 @@ def test_the_padding_of_a_plan_is_the_share_of_what_is_read() -> None:
     # 5 + 1 and 7 + 1 tokens in rows of 5 and of 7: see the hand-computed batch above.
     read = batch.student.ids_BL.numel() + batch.teacher.ids_BL.numel()
     assert read == 24
-    assert Plan([LONG_AND_SHORT], 1).padding == pytest.approx(1 - 14 / read)
+    assert Split([LONG_AND_SHORT], 1).padding == pytest.approx(1 - 14 / read)
 
 
 @pytest.mark.parametrize(
@@ -399,11 +399,11 @@ def test_steps_of_real_problems_are_padded_by_a_tenth_at_most(tokens_of: Callabl
     for i, row in enumerate(rows):
         question, answer = (range(tokens_of(row[key])) for key in ("question", "answer"))
         examples.append(Example(f"{i:05}", question, range(len(question) + len(answer)), answer))
-    made = [plan_step(step, 4096) for step in steps(examples, 32, epochs=1, seed=0)]
+    made = [split_step(step, 4096) for step in steps(examples, 32, epochs=1, seed=0)]
     assert len(made) > 200
-    assert max(plan.padding for plan in made) <= MOST_PADDING
+    assert max(split.padding for split in made) <= MOST_PADDING
     # Not because every row stands alone.
-    assert len(examples) / sum(len(plan.groups) for plan in made) > 2
+    assert len(examples) / sum(len(split.groups) for split in made) > 2
 
 
 # Steps

@@ -266,7 +266,7 @@ UNUSABLE = {
         gzip.compress(jsonl([{"task_id": "HumanEval/0", "prompt": "p"}]), mtime=0),
         "HumanEval/0 has no entry_point",
     ),
-    "too few questions": (gzip.compress(jsonl([TASK]), mtime=0), "has 1 questions; expected 164"),
+    "too few questions": (gzip.compress(jsonl([TASK]), mtime=0), "has 1 question; expected 164"),
 }
 
 
@@ -411,7 +411,7 @@ def test_questions_without_a_reference_and_rows_left_out_are_told(tmp_path: Path
     rows = [{"problem": "a", "reference_answer": "1"}, {"problem": "b"}, {"problem": "b"}, {"problem": " "}]
     (tmp_path / "own.jsonl").write_bytes(jsonl(rows))
     assert load_benchmark(f"{tmp_path / 'own.jsonl'}:math").notes == (
-        "left out: 1 duplicates, 1 rows without a problem",
+        "left out: 1 duplicate, 1 row without a problem",
         "1 of 2 questions have no reference answer: they get no verdict",
     )
 

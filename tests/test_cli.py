@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import shutil
+import typing
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +20,7 @@ from support.tiny import write_tokenizer
 
 from trd_cli import __version__
 from trd_cli.cli import app
+from trd_cli.config.base import Panel
 from trd_cli.prompting.templates import prompts_dir
 from trd_cli.trajectories.shards import list_shards, read_rows, write_shard
 
@@ -210,10 +213,13 @@ BAD: dict[str, Bad] = {
     "no teacher": Bad("distill y_o --model tiny", ("no teacher", "--setting opsd")),
     "rows of another tokenizer": Bad("distill y_o -m tiny -t tiny", ("tokenizer of tiny", "y_o")),
     "no row to train on": Bad(
-        "distill y_o --stage refined", ("trains along refined rows, and y_o hold rollout ones", "--stage rollout")
+        "distill y_o --kind refined", ("trains along refined rows, and y_o hold rollout ones", "--kind rollout")
+    ),
+    "no row to train on, with the flag's older spelling": Bad(
+        "distill y_o --stage refined", ("trains along refined rows", "--kind rollout")
     ),
     "no row in the subset": Bad("distill y_o --subset correct", ("y_o", "subset", "trd verify")),
-    "only error rows": Bad("distill errors -m tiny --setting opsd", ("all 5 rows are left out",)),
+    "only error rows": Bad("distill errors -m tiny --setting opsd", ("0 of 5 rows can be trained on",)),
     "no such benchmark": Bad("eval scripted --bench nowhere", ("no benchmark 'nowhere'", "trd data list")),
     "benchmark that is not there": Bad("eval scripted --bench nowhere.parquet", ("no such file: nowhere.parquet",)),
     "two models": Bad("eval --bench arithmetic", ("2 models", "one"), stdin="scripted\nscripted\n"),
@@ -316,6 +322,16 @@ def test_a_dry_run_says_what_would_happen_and_writes_nothing(name: str, inside: 
     assert [w for w in words if w not in result.stderr] == [], result.stderr
 
 
+def test_one_of_a_thing_is_counted_in_the_singular(ok: Trd, tmp_path: Path) -> None:
+    one = tmp_path / "one.parquet"
+    assert f"1 problem in {one}\n" in ok("data", "make", "arithmetic", "--n", 1, "--out", one).stderr
+    (tmp_path / "rows.jsonl").write_text('{"problem": "1 + 1?", "answer": "2"}\n{"problem": ""}\n')
+    imported = ok("data", "import", tmp_path / "rows.jsonl", "--out", tmp_path / "imported.parquet").stderr
+    assert "1 problem in" in imported
+    assert "left out: 1 row without a problem\n" in imported
+    assert "would make 1 row with" in ok("sample", "-m", "scripted", "-p", one, "--dry-run").stderr
+
+
 def test_every_command_that_works_long_has_a_dry_run() -> None:
     has = {name for name, command in commands().items() if any("--dry-run" in p.opts for p in command.params)}
     assert has == {"sample", "refine", "verify", "distill", "eval", "run"}
@@ -348,6 +364,44 @@ def test_help_has_what_the_command_does_an_example_and_a_text_for_every_option(n
     assert [p.name for p in command.params if not getattr(p, "help", None)] == []
     flat = "".join(result.stdout.split())
     assert [p.name for p in command.params if "".join(p.help.split()) not in flat] == []
+
+
+@pytest.mark.parametrize("group", [(), ("data",)], ids=["trd", "trd data"])
+def test_the_summary_of_every_command_fits_a_line_of_80_columns(
+    group: tuple[str, ...], trd: Trd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    listed = trd(*group, "--help").stdout.partition("Commands:\n")[2].partition("\n\n")[0].splitlines()
+    assert len(listed) == (4 if group else 12)
+    assert [line for line in listed if line.endswith("...") or not line.startswith("  ") or line[2] == " "] == []
+
+
+def panels_of(shown: str) -> dict[str, str]:
+    """The panels of a help by title, without white space."""
+    parts = re.split(r"^(\w+):$", shown.partition("Example:\n")[2], flags=re.MULTILINE)
+    return {title: "".join(text.split()) for title, text in zip(parts[1::2], parts[2::2], strict=True)}
+
+
+@pytest.mark.parametrize("name", commands())
+def test_the_help_of_a_command_lists_each_option_once_in_a_panel(name: str, trd: Trd) -> None:
+    panels, params = panels_of(trd(*name.split(), "--help").stdout), commands()[name].params
+    assert list(panels) == [panel for panel in typing.get_args(Panel) if panel in panels]
+    found = {p.name: [title for title, text in panels.items() if "".join(p.help.split()) in text] for p in params}
+    assert {option: titles for option, titles in found.items() if len(titles) != 1} == {}
+
+
+def test_options_that_belong_together_are_in_one_panel(trd: Trd) -> None:
+    panels = panels_of(trd("distill", "--help").stdout)
+    assert next(iter(panels)) == "Input"
+    for title, flags in {
+        "Input": ("inputs...", "--subset", "--kind,--stage"),
+        "Model": ("-m,--model", "-t,--teacher"),
+        "Method": ("--method", "--objective", "--clip-position"),
+        "Training": ("--epochs", "--learning-rate,--lr"),
+        "Adapter": ("--lora-rank",),
+        "Output": ("--out", "--dry-run"),
+    }.items():
+        assert [flag for flag in flags if flag not in panels[title]] == [], title
 
 
 def examples() -> Iterator[str]:

@@ -161,7 +161,7 @@ def test_a_k_that_one_of_them_does_not_have_is_refused(runs: Path, trd: Trd) -> 
 def test_of_unequal_numbers_of_samples_the_first_of_each_are_compared(runs: Path, ok: Trd, tmp_path: Path) -> None:
     evaluate(ok, tmp_path / "one", 0.3, BENCH, 1)
     result = ok("compare", tmp_path / "one", runs / "weak", "--out", tmp_path / "c")
-    assert "A has 1 samples of each question, B has 2: the first 1 are compared" in result.stderr
+    assert "A has 1 sample of each question, B has 2: the first 1 are compared" in result.stderr
     comparison = json.loads((tmp_path / "c" / "compare.json").read_text())
     assert comparison["k"] == 1
     assert comparison["benchmarks"][BENCH]["difference"]["value"] == 0.0, "the first samples are the same rows"

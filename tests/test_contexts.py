@@ -94,13 +94,13 @@ class Shown:
 
     student_prompt: list[int]
     teacher_prompt: list[int]
-    response: list[int]
+    response_ids: list[int]
     scored: list[int]
     parent_verdict: str | None
 
     @classmethod
     def of(cls, e: Example) -> Shown:
-        ids = (list(x) for x in (e.student_prompt, e.teacher_prompt, e.response, e.scored))
+        ids = (list(x) for x in (e.student_prompt, e.teacher_prompt, e.response_ids, e.scored))
         return cls(*ids, e.parent_verdict)
 
 
@@ -256,7 +256,7 @@ def test_no_eos_drops_the_end_of_a_finished_response_and_leaves_a_truncated_one_
 ) -> None:
     for eos, expected in ((True, with_end), (False, without)):
         example = response_of(world, response, finish, eos=eos)
-        assert (example.response, list(example.scored)) == (expected, list(range(len(expected))))
+        assert (example.response_ids, list(example.scored)) == (expected, list(range(len(expected))))
 
 
 def test_no_eos_leaves_out_a_response_that_is_nothing_but_its_end(world: World) -> None:
@@ -282,15 +282,15 @@ def test_ends_of_turn_that_differ_are_said_and_the_teachers_is_replaced_by_the_s
     made = examples_of(world, world.opd, rows=[row], teacher=two_ends)
     (note,) = made.notes
     assert f"{world.student} ends a response with {END}, {two_ends} with {END}, {OTHER_END}" in note
-    assert made.examples[row.trajectory_id].response == [20, 21, END]
+    assert made.examples[row.trajectory_id].response_ids == [20, 21, END]
     without = examples_of(world, world.opd, rows=[row], teacher=two_ends, eos=False)
-    assert without.examples[row.trajectory_id].response == [20, 21]
+    assert without.examples[row.trajectory_id].response_ids == [20, 21]
 
 
 def test_an_end_that_the_student_knows_stays_as_it_is(world: World, two_ends: Path) -> None:
     row = replace(rows_of(world.opd)[0], response_token_ids=[20, 21, OTHER_END], **FINISHED)
     made = examples_of(world, world.opd, rows=[row], student=two_ends, teacher=two_ends)
-    assert made.examples[row.trajectory_id].response == [20, 21, OTHER_END]
+    assert made.examples[row.trajectory_id].response_ids == [20, 21, OTHER_END]
     assert not made.notes
 
 
@@ -305,7 +305,7 @@ def test_an_end_that_only_the_teacher_knows_becomes_what_the_students_template_w
     set_eos(teacher, [END, pad])
     row = replace(rows_of(world.opd)[0], response_token_ids=[20, 21, pad], **FINISHED)
     made = examples_of(world, world.opd, rows=[row], student=base, teacher=teacher)
-    assert made.examples[row.trajectory_id].response == [20, 21, END]
+    assert made.examples[row.trajectory_id].response_ids == [20, 21, END]
 
 
 # Masked tokens
@@ -315,13 +315,13 @@ def test_positions_of_a_masked_token_are_read_but_not_scored(world: World) -> No
     the = world.tokenizer.vocabulary()["Ġthe"]
     response = [the, 20, the, 21, END]
     example = response_of(world, response, FINISHED, mask_tokens=("Ġthe",))
-    assert (example.response, list(example.scored)) == (response, [1, 3, 4])
+    assert (example.response_ids, list(example.scored)) == (response, [1, 3, 4])
 
 
 def test_special_masks_all_special_tokens_but_the_end_of_turn(world: World) -> None:
     response = [20, START, 21, OTHER_END, 22, END]
     example = response_of(world, response, FINISHED, mask_tokens=("special",))
-    assert (example.response, list(example.scored)) == (response, [0, 2, 4, 5])
+    assert (example.response_ids, list(example.scored)) == (response, [0, 2, 4, 5])
 
 
 def test_several_masks_add_up_and_an_end_of_turn_by_its_name_is_masked_too(world: World) -> None:
@@ -397,15 +397,15 @@ def test_of_a_row_that_is_too_long_the_attempts_tail_is_cut_and_nothing_else(
         options = {"max_length": limit, "teacher_context": context, "setting": setting}
         made = examples_of(world, directory, rows=[row], teacher=world.teacher_of(setting), **options)
         example, attempt = made.examples[row.trajectory_id], attempt_of(world, row)
-        assert len(example.teacher_prompt) + len(example.response) <= limit
+        assert len(example.teacher_prompt) + len(example.response_ids) <= limit
         left = content_of(world, example.teacher_prompt)
         assert is_cut_from_its_tails(kind, row, attempt, left)
         kept = len(left) - len(message(kind, row, ""))
         # As much as fits is kept, but for a few tokens: a cut text is not tokenised one for one.
         assert max(0, room_for - 6) <= kept < len(attempt)
-        assert example.response == row.response_token_ids
+        assert example.response_ids == row.response_token_ids
         assert example.student_prompt == (row.student_prompt_token_ids or row.prompt_token_ids)
-        assert f"cut the attempt in the teacher's context of 1 of 1 rows, to {limit} tokens" in made.notes
+        assert f"cut the attempt in the teacher's context of 1 of 1 row, to {limit} tokens" in made.notes
 
 
 @pytest.mark.parametrize(("stage", "context"), [("refined", "refine"), ("rollout", "refine"), ("rollout", "vanilla")])
@@ -416,20 +416,20 @@ def test_the_references_tail_is_cut_after_all_of_the_attempt(world: World, stage
         options = {"max_length": limit, "teacher_context": context, "setting": "opsd"}
         made = examples_of(world, directory, rows=[row], teacher=world.student, **options)
         example = made.examples[row.trajectory_id]
-        assert len(example.teacher_prompt) + len(example.response) <= limit
+        assert len(example.teacher_prompt) + len(example.response_ids) <= limit
         left = content_of(world, example.teacher_prompt)
         assert is_cut_from_its_tails(kind, row, attempt_of(world, row), left)
         assert len(message(kind, row, "", "")) < len(left) < len(message(kind, row, ""))
-        assert example.response == row.response_token_ids
-        assert f"cut the reference in the teacher's context of 1 of 1 rows, to {limit} tokens" in made.notes
+        assert example.response_ids == row.response_token_ids
+        assert f"cut the reference in the teacher's context of 1 of 1 row, to {limit} tokens" in made.notes
 
 
 def test_where_both_are_cut_both_are_said(world: World) -> None:
     row = rows_of(world.opsd)[0]
     limit = shortest(world, "refine-opsd", row) - 20
     made = examples_of(world, world.opsd, rows=[row], teacher=world.student, max_length=limit)
-    assert f"cut the attempt in the teacher's context of 1 of 1 rows, to {limit} tokens" in made.notes
-    assert f"cut the reference in the teacher's context of 1 of 1 rows, to {limit} tokens" in made.notes
+    assert f"cut the attempt in the teacher's context of 1 of 1 row, to {limit} tokens" in made.notes
+    assert f"cut the reference in the teacher's context of 1 of 1 row, to {limit} tokens" in made.notes
 
 
 def test_rows_that_fit_are_not_touched_and_those_that_are_cut_are_counted(world: World, ok: Trd) -> None:
@@ -464,7 +464,7 @@ def test_the_problem_is_never_cut_even_where_nothing_else_is_left(world: World) 
     # The student's own context would fit; only the words around the attempt are too many.
     assert len(row.student_prompt_token_ids) + len(row.response_token_ids) < limit
     progress = SilentProgress()
-    with pytest.raises(InputError, match="all 1 rows are left out"):
+    with pytest.raises(InputError, match="0 of 1 row can be trained on"):
         examples_of(world, world.opd, rows=[row], max_length=limit, progress=progress)
     assert any("teacher's context and the response are longer" in note for note in progress.notes)
 
@@ -498,7 +498,7 @@ def test_no_row_is_longer_than_what_both_models_take(
     short = with_context_length(getattr(world, role), tmp_path / "short", limit)
     made = examples_of(world, world.opd, **{role: short, "max_length": asked})
     assert len(made.examples) == ROWS
-    assert all(len(e.teacher_prompt) + len(e.response) <= limit for e in made.examples.values())
+    assert all(len(e.teacher_prompt) + len(e.response_ids) <= limit for e in made.examples.values())
     assert list(made.notes) == [f"cut the attempt in the teacher's context of 6 of 6 rows, to {limit} tokens"]
 
 
@@ -547,7 +547,7 @@ def cut_messages(world: World, setting: Setting, row: Trajectory, attempt: str, 
         except InputError:  # the one row is left out
             continue
         example = made.examples[row.trajectory_id]
-        assert len(example.teacher_prompt) + len(example.response) <= limit
+        assert len(example.teacher_prompt) + len(example.response_ids) <= limit
         found.append(content_of(world, example.teacher_prompt))
     return found
 
@@ -610,7 +610,7 @@ def test_a_response_that_begins_as_the_reference_does_is_no_attempt_that_the_tea
     made = examples_of(world, world.rollouts, rows=[row], teacher=world.student, **options)
     left = content_of(world, made.examples[row.trajectory_id].teacher_prompt)
     assert is_cut_from_its_tails("vanilla-opsd", row, response, left), left
-    assert list(made.notes) == [f"cut the reference in the teacher's context of 1 of 1 rows, to {limit} tokens"]
+    assert list(made.notes) == [f"cut the reference in the teacher's context of 1 of 1 row, to {limit} tokens"]
 
 
 def test_an_attempt_that_refine_has_cut_can_be_cut_further(world: World, ok: Trd, tmp_path: Path) -> None:
@@ -625,7 +625,7 @@ def test_an_attempt_that_refine_has_cut_can_be_cut_further(world: World, ok: Trd
     assert made.examples.keys() == rows.keys()
     for identity, row in rows.items():
         example = made.examples[identity]
-        assert len(example.teacher_prompt) + len(example.response) <= limit
+        assert len(example.teacher_prompt) + len(example.response_ids) <= limit
         left = content_of(world, example.teacher_prompt)
         assert len(left) < len(row.messages[0]["content"])
         assert is_cut_from_its_tails("refine-opd", row, attempt, left), left

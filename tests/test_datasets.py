@@ -405,7 +405,7 @@ BAD_FILES = {
     "not Parquet": ("set.parquet", b"PAR1 is how it should begin and end", r"could not be read"),
     "no rows": ("set.jsonl", b"\n", r"has no rows"),
     "no rows of CSV": ("set.csv", b"problem\n", r"has no rows"),
-    "empty problems": ("set.jsonl", b'{"problem": ""}\n', r"gives no problem \(1 rows without a problem text\)"),
+    "empty problems": ("set.jsonl", b'{"problem": ""}\n', r"gives no problem \(1 row without a problem text\)"),
     "unreadable only": (
         "set.jsonl",
         b'{"problem": "a", "tests": "x"}\n',

@@ -22,7 +22,7 @@ from trd_cli.trajectories.shards import iter_rows, list_shards, read_rows, write
 ENGINE = ("--engine", "transformers", "--dtype", "float32", "--device", "cpu", "--max-tokens", 12)
 TRAIN = ("--dtype", "float32", "--device", "cpu")
 OVERFIT = (*TRAIN, "--epochs", 12, "--lr", 1e-2, "--batch-size", 4)
-ALONG_ROLLOUTS = ("--stage", "rollout", "--setting", "opd")
+ALONG_ROLLOUTS = ("--kind", "rollout", "--setting", "opd")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
 
@@ -332,7 +332,7 @@ def test_the_teacher_is_the_model_that_refined_and_for_opsd_the_student(world: W
 def test_refined_rows_are_taken_where_there_are_any(world: World, ok: Trd) -> None:
     said = ok("distill", world.rollouts, world.by_student, *TRAIN, "--model", world.student, "--dry-run").stderr
     assert "on 12 trajectories" in said
-    both = (world.rollouts, world.by_student, "--stage", "rollout", "--setting", "opsd")
+    both = (world.rollouts, world.by_student, "--kind", "rollout", "--setting", "opsd")
     assert preview(ok, *both) == preview(ok, world.rollouts, "--setting", "opsd")
 
 
@@ -382,7 +382,7 @@ def test_longer_rows_are_left_out_where_overflow_is_an_error(world: World, ok: T
     assert log_of(tmp_path / "c")[0]["trajectories"] == 12 - longer
     refused = trd("distill", world.by_student, *strict, "--max-length", 10, "--out", tmp_path / "none")
     assert refused.exit_code == 1
-    assert "all 12 rows are left out" in refused.stderr
+    assert "0 of 12 rows can be trained on" in refused.stderr
     assert not (tmp_path / "none").exists()
 
 

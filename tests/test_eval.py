@@ -462,7 +462,7 @@ def test_code_is_sampled_shorter_than_mathematics(ok: Trd, tmp_path: Path) -> No
     tests = json.dumps({"kind": "stdin", "inputs": ["1\n"], "outputs": ["1\n"]})
     write_problems(tmp_path / "code.parquet", [Problem("c1", "mine", "code", "Echo.", tests=tests)])
     shown = ok(*("eval", "scripted", "--bench", tmp_path / "code.parquet", "--dry-run", "--out", tmp_path / "e")).stderr
-    assert "1 questions × 1, T 0.6, top-p 0.95, top-k 20, at most 16384 new tokens" in shown
+    assert "1 question × 1, T 0.6, top-p 0.95, top-k 20, at most 16384 new tokens" in shown
 
 
 @pytest.fixture

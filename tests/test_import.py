@@ -345,8 +345,8 @@ def test_conversations_that_are_no_single_problem_are_left_out_and_counted(tmp_p
     ]
     outcome = import_rows(tmp_path, rows, "--preset", "messages")
     assert outcome.only.problem == "a\nb"
-    assert "1 rows without a problem" in outcome.said
-    assert "left out: 4 unreadable rows, the first: row 2: 2 turns of the user, not one" in outcome.said
+    assert "1 row without a problem" in outcome.said
+    assert "4 unreadable rows, the first: row 2: 2 turns of the user, not one" in outcome.said
 
 
 # Values
@@ -423,7 +423,7 @@ def test_bytes_are_decoded_or_their_row_is_left_out_and_counted(tmp_path: Path) 
     table = pa.table({"problem": [b"p", "ü".encode()], "answer": ["½".encode(), b"\xff\xfe"]})
     outcome = import_table(tmp_path, table)
     assert (outcome.only.problem, outcome.answers) == ("p", ["½"])
-    assert "left out: 1 unreadable rows, the first: row 2: b'\\xff\\xfe' is bytes that are not UTF-8" in (outcome.said)
+    assert "left out: 1 unreadable row, the first: row 2: b'\\xff\\xfe' is bytes that are not UTF-8" in (outcome.said)
 
 
 # Columns
@@ -475,9 +475,7 @@ def test_a_column_that_stands_twice_gives_its_filled_cell_and_a_contradiction_is
         import_text(tmp_path, "rows.jsonl", lines),
     ):
         assert outcome.answers == ["5", "6", "7"]
-        assert "left out: 1 unreadable rows, the first: row 4: 'answer' occurs twice, with '8' and '9'" in (
-            outcome.said
-        )
+        assert "left out: 1 unreadable row, the first: row 4: 'answer' occurs twice, with '8' and '9'" in (outcome.said)
 
 
 def test_answers_in_two_spellings_of_one_name_that_differ_are_said_too(tmp_path: Path) -> None:

@@ -53,10 +53,13 @@ def test_without_a_method_the_loss_is_forward_kl_and_nothing_is_clipped() -> Non
 
 
 def test_the_help_lists_every_method_with_what_it_sets(ok: Trd) -> None:
-    _, _, shown = ok("distill", "--help").stdout.partition("Methods (--method)")
+    _, _, shown = ok("distill", "--help").stdout.partition("the options they set:\n")
+    flags = {"stage": "--kind"}
+    expected: list[str] = []
     for name, sets in METHODS.items():
-        (line,) = [line for line in shown.splitlines() if line.strip().startswith(f"{name} ")]
-        assert line.split()[1:] == [f"{key}={value}" for key, value in sets.items()]
+        pairs = [(flags.get(key, f"--{key.replace('_', '-')}"), str(value)) for key, value in sets.items()]
+        expected += [name, *(word for pair in pairs for word in pair)]
+    assert shown.partition("\n\n")[0].split() == expected
 
 
 def test_the_objectives_of_the_methods_exist() -> None:
@@ -158,7 +161,7 @@ def test_only_named_layers_are_adapted_and_wrong_names_are_refused(
 
 def test_with_an_adapter_the_student_starts_as_its_own_teacher(world: World, ok: Trd, tmp_path: Path) -> None:
     """A fresh adapter changes nothing: in equal contexts the first loss is 0, without a second copy of the model."""
-    equal = ("--stage", "rollout", "--setting", "opsd", "--prompt", "same.jinja")
+    equal = ("--kind", "rollout", "--setting", "opsd", "--prompt", "same.jinja")
     (tmp_path / "same.jinja").write_text((Path(__file__).parent.parent / "prompts/student-math.jinja").read_text())
     equal = (*equal[:-1], tmp_path / "same.jinja")
     options = (*TRAIN, *LORA, "--epochs", 3, "--lr", 1e-2, "--weight-decay", 0)

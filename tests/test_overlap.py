@@ -287,7 +287,7 @@ def test_several_benchmarks_are_arguments_or_a_list_and_one_named_twice_counts_o
     apart, joined = (ok("data", "overlap", train, *names) for names in ((one, two), (f"{one},{two},{one}",)))
     assert apart.stdout == joined.stdout
     for shown in (apart, joined):
-        assert [shown.stderr.count(f"{path}: 1 questions") for path in (one, two)] == [1, 1]
+        assert [shown.stderr.count(f"{path}: 1 question,") for path in (one, two)] == [1, 1]
 
 
 def test_drop_keeps_exactly_the_clean_rows_in_their_order(ok: Trd, tmp_path: Path) -> None:
@@ -321,7 +321,7 @@ def test_drop_of_every_row_is_refused(trd: Trd, tmp_path: Path) -> None:
     refused = trd("data", "overlap", train, problem_set(tmp_path / "b.parquet", [first(18)], "q"), "--drop", "c")
     assert (refused.exit_code, refused.stderr.splitlines()[-1]) == (
         1,
-        "trd data overlap: error: all 1 rows overlap; expected at least one clean row to write; leave --drop out",
+        "trd data overlap: error: 0 of 1 row without overlap; expected at least one clean row to write; leave --drop out",
     )
 
 

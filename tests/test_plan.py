@@ -291,7 +291,7 @@ def test_problems_that_share_a_long_run_of_words_with_a_question_are_a_warning(
         (tmp_path / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
     made = {"import": {"file": str(tmp_path / "train.jsonl")}}
     findings = plan(write(problems=made, eval={"bench": str(tmp_path / "bench.jsonl"), "max_tokens": 32}), code=0)
-    told(findings, "warning", "benchmarks", "1 training problems (100 %) overlap")
+    told(findings, "warning", "benchmarks", "1 training problem (100 %) overlap")
 
 
 def test_a_benchmark_that_there_is_not_is_an_error(write: Write, plan: Any) -> None:

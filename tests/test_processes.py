@@ -7,7 +7,6 @@ GPUs, several machines. FSDP has tests of its own.
 from __future__ import annotations
 
 import signal
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -177,17 +176,14 @@ def test_a_launch_that_silently_gives_one_process_is_refused(
     result = run(BIN / words[0], *words[1:], *command)
     assert result.returncode != 0
     line = the_one_line(result.stderr)
-    assert "one process, launched as 2; expected 2 processes" in line
-    assert "torchrun --nproc_per_node 2 -m trd_cli distill" in line
+    assert "one process, launched as several; expected several processes" in line
+    assert "torchrun --nproc_per_node N -m trd_cli distill" in line
     assert not (tmp_path / "c").exists()
 
 
-def test_a_script_of_the_users_own_that_is_called_launch_is_no_launcher_of_ours(world: World, tmp_path: Path) -> None:
+def test_a_cluster_s_address_in_the_environment_is_no_launch_of_several(world: World, tmp_path: Path) -> None:
     command = (BIN / "trd", "distill", world.by_teacher, *TRAIN, "--out", tmp_path / "c")
-    script = tmp_path / "launch.py"
-    words = [str(word) for word in command]
-    script.write_text(f"import subprocess\nraise SystemExit(subprocess.call({words!r}))\n")
-    result = run(sys.executable, script)
+    result = run(*command, MASTER_ADDR="127.0.0.1", MASTER_PORT="29500")
     assert result.returncode == 0, result.stderr
     assert result.stdout == f"{tmp_path / 'c'}\n"
 

@@ -605,7 +605,7 @@ def test_rows_that_two_runs_share_are_each_shown_as_their_own_run_has_them(tmp_p
         chosen = replace(rollouts, selections=(Selection(f"{run}/fkl", "incorrect", None),))
         found += [chosen, *([refined] if run == "a" else [])]
     entries = list(trajectories(found).entries)
-    shown = [(entry.source.path.parent.name, entry.source.stage, entry.arms) for entry in entries]
+    shown = [(entry.source.path.parent.name, entry.source.kind, entry.arms) for entry in entries]
     a, b = ("a/fkl",), ("b/fkl",)
     assert shown == [
         *[("a", "refined", a), ("a", "refined", a), ("a", "refined", ())],

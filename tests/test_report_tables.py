@@ -84,7 +84,7 @@ def the(values: Iterator[Any] | list[Any]) -> Any:
 
 
 def test_each_set_knows_the_arms_that_train_along_it(data: ReportData) -> None:
-    chosen = {each.stage: [(s.arm, s.subset, s.where) for s in each.selections] for each in data.sets}
+    chosen = {each.kind: [(s.arm, s.subset, s.where) for s in each.selections] for each in data.sets}
     assert chosen == {"rollout": [("fkl", "all", None)], "refined": [("trd", "all", None)]}
 
 
@@ -334,7 +334,7 @@ def test_nll_with_a_student_that_names_no_context_length_scores_what_it_wrote(co
     settings = json.loads((copy / "student" / "config.json").read_text())
     del settings["max_position_embeddings"]
     (copy / "student" / "config.json").write_text(json.dumps(settings))
-    refined = the([each for each in collect(copy).sets if each.stage == "refined"])
+    refined = the([each for each in collect(copy).sets if each.kind == "refined"])
     assert len(choose(refined, 3, resolve_model(str(copy / "student")))) == 3
 
 
@@ -364,7 +364,7 @@ def test_nll_scores_the_first_rows_by_id_that_have_all_texts_and_fit(copy: Path)
     parents = {row.trajectory_id: row.parent_id for row in rows_of(copy / "nodes" / "refine-0")}
     gone = {parents[others[0]]: {"response": None, "response_token_ids": None, "logprobs": None}}
     rewrite(copy, "sample-0", [gone.get(row.trajectory_id, {}) for row in rows_of(copy / "nodes" / "sample-0")])
-    refined = the([each for each in collect(copy).sets if each.stage == "refined"])
+    refined = the([each for each in collect(copy).sets if each.kind == "refined"])
     model = resolve_model(str(copy / "student"))
     chosen = {n: [row.trajectory_id for row in choose(refined, n, model)] for n in (1, 2, 9)}
     assert chosen == {1: others[1:2], 2: others[1:3], 9: others[1:]}

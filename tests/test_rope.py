@@ -23,7 +23,7 @@ from trd_cli.progress import SilentProgress
 from trd_cli.records import Completion, Request, Sampling
 from trd_cli.report.data import SetRef
 from trd_cli.report.nll import TEXTS, choose, score
-from trd_cli.training.batches import Example, Weighting, collate, plan_step
+from trd_cli.training.batches import Example, Weighting, collate, split_step
 from trd_cli.training.model import DistillStep, Teacher
 from trd_cli.trajectories.shards import read_problems, write_problems
 
@@ -232,23 +232,23 @@ def test_loss_and_gradient_are_those_of_each_row_alone_however_a_step_is_cut(tmp
     alone, expected = accumulated(models, [[row] for row in rows])
     counts = set()
     for max_tokens, processes in ((1, 1), (150, 1), (150, 2), (4096, 1), (4096, 3)):
-        groups = plan_step(rows, max_tokens, processes, (SWITCH, SWITCH)).groups
+        groups = split_step(rows, max_tokens, processes, (SWITCH, SWITCH)).groups
         counts.add(len(groups))
         loss, gradient = accumulated(models, groups)
         assert loss == pytest.approx(alone, rel=1e-5)
         torch.testing.assert_close(gradient, expected, atol=2e-6, rtol=1e-4)
     assert len(counts) >= 3
-    mixed, _ = accumulated(models, plan_step(rows, 4096).groups)
+    mixed, _ = accumulated(models, split_step(rows, 4096).groups)
     assert mixed != pytest.approx(alone, rel=1e-3), "the factors should matter"
 
 
 def test_rows_are_kept_apart_at_the_switch_of_each_side(tmp_path: Path) -> None:
     rows = examples_at(READ)
     for switches in ((SWITCH, SWITCH), (SWITCH, None), (None, SWITCH), (30, 66)):
-        for group in plan_step(rows, 4096, switches=switches).groups:
+        for group in split_step(rows, 4096, switches=switches).groups:
             sides = {tuple(s is not None and n > s for n, s in zip(e.read, switches, strict=True)) for e in group}
             assert len(sides) == 1
-    assert plan_step(rows, 4096).groups == plan_step(rows, 4096, switches=(10_000, 10_000)).groups
+    assert split_step(rows, 4096).groups == split_step(rows, 4096, switches=(10_000, 10_000)).groups
 
 
 ENGINE = ("--engine", "transformers", "--dtype", "float32", "--device", "cpu", "--max-tokens", 20)
@@ -302,7 +302,7 @@ def test_the_reports_likelihoods_are_those_of_each_row_alone(world: Path) -> Non
     for i, text in enumerate(TEXTS):
         nats, count = 0.0, 0
         for row in chosen:
-            prompt, response = list(row.prompt), list(row.responses[i])
+            prompt, response = list(row.prompt), list(row.response_ids[i])
             with torch.no_grad():
                 logits = student(torch.tensor([[*prompt, *response[:-1]]])).logits[0, len(prompt) - 1 :]
             nats += torch.nn.functional.cross_entropy(logits, torch.tensor(response), reduction="sum").item()

@@ -6,6 +6,7 @@ superset of ASCII.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -392,6 +393,25 @@ def test_a_terminal_that_is_closed_keeps_the_rows(made: Made, tmp_path: Path) ->
     os.close(ours)
     assert running.wait(PLENTY) == 130
     assert 0 < kept(made, out) < 24
+
+
+def test_warnings_and_notes_stand_above_a_live_bar() -> None:
+    program = (
+        "import logging\nfrom trd_cli.console import ConsoleProgress, show_remarks\n"
+        "show_remarks('sample')\nprogress = ConsoleProgress('sample')\nprogress.start('sample', 10)\n"
+        "logging.getLogger('trd_cli.engines').warning('a [warning]')\nprogress.note('a note')\nprogress.end()\n"
+    )
+    ours, theirs = pty.openpty()
+    child = start_child([sys.executable, "-c", program], stdin=theirs, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    shown = b""
+    with contextlib.suppress(OSError):  # Linux: the terminal has no other end any more
+        while part := os.read(ours, 4096):
+            shown += part
+    os.close(ours)
+    assert child.wait(PLENTY) == 0
+    for line in (b"trd sample: a [warning]", b"trd sample: a note"):
+        assert b"\r\x1b[2K" + line + b"\r\n" in shown  # the bar is erased, and drawn again below
 
 
 def test_under_nohup_a_hang_up_is_not_heard(made: Made, tmp_path: Path) -> None:

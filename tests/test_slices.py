@@ -107,5 +107,5 @@ def test_a_wider_filter_goes_on_and_a_narrower_one_is_refused(
 def test_a_filter_that_leaves_nothing_is_refused(problems: Path, tmp_path: Path, trd: Trd) -> None:
     result = trd(*SCRIPTED, "-p", problems, "--max-prompt-tokens", 3, "--out", tmp_path / "out")
     assert result.exit_code == 1
-    assert "all 12 problems are left out as too long" in result.stderr
+    assert "0 of 12 problems short enough" in result.stderr
     assert not (tmp_path / "out").exists()

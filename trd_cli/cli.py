@@ -1,6 +1,6 @@
-"""The command line: parse, build one config, hand over to a stage. The only place that exits and that builds engines.
+"""Define the commands: each builds one config and hands it to a stage. Engines are built here and nowhere else.
 
-Flags, their help and their defaults come from the config classes; heavy modules are imported inside the commands.
+Flags, their help and their defaults come from the configs. Commands import heavy modules inside.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
+import textwrap
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -37,17 +38,17 @@ if TYPE_CHECKING:
     from trd_cli.generation import Backend
 
 app = typer.Typer(
-    help="Trajectory-Refined Distillation: the student samples, the teacher repairs, the student is distilled along the repair.",
+    help="Trajectory-Refined Distillation: the student samples attempts, the teacher repairs them, the student is trained along the repairs.",
     epilog="A round: trd sample -p P.parquet | trd verify | trd refine --setting opsd | trd verify | trd distill",
     **STYLE,
 )
 
-data_app = typer.Typer(name="data", help="Make, import or check problem sets; list benchmarks.", **STYLE)
+data_app = typer.Typer(name="data", help="Make, import and check problem sets; list benchmarks.", **STYLE)
 app.add_typer(data_app)
 
 
 def _backend(options: EngineOptions, name: str) -> Backend:
-    """Find the model and choose its engine; the engine starts when the first row needs it."""
+    """Find the model and choose its engine, which starts when the first row needs it."""
     from trd_cli.engines.base import engine_version
     from trd_cli.engines.registry import build_engine, check_arguments, choose_engine, window
     from trd_cli.generation import Backend
@@ -64,7 +65,7 @@ def _backend(options: EngineOptions, name: str) -> Backend:
 
 @command(app, "sample", SampleConfig, "trd sample -m Qwen/Qwen3-1.7B -p train.parquet -n 4 --out runs/y_o | trd verify")
 def sample(config: SampleConfig) -> None:
-    """The student's own attempts at every problem: rollouts y_o."""
+    """Sample rollouts y_o: the student's attempts at each problem."""
     from trd_cli.stages import sample as stage
 
     stage.run(config, _backend(config, config.model), ConsoleProgress("sample"))
@@ -72,7 +73,7 @@ def sample(config: SampleConfig) -> None:
 
 @command(app, "refine", RefineConfig, "trd refine --setting opd --teacher Qwen/Qwen3-8B --out runs/y_r runs/y_o")
 def refine(config: RefineConfig) -> None:
-    """The teacher rewrites every rollout: y_r."""
+    """Refine each rollout: the teacher rewrites it as y_r."""
     from trd_cli.stages import refine as stage
 
     stage.run(
@@ -82,16 +83,19 @@ def refine(config: RefineConfig) -> None:
 
 @command(app, "verify", VerifyConfig, "trd verify runs/y_o")
 def verify(config: VerifyConfig) -> None:
-    """Verdicts for every row: correct, incorrect, error or timeout."""
+    """Grade each row: correct, incorrect, error or timeout."""
     from trd_cli.stages import verify as stage
 
     stage.run(config, waves(config.inputs, stream=True), ConsoleProgress("verify"))
 
 
 def methods_help() -> str:
-    """What each --method sets, as a table."""
-    rows = [(name, " ".join(f"{key}={value}" for key, value in sets.items())) for name, sets in METHODS.items()]
-    return "\n\n\b\nMethods (--method), and the options they set:\n" + "\n".join(f"  {n:<10} {s}" for n, s in rows)
+    """Return a table of the options that each --method sets."""
+    table = "\n\n\b\nMethods (--method), and the options they set:"
+    for name, sets in METHODS.items():
+        words = " ".join(f"{DistillConfig.flag(key)} {value}" for key, value in sets.items())
+        table += "\n" + textwrap.fill(f"  {name:<10} {words}", 80, subsequent_indent=" " * 13, break_on_hyphens=False)
+    return table
 
 
 @command(
@@ -102,11 +106,11 @@ def methods_help() -> str:
     methods_help(),
 )
 def distill(config: DistillConfig) -> None:
-    """Train the student along trajectories towards the teacher's distribution.
+    """Train the student along y_r or y_o towards the teacher.
 
-    Writes a model directory with train.jsonl in it, adapter/ for --lora, ema/ for an averaged teacher, and states/
-    while it runs: the same command goes on from there. --selfcheck tells whether the loss is right on a model and rows
-    of your own.
+    Writes a model directory with a log (train.jsonl), adapter/ for --lora and ema/ for an averaged teacher. States of
+    training are in states/ until it ends: the same command goes on from the last. --selfcheck checks the loss on a
+    model and rows of your own.
 
     Several processes: torchrun --nproc_per_node 8 -m trd_cli distill ..., or accelerate launch -m trd_cli distill ...
     """
@@ -115,27 +119,27 @@ def distill(config: DistillConfig) -> None:
 
     if launched_as_many() and tuple(config.inputs) in ((), ("-",)):
         raise InputError("several processes and paths from a pipe", "paths as arguments", "name the sets")
-    report = ConsoleProgress("distill") if is_first_process() else SilentProgress()
-    stage.run(config, next(waves(config.inputs, stream=False)), resolve_model, report)
+    progress = ConsoleProgress("distill") if is_first_process() else SilentProgress()
+    stage.run(config, next(waves(config.inputs, stream=False)), resolve_model, progress)
 
 
 @command(app, "eval", EvalConfig, "trd eval runs/student-1 --bench aime25,humaneval+ --k 16 --engine vllm")
 def evaluate(config: EvalConfig) -> None:
-    """Scores on benchmarks: avg@k, pass@k and maj@k with 95 % intervals over questions.
+    """Score a model on benchmarks: avg@k, pass@k, maj@k, intervals.
 
-    Writes results.json, results.md and results.csv beside the samples. --rescore DIR scores samples that are there
-    again.
+    Intervals are 95 % over questions. Writes results.json, results.md and results.csv beside the samples. --rescore
+    DIR scores the samples of an earlier evaluation again.
     """
     from trd_cli.stages import eval as stage
 
-    report = ConsoleProgress("eval")
+    progress = ConsoleProgress("eval")
     if config.rescore is not None:
-        results = stage.rescore(config, report)
+        results = stage.rescore(config, progress)
     else:
         names = next(waves([config.model] if config.model else [], stream=False))
         if len(names) != 1:
             raise InputError(f"{len(names)} models", "one", "run trd eval once a model")
-        results = stage.run(config, _backend(config, names[0]), report)
+        results = stage.run(config, _backend(config, names[0]), progress)
     if results is not None:
         _print_scores(results)
         stage.check_errors(results, config.max_errors)
@@ -164,7 +168,10 @@ def _print_scores(results: dict[str, Any]) -> None:
 
 @command(app, "compare", CompareConfig, "trd compare runs/eval-before runs/eval-after")
 def compare(config: CompareConfig) -> None:
-    """Two evaluations on the same questions: the paired difference B - A, and the questions gained and lost."""
+    """Compare two evaluations, A and B, on the same questions.
+
+    Prints the paired difference B - A, and the questions gained and lost.
+    """
     from trd_cli.evaluation import compare as stage
 
     comparison = stage.run(config, ConsoleProgress("compare"))
@@ -179,10 +186,10 @@ def compare(config: CompareConfig) -> None:
 
 @command(app, "report", ReportConfig, "trd report runs/opsd-math --nll 64")
 def report_(config: ReportConfig) -> None:
-    """Scores, refinement, training and cost of a run as tables, plots and one page; of two runs A B also their
-    differences.
+    """Report on a run, or on two: tables, plots and one page.
 
-    Writes report.html, report.md, CSV files and plots. A run that is not finished is reported as far as it is.
+    Shows scores, refinement, training and cost; of two runs A and B also the differences B - A. Writes report.html,
+    report.md, CSV files and plots. An unfinished run is reported as far as it is done.
     """
     from trd_cli.models import resolve_model
     from trd_cli.report import write as stage
@@ -192,10 +199,10 @@ def report_(config: ReportConfig) -> None:
 
 @command(app, "plan", PlanConfig, "trd plan examples/recipes/cpu-smoke.toml --gpu-memory 80")
 def plan(config: PlanConfig) -> None:
-    """What a recipe will need, and what is wrong with it, before any GPU hour is spent.
+    """Tell what a recipe will need, and what is wrong with it.
 
-    Findings by topic, each ok, warning or error, with what to change; exit code 1 where there is an error. No weights
-    are loaded.
+    Prints findings by topic, each ok, warning or error, with what to change. Exits with 1 if there is an error. Loads
+    no weights.
     """
     from trd_cli.planning import plan as stage
     from trd_cli.planning.findings import lines
@@ -208,18 +215,18 @@ def plan(config: PlanConfig) -> None:
 
 @command(app, "run", RunConfig, "trd run examples/recipes/cpu-smoke.toml --out runs/smoke")
 def run(config: RunConfig) -> None:
-    """A whole recipe: rounds of sample, verify, refine, distill and eval, for all its arms and seeds.
+    """Run a recipe: rounds of all stages, for its arms and seeds.
 
-    Stages that arms have in common run once. Each runs in a process of its own, with its log in logs/. The same command
-    again does what is missing. In a pipe, the run directory is printed at the end.
+    A stage that several arms need runs once. Each stage runs in a process of its own, with its log in logs/. The same
+    command again does what is missing. In a pipe, the run directory is printed at the end.
     """
     from trd_cli.planning.refusals import refuse
     from trd_cli.recipes import run as stage
 
     if config.dry_run:
-        told = stage.dry_run(config)
+        lines = stage.dry_run(config)
         with streams.printing():
-            print("\n".join(told))
+            print("\n".join(lines))
         return
     directory = stage.run(config, RunTable(), refuse)
     if not sys.stdout.isatty():
@@ -228,7 +235,7 @@ def run(config: RunConfig) -> None:
 
 @command(app, "show", ShowConfig, "trd show runs/y_r --id 3fa9")
 def show(config: ShowConfig) -> None:
-    """One trajectory with its prompt, its verdict and its lineage."""
+    """Show one trajectory with its prompt, verdict and lineage."""
     from rich.console import Console
 
     from trd_cli.trajectories import show as stage
@@ -240,7 +247,7 @@ def show(config: ShowConfig) -> None:
 
 @command(app, "diff", ShowConfig, "trd diff runs/y_r --id 3fa9")
 def diff(config: ShowConfig) -> None:
-    """What the teacher changed: y_o against y_r, word by word."""
+    """Show what the teacher changed from y_o to y_r, word by word."""
     from rich.console import Console
 
     from trd_cli.trajectories import show as stage
@@ -252,7 +259,7 @@ def diff(config: ShowConfig) -> None:
 
 @command(data_app, "make", MakeConfig, "trd data make arithmetic --n 1000 --seed 1 --level 2 --out train.parquet")
 def data_make(config: MakeConfig) -> None:
-    """A generated problem set with worked reference solutions."""
+    """Make a problem set with worked reference solutions."""
     from trd_cli.datasets import make as stage
 
     stage.make(config, ConsoleProgress("data make"))
@@ -268,7 +275,7 @@ def data_make(config: MakeConfig) -> None:
     "\n  trd data import rl.parquet --map problem=extra_info.question,answer=reward_model.ground_truth --out train.parquet",
 )
 def data_import(config: ImportConfig) -> None:
-    """A problem set from a file or a Hub dataset."""
+    """Import a problem set from a file or a Hub dataset."""
     from trd_cli.datasets import make as stage
 
     stage.import_(config, ConsoleProgress("data import"))
@@ -276,10 +283,10 @@ def data_import(config: ImportConfig) -> None:
 
 @command(data_app, "list", ListConfig, "trd data list")
 def data_list(_: ListConfig) -> None:
-    """The benchmarks of trd eval: size, grader, where they are read from, sampling.
+    """List the benchmarks of trd eval with size, grader and source.
 
-    Tab-separated in a pipe, one line a benchmark with all that is known: name, questions, task, grader, source,
-    revision, default sampling, options with their defaults (NAME:KEY=VALUE,...).
+    A pipe gets one tab-separated line a benchmark: name, questions, task, grader, source, revision, default sampling,
+    options with their defaults (NAME:KEY=VALUE,...).
     """
     from trd_cli.datasets import make as stage
 
@@ -296,10 +303,11 @@ def data_list(_: ListConfig) -> None:
     "trd data overlap train.parquet math500,aime24 --drop clean.parquet --out overlap.json",
 )
 def data_overlap(config: OverlapConfig) -> None:
-    """Rows of a training set that share 8- or 13-word runs with benchmark questions.
+    """List training rows that share word sequences with benchmarks.
 
-    One line a row that overlaps at --n: problem id, trajectory id, part, benchmark, question id, words of the longest
-    common run, share of the question's 8-grams and of its 13-grams that the row has. Tab-separated in a pipe.
+    Prints one line for each row that shares --n words in sequence with a question: problem id, trajectory id, part,
+    benchmark, question id, words of the longest shared sequence, share of the question's 8-grams and of its 13-grams
+    that the row has. Tab-separated in a pipe.
     """
     from trd_cli.datasets import overlap as stage
 
@@ -323,15 +331,15 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
 
 
 def main() -> None:
-    """Entry point of the `trd` script."""
+    """Run the `trd` script."""
     streams.settle()
     streams.use_utf8()
-    # Read when torch is loaded. Threads that spin while they wait make a step several times slower as soon as anything
+    # torch reads it when it is loaded. Waiting threads that spin make a step several times slower as soon as anything
     # else runs on the machine; threads that sleep cost next to nothing on a quiet one.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     end_with_the_run()
     try:
-        with streams.printing():  # of help, which no command guards
+        with streams.printing():  # the help is printed outside any command
             app()
     except InputError as error:
         print(f"trd: error: {error}", file=sys.stderr)

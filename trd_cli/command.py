@@ -1,28 +1,26 @@
-"""From a config class to a command of the shell:
-
-its flags, its exit codes, its signals, and paths from standard input.
-"""
+"""Turn a config class into a command: its flags, exit codes, signals, and paths from standard input."""
 
 from __future__ import annotations
 
 import errno
 import inspect
+import itertools
 import os
 import queue
 import signal
 import sys
 import threading
 import time
-import types
 import typing
 from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from trd_cli import streams
 from trd_cli.atomic import of_the_system
-from trd_cli.config.base import Config
+from trd_cli.config.base import Config, Panel, value_type
 from trd_cli.console import show_remarks
 from trd_cli.errors import InputError, Interrupted, TrdError, UserError
 from trd_cli.interrupts import raise_when_told, stop_signals
@@ -32,20 +30,36 @@ from trd_cli.records import well_formed
 STYLE = {"add_completion": False, "no_args_is_help": True, "rich_markup_mode": None, "pretty_exceptions_enable": False}
 
 
-# Seconds; the processes of one launch are rarely further apart.
+# Seconds. The processes of one launch rarely start further apart.
 _PATIENCE = 15.0
 
 
-# What the system says of a wrong call, whatever the user has done.
+# Errors of the system that a user cannot cause.
 _OUR_MISTAKES = (errno.EBADF, errno.EFAULT, errno.ECHILD, errno.ENOTSOCK)
 
 
+class _Command(TyperCommand):
+    """A command whose help lists its options by panel, as plain text: rich cuts long flags off at 80 columns."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        for panel, parameters in itertools.groupby(self.params, lambda parameter: parameter.rich_help_panel):
+            with formatter.section(panel):
+                formatter.write_dl([_help_record(parameter, ctx) for parameter in parameters])
+
+
+def _help_record(parameter: Any, ctx: Any) -> tuple[str, str]:
+    flags, text = parameter.get_help_record(ctx)
+    is_argument = parameter.param_type_name == "argument"
+    return parameter.name + "..." * (parameter.nargs == -1) if is_argument else flags, text
+
+
+def _by_panel(item: tuple[str, Any]) -> tuple[int, bool]:
+    extra = item[1].json_schema_extra
+    return typing.get_args(Panel).index(extra["panel"]), not extra["argument"]
+
+
 def command(parent: typer.Typer, name: str, config_class: type[Config], example: str, more: str = "") -> Callable:
-    """Register a function of one config as a Typer command whose flags are the config's fields;
-
-    `more` ends its help.
-    """
-
+    """Register a function of one config as a command; its flags are the config's fields, and `more` ends its help."""
     title = f"{parent.info.name} {name}" if parent.info.name else name
 
     def register(body: Callable[[Any], None]) -> Callable[[Any], None]:
@@ -53,54 +67,40 @@ def command(parent: typer.Typer, name: str, config_class: type[Config], example:
             given = {key: value for key, value in values.items() if value is not None}
             guarded(title, lambda: body(config_class.parse(given)))
 
-        own = config_class.__annotations__
-        # The command's own options come first in its help, then those it shares with others.
-        first = getattr(config_class, "FIRST", ())
-        fields = sorted(config_class.model_fields.items(), key=lambda item: (item[0] not in first, item[0] not in own))
-        parameters = [_parameter(field_name, field) for field_name, field in fields]
+        fields = sorted(config_class.model_fields.items(), key=_by_panel)
+        parameters = [_parameter(config_class, field_name) for field_name, _ in fields]
         callback.__signature__ = inspect.Signature(parameters)
         callback.__annotations__ = {p.name: p.annotation for p in parameters}
-        parent.command(name, help=f"{inspect.getdoc(body)}\n\n\b\nExample:\n  {example}{more}", no_args_is_help=False)(
-            callback
-        )
+        text = f"{inspect.getdoc(body)}\n\n\b\nExample:\n  {example}{more}"
+        parent.command(name, cls=_Command, help=text, no_args_is_help=False)(callback)
         return body
 
     return register
 
 
-def _parameter(name: str, field: Any) -> inspect.Parameter:
-    extra, kind = field.json_schema_extra, _cli_type(field.annotation)
-    default = field.get_default()
-    if field.is_required():
-        default = ...
-    elif isinstance(default, (tuple, dict)):
-        default = []
+def _parameter(config_class: type[Config], name: str) -> inspect.Parameter:
+    """Return the parameter that Typer reads as one field. Lists and `KEY=VALUE` stay text, for pydantic to check."""
+    field = config_class.model_fields[name]
+    extra, kind = field.json_schema_extra, value_type(field.annotation)
+    several = typing.get_origin(kind) in (tuple, dict)
+    default = inspect.Parameter.empty if field.is_required() else field.get_default()
+    default = [] if default in ((), {}) else default
+    about = {"help": field.description, "rich_help_panel": extra["panel"]}
     if extra["argument"]:
-        info = typer.Argument(help=field.description, show_default=False)
+        info = typer.Argument(show_default=False, **about)
     else:
-        flags = extra["flags"] or [f"--{name.replace('_', '-')}"]
+        metavar = "KEY=VALUE" if typing.get_origin(kind) is dict else "TEXT" if several else None
         # A shown default of None or an empty list tells nothing.
-        pairs = "KEY=VALUE" if "dict" in str(field.annotation) else None
-        info = typer.Option(*flags, help=field.description, show_default=default not in (None, []), metavar=pairs)
-    default = inspect.Parameter.empty if default is ... else default
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, info])
-
-
-def _cli_type(annotation: Any) -> Any:
-    """The type Typer parses for a config field: lists for tuples and KEY=VALUE pairs, constraints left to pydantic."""
-    origin = typing.get_origin(annotation)
-    if origin is Annotated:
-        return _cli_type(typing.get_args(annotation)[0])
-    if origin in (typing.Union, types.UnionType):
-        inner = [_cli_type(a) for a in typing.get_args(annotation) if a is not type(None)]
-        return inner[0] | None
-    if origin in (tuple, dict):
-        return list[str]
-    return annotation
+        info = typer.Option(
+            *config_class.flags_of(name), show_default=default not in (None, []), metavar=metavar, **about
+        )
+    kind = list[str] if several else kind
+    annotation = Annotated[kind | None if default is None else kind, info]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
 def guarded(name: str, work: Callable[[], None]) -> None:
-    """Run a command; every failure that is not a mistake of ours ends in one line and its exit code."""
+    """Run a command. Every failure but a bug ends in one line and its exit code."""
     raise_when_told()
     show_remarks(name)
     try:
@@ -111,14 +111,14 @@ def guarded(name: str, work: Callable[[], None]) -> None:
             kept = "training goes on from its last saved state" if name == "distill" else "finished rows are kept"
             raise Interrupted(f"interrupted; {kept} when the same command is run again") from None
         except OSError as error:
-            if error.errno in _OUR_MISTAKES:  # not to be taken for one of standard output
+            if error.errno in _OUR_MISTAKES:  # main() would take an OSError for one of standard output
                 raise AssertionError(f"a wrong call of the system: {error}") from error
             raise of_the_system(error) from None
         except UnicodeEncodeError:
             words = [word for word in sys.argv if well_formed(word) != word]
             if not words:
                 raise
-            # A file of any name can be read and written, but a name may also be asked for where only text can be.
+            # A file may have any bytes as its name, but a name also goes where only text can be.
             raise InputError(f"{words[0]} is not UTF-8", "text", "rename or retype it") from None
     except TrdError as error:
         if not is_first_process():
@@ -130,12 +130,12 @@ def guarded(name: str, work: Callable[[], None]) -> None:
 
 
 def is_first_process() -> bool:
-    """Whether this is the process that speaks, of those that torchrun or accelerate started."""
+    """Return whether this process speaks for all that torchrun or accelerate started."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def _let_the_first_process_say_it(error: TrdError) -> None:
-    """Every process of a launch finds the same mistake; when the first one ends, the launcher ends the others."""
+    """Wait: all processes of a launch find the same mistake, and the launcher ends the others when the first ends."""
     if isinstance(error, Interrupted):
         raise typer.Exit(error.exit_code) from None
     if isinstance(error, UserError):
@@ -145,11 +145,12 @@ def _let_the_first_process_say_it(error: TrdError) -> None:
 
 
 def launched_as_many() -> bool:
+    """Return whether a launcher started this process as one of several."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def waves(inputs: Sequence[str], stream: bool) -> Iterator[list[str]]:
-    """The input paths: those given, or the lines of standard input, all at once or as they come."""
+    """Yield the paths given, or those on standard input: all at once or, with `stream`, as they come."""
     if inputs and tuple(inputs) != ("-",):
         yield list(inputs)
         return
@@ -165,7 +166,7 @@ def waves(inputs: Sequence[str], stream: bool) -> Iterator[list[str]]:
 
 
 def _arriving() -> Iterator[list[str]]:
-    """All paths that have come since the last look, as soon as there is one."""
+    """Wait for a path, then yield all that have come since the last look."""
     paths: queue.SimpleQueue[str | Exception | None] = queue.SimpleQueue()
 
     def read() -> None:
@@ -189,22 +190,22 @@ def _arriving() -> Iterator[list[str]]:
 
 
 def end_with_the_run() -> None:
-    """A stage that trd run started is told to stop when that dies, however it dies.
+    """Make a stage that `trd run` started get SIGTERM when that process dies, however it dies.
 
-    Linux; elsewhere the next trd run ends it.
+    Only on Linux. Elsewhere the next `trd run` ends the stage.
     """
     parent = os.environ.pop("TRD_RUN_PID", None)
     if parent is None or not sys.platform.startswith("linux"):
         return
     import ctypes
 
-    told: list[int] = []
+    received: list[int] = []
 
     def tell_once(number: int, _: object) -> None:
-        # It comes once for each thread of the parent, and a second SIGTERM would break into the writing of what is
-        # finished.
-        if not told:
-            told.append(number)
+        # The signal comes once for each thread of the parent. A second SIGTERM would interrupt the writing of finished
+        # rows.
+        if not received:
+            received.append(number)
             os.kill(os.getpid(), signal.SIGTERM)
 
     to_be_signalled = 1  # PR_SET_PDEATHSIG, prctl(2)

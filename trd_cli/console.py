@@ -1,4 +1,4 @@
-"""Printing a stage's report: results to standard output where it is a pipe, everything else to standard error."""
+"""Print the progress of a command: results to standard output if it is a pipe, all else to standard error."""
 
 from __future__ import annotations
 
@@ -10,15 +10,20 @@ from dataclasses import asdict
 from pathlib import Path
 
 from trd_cli import streams
-from trd_cli.errors import first_line
+from trd_cli.errors import counted, first_line
 from trd_cli.progress import NodeState, Work, clock, tell_run
 
 _INTERVAL = 10.0
 _EVENT_INTERVAL = 0.5
 
 
+def _say(command: str, text: str) -> None:
+    # While a bar is live, rich has standard error redirected: the line goes above the bar.
+    print(f"trd {command}: {text}", file=sys.stderr, flush=True)
+
+
 class ConsoleProgress:
-    """A live bar on a terminal of one's own; plain lines, at most one in ten seconds, in a pipe or a log."""
+    """Show progress as a live bar on a terminal, and as a line every ten seconds at most in a pipe or a log."""
 
     def __init__(self, command: str) -> None:
         self._command = command
@@ -38,7 +43,7 @@ class ConsoleProgress:
             self._bar.start()
             self._task = self._bar.add_task(what, total=total, completed=done, rate="")
         elif total is not None:
-            self.note(f"{total} rows" + (f", {done} done before" if done else ""))
+            self.note(counted(total, "row") + (f", {done} done before" if done else ""))
 
     def advance(self, rows: int = 1, tokens: int = 0) -> None:
         if self._total is None and not self._rows:
@@ -64,17 +69,14 @@ class ConsoleProgress:
         self._what = ""
 
     def note(self, text: str) -> None:
-        if self._bar is not None:
-            self._bar.console.print(f"trd {self._command}: {text}", markup=False, highlight=False)
-        else:
-            print(f"trd {self._command}: {text}", file=sys.stderr, flush=True)
+        _say(self._command, text)
 
     def result(self, path: Path) -> None:
         if not self._piped or self._broken:
             return
         failure = streams.hand_over(path)
         if failure is not None:
-            # Hours of work need not be gone with a reader, or for want of room where its paths go.
+            # Hours of work must not be lost because a reader is gone or its disk is full.
             self._broken = True
             gone = isinstance(failure, BrokenPipeError)
             why = (
@@ -94,23 +96,23 @@ class ConsoleProgress:
 
     def _line(self) -> str:
         work = self._work()
-        rows = f"{work.done} rows" if work.total is None else f"{work.done}/{work.total}"
+        rows = counted(work.done, "row") if work.total is None else f"{work.done}/{work.total}"
         return f"{work.what} {rows} · {work.pace()}"
 
 
 class _Remarks(logging.Handler):
-    """Warnings of this package that belong to no stage, as notes of the command."""
+    """Show warnings of this package that belong to no stage as notes of the command."""
 
     def __init__(self, command: str) -> None:
         super().__init__(logging.WARNING)
         self._command = command
 
     def emit(self, record: logging.LogRecord) -> None:
-        print(f"trd {self._command}: {record.getMessage()}", file=sys.stderr, flush=True)
+        _say(self._command, record.getMessage())
 
 
 def show_remarks(command: str) -> None:
-    """Print what the package warns of through `logging`."""
+    """Print the warnings that the package gives through `logging`."""
     logger = logging.getLogger("trd_cli")
     logger.handlers, logger.propagate = [_Remarks(command)], False
 
@@ -118,9 +120,9 @@ def show_remarks(command: str) -> None:
 def print_table(
     titles: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str] = (), hidden: Sequence[str] = ()
 ) -> None:
-    """A table on standard output:
+    """Print a table on standard output.
 
-    for people on a terminal, tab-separated and without titles in a pipe, where none is hidden.
+    A terminal gets titles and no `hidden` columns; a pipe gets all columns, tab-separated, and no titles.
     """
     with streams.printing():
         if sys.stdout.isatty():
@@ -148,8 +150,10 @@ def _print_for_people(
 
 
 class RunTable:
-    """All stages of a run: a live table on a terminal of one's own; a line for each change, and now and then one on
-    progress, anywhere else."""
+    """Show all stages of a run: as a live table on a terminal, elsewhere as a line for each change.
+
+    Elsewhere a line on progress follows every ten seconds at most.
+    """
 
     def __init__(self) -> None:
         self._live = None
@@ -173,10 +177,7 @@ class RunTable:
 
     def note(self, text: str) -> None:
         self._said_at = time.monotonic()
-        if self._live is not None:
-            self._live.console.print(f"trd run: {text}", markup=False, highlight=False)
-        else:
-            print(f"trd run: {text}", file=sys.stderr, flush=True)
+        _say("run", text)
 
     def end(self) -> None:
         if self._live is not None:
@@ -200,7 +201,7 @@ def _sentence(node: NodeState) -> str:
 
 
 def _table(states: Sequence[NodeState], height: int):
-    """The stages as a table no higher than the terminal: what is done goes first, then what waits longest."""
+    """Return a table of the stages no higher than the terminal. Stages done are dropped first, then the last to run."""
     from rich.table import Table
     from rich.text import Text
 
@@ -208,7 +209,7 @@ def _table(states: Sequence[NodeState], height: int):
     at = next((i for i, s in enumerate(states) if s.state in ("running", "waiting")), len(states))
     start = max(0, min(at - room // 3, len(states) - room))
     done = sum(state.state == "done" for state in states)
-    table = Table(box=None, title=Text(f"{done} of {len(states)} stages done"), title_justify="left")
+    table = Table(box=None, title=Text(f"{done} of {counted(len(states), 'stage')} done"), title_justify="left")
     for name in ("stage", "state", "rows", "time", ""):
         table.add_column(name, justify="right" if name in ("rows", "time") else "left", no_wrap=True)
     for node in states[start : start + room]:

@@ -110,3 +110,9 @@ def first_line(error: BaseException) -> str:
         return type(error).__name__
     first = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
     return f"{type(error).__name__}: {first}" if isinstance(error, LookupError) else first
+
+
+def counted(number: float, noun: str, spec: str = "") -> str:
+    """Return a number with its noun: "1 row", "2 rows". `spec` formats the number, as "," for thousands."""
+    plural = "" if number == 1 else "es" if noun.endswith("s") else "s"
+    return f"{number:{spec}} {noun}{plural}"

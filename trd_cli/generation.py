@@ -17,7 +17,7 @@ from trd_cli.config.base import OutputOptions, errors_allowed
 from trd_cli.config.generating import SamplingOptions
 from trd_cli.engines.base import Engine
 from trd_cli.engines.border import answered
-from trd_cli.errors import ModelError, ResumeRefused, TooManyRowErrors
+from trd_cli.errors import ModelError, ResumeRefused, TooManyRowErrors, counted
 from trd_cli.models import ModelRef
 from trd_cli.progress import Progress
 from trd_cli.prompting.rendering import Rendering, room_for_response, values_of
@@ -63,7 +63,7 @@ def new_row(
     backend: Backend,
     sampling: SamplingOptions,
     *,
-    stage: Kind,
+    kind: Kind,
     round: int,
     sample_index: int,
     parent: Trajectory | None = None,
@@ -80,7 +80,7 @@ def new_row(
         "prompt": list(prompt.token_ids),
         "sampling": [sampling.temperature, sampling.top_p, sampling.top_k, sampling.max_tokens, sampling.seed],
         "model": backend.model.revision,
-        "place": [stage, round, sample_index, parent.trajectory_id if parent else None],
+        "place": [kind, round, sample_index, parent.trajectory_id if parent else None],
     }
     trajectory_id = content_hash(identity)
     return Trajectory(
@@ -89,7 +89,7 @@ def new_row(
         parent_id=parent.trajectory_id if parent else None,
         round=round,
         sample_index=sample_index,
-        stage=stage,
+        stage=kind,
         setting=setting,
         messages=prompt.messages,
         prompt_token_ids=prompt.token_ids,
@@ -138,7 +138,7 @@ def plan_rollouts(
         fits = length < backend.max_length
         error = unknown_id(backend.model, prompt) if fits else too_long(length, backend.max_length)
         rows.extend(
-            new_row(problem, prompt, backend, sampling, stage="rollout", round=round, sample_index=i, error=error)
+            new_row(problem, prompt, backend, sampling, kind="rollout", round=round, sample_index=i, error=error)
             for i in range(n)
         )
     if shortest is not None and shortest >= backend.max_length:
@@ -181,7 +181,7 @@ class Outcome:
         limit = errors_allowed(max_errors, self.rows)
         if self.errors > limit:
             raise TooManyRowErrors(
-                f"{self.errors} of {self.rows} rows ended as errors, {limit:g} allowed (--max-errors); see their columns error and verdict_detail"
+                f"{self.errors} of {counted(self.rows, 'row')} ended as errors, {limit:g} allowed (--max-errors); see their columns error and verdict_detail"
             )
 
 
@@ -229,7 +229,7 @@ class ShardFiller:
         strangers = self._done.ids - {row.trajectory_id for row in planned}
         if strangers:
             raise ResumeRefused(
-                f"{self._stage_dir.path} holds {len(strangers)} rows that this command would not make",
+                f"{self._stage_dir.path} holds {counted(len(strangers), 'row')} that this command would not make",
                 "only rows of the same problems and attempts",
                 "give another --out, or ask for at least what it was made with",
             )
@@ -328,7 +328,7 @@ def preview(row: Trajectory, total: int, where: Path) -> str:
     """Return the text of --dry-run: the first prompt as the model sees it, and the rows that would be made."""
     text = "\n\n".join(f"[{m['role']}]\n{m['content']}" for m in row.messages)
     return (
-        f"first prompt ({row.prompt_template}, {len(row.prompt_token_ids)} tokens):\n{text}\n\n"
-        f"would make {total} rows with {row.model} on {row.engine}, "
+        f"first prompt ({row.prompt_template}, {counted(len(row.prompt_token_ids), 'token')}):\n{text}\n\n"
+        f"would make {counted(total, 'row')} with {row.model} on {row.engine}, "
         f"T {row.temperature:g}, top-p {row.top_p:g}, top-k {row.top_k}, at most {row.max_tokens} new tokens, in {where}"
     )

@@ -1,7 +1,7 @@
-"""The three standard streams of a command, such that nothing a shell or a terminal does to them costs a row.
+"""Make the standard streams safe: nothing that a shell or a terminal does to them costs a row.
 
-A closed stream is the null device. What cannot be written to standard error is dropped. On standard output paths are
-the bytes of their names, whatever the encoding.
+A closed stream becomes the null device. Text that standard error does not take is dropped. Paths go to standard output
+as the bytes of their names, whatever the encoding.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from trd_cli.errors import InputError
 
 _ENCODING_ERRORS = "trd.bytes_or_escapes"
 _BOM = codecs.BOM_UTF8
-# Why paths that the next command should have read could not be printed, until `finish` says so.
+# Why paths for the next command could not be printed; `finish` raises it.
 _lost: list[OSError] = []
 
 
 def settle() -> None:
-    """Make the standard streams usable; once, before any file is opened."""
+    """Make the standard streams usable. Call it once, before any file is opened."""
     missing = [name for name in ("stdin", "stdout", "stderr") if getattr(sys, name) is None]
     for name in missing:
-        # The lowest free number is given out: that of the closed stream, which the next file or socket would have got.
+        # The system gives the lowest free number: the closed stream's, which the next file or socket would have got.
         descriptor = os.open(os.devnull, os.O_RDWR)
         os.set_inheritable(descriptor, True)
         mode = "r" if name == "stdin" else "w"
@@ -43,10 +43,10 @@ def settle() -> None:
 
 
 def use_utf8() -> None:
-    """Start this process again in Python's UTF-8 mode where the locale has another encoding; once, before anything is
-    read.
+    """Start this process again in Python's UTF-8 mode if the locale has another encoding.
 
-    Names of files, records and templates would otherwise mean something else to a command that runs in another locale.
+    Call it once, before anything is read. Otherwise a command in another locale would read other names, records and
+    templates from the same bytes.
     """
     if sys.getfilesystemencoding() == "utf-8" or os.environ.get("PYTHONUTF8") == "1" or not sys.executable:
         return
@@ -55,7 +55,7 @@ def use_utf8() -> None:
 
 
 class _Lossy(io.FileIO):
-    """Writes to a descriptor; what a full disk, a closed pipe or a terminal that is gone does not take is dropped."""
+    """Write to a descriptor, and drop what a full disk, a closed pipe or a lost terminal does not take."""
 
     def write(self, data: memoryview) -> int:
         try:
@@ -67,10 +67,7 @@ class _Lossy(io.FileIO):
 
 
 def _bytes_or_escapes(error: UnicodeError) -> tuple[bytes | str, int]:
-    """Encode one character that the stream's encoding lacks:
-
-    a byte of a name that was no text as it was, any other escaped.
-    """
+    """Encode a character that the stream's encoding lacks: escaped, but a byte of a name that was no text as it is."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     letter = error.object[error.start]
@@ -80,10 +77,7 @@ def _bytes_or_escapes(error: UnicodeError) -> tuple[bytes | str, int]:
 
 
 def lines() -> Iterator[str]:
-    """Yield the lines of standard input as paths, without a byte order mark, spaces around them and empty ones;
-
-    as they come.
-    """
+    """Yield the paths on standard input as they come, one a line; drop byte order marks, outer spaces, empty lines."""
     try:
         for line in sys.stdin.buffer:
             if path := line.removeprefix(_BOM).strip():
@@ -95,10 +89,7 @@ def lines() -> Iterator[str]:
 
 
 def hand_over(path: Path) -> OSError | None:
-    """Print a path for the next command of a pipe.
-
-    What keeps it from being printed is returned, and standard output is given up.
-    """
+    """Print a path for the next command of a pipe. On failure, give up standard output and return the error."""
     try:
         sys.stdout.flush()
         sys.stdout.buffer.write(os.fsencode(path) + b"\n")
@@ -113,9 +104,9 @@ def hand_over(path: Path) -> OSError | None:
 
 @contextlib.contextmanager
 def printing() -> Iterator[None]:
-    """Guard a block that prints what was asked for. A reader that has seen enough is no error.
+    """Guard a block that prints its result. A reader that closes the pipe is no error.
 
-    Raises InputError where standard output takes no more.
+    Raises InputError where standard output cannot be written.
     """
     try:
         try:
@@ -124,7 +115,7 @@ def printing() -> Iterator[None]:
             sys.stdout.flush()
     except BrokenPipeError as error:
         _give_up()
-        if isinstance(error.__context__, SystemExit):  # the block was ending with a code of its own
+        if isinstance(error.__context__, SystemExit):  # the block ended with an exit code of its own
             raise error.__context__ from None
     except OSError as error:
         _give_up()
@@ -134,7 +125,7 @@ def printing() -> Iterator[None]:
 
 
 def _flush() -> None:
-    """Wait for a reader that is slow, also where a command before has set the pipe not to."""
+    """Flush, and wait for a slow reader also where an earlier command has made the pipe non-blocking."""
     while True:
         try:
             sys.stdout.buffer.flush()
@@ -144,19 +135,19 @@ def _flush() -> None:
 
 
 def finish() -> None:
-    """Raise InputError where paths that the next command should have read could not be printed."""
+    """Raise InputError if paths for the next command could not be printed."""
     if _lost:
         reason = _lost.pop().strerror
         _lost.clear()
         raise InputError(
             f"all is done, but standard output could not be written: {reason}",
-            "room for the paths of what was made",
+            "room for the paths of the output",
             "give them to the next command by name",
         )
 
 
 def _give_up() -> None:
-    """Let standard output go nowhere from now on."""
+    """Send standard output to the null device from now on."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
     os.close(nowhere)

@@ -259,8 +259,8 @@ def gkd(job: Job, options: dict[str, Any]) -> tuple[type, Any, dict[str, list]]:
 
     columns = {
         "prompt": [""] * len(job.rows),  # it asks for one, and takes the ids
-        "input_ids": [[*row.student_prompt, *row.response] for row in job.rows],
-        "completion_mask": [[0] * len(row.student_prompt) + [1] * len(row.response) for row in job.rows],
+        "input_ids": [[*row.student_prompt, *row.response_ids] for row in job.rows],
+        "completion_mask": [[0] * len(row.student_prompt) + [1] * len(row.response_ids) for row in job.rows],
     }
     return GKDTrainer, GKDConfig(**options, lmbda=0.0), columns
 
@@ -272,7 +272,7 @@ def distillation(job: Job, options: dict[str, Any]) -> tuple[type, Any, dict[str
     class OnGivenResponses(DistillationTrainer):
         def _generate(self, prompts: list[str]) -> tuple[Any, ...]:
             chosen = [job.rows[int(prompt)] for prompt in prompts]
-            return ([list(e.student_prompt) for e in chosen], [list(e.response) for e in chosen], None, None, [])
+            return ([list(e.student_prompt) for e in chosen], [list(e.response_ids) for e in chosen], None, None, [])
 
     columns = {"prompt": [str(i) for i in range(len(job.rows))]}
     return OnGivenResponses, DistillationConfig(**options), columns
@@ -312,9 +312,9 @@ def main() -> None:
     case = QUICK if args.quick else FULL
     teacher = resolve_model(MODEL)
     rows = make_rows(teacher.tokenizer(), case)
-    tokens = sum(len(row.student_prompt) + len(row.response) for row in rows)
+    tokens = sum(len(row.student_prompt) + len(row.response_ids) for row in rows)
     print(f"torch {torch.__version__}, 1 thread, {MODEL}\n{LEGEND}", end="")
-    lengths = ", ".join(f"{len(row.student_prompt)}+{len(row.response)}" for row in rows)
+    lengths = ", ".join(f"{len(row.student_prompt)}+{len(row.response_ids)}" for row in rows)
     print(f"{tokens} tokens a step, prompts + responses: {lengths}; {case.steps} step(s) after the warm-up,")
     print(f"for distillation 1; rows of trl's micro-batches: {case.micro_batch}\n")
     print("              tokens/s  cpu s/step  wall s/step  GiB between  GiB at most  first loss, gradient norm")

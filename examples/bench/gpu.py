@@ -343,13 +343,15 @@ def operations(config: dict[str, Any], tokens: int, lora: bool) -> float:
     """Count the operations of a step on `row`: products with weights, causal attention, the fused loss."""
     shape, example = shape_of(config), row(tokens, config["vocab_size"], 0)
     layers = shape.layers * shape.layer_parameters
-    students, teachers = (len(p) + len(example.response) - 1 for p in (example.student_prompt, example.teacher_prompt))
+    students, teachers = (
+        len(p) + len(example.response_ids) - 1 for p in (example.student_prompt, example.teacher_prompt)
+    )
     heads = config["num_attention_heads"] * config["head_dim"]
     attention = 2 * shape.layers * heads * (3 * students**2 + teachers**2)
     # Forward, the gradient of the inputs, and that of the weights where they are trained; the loss takes as many and
     # the teacher's.
     passes = 4 if lora else 6
-    loss = (passes + 2) * len(example.response) * shape.vocabulary * shape.width
+    loss = (passes + 2) * len(example.response_ids) * shape.vocabulary * shape.width
     return passes * layers * students + 2 * layers * teachers + attention + loss
 
 

@@ -1,12 +1,14 @@
-"""One frozen config a command. A field's declaration is its flag, its help, its default and its place in `run.json`.
+"""Declare the options of a command once: one frozen config holds its flags, help, defaults and keys of `run.json`.
 
 A field made with `option(..., rows=False)` changes how a command runs, never which rows it makes (batch size, device,
-shard size); all other fields belong to the identity that a resumed run must match.
+shard size). All other fields must be the same when a run is resumed.
 """
 
 from __future__ import annotations
 
 import json
+import types
+import typing
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -21,26 +23,41 @@ NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 RunStage = Literal["problems", "sample", "verify", "refine", "distill", "eval"]
 Subset = Literal["all", "correct", "incorrect", "repaired", "broken", "kept", "unrepaired"]
+# Panels of a command's help, in the order they are shown.
+Panel = Literal["Input", "Model", "Method", "Training", "Adapter", "Sampling", "Prompt", "Engine", "Grading", "Output"]
 
 
 def option(
-    default: Any = ...,
-    *,
+    default: Any,
+    panel: Panel,
     help: str,
+    *,
     flags: tuple[str, ...] = (),
     rows: bool = True,
     decides: bool = False,
     argument: bool = False,
 ):
-    """A config field: `flags` replaces the flag made from its name; `rows` says whether it changes the rows made,
-    `decides` whether it changes the result in another way: how many rows there are, or what is said of them.
+    """Declare a field of a config.
+
+    `flags` replaces the flag made from its name. `rows` tells that the option changes which rows are made; `decides`,
+    that it changes the result otherwise: the number of rows, their verdicts or scores.
     """
-    extra = {"flags": list(flags), "rows": rows, "decides": rows or decides, "argument": argument}
+    rows = rows and not decides
+    extra = {"panel": panel, "flags": list(flags), "rows": rows, "decides": rows or decides, "argument": argument}
     return Field(default, description=help, json_schema_extra=extra)
 
 
+def value_type(annotation: Any) -> Any:
+    """Return the type of a field without its constraints and None: int for `Positive | None`."""
+    if typing.get_origin(annotation) is Annotated:
+        return value_type(typing.get_args(annotation)[0])
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return next(value_type(each) for each in typing.get_args(annotation) if each is not types.NoneType)
+    return annotation
+
+
 def pairs(value: Any) -> Any:
-    """`KEY=VALUE` strings, as typed on the command line, to a dictionary; dictionaries pass."""
+    """Return `KEY=VALUE` strings, as typed on the command line, as a dictionary; return a dictionary unchanged."""
     if not isinstance(value, (list, tuple)):
         return value
     split = [str(item).split("=", 1) for item in value]
@@ -51,10 +68,7 @@ def pairs(value: Any) -> Any:
 
 
 def json_pairs(value: Any) -> Any:
-    """Split as `pairs` does, and read each value that is JSON:
-
-    `enable_thinking=false` is the boolean, and so is `=False`.
-    """
+    """Split as `pairs` does, and read each value that is JSON: `x=false` and `x=False` give the boolean."""
     split = pairs(value)
     return {key: _json_or_text(text) for key, text in split.items()} if split is not value else value
 
@@ -75,65 +89,63 @@ Pairs = Annotated[dict[str, str], BeforeValidator(pairs)]
 JsonPairs = Annotated[dict[str, Any], BeforeValidator(json_pairs)]
 
 
-def _words(name: str, field: Any, value: Any) -> list[str]:
-    """One option as it is typed."""
-    flags = field.json_schema_extra["flags"] or [f"--{name.replace('_', '-')}"]
-    flag = next(f for f in flags if f.startswith("--"))
-    if isinstance(value, bool):
-        on, _, off = flag.partition("/")
-        return [on if value else off or "--no-" + on.removeprefix("--")]
-    if isinstance(value, dict):
-        as_json = "Any" in str(field.annotation)
-        return [word for key, v in value.items() for word in (flag, f"{key}={_typed(v) if as_json else v}")]
-    values = value if isinstance(value, tuple) else (value,)
-    return [word for v in values for word in (flag, str(v))]
-
-
 def _typed(value: Any) -> str:
-    """A value of `KEY=VALUE` that `json_pairs` reads back as it is."""
+    """Write a value of `KEY=VALUE` so that `json_pairs` reads it back unchanged."""
     if isinstance(value, str) and _json_or_text(value) is value:
         return value
     return json.dumps(value)
 
 
 class Config(BaseModel):
-    """Base of all command configs: immutable, no unknown keys."""
+    """Base of all configs: immutable, without unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
     @classmethod
     def parse(cls, values: dict[str, Any]) -> Config:
-        """Validate `values`; the first thing wrong becomes one `InputError` that names the option."""
+        """Validate `values`; raise InputError that names the first option with a wrong value."""
         try:
             return cls(**values)
         except ValidationError as error:
             first = error.errors()[0]
-            name = "--" + str(first["loc"][0]).replace("_", "-") if first["loc"] else cls.__name__
+            name = cls.flag(str(first["loc"][0])) if first["loc"] else cls.__name__
             got = f"{name} {first['input']!r}" if first["loc"] else str(first["input"])
             expected = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
             raise InputError(got, expected, f"change {name} (see --help)") from None
+
+    @classmethod
+    def flags_of(cls, name: str) -> list[str]:
+        """Return all spellings of a field's flag, as `--eos/--no-eos` where it can be switched off."""
+        return cls.model_fields[name].json_schema_extra["flags"] or [f"--{name.replace('_', '-')}"]
+
+    @classmethod
+    def flag(cls, name: str) -> str:
+        """Return a field's flag in its first long spelling; an argument has its name alone."""
+        field = cls.model_fields.get(name)
+        if field is None:
+            return f"--{name.replace('_', '-')}"
+        if field.json_schema_extra["argument"]:
+            return name
+        return next(flag for flag in cls.flags_of(name) if flag.startswith("--")).partition("/")[0]
 
     def record(self) -> dict[str, Any]:
         """Return all options as JSON values, without keys, as run.json holds them."""
         return without_secrets(self.model_dump(mode="json"))
 
     def identity(self) -> dict[str, Any]:
-        """The options that decide which rows are made, as JSON values."""
-        values = self.record()
-        fields = type(self).model_fields
-        return {name: values[name] for name in fields if fields[name].json_schema_extra["rows"]}
+        """Return the options that decide which rows are made, as JSON values."""
+        return self._marked("rows")
 
     def deciding(self) -> dict[str, Any]:
-        """The options that decide a result:
+        """Return the options that decide a result, as JSON values: also the number of rows and how they are graded."""
+        return self._marked("decides")
 
-        `identity`, and those that say how many rows there are or how they are graded.
-        """
-        values = self.record()
-        fields = type(self).model_fields
-        return {name: values[name] for name in fields if fields[name].json_schema_extra["decides"]}
+    def _marked(self, mark: str) -> dict[str, Any]:
+        fields, values = type(self).model_fields, self.record()
+        return {name: values[name] for name in fields if fields[name].json_schema_extra[mark]}
 
     def flags(self) -> list[str]:
-        """The words of a command line that gives this configuration again: what is not the default, arguments last."""
+        """Return the words of a command line that gives this config again: no defaults, arguments last."""
         implied = self._implied()
         words: list[str] = []
         arguments: list[str] = []
@@ -144,11 +156,22 @@ class Config(BaseModel):
             if field.json_schema_extra["argument"]:
                 arguments += map(str, value) if isinstance(value, tuple) else [str(value)]
             else:
-                words += _words(name, field, value)
+                words += self._words(name, value)
         return [*words, *arguments]
 
+    def _words(self, name: str, value: Any) -> list[str]:
+        flag = self.flag(name)
+        if isinstance(value, bool):
+            _, _, off = self.flags_of(name)[0].partition("/")
+            return [flag if value else off or "--no-" + flag.removeprefix("--")]
+        if isinstance(value, dict):
+            as_json = value_type(type(self).model_fields[name].annotation) == dict[str, Any]
+            return [word for key, v in value.items() for word in (flag, f"{key}={_typed(v) if as_json else v}")]
+        values = value if isinstance(value, tuple) else (value,)
+        return [word for v in values for word in (flag, str(v))]
+
     def _implied(self) -> dict[str, Any]:
-        """Values that are filled in where no flag is given."""
+        """Return the values that are filled in where no flag is given."""
         return {}
 
 
@@ -159,34 +182,33 @@ def errors_allowed(max_errors: float, rows: int) -> float:
 
 class OutputOptions(Config):
     out: str | None = option(
-        None, help="Output directory. Default: trd-runs/<command>-<digest of the configuration>.", rows=False
+        None, "Output", "Directory to write to. Default: trd-runs/<command>-<digest of the options>.", rows=False
     )
-    shard_rows: Positive = option(256, help="Rows a shard.", rows=False)
+    shard_rows: Positive = option(256, "Output", "Rows a shard.", rows=False)
     shard_minutes: NotNegative = option(
-        10.0, help="Close a shard early after this many minutes, so that a crash loses no more.", rows=False
+        10.0, "Output", "Close a shard after this many minutes: the most that a crash loses.", rows=False
     )
     max_errors: NotNegative = option(
-        0.05, help="Exit with 3 when more rows end as errors: a count, or a share if below 1.", rows=False
+        0.05, "Output", "Exit with 3 when more rows end as errors: a count, or a share below 1.", rows=False
     )
-    retry_errors: bool = option(False, help="Generate again the rows that ended as errors.", rows=False)
-    dry_run: bool = option(False, help="Print the first rendered prompt and what would run, then stop.", rows=False)
+    retry_errors: bool = option(False, "Output", "Generate rows that ended as errors again.", rows=False)
+    dry_run: bool = option(
+        False, "Output", "Print the first rendered prompt and what would run, then stop.", rows=False
+    )
 
 
 class InputOptions(Config):
     inputs: tuple[str, ...] = option(
-        (),
-        help="Trajectory sets (directories) or shards; none, or -: paths from standard input.",
-        argument=True,
-        rows=False,
+        (), "Input", "Trajectory sets or shards. None, or -: paths from standard input.", argument=True, rows=False
     )
-    allow_partial: bool = option(False, help="Take a set whose own run has not finished.", rows=False)
+    allow_partial: bool = option(False, "Input", "Accept a set whose own run is not finished.", rows=False)
     parents: tuple[str, ...] = option(
-        (), help="Where the parents of refined rows are, if they have been moved (repeatable).", rows=False
+        (), "Input", "Where the parents of refined rows are now, if moved (repeatable).", rows=False
     )
 
 
 class SelectOptions(Config):
-    subset: Subset = option("all", help="Named subset, by the verdicts of a row and its parent.")
+    subset: Subset = option("all", "Input", "Subset of the rows, by the verdicts of a row and its parent.")
     where: str | None = option(
-        None, help="Polars SQL over the row and its parent: \"verdict = 'correct' AND parent_verdict = 'incorrect'\"."
+        None, "Input", "Polars SQL over a row and its parent, as: verdict = 'correct' AND parent_verdict = 'incorrect'."
     )

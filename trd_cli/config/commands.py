@@ -1,4 +1,4 @@
-"""Options of evaluation and of the commands around the five stages."""
+"""Declare the options of evaluation, and of the commands around the five stages."""
 
 from __future__ import annotations
 
@@ -27,51 +27,47 @@ from trd_cli.errors import InputError
 class EvalConfig(OutputOptions, EngineOptions, RenderOptions, GraderConfig):
     model: str | None = option(
         None,
+        "Input",
+        "Model: directory, Hub name, smollm2-135m, scripted. None, or -: from standard input.",
         argument=True,
-        help="Model: a directory, a Hub name, smollm2-135m, or scripted; none, or -: from standard input.",
         rows=False,
     )
     model_flag: str | None = option(
-        None, flags=("--model", "-m"), help="The model, in place of the argument.", rows=False
+        None, "Input", "The model, in place of the argument.", flags=("--model", "-m"), rows=False
     )
     bench: str | None = option(
         None,
+        "Input",
+        "Benchmarks, comma-separated: names that trd data list shows, also with options, as arithmetic:n=200,seed=2 or livecodebench:from=2025-02-01,to=2025-04-30; problem sets (Parquet); files as questions.jsonl:math or :code.",
         flags=("--bench", "-b"),
-        help="Benchmarks, comma-separated: names that trd data list shows, with options as in arithmetic:n=200,seed=2 or livecodebench:from=2025-02-01,to=2025-04-30; problem sets (Parquet); files as questions.jsonl:math or :code.",
-        rows=False,
         decides=True,
     )
     k: Positive | None = option(
-        None,
-        flags=("--k", "-k"),
-        help="Samples a question. Default: 1, or with --rescore all there are.",
-        rows=False,
-        decides=True,
+        None, "Input", "Samples for each question. Default: 1, with --rescore all.", flags=("--k", "-k"), decides=True
     )
     rescore: str | None = option(
         None,
-        help="Directory of an earlier trd eval: grade and score its samples again, the first --k of each question, without a model. Its results are replaced, or written to --out.",
+        "Input",
+        "Directory of trd eval: grade and score its samples again without a model, the first --k of each question; its results are replaced, or written to --out.",
         rows=False,
     )
-    limit: Positive | None = option(None, help="Only the first questions.", rows=False, decides=True)
-    # These four are part of the identity as resolved for each benchmark.
-    temperature: NotNegative | None = option(
-        None, help="0 is greedy. Default: the benchmark's.", rows=False, decides=True
-    )
+    limit: Positive | None = option(None, "Input", "Ask only the first questions, this many.", decides=True)
+    # These four decide rows too, as resolved for each benchmark.
+    temperature: NotNegative | None = option(None, "Sampling", "0 is greedy. Default: the benchmark's.", decides=True)
     top_p: Annotated[float, Field(gt=0, le=1)] | None = option(
-        None, help="Nucleus: smallest set of tokens with this mass. Default: the benchmark's.", rows=False, decides=True
+        None, "Sampling", "Keep the fewest tokens of this total probability. Default: the benchmark's.", decides=True
     )
     top_k: NonNegative | None = option(
-        None, help="Most likely tokens kept; 0 keeps all. Default: the benchmark's.", rows=False, decides=True
+        None, "Sampling", "Keep this many of the likeliest tokens; 0: all. Default: the benchmark's.", decides=True
     )
     max_tokens: Positive | None = option(
-        None, help="New tokens a response, at most. Default: the benchmark's.", rows=False, decides=True
+        None, "Sampling", "Most new tokens of a response. Default: the benchmark's.", decides=True
     )
-    seed: int = option(0, help="Every row's own seed derives from this one and from the row's identity.")
+    seed: int = option(0, "Sampling", "Each row's seed is made from this one and from the row's identity.")
 
     @property
     def samples(self) -> int:
-        """Samples a question of an evaluation that generates."""
+        """Return the samples for each question where the evaluation generates them."""
         return self.k or 1
 
     @model_validator(mode="before")
@@ -92,7 +88,7 @@ class EvalConfig(OutputOptions, EngineOptions, RenderOptions, GraderConfig):
             return self
         for name, field in type(self).model_fields.items():
             if name not in _READ_BY_RESCORE and getattr(self, name) != field.get_default():
-                flag = "the model" if name == "model" else "--" + name.replace("_", "-")
+                flag = "the model" if name == "model" else self.flag(name)
                 raise InputError(f"{flag} with --rescore", "options of grading and scoring only", f"leave {flag} out")
         return self
 
@@ -101,79 +97,60 @@ _READ_BY_RESCORE = {"rescore", "k", "out", "max_errors", "dry_run", *GraderConfi
 
 
 class RunConfig(Config):
-    recipe: str = option(argument=True, help="Recipe (TOML).", rows=False)
-    out: str | None = option(None, help="Run directory. Default: trd-runs/<name of the recipe>.", rows=False)
+    recipe: str = option(..., "Input", "Recipe (TOML).", argument=True, rows=False)
+    out: str | None = option(None, "Output", "Run directory. Default: trd-runs/<name of the recipe>.", rows=False)
     from_stage: RunStage | None = option(
-        None,
-        flags=("--from",),
-        help="Do this stage again, and all that comes of it; its old outputs are removed when the run starts.",
-        rows=False,
+        None, "Input", "Redo this stage and what is made from it; removes old outputs.", flags=("--from",), rows=False
     )
-    until: RunStage | None = option(None, flags=("--until",), help="Go no further than this stage.", rows=False)
-    only: tuple[str, ...] = option((), help="Only this arm, with what it needs (repeatable).", rows=False)
+    until: RunStage | None = option(None, "Input", "Stop after this stage.", rows=False)
+    only: tuple[str, ...] = option((), "Input", "Run only this arm, with all it needs (repeatable).", rows=False)
     dry_run: bool = option(
-        False,
-        help="Print what is done, what would run, and the first rendered prompt of each stage, then stop.",
-        rows=False,
+        False, "Output", "Print what is done and what would run, with each stage's first prompt, then stop.", rows=False
     )
 
 
 class PlanConfig(Config):
-    recipe: str = option(argument=True, help="Recipe (TOML).", rows=False)
+    recipe: str = option(..., "Input", "Recipe (TOML).", argument=True, rows=False)
     directory: str | None = option(
-        None,
-        flags=("--run",),
-        help="Run directory whose rollouts and rates are used as far as they are there. Default: that of trd run.",
-        rows=False,
+        None, "Input", "Run directory with rollouts and rates to use. Default: trd run's.", flags=("--run",), rows=False
     )
-    out: str | None = option(None, help="Also write the findings to this JSON file.", rows=False)
+    out: str | None = option(None, "Output", "Also write the findings to this JSON file.", rows=False)
     sample_rate: AboveZero | None = option(
-        None,
-        help="Response tokens a second of sample, refine and eval. Default: as measured in the run directory.",
-        rows=False,
+        None, "Engine", "Response tokens a second of sample, refine, eval. Default: as measured in --run.", rows=False
     )
     train_rate: AboveZero | None = option(
-        None, help="Response tokens a second of distill. Default: as measured in the run directory.", rows=False
+        None, "Engine", "Response tokens a second of distill. Default: as measured in --run.", rows=False
     )
     gpu_memory: AboveZero | None = option(
-        None, help="GiB of one device: a stage that needs more is an error.", rows=False
+        None, "Engine", "GiB of one device: a stage that needs more is an error.", rows=False
     )
-    fsdp: Positive = option(
-        1,
-        help="Processes that share the weights of a training (accelerate launch --use_fsdp --fsdp_version 2).",
-        rows=False,
-    )
+    fsdp: Positive = option(1, "Engine", "Processes that share the weights of a training (FSDP version 2).", rows=False)
 
 
 class CompareConfig(Config):
-    a: str = option(argument=True, help="A directory of trd eval, or its results.json.", rows=False)
-    b: str = option(argument=True, help="Another: differences are B - A.", rows=False)
+    a: str = option(..., "Input", "Directory of trd eval, or its results.json.", argument=True, rows=False)
+    b: str = option(..., "Input", "The other one: differences are B - A.", argument=True, rows=False)
     k: Positive | None = option(
-        None,
-        flags=("--k", "-k"),
-        help="Compare the first so many samples of each question. Default: all that both have.",
-        rows=False,
+        None, "Method", "Samples a question to compare. Default: all that both have.", flags=("--k", "-k"), rows=False
     )
     out: str | None = option(
-        None, help="Also write compare.json, compare.md and compare.csv into this directory.", rows=False
+        None, "Output", "Also write compare.json, compare.md and compare.csv to this directory.", rows=False
     )
 
 
 class ReportConfig(Config):
     runs: tuple[str, ...] = option(
-        argument=True, help="A run directory; or two, A and B: differences are B - A.", rows=False
+        ..., "Input", "Run directory; or two, A and B: differences are B - A.", argument=True, rows=False
     )
     out: str | None = option(
-        None,
-        help="Directory to write to. Default: report in the run directory; of two runs report-against-A in that of B.",
-        rows=False,
+        None, "Output", "Directory to write to. Default: report in the run, or report-against-A in B.", rows=False
     )
     nll: Positive | None = option(
-        None,
-        help="Score y_o, y_r and y* of so many rows of each refined set with the student that wrote y_o (loads the model).",
-        rows=False,
+        None, "Model", "Score y_o, y_r, y* of this many rows a refined set with the student that wrote y_o.", rows=False
     )
-    device: str = option("auto", help="Of --nll: cpu, cuda, mps; auto takes the fastest there is.", rows=False)
+    device: str = option(
+        "auto", "Model", "Device for --nll: cpu, cuda or mps. auto: the fastest on this machine.", rows=False
+    )
 
     @model_validator(mode="after")
     def _one_or_two(self) -> ReportConfig:
@@ -184,18 +161,16 @@ class ReportConfig(Config):
 
 class MakeConfig(Config):
     kind: Literal["arithmetic"] = option(
-        argument=True, help="Generator: arithmetic (word problems with worked solutions).", rows=False, decides=True
+        ..., "Input", "Generator: arithmetic (word problems with solutions).", argument=True, decides=True
     )
-    n: Positive = option(1000, flags=("--n", "-n"), help="Problems.", rows=False, decides=True)
-    seed: int = option(0, help="Seed; two seeds give different problems.", rows=False, decides=True)
-    level: Annotated[int, Field(ge=1, le=3)] = option(
-        1, help="Steps a problem takes: 1 to 3.", rows=False, decides=True
-    )
-    out: str = option(help="Parquet file to write.", rows=False)
+    n: Positive = option(1000, "Input", "Number of problems.", flags=("--n", "-n"), decides=True)
+    seed: int = option(0, "Input", "Seed: another one gives other problems.", decides=True)
+    level: Annotated[int, Field(ge=1, le=3)] = option(1, "Input", "Steps to solve a problem: 1 to 3.", decides=True)
+    out: str = option(..., "Output", "Parquet file to write.", rows=False)
 
 
 def _columns(value: Any) -> Any:
-    """As `pairs`, with several in one string: `problem=prompt,answer=reward_model.ground_truth`."""
+    """Split as `pairs` does, also several in one string: `problem=prompt,answer=reward_model.ground_truth`."""
     if not isinstance(value, (list, tuple)):
         return value
     return pairs([part for item in value for part in re.split(r",\s*(?=\w+=)", str(item))])
@@ -219,29 +194,27 @@ Preset = Literal[
 
 class ImportConfig(Config):
     file: str = option(
+        ...,
+        "Input",
+        "JSONL, JSON, CSV or Parquet file, or Hub dataset owner/name[:subset].",
         argument=True,
-        help="JSONL, JSON, CSV or Parquet file, or a Hub dataset: owner/name or owner/name:subset.",
-        rows=False,
         decides=True,
     )
-    out: str = option(help="Parquet file to write.", rows=False)
-    preset: Preset | None = option(None, help="Columns and answer format of a known set.", rows=False, decides=True)
+    out: str = option(..., "Output", "Parquet file to write.", rows=False)
+    preset: Preset | None = option(None, "Input", "Columns and answer format of a known set.", decides=True)
     map: Columns = option(
-        {},
-        help="FIELD=COLUMN (several by commas, or repeated); COLUMN may be a path: answer=reward_model.ground_truth.",
-        rows=False,
-        decides=True,
+        {}, "Input", "FIELD=COLUMN, comma-separated or repeated; COLUMN may be a path: answer=a.b.", decides=True
     )
-    no_answers: bool = option(False, help="Take a set of mathematics without any reference answer.", rows=False)
+    no_answers: bool = option(False, "Input", "Accept a set of mathematics without any reference answer.", rows=False)
     task: Literal["math", "code"] | None = option(
-        None, help="Task of all rows. Default: the preset's, else math.", rows=False, decides=True
+        None, "Input", "Task of all rows. Default: the preset's, else math.", decides=True
     )
     source: str | None = option(
-        None, help="Name of the set in every row. Default: the preset or the file's name.", rows=False, decides=True
+        None, "Input", "Name of the set in its rows. Default: the preset's or the file's name.", decides=True
     )
-    split: str = option("train", help="Split of a Hub dataset.", rows=False, decides=True)
-    limit: Positive | None = option(None, help="Keep this many rows (after shuffling).", rows=False, decides=True)
-    shuffle_seed: int | None = option(None, help="Shuffle with this seed first.", rows=False, decides=True)
+    split: str = option("train", "Input", "Split of a Hub dataset.", decides=True)
+    limit: Positive | None = option(None, "Input", "Keep this many rows, after shuffling.", decides=True)
+    shuffle_seed: int | None = option(None, "Input", "Shuffle with this seed first.", decides=True)
 
 
 class ListConfig(Config):
@@ -249,29 +222,30 @@ class ListConfig(Config):
 
 
 class ShowConfig(InputOptions):
-    id: str | None = option(None, help="Trajectory id, or its first characters. Default: the first row.", rows=False)
-    tokens: bool = option(False, help="Also print token ids.", rows=False)
+    id: str | None = option(
+        None, "Input", "Trajectory id, or its first characters. Default: the first row.", rows=False
+    )
+    tokens: bool = option(False, "Output", "Also print token ids.", rows=False)
 
 
 class OverlapConfig(Config):
     train: str = option(
-        argument=True,
-        help="Training set: a problem set (Parquet), or a trajectory set (directory or shard).",
-        rows=False,
+        ..., "Input", "Problem set (Parquet) or trajectory set (directory, shard).", argument=True, rows=False
     )
     bench: tuple[str, ...] = option(
-        argument=True,
-        help="Benchmarks by name, as for eval's --bench, or problem sets; several, or comma-separated.",
-        rows=False,
+        ..., "Input", "Benchmarks as for trd eval, or problem sets; also comma-separated.", argument=True, rows=False
     )
     n: Literal[8, 13] = option(
-        13, flags=("--n", "-n"), help="Words a shared run must have for a row to be listed and dropped: 8 or 13."
+        13,
+        "Method",
+        "List (and drop) rows that share this many words in sequence with a question.",
+        flags=("--n", "-n"),
     )
     common: NonNegative = option(
-        10, help="Ignore n-grams in more training problems, or in more questions of a benchmark, than this; 0: none."
+        10, "Method", "Ignore n-grams in more training problems, or questions of a benchmark, than this; 0: none."
     )
-    responses: bool = option(False, help="Compare the responses of a trajectory set too.")
+    responses: bool = option(False, "Method", "Compare the responses of a trajectory set too.")
     drop: str | None = option(
-        None, help="Write the problem set without the listed rows to this Parquet file.", rows=False
+        None, "Output", "Write the problem set without the listed rows to this Parquet file.", rows=False
     )
-    out: str | None = option(None, help="Write all hits, at 8 and at 13 words, to this JSON file.", rows=False)
+    out: str | None = option(None, "Output", "Write all matches of 8 and of 13 words to this JSON file.", rows=False)

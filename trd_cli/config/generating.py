@@ -1,4 +1,4 @@
-"""Options of the commands that ask a model for text: the engine, sampling, rendering."""
+"""Declare the options of commands that ask a model for text: engine, sampling, prompt."""
 
 from __future__ import annotations
 
@@ -20,8 +20,7 @@ from trd_cli.config.base import (
 )
 from trd_cli.errors import InputError, flag
 
-# Arguments of transformers' apply_chat_template that trd fills in: given again, they would break a prompt or change
-# what it is.
+# trd fills in these arguments of transformers' apply_chat_template. Given again, they would break or change a prompt.
 _NOT_FOR_A_TEMPLATE = {
     "add_generation_prompt",
     "chat_template",
@@ -40,7 +39,7 @@ _NOT_FOR_A_TEMPLATE = {
 
 
 def _for_a_template(value: dict[str, Any]) -> dict[str, Any]:
-    """Refuse names that the rendering of a prompt fills in itself."""
+    """Raise InputError for a name that trd fills in itself."""
     taken = sorted(_NOT_FOR_A_TEMPLATE & value.keys())
     if taken:
         raise InputError(
@@ -56,77 +55,82 @@ EngineName = Literal["transformers", "vllm", "openai", "scripted"]
 
 class EngineOptions(Config):
     engine: Literal["auto", EngineName] = option(
-        "auto", help="What generates. auto: vllm where a GPU and vllm are there, else transformers."
+        "auto", "Engine", "Program that generates. auto: vllm if it is installed and a GPU is there, else transformers."
     )
     engine_arg: JsonPairs = option(
         {},
-        help="KEY=VALUE passed to the engine (repeatable): vllm's LLM arguments, openai's api=chat (hosted APIs also want --top-k 0), scripted's delay=0.01.",
+        "Engine",
+        "KEY=VALUE for the engine (repeatable): any argument of vllm's LLM, api=chat for hosted openai APIs (with --top-k 0), delay=0.01 for scripted.",
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
-        "auto", help="Weights and compute. auto: as the checkpoint was saved."
+        "auto", "Engine", "Type of weights and computation. auto: as the checkpoint was saved."
     )
-    device: str = option("auto", help="cpu, cuda, cuda:1, mps; auto takes the fastest there is.", rows=False)
+    device: str = option("auto", "Engine", "cpu, cuda, cuda:1 or mps. auto: the fastest on this machine.", rows=False)
     batch_size: Positive | None = option(
-        None, help="Rows in flight: transformers' batch, vllm's max_num_seqs, openai's open requests.", rows=False
+        None, "Engine", "Rows at a time: transformers' batch, vllm's max_num_seqs, openai's open requests.", rows=False
     )
-    max_model_len: Positive | None = option(None, help="Longest prompt + response in tokens. Default: the model's own.")
-    tensor_parallel_size: Positive = option(1, help="GPUs a model is split over (vllm).", rows=False)
-    gpu_memory_utilization: Share = option(0.9, help="Share of GPU memory vllm may take.", rows=False)
+    max_model_len: Positive | None = option(
+        None, "Engine", "Longest prompt and response together, in tokens. Default: the model's limit."
+    )
+    tensor_parallel_size: Positive = option(1, "Engine", "GPUs that share one model (vllm).", rows=False)
+    gpu_memory_utilization: Share = option(0.9, "Engine", "Share of GPU memory for vllm.", rows=False)
     base_url: str | None = option(
-        None,
-        help="Server of the openai engine, for example http://localhost:8000/v1; key in OPENAI_API_KEY.",
-        rows=False,
+        None, "Engine", "Server of openai, as http://localhost:8000/v1; its key is in OPENAI_API_KEY.", rows=False
     )
 
 
 class SamplingOptions(Config):
-    temperature: NotNegative = option(0.6, help="0 is greedy.")
-    top_p: Annotated[float, Field(gt=0, le=1)] = option(0.95, help="Nucleus: smallest set of tokens with this mass.")
-    top_k: NonNegative = option(20, help="Most likely tokens kept; 0 keeps all.")
-    max_tokens: Positive = option(16384, help="New tokens a response, at most; less where the model's context ends.")
-    seed: int = option(0, help="Every row's own seed derives from this one and from the row's identity.")
+    temperature: NotNegative = option(0.6, "Sampling", "0 is greedy.")
+    top_p: Annotated[float, Field(gt=0, le=1)] = option(
+        0.95, "Sampling", "Keep the fewest tokens of this total probability."
+    )
+    top_k: NonNegative = option(20, "Sampling", "Keep this many of the likeliest tokens; 0: all.")
+    max_tokens: Positive = option(
+        16384, "Sampling", "Most new tokens of a response; fewer where the model's context ends."
+    )
+    seed: int = option(0, "Sampling", "Each row's seed is made from this one and from the row's identity.")
 
 
 class RenderOptions(Config):
-    prompt: str | None = option(None, help="Template file instead of the built-in one (jinja2).")
+    prompt: str | None = option(None, "Prompt", "Template file (jinja2) instead of the built-in one.")
     render: Literal["chat", "raw", "raw-line"] | None = option(
         None,
-        help="chat: through the chat template; raw: the prompt's text as it is; raw-line: and a line break after it. Default: chat, or as the input set.",
+        "Prompt",
+        "chat: by the chat template; raw: the prompt's text alone; raw-line: with a line break after it. Default: as the input set, else chat.",
     )
     chat_template_kwargs: Annotated[JsonPairs, AfterValidator(_for_a_template)] | None = option(
-        None, help="KEY=VALUE for the chat template (repeatable), as enable_thinking=false. Default: as the input set."
+        None, "Prompt", "KEY=VALUE for the chat template (repeatable): enable_thinking=false. Default: the input set's."
     )
 
 
 class SampleConfig(OutputOptions, EngineOptions, SamplingOptions, RenderOptions):
     model: str = option(
         "smollm2-135m",
+        "Model",
+        "Student: directory, Hub name, smollm2-135m, scripted.",
         flags=("--model", "-m"),
-        help="Student: a directory, a Hub name, smollm2-135m, or scripted.",
         rows=False,
     )
-    problems: str = option(flags=("--problems", "-p"), help="Problem set: a Parquet file (trd data).", rows=False)
-    n: Positive = option(1, flags=("--n", "-n"), help="Attempts a problem.", rows=False, decides=True)
-    limit: Positive | None = option(
-        None, help="Only the first problems, after those skipped.", rows=False, decides=True
+    problems: str = option(
+        ..., "Input", "Problem set: a Parquet file made by trd data.", flags=("--problems", "-p"), rows=False
     )
-    skip: NonNegative = option(
-        0, help="Leave out the first problems; with --limit, a slice of the set.", rows=False, decides=True
-    )
+    n: Positive = option(1, "Input", "Attempts at each problem.", flags=("--n", "-n"), decides=True)
+    limit: Positive | None = option(None, "Input", "Take only this many problems, after those skipped.", decides=True)
+    skip: NonNegative = option(0, "Input", "Skip this many problems; with --limit, take a slice.", decides=True)
     max_prompt_tokens: Positive | None = option(
-        None, help="Leave out problems of that slice whose rendered prompt is longer.", rows=False, decides=True
+        None, "Input", "Leave out problems of that slice with a longer prompt.", decides=True
     )
     max_reference_tokens: Positive | None = option(
-        None, help="Leave out problems of that slice whose reference solution is longer.", rows=False, decides=True
+        None, "Input", "Leave out problems of that slice with a longer reference solution.", decides=True
     )
-    round: NonNegative = option(0, help="Number of the round; part of each row's identity.")
+    round: NonNegative = option(0, "Input", "Number of the round; part of each row's identity.")
 
 
 class RefineConfig(InputOptions, SelectOptions, OutputOptions, EngineOptions, SamplingOptions, RenderOptions):
     setting: Literal["opd", "opsd"] = option(
-        help="opd: --teacher, a stronger model, sees problem and attempt; opsd: the student itself also sees the reference."
+        ..., "Model", "opd: a stronger --teacher sees problem and attempt. opsd: the student sees the reference too."
     )
     teacher: str | None = option(
-        None, flags=("--teacher", "-t"), help="Teacher model. Default for opsd: the model of the rollouts.", rows=False
+        None, "Model", "Teacher. Default for opsd: the model of the rollouts.", flags=("--teacher", "-t"), rows=False
     )
-    stream: bool = option(False, help="Start at the first path on standard input, not at its end.", rows=False)
+    stream: bool = option(False, "Input", "Start at the first path on standard input, not at its end.", rows=False)

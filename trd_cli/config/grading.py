@@ -1,4 +1,4 @@
-"""Options of grading."""
+"""Declare the options of grading."""
 
 from __future__ import annotations
 
@@ -9,50 +9,47 @@ from trd_cli.config.base import AboveZero, Config, InputOptions, NotNegative, Po
 
 class GraderConfig(Config):
     lenient: bool = option(
-        False, help="Without a boxed answer, take the response's final expression.", rows=False, decides=True
+        False, "Grading", "Without a boxed answer, take the final expression of the response.", decides=True
     )
     timeout: AboveZero = option(
-        10.0,
-        help="Seconds a row of mathematics may take before its grader is killed (verdict timeout).",
-        rows=False,
-        decides=True,
+        10.0, "Grading", "Seconds to grade a row of mathematics, else its verdict is timeout.", decides=True
     )
-    workers: Positive | None = option(None, help="Grader processes. Default: the number of cores.", rows=False)
+    workers: Positive | None = option(None, "Grading", "Grader processes. Default: the number of cores.", rows=False)
     sandbox: Literal["auto", "namespaces", "bwrap", "limits"] = option(
         "auto",
-        help="What keeps programs in: Linux namespaces, bubblewrap, or limits alone. auto: the strongest there is.",
+        "Grading",
+        "Confine programs by namespaces, bubblewrap or limits alone. auto: the strongest.",
         rows=False,
     )
     test_timeout: AboveZero = option(
         6.0,
-        help="Seconds a test of a program may take, else it is incorrect (HumanEval+, MBPP+: EvalPlus's limits).",
-        rows=False,
+        "Grading",
+        "Seconds for one test of a program, else it is incorrect (HumanEval+, MBPP+: EvalPlus's).",
         decides=True,
     )
     code_timeout: AboveZero = option(
         120.0,
-        help="Seconds all tests of a program may take (verdict timeout where none has failed by then).",
-        rows=False,
+        "Grading",
+        "Seconds for all tests of a program; verdict timeout if none has failed by then.",
         decides=True,
     )
-    memory: AboveZero = option(
-        4.0, help="GiB of memory for a program, and for a grader process.", rows=False, decides=True
-    )
+    memory: AboveZero = option(4.0, "Grading", "GiB of memory for a program, and for a grader process.", decides=True)
 
 
 class VerifyConfig(InputOptions, GraderConfig):
-    out: str | None = option(None, help="Write verified copies here. Default: fill the verdicts in place.", rows=False)
+    out: str | None = option(
+        None, "Output", "Write verified copies here. Default: fill in the verdicts in place.", rows=False
+    )
     max_errors: NotNegative = option(
-        0.05,
-        help="Exit with 3 when more rows get no verdict (error, timeout): a count, or a share if below 1.",
-        rows=False,
+        0.05, "Output", "Exit with 3 when more rows end as error or timeout: a count, or a share below 1.", rows=False
     )
     regrade: bool = option(
-        False, help="Grade rows that have a verdict again, and print the old verdicts against the new.", rows=False
+        False, "Grading", "Grade rows again that have a verdict, and print old against new verdicts.", rows=False
     )
     audit: Share = option(
         0.0,
-        help="Grade this share of the rows by a second method too (math-verify with its own extraction; a second run), print the agreement, and list the rows that differ in SET.audit.jsonl.",
+        "Grading",
+        "Grade this share of the rows by a second method too (math-verify with its own extraction; a second run), print the agreement, and list rows that differ in SET.audit.jsonl.",
         rows=False,
     )
-    dry_run: bool = option(False, help="Say what would be graded, then stop.", rows=False)
+    dry_run: bool = option(False, "Output", "Print what would be graded, then stop.", rows=False)

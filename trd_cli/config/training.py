@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection
-from typing import Annotated, Any, ClassVar, Literal, get_args, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 from pydantic import Field, create_model, model_validator
 
@@ -49,8 +49,8 @@ def _own_option(name: str) -> tuple[Any, Any]:
     field, kind = OWN_OPTIONS[name], get_type_hints(Objective, include_extras=True)[name]
     help = f"Of {' and '.join(field.metadata['of'])}: {field.metadata['help']}"
     if any(name in sets for sets in METHODS.values()):
-        return kind | None, option(None, help=f"{help} Default: {field.default}.")
-    return kind, option(field.default, help=help)
+        return kind | None, option(None, "Method", f"{help} Default: {field.default}.")
+    return kind, option(field.default, "Method", help)
 
 
 def _unread(key: str, beside: str, reader: str) -> InputError:
@@ -60,36 +60,45 @@ def _unread(key: str, beside: str, reader: str) -> InputError:
 class _OfAllObjectives(Config):
     method: Literal[tuple(METHODS)] | None = option(
         None,
-        help="A named method: sets the options in its row of the table above; a flag given beside it wins.",
+        "Method",
+        "A named method: sets the options in its row of the table above; a flag given beside it wins.",
         rows=False,
     )
     objective: Literal[tuple(OBJECTIVES)] | None = option(
-        None, help="Divergence to minimise. Default: the method's, else forward-kl."
+        None, "Method", "Divergence to minimise. Default: the method's, else forward-kl."
     )
+    # The key is older than the word: shards, recipes and run.json call the kind of a row its stage.
     stage: Along | None = option(
         None,
-        help="Train along y_r (refined) or y_o (rollout). Default: the method's, else refined where the input has any.",
+        "Input",
+        "Train along refined rows (y_r) or rollouts (y_o). Default: the method's, else refined where the input has any.",
+        flags=("--kind", "--stage"),
     )
     teacher_context: Context | None = option(
         None,
-        help="The teacher reads the refinement prompt, with the attempt, or the problem alone (opsd: and the reference). Default: the method's, else refine along y_r, vanilla along y_o.",
+        "Method",
+        "The teacher reads the refinement prompt, with the attempt, or the problem alone (opsd: and the reference). Default: the method's, else refine along y_r, vanilla along y_o.",
     )
     clip_position: AboveZero | None = option(
         None,
-        help="Bound the divergence of a position; beyond it there is no gradient. Default: the method's, else none.",
+        "Method",
+        "Bound the divergence of a position; beyond it there is no gradient. Default: the method's, else none.",
     )
     clip_entry: AboveZero | None = option(
-        None, help="Bound each vocabulary entry of the divergence. Default: the method's, else none."
+        None, "Method", "Bound each vocabulary entry of the divergence. Default: the method's, else none."
     )
-    temperature: AboveZero = option(1.0, help="Divides the logits of both sides; the loss is not rescaled.")
+    temperature: AboveZero = option(1.0, "Method", "Divides the logits of both sides; the loss is not rescaled.")
     reduction: Literal["sequence", "token"] = option(
         "sequence",
-        help="sequence: mean over a trajectory's tokens, then over trajectories; token: over all tokens of a step.",
+        "Method",
+        "sequence: mean over a trajectory's tokens, then over trajectories; token: over all tokens of a step.",
     )
     mask_tokens: tuple[str, ...] = option(
-        (), help="Positions of this token do not count (repeatable); special: all special tokens but the end of turn."
+        (),
+        "Method",
+        "Positions of this token do not count (repeatable); special: all special tokens but the end of turn.",
     )
-    eos: bool = option(True, flags=("--eos/--no-eos",), help="Train on the end-of-turn token.")
+    eos: bool = option(True, "Method", "Train on the end-of-turn token.", flags=("--eos/--no-eos",))
 
     def along(self, held: Collection[str] = get_args(Along)) -> Along:
         """Return the kind of rows to train along: as asked, else y_r where the input holds any.
@@ -135,21 +144,19 @@ ObjectiveOptions = create_model(
 
 class LoraOptions(Config):
     lora: bool = option(
-        False, help="Train a low-rank adapter, not all weights; saved in adapter/ beside the merged weights."
+        False, "Adapter", "Train a low-rank adapter, not all weights; saved in adapter/ beside the merged weights."
     )
-    lora_rank: Positive = option(64, help="Rank of the adapter.")
-    lora_alpha: AboveZero = option(128.0, help="Scale of the adapter is alpha / rank.")
+    lora_rank: Positive = option(64, "Adapter", "Rank of the adapter.")
+    lora_alpha: AboveZero = option(128.0, "Adapter", "Scale of the adapter is alpha / rank.")
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = option(
-        0.0, help="Dropout before the adapter; above 0, losses depend on how a step is split."
+        0.0, "Adapter", "Dropout before the adapter; above 0, losses depend on how a step is split."
     )
     lora_targets: tuple[str, ...] = option(
-        (), help="Names of the layers to adapt (repeatable). Default: all linear layers but the output head."
+        (), "Adapter", "Names of the layers to adapt (repeatable). Default: all linear layers but the output head."
     )
 
 
 class DistillConfig(ObjectiveOptions, LoraOptions, InputOptions, SelectOptions):
-    FIRST: ClassVar[tuple[str, ...]] = ("method", "objective")
-
     @model_validator(mode="after")
     def _nothing_ignored(self) -> DistillConfig:
         def changed(name: str) -> bool:
@@ -174,81 +181,101 @@ class DistillConfig(ObjectiveOptions, LoraOptions, InputOptions, SelectOptions):
             raise InputError(f"{weights} ema with FSDP", "initial or round", f"change {weights}")
 
     model: str | None = option(
-        None, flags=("--model", "-m"), help="Student to train. Default: the model that wrote the rollouts.", rows=False
+        None,
+        "Model",
+        "Student to train. Default: the model that wrote the rollouts.",
+        flags=("--model", "-m"),
+        rows=False,
     )
     teacher: str | None = option(
         None,
+        "Model",
+        "Teacher. Default: the model that refined; for opsd the student itself, see --teacher-weights.",
         flags=("--teacher", "-t"),
-        help="Teacher. Default: the model that refined; for opsd the student itself, see --teacher-weights.",
         rows=False,
     )
     teacher_weights: Literal["initial", "round", "ema"] | None = option(
         None,
-        help="The student as its own teacher: its weights before the first round, at the start of this round, or their moving average (over rounds, but an adapter's begins anew). Default: the method's, else round.",
+        "Model",
+        "The student as its own teacher: its weights before the first round, at the start of this round, or their moving average (over rounds, but an adapter's begins anew). Default: the method's, else round.",
     )
     ema_decay: Annotated[float, Field(gt=0, lt=1)] = option(
-        0.99, help="Of --teacher-weights ema: share that stays of the average at each step."
+        0.99, "Model", "Of --teacher-weights ema: share that stays of the average at each step."
     )
-    out: str | None = option(None, help="Checkpoint directory. Default: trd-runs/distill-<digest>.", rows=False)
+    out: str | None = option(None, "Output", "Checkpoint directory. Default: trd-runs/distill-<digest>.", rows=False)
     setting: Literal["opd", "opsd"] | None = option(
-        None, help="opsd: the teacher's context shows the reference too. Refined rows have their own. Default: opd."
+        None,
+        "Method",
+        "opsd: the teacher's context shows the reference too. Refined rows have their own. Default: opd.",
     )
     prompt: str | None = option(
-        None, help="Template of the teacher's context where it is rendered here, instead of the built-in one."
+        None, "Prompt", "Template of the teacher's context where it is rendered here, instead of the built-in one."
     )
-    epochs: Positive = option(1, help="Passes over the rows.")
-    batch_size: Positive = option(32, help="Trajectories an optimiser step, over all processes.")
+    epochs: Positive = option(1, "Training", "Passes over the rows.")
+    batch_size: Positive = option(32, "Training", "Trajectories an optimiser step, over all processes.")
     max_tokens_per_batch: Positive = option(
         4096,
-        help="Tokens a forward pass, padding included, on the longer side; the gradient does not depend on it.",
+        "Engine",
+        "Tokens a forward pass, padding included, on the longer side; the gradient does not depend on it.",
         rows=False,
     )
-    learning_rate: AboveZero = option(5e-6, flags=("--learning-rate", "--lr"), help="Peak learning rate of AdamW.")
-    min_lr_ratio: Share = option(0.1, help="The cosine ends at this share of the peak.")
-    warmup_ratio: Share = option(0.1, help="Share of the steps with a rising learning rate.")
-    weight_decay: NotNegative = option(0.005, help="AdamW's weight decay.")
-    max_grad_norm: AboveZero = option(1.0, help="Gradients are scaled down to this norm.")
+    learning_rate: AboveZero = option(
+        5e-6, "Training", "Peak learning rate of AdamW.", flags=("--learning-rate", "--lr")
+    )
+    min_lr_ratio: Share = option(0.1, "Training", "The cosine ends at this share of the peak.")
+    warmup_ratio: Share = option(0.1, "Training", "Share of the steps with a rising learning rate.")
+    weight_decay: NotNegative = option(0.005, "Training", "AdamW's weight decay.")
+    max_grad_norm: AboveZero = option(1.0, "Training", "Gradients are scaled down to this norm.")
     max_loss: AboveZero = option(
         10.0,
-        help="Stop when a step's loss is more than this many times the first (which counts as 1 at least).",
+        "Training",
+        "Stop when a step's loss is more than this many times the first (which counts as 1 at least).",
         rows=False,
     )
     max_length: Positive | None = option(
-        None, help="Longest context + response, in tokens. Default: what both models take."
+        None, "Prompt", "Longest context + response, in tokens. Default: what both models take."
     )
     overflow: Literal["trim", "error"] = option(
         "trim",
-        help="Longer rows: cut the attempt's tail in the teacher's context, then the reference's; or leave the row out.",
+        "Prompt",
+        "Longer rows: cut the attempt's tail in the teacher's context, then the reference's; or leave the row out.",
     )
-    seed: int = option(0, help="Order of the rows, start of the adapter, dropout.")
+    seed: int = option(0, "Training", "Order of the rows, start of the adapter, dropout.")
     dtype: Literal["auto", "bfloat16", "float32"] = option(
-        "auto", help="Compute; weights that are trained are float32. auto: bfloat16."
+        "auto", "Engine", "Compute; weights that are trained are float32. auto: bfloat16."
     )
     save_dtype: Literal["auto", "bfloat16", "float16", "float32"] = option(
-        "auto", help="Saved weights. auto: as the starting checkpoint."
+        "auto", "Output", "Saved weights. auto: as the starting checkpoint."
     )
-    device: str = option("auto", help="cpu, cuda, mps; auto takes the fastest there is.", rows=False)
+    device: str = option("auto", "Engine", "cpu, cuda, mps; auto takes the fastest there is.", rows=False)
     attn_implementation: str | None = option(
-        None, help="Passed to transformers: sdpa, eager, flash_attention_2, ... Default: its own choice.", rows=False
+        None,
+        "Engine",
+        "Passed to transformers: sdpa, eager, flash_attention_2, ... Default: its own choice.",
+        rows=False,
     )
     gradient_checkpointing: bool = option(
-        False, help="Recompute activations in the backward pass: less memory.", rows=False
+        False, "Engine", "Recompute activations in the backward pass: less memory.", rows=False
     )
     save_minutes: NotNegative = option(
-        10.0, help="Save the state of training after so many minutes, so that a crash loses no more.", rows=False
+        10.0, "Output", "Save the state of training after so many minutes, so that a crash loses no more.", rows=False
     )
-    save_steps: Positive | None = option(None, help="Save it every so many steps too.", rows=False)
+    save_steps: Positive | None = option(None, "Output", "Save it every so many steps too.", rows=False)
     keep: Positive = option(
         2,
-        help="Saved states kept while training (one more while it is written); they go when the model is saved.",
+        "Output",
+        "Saved states kept while training (one more while it is written); they go when the model is saved.",
         rows=False,
     )
     tracker: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = option(
-        (), help="Also log to tensorboard, wandb or trackio (repeatable).", rows=False
+        (), "Output", "Also log to tensorboard, wandb or trackio (repeatable).", rows=False
     )
     selfcheck: bool = option(
-        False, help="Check loss, gradient and batching on a few of these rows, print the numbers, and stop.", rows=False
+        False,
+        "Output",
+        "Check loss, gradient and batching on a few of these rows, print the numbers, and stop.",
+        rows=False,
     )
     dry_run: bool = option(
-        False, help="Say what would be trained and show the first row's two contexts, then stop.", rows=False
+        False, "Output", "Say what would be trained and show the first row's two contexts, then stop.", rows=False
     )

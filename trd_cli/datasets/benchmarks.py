@@ -23,7 +23,7 @@ from trd_cli.datasets.evalplus import canonical_version
 from trd_cli.datasets.importing import import_problems
 from trd_cli.datasets.known_sets import GRADERS, KNOWN, SAMPLING, SPELLINGS, Known, Options
 from trd_cli.datasets.sources import Loaded
-from trd_cli.errors import InputError, flag
+from trd_cli.errors import InputError, counted, flag
 from trd_cli.records import Problem, Sampling, Task, well_formed
 from trd_cli.trajectories.shards import read_problems
 
@@ -129,7 +129,7 @@ def _benchmark(name: str, loaded: Loaded, task: Task, grader: str, sampling: Sam
 
 def _check(name: str, loaded: Loaded) -> None:
     got, expected = len(loaded.problems), loaded.expected_size
-    said = f"{name} from {loaded.source} has {got} questions"
+    said = f"{name} from {loaded.source} has {counted(got, 'question')}"
     if expected is not None and got != expected:
         raise InputError(said, str(expected), "get the published set again")
     if len({problem.problem_id for problem in loaded.problems}) != got:
@@ -195,11 +195,6 @@ def _imported(path: str, task: str | None) -> Loaded:
     except InputError as error:
         mend = "mend the file, or make a problem set of it with trd data import --map"
         raise InputError(error.got, error.expected, mend) from None
-    left_out = {
-        "duplicates": imported.duplicates,
-        "rows without a problem": imported.skipped,
-        "unreadable rows": len(imported.unreadable),
-    }
-    said = ", ".join(f"{count} {what}" for what, count in left_out.items() if count)
-    notes = (f"left out: {said}",) if said else ()
+    left_out = imported.left_out()
+    notes = (f"left out: {left_out}",) if left_out else ()
     return Loaded(imported.problems, path, notes=(*notes, *imported.remarks))

@@ -21,7 +21,7 @@ from trd_cli.datasets.presets import ANSWERS, PRESETS
 from trd_cli.datasets.problem_rows import Counts, listed, problem_of
 from trd_cli.datasets.rows import Row, rows_of
 from trd_cli.datasets.values import RowFault
-from trd_cli.errors import InputError
+from trd_cli.errors import InputError, counted
 from trd_cli.graders.answers import reference_answer
 from trd_cli.records import Problem
 
@@ -47,6 +47,16 @@ class Imported:
     unanswered: tuple[int, ...] = ()
     untested: tuple[int, ...] = ()
     remarks: tuple[str, ...] = ()
+
+    def left_out(self) -> str:
+        """Return the numbers of rows left out, by reason; empty where there is none."""
+        unreadable = len(self.unreadable)
+        by_reason = {
+            counted(self.duplicates, "duplicate"): self.duplicates,
+            counted(self.skipped, "row") + " without a problem": self.skipped,
+            counted(unreadable, "unreadable row"): unreadable,
+        }
+        return ", ".join(reason for reason, rows in by_reason.items() if rows)
 
     def ungraded(self) -> Iterator[str]:
         """Yield a line on the rows in `unanswered` and one on those in `untested`."""
@@ -87,7 +97,7 @@ def import_problems(config: ImportConfig) -> Imported:
                 problems[problem.problem_id] = _joined(known, problem, counts)
     seen.check(config, counts.row)
     if not problems:
-        why = unreadable[0] if unreadable else f"{counts.row} rows without a problem text"
+        why = unreadable[0] if unreadable else f"{counted(counts.row, 'row')} without a problem text"
         raise InputError(f"{config.file} gives no problem ({why})", "at least one", "check --preset and --map")
     selected = _selected(list(problems.values()), config)
     unanswered = [row_of[p.problem_id] for p in selected if p.task == "math" and not _has_answer(p)]
@@ -108,7 +118,7 @@ def check_answers(imported: Imported, config: ImportConfig) -> None:
     asked = sum(problem.task == "math" for problem in imported.problems)
     if asked and asked == len(imported.unanswered) and not config.no_answers:
         raise InputError(
-            f"{config.file} gives {asked} problems of mathematics but no reference answer",
+            f"{config.file} gives {counted(asked, 'problem')} of mathematics but no reference answer",
             f"answers in a column that --map names, or in one of {', '.join(ANSWERS)}",
             "name it with --map reference_answer=COLUMN, or pass --no-answers to go without",
         )

@@ -10,6 +10,7 @@ from trd_cli.datasets.arithmetic import make_arithmetic
 from trd_cli.datasets.benchmarks import FILES
 from trd_cli.datasets.importing import check_answers, import_problems
 from trd_cli.datasets.known_sets import GRADERS, KNOWN, Known
+from trd_cli.errors import counted
 from trd_cli.progress import Progress
 from trd_cli.records import Sampling
 from trd_cli.trajectories.shards import write_problems
@@ -19,7 +20,7 @@ def make(config: MakeConfig, progress: Progress) -> None:
     """Write a generated problem set."""
     problems = make_arithmetic(config.n, config.seed, config.level)
     write_problems(Path(config.out), problems)
-    progress.note(f"{len(problems)} problems in {config.out}")
+    progress.note(f"{counted(len(problems), 'problem')} in {config.out}")
     progress.result(Path(config.out))
 
 
@@ -28,11 +29,10 @@ def import_(config: ImportConfig, progress: Progress) -> None:
     imported = import_problems(config)
     check_answers(imported, config)
     write_problems(Path(config.out), imported.problems)
-    progress.note(f"{len(imported.problems)} problems in {config.out}")
-    if imported.duplicates or imported.skipped:
-        progress.note(f"left out: {imported.duplicates} duplicates, {imported.skipped} rows without a problem")
-    if imported.unreadable:
-        progress.note(f"left out: {len(imported.unreadable)} unreadable rows, the first: {imported.unreadable[0]}")
+    progress.note(f"{counted(len(imported.problems), 'problem')} in {config.out}")
+    if left_out := imported.left_out():
+        first = f", the first: {imported.unreadable[0]}" if imported.unreadable else ""
+        progress.note(f"left out: {left_out}{first}")
     for remark in (*imported.remarks, *imported.ungraded()):
         progress.note(remark)
     progress.result(Path(config.out))

@@ -15,7 +15,7 @@ from trd_cli.atomic import make_directory, write_text
 from trd_cli.config.commands import OverlapConfig
 from trd_cli.datasets.benchmarks import Benchmark, load_benchmark, split_benchmarks
 from trd_cli.datasets.ngrams import NEAR_COPY, SIZES, Boilerplate, QuestionIndex, Shared
-from trd_cli.errors import InputError
+from trd_cli.errors import InputError, counted
 from trd_cli.progress import Progress
 from trd_cli.trajectories.sets import open_sets
 from trd_cli.trajectories.shards import PROBLEM_SCHEMA, SCHEMA, read_problems, read_table, shard_number, write_problems
@@ -235,13 +235,13 @@ def _counts(
 def _say(overlaps: Overlaps, n: int, progress: Progress) -> None:
     for name, counts in overlaps.benchmarks.items():
         hits = "; ".join(
-            f"{size}-grams: {counts['questions_hit'][size]} questions ({_share(counts['questions_hit'][size], counts['questions'])}),"
-            f" {counts['rows_hit'][size]} rows, {counts['ignored'][size]} ignored as boilerplate"
+            f"{size}-grams: {counted(counts['questions_hit'][size], 'question')} ({_share(counts['questions_hit'][size], counts['questions'])}),"
+            f" {counted(counts['rows_hit'][size], 'row')}, {counts['ignored'][size]} ignored as boilerplate"
             for size in SIZES
         )
-        progress.note(f"{name}: {counts['questions']} questions, {counts['equal']} equal to a row; {hits}")
+        progress.note(f"{name}: {counted(counts['questions'], 'question')}, {counts['equal']} equal to a row; {hits}")
     count = len(overlaps.offending)
-    progress.note(f"{count} of {overlaps.rows} rows ({_share(count, overlaps.rows)}) overlap at n = {n}")
+    progress.note(f"{count} of {counted(overlaps.rows, 'row')} ({_share(count, overlaps.rows)}) overlap at n = {n}")
 
 
 def _share(part: int, whole: int) -> str:
@@ -267,6 +267,10 @@ def _write_clean(config: OverlapConfig, overlaps: Overlaps, progress: Progress) 
     out, dropped = Path(config.drop), {finding.row for finding in overlaps.offending}
     clean = [p for row, p in enumerate(read_problems(Path(config.train))) if row not in dropped]
     if not clean:
-        raise InputError(f"all {overlaps.rows} rows overlap", "at least one clean row to write", "leave --drop out")
+        raise InputError(
+            f"0 of {counted(overlaps.rows, 'row')} without overlap",
+            "at least one clean row to write",
+            "leave --drop out",
+        )
     write_problems(out, clean)
-    progress.note(f"{len(clean)} clean problems in {out}, {len(dropped)} dropped")
+    progress.note(f"{counted(len(clean), 'clean problem')} in {out}, {len(dropped)} dropped")

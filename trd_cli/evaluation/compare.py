@@ -30,7 +30,7 @@ from rich.text import Text
 from trd_cli import __version__
 from trd_cli.atomic import make_directory, write_text
 from trd_cli.config.commands import CompareConfig
-from trd_cli.errors import InputError
+from trd_cli.errors import InputError, counted
 from trd_cli.evaluation.metrics import avg_at_k
 from trd_cli.evaluation.paired import paired_difference
 from trd_cli.evaluation.results import correct_matrix, json_ready, read_results, results_text
@@ -100,7 +100,7 @@ def _check_questions(name: str, a: Mapping[str, Any], b: Mapping[str, Any]) -> N
         )
     if list(a["samples"]) != list(b["samples"]):
         raise InputError(
-            f"{name} has {len(a['samples'])} questions in A and {len(b['samples'])} in B, not the same ones in the same order",
+            f"{name} has {counted(len(a['samples']), 'question')} in A and {len(b['samples'])} in B, not the same ones in the same order",
             "the same questions in both",
             "evaluate both with the same --limit",
         )
@@ -111,12 +111,14 @@ def _common_k(config: CompareConfig, a: Mapping[str, Any], b: Mapping[str, Any],
     both = min(a["k"], b["k"])
     if config.k is not None and config.k > both:
         raise InputError(
-            f"--k {config.k}, and there are {a['k']} samples of each question in A, {b['k']} in B",
+            f"--k {config.k}, and A has {counted(a['k'], 'sample')} of each question, B {b['k']}",
             f"at most {both}",
             "lower --k, or evaluate with more samples and trd eval --k",
         )
     if config.k is None and a["k"] != b["k"]:
-        progress.note(f"A has {a['k']} samples of each question, B has {b['k']}: the first {both} are compared")
+        progress.note(
+            f"A has {counted(a['k'], 'sample')} of each question, B has {b['k']}: the first {both} are compared"
+        )
     return config.k or both
 
 

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from trd_cli.errors import InputError
+from trd_cli.errors import InputError, counted
 from trd_cli.graders.base import Grade, Question
 from trd_cli.graders.math import NOT_ONE_ANSWER
 from trd_cli.graders.pool import GraderOptions, GraderPool
@@ -47,7 +47,7 @@ class Audit:
         share = f"{self.agreed / told:.1%}" if told else "nothing to compare"
         ids = f": {', '.join(row.trajectory_id for row in self.differing[:10])}" if self.differing else ""
         return (
-            f"audit of {told + self.untold} rows: the second method agrees on {self.agreed} of {told} ({share}), "
+            f"audit of {counted(told + self.untold, 'row')}: the second method agrees on {self.agreed} of {told} ({share}), "
             f"cannot tell {self.untold}, disagrees on {len(self.differing)}{ids}"
         )
 

@@ -14,6 +14,7 @@ from trd_cli.config.commands import EvalConfig, PlanConfig
 from trd_cli.config.generating import EngineOptions, RefineConfig, SampleConfig
 from trd_cli.config.training import DistillConfig
 from trd_cli.datasets.benchmarks import Benchmark
+from trd_cli.errors import counted
 from trd_cli.planning import estimates
 from trd_cli.planning.chains import Chain
 from trd_cli.planning.estimates import BYTES, GIB, Need, Shape
@@ -245,7 +246,7 @@ def check_cost(config: PlanConfig, graph: Graph, works: Sequence[Work]) -> Itera
         if not own:
             continue
         bound = "" if all(work.measured for work in own) else "at most "
-        what = f"{stage}: {bound}{tokens:,.0f} response tokens in {sum(w.rows for w in own):,} rows"
+        what = f"{stage}: {bound}{counted(tokens, 'response token', ',.0f')} in {counted(sum(w.rows for w in own), 'row', ',')}"
         rate, source = _rate(config, graph, stage)
         if rate is None:
             unknown.append(stage)

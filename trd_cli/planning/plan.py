@@ -9,7 +9,7 @@ from pathlib import Path
 from trd_cli.atomic import make_directory, write_text
 from trd_cli.config.commands import PlanConfig
 from trd_cli.datasets.benchmarks import Benchmark
-from trd_cli.errors import InputError, UserError
+from trd_cli.errors import InputError, UserError, counted
 from trd_cli.planning.chains import chains
 from trd_cli.planning.findings import Finding, of_exception, ok
 from trd_cli.planning.lengths import check_evaluations, check_lengths
@@ -46,7 +46,7 @@ def check(config: PlanConfig, findings: list[Finding]) -> None:
     """Raise InputError where one of the findings is an error."""
     errors = sum(finding.level == "error" for finding in findings)
     if errors:
-        raise InputError(f"{config.recipe} has {errors} error{'s' * (errors > 1)}", "none", "see the lines above")
+        raise InputError(f"{config.recipe} has {counted(errors, 'error')}", "none", "see the lines above")
 
 
 def _findings(config: PlanConfig, progress: Progress) -> Iterator[Finding]:
@@ -58,9 +58,8 @@ def _findings(config: PlanConfig, progress: Progress) -> Iterator[Finding]:
         yield of_exception("error", "recipe", raised)
         return
     arms = ", ".join(recipe.arms)
-    yield ok(
-        "recipe", f"{recipe.name}: {recipe.setting}, {recipe.rounds} round(s), arms {arms}; {len(graph.nodes)} stages"
-    )
+    size = f"{counted(recipe.rounds, 'round')}, arms {arms}; {counted(len(graph.nodes), 'stage')}"
+    yield ok("recipe", f"{recipe.name}: {recipe.setting}, {size}")
     yield from _Plan(config, graph, progress).findings()
 
 

@@ -14,7 +14,7 @@ from trd_cli.datasets.arithmetic import make_arithmetic
 from trd_cli.datasets.benchmarks import Benchmark, load_benchmark, split_benchmarks
 from trd_cli.datasets.importing import check_answers, import_problems
 from trd_cli.datasets.ngrams import SIZES, QuestionIndex
-from trd_cli.errors import InputError, PromptError
+from trd_cli.errors import InputError, PromptError, counted
 from trd_cli.planning.findings import Finding, error, of_exception, ok, out_of_reach, per_cent, warning
 from trd_cli.prompting.rendering import templates_for
 from trd_cli.recipes.nodes import Graph
@@ -59,13 +59,13 @@ def check_problems(recipe: Recipe, graph: Graph, problems: Sequence[Problem]) ->
     if needed > len(problems):
         yield error(
             "problems",
-            f"{recipe.rounds} rounds of {a_round} problems are {needed}, and there are {len(problems)}",
+            f"{counted(recipe.rounds, 'round')} of {counted(a_round, 'problem')} need {needed}, and there are {len(problems)}",
             f"lower problems_per_round to {len(problems) // recipe.rounds}, or take more problems",
         )
     else:
         told = f", {a_round} of them a round" if a_round else ""
         again = ", all in each round" if recipe.rounds > 1 and not a_round else ""
-        yield ok("problems", f"{len(problems):,} problems ({', '.join(tasks)}){told}{again}")
+        yield ok("problems", f"{counted(len(problems), 'problem', ',')} ({', '.join(tasks)}){told}{again}")
     if recipe.setting == "opsd":
         yield from _references(graph, problems, tasks)
     yield from _answers(graph, problems)
@@ -166,11 +166,11 @@ def check_overlap(problems: Sequence[Problem], benchmarks: Sequence[Benchmark]) 
 
 
 def _overlap(benchmark: Benchmark, problems: int, rows: int, equal: int) -> Finding:
-    told = f"{benchmark.name}: {len(benchmark.problems)} questions"
+    told = f"{benchmark.name}: {counted(len(benchmark.problems), 'question')}"
     if not rows:
         return ok("benchmarks", f"{told}, no training problem overlaps with them")
     change = f"leave them out: trd data overlap TRAIN.parquet {benchmark.name} --drop CLEAN.parquet"
-    what = f"{told}, {rows:,} training problems ({per_cent(rows / problems)}) overlap with them"
+    what = f"{told}, {counted(rows, 'training problem', ',')} ({per_cent(rows / problems)}) overlap with them"
     if equal:
         return error("benchmarks", f"{what}, {equal:,} word by word", change)
     return warning("benchmarks", what, change)

@@ -26,7 +26,7 @@ from trd_cli.config.commands import MakeConfig
 from trd_cli.config.generating import RefineConfig
 from trd_cli.config.training import METHODS, DistillConfig
 from trd_cli.datasets.benchmarks import check_benchmark, split_benchmarks
-from trd_cli.errors import InputError, PromptError, UserError
+from trd_cli.errors import InputError, PromptError, UserError, counted
 from trd_cli.prompting.rendering import templates_for
 from trd_cli.recipes.recipe import OF_AN_ARM, Recipe, Table, read_recipe
 from trd_cli.recipes.sections import FILLED, SOURCES, Checker, closest
@@ -161,8 +161,8 @@ class _Check(Checker):
         if there is not None and needed > there:
             self.fail(
                 "problems_per_round",
-                f"{recipe.rounds} rounds of {recipe.problems_per_round} problems, and there are {there}",
-                f"at least {needed} problems",
+                f"{counted(recipe.rounds, 'round')} of {counted(recipe.problems_per_round, 'problem')}, and there are {there}",
+                f"at least {counted(needed, 'problem')}",
                 "take more problems, or fewer a round",
             )
 

@@ -10,7 +10,7 @@ from typing import IO, Any
 
 from trd_cli.atomic import has_text_name, write_text
 from trd_cli.config.commands import RunConfig
-from trd_cli.errors import InputError, UserError
+from trd_cli.errors import InputError, UserError, counted
 from trd_cli.progress import NodeState, RunProgress
 from trd_cli.recipes.done import Status, Verdicts, done_nodes, forget, is_done, is_whole, sweep
 from trd_cli.recipes.graph import build_graph
@@ -55,7 +55,7 @@ def dry_run(config: RunConfig) -> list[str]:
     done = there - again
     names = {node.name for node in chosen}
     width = max(len(node.name) for node in graph.nodes)
-    lines = [f"{len(graph.nodes)} stages in {graph.directory}: {len(done)} done, {len(names - done)} to run"]
+    lines = [f"{counted(len(graph.nodes), 'stage')} in {graph.directory}: {len(done)} done, {len(names - done)} to run"]
     for node in graph.nodes:
         state = "done" if node.name in done else "run" if node.name in names else "left out"
         if node.name in again & there and node.name in names:
@@ -238,7 +238,7 @@ class _Runner:
             named = ", ".join(f"{node.name} ({self._graph.directory / node.log})" for node in failed)
             skipped = sum(state == "skipped" for state in states.values())
             raise UserError(
-                f"{len(failed)} of {len(waiting)} stages failed, {skipped} skipped for it: {named}",
+                f"{len(failed)} of {counted(len(waiting), 'stage')} failed, {skipped} skipped for it: {named}",
                 "all to end well",
                 "see the logs, mend it, and run the same command again",
             )

@@ -22,7 +22,7 @@ from trd_cli.report.scores import pooled, pooled_scores, scores_of
 from trd_cli.trajectories.run_json import About, read_run_json
 
 _STAGES = ("problems", "sample", "verify", "refine", "distill", "eval")
-_STAGE_OF_SET = {"sample": "rollout", "refine": "refined"}
+_KIND_OF_SET = {"sample": "rollout", "refine": "refined"}
 # Number of waiting stages that `missing` names.
 _NAMED = 3
 Value = TypeVar("Value")
@@ -126,7 +126,7 @@ def _set_ref(run: Run, node: Node) -> SetRef | None:
         return None
     parents = tuple(parent.path for parent in run.sources(node, "sample"))
     return SetRef(
-        *(node.name, node.arm, node.round, node.seed, _STAGE_OF_SET[node.stage], node.path, parents),
+        *(node.name, node.arm, node.round, node.seed, _KIND_OF_SET[node.stage], node.path, parents),
         selections=tuple(_selections(run, node)),
         users="all arms" if set(node.arms) >= set(run.recipe.get("arms", ())) else ", ".join(node.arms),
     )

@@ -210,7 +210,7 @@ class Selection:
 
 @dataclass(frozen=True, slots=True)
 class SetRef:
-    """A trajectory set of the run: `stage` is "rollout" or "refined". `parents` are the sets of a refined one's
+    """A trajectory set of the run: `kind` is "rollout" or "refined". `parents` are the sets of a refined one's
     rollouts.
 
     `selections` belong to the arms whose training along this set has begun. `users` names all arms that need the set,
@@ -221,7 +221,7 @@ class SetRef:
     arm: str | None
     round: int | None
     seed: Seed
-    stage: str
+    kind: str
     path: Path
     parents: tuple[Path, ...] = ()
     selections: tuple[Selection, ...] = ()

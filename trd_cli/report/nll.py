@@ -29,7 +29,7 @@ from trd_cli.models import ModelRef, moved
 from trd_cli.progress import Progress
 from trd_cli.prompting.tokens import Tokenizer
 from trd_cli.report.data import Nll, SetRef
-from trd_cli.training.batches import Example, collate, plan_step
+from trd_cli.training.batches import Example, collate, split_step
 from trd_cli.training.model import head_of, load, response_states
 from trd_cli.trajectories.run_json import About, read_run_json
 from trd_cli.trajectories.shards import list_shards, read_table
@@ -45,7 +45,7 @@ class Scored:
 
     trajectory_id: str
     prompt: Sequence[int]
-    responses: tuple[Sequence[int], ...]
+    response_ids: tuple[Sequence[int], ...]
 
 
 def student_of(refined: SetRef, resolve: Callable[[str], ModelRef]) -> ModelRef:
@@ -65,21 +65,21 @@ def student_of(refined: SetRef, resolve: Callable[[str], ModelRef]) -> ModelRef:
     return model
 
 
-def score(refined: SetRef, rows: int, model: ModelRef, device: str, report: Progress) -> dict[str, Nll]:
+def score(refined: SetRef, rows: int, model: ModelRef, device: str, progress: Progress) -> dict[str, Nll]:
     """Score the three texts of the same rows: the first `rows` by id that have all texts. Return {} if no row has."""
     chosen = choose(refined, rows, model)
     if not chosen:
         return {}
     scorer = _Scorer(model, device)
     found = {}
-    report.start("nll", len(TEXTS) * len(chosen))
+    progress.start("nll", len(TEXTS) * len(chosen))
     for i, text in enumerate(TEXTS):
         # Teacher and student are one here, so both sides of an example have its context.
-        examples = [Example(row.trajectory_id, row.prompt, row.prompt, row.responses[i]) for row in chosen]
-        tokens = sum(len(example.response) for example in examples)
-        nats = scorer.nats(examples, report)
+        examples = [Example(row.trajectory_id, row.prompt, row.prompt, row.response_ids[i]) for row in chosen]
+        tokens = sum(len(example.response_ids) for example in examples)
+        nats = scorer.nats(examples, progress)
         found[text] = Nll(nats / tokens, tokens, len(chosen), f"scored with {model.name}")
-    report.end()
+    progress.end()
     return found
 
 
@@ -128,8 +128,8 @@ def _fitting(refined: SetRef, parent_of: Mapping[str, str], model: ModelRef) -> 
         _scored(row, rollouts[row["parent_id"]], tokenizer) for row in _rows(refined.path, parent_of.keys(), _COLUMNS)
     )
     # A model without a known length wrote these rows in a window set by its user.
-    fitting = (row for row in found if longest is None or len(row.prompt) + max(map(len, row.responses)) <= longest)
-    known = (r for r in fitting if all(model.unknown_id(ids) is None for ids in (r.prompt, *r.responses)))
+    fitting = (row for row in found if longest is None or len(row.prompt) + max(map(len, row.response_ids)) <= longest)
+    known = (r for r in fitting if all(model.unknown_id(ids) is None for ids in (r.prompt, *r.response_ids)))
     return sorted(known, key=lambda row: row.trajectory_id)
 
 
@@ -143,8 +143,8 @@ def _rows(directory: Path, ids: Iterable[str], names: Sequence[str]) -> Iterator
 
 def _scored(row: Mapping[str, Any], rollout: Sequence[int], tokenizer: Tokenizer) -> Scored:
     reference = [*tokenizer.encode(row["reference_solution"]), tokenizer.end_of_turn_id]
-    responses = (rollout, row["response_token_ids"], reference)
-    return Scored(row["trajectory_id"], row["student_prompt_token_ids"], responses)
+    response_ids = (rollout, row["response_token_ids"], reference)
+    return Scored(row["trajectory_id"], row["student_prompt_token_ids"], response_ids)
 
 
 class _Scorer:
@@ -157,12 +157,12 @@ class _Scorer:
         self._switch = switch_length(model.architecture().get_text_config())
 
     @torch.no_grad()
-    def nats(self, examples: Sequence[Example], report: Progress) -> float:
+    def nats(self, examples: Sequence[Example], progress: Progress) -> float:
         """Return the negative log-likelihood of all responses together."""
         total = 0.0
-        for group in plan_step(examples, _TOKENS_A_BATCH, switches=(self._switch, self._switch)).groups:
+        for group in split_step(examples, _TOKENS_A_BATCH, switches=(self._switch, self._switch)).groups:
             total += self._batch(group)
-            report.advance(len(group), sum(len(example.response) for example in group))
+            progress.advance(len(group), sum(len(example.response_ids) for example in group))
         return total
 
     def _batch(self, group: Iterable[Example]) -> float:

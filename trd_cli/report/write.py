@@ -29,7 +29,7 @@ CACHE = "nll.json"
 PAGE = "report.html"
 
 
-def run(config: ReportConfig, resolve: Callable[[str], ModelRef], report: Progress) -> ReportData:
+def run(config: ReportConfig, resolve: Callable[[str], ModelRef], progress: Progress) -> ReportData:
     """Collect and write the report, and return its figures. An unfinished run is reported as far as it has come.
 
     Raises InputError if a directory is not a run, or if the student that --nll needs is unknown.
@@ -39,14 +39,14 @@ def run(config: ReportConfig, resolve: Callable[[str], ModelRef], report: Progre
     out = _out(config)
     make_directory(out / "plots")
     if config.nll is not None:
-        data = _with_nll(data, config, out / CACHE, resolve, report)
+        data = _with_nll(data, config, out / CACHE, resolve, progress)
     for line in data.missing:
-        report.note(f"not in the report: {line}")
+        progress.note(f"not in the report: {line}")
     for line in data.notes:
-        report.note(line)
+        progress.note(line)
     _write(out, data)
-    report.note(f"wrote {PAGE}, report.md, CSV files and plots in {out}")
-    report.result(out / PAGE)
+    progress.note(f"wrote {PAGE}, report.md, CSV files and plots in {out}")
+    progress.result(out / PAGE)
     return data
 
 
@@ -82,12 +82,12 @@ def _write_plots(directory: Path, drawn: Mapping[str, Plot]) -> None:
 
 
 def _with_nll(
-    data: ReportData, config: ReportConfig, cache: Path, resolve: Callable[[str], ModelRef], report: Progress
+    data: ReportData, config: ReportConfig, cache: Path, resolve: Callable[[str], ModelRef], progress: Progress
 ) -> ReportData:
     from trd_cli.report.nll import score, student_of
 
     kept = _cached(cache)
-    sets = {each.node: each for each in data.sets if each.stage == "refined"}
+    sets = {each.node: each for each in data.sets if each.kind == "refined"}
     refinements: list[Refinement] = []
     for refinement in data.refinements:
         refined = sets[refinement.node]
@@ -96,8 +96,8 @@ def _with_nll(
         made = (read_run_json(refined.path) or {}).get("created")
         key = f"{refined.path.name} of {made}, {model.revision}, {config.nll} rows of {refinement.rows}"
         if key not in kept:
-            report.note(f"scoring {config.nll} rows of {refinement.node} with {model.name}")
-            scored = score(refined, config.nll, model, config.device, report)
+            progress.note(f"scoring {config.nll} rows of {refinement.node} with {model.name}")
+            scored = score(refined, config.nll, model, config.device, progress)
             kept[key] = {text: asdict(nll) for text, nll in scored.items()}
             write_text(cache, json.dumps(kept, indent=2, ensure_ascii=False) + "\n")
         found = {text: Nll(**values) for text, values in kept[key].items()}

@@ -11,7 +11,7 @@ from typing import Any
 
 from trd_cli.atomic import has_text_name
 from trd_cli.config.training import DistillConfig, ObjectiveOptions
-from trd_cli.errors import InputError, TrdError
+from trd_cli.errors import InputError, TrdError, counted
 from trd_cli.models import ModelRef, own_teacher
 from trd_cli.progress import Progress
 from trd_cli.prompting.templates import digest_of
@@ -100,7 +100,7 @@ def _digest(examples: Sequence[Example]) -> str:
     digest = hashlib.sha256()
     for e in examples:
         digest.update(e.trajectory_id.encode())
-        for ids in (e.student_prompt, e.teacher_prompt, e.response, ids_array(e.scored)):
+        for ids in (e.student_prompt, e.teacher_prompt, e.response_ids, ids_array(e.scored)):
             digest.update(len(ids).to_bytes(8))
             digest.update(ids)
     return digest.hexdigest()[:16]
@@ -132,7 +132,7 @@ def _train(
             stage_dir.log_session(config.epochs * len(examples), trained.tokens, at_work)
             clear_states(stage_dir.path)
     progress.note(
-        f"loss {trained.first_loss:.4f} → {trained.last_loss:.4f} over {trained.steps} steps, saved in {stage_dir.path}"
+        f"loss {trained.first_loss:.4f} → {trained.last_loss:.4f} over {counted(trained.steps, 'step')}, saved in {stage_dir.path}"
     )
     progress.result(stage_dir.path)
 
@@ -161,11 +161,11 @@ def _rows_of_kind(config: DistillConfig, sets: Sequence[InputSet]) -> tuple[list
     held = {kind for each in sets for kind in _kinds_in(each)}
     kind = config.along(held)
     if kind not in held:
-        why = f"--method {config.method}" if config.method else f"--stage {kind}"
+        why = f"--method {config.method}" if config.method else f"--kind {kind}"
         raise InputError(
             f"{why} trains along {kind} rows, and {', '.join(str(s.directory) for s in sets)} hold {', '.join(sorted(held))} ones",
             f"a set with {kind} rows",
-            f"give one, or --stage {min(held)}",
+            f"give one, or --kind {min(held)}",
         )
     loaded = [(each, load_rows([each], config.subset, config.where, config.parents)) for each in sets]
     by_set = [(each, [row for row in rows if row.stage == kind]) for each, rows in loaded]
@@ -251,7 +251,7 @@ def _preview(
         f"first row {first.trajectory_id[:12]}\n"
         f"student reads ({len(first.student_prompt)} tokens):\n{tokenizer.decode(first.student_prompt)}\n\n"
         f"teacher reads ({len(first.teacher_prompt)} tokens):\n{tokenizer.decode(first.teacher_prompt)}\n\n"
-        f"both score ({len(first.response)} tokens):\n{tokenizer.decode(first.response)}\n\n"
+        f"both score ({len(first.response_ids)} tokens):\n{tokenizer.decode(first.response_ids)}\n\n"
         f"would train {student.name} towards {teacher.name} on {len(examples)} trajectories by {_described(config)}, "
         f"epochs {config.epochs}, {config.batch_size} a step, "
         f"lr {config.learning_rate:g}, into {stage_dir.path}"

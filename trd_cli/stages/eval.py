@@ -15,7 +15,7 @@ from trd_cli.atomic import make_directory, write_text
 from trd_cli.config.commands import EvalConfig
 from trd_cli.config.generating import SamplingOptions
 from trd_cli.datasets.benchmarks import Benchmark, load_benchmark, split_benchmarks
-from trd_cli.errors import InputError, ResumeRefused
+from trd_cli.errors import InputError, ResumeRefused, counted
 from trd_cli.evaluation.results import FILE, Classify, build_results, read_samples, results_text, samples_there
 from trd_cli.evaluation.tables import results_csv, results_markdown, sampling_text
 from trd_cli.generation import Backend, Outcome, ShardFiller, plan_rollouts, preview
@@ -107,7 +107,7 @@ def rescore(config: EvalConfig, progress: Progress) -> dict[str, Any] | None:
     stage_dir = StageDir(str(directory), "eval", record["identity"], record["config"], record["inputs"], about)
     k, there = _how_many(config, stage_dir)
     if config.dry_run:
-        progress.note(f"would score the first {k} of {there} samples of every question in {directory}")
+        progress.note(f"would score the first {k} of {counted(there, 'sample')} of every question in {directory}")
         return None
     target = Path(config.out) if config.out else directory
     with stage_dir:
@@ -156,7 +156,7 @@ def _remarks(config: EvalConfig, parts: dict[str, _Part], backend: Backend) -> l
     lines: list[str] = []
     for name, part in parts.items():
         sampling = sampling_text(part.sampling.model_dump())
-        lines.append(f"{name}: {len(part.problems)} questions × {config.samples}, {sampling}")
+        lines.append(f"{name}: {counted(len(part.problems), 'question')} × {config.samples}, {sampling}")
         if part.sampling.max_tokens > backend.max_length:
             lines.append(f"{name}: prompt and response end where the model's {backend.max_length} tokens do")
         if part.benchmark.known is False:

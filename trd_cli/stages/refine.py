@@ -174,7 +174,7 @@ class Refiner:
             prompt,
             self.backend,
             self._config,
-            stage="refined",
+            kind="refined",
             round=rollout.round,
             sample_index=rollout.sample_index,
             parent=rollout,

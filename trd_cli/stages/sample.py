@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from trd_cli.config.generating import SampleConfig
-from trd_cli.errors import InputError
+from trd_cli.errors import InputError, counted
 from trd_cli.generation import Backend, Outcome, ShardFiller, plan_rollouts, preview
 from trd_cli.progress import Progress
 from trd_cli.prompting.rendering import Rendering, templates_for
@@ -48,7 +48,7 @@ def _slice(config: SampleConfig, everything: Sequence[Problem]) -> Sequence[Prob
     """Return `limit` problems after the first `skip`; raises InputError when none is left."""
     if config.skip >= len(everything):
         raise InputError(
-            f"--skip {config.skip}, and {config.problems} has {len(everything)} problems",
+            f"--skip {config.skip}, and {config.problems} has {counted(len(everything), 'problem')}",
             "problems that are left",
             "lower --skip, or give a larger set",
         )
@@ -71,17 +71,17 @@ def _short_enough(
     left_out: set[str] = set()
     if config.max_prompt_tokens is not None:
         long = {name for name, tokens in prompts.items() if tokens > config.max_prompt_tokens}
-        _say(progress, long, problems, f"a prompt of more than {config.max_prompt_tokens} tokens")
+        _say(progress, long, problems, f"a prompt of more than {counted(config.max_prompt_tokens, 'token')}")
         left_out |= long
     if config.max_reference_tokens is not None:
         limit = config.max_reference_tokens
         long = {p.problem_id for p in problems if len(tokenizer.encode(p.reference_solution or "")) > limit}
-        _say(progress, long, problems, f"a reference solution of more than {limit} tokens")
+        _say(progress, long, problems, f"a reference solution of more than {counted(limit, 'token')}")
         left_out |= long
     if len(left_out) == len(problems):
         raise InputError(
-            f"all {len(problems)} problems are left out as too long",
-            "at least one that is not",
+            f"0 of {counted(len(problems), 'problem')} short enough",
+            "at least one",
             "raise --max-prompt-tokens or --max-reference-tokens",
         )
     return [row for row in planned if row.problem_id not in left_out]
@@ -89,4 +89,4 @@ def _short_enough(
 
 def _say(progress: Progress, long: set[str], problems: Sequence[Problem], what: str) -> None:
     if long:
-        progress.note(f"left out {len(long)} of {len(problems)} problems: {what}")
+        progress.note(f"left out {len(long)} of {counted(len(problems), 'problem')}: {what}")

@@ -10,7 +10,7 @@ from typing import get_args
 
 from trd_cli.atomic import make_directory, write_text
 from trd_cli.config.grading import VerifyConfig
-from trd_cli.errors import DamagedFile, InputError
+from trd_cli.errors import DamagedFile, InputError, counted
 from trd_cli.generation import Outcome
 from trd_cli.graders import math
 from trd_cli.graders.pool import GraderOptions
@@ -94,8 +94,8 @@ def _list_differing(directory: Path, text: str, progress: Progress) -> None:
 def _about_references(problems: Counter[str]) -> str:
     names = ", ".join(list(problems)[:10]) + (", …" if len(problems) > 10 else "")
     return (
-        f"{problems.total()} rows are errors because the reference of their problem is not one answer "
-        f"({len(problems)} problems: {names}): give its final answer alone, in a box or after ####"
+        f"{counted(problems.total(), 'row')} graded as error: the reference of the problem is not one answer "
+        f"({counted(len(problems), 'problem')}: {names}): give its final answer alone, in a box or after ####"
     )
 
 
@@ -124,9 +124,9 @@ def _preview(each: InputSet, options: GraderOptions, regrade: bool) -> Iterator[
             counts[grader] += regrade or verdict is None
             others[" ".join(map(str, by))] += not regrade and verdict is not None and tuple(by) != grader
     for name, count in sorted((+others).items()):
-        yield f"would refuse {count} rows graded by {name}: pass --regrade to grade them again"
+        yield f"would refuse {counted(count, 'row')} graded by {name}: pass --regrade to grade them again"
     for (name, version), count in sorted(counts.items()):
-        yield f"would grade {count} rows in {each.directory} with {name} {version}"
+        yield f"would grade {counted(count, 'row')} in {each.directory} with {name} {version}"
     if any(name != math.NAME for name, _ in counts):
         yield f"programs would run in the sandbox: {described(options.sandbox)}"
 

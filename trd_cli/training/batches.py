@@ -32,26 +32,26 @@ class Example:
     trajectory_id: str
     student_prompt: Sequence[int]
     teacher_prompt: Sequence[int]
-    response: Sequence[int]
+    response_ids: Sequence[int]
     scored: Sequence[int] = field(default=())
     parent_verdict: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("student_prompt", "teacher_prompt", "response"):
+        for name in ("student_prompt", "teacher_prompt", "response_ids"):
             object.__setattr__(self, name, ids_array(getattr(self, name)))
         if not self.scored:
-            object.__setattr__(self, "scored", range(len(self.response)))
+            object.__setattr__(self, "scored", range(len(self.response_ids)))
 
     @property
     def length(self) -> int:
         """Return the number of tokens on the longer side."""
-        return max(len(self.student_prompt), len(self.teacher_prompt)) + len(self.response)
+        return max(len(self.student_prompt), len(self.teacher_prompt)) + len(self.response_ids)
 
     @property
     def read(self) -> tuple[int, int]:
         """Return the numbers of tokens that student and teacher read: all but the response's last one."""
-        response = len(self.response) - 1
-        return len(self.student_prompt) + response, len(self.teacher_prompt) + response
+        shared = len(self.response_ids) - 1
+        return len(self.student_prompt) + shared, len(self.teacher_prompt) + shared
 
     @property
     def tokens(self) -> int:
@@ -127,7 +127,7 @@ def collate(examples: Sequence[Example], weighting: Weighting | None) -> Batch:
     return Batch(
         _side([e.student_prompt for e in examples], examples),
         _side([e.teacher_prompt for e in examples], examples),
-        torch.tensor([e.response[t] for e in examples for t in e.scored]),
+        torch.tensor([e.response_ids[t] for e in examples for t in e.scored]),
         torch.tensor(weights),
         torch.tensor([i for i, e in enumerate(examples) for _ in e.scored]),
     )
@@ -135,7 +135,7 @@ def collate(examples: Sequence[Example], weighting: Weighting | None) -> Batch:
 
 def _side(prompts: Sequence[Sequence[int]], examples: Sequence[Example]) -> Side:
     # The last response token predicts no trained token, so it is not read.
-    rows = [[*prompt, *e.response[:-1]] for prompt, e in zip(prompts, examples, strict=True)]
+    rows = [[*prompt, *e.response_ids[:-1]] for prompt, e in zip(prompts, examples, strict=True)]
     longest = max(map(len, rows))
     # Padding stands on the right, where causal attention never looks: any id will do, and no mask is needed.
     ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows])
@@ -157,7 +157,7 @@ def steps(examples: Sequence[Example], batch_size: int, epochs: int, seed: int) 
 
 
 @dataclass(frozen=True)
-class Plan:
+class Split:
     """A step cut into micro-batches, the same on every process; `mine` gives those of one of them."""
 
     groups: Sequence[Sequence[Example]]
@@ -176,9 +176,9 @@ class Plan:
         return own + [()] * (rounds - len(own))
 
 
-def plan_step(
+def split_step(
     step: Sequence[Example], max_tokens: int, processes: int = 1, switches: tuple[int | None, int | None] = (None, None)
-) -> Plan:
+) -> Split:
     """Group rows of similar length, with at most `max_tokens` on either side and a tenth of padding in a micro-batch.
 
     A row that is longer than `max_tokens` stands alone. For several processes, micro-batches are halved until there is
@@ -199,7 +199,7 @@ def plan_step(
             break
         at = groups.index(largest)
         groups[at : at + 1] = _halves(largest, max_tokens)
-    return Plan(groups, processes)
+    return Split(groups, processes)
 
 
 def beyond(example: Example, switches: tuple[int | None, int | None]) -> tuple[bool, ...]:

@@ -53,7 +53,7 @@ class StepFigures:
         by_row = self.divergence[-1].double().split([len(row.scored) for row in rows])
         for row, divergence_S in zip(rows, by_row, strict=True):
             if row.parent_verdict is not None:
-                tenth_S = torch.tensor(row.scored) * TENTHS // len(row.response)
+                tenth_S = torch.tensor(row.scored) * TENTHS // len(row.response_ids)
                 both_2S = torch.stack([divergence_S, torch.ones_like(divergence_S)])
                 self._tenths_of(row.parent_verdict).index_add_(1, tenth_S, both_2S)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from trd_cli.config.training import DistillConfig
 from trd_cli.engines.rope import steady_length
-from trd_cli.errors import InputError, ModelError, flag
+from trd_cli.errors import InputError, ModelError, counted, flag
 from trd_cli.models import ModelRef
 from trd_cli.progress import Progress
 from trd_cli.prompting.rendering import Rendering
@@ -82,12 +82,14 @@ class Contexts:
         made.sort(key=lambda example: example.trajectory_id)
         for what, count in self._cut.items():
             self._progress.note(
-                f"cut the {what} in the teacher's context of {count} of {len(rows)} rows, to {self._limit} tokens"
+                f"cut the {what} in the teacher's context of {count} of {counted(len(rows), 'row')}, to {self._limit} tokens"
             )
         for reason, count in left_out.items():
-            self._progress.note(f"left out {count} of {len(rows)} rows: {reason}")
+            self._progress.note(f"left out {count} of {counted(len(rows), 'row')}: {reason}")
         if not made:
-            raise InputError(f"all {len(rows)} rows are left out", "at least one to train on", "see the reasons above")
+            raise InputError(
+                f"0 of {counted(len(rows), 'row')} can be trained on", "at least one", "see the reasons above"
+            )
         return made
 
     def _example(self, row: Trajectory) -> Example | str:

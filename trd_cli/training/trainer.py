@@ -26,7 +26,7 @@ from trd_cli.losses.objectives import Objective
 from trd_cli.models import EMA, ModelRef
 from trd_cli.progress import Progress
 from trd_cli.training import LOG
-from trd_cli.training.batches import Example, Weighting, collate, plan_step, steps
+from trd_cli.training.batches import Example, Weighting, collate, split_step, steps
 from trd_cli.training.checkpoints import dtype_to_save, rehearse, save_model
 from trd_cli.training.figures import StepFigures
 from trd_cli.training.model import (
@@ -94,7 +94,7 @@ class Trainer:
     ) -> None:
         """Load the models; states, log and model go to `directory`.
 
-        `step` is what is trained, `optimizer` is made by `train`, `switches` are as in `plan_step`.
+        `step` is what is trained, `optimizer` is made by `train`, `switches` are as in `split_step`.
         """
         self._config, self._student_ref, self._directory = config, student, directory
         self._accelerator, self._is_main = accelerator, accelerator.is_main_process
@@ -194,8 +194,8 @@ class Trainer:
         rate = config.learning_rate * rate_at(number, total, config.warmup_ratio, config.min_lr_ratio)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        plan = plan_step(rows, config.max_tokens_per_batch, self._accelerator.num_processes, self.switches)
-        figures = self._gathered(self._accumulate(rows, plan.mine(self._accelerator.process_index)))
+        split = split_step(rows, config.max_tokens_per_batch, self._accelerator.num_processes, self.switches)
+        figures = self._gathered(self._accumulate(rows, split.mine(self._accelerator.process_index)))
         norm = self._clip_gradients()
         self._check(number + 1, figures.loss, norm, rows, trained)
         self.optimizer.step()
@@ -216,7 +216,7 @@ class Trainer:
                 "response_tokens": figures.tokens,
                 "response_tokens_per_second": round(figures.tokens / seconds, 1),
                 "read_tokens_per_second": round(sum(row.tokens for row in rows) / seconds, 1),
-                "padding": round(plan.padding, 4),
+                "padding": round(split.padding, 4),
                 "peak_memory_gib": round(_peak_memory(self._accelerator.device) / 2**30, 3),
                 "seconds": round(seconds, 3),
             }

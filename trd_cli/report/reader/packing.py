@@ -139,7 +139,7 @@ def _set_label(ref: SetRef) -> str:
     """Return a set's arms, round and seed, and a word if it has rollouts alone."""
     parts = [ref.users] if ref.users else []
     parts += [f"{name} {value}" for name, value in (("round", ref.round), ("seed", ref.seed)) if value is not None]
-    return " · ".join([*parts, *(["y_o only"] if ref.stage == "rollout" else [])])
+    return " · ".join([*parts, *(["y_o only"] if ref.kind == "rollout" else [])])
 
 
 def _compressed(value: Any) -> str:

@@ -73,7 +73,7 @@ class Trajectories:
 
 def trajectories(sets: Sequence[SetRef], limit: int = LIMIT, characters: int = CHARACTERS) -> Trajectories:
     """Return the entries of these sets, refined sets first: at most `limit`, and `characters` of y_o and y_r in all."""
-    ordered = sorted(sets, key=lambda ref: ref.stage != "refined")
+    ordered = sorted(sets, key=lambda ref: ref.kind != "refined")
     lines = _lines_of_sets(ordered)
     least = lines.sort("id", "place").head(limit).filter(pl.col("characters").cum_sum() <= characters)
     return Trajectories(_entries(ordered, least.sort("place"), _trained(sets)), len(least), len(lines))
@@ -84,7 +84,7 @@ def _lines_of_sets(sets: Sequence[SetRef]) -> pl.DataFrame:
     read = cache(_lines)
     found = [_NO_LINES.with_columns(parent_shard=pl.lit(None, pl.String), set=pl.lit(0))]
     for number, ref in enumerate(sets):
-        if ref.stage == "refined":
+        if ref.kind == "refined":
             lines = _with_parents(read(ref.path), [_NO_LINES, *map(read, ref.parents)])
         else:
             children = [read(each.path) for each in sets if ref.path in each.parents]
@@ -155,7 +155,7 @@ def _entries(
         ref, parents = sets[number], _parents(lines)
         for row in _rows(Path(shard), lines["id"]):
             own = trained[ref.path].get(row["trajectory_id"], ())
-            if ref.stage == "rollout":
+            if ref.kind == "rollout":
                 yield Entry(ref, row, None, arms=tuple(dict.fromkeys(own)))
                 continue
             parent = parents.get(row["parent_id"])
