@@ -17,7 +17,7 @@ from trd_cli.cli import app
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-# transformers logs for good to the standard error of the moment it first does. That of a single command is closed later.
+# transformers keeps logging to the standard error of its first use. That of a single command is closed later.
 transformers_logging.get_logger()
 
 Trd = Callable[..., Result]

@@ -249,7 +249,7 @@ def same_exactly(found: Any, expected: Any) -> bool:
 
 
 def _plain(found: Any) -> Any:
-    """Return Python's value of a number or an array of numpy, whose own `==` rounds and spreads; anything else as it is."""
+    """Return a number or an array of numpy as Python's values, because its own `==` rounds; anything else as it is."""
     return found.tolist() if type(found).__module__ == "numpy" else found
 
 
