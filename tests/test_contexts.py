@@ -22,7 +22,7 @@ from trd_cli.prompting.templates import load_template
 from trd_cli.prompting.tokens import Tokenizer
 from trd_cli.records import Trajectory
 from trd_cli.training.batches import Example
-from trd_cli.training.teacher_context import Contexts
+from trd_cli.training.examples import Contexts
 from trd_cli.trajectories.sets import open_sets, parent_column
 from trd_cli.trajectories.shards import list_shards, read_rows, write_shard
 

@@ -63,7 +63,7 @@ class Planned:
 
 def longest_training_row(student: Planned, teacher: Planned, asked: int | None) -> int | None:
     """Return the longest context and response that both models train on, or None where nothing tells."""
-    from trd_cli.training.teacher_context import longest_row
+    from trd_cli.training.examples import longest_row
 
     try:
         return min(longest_row(model.ref, asked) for model in (student, teacher))

@@ -191,8 +191,8 @@ class _Stages:
     # Training
 
     def _training(self, config: DistillConfig) -> Iterator[Finding]:
+        from trd_cli.training.examples import longest_row, masked_ids
         from trd_cli.training.launch import check_tracker, check_training_device
-        from trd_cli.training.teacher_context import longest_row, masked_ids
 
         student, teacher = self._student, self._teacher
         yield from self._refused("recipe", lambda: masked_ids(config.mask_tokens, student.tokenizer))

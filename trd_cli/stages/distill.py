@@ -18,8 +18,8 @@ from trd_cli.prompting.templates import digest_of
 from trd_cli.records import Trajectory
 from trd_cli.training import LOG
 from trd_cli.training.batches import Example, ids_array
+from trd_cli.training.examples import Contexts
 from trd_cli.training.state import clear_states
-from trd_cli.training.teacher_context import Contexts
 from trd_cli.trajectories.run_json import About
 from trd_cli.trajectories.sets import InputSet, check_complete, load_rows, open_sets, parent_column
 from trd_cli.trajectories.shards import read_table

@@ -1,96 +1,187 @@
-"""The prompt that the teacher reads before a response, cut where it does not fit.
-
-The attempt's tail is cut first, then the reference's; the problem never is.
-"""
+"""From stored rows to examples: the student's own prompt, the teacher's context, and the response that both score."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cache
+import functools
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any
 
 from trd_cli.config.training import DistillConfig
-from trd_cli.prompting.rendering import Rendering, template_for, values_of
-from trd_cli.prompting.templates import Template
-from trd_cli.prompting.tokens import Tokenizer, fit_attempt
+from trd_cli.engines.rope import steady_length
+from trd_cli.errors import InputError, ModelError, counted, flag
+from trd_cli.models import ModelRef
+from trd_cli.progress import Progress
+from trd_cli.prompting.rendering import Rendering
+from trd_cli.prompting.tokens import Tokenizer, check_same_tokens, check_wrote
 from trd_cli.records import Trajectory
+from trd_cli.training.admission import check_trainable
+from trd_cli.training.batches import Example, ids_array
+from trd_cli.training.teacher_context import TeacherPrompts, too_long_for
+from trd_cli.trajectories.sets import InputSet
 
-# The placeholders that may be cut, in this order, and their names in messages.
-_MAY_GO = {"attempt": "attempt", "reference_solution": "reference"}
-_MARK = "\ue000"  # of the private use area: in no text
+ALL_SPECIAL = "special"
 
-
-@dataclass(frozen=True)
-class TeacherPrompt:
-    """A teacher's prompt as ids, and the parts of it that had to be cut."""
-
-    token_ids: Sequence[int]
-    cut: tuple[str, ...] = ()
+ParentColumn = Callable[[str], Mapping[str, Any]]
 
 
-class TeacherPrompts:
-    """Make the teacher's prompt of each row: as refine stored it, or rendered from a template."""
+class Contexts:
+    """Build the examples of one training run; count the rows that are left out and the contexts that are cut."""
 
-    def __init__(self, config: DistillConfig, rendering: Rendering, tokenizer: Tokenizer, limit: int) -> None:
-        """`limit` is the most tokens a row may have, its response included."""
-        self._config, self._rendering, self._tokenizer, self._limit = config, rendering, tokenizer, limit
-        self._template = cache(lambda setting, task, along: template_for(config, setting, task, along))
+    def __init__(
+        self,
+        config: DistillConfig,
+        source: InputSet,
+        parents: ParentColumn,
+        student: ModelRef,
+        teacher: ModelRef,
+        progress: Progress,
+    ) -> None:
+        """`parents` maps a column's name to its values by the parents' ids; parents that are lost are not in it.
 
-    def prompt_of(self, row: Trajectory, response_tokens: int) -> TeacherPrompt | str:
-        """Return the prompt of a row, with room for its response, or why there is none."""
-        room = self._limit - response_tokens
-        setting = self._config.setting_of(row.setting)
-        is_stored = self._config.takes_stored_prompt(row.stage)
-        if is_stored and len(row.prompt_token_ids) <= room:
-            return TeacherPrompt(row.prompt_token_ids)
-        if not is_stored and setting == "opsd" and not row.reference_solution:
-            return "no reference solution"
-        too_long = too_long_for(self._limit, "the teacher's context and the response")
-        if is_stored and self._config.overflow == "error":
-            return too_long
-        template = self._template(setting, row.task, row.stage)
-        attempt = _attempt_in(row, template) if is_stored else row.response or ""
-        if attempt is None:
-            return f"{too_long}, and the template that made the context is not at hand (--prompt) to cut it"
-        values = values_of(row, attempt)
-        ids = self._rendering.token_ids(self._tokenizer, template.render(values))
-        if len(ids) <= room:
-            return TeacherPrompt(ids)
-        if self._config.overflow == "error":
-            return too_long
-        return self._cut(template, values, room) or too_long
+        Raises ModelError when the two tokenizers differ: the response ids would mean different tokens.
+        """
+        for model in (student, teacher):
+            check_trainable(model)
+        self._student, self._teacher = student, teacher
+        self._tokenizer: Tokenizer = student.tokenizer()
+        teachers = self._tokenizer if teacher.path == student.path else teacher.tokenizer()
+        check_same_tokens(student.name, self._tokenizer, teacher.name, teachers)
+        check_wrote(student.name, self._tokenizer, source.about.tokenizer, source.directory, "give --model")
+        if teachers.eos_ids != self._tokenizer.eos_ids:
+            progress.note(
+                f"{student.name} ends a response with {_ids(self._tokenizer)}, {teacher.name} with {_ids(teachers)}: "
+                "an end that only the teacher knows is replaced by the student's"
+            )
+        self._teacher_eos_ids = teachers.eos_ids
+        self._limit = min(longest_row(model, config.max_length) for model in (student, teacher))
+        self._masked = masked_ids(config.mask_tokens, self._tokenizer)
+        self._config, self._progress = config, progress
+        self._parents = functools.cache(parents)
+        rendering = Rendering.recorded(source.about.render, source.about.chat_template_kwargs)
+        self._prompts = TeacherPrompts(config, rendering, teachers, self._limit)
+        if unread := rendering.unread(teachers):
+            progress.note(f"{teacher.name}: {unread}")
 
-    def _cut(self, template: Template, values: dict[str, str], room: int) -> TeacherPrompt | None:
-        cut: list[str] = []
-        for name, called in _MAY_GO.items():
-            if name not in template.placeholders or not values[name]:
-                continue
+    def examples(self, rows: Sequence[Trajectory]) -> list[Example]:
+        """Return the rows that can be trained on, and note how many were left out or cut.
 
-            def ids_with(text: str, name: str = name, values: dict[str, str] = values) -> list[int]:
-                return self._rendering.token_ids(self._tokenizer, template.render({**values, name: text}))
+        Raises InputError when all are left out.
+        """
+        made: list[Example] = []
+        left_out: Counter[str] = Counter()
+        self._cut: Counter[str] = Counter()
+        for row in rows:
+            example = self._example(row)
+            if isinstance(example, Example):
+                made.append(example)
+            else:
+                left_out[example] += 1
+        # Training must not depend on the order in which rows finished and entered the shards.
+        made.sort(key=lambda example: example.trajectory_id)
+        for what, count in self._cut.items():
+            self._progress.note(
+                f"cut the {what} in the teacher's context of {count} of {counted(len(rows), 'row')}, to {self._limit} tokens"
+            )
+        for reason, count in left_out.items():
+            self._progress.note(f"left out {count} of {counted(len(rows), 'row')}: {reason}")
+        if not made:
+            raise InputError(
+                f"0 of {counted(len(rows), 'row')} can be trained on", "at least one", "see the reasons above"
+            )
+        return made
 
-            text = fit_attempt(self._tokenizer, values[name], ids_with, room) or ""
-            values = {**values, name: text}
-            cut.append(called)
-            ids = ids_with(text)
-            if len(ids) <= room:
-                return TeacherPrompt(ids, tuple(cut))
+    def _example(self, row: Trajectory) -> Example | str:
+        """Return the row as an example, or the reason to leave it out."""
+        if row.error is not None or not row.response_token_ids:
+            return "no response"
+        response_ids = self._response(row)
+        if not response_ids:
+            return "no response"
+        scored: Sequence[int] = range(len(response_ids))
+        if self._masked:
+            scored = ids_array(t for t, token in enumerate(response_ids) if token not in self._masked)
+        if not scored:
+            return "every token of the response is masked"
+        students = row.student_prompt_token_ids if row.stage == "refined" else row.prompt_token_ids
+        if unknown := (
+            _unknown(self._student, students, "the student's prompt")
+            or _unknown(self._student, response_ids, "the response")
+            or _unknown(self._teacher, response_ids, "the response")
+        ):
+            return unknown
+        if len(students) + len(response_ids) > self._limit:
+            return too_long_for(self._limit, "problem and response")
+        teachers = self._prompts.prompt_of(row, len(response_ids))
+        if isinstance(teachers, str):
+            return teachers
+        if unknown := _unknown(self._teacher, teachers.token_ids, "the teacher's context"):
+            return unknown
+        self._cut.update(teachers.cut)
+        return Example(
+            row.trajectory_id, students, teachers.token_ids, response_ids, scored, self._attempts_verdict(row)
+        )
+
+    def _response(self, row: Trajectory) -> list[int]:
+        """Return the ids as sampled. A finished response ends with an end of turn that the student knows."""
+        response_ids = list(row.response_token_ids)
+        ends = self._tokenizer.eos_ids | self._teacher_eos_ids
+        if row.finish_reason != "stop":
+            return response_ids
+        if not self._config.eos:
+            return response_ids[:-1] if response_ids[-1] in ends else response_ids
+        if response_ids[-1] not in self._tokenizer.eos_ids:
+            # The student must learn to stop with an end of turn that it knows, not with the teacher's own.
+            teachers_end = response_ids[-1] in self._teacher_eos_ids
+            response_ids = [*(response_ids[:-1] if teachers_end else response_ids), self._tokenizer.end_of_turn_id]
+        return response_ids
+
+    def _attempts_verdict(self, row: Trajectory) -> str | None:
+        return self._parents("verdict").get(row.parent_id) if row.stage == "refined" else row.verdict
+
+
+def _unknown(model: ModelRef, token_ids: Sequence[int], what: str) -> str | None:
+    """Return the reason to leave out a row with an id that the model does not know, or None where it knows all."""
+    if model.unknown_id(token_ids) is None:
         return None
+    return f"{what} has a token id that {model.name} has no embedding for"
 
 
-def too_long_for(limit: int, what: str) -> str:
-    """Return the reason why a row that is too long is left out."""
-    return f"{what} are longer than {limit} tokens (--max-length, or what the models take)"
+def longest_row(model: ModelRef, asked: int | None) -> int:
+    """Return how many tokens a row may have for this model: as `asked`, and no more than the model takes.
 
-
-def _attempt_in(row: Trajectory, template: Template) -> str | None:
-    """Return the attempt as the stored prompt shows it, or None where another template made that prompt.
-
-    It may be shorter than what the student wrote.
+    Longer rows would change the rotary factors of the others, see `rope`. Raises ModelError where neither `asked` nor
+    the configuration tells.
     """
-    if template.sha256 != row.prompt_sha256:
-        return None
-    content = row.messages[0]["content"]
-    before, _, after = template.render(values_of(row, _MARK))[0]["content"].partition(_MARK)
-    fits = len(before) + len(after) <= len(content) and content.startswith(before) and content.endswith(after)
-    return content[len(before) : len(content) - len(after)] if fits else None
+    steady = None
+    if model.path:
+        with suppress(ModelError):  # a configuration that transformers does not know is refused by check_trainable
+            steady = steady_length(model.architecture().get_text_config())
+    try:
+        longest = model.max_length()
+    except ModelError as error:
+        if asked is None:
+            raise ModelError(error.got, error.expected, f"give {flag('max_length')}") from None
+        longest = asked
+    return min(filter(None, (asked, longest, steady)))
+
+
+def masked_ids(names: Sequence[str], tokenizer: Tokenizer) -> frozenset[int]:
+    """Return the ids of the tokens that the loss leaves out: by name, or all special ones but the end of a turn.
+
+    Raises InputError for a name that is no token.
+    """
+    vocabulary, found = tokenizer.vocabulary(), set()
+    for name in names:
+        if name == ALL_SPECIAL:
+            found |= tokenizer.special_ids - tokenizer.eos_ids
+        elif name in vocabulary:
+            found.add(vocabulary[name])
+        else:
+            raise InputError(f"{flag('mask_tokens')} {name}", "a token of the vocabulary, or special", "check the name")
+    return frozenset(found)
+
+
+def _ids(tokenizer: Tokenizer) -> str:
+    return ", ".join(map(str, sorted(tokenizer.eos_ids)))

@@ -401,7 +401,7 @@ def _refuse_endless(data: bytes) -> None:
         return
     import pickletools
 
-    # How many values stand at each place of the stack, in cells that are shared as the values are; where marks were set.
+    # How many values stand at each place of the stack, in cells shared as the values are; where marks were set.
     stack: list[list[int]] = []
     marks: list[int] = []
     memo: dict[int, list[int]] = {}
