@@ -28,7 +28,7 @@ from trd_cli.graders.fences import program_of
 from trd_cli.graders.inside import codec, names
 from trd_cli.graders.sandbox import Ended, Flooded, Level, Limits, OutOfTime, Sandbox, SandboxError
 
-NAME, _RULES = "trd-tests", 2
+NAME, _RULES = "trd-tests", 3
 MAX_SOURCE = 1 << 20
 _SHOWN = 200
 

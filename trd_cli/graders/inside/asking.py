@@ -1,9 +1,9 @@
 """Test programs: run as they stand, in a sandbox of their own, with the names of the tested program within reach.
 
 A test program's names are its own, Python's, those of the tested program and those that LeetCode gives. `Solution` and
-whatever else the tests do not define is asked of the program; names of Python, of our helpers and (where `Solution` is
-tested) of what LeetCode gives are the program's only where the tests ask for nothing else, so that no program replaces
-what it is compared with.
+whatever else the tests do not define is asked of the program; names of Python, of our helpers and of what LeetCode gives
+are the program's only where the tests can mean nothing else by them, so that no program replaces what it is compared
+with.
 """
 
 from __future__ import annotations
@@ -60,6 +60,7 @@ class _Tests:
         self._own = list(peer.ask("names"))
         self._plain_asked = 0
         self._missing: set[str] = set()
+        self._asked: set[str] = set()
         self._module = types.ModuleType("__main__")
 
     def run(self) -> None:
@@ -73,14 +74,18 @@ class _Tests:
             _silence_unittest()
         try:
             exec(self._code, self._module.__dict__)
-            if "check" in self._bound and not self._peer.asked:
+            uncalled = names.uncalled(self._tree, self._used)
+            if "check" in uncalled and self._named:
                 self._check_named()
+                uncalled.remove("check")
             if runs_unittest:
                 _run_cases(self._module)
+            if uncalled:
+                raise Fault(f"the tests ask nothing where no line calls {', '.join(uncalled)}")
         except SystemExit as end:
             if end in self._peer.raised or end.code not in (None, 0):
                 raise
-        except _Lacks:
+        except (_Lacks, Fault):
             raise
         except Exception as error:
             self._attribute(error)
@@ -112,16 +117,27 @@ class _Tests:
         if isinstance(error, NameError):
             if error.name in self._missing:
                 raise _Lacks(f"NameError: the program defines no {error.name!r}")
-            raise Fault(f"the tests fail by themselves: {told}")
+            if error.name in self._used or not self._is_of_result(error):
+                raise Fault(f"the tests fail by themselves: {told}")
+            return
         meant = self._called() - self._bound
         if isinstance(error, (TypeError, ValueError)) and meant and all(hasattr(builtins, name) for name in meant):
             # As `sum(2, 3)` of a program that was to define it.
             raise _Lacks(f"the program defines none of {', '.join(sorted(meant))} ({told})")
-        is_own = isinstance(error, (ImportError, SyntaxError, OSError))
+        is_own = isinstance(error, (ImportError, SyntaxError, OSError)) and not self._is_of_result(error)
         if isinstance(error, AttributeError):
             is_own = isinstance(error.obj, types.ModuleType) or hasattr(error.obj, "assertEqual")
         if is_own or not self._peer.asked:
             raise Fault(f"the tests fail by themselves: {told}")
+
+    def _is_of_result(self, error: BaseException) -> bool:
+        """Whether the statement of the tests that raised uses what it asked of the program, as `open(f(1))` does."""
+        lines, place = [], error.__traceback__
+        while place:
+            lines += [place.tb_lineno] if place.tb_frame.f_code.co_filename == self._code.co_filename else []
+            place = place.tb_next
+        used = names.statement_names(self._tree, lines[-1]) if lines else set()
+        return bool(used & names.reached(self._tree, self._asked))
 
     # Names
 
@@ -129,16 +145,21 @@ class _Tests:
         wanted = self._used - self._bound
         own, python = set(self._own), set(dir(builtins))
         uses_solution = "Solution" in wanted
-        # Names that the tests can only mean to be the program's.
-        told = {name for name in wanted if name not in python and name not in _HELPERS and not names.is_given(name)}
         called = self._called()
-        asks_others = uses_solution or bool(told & (own | called))
+        # Names that the tests can only mean to be the program's.
+        asked = {name for name in wanted if not _is_ambient(name)} & (own | called | {"Solution"})
+        asked |= set(self._named) | names.asked_module_names(self._tree)
+        if self._named:
+            asked |= names.parameters(self._tree).get("check", set())
+        asked |= {"candidate"} & wanted
+        kept = self._kept({name for name in wanted & own if _is_ambient(name)} - asked, asked)
+        self._starred = [name for name in self._own if not _is_ambient(name) or name in wanted - kept]
+        self._asked = asked | (wanted & own - kept)
+        asks_others = bool(asked)
         imports_it = bool(self._imports() & set(names.IMPORTED_AS))
         found: dict[str, Any] = {"__name__": "__main__"}
         for name in wanted:
-            if name in self._named or (
-                name in own and name not in _HELPERS and self._is_theirs(name, asks_others, uses_solution)
-            ):
+            if name in self._named or (name in own and name not in kept):
                 if name in own:
                     found[name] = self._value(name)
                 else:
@@ -159,10 +180,15 @@ class _Tests:
                 self._missing.add(name)
         return found
 
-    def _is_theirs(self, name: str, asks_others: bool, uses_solution: bool) -> bool:
-        if hasattr(builtins, name):
-            return not asks_others
-        return not (uses_solution and names.is_given(name))
+    def _kept(self, ambient: set[str], asked: set[str]) -> set[str]:
+        """Those of the ambient names, which the program has too, that the tests use as helpers, not as what they test."""
+        ours, python = ambient & set(_HELPERS), ambient & set(dir(builtins))
+        ambient = ambient - ours
+        if asked:
+            return ours | python | names.helpers(self._tree, asked, ambient - python)
+        kept = {name for name in ambient if names.helpers(self._tree, ambient - {name}, {name})}
+        kept |= python if ambient - python else set()
+        return ours | (kept if kept != ambient else set())
 
     def _called(self) -> set[str]:
         """The names that the tests call, or give to a function of theirs, or to one of their methods."""
@@ -201,8 +227,8 @@ class _Tests:
         return self._value(name)
 
     @property
-    def own(self) -> list[str]:
-        return self._own
+    def starred(self) -> list[str]:
+        return self._starred
 
 
 class _Functions:
@@ -232,7 +258,7 @@ class _Finder:
         class Program(types.ModuleType):
             def __getattr__(self, name: str) -> Any:
                 if name == "__all__":
-                    return tests.own
+                    return tests.starred
                 if name.startswith("__"):
                     raise AttributeError(name)
                 return tests.imported(name)
@@ -251,6 +277,12 @@ _HELPERS: dict[str, Any] = {
     "ListNode": codec.ListNode,
     "TreeNode": codec.TreeNode,
 }
+
+
+def _is_ambient(name: str) -> bool:
+    """Whether a name means something where no program defines it."""
+    is_flag = len(name) == 1 and name.isupper()  # of `re`; a program's classes have such names
+    return hasattr(builtins, name) or name in _HELPERS or (names.is_given(name) and not is_flag)
 
 
 # unittest

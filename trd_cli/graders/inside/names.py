@@ -29,6 +29,9 @@ IMPORTED_AS = (
     *("your_solution", "your_module", "solution_module", "module", "implementation"),
 )
 
+_CLASS_CHECKS = {"isinstance", "issubclass", "assertIsInstance", "assertNotIsInstance"}
+_FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+
 
 def load_modules() -> None:
     """Import what programs are given, outside of any program's time."""
@@ -117,3 +120,130 @@ def asked_by(tests: str) -> set[str]:
         for alias in node.names
     }
     return imported | ({name for name in wanted if not is_given(name)} or wanted) or used - bound
+
+
+def uncalled(tree: ast.Module, used: set[str]) -> list[str]:
+    """Return the functions and classes of assertions, of a test program that uses the names `used`, that no line calls."""
+    found: list[str] = []
+    for node in tree.body if not used & {"globals", "locals", "vars", "dir"} else []:
+        if not isinstance(node, (*_FUNCTIONS, ast.ClassDef)) or node.name in used:
+            continue
+        if isinstance(node, ast.ClassDef):
+            is_test = node.name.startswith("Test") and not node.bases
+        else:
+            needs = len(node.args.posonlyargs + node.args.args) - len(node.args.defaults)
+            is_test = node.name.startswith("test") or node.name == "check" or (needs == 0 and not node.decorator_list)
+        if is_test and any(
+            isinstance(each, ast.Assert) or _last_name(each).startswith("assert") for each in ast.walk(node)
+        ):
+            found.append(node.name)
+    return found
+
+
+def asked_module_names(tree: ast.AST) -> set[str]:
+    """Return the names under which a test program imports what it tests, or parts of it."""
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module in IMPORTED_AS:
+            found |= {alias.asname or alias.name for alias in node.names} - {"*"}
+        elif isinstance(node, ast.Import):
+            found |= {alias.asname or alias.name for alias in node.names if alias.name in IMPORTED_AS}
+    return found
+
+
+def parameters(tree: ast.AST) -> dict[str, set[str]]:
+    """Return the parameters of each function that a test program defines."""
+    found = [node for node in ast.walk(tree) if isinstance(node, _FUNCTIONS)]
+    return {node.name: {each.arg for each in ast.walk(node.args) if isinstance(each, ast.arg)} for node in found}
+
+
+def reached(tree: ast.AST, asked: set[str], skipped: set[str] | None = None) -> set[str]:
+    """Return `asked` and the names of variables, functions and attributes of a test program that hold or use what
+    `asked` gives.
+
+    Arguments of calls of `skipped` do not count; without them, parameters that are given it do.
+    """
+    found, taken = set(asked), parameters(tree)
+    while True:
+        before = len(found)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and skipped is None:
+                if any(_loads(each) & found for each in (*node.args, *node.keywords)):
+                    found |= taken.get(_last_name(node.func), set())
+            elif isinstance(node, _FUNCTIONS):
+                found |= {node.name} if any(_loads(each, skipped) & found for each in node.body) else set()
+            else:
+                value = (
+                    getattr(node, "value", None) or getattr(node, "iter", None) or getattr(node, "context_expr", None)
+                )
+                targets = getattr(node, "targets", None) or [
+                    getattr(node, key, None) for key in ("target", "optional_vars")
+                ]
+                if isinstance(value, ast.AST) and any(targets) and _loads(value, skipped) & found:
+                    found |= set().union(*map(_bound_by, filter(None, targets)))
+        if len(found) == before:
+            return found
+
+
+def statement_names(tree: ast.AST, line: int) -> set[str]:
+    """Return the names and attributes in the innermost statement that covers a line of a test program."""
+    around = [node for node in ast.walk(tree) if isinstance(node, ast.stmt) and node.lineno <= line <= node.end_lineno]
+    return _loads(max(around, key=lambda node: (node.lineno, -node.end_lineno))) if around else set()
+
+
+def helpers(tree: ast.AST, asked: set[str], names: set[str]) -> set[str]:
+    """Return those of `names` that a test program uses as helpers: applied to what `asked` gives, compared with it, or
+    deciding whether it is asked.
+    """
+    held = reached(tree, asked)
+    callees = held - set(parameters(tree))
+    found = set()
+    for name in names:
+        made = reached(tree, {name}, callees)
+        if any(_is_beside(node, made, held, callees) for node in ast.walk(tree)):
+            found.add(name)
+    return found
+
+
+def _is_beside(node: ast.AST, made: set[str], held: set[str], callees: set[str]) -> bool:
+    heads = [getattr(node, key, None) for key in ("iter", "test", "items", "generators")]
+    heads = [each for head in heads if head for each in (head if isinstance(head, list) else [head])]
+    if heads and not isinstance(node, ast.Assert):
+        return any(_loads(head, callees) & made for head in heads) and bool(_loads(node) & held)
+    if isinstance(node, ast.Call) and not _is_call_of(node, callees) and _last_name(node.func) not in _CLASS_CHECKS:
+        given = [*node.args, *node.keywords]
+        return any(_loads(each) & held for each in given) and bool(_loads(node, callees) & made)
+    is_joined = isinstance(node, (ast.Compare, ast.BinOp))
+    return is_joined and bool(_loads(node, callees) & made) and bool(_loads(node) & held)
+
+
+def _loads(node: ast.AST, skipped: set[str] | None = None) -> set[str]:
+    """Return the names and attributes in an expression or statement, those in arguments of calls of `skipped` aside."""
+    found: set[str] = set()
+    waiting = [node]
+    while waiting:
+        node = waiting.pop()
+        found.add(_last_name(node))
+        is_skipped = skipped and isinstance(node, ast.Call) and _is_call_of(node, skipped)
+        waiting.extend([node.func] if is_skipped else ast.iter_child_nodes(node))
+    return found - {""}
+
+
+def _bound_by(target: ast.AST) -> set[str]:
+    if isinstance(target, (ast.Tuple, ast.List)):
+        return set().union(*map(_bound_by, target.elts))
+    if isinstance(target, (ast.Starred, ast.Subscript)):
+        return _bound_by(target.value)
+    return {_last_name(target)} - {""}
+
+
+def _last_name(node: ast.AST) -> str:
+    return node.id if isinstance(node, ast.Name) else node.attr if isinstance(node, ast.Attribute) else ""
+
+
+def _is_call_of(call: ast.Call, names: set[str]) -> bool:
+    """Return whether a call is of one of the names, or of an attribute of one."""
+    called = call.func
+    while isinstance(called, ast.Attribute):
+        called = called.value
+    return _last_name(called) in names

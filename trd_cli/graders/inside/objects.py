@@ -4,10 +4,11 @@ Both sides hold a `Peer`. What can be sent as a plain value is (see codec); anyt
 other side is given a stand-in that asks for each attribute, call and step. While one side waits it serves the other, so
 that a program may call a function that it was given. A request and its reply:
 
-    {"op": name, "args": …, "kwargs": …}  →  {"value": …, "changed": …} | {"raised": text, "error": its parts, "changed": …}
+    {"op": name, "args": …, "kwargs": …, "given": …}
+        →  {"value": …, "changed": …} | {"raised": text, "error": its parts, "changed": …}
 
-`changed` are the containers among the arguments as the call left them, so that a list sorted in place is sorted on both
-sides.
+`given` are the containers among the arguments, `changed` the same as the call left them, so that a list sorted in place
+is sorted on both sides.
 
 What a test compares with plain values is never told to the program: stand-ins compare and compute with each other
 alone. Not covered: attributes that are plain containers and are changed through the attribute (`box.items.append(1)`).
@@ -45,7 +46,7 @@ _ALONE = {
     "__abs__": abs,
     "__neg__": operator.neg,
     "__enter__": lambda value: type(value).__enter__(value),
-    "__exit__": lambda value, *error: type(value).__exit__(value, *error),
+    "__exit__": lambda value, error: type(value).__exit__(value, error and type(error), error, None),
 }
 # Of two objects of the program: a plain operand may be what a test expects.
 _BETWEEN = {
@@ -94,9 +95,10 @@ class Peer:
         self._mine: list[Any] = []
         self._numbers: dict[int, int] = {}
         self._theirs: dict[int, Any] = {}
-        self._errors: dict[tuple[str, int], type[BaseException]] = {}
+        self._errors: dict[tuple[str, str, int], type[BaseException]] = {}
         # What the other side raised, how often it was asked, and why it is not asked any more.
         self.raised: list[BaseException] = []
+        self._failed: AssertionError | None = None
         self.asked = 0
         self.broken: str | None = None
 
@@ -109,14 +111,17 @@ class Peer:
             raise Gone(self.broken)
         given = _containers((*args, *kwargs.values()))
         try:
-            self._wire.send({"op": op, "args": args, "kwargs": kwargs}, self._refer)
+            self._wire.send({"op": op, "args": args, "kwargs": kwargs, "given": given}, self._refer)
             reply = self._reply()
         except (TimeoutError, ValueError, OSError) as failure:
             self.broken = str(failure) if isinstance(failure, TimeoutError) else "the program ended its process"
             raise Gone(self.broken) from None
         ours = _change(given, reply.get("changed") or ())
-        if "value" not in reply:
-            error = self._exception(reply)
+        error = None if "value" in reply else self._exception(reply.get("error"), str(reply.get("raised", "no value")))
+        failed, self._failed = self._failed, None
+        if failed and (error is None or isinstance(error, AssertionError)):
+            raise failed  # in a function of the tests that the program called, whatever it made of it
+        if error is not None:
             # It would end the loop of a test that calls the program in it.
             raise (RuntimeError(told(error)) if isinstance(error, StopIteration) and op != "__next__" else error)
         return ours.get(id(reply["value"]), reply["value"])
@@ -133,7 +138,7 @@ class Peer:
         try:
             reply = self._done(request)
         except BaseException as error:
-            reply = {"raised": told(error), "error": self._parts(error)}
+            reply = {"raised": told(error), "error": self.parts(error)}
         try:
             self._wire.send(reply, self._refer)
         except BaseException as error:  # a value that cannot even be looked at
@@ -141,13 +146,18 @@ class Peer:
 
     def _done(self, request: dict[str, Any]) -> dict[str, Any]:
         op, args, kwargs = request["op"], list(request["args"]), request["kwargs"]
+        if op == "__exit__":
+            args[1] = args[1] and self._exception(args[1], "")
         if self._guarded and not self._allows(op, args):
             raise TypeError(f"{op} is not for the program")
-        given = _containers((*args, *kwargs.values()))
+        given = request["given"]
         try:
             value = self._operations[op](*args, **kwargs)
         except BaseException as error:
-            return {"raised": told(error), "error": self._parts(error), "changed": given}
+            if self._guarded and isinstance(error, AssertionError):
+                self._failed = error
+            parts = self.parts(error)
+            return {"raised": parts["text"], "error": parts, "changed": given}
         return {"value": value, "changed": given}
 
     def _allows(self, op: str, args: list[Any]) -> bool:
@@ -204,7 +214,10 @@ class Peer:
             line.append((above.__module__, above.__name__, self._number_of(above) + 1 if is_own else 0))
         return tuple(line)
 
-    def _parts(self, error: BaseException) -> dict[str, Any]:
+    def parts(self, error: BaseException) -> dict[str, Any]:
+        """Return what the other side makes an exception of; an assertion's words stay with the tests."""
+        if self._guarded and isinstance(error, AssertionError):
+            error = AssertionError()
         try:
             text = str(error)
         except BaseException:
@@ -218,18 +231,17 @@ class Peer:
         if not line:
             return Exception
         module, name, number = line[0]
-        if (name, number) not in self._errors:
+        if (module, name, number) not in self._errors:
             # No program skips a test.
             is_runner = module.partition(".")[0] in ("unittest", "pytest", "_pytest")
             known = None if number or is_runner else getattr(sys.modules.get(module), name, None)
             is_known = isinstance(known, type) and issubclass(known, BaseException)
             above = known if is_known else self._error_class(line[1:])
             names = {"__getattr__": _attribute_of_error, "__str__": _text_of_error, "__module__": "solution"}
-            self._errors[name, number] = above if is_known else type(name, (above,), names)
-        return self._errors[name, number]
+            self._errors[module, name, number] = above if is_known else type(name, (above,), names)
+        return self._errors[module, name, number]
 
-    def _exception(self, reply: dict[str, Any]) -> BaseException:
-        parts = reply.get("error")
+    def _exception(self, parts: Any, text: str) -> BaseException:
         try:
             kind = self._error_class(tuple(parts["line"]))
             error = kind.__new__(kind, *parts["args"])
@@ -237,7 +249,7 @@ class Peer:
             if kind.__module__ == "solution":
                 error.__dict__.update(said=parts["text"], stand=parts["object"])
         except Exception:  # made up, or of a kind that needs more
-            error = RuntimeError(str(reply.get("raised", "no value")))
+            error = RuntimeError(text)
         self.raised.append(error)
         return error
 
@@ -319,6 +331,14 @@ def _called(self: Stand, *args: Any, **kwargs: Any) -> Any:
     return _asked(self, "call", self, *args, **kwargs)
 
 
+def _left(self: Stand, kind: Any, error: BaseException | None, place: Any) -> Any:
+    """Return what the program's `__exit__` does: it may end an exception, but no assertion of the tests."""
+    peer = object.__getattribute__(self, "_of")[0]
+    done = _asked(self, "__exit__", self, error and peer.parts(error))
+    is_failure = isinstance(error, AssertionError) and not any(error is raised for raised in peer.raised)
+    return False if is_failure else done
+
+
 def _contains(self: Stand, wanted: Any) -> bool:
     return any(value is wanted or value == wanted for value in self)
 
@@ -334,7 +354,7 @@ def _iterated(self: Stand) -> Iterator[Any]:
 
 
 _METHODS = {name: _alone(name) for name in _ALONE} | {name: _between(name) for name in _BETWEEN}
-_METHODS |= {"__call__": _called}
+_METHODS |= {"__call__": _called, "__exit__": _left}
 
 
 def _has(kind: type, name: str) -> bool:
@@ -361,7 +381,7 @@ def _stand(peer: Peer, number: int, name: str, able: tuple[str, ...]) -> Stand:
 
 
 def _containers(values: Any) -> list[Any]:
-    """All that can be changed among values and in them, in an order that is the same on both sides."""
+    """All that can be changed among values and in them."""
     found, waiting, seen = [], [values], set()
     while waiting:
         value = waiting.pop()
