@@ -158,6 +158,8 @@ class _Tests:
         asks_others = bool(asked)
         imports_it = bool(self._imports() & set(names.IMPORTED_AS))
         found: dict[str, Any] = {"__name__": "__main__"}
+        if "type" in wanted & kept | (wanted - own) and names.is_only_called(self._tree, "type"):
+            found["type"] = objects.class_of
         for name in wanted:
             if name in self._named or (name in own and name not in kept):
                 if name in own:

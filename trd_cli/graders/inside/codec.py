@@ -4,7 +4,7 @@ A message is its length in eight bytes, then a pickle, for its speed and because
 times once. A pickle can name no object but those of `_MAKERS`, none of which it can change: it can call them with
 values of the kinds they are made for, and nothing else in it can run. Plain values keep their type: None, bool, int,
 float, complex, str, bytes, list, tuple (a named one with its names), set, frozenset, dict and its views, deque,
-Counter, OrderedDict, range, Fraction, Decimal, dates and times without a zone, numpy's scalars and arrays of numbers,
+Counter, OrderedDict, defaultdict, range, Fraction, Decimal, dates and times without a zone, numpy's scalars and arrays of numbers,
 and the list and tree nodes of LeetCode's tests. What is derived from one of them is sent as that one, read by the base
 class's own methods, so that an overridden `__eq__` is left behind. Anything else arrives as a reference where both
 sides agreed on that (see `objects`), else as `Opaque`, which equals nothing.
@@ -12,13 +12,15 @@ sides agreed on that (see `objects`), else as `Opaque`, which equals nothing.
 
 from __future__ import annotations
 
+import builtins
 import datetime
 import io
 import pickle
+import pickletools
 import struct
 import sys
 import time
-from collections import Counter, OrderedDict, deque, namedtuple
+from collections import Counter, OrderedDict, defaultdict, deque, namedtuple
 from collections.abc import Callable
 from decimal import Decimal
 from fractions import Fraction
@@ -27,6 +29,7 @@ from typing import Any
 
 _LENGTH = struct.Struct(">Q")
 HEADER = _LENGTH.size
+_PLAIN = frozenset("int float str bool complex bytes bytearray list tuple dict set frozenset range object".split())
 _NUMPY = frozenset({"bool", "bool_", "float64", "float32", "float16"}) | {
     f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)
 }
@@ -86,6 +89,71 @@ class TreeNode:
 
     def __init__(self, val: Any = 0, left: Any = None, right: Any = None) -> None:
         self.val, self.left, self.right = val, left, right
+
+
+_LINKS = {"ListNode": (ListNode, ("next",)), "TreeNode": (TreeNode, ("left", "right"))}
+
+
+def links(value: Any) -> tuple[str, ...]:
+    """Return the attributes in which a node of a list or a tree, of whichever class of that name, holds others."""
+    name = type(value).__name__
+    return _LINKS[name][1] if name in _LINKS and hasattr(value, "val") and hasattr(value, _LINKS[name][1][0]) else ()
+
+
+class _Graph:
+    """Nodes that lead to each other: the name of their class, and the value and the links of each.
+
+    A link is None, the place of a node of this graph, or a node of another.
+    """
+
+    def __init__(self, head: Any, places: dict[int, tuple[_Graph, int]]) -> None:
+        """Note the place of each node in `places`, by the node's identity."""
+        self.kind, nodes = type(head).__name__, [head]
+        names, self._nodes = links(head), nodes
+        places[id(head)] = self, 0
+        for node in nodes:
+            for each in (getattr(node, name, None) for name in names):
+                if links(each) == names and id(each) not in places:
+                    places[id(each)] = self, len(nodes)
+                    nodes.append(each)
+
+        def link(node: Any) -> Any:
+            graph, place = places.get(id(node), (None, 0))
+            return place if graph is self else node
+
+        self.rows = [(node.val, *(link(getattr(node, name, None)) for name in names)) for node in nodes]
+
+
+def graph(kind: str, rows: list[tuple[Any, ...]]) -> list[Any]:
+    """Return the nodes of a graph."""
+    make, names = _LINKS[kind]
+    nodes = [make(row[0]) for row in rows]
+    for node, row in zip(nodes, rows, strict=True):
+        for name, link in zip(names, row[1:], strict=True):
+            setattr(node, name, nodes[link] if type(link) is int else link)
+    return nodes
+
+
+def node_at(nodes: list[Any], place: int) -> Any:
+    """Return one node of a graph."""
+    return nodes[place]
+
+
+def default_dict(builtin: str, factory: Any, items: dict[Any, Any]) -> Any:
+    """Return a dict with a factory of its missing values: a type of Python's by name, or a callable."""
+    return defaultdict(builtin_type(builtin) if builtin else factory if callable(factory) else None, items)
+
+
+def builtin_type(name: str) -> Any:
+    """Return the type of Python's of a plain value; ValueError for another name."""
+    if name not in _PLAIN:
+        raise ValueError(f"no plain type {name!r}")
+    return getattr(builtins, name)
+
+
+def is_plain_type(value: Any) -> bool:
+    """Return whether a value is a type of Python's that a message may name: calling it gives a plain value."""
+    return isinstance(value, type) and value.__name__ in _PLAIN and getattr(builtins, value.__name__) is value
 
 
 def list_node(values: list[Any]) -> ListNode | None:
@@ -218,7 +286,7 @@ _LONGEST = 20_000
 
 
 class _Maker:
-    """Makes values of one type, each argument being of the types given.
+    """Makes values of one type, each argument being of the types given, or of any where none are.
 
     No pickle can change it, as it could a class.
     """
@@ -234,7 +302,7 @@ class _Maker:
 
     def __call__(self, *arguments: Any) -> Any:
         if len(arguments) != len(self._kinds) or not all(
-            type(argument) in kinds for argument, kinds in zip(arguments, self._kinds, strict=True)
+            not kinds or type(argument) in kinds for argument, kinds in zip(arguments, self._kinds, strict=True)
         ):
             raise ValueError("a value made of what it is not made of")
         return self._make(*arguments)
@@ -252,38 +320,51 @@ def _decimal(digits: str) -> Decimal:
     return Decimal(digits)
 
 
+def made(name: str, parts: tuple[Any, ...]) -> Any:
+    """Return a value of one of Python's types of its parts; KeyError for another type, ValueError for other parts."""
+    return _TYPES[name](*parts)
+
+
 class _Writer(pickle.Pickler):
     def __init__(self, buffer: io.BytesIO, refer: Callable[[Any], tuple[Any, ...]] | None) -> None:
-        super().__init__(buffer, protocol=4)
+        super().__init__(buffer, protocol=5)
         self._refer = refer
+        self._places: dict[int, tuple[_Graph, int]] = {}
 
     def reducer_override(self, value: Any) -> Any:
         """Asked for all but the exact built-in types."""
+        if id(value) in self._places:
+            return node_at, self._places[id(value)]
         kind = type(value)
-        if any(value is named for named in _NAMED):
+        if any(value is named for named in _MADE_HERE):
             return NotImplemented
-        if kind in _PARTS:
-            return kind, _PARTS[kind](value)
         name = kind.__name__
-        if name == "ListNode" and hasattr(value, "val") and hasattr(value, "next"):
-            return list_node, (list_values(value),)
-        if name == "TreeNode" and hasattr(value, "val") and hasattr(value, "left"):
-            return tree_node, (tree_values(value),)
+        if kind in _PARTS:
+            return made, (name, _PARTS[kind](value))
+        if kind is _Graph:
+            return graph, (value.kind, value.rows)
+        if links(value):
+            _Graph(value, self._places)
+            return node_at, self._places[id(value)]
         if kind in _VIEWS:
             return dict_view, (name, list(value))
         if kind in (datetime.datetime, datetime.time) and value.tzinfo is None:
             day = (value.year, value.month, value.day) if kind is datetime.datetime else ()
-            return kind, (*day, *(getattr(value, part) for part in _CLOCK))
+            return made, (name, (*day, *(getattr(value, part) for part in _CLOCK)))
         if kind.__module__ == "numpy" and name in _NUMPY:
             return numpy_scalar, (name, value.item())
         if kind.__module__ == "numpy" and name == "ndarray" and value.dtype.name in _NUMPY:
             return numpy_array, (value.dtype.name, value.shape, value.tobytes())
         if isinstance(value, tuple) and isinstance(getattr(kind, "_fields", None), tuple):
             return named_tuple, (name, kind._fields, tuple(tuple.__iter__(value)))
+        if isinstance(value, defaultdict):
+            factory = value.default_factory
+            is_plain = is_plain_type(factory)
+            items = dict(dict.items(value))
+            return default_dict, (factory.__name__ if is_plain else "", None if is_plain else factory, items)
         for base, read in _READ_AS:
             if isinstance(value, base):
-                # Not the class itself: one that pickles in its own way comes back here.
-                return base, (read(value),)
+                return made, (base.__name__, (read(value),))
         return (reference, self._refer(value)) if self._refer else (Opaque, ())
 
 
@@ -295,37 +376,46 @@ def reference(*parts: Any) -> Any:
 class _Reader(pickle.Unpickler):
     def __init__(self, buffer: io.BytesIO, resolve: Callable[..., Any] | None) -> None:
         super().__init__(buffer)
-        self._resolve = resolve
+        self._buffer, self._resolve = buffer, resolve
 
     def find_class(self, module: str, name: str) -> Any:
         known = module.rpartition(".")[2], name
         if known == ("codec", "reference") and self._resolve:
+            # What a reference stands for could be changed or made anew by these, which no message of ours has.
+            if any(each.name in _CHANGING for each, _, _ in pickletools.genops(self._buffer.getvalue())):
+                raise pickle.UnpicklingError("a message that changes what it refers to")
             return _Maker(self._resolve, (str,), (int,), (str,), (tuple,), (tuple,))
         if known not in _MAKERS:
             raise pickle.UnpicklingError(f"a message with {module}.{name}")
         return _MAKERS[known]
 
 
-_MADE_HERE = (Opaque, list_node, tree_node, numpy_scalar, numpy_array, named_tuple, dict_view, reference)
-_NAMED = (*(kind for kind, _ in _READ_AS), *_PARTS, datetime.datetime, datetime.time, *_MADE_HERE)
+_CHANGING = frozenset({"BUILD", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX"})
+_MADE_HERE = (
+    *(Opaque, made, graph, node_at, default_dict, numpy_scalar, numpy_array, named_tuple, dict_view),
+    reference,
+)
+_TYPES = {
+    **{kind.__name__: _Maker(kind, (kind,)) for kind, _ in _READ_AS},
+    "bytearray": _Maker(bytearray, (bytes,)),
+    "Counter": _Maker(Counter, (dict,)),
+    "OrderedDict": _Maker(OrderedDict, (dict,)),
+    "deque": _Maker(deque, (list,)),
+    "date": _Maker(datetime.date, (int,), (int,), (int,)),
+    "datetime": _Maker(datetime.datetime, *[(int,)] * 7),
+    "time": _Maker(datetime.time, *[(int,)] * 4),
+    "timedelta": _Maker(datetime.timedelta, (int,), (int,), (int,)),
+    "complex": _Maker(complex, (float,), (float,)),
+    "range": _Maker(range, (int,), (int,), (int,)),
+    "Fraction": _Maker(_fraction, (int,), (int,)),
+    "Decimal": _Maker(_decimal, (str,)),
+}
 _MAKERS = {
-    **{("builtins", kind.__name__): _Maker(kind, (kind,)) for kind, _ in _READ_AS},
-    ("builtins", "bytearray"): _Maker(bytearray, (bytes,)),
-    ("collections", "Counter"): _Maker(Counter, (dict,)),
-    ("collections", "OrderedDict"): _Maker(OrderedDict, (dict,)),
-    ("collections", "deque"): _Maker(deque, (list,)),
-    ("datetime", "date"): _Maker(datetime.date, (int,), (int,), (int,)),
-    ("datetime", "datetime"): _Maker(datetime.datetime, *[(int,)] * 7),
-    ("datetime", "time"): _Maker(datetime.time, *[(int,)] * 4),
-    ("datetime", "timedelta"): _Maker(datetime.timedelta, (int,), (int,), (int,)),
-    ("builtins", "complex"): _Maker(complex, (float,), (float,)),
-    ("builtins", "range"): _Maker(range, (int,), (int,), (int,)),
-    ("fractions", "Fraction"): _Maker(_fraction, (int,), (int,)),
-    ("decimal", "Decimal"): _Maker(_decimal, (str,)),
-    ("_pydecimal", "Decimal"): _Maker(_decimal, (str,)),
     ("codec", "Opaque"): _Maker(Opaque),
-    ("codec", "list_node"): _Maker(list_node, (list,)),
-    ("codec", "tree_node"): _Maker(tree_node, (list,)),
+    ("codec", "made"): _Maker(made, (str,), (tuple,)),
+    ("codec", "graph"): _Maker(graph, (str,), (list,)),
+    ("codec", "node_at"): _Maker(node_at, (list,), (int,)),
+    ("codec", "default_dict"): _Maker(default_dict, (str,), (), (dict,)),
     ("codec", "numpy_scalar"): _Maker(numpy_scalar, (str,), (bool, int, float)),
     ("codec", "numpy_array"): _Maker(numpy_array, (str,), (tuple,), (bytes,)),
     ("codec", "named_tuple"): _Maker(named_tuple, (str,), (tuple,), (tuple,)),

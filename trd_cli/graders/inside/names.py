@@ -140,6 +140,12 @@ def uncalled(tree: ast.Module, used: set[str]) -> list[str]:
     return found
 
 
+def is_only_called(tree: ast.AST, name: str) -> bool:
+    """Return whether a test program uses a name for calls of one argument alone."""
+    calls = [node.func for node in ast.walk(tree) if isinstance(node, ast.Call) and len(node.args) == 1]
+    return sum(_last_name(each) == name for each in ast.walk(tree)) == sum(_last_name(each) == name for each in calls)
+
+
 def asked_module_names(tree: ast.AST) -> set[str]:
     """Return the names under which a test program imports what it tests, or parts of it."""
     found: set[str] = set()

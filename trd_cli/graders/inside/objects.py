@@ -16,9 +16,12 @@ alone. Not covered: attributes that are plain containers and are changed through
 
 from __future__ import annotations
 
-import builtins
+import contextlib
+import copy
+import math
 import operator
 import sys
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
@@ -26,7 +29,9 @@ from typing import Any, Protocol
 import codec
 
 _NESTING = (list, tuple, deque)
-_MUTABLE = (list, dict, set, bytearray, deque, codec.ListNode, codec.TreeNode)
+_MUTABLE = (list, dict, set, bytearray, deque)
+# What is never looked into, for speed.
+_PLAIN = frozenset((int, float, str, bool, bytes, type(None)))
 # Of one object, with operands that are inputs.
 _ALONE = {
     "__len__": len,
@@ -45,6 +50,15 @@ _ALONE = {
     "__index__": operator.index,
     "__abs__": abs,
     "__neg__": operator.neg,
+    "__pos__": operator.pos,
+    "__invert__": operator.invert,
+    "__round__": round,
+    "__trunc__": math.trunc,
+    "__floor__": math.floor,
+    "__ceil__": math.ceil,
+    "__complex__": complex,
+    "__bytes__": bytes,
+    "__hash__": hash,
     "__enter__": lambda value: type(value).__enter__(value),
     "__exit__": lambda value, error: type(value).__exit__(value, error and type(error), error, None),
 }
@@ -53,16 +67,35 @@ _BETWEEN = {
     f"__{name}__": getattr(operator, f"__{name}__")
     for name in ("eq", "ne", "lt", "le", "gt", "ge", "add", "sub", "mul", "truediv", "floordiv", "mod", "matmul")
 } | {f"__{name}__": getattr(operator, f"__{name}__") for name in ("and", "or", "xor", "pow")}
+# Of an object that the tests made themselves: what they put beside it, or ask it for, is an input.
+_OF_MADE = {"__contains__": operator.contains} | {
+    f"__{name}__": getattr(operator, f"__{name}__")
+    for name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "iand", "ior", "ixor")
+}
 _OPERATIONS: dict[str, Callable[..., Any]] = {
     **_ALONE,
     **_BETWEEN,
+    **_OF_MADE,
     "call": lambda function, *args, **kwargs: function(*args, **kwargs),
     "get": getattr,
     "set": setattr,
     "delete": delattr,
     "isinstance": isinstance,
     "issubclass": issubclass,
+    "type": type,
+    "copy": copy.copy,
+    "deepcopy": copy.deepcopy,
+    "run": lambda coroutine: __import__("asyncio").run(coroutine),
+    "derive": lambda name, bases, space: type(bases[0])(name, bases, {key: _bound(space[key]) for key in space}),
 }
+# What tests put in the place of Python's own, the program finds there while they call it.
+_WARNS = ("warnings", "_showwarnmsg_impl")
+_REPLACED = (
+    *(("builtins", "input"), ("builtins", "print"), ("sys", "stdin"), ("sys", "stdout"), ("sys", "stderr")),
+    _WARNS,
+)
+# The modules of classes of the tests' objects whose public attributes the program may use.
+_OPEN = ("__main__", "_io")
 
 
 class Wire(Protocol):
@@ -80,7 +113,8 @@ class Gone(BaseException):
 class Peer:
     """One side of the conversation: `limit` is the seconds it waits for a reply, `extra` its further operations.
 
-    A guarded side lets the other one call, iterate and read public attributes of what it handed over, nothing else.
+    A guarded side lets the other one call and iterate what it handed over, and use objects of the tests' own classes by
+    their operators and public attributes, nothing else.
     """
 
     def __init__(
@@ -96,6 +130,9 @@ class Peer:
         self._numbers: dict[int, int] = {}
         self._theirs: dict[int, Any] = {}
         self._errors: dict[tuple[str, str, int], type[BaseException]] = {}
+        # Classes made here for those of exceptions of the other side, by their numbers there.
+        self._error_numbers: dict[type, int] = {}
+        self._usual = _replaceable()
         # What the other side raised, how often it was asked, and why it is not asked any more.
         self.raised: list[BaseException] = []
         self._failed: AssertionError | None = None
@@ -111,7 +148,12 @@ class Peer:
             raise Gone(self.broken)
         given = _containers((*args, *kwargs.values()))
         try:
-            self._wire.send({"op": op, "args": args, "kwargs": kwargs, "given": given}, self._refer)
+            request = {"op": op, "args": args, "kwargs": kwargs, "given": given}
+            if self._guarded:
+                now = _replaceable()
+                around = {name: now[name] for name in now if now[name] is not self._usual[name]}
+                request["around"] = around | ({_WARNS: _warn} if _WARNS in around else {})
+            self._wire.send(request, self._refer)
             reply = self._reply()
         except (TimeoutError, ValueError, OSError) as failure:
             self.broken = str(failure) if isinstance(failure, TimeoutError) else "the program ended its process"
@@ -123,7 +165,8 @@ class Peer:
             raise failed  # in a function of the tests that the program called, whatever it made of it
         if error is not None:
             # It would end the loop of a test that calls the program in it.
-            raise (RuntimeError(told(error)) if isinstance(error, StopIteration) and op != "__next__" else error)
+            ends_loop = isinstance(error, StopIteration) and op != "__next__" and not _is_awaited("StopIteration")
+            raise (RuntimeError(told(error)) if ends_loop else error)
         return ours.get(id(reply["value"]), reply["value"])
 
     def _reply(self) -> dict[str, Any]:
@@ -149,10 +192,11 @@ class Peer:
         if op == "__exit__":
             args[1] = args[1] and self._exception(args[1], "")
         if self._guarded and not self._allows(op, args):
-            raise TypeError(f"{op} is not for the program")
+            raise (AttributeError(str(args[1])) if op == "get" else TypeError(f"{op} is not for the program"))
         given = request["given"]
         try:
-            value = self._operations[op](*args, **kwargs)
+            with _replaced(request.get("around") or {}):
+                value = self._operations[op](*args, **kwargs)
         except BaseException as error:
             if self._guarded and isinstance(error, AssertionError):
                 self._failed = error
@@ -163,22 +207,30 @@ class Peer:
     def _allows(self, op: str, args: list[Any]) -> bool:
         if not any(args[0] is handed for handed in self._mine):
             return False
-        # Only of objects of the tests' own classes: those of a generator lead to its frame and all that the tests know.
-        is_own = type(args[0]).__module__ == "__main__" and not isinstance(args[0], type)
-        may_get = op == "get" and is_own and not str(args[1]).startswith("_")
-        return op in ("call", "__next__", "__iter__") or may_get
+        if op in ("get", "set"):
+            name = str(args[1])
+            if op == "get" and name in ("__name__", "__qualname__"):
+                return callable(args[0])
+            # Only of such objects: those of a generator lead to its frame and all that the tests know.
+            is_open = type(args[0]).__module__ in _OPEN and not isinstance(args[0], (type, BaseException))
+            is_method = op == "set" and callable(getattr(type(args[0]), name, None))
+            return is_open and not name.startswith("_") and not is_method
+        is_own = type(args[0]).__module__ == "__main__" and not isinstance(args[0], BaseException)
+        return op in ("call", "__next__", "__iter__") or (is_own and (op in _ALONE or op in _BETWEEN))
 
     # References
 
     def _refer(self, value: Any) -> tuple[str, int, str, tuple[str, ...], tuple[Any, ...]]:
         if isinstance(value, Stand):
             return "yours", _number(value), "", (), ()
-        if isinstance(value, type) and getattr(builtins, value.__name__, None) is value:
+        if codec.is_plain_type(value):
             return "builtin", 0, value.__name__, (), ()
-        number = self._number_of(value)
         is_error = isinstance(value, type) and issubclass(value, BaseException)
+        if is_error and value in self._error_numbers:
+            return "yours", self._error_numbers[value], "", (), ()
+        number = self._number_of(value)
         named = value if isinstance(value, type) else type(value)
-        able = tuple(name for name in (*_ALONE, *_BETWEEN, "__call__") if _has(type(value), name))
+        able = tuple(name for name in _ABLE if _has(type(value), name))
         return "mine", number, named.__name__, able, self._line(value) if is_error else ()
 
     def _number_of(self, value: Any) -> int:
@@ -191,19 +243,19 @@ class Peer:
         if side == "yours":
             return self._mine[number] if 0 <= number < len(self._mine) else codec.Opaque()
         if side == "builtin":
-            found = getattr(builtins, name, None)
-            return found if isinstance(found, type) else codec.Opaque()
+            return codec.builtin_type(name)
         if line:
             return self._error_class(line)
         if number not in self._theirs:
-            self._theirs[number] = _stand(self, number, name, able)
+            stand = _stand(self, number, name, able)
+            self._theirs[number] = _awaitable(stand) if name == "coroutine" and "__await__" in able else stand
         return self._theirs[number]
 
     # Exceptions
 
     def _line(self, kind: type[BaseException]) -> tuple[tuple[str, str, int], ...]:
-        """A class of exceptions and those above it, each by its module and name, or as one of the program's own by
-        number.
+        """A class of exceptions and those above it, each by its module and name, or by number as one of our
+        own, or negative of the other side's own.
         """
         line = []
         for above in kind.__mro__:
@@ -211,7 +263,10 @@ class Peer:
                 continue
             is_known = getattr(sys.modules.get(above.__module__), above.__name__, None) is above
             is_own = above.__module__ in ("solution", "__main__") or not is_known
-            line.append((above.__module__, above.__name__, self._number_of(above) + 1 if is_own else 0))
+            number = self._number_of(above) + 1 if is_own else 0
+            if above in self._error_numbers:
+                number = -self._error_numbers[above] - 1
+            line.append((above.__module__, above.__name__, number))
         return tuple(line)
 
     def parts(self, error: BaseException) -> dict[str, Any]:
@@ -222,15 +277,25 @@ class Peer:
             text = str(error)
         except BaseException:
             text = ""
-        return {"line": self._line(type(error)), "args": error.args, "text": text, "object": self._reference(error)}
+        parts = {"line": self._line(type(error)), "args": error.args, "text": text, "object": self._reference(error)}
+        reduced = error.__reduce__()
+        if isinstance(reduced, tuple) and reduced[0] is type(error):
+            parts |= {"made": reduced[1], "state": reduced[2] if len(reduced) > 2 else {}}
+        if error.__cause__ is not None:
+            parts["cause"] = self.parts(error.__cause__)
+        return parts
 
     def _reference(self, error: BaseException) -> Any:
-        return None if type(error).__module__ == "builtins" else error
+        """The exception itself, or what stands for it where it came from the other side."""
+        return None if type(error).__module__ == "builtins" else error.__dict__.get("stand") or error
 
     def _error_class(self, line: tuple[Any, ...]) -> type[BaseException]:
         if not line:
             return Exception
         module, name, number = line[0]
+        if number < 0:
+            found = self._mine[-number - 1]
+            return found if isinstance(found, type) and issubclass(found, BaseException) else Exception
         if (module, name, number) not in self._errors:
             # No program skips a test.
             is_runner = module.partition(".")[0] in ("unittest", "pytest", "_pytest")
@@ -238,16 +303,21 @@ class Peer:
             is_known = isinstance(known, type) and issubclass(known, BaseException)
             above = known if is_known else self._error_class(line[1:])
             names = {"__getattr__": _attribute_of_error, "__str__": _text_of_error, "__module__": "solution"}
-            self._errors[module, name, number] = above if is_known else type(name, (above,), names)
+            made = self._errors[module, name, number] = above if is_known else type(name, (above,), names)
+            if number and not is_known:
+                self._error_numbers[made] = number - 1
         return self._errors[module, name, number]
 
     def _exception(self, parts: Any, text: str) -> BaseException:
         try:
-            kind = self._error_class(tuple(parts["line"]))
-            error = kind.__new__(kind, *parts["args"])
-            error.args = tuple(parts["args"])
-            if kind.__module__ == "solution":
-                error.__dict__.update(said=parts["text"], stand=parts["object"])
+            error = parts["object"]
+            if not isinstance(error, BaseException):  # an exception of ours that comes back
+                kind = self._error_class(tuple(parts["line"]))
+                error = _made(kind, parts)
+                if kind.__module__ == "solution":
+                    error.__dict__.update(said=parts["text"], stand=parts["object"])
+                if "cause" in parts:
+                    error.__cause__ = self._exception(parts["cause"], "")
         except Exception:  # made up, or of a kind that needs more
             error = RuntimeError(text)
         self.raised.append(error)
@@ -262,6 +332,57 @@ def told(error: BaseException) -> str:
         return "an exception that cannot be printed"
 
 
+def _made(kind: type[BaseException], parts: dict[str, Any]) -> BaseException:
+    """An exception of the arguments that its class takes, where it takes these, as `pickle` makes one."""
+    if kind.__module__ != "solution" and "made" in parts:
+        with contextlib.suppress(Exception):
+            error = kind(*parts["made"])
+            error.__dict__.update(parts["state"])
+            return error
+    error = kind.__new__(kind, *parts["args"])
+    error.args = tuple(parts["args"])
+    return error
+
+
+def _replaceable() -> dict[tuple[str, str], Any]:
+    return {(module, name): getattr(sys.modules[module], name) for module, name in _REPLACED}
+
+
+@contextlib.contextmanager
+def _replaced(around: dict[tuple[str, str], Any]) -> Iterator[None]:
+    """Put into modules what the tests have put there on their side, for a while."""
+    usual = _replaceable() if around else {}
+    filters = warnings.filters[:]
+    try:
+        for module, name in around:
+            setattr(sys.modules[module], name, around[module, name])
+        if warn := around.get(_WARNS):
+            warnings.simplefilter("always")  # the tests' filters decide
+            warnings._showwarnmsg_impl = lambda shown: warn(str(shown.message), shown.category)
+        yield
+    finally:
+        for module, name in usual:
+            setattr(sys.modules[module], name, usual[module, name])
+        warnings.filters[:] = filters
+
+
+def _warn(text: str, kind: type[Warning]) -> None:
+    warnings.warn_explicit(text, kind, "solution.py", 1)
+
+
+def _is_awaited(name: str) -> bool:
+    """Whether the tests' nearest code calls under a `try` or `with` and names an exception, or does so for unittest."""
+    import dis
+
+    frame = sys._getframe()
+    while frame.f_back and frame.f_code.co_filename == __file__:
+        frame = frame.f_back
+    code, place = frame.f_code, frame.f_lasti
+    is_call = dis.opname[code.co_code[place]].startswith("CALL")
+    covered = any(each.start <= place < each.end for each in dis._parse_exception_table(code))
+    return is_call and covered and (name in code.co_names or code.co_name == "handle")
+
+
 def _attribute_of_error(error: BaseException, name: str) -> Any:
     stand = error.__dict__.get("stand")
     if stand is None:
@@ -270,7 +391,8 @@ def _attribute_of_error(error: BaseException, name: str) -> Any:
 
 
 def _text_of_error(error: BaseException) -> str:
-    return str(error.__dict__["said"]) if "said" in error.__dict__ else super(type(error), error).__str__()
+    known = next(each for each in type(error).__mro__ if each.__module__ not in ("solution", "__main__"))
+    return str(error.__dict__["said"]) if "said" in error.__dict__ else known.__str__(error)
 
 
 # Stand-ins
@@ -279,7 +401,10 @@ def _text_of_error(error: BaseException) -> str:
 class Stand:
     """An object on the other side."""
 
-    __slots__ = ("__weakref__", "_of")
+    __slots__ = ("__weakref__", "_made", "_of")
+
+    def __mro_entries__(self, bases: tuple[Any, ...]) -> tuple[type, ...]:
+        return (_Derived,)
 
     def __getattr__(self, name: str) -> Any:
         return _asked(self, "get", self, name)
@@ -296,11 +421,42 @@ class Stand:
     def __subclasscheck__(self, value: Any) -> bool:
         return isinstance(value, Stand) and bool(_asked(self, "issubclass", value, self))
 
+    def __copy__(self) -> Any:
+        return _asked(self, "copy", self)
+
+    def __deepcopy__(self, seen: dict[int, Any]) -> Any:
+        return _asked(self, "deepcopy", self)
+
     def __hash__(self) -> int:
         return hash(("stand", _number(self)))
 
     def __eq__(self, other: object) -> bool:
         return self is other
+
+
+class _Deriving(type):
+    """Has the other side derive a class of the tests' from its own."""
+
+    def __new__(cls, name: str, bases: tuple[type, ...], space: dict[str, Any]) -> Any:
+        above = space.pop("__orig_bases__", None)
+        if above is None:
+            return super().__new__(cls, name, bases, space)
+        return _asked(above[0], "derive", name, above, {key: space[key] for key in space if key != "__classcell__"})
+
+
+class _Derived(metaclass=_Deriving):
+    """Stands among the bases of a class for those of the other side."""
+
+
+def class_of(value: Any) -> Any:
+    """Return the class of a value, as that of the other side for its objects."""
+    return _asked(value, "type", value) if isinstance(value, Stand) else type(value)
+
+
+def _bound(value: Any) -> Any:
+    """Return what a class is to hold for a function of the other side: one that is given the object, as methods are."""
+    is_function = isinstance(value, Stand) and type(value).__name__ == "function"
+    return (lambda *args, **kwargs: value(*args, **kwargs)) if is_function else value
 
 
 def _number(stand: Stand) -> int:
@@ -328,7 +484,28 @@ def _between(name: str) -> Callable[..., Any]:
 
 
 def _called(self: Stand, *args: Any, **kwargs: Any) -> Any:
-    return _asked(self, "call", self, *args, **kwargs)
+    value = _asked(self, "call", self, *args, **kwargs)
+    name = type(self).__name__
+    # A class, which the tests call by a name for classes: no function can pass for one.
+    if isinstance(value, Stand) and hasattr(type(self), "mro_of") and name[:1].isupper() and "_" not in name:
+        object.__setattr__(value, "_made", True)
+    return value
+
+
+def _of_made(name: str, otherwise: Callable[..., Any]) -> Callable[..., Any]:
+    def method(self: Stand, other: Any) -> Any:
+        try:
+            object.__getattribute__(self, "_made")
+        except AttributeError:
+            return otherwise(self, other)
+        return _asked(self, name, self, other)
+
+    return method
+
+
+async def _awaitable(stand: Stand) -> Any:
+    """A coroutine of the other side's, which runs there at once where it is awaited."""
+    return _asked(stand, "run", stand)
 
 
 def _left(self: Stand, kind: Any, error: BaseException | None, place: Any) -> Any:
@@ -354,7 +531,9 @@ def _iterated(self: Stand) -> Iterator[Any]:
 
 
 _METHODS = {name: _alone(name) for name in _ALONE} | {name: _between(name) for name in _BETWEEN}
-_METHODS |= {"__call__": _called, "__exit__": _left}
+_METHODS |= {name: _of_made(name, lambda self, other: NotImplemented) for name in _OF_MADE}
+_METHODS |= {"__call__": _called, "__exit__": _left, "__contains__": _of_made("__contains__", _contains)}
+_ABLE = (*_METHODS, "__await__", "mro")
 
 
 def _has(kind: type, name: str) -> bool:
@@ -364,13 +543,15 @@ def _has(kind: type, name: str) -> bool:
 
 def _stand(peer: Peer, number: int, name: str, able: tuple[str, ...]) -> Stand:
     methods = {each: _METHODS[each] for each in able if each in _METHODS}
+    if "mro" in able:
+        methods["mro_of"] = True
     if "__iter__" in methods or "__getitem__" in methods:
-        methods["__contains__"] = _contains
+        methods.setdefault("__contains__", _contains)
         methods.setdefault("__iter__", _iterated)
     if "__iter__" in methods and "__next__" in methods:
         methods["__iter__"] = lambda self: self
     if "__eq__" in methods:
-        methods["__hash__"] = Stand.__hash__
+        methods.setdefault("__hash__", None)
     kind = type(str(name), (Stand,), {"__slots__": (), "__module__": "solution", **methods})
     stand = object.__new__(kind)
     object.__setattr__(stand, "_of", (peer, number))
@@ -388,10 +569,12 @@ def _containers(values: Any) -> list[Any]:
         if id(value) in seen:
             continue
         seen.add(id(value))
-        if isinstance(value, _MUTABLE):
+        links = codec.links(value)
+        if links or isinstance(value, _MUTABLE) or type(value).__name__ == "ndarray":
             found.append(value)
         inner = value.values() if isinstance(value, dict) else value if isinstance(value, _NESTING) else ()
-        waiting.extend(each for each in inner if isinstance(each, (*_MUTABLE, tuple)))
+        inner = [getattr(value, name) for name in ("val", *links)] if links else inner
+        waiting.extend(each for each in inner if type(each) not in _PLAIN)
     return found
 
 
@@ -400,23 +583,30 @@ def _change(old: list[Any], new: Any) -> dict[int, Any]:
 
     which of ours stands for which of theirs, by identity.
     """
-    ours = {id(theirs): mine for mine, theirs in zip(old, new, strict=False) if type(mine) is type(theirs)}
-    for mine, theirs in zip(old, new, strict=False):
-        if type(mine) is not type(theirs):
-            continue
-        if isinstance(mine, (list, deque)):
+    pairs = [(mine, theirs) for mine, theirs in zip(old, new, strict=False) if _are_alike(mine, theirs)]
+    ours = {id(theirs): mine for mine, theirs in pairs}
+    for mine, theirs in pairs:
+        if links := codec.links(mine):
+            for name in ("val", *links):
+                value = getattr(theirs, name)
+                setattr(mine, name, ours.get(id(value), value))
+        elif isinstance(mine, (list, deque)):
             content = [ours.get(id(each), each) for each in theirs]
             mine.clear()
             mine.extend(content)
         elif isinstance(mine, dict):
-            pairs = {key: ours.get(id(value), value) for key, value in theirs.items()}
+            content = {key: ours.get(id(value), value) for key, value in theirs.items()}
             mine.clear()
-            mine.update(pairs)
-        elif isinstance(mine, bytearray):
-            mine[:] = theirs
+            mine.update(content)
         elif isinstance(mine, set):
             mine.clear()
             mine.update(theirs)
-        else:
-            mine.__dict__.update(theirs.__dict__)
+        elif isinstance(mine, bytearray):
+            mine[:] = theirs
+        elif mine.shape == theirs.shape and mine.flags.writeable:  # an array
+            mine[...] = theirs
     return ours
+
+
+def _are_alike(mine: Any, theirs: Any) -> bool:
+    return type(mine) is type(theirs) or (codec.links(mine) == codec.links(theirs) != ())
