@@ -97,6 +97,8 @@ _LINKS = {"ListNode": (ListNode, ("next",)), "TreeNode": (TreeNode, ("left", "ri
 def links(value: Any) -> tuple[str, ...]:
     """Return the attributes in which a node of a list or a tree, of whichever class of that name, holds others."""
     name = type(value).__name__
+    if isinstance(value, type) or hasattr(type(value), "_of"):  # or what stands for one that is elsewhere
+        return ()
     return _LINKS[name][1] if name in _LINKS and hasattr(value, "val") and hasattr(value, _LINKS[name][1][0]) else ()
 
 
@@ -374,16 +376,16 @@ def reference(*parts: Any) -> Any:
 
 
 class _Reader(pickle.Unpickler):
-    def __init__(self, buffer: io.BytesIO, resolve: Callable[..., Any] | None) -> None:
+    def __init__(self, buffer: io.BytesIO, resolve: Callable[..., Any] | None, is_suspect: bool) -> None:
         super().__init__(buffer)
-        self._buffer, self._resolve = buffer, resolve
+        self._buffer, self._resolve, self._is_suspect = buffer, resolve, is_suspect
 
     def find_class(self, module: str, name: str) -> Any:
         known = module.rpartition(".")[2], name
         if known == ("codec", "reference") and self._resolve:
-            # What a reference stands for could be changed or made anew by these, which no message of ours has.
-            if any(each.name in _CHANGING for each, _, _ in pickletools.genops(self._buffer.getvalue())):
-                raise pickle.UnpicklingError("a message that changes what it refers to")
+            if self._is_suspect:
+                self._is_suspect = False
+                _refuse_changes(self._buffer.getvalue())
             return _Maker(self._resolve, (str,), (int,), (str,), (tuple,), (tuple,))
         if known not in _MAKERS:
             raise pickle.UnpicklingError(f"a message with {module}.{name}")
@@ -391,6 +393,16 @@ class _Reader(pickle.Unpickler):
 
 
 _CHANGING = frozenset({"BUILD", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX"})
+_MOST = 8_000_000
+
+
+def _refuse_changes(data: bytes) -> None:
+    """Raise UnpicklingError where a message could change, or make anew, what it refers to: `dumps` writes none of these."""
+    for count, (code, _, _) in enumerate(pickletools.genops(data)):
+        if code.name in _CHANGING or count > _MOST:
+            raise pickle.UnpicklingError("a message that changes what it refers to, or is too long to tell")
+
+
 _MADE_HERE = (
     *(Opaque, made, graph, node_at, default_dict, numpy_scalar, numpy_array, named_tuple, dict_view),
     reference,
@@ -458,13 +470,13 @@ def hide() -> None:
     sys.modules.pop(__name__, None)
 
 
-def loads(data: bytes, resolve: Callable[..., Any] | None = None) -> Any:
+def loads(data: bytes, resolve: Callable[..., Any] | None = None, is_suspect: bool = True) -> Any:
     """The message whose bytes these are (without the header); ValueError for anything that `dumps` does not write.
 
-    `resolve` makes a value of the parts of a `reference`.
+    `resolve` makes a value of the parts of a `reference`; one that comes from a program is suspect.
     """
     try:
-        return _Reader(io.BytesIO(data), resolve).load()
+        return _Reader(io.BytesIO(data), resolve, is_suspect).load()
     except Exception as error:  # a pickle made up to mislead can raise nearly anything
         raise ValueError(f"not a message: {type(error).__name__}: {error}") from None
 

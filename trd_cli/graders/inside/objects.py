@@ -101,7 +101,9 @@ _OPEN = ("__main__", "_io")
 class Wire(Protocol):
     """Messages in and out; see runner.Pipes."""
 
-    def receive(self, limit: float | None = None, resolve: Callable[..., Any] | None = None) -> Any: ...
+    def receive(
+        self, limit: float | None = None, resolve: Callable[..., Any] | None = None, is_suspect: bool = True
+    ) -> Any: ...
 
     def send(self, message: Any, refer: Callable[[Any], tuple[Any, ...]] | None = None) -> None: ...
 
@@ -170,7 +172,10 @@ class Peer:
         return ours.get(id(reply["value"]), reply["value"])
 
     def _reply(self) -> dict[str, Any]:
-        while isinstance(message := self._wire.receive(self._limit, self.resolve), dict) and "op" in message:
+        while (
+            isinstance(message := self._wire.receive(self._limit, self.resolve, self._guarded), dict)
+            and "op" in message
+        ):
             self.serve(message)
         if not isinstance(message, dict):
             raise ValueError("no reply")
@@ -212,9 +217,11 @@ class Peer:
             if op == "get" and name in ("__name__", "__qualname__"):
                 return callable(args[0])
             # Only of such objects: those of a generator lead to its frame and all that the tests know.
-            is_open = type(args[0]).__module__ in _OPEN and not isinstance(args[0], (type, BaseException))
-            is_method = op == "set" and callable(getattr(type(args[0]), name, None))
-            return is_open and not name.startswith("_") and not is_method
+            is_open = type(args[0]).__module__ in _OPEN and not isinstance(args[0], type)
+            is_kept = op == "set" and (
+                isinstance(args[0], BaseException) or callable(getattr(type(args[0]), name, None))
+            )
+            return is_open and not name.startswith("_") and not is_kept
         is_own = type(args[0]).__module__ == "__main__" and not isinstance(args[0], BaseException)
         return op in ("call", "__next__", "__iter__") or (is_own and (op in _ALONE or op in _BETWEEN))
 
@@ -297,8 +304,8 @@ class Peer:
             found = self._mine[-number - 1]
             return found if isinstance(found, type) and issubclass(found, BaseException) else Exception
         if (module, name, number) not in self._errors:
-            # No program skips a test.
-            is_runner = module.partition(".")[0] in ("unittest", "pytest", "_pytest")
+            # No program skips a test, or raises an exception of the tests that it was not given.
+            is_runner = module.partition(".")[0] in ("unittest", "pytest", "_pytest", "__main__")
             known = None if number or is_runner else getattr(sys.modules.get(module), name, None)
             is_known = isinstance(known, type) and issubclass(known, BaseException)
             above = known if is_known else self._error_class(line[1:])

@@ -52,12 +52,14 @@ class Pipes:
     def __init__(self, source: int, target: int) -> None:
         self._in, self._out, self._buffer = source, target, bytearray()
 
-    def receive(self, limit: float | None = None, resolve: Callable[..., Any] | None = None) -> Any:
+    def receive(
+        self, limit: float | None = None, resolve: Callable[..., Any] | None = None, is_suspect: bool = True
+    ) -> Any:
         """The next message, None at the end; TimeoutError where it has not come whole after `limit` seconds."""
         deadline = None if limit is None else time.monotonic() + limit
         header = self._read(codec.HEADER, deadline)
         data = None if header is None else self._read(codec.length(header), deadline)
-        return None if data is None else codec.loads(data, resolve)
+        return None if data is None else codec.loads(data, resolve, is_suspect)
 
     def _read(self, size: int, deadline: float | None) -> bytes | None:
         while len(self._buffer) < size:
@@ -97,7 +99,7 @@ def serve(pipes: Pipes, other: Pipes | None) -> None:
     _hide_ourselves()
     program = _Program(other)
     peer = objects.Peer(pipes, extra={"names": program.own, "name": program.get, "functions": program.functions})
-    while (request := pipes.receive(resolve=peer.resolve)) is not None:
+    while (request := pipes.receive(resolve=peer.resolve, is_suspect=False)) is not None:
         if "op" in request:
             peer.serve(request)
             continue
