@@ -37,7 +37,7 @@ STDIN = {"kind": "stdin", "inputs": ["1\n", "2\n"], "outputs": ["42\n", "43\n"]}
 CALL = {"kind": "call", "fn_name": "f", "inputs": [[1], [2]], "outputs": [42, [43, 44]]}
 FIND = {"kind": "call", "fn_name": "f", "inputs": [[1]], "outputs": [HIDDEN]}
 LEFT = {"kind": "stdin", "inputs": ["1\n"], "outputs": ["42\n"]}
-ASSERTS = {"kind": "functional", "code": "import json\nassert f(1) == 42"}
+ASSERTS = {"kind": "functional", "code": "class Box: pass\nassert f(Box) == 42"}
 CHECKS = {"kind": "functional", "code": f"answer = '{HIDDEN}'\nassert Solution().f(1) == answer"}
 
 # Before each program. `message` and `value` write replies as the runner does; `contained` is where harm may be tried.
@@ -184,13 +184,12 @@ def f(x):
     time.sleep(60)
 """,
     ),
-    "a class changed by a message": (
+    "a class of the tests changed by a message": (
         ASSERTS,
         """
 def f(x):
-    parts = text(b'mine') + b'K\\x01' + text(b'x') + b')(' + text(b'json.decoder') + text(b'JSONDecodeError')
-    a_class = name(b'codec', b'reference') + b'(' + parts + b'K\\0t\\x85tR'
-    say(value(a_class + b'N}' + text(b'__eq__') + builtin(b'bool') + b's\\x86b(' + text(b'a') + text(b'b') + b'K\\0tR'))
+    a_class = name(b'codec', b'reference') + b'(' + text(b'yours') + b'K\\0' + text(b'') + b'))tR'
+    say(value(a_class + b'N}' + text(b'__eq__') + builtin(b'bool') + b's\\x86b)R'))
     time.sleep(60)
 """,
     ),

@@ -319,6 +319,11 @@ OBJECTS: dict[str, tuple[str, Any, str]] = {
         "class B(A):\n    def __init__(self,x): self.x=x\n    def f(self): return self.x\nassert B(4).g()==8 and isinstance(B(1),A) and issubclass(B,A)",
         "correct",
     ),
+    "class of the tests that asks the one above": (
+        "class A:\n    def __init__(s,x): s.x=x\n    def show(s): return f'{s.x} {s.area()}'",
+        "class B(A):\n    def __init__(self,w):\n        super().__init__('b')\n        self.w=w\n    def area(self): return self.w**2\n    def show(self): return super().show()+'!'\nassert B(3).show()=='b 9!'\nclass C(list):\n    def append(self,x): super().append(x+1)\nc=C()\nc.append(1)\nassert c==[2]",
+        "correct",
+    ),
     "coroutine": (
         "async def f(x): return x+1",
         "import asyncio\nasync def main():\n    assert await asyncio.gather(f(1),f(2))==[2,3]\nasyncio.run(main())\nassert asyncio.run(f(1))==2",

@@ -1,8 +1,8 @@
 """Test programs: run as they stand, in a sandbox of their own, with the names of the tested program within reach.
 
 A test program's names are its own, Python's, those of the tested program and those that LeetCode gives. `Solution` and
-whatever else the tests do not define is asked of the program; names of Python, of our helpers and of what LeetCode gives
-are the program's only where the tests can mean nothing else by them, so that no program replaces what it is compared
+whatever else the tests do not define is asked of the program. Names of Python, of our helpers and of what LeetCode
+gives are the program's only where the tests do not use them as helpers, so that no program replaces what it is compared
 with.
 """
 
@@ -131,7 +131,7 @@ class _Tests:
             raise Fault(f"the tests fail by themselves: {told}")
 
     def _is_of_result(self, error: BaseException) -> bool:
-        """Whether the statement of the tests that raised uses what it asked of the program, as `open(f(1))` does."""
+        """Return whether the statement of the tests that raised uses what the program gave, as `open(f(1))` does."""
         lines, place = [], error.__traceback__
         while place:
             lines += [place.tb_lineno] if place.tb_frame.f_code.co_filename == self._code.co_filename else []
@@ -158,8 +158,10 @@ class _Tests:
         asks_others = bool(asked)
         imports_it = bool(self._imports() & set(names.IMPORTED_AS))
         found: dict[str, Any] = {"__name__": "__main__"}
-        if "type" in wanted & kept | (wanted - own) and names.is_only_called(self._tree, "type"):
+        if names.is_only_called(self._tree, "type"):
             found["type"] = objects.class_of
+        if names.is_only_called(self._tree, "super"):
+            found["super"] = objects.above
         for name in wanted:
             if name in self._named or (name in own and name not in kept):
                 if name in own:
@@ -183,7 +185,7 @@ class _Tests:
         return found
 
     def _kept(self, ambient: set[str], asked: set[str]) -> set[str]:
-        """Those of the ambient names, which the program has too, that the tests use as helpers, not as what they test."""
+        """Return those of the ambient names, which the program has too, that the tests use as helpers."""
         ours, python = ambient & set(_HELPERS), ambient & set(dir(builtins))
         ambient = ambient - ours
         if asked:
@@ -282,7 +284,7 @@ _HELPERS: dict[str, Any] = {
 
 
 def _is_ambient(name: str) -> bool:
-    """Whether a name means something where no program defines it."""
+    """Return whether a name means something where no program defines it."""
     is_flag = len(name) == 1 and name.isupper()  # of `re`; a program's classes have such names
     return hasattr(builtins, name) or name in _HELPERS or (names.is_given(name) and not is_flag)
 

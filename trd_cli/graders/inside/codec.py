@@ -4,10 +4,11 @@ A message is its length in eight bytes, then a pickle, for its speed and because
 times once. A pickle can name no object but those of `_MAKERS`, none of which it can change: it can call them with
 values of the kinds they are made for, and nothing else in it can run. Plain values keep their type: None, bool, int,
 float, complex, str, bytes, list, tuple (a named one with its names), set, frozenset, dict and its views, deque,
-Counter, OrderedDict, defaultdict, range, Fraction, Decimal, dates and times without a zone, numpy's scalars and arrays of numbers,
-and the list and tree nodes of LeetCode's tests. What is derived from one of them is sent as that one, read by the base
-class's own methods, so that an overridden `__eq__` is left behind. Anything else arrives as a reference where both
-sides agreed on that (see `objects`), else as `Opaque`, which equals nothing.
+Counter, OrderedDict, defaultdict, range, Fraction, Decimal, dates and times without a zone, numpy's scalars and arrays
+of numbers, and the list and tree nodes of LeetCode's tests, which keep their identity in a message. What is derived
+from one of them is sent as that one, read by the base class's own methods, so that an overridden `__eq__` is left
+behind. Anything else arrives as a reference where both sides agreed on that (see `objects`), else as `Opaque`, which
+equals nothing.
 """
 
 from __future__ import annotations
@@ -397,7 +398,7 @@ _MOST = 8_000_000
 
 
 def _refuse_changes(data: bytes) -> None:
-    """Raise UnpicklingError where a message could change, or make anew, what it refers to: `dumps` writes none of these."""
+    """Raise UnpicklingError where a message changes or makes objects by what it refers to, as `dumps` never does."""
     for count, (code, _, _) in enumerate(pickletools.genops(data)):
         if code.name in _CHANGING or count > _MOST:
             raise pickle.UnpicklingError("a message that changes what it refers to, or is too long to tell")

@@ -123,7 +123,7 @@ def asked_by(tests: str) -> set[str]:
 
 
 def uncalled(tree: ast.Module, used: set[str]) -> list[str]:
-    """Return the functions and classes of assertions, of a test program that uses the names `used`, that no line calls."""
+    """Return the functions and classes of assertions that a test program of the names `used` never calls."""
     found: list[str] = []
     for node in tree.body if not used & {"globals", "locals", "vars", "dir"} else []:
         if not isinstance(node, (*_FUNCTIONS, ast.ClassDef)) or node.name in used:
@@ -141,8 +141,8 @@ def uncalled(tree: ast.Module, used: set[str]) -> list[str]:
 
 
 def is_only_called(tree: ast.AST, name: str) -> bool:
-    """Return whether a test program uses a name for calls of one argument alone."""
-    calls = [node.func for node in ast.walk(tree) if isinstance(node, ast.Call) and len(node.args) == 1]
+    """Return whether a test program uses a name for calls of at most one argument alone."""
+    calls = [node.func for node in ast.walk(tree) if isinstance(node, ast.Call) and len(node.args) <= 1]
     return sum(_last_name(each) == name for each in ast.walk(tree)) == sum(_last_name(each) == name for each in calls)
 
 

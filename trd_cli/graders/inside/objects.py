@@ -11,7 +11,8 @@ that a program may call a function that it was given. A request and its reply:
 is sorted on both sides.
 
 What a test compares with plain values is never told to the program: stand-ins compare and compute with each other
-alone. Not covered: attributes that are plain containers and are changed through the attribute (`box.items.append(1)`).
+alone. `in` and operators such as `+=` take a plain value where the tests made the object, by the name of a class. Not
+covered: attributes that are plain containers and are changed through the attribute (`box.items.append(1)`).
 """
 
 from __future__ import annotations
@@ -86,6 +87,7 @@ _OPERATIONS: dict[str, Callable[..., Any]] = {
     "copy": copy.copy,
     "deepcopy": copy.deepcopy,
     "run": lambda coroutine: __import__("asyncio").run(coroutine),
+    "super": lambda kind, value, name: getattr(super(kind, value), name),
     "derive": lambda name, bases, space: type(bases[0])(name, bases, {key: _bound(space[key]) for key in space}),
 }
 # What tests put in the place of Python's own, the program finds there while they call it.
@@ -293,7 +295,7 @@ class Peer:
         return parts
 
     def _reference(self, error: BaseException) -> Any:
-        """The exception itself, or what stands for it where it came from the other side."""
+        """Return the exception, or what stands for it where it came from the other side."""
         return None if type(error).__module__ == "builtins" else error.__dict__.get("stand") or error
 
     def _error_class(self, line: tuple[Any, ...]) -> type[BaseException]:
@@ -340,7 +342,7 @@ def told(error: BaseException) -> str:
 
 
 def _made(kind: type[BaseException], parts: dict[str, Any]) -> BaseException:
-    """An exception of the arguments that its class takes, where it takes these, as `pickle` makes one."""
+    """Return an exception made as `pickle` makes one, or of its `args` where its class takes other arguments."""
     if kind.__module__ != "solution" and "made" in parts:
         with contextlib.suppress(Exception):
             error = kind(*parts["made"])
@@ -378,7 +380,9 @@ def _warn(text: str, kind: type[Warning]) -> None:
 
 
 def _is_awaited(name: str) -> bool:
-    """Whether the tests' nearest code calls under a `try` or `with` and names an exception, or does so for unittest."""
+    """Return whether the nearest code of the tests calls us under a `try` or `with` and names an exception, or is
+    unittest's `assertRaises`.
+    """
     import dis
 
     frame = sys._getframe()
@@ -448,11 +452,35 @@ class _Deriving(type):
         above = space.pop("__orig_bases__", None)
         if above is None:
             return super().__new__(cls, name, bases, space)
-        return _asked(above[0], "derive", name, above, {key: space[key] for key in space if key != "__classcell__"})
+        cell = space.pop("__classcell__", None)
+        made = _asked(above[0], "derive", name, above, dict(space))
+        if cell is not None:
+            cell.cell_contents = made
+        return made
 
 
 class _Derived(metaclass=_Deriving):
     """Stands among the bases of a class for those of the other side."""
+
+
+class _Above:
+    """Attributes of an object of the other side as the classes above one of its classes define them."""
+
+    def __init__(self, kind: Stand, value: Any) -> None:
+        self._of = kind, value
+
+    def __getattribute__(self, name: str) -> Any:
+        kind, value = object.__getattribute__(self, "_of")
+        return _asked(kind, "super", kind, value, name)
+
+
+def above(*given: Any) -> Any:
+    """Return what `super` does, also in a class that the tests derive from one of the other side."""
+    frame = sys._getframe(1)
+    kind = None if given else frame.f_locals.get("__class__")
+    if kind is not None:
+        given = kind, frame.f_locals[frame.f_code.co_varnames[0]]
+    return _Above(*given) if isinstance(kind, Stand) else super(*given)
 
 
 def class_of(value: Any) -> Any:
@@ -511,7 +539,7 @@ def _of_made(name: str, otherwise: Callable[..., Any]) -> Callable[..., Any]:
 
 
 async def _awaitable(stand: Stand) -> Any:
-    """A coroutine of the other side's, which runs there at once where it is awaited."""
+    """Run a coroutine of the other side there, at once, when it is awaited."""
     return _asked(stand, "run", stand)
 
 
@@ -569,7 +597,7 @@ def _stand(peer: Peer, number: int, name: str, able: tuple[str, ...]) -> Stand:
 
 
 def _containers(values: Any) -> list[Any]:
-    """All that can be changed among values and in them."""
+    """Return all that can be changed among values and in them."""
     found, waiting, seen = [], [values], set()
     while waiting:
         value = waiting.pop()
