@@ -376,6 +376,11 @@ OBJECTS: dict[str, tuple[str, Any, str]] = {
         "import unittest\nclass T(unittest.TestCase):\n    def test(self):\n        with self.assertWarns(DeprecationWarning): self.assertEqual(f(1),1)",
         "correct",
     ),
+    "filters of warnings": (
+        "import warnings\ndef strict(): warnings.simplefilter('error')\ndef f(): warnings.warn('old')",
+        "strict()\ntry: f()\nexcept UserWarning: pass\nelse: assert False",
+        "correct",
+    ),
     "warning lacking": (
         "import warnings\ndef f(x):\n    if x: warnings.warn('old',DeprecationWarning)\n    return 1",
         "import unittest\nclass T(unittest.TestCase):\n    def test(self):\n        with self.assertWarns(DeprecationWarning): self.assertEqual(f(0),1)",
@@ -510,6 +515,7 @@ RESULTS: dict[str, tuple[str, Any, str]] = {
         "assert f()['x']==[] and g()['x']==7",
         "correct",
     ),
+    "iterator without end": ("def f(n):\n    while True: yield 1", "assert list(f(3))==[1,1,1]", "incorrect"),
     "a file that a result names": (
         "def f(x): return '/nope'",
         "with open(f(3)) as file: assert file.read()=='a'",
@@ -689,6 +695,16 @@ AT_FAULT: dict[str, tuple[str, Any, str]] = {
         "def test_a(): assert f(1)==2\ndef test_b(): assert f(2)==3\nfor test in (test_a,test_b): test()",
         "correct",
     ),
+    "test functions called by their decorator": (
+        "def f(x): return x+1",
+        "def now(test): test()\n@now\ndef test_a(): assert f(1)==2",
+        "correct",
+    ),
+    "a file that the tests lack, of which the program is asked": (
+        "def f(x): return 1",
+        "assert f('')==1\nwith open('/nosuch') as file:\n    assert f(file.read())==1",
+        "error",
+    ),
     "a file that the tests lack": (
         "def f(x): return 1",
         "assert f(3)\nwith open('/nosuch') as file: assert file.read()=='a'",
@@ -824,6 +840,31 @@ NAMES: dict[str, tuple[str, Any, str]] = {
     "add wrong in unittest beside multiply": (
         "def add(a,b): return a-b\ndef multiply(a,b): return a*b",
         "import unittest\nclass T(unittest.TestCase):\n    def test(self):\n        self.assertEqual(multiply(2,3),6)\n        self.assertEqual(add(2,3),5)",
+        "incorrect",
+    ),
+    "loads of what encode gives": (
+        "def encode(l): return ','.join(l)\ndef loads(s): return s.split(',')",
+        "assert loads(encode(['a','b']))==['a','b']",
+        "correct",
+    ),
+    "loads of what dumps gives": (
+        "def dumps(l): return ','.join(l)\ndef loads(s): return s.split(',')",
+        "assert loads(dumps(['a','b']))==['a','b']\nassert dumps(['a'])=='a'",
+        "correct",
+    ),
+    "loads of what dumps gives, wrong": (
+        "def dumps(l): return ','.join(l)\ndef loads(s): return s",
+        "assert loads(dumps(['a','b']))==['a','b']",
+        "incorrect",
+    ),
+    "isclose of what it is told": (
+        "def isclose(a,b): return True\ndef area(r): return 0",
+        "def check(found): return isclose(found,3.14)\nassert check(area(1))",
+        "incorrect",
+    ),
+    "Counter replaced in a comparison of the tests": (
+        "class Counter:\n    def __init__(s,*a): pass\n    def __eq__(s,o): return True\ndef f(x): return [9]",
+        "def same(a,b): return Counter(a)==Counter(b)\nassert same(f(1),[1])",
         "incorrect",
     ),
     "sorted beside merge": (

@@ -30,6 +30,7 @@ IMPORTED_AS = (
 )
 
 _CLASS_CHECKS = {"isinstance", "issubclass", "assertIsInstance", "assertNotIsInstance"}
+_TRUTHS = {"assertTrue", "assertFalse", "assert_", "bool", "all", "any"}
 _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 
@@ -128,11 +129,13 @@ def uncalled(tree: ast.Module, used: set[str]) -> list[str]:
     for node in tree.body if not used & {"globals", "locals", "vars", "dir"} else []:
         if not isinstance(node, (*_FUNCTIONS, ast.ClassDef)) or node.name in used:
             continue
+        if node.decorator_list and not any("pytest" in _loads(each) for each in node.decorator_list):
+            continue  # the decorator may call it
         if isinstance(node, ast.ClassDef):
             is_test = node.name.startswith("Test") and not node.bases
         else:
             needs = len(node.args.posonlyargs + node.args.args) - len(node.args.defaults)
-            is_test = node.name.startswith("test") or node.name == "check" or (needs == 0 and not node.decorator_list)
+            is_test = node.name.startswith("test") or node.name == "check" or needs == 0
         if is_test and any(
             isinstance(each, ast.Assert) or _last_name(each).startswith("assert") for each in ast.walk(node)
         ):
@@ -179,29 +182,28 @@ def reached(tree: ast.AST, asked: set[str], skipped: set[str] | None = None) -> 
             elif isinstance(node, _FUNCTIONS):
                 found |= {node.name} if any(_loads(each, skipped) & found for each in node.body) else set()
             else:
-                value = (
-                    getattr(node, "value", None) or getattr(node, "iter", None) or getattr(node, "context_expr", None)
-                )
-                targets = getattr(node, "targets", None) or [
-                    getattr(node, key, None) for key in ("target", "optional_vars")
-                ]
-                if isinstance(value, ast.AST) and any(targets) and _loads(value, skipped) & found:
-                    found |= set().union(*map(_bound_by, filter(None, targets)))
+                value = _first(node, "value", "iter", "context_expr")
+                targets = _first(node, "targets", "target", "optional_vars")
+                if isinstance(value, ast.AST) and targets and _loads(value, skipped) & found:
+                    found |= set().union(*map(_bound_by, targets if isinstance(targets, list) else [targets]))
         if len(found) == before:
             return found
 
 
 def statement_names(tree: ast.AST, line: int) -> set[str]:
-    """Return the names and attributes in the innermost statement that covers a line of a test program."""
+    """Return the names and attributes in the innermost statement at a line of a test program, its body aside."""
     around = [node for node in ast.walk(tree) if isinstance(node, ast.stmt) and node.lineno <= line <= node.end_lineno]
-    return _loads(max(around, key=lambda node: (node.lineno, -node.end_lineno))) if around else set()
+    parts = ast.iter_child_nodes(max(around, key=lambda node: (node.lineno, -node.end_lineno))) if around else ()
+    return set().union(*(_loads(each) for each in parts if not isinstance(each, (ast.stmt, ast.excepthandler))))
 
 
 def helpers(tree: ast.AST, asked: set[str], names: set[str]) -> set[str]:
-    """Return those of `names` that a test program uses as helpers: applied to what `asked` gives, compared with it, or
-    deciding whether it is asked.
+    """Return those of `names` that a test program uses as helpers beside what `asked` gives: to compare it or what is
+    expected of it, or to decide whether it is asked.
+
+    A call of what `asked` gives, and of nothing else, whose value is compared is no such use: as of `loads(encode(1))`.
     """
-    held = reached(tree, asked)
+    held = reached(tree, asked) if names else set()
     callees = held - set(parameters(tree))
     found = set()
     for name in names:
@@ -216,11 +218,35 @@ def _is_beside(node: ast.AST, made: set[str], held: set[str], callees: set[str])
     heads = [each for head in heads if head for each in (head if isinstance(head, list) else [head])]
     if heads and not isinstance(node, ast.Assert):
         return any(_loads(head, callees) & made for head in heads) and bool(_loads(node) & held)
+    if isinstance(node, ast.Assert):
+        return _is_verdict(node.test, made, held)
     if isinstance(node, ast.Call) and not _is_call_of(node, callees) and _last_name(node.func) not in _CLASS_CHECKS:
-        given = [*node.args, *node.keywords]
-        return any(_loads(each) & held for each in given) and bool(_loads(node, callees) & made)
-    is_joined = isinstance(node, (ast.Compare, ast.BinOp))
-    return is_joined and bool(_loads(node, callees) & made) and bool(_loads(node) & held)
+        parts: list[ast.AST] = [*node.args, *node.keywords]
+        if _last_name(node.func) in _TRUTHS and any(_is_verdict(part, made, held) for part in parts):
+            return True
+        of_held = [bool(_loads(part) & callees) for part in parts]
+        if _loads(node.func) & made and any(of_held) and not all(of_held):
+            return True
+    elif isinstance(node, ast.Compare):
+        parts = [node.left, *node.comparators]
+    elif isinstance(node, ast.BinOp):
+        parts = [node.left, node.right]
+    else:
+        return False
+    of_made = [part for part in parts if _loads(part, callees) & made]
+    is_expected = len(of_made) > 1 or any(not _loads(part) & callees for part in of_made)
+    return is_expected and any(_loads(part) & held for part in parts)
+
+
+def _is_verdict(node: ast.AST, made: set[str], held: set[str]) -> bool:
+    """Return whether what stands for true or false is made by a helper of what is held."""
+    while isinstance(node, ast.UnaryOp):
+        node = node.operand
+    parts = node.values if isinstance(node, ast.BoolOp) else [node]
+    heads = [
+        part.func if isinstance(part, ast.Call) else part for part in parts if isinstance(part, (ast.Call, ast.Name))
+    ]
+    return any(_loads(head) & made for head in heads) and bool(_loads(node) & held)
 
 
 def _loads(node: ast.AST, skipped: set[str] | None = None) -> set[str]:
@@ -241,6 +267,10 @@ def _bound_by(target: ast.AST) -> set[str]:
     if isinstance(target, (ast.Starred, ast.Subscript)):
         return _bound_by(target.value)
     return {_last_name(target)} - {""}
+
+
+def _first(node: ast.AST, *fields: str) -> Any:
+    return next(filter(None, (getattr(node, field, None) for field in fields)), None)
 
 
 def _last_name(node: ast.AST) -> str:

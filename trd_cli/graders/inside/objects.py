@@ -22,6 +22,7 @@ import copy
 import math
 import operator
 import sys
+import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -137,6 +138,8 @@ class Peer:
         # Classes made here for those of exceptions of the other side, by their numbers there.
         self._error_numbers: dict[type, int] = {}
         self._usual = _replaceable()
+        # Seconds that the steps of each iterator of the other side took, by its identity.
+        self._stepped: dict[int, float] = {}
         # What the other side raised, how often it was asked, and why it is not asked any more.
         self.raised: list[BaseException] = []
         self._failed: AssertionError | None = None
@@ -151,6 +154,7 @@ class Peer:
         if self.broken:
             raise Gone(self.broken)
         given = _containers((*args, *kwargs.values()))
+        began = time.monotonic()
         try:
             request = {"op": op, "args": args, "kwargs": kwargs, "given": given}
             if self._guarded:
@@ -162,6 +166,11 @@ class Peer:
         except (TimeoutError, ValueError, OSError) as failure:
             self.broken = str(failure) if isinstance(failure, TimeoutError) else "the program ended its process"
             raise Gone(self.broken) from None
+        if op == "__next__" and self._limit is not None:
+            spent = self._stepped[id(args[0])] = self._stepped.get(id(args[0]), 0.0) + time.monotonic() - began
+            if spent > self._limit:
+                self.broken = "an iterator that does not end in time"
+                raise Gone(self.broken)
         ours = _change(given, reply.get("changed") or ())
         error = None if "value" in reply else self._exception(reply.get("error"), str(reply.get("raised", "no value")))
         failed, self._failed = self._failed, None
@@ -360,19 +369,18 @@ def _replaceable() -> dict[tuple[str, str], Any]:
 @contextlib.contextmanager
 def _replaced(around: dict[tuple[str, str], Any]) -> Iterator[None]:
     """Put into modules what the tests have put there on their side, for a while."""
-    usual = _replaceable() if around else {}
-    filters = warnings.filters[:]
-    try:
-        for module, name in around:
-            setattr(sys.modules[module], name, around[module, name])
-        if warn := around.get(_WARNS):
-            warnings.simplefilter("always")  # the tests' filters decide
-            warnings._showwarnmsg_impl = lambda shown: warn(str(shown.message), shown.category)
-        yield
-    finally:
-        for module, name in usual:
-            setattr(sys.modules[module], name, usual[module, name])
-        warnings.filters[:] = filters
+    usual, warn = _replaceable() if around else {}, around.get(_WARNS)
+    with warnings.catch_warnings() if warn else contextlib.nullcontext():
+        try:
+            for module, name in around:
+                setattr(sys.modules[module], name, around[module, name])
+            if warn:
+                warnings.simplefilter("always")  # the tests' filters decide
+                warnings._showwarnmsg_impl = lambda shown: warn(str(shown.message), shown.category)
+            yield
+        finally:
+            for module, name in usual:
+                setattr(sys.modules[module], name, usual[module, name])
 
 
 def _warn(text: str, kind: type[Warning]) -> None:
@@ -386,7 +394,8 @@ def _is_awaited(name: str) -> bool:
     import dis
 
     frame = sys._getframe()
-    while frame.f_back and frame.f_code.co_filename == __file__:
+    ours = frame.f_code.co_filename
+    while frame.f_back and frame.f_code.co_filename == ours:
         frame = frame.f_back
     code, place = frame.f_code, frame.f_lasti
     is_call = dis.opname[code.co_code[place]].startswith("CALL")
@@ -453,7 +462,8 @@ class _Deriving(type):
         if above is None:
             return super().__new__(cls, name, bases, space)
         cell = space.pop("__classcell__", None)
-        made = _asked(above[0], "derive", name, above, dict(space))
+        kind = next(each for each in above if isinstance(each, Stand))
+        made = _asked(kind, "derive", name, above, dict(space))
         if cell is not None:
             cell.cell_contents = made
         return made
@@ -605,7 +615,8 @@ def _containers(values: Any) -> list[Any]:
             continue
         seen.add(id(value))
         links = codec.links(value)
-        if links or isinstance(value, _MUTABLE) or type(value).__name__ == "ndarray":
+        is_array = type(value).__name__ == "ndarray" and type(value).__module__ == "numpy"
+        if links or is_array or isinstance(value, _MUTABLE):
             found.append(value)
         inner = value.values() if isinstance(value, dict) else value if isinstance(value, _NESTING) else ()
         inner = [getattr(value, name) for name in ("val", *links)] if links else inner
