@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# One round of Trajectory-Refined Distillation on SmolLM2-135M-Instruct and arithmetic word problems, on the CPU.
+# Run one round of Trajectory-Refined Distillation on SmolLM2-135M-Instruct and arithmetic word problems, on the CPU.
 #
-#   examples/quickstart.sh [DIRECTORY]     default: quickstart-run; the same command goes on after an interruption
+#   examples/quickstart.sh [DIRECTORY]     default: quickstart-run. The same command goes on after an interruption.
 #
 # ROWS, QUESTIONS and EPOCHS (192, 200, 2) make it smaller or larger.
 set -euo pipefail
@@ -15,7 +15,7 @@ export TOKENIZERS_PARALLELISM=false
 # The model is published in bfloat16, which many CPUs compute several times slower than float32.
 compute=(--dtype float32)
 
-score() { # MODEL DIRECTORY: greedy answers to problems drawn apart from those trained on
+score() { # MODEL DIRECTORY: greedy answers to problems that no training saw
     trd eval "$1" --bench "arithmetic:n=$questions,seed=2" --prompt "$prompts/student.jinja" \
         --temperature 0 --max-tokens 48 --batch-size 64 "${compute[@]}" --out "$run/$2" >/dev/null
 }

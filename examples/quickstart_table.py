@@ -1,7 +1,4 @@
-"""Prints what a quickstart run did:
-
-scores before and after, what the teacher changed, tokens and seconds of each stage.
-"""
+"""Print a quickstart run as tables: scores before and after, changes of verdict, tokens and seconds of each stage."""
 
 from __future__ import annotations
 
@@ -24,7 +21,7 @@ def main(run: Path) -> None:
 
 
 def scores(run: Path) -> str:
-    """Accuracy of the student before and after, over the same questions, and the paired difference."""
+    """Return the student's accuracy before and after, over the same questions, and the paired difference."""
     lines = ["| student | boxed accuracy | 95 % interval | questions |", "|---|---|---|---|"]
     correct: dict[str, np.ndarray] = {}
     for name in ("before", "after"):
@@ -42,7 +39,7 @@ def scores(run: Path) -> str:
 
 
 def refinement(run: Path) -> str:
-    """Verdicts of y_o against those of the y_r made from them."""
+    """Return the verdicts of y_o against those of the y_r made from them."""
     rollouts = columns_of(run / "y_o", ["trajectory_id", "verdict"])
     refined = columns_of(run / "y_r", ["parent_id", "verdict"])
     pairs = refined.join(rollouts, left_on="parent_id", right_on="trajectory_id", suffix="_y_o")
@@ -53,12 +50,12 @@ def refinement(run: Path) -> str:
 
 
 def columns_of(directory: Path, names: list[str]) -> pl.DataFrame:
-    """Some columns of a set, their bytes checked."""
+    """Return some columns of a set, their bytes checked."""
     return pl.from_arrow(pa.concat_tables(read_table(path, names) for path in list_shards(directory)))
 
 
 def stages(run: Path) -> str:
-    """Response tokens and seconds of each stage, over all invocations that it took."""
+    """Return response tokens and seconds of each stage, over all of its invocations."""
     lines = ["| stage | rows | response tokens | seconds |", "|---|---|---|---|"]
     for name in ("eval-before", "y_o", "y_r", "student", "eval-after"):
         sessions = [json.loads(line) for line in (run / name / "sessions.jsonl").read_text().splitlines()]

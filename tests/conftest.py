@@ -1,4 +1,4 @@
-"""Shared by all tests: the command line run in this process, and small sets made by the scripted engine."""
+"""Share fixtures with all tests: the command line run in this process, and small sets made by the scripted engine."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ made_by_setup = pytest.mark.skipif(
 
 @pytest.fixture(scope="session")
 def trd() -> Trd:
-    """Run a trd command; `result.stdout`, `result.stderr` and `result.exit_code` are what a shell would see."""
+    """Run a trd command; `result.stdout`, `result.stderr` and `result.exit_code` are those that a shell would get."""
 
     def run(*args: object, stdin: str | None = None) -> Result:
         result = CliRunner().invoke(app, [str(a) for a in args], input=stdin)
@@ -39,7 +39,7 @@ def trd() -> Trd:
 
 @pytest.fixture(scope="session")
 def ok(trd: Trd) -> Trd:
-    """As `trd`, for commands that must succeed."""
+    """Run a trd command that must succeed."""
 
     def run(*args: object, stdin: str | None = None) -> Result:
         result = trd(*args, stdin=stdin)
@@ -51,7 +51,7 @@ def ok(trd: Trd) -> Trd:
 
 @pytest.fixture
 def problems(tmp_path: Path, ok: Trd) -> Path:
-    """Twelve arithmetic problems."""
+    """Return twelve arithmetic problems."""
     path = tmp_path / "problems.parquet"
     ok("data", "make", "arithmetic", "--n", 12, "--seed", 1, "--out", path)
     return path
@@ -59,7 +59,7 @@ def problems(tmp_path: Path, ok: Trd) -> Path:
 
 @pytest.fixture
 def rollouts(tmp_path: Path, ok: Trd, problems: Path) -> Path:
-    """A finished set of 24 scripted rollouts, not verified yet."""
+    """Return a finished set of 24 scripted rollouts without verdicts."""
     path = tmp_path / "y_o"
     ok("sample", "-m", "scripted", "-p", problems, "-n", 2, "--shard-rows", 10, "--out", path)
     return path
@@ -67,6 +67,6 @@ def rollouts(tmp_path: Path, ok: Trd, problems: Path) -> Path:
 
 @pytest.fixture
 def serve() -> Iterator[Callable[..., Server]]:
-    """Start a local server by what it answers."""
+    """Yield a function that starts a local server with its answers."""
     with servers() as start:
         yield start

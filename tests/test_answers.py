@@ -51,7 +51,7 @@ HUGE = {
 
 @pytest.mark.parametrize("case", HUGE)
 def test_the_last_box_is_found_in_linear_time(case: str) -> None:
-    """What is quadratic takes minutes for these."""
+    """A quadratic search takes minutes for these."""
     text, expected = HUGE[case]
     began = time.process_time()
     assert answers.last_boxed(text) == expected

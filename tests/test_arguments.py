@@ -1,7 +1,4 @@
-"""What is passed through to chat templates and engines:
-
-how values are spelt, names nobody reads, names that trd fills in.
-"""
+"""Arguments for chat templates and engines: spellings of values, names that no one reads, names that trd sets."""
 
 from __future__ import annotations
 
@@ -74,7 +71,7 @@ def test_a_name_that_the_template_does_not_read_is_said_with_those_it_reads(
     assert note in sampled(ok, model, problems, tmp_path / "y_o", *kwargs).stderr
     engine = ("--engine", "transformers", "--device", "cpu", "--max-tokens", 4)
     assert note in ok("eval", model, "-b", "arithmetic:n=1", *engine, *kwargs, "--out", tmp_path / "e").stderr
-    # What the rollouts were asked with is what refining and training ask with.
+    # Refining and training use the arguments that the rollouts were made with.
     refined = ok("refine", "--setting", "opsd", tmp_path / "y_o", *engine, "--out", tmp_path / "y_r")
     assert note in refined.stderr
     assert note in ok("distill", tmp_path / "y_r", "--dry-run").stderr

@@ -1,4 +1,4 @@
-"""trd verify --audit: a second method that shares nothing with the first, and the rows where the two differ."""
+"""trd verify --audit: a second method that shares no code with the first, and the rows where the two differ."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Make = Callable[[Sequence[tuple[str, str]]], Path]
 
 @pytest.fixture
 def answered(rollouts: Path, tmp_path: Path) -> Make:
-    """A set with a row for each (response, reference answer)."""
+    """Make a set with a row for each (response, reference answer)."""
     row = rows_of(rollouts)[0]
 
     def make(pairs: Sequence[tuple[str, str]]) -> Path:

@@ -27,7 +27,7 @@ MOST_PADDING = 0.1 + 1e-9
 
 
 def random_examples(count: int, seed: int = 0, longest: int = 60) -> list[Example]:
-    """Rows whose two prompts differ in length and whose ids are not those of padding; in half, not all places count."""
+    """Return rows whose two prompts differ in length and have no padding id; in half of them not all places count."""
     chance = random.Random(seed)
 
     def ids(low: int, high: int) -> list[int]:
@@ -49,7 +49,7 @@ def by_id(rows: Sequence[Example]) -> list[str]:
     return sorted(e.trajectory_id for e in rows)
 
 
-# What the two sides read and score
+# Tokens that the two sides read and score
 
 
 LONG_AND_SHORT = [Example("long", [11, 12], [21, 22, 23, 24], [31, 32, 33, 34]), Example("short", [13], [25], [41])]
@@ -57,7 +57,7 @@ LONG_AND_SHORT = [Example("long", [11, 12], [21, 22, 23, 24], [31, 32, 33, 34]),
 
 def test_one_long_and_one_short_trajectory_by_hand() -> None:
     batch = collate(LONG_AND_SHORT, Weighting.of(LONG_AND_SHORT, "sequence"))
-    # The last response token is never read; what is shorter is padded on the right.
+    # The last response token is never read; shorter rows are padded on the right.
     assert batch.student.ids_BL.tolist() == [[11, 12, 31, 32, 33], [13, 0, 0, 0, 0]]
     assert batch.teacher.ids_BL.tolist() == [[21, 22, 23, 24, 31, 32, 33], [25, 0, 0, 0, 0, 0, 0]]
     assert batch.student.places_N.tolist() == [1, 2, 3, 4, 5]
@@ -92,7 +92,7 @@ def test_places_that_are_not_scored_do_not_count_in_the_weights() -> None:
 
 
 def read_before(side: Side, prompts: Sequence[Sequence[int]], row_N: torch.Tensor) -> list[tuple[int, list[int]]]:
-    """For each place, its row and the response tokens its model has read up to there, which follow the row's prompt."""
+    """Return, for each place, its row and the response tokens that its model has read after the row's prompt."""
     length, found = side.ids_BL.shape[1], []
     for place, of_row in zip(side.places_N.tolist(), row_N.tolist(), strict=True):
         row, column = divmod(place, length)
@@ -117,7 +117,7 @@ def test_position_by_position_both_sides_score_the_same_response_token() -> None
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
-    """A student and a teacher."""
+    """Return a student and a teacher."""
     student, teacher = (reference_model(build_model(tmp_path_factory.mktemp("model"), seed=seed)) for seed in (0, 1))
     return student, teacher
 
@@ -136,7 +136,7 @@ def test_padding_and_neighbours_change_no_hidden_state(models: Models, which: st
 
 
 def whole_logits(model: torch.nn.Module, prompt: Sequence[int], e: Example) -> torch.Tensor:
-    """The whole model's logits (T, V) at the scored places of a response after a prompt, one row at a time."""
+    """Return the whole model's logits (T, V) at the scored places of a response after a prompt, one row at a time."""
     logits_LV = model(torch.tensor([[*prompt, *e.response]])).logits[0]
     return logits_LV[len(prompt) - 1 : -1][list(e.scored)]
 
@@ -154,7 +154,7 @@ def test_the_states_predict_the_response_as_the_whole_model_does(models: Models)
             torch.testing.assert_close(logits_NV, expected_NV, atol=1e-4, rtol=1e-4)
 
 
-# What a token counts
+# The weight of a token
 
 
 def test_the_weights_of_both_reductions_by_hand() -> None:
@@ -192,9 +192,9 @@ def flat_gradient(model: torch.nn.Module) -> torch.Tensor:
 
 
 def mean_over_own_tokens(models: Models, e: Example) -> tuple[float, torch.Tensor]:
-    """Loss and gradient of one row alone, by whole logits and autograd:
+    """Return loss and gradient of one row alone, by whole logits and autograd.
 
-    the mean of KL(teacher ‖ student) over its tokens.
+    The loss is the mean of KL(teacher ‖ student) over the row's tokens.
     """
     student, teacher = models
     student.zero_grad()
@@ -207,7 +207,7 @@ def mean_over_own_tokens(models: Models, e: Example) -> tuple[float, torch.Tenso
 
 
 def accumulated(models: Models, batches: Sequence[Batch]) -> tuple[float, torch.Tensor]:
-    """Loss and gradient of all the student's weights, summed over the batches."""
+    """Return loss and gradient of all the student's weights, summed over the batches."""
     student, teacher = models
     student.zero_grad()
     step, total = DistillStep(student, Teacher(teacher), Objective(), torch.float32), 0.0
@@ -235,7 +235,7 @@ def test_the_gradient_of_a_long_and_a_short_trajectory_by_hand(
     assert loss == pytest.approx(of_long * long_loss + of_short * short_loss, rel=1e-4)
     expected = of_long * long + of_short * short
     torch.testing.assert_close(gradient, expected, atol=1e-5, rtol=1e-4)
-    # The two rows pull in different directions, so other shares would be seen.
+    # The two rows pull in different directions, so other shares would show.
     other = (1 - of_long) * long + (1 - of_short) * short if of_long != of_short else long
     assert (gradient - other).norm() > 0.05 * gradient.norm()
 
@@ -292,14 +292,14 @@ def test_a_batch_without_a_weighting_has_no_loss_and_no_gradient(models: Models)
     ids="{0[0]} rows of up to {0[1]}, {0[2]} tokens".format,
 )
 def plans(request: pytest.FixtureRequest) -> Plans:
-    """A step, the tokens of a group, and the plans of the step for 1, 2, 3 and 8 processes."""
+    """Return a step, the tokens of a group, and the plans of the step for 1, 2, 3 and 8 processes."""
     count, longest, max_tokens = request.param
     step = random_examples(count, longest=longest)
     return step, max_tokens, [plan_step(step, max_tokens, processes) for processes in (1, 2, 3, 8)]
 
 
 def shares(plan: Plan) -> list[list[Sequence[Example]]]:
-    """The micro-batches of each process."""
+    """Return the micro-batches of each process."""
     return [plan.mine(process) for process in range(plan.processes)]
 
 
@@ -315,7 +315,7 @@ def test_every_process_gets_as_many_micro_batches(plans: Plans) -> None:
         assert len({len(share) for share in shares(plan)}) == 1
         empty = sum(not group for share in shares(plan) for group in share)
         assert empty < plan.processes
-        # No process only keeps step while there are rows that could be handed out.
+        # No process only keeps step while there are rows left to share.
         assert empty == 0 or all(len(group) == 1 for group in plan.groups)
 
 

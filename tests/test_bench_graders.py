@@ -1,4 +1,4 @@
-"""The benchmark of the graders: its rows are what it says they are, and a busy machine fails no goal."""
+"""The benchmark of the graders: its rows are as it describes them, and a busy machine fails no goal."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""The benchmark scripts:
-
-each can be loaded, and that of a GPU runs whole on a CPU, with the few packages it asks for.
-"""
+"""The benchmark scripts can be loaded, and that of a GPU runs whole on a CPU, with the few packages it asks for."""
 
 from __future__ import annotations
 
@@ -16,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = sorted((ROOT / "examples" / "bench").glob("*.py"))
-# Python runs a module of this name before anything else: here, on a machine where these are not installed.
+# Python runs a module of this name first; this one imitates a machine without these packages.
 WITHOUT = """
 import sys
 from importlib.machinery import PathFinder

@@ -1,4 +1,4 @@
-"""Benchmarks by name: from a folder, from a Hub on this machine, and from files of one's own."""
+"""Benchmarks by name: from a folder, from a Hub on this machine, and from users' files."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Rows = Sequence[Mapping[str, Any]]
 
 @pytest.fixture
 def data(monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of real benchmarks, as TRD_DATA."""
+    """Set TRD_DATA to the folder of real benchmarks and return it."""
     if not (DATA / "benchmarks").is_dir():
         pytest.skip("there is no folder of benchmarks (set TRD_DATA)")
     monkeypatch.setenv("TRD_DATA", str(DATA))
@@ -44,7 +44,7 @@ def data(monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder of benchmarks, as TRD_DATA."""
+    """Set TRD_DATA to an empty folder of benchmarks and return it."""
     monkeypatch.setenv("TRD_DATA", str(tmp_path))
     (tmp_path / "benchmarks" / "livecodebench").mkdir(parents=True)
     return tmp_path / "benchmarks"
@@ -181,7 +181,7 @@ def test_mbpp_inputs_have_the_types_that_json_does_not_have(data: Path) -> None:
     assert isinstance(tasks["Mbpp/252"]["base_input"][0][0], complex)
 
 
-# What a content hash sees
+# The content hash
 
 TASK = {
     "task_id": "Mbpp/1",
@@ -287,7 +287,7 @@ def test_evalplus_own_variable_names_a_file_too(folder: Path, tmp_path: Path, mo
 
 
 def evalplus_in_new_process(name: str, cache: Path) -> subprocess.CompletedProcess[str]:
-    """A set loaded with EvalPlus's cache elsewhere, no folder of benchmarks, and a proxy that nobody serves."""
+    """Load a set with EvalPlus's cache elsewhere, no folder of benchmarks, and a proxy that does not answer."""
     code = """
 import sys
 from trd_cli.datasets.benchmarks import load_benchmark
@@ -383,7 +383,7 @@ def test_arithmetic_is_made_from_its_options() -> None:
     assert small.sha256 != other.sha256
 
 
-# Files of one's own
+# Users' files
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv"])
@@ -464,7 +464,7 @@ def lcb_row(number: int, date: str, **more: Any) -> dict[str, Any]:
 
 
 def release(*first: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """175 rows, as test6.jsonl has: `first`, 43 of January with tests that nobody can read, the others of March."""
+    """Return 175 rows, as test6.jsonl has: `first`, 43 of January with unreadable tests, and the others of March."""
     january = [lcb_row(n, "2025-01-31", private_test_cases="?") for n in range(1000, 1044)]
     return [*first, *january, *(lcb_row(n, "2025-03-15") for n in range(2000, 2131 - len(first)))]
 
@@ -516,7 +516,7 @@ def test_a_functions_arguments_are_one_json_value_a_line(folder: Path) -> None:
 
 
 class Hostile:
-    """A pickle of this makes the directory when it is read without care."""
+    """A pickle that makes the directory if it is read without care."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -580,7 +580,7 @@ def test_a_release_with_another_number_of_rows_is_refused(folder: Path) -> None:
 
 
 def from_hub(hub: Hub, cache: Path, *names: str, **environment: str) -> list[dict[str, Any]]:
-    """Each name loaded in a new process: what there is to say of it, or its error."""
+    """Load each name in a new process; return its description or its error."""
     code = """
 import dataclasses, json, sys
 from trd_cli.datasets.benchmarks import load_benchmark
@@ -608,7 +608,7 @@ FORMAT = "\nAfter solving the above problem, please output your final answer in 
 
 
 def hub_rows(name: str) -> list[dict[str, Any]]:
-    """Rows with the columns that the set has on the Hub."""
+    """Return rows with the columns that the set has on the Hub."""
     make: dict[str, Callable[[int], dict[str, Any]]] = {
         "aime24": lambda i: {"id": i, "problem": f"p{i}", "solution": rf"\boxed{{0{i}}}", "url": "u"},
         "aime25": lambda i: {"problem": f"p{i}", "answer": str(i), "id": str(i)},
@@ -641,7 +641,7 @@ def test_every_mathematics_set_is_read_from_the_hub_at_its_pinned_commit(tmp_pat
         assert bench["source"] == f"{known.repo}@{known.revision[:12]} ({known.path})"
         third = bench["problems"][2]
         assert (third["problem"], third["reference_answer"]) == ("p2", "02" if name == "aime24" else "2")
-        # Another content: certain where trd knows the pinned file's hash, otherwise not to be told.
+        # Another content is certain only if trd knows the pinned file's hash.
         assert bench["known"] is (False if name in ("aime25", "math500") else None)
     assert again == list(loaded.values()), "offline, from the cache"
 
@@ -662,9 +662,10 @@ def test_a_set_that_the_hub_does_not_give_as_expected_is_one_line(tmp_path: Path
         names = ("aime25", "hmmt25", "math500", "gsm8k")
         short, missing, without_file, without_commit = (b["error"] for b in from_hub(hub, tmp_path, *names))
     assert f"aime25 from math-ai/aime25@{MATH_SETS['aime25'].revision[:12]} (test.jsonl) has 29" in short
-    assert "dataset MathArena/hmmt_feb_2025 could not be got: there is no such repository" in missing
+    assert "dataset MathArena/hmmt_feb_2025 could not be fetched: there is no such repository" in missing
     assert (
-        "test.jsonl of the Hub dataset HuggingFaceH4/MATH-500 could not be got: there is no such file" in without_file
+        "test.jsonl of the Hub dataset HuggingFaceH4/MATH-500 could not be fetched: there is no such file"
+        in without_file
     )
     assert f"it has no revision {MATH_SETS['gsm8k'].revision}" in without_commit
 

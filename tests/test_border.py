@@ -1,4 +1,4 @@
-"""What an engine of anybody's gives, on its way into rows: mended, or its own row's error; no good row is ever lost."""
+"""Completions of any engine on their way into rows: mended, or their own row's error; no good row is ever lost."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ GOOD = Completion("x", "ok", [*TOKENIZER.encode("ok"), END], [-0.5, -0.5, -0.5],
 
 @dataclass
 class Foreign:
-    """An engine that is none of ours: what it makes of a request is up to `answer`."""
+    """An engine from outside trd; `answer` makes its reply to a request."""
 
     answer: Callable[[int, Request], Any]
     name: str = "foreign"
@@ -53,7 +53,7 @@ def good(request: Request) -> Completion:
 def sampled(
     problems: Path, out: Path, answer: Callable[[int, Request], Any], **options: Any
 ) -> tuple[list[Trajectory], SilentProgress]:
-    """The rows of `trd sample` with a foreign engine."""
+    """Return the rows of `trd sample` with a foreign engine."""
     model, report = resolve_model("scripted"), SilentProgress()
     backend = Backend(model, model.tokenizer(), "foreign", "1", 8192, lambda: Foreign(answer))
     config = SampleConfig(problems=str(problems), out=str(out), max_errors=1000, **options)
@@ -61,7 +61,7 @@ def sampled(
     return rows_of(out), report
 
 
-# What is mended
+# Mended values
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_an_end_that_is_missing_after_stop_is_added_once_and_never_after_length(
     assert checked(replace(short, finish_reason="length"), TOKENIZER) == replace(short, finish_reason="length")
 
 
-# What is the row's error
+# Errors of rows
 
 BAD: dict[str, dict[str, Any]] = {
     "no text": {"text": None},

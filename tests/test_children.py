@@ -17,14 +17,14 @@ WAITING = "import time; print('started', flush=True); time.sleep(600)"
 
 @pytest.fixture(params=[*HEARD], ids=lambda number: number.name)
 def unheard(request: pytest.FixtureRequest) -> Iterator[signal.Signals]:
-    """A signal that the suite ignores, as SIGINT in the background of a shell and SIGHUP under nohup."""
+    """Yield a signal that the suite ignores, like SIGINT in the background of a shell and SIGHUP under nohup."""
     before = signal.signal(request.param, signal.SIG_IGN)
     yield request.param
     signal.signal(request.param, before)
 
 
 def ended_by(child: subprocess.Popen[str], number: signal.Signals) -> int:
-    """Send a signal to a child that has started, then SIGKILL; gives the exit code."""
+    """Send a signal to a child that has started, then SIGKILL; return the exit code."""
     assert child.stdout.readline() == "started\n"
     child.send_signal(number)
     try:

@@ -1,7 +1,4 @@
-"""Bad input ends in one clear line, exit code 1 and nothing written;
-
-usage errors in 2; the help is whole and parses.
-"""
+"""Bad input ends in one clear line, exit code 1 and nothing written; usage errors end in 2; the help parses."""
 
 from __future__ import annotations
 
@@ -29,7 +26,7 @@ Trd = Callable[..., Result]
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory, ok: Trd) -> Path:
-    """Good and bad input of every kind; no test may change it."""
+    """Make good and bad input of every kind; no test may change it."""
     world = tmp_path_factory.mktemp("world")
     ok("data", "make", "arithmetic", "--n", 6, "--seed", 1, "--out", world / "p.parquet")
     sample = ("sample", "-m", "scripted", "-p", world / "p.parquet", "-n", 2, "--shard-rows", 5)
@@ -67,7 +64,7 @@ def _plain_files(world: Path) -> None:
 
 
 def _models(world: Path, shard: Path) -> None:
-    """Directories that look like models as far as a command must look before it refuses them."""
+    """Make directories that look like models until a command reads far enough to refuse them."""
     for name in ("bare", "mute", "tiny", "endless"):
         (world / name).mkdir()
         (world / name / "config.json").write_text('{"model_type": "llama", "max_position_embeddings": 2048}')
@@ -86,7 +83,7 @@ def _models(world: Path, shard: Path) -> None:
 
 @pytest.fixture
 def inside(world: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Run in the world, and see that it is the same afterwards."""
+    """Run in the world, and check that it is the same afterwards."""
     monkeypatch.chdir(world)
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
     before = _snapshot(world)
@@ -100,7 +97,7 @@ def _snapshot(root: Path) -> dict[str, bytes | None]:
 
 @dataclass(frozen=True)
 class Bad:
-    """A command line, what comes on standard input, and what its one line of standard error must name."""
+    """A command line, its standard input, and the words that its one line of standard error must have."""
 
     line: str
     words: tuple[str, ...]
@@ -292,7 +289,7 @@ def test_a_usage_error_ends_in_2_and_says_what_is_wrong(name: str, inside: Path,
     line, words = USAGE[name]
     result = trd(*shlex.split(line))
     assert (result.exit_code, result.stdout) == (2, "")
-    # Which words follow is Typer's; it breaks lines where it likes.
+    # The other words are Typer's, and it chooses the line breaks.
     assert words.replace(" ", "").lower() in "".join(result.stderr.split()).lower()
     assert "Traceback" not in result.stderr
 
@@ -325,7 +322,7 @@ def test_every_command_that_works_long_has_a_dry_run() -> None:
 
 
 def commands() -> dict[str, click.Command]:
-    """All commands by name; those of a group as `group name`."""
+    """Return all commands by name; those of a group as `group name`."""
     found: dict[str, click.Command] = {}
     for name, command in typer.main.get_command(app).commands.items():
         inner = getattr(command, "commands", None)

@@ -1,4 +1,4 @@
-"""Code by its tests: what the program is, how it is run, how results are compared, and which verdict follows."""
+"""Code by its tests: finding the program, running it, comparing its results, and the verdict."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import Result
 from support import sets
@@ -110,6 +111,12 @@ VALUES = {
     "a list of one in a list of two": (5, [5, 5], False),
     "a dict": ({"a": (1,)}, {"a": [1]}, True),
     "a dict with numbers": ({1: 2}, {"1": 2}, True),
+    "a dict with a truth": ({True: 1}, {"true": 1}, True),
+    "a number of numpy": (np.int64(5), 5, True),
+    "an array of numpy": (np.array([[1, 2]]), [[1, 2]], True),
+    "an array of one for its number": (np.array([[5]]), 5, False),
+    "a rounded number of numpy": (np.float16(2048), 2049, False),
+    "an infinity of numpy": ([np.float16("inf")], [10**9], False),
     "a dict with more": ({"a": 1, "b": 2}, {"a": 1}, False),
     "a dict with another": ({"b": 1}, {"a": 1}, False),
     "a set": ({1, 2}, [1, 2], False),
@@ -346,6 +353,8 @@ def test_functions_are_called_and_their_values_compared(name: str) -> None:
     assert graded(source, tests) == Grade("correct", source)
 
 
+# Sixty tuples, the last of which stands for 2 ** 60 values.
+ENDLESS = "t = (1,)\n    for _ in range(60): t = (t, t)"
 WRONG_CALLS = {
     "a value": ("def f(a): return a + 1", "test 1 of 1: wrong value 2"),
     "an exception": ("def f(a): raise KeyError('no')", "test 1 of 1: KeyError: 'no'"),
@@ -357,6 +366,14 @@ WRONG_CALLS = {
     ),
     "a generator": ("def f(a): yield a", "test 1 of 1: wrong value <trd_cli.graders.inside.codec.Opaque"),
     "no Python": ("def f(a) return a", "the program does not load: SyntaxError: expected ':' (<string>, line 1)"),
+    "values that hold each other": (
+        f"def f(a):\n    {ENDLESS}\n    return [t]",
+        "test 1 of 1: it wrote into the grader's pipe (not a message: ValueError: values that hold each other without end)",
+    ),
+    "a set of such": (
+        f"class T(tuple): __hash__ = lambda self: 1\ndef f(a):\n    {ENDLESS}\n    return {{T((t,))}}",
+        "test 1 of 1: it wrote into the grader's pipe (not a message: ValueError: values that hold each other without end)",
+    ),
     "a long int": ("def f(a): return 10 ** 5000", "test 1 of 1: wrong value a very long integer"),
 }
 
@@ -441,7 +458,7 @@ def imported(name: str, preset: str, tmp_path: Path) -> list[Any]:
     return import_problems(config).problems
 
 
-# References of the LeetCode set that do not pass their own tests, by their place in it, and why.
+# References of the LeetCode set that fail their own tests, by their place in it, with the reason.
 KNOWN_WRONG: dict[int, str] = {}
 EVERY = 10
 # A method with a name of the prelude; operator's and string's names.
@@ -449,7 +466,7 @@ SPECIAL = (40, 98, 533)
 
 
 def test_references_of_leetcode_pass_their_own_tests(tmp_path: Path) -> None:
-    """Every tenth: all of them take minutes."""
+    """Every tenth is run: all of them take minutes."""
     problems = imported("leetcode.json", "leetcode", tmp_path)
     assert len(problems) == 1889
     chosen = {i: p for i, p in enumerate(problems) if i % EVERY == 0 or i in KNOWN_WRONG or i in SPECIAL}
@@ -511,6 +528,7 @@ EVALPLUS = {
     "wrong": ("def has_close_elements(a, b): return True", "base fail, plus fail"),
     "crashes": ("def has_close_elements(a, b): return 1 / 0", "base fail, plus fail"),
     "ends": ("import os\ndef has_close_elements(a, b): os._exit(0)", "base fail, plus fail"),
+    "endless to hash": (f"def has_close_elements(a, b):\n    {ENDLESS}\n    return t", "base fail, plus fail"),
     "another name": ("def close(a, b): return True", "base fail, plus fail"),
     "no Python": ("def has_close_elements(a, b) return True", "base fail, plus fail"),
     "always equal": (
@@ -551,6 +569,18 @@ def test_a_worker_that_has_compared_grades_all_else_as_before() -> None:
     with GraderPool(GraderOptions(workers=1)) as pool:
         verdicts = [grade.verdict for grade in pool.grade(questions)]
     assert verdicts == ["correct", "correct", "incorrect", "correct", "correct"]
+
+
+def test_a_large_result_is_not_kept_for_the_rows_after_it() -> None:
+    tests = evalplus_tests("HumanEval/0")
+    many = "def has_close_elements(a, b): return [None] * (20 << 20)"
+    resident = Path("/proc/self/statm")
+    if not resident.exists():
+        pytest.skip("memory is read from /proc")
+    assert graded(reference("HumanEval/0"), tests).verdict == "correct"
+    before = int(resident.read_text().split()[1])
+    assert graded(many, tests).verdict == "incorrect"
+    assert int(resident.read_text().split()[1]) - before < (50 << 20) // 4096
 
 
 def test_what_runs_by_itself_is_dropped_before_grading() -> None:

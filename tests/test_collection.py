@@ -14,7 +14,7 @@ DATA = os.environ.get("TRD_DATA", str(ROOT.parent / "shared" / "data"))
 
 
 def collected(root: Path, home: Path, **more: str) -> list[str]:
-    """The ids of all tests of a checkout in the order in which a new process collects them."""
+    """Return the ids of all tests of a checkout in the order in which a new process collects them."""
     own = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "PYTHON"))}
     home.mkdir()
     apart = {"HOME": str(home), "TMPDIR": str(home), "TRD_DATA": DATA, "PYTHONPATH": str(root)}

@@ -1,4 +1,4 @@
-"""trd compare: paired differences between two evaluations, as the command line tells and writes them."""
+"""trd compare: paired differences between two evaluations, as the command prints and writes them."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ BENCH, OTHER = "arithmetic:n=40,seed=3", "arithmetic:n=7,seed=4"
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory, ok: Trd) -> Path:
-    """Two evaluations on the same forty questions: `weak` is right at 0.3 of its samples, `strong` at 0.8.
+    """Make two evaluations on the same forty questions: `weak` is right at 0.3 of its samples, `strong` at 0.8.
 
-    Of another seed: with the same one the scripted engine is right wherever it was at a lower accuracy.
+    They have different seeds: with the same one, the scripted engine is right wherever it was at a lower accuracy.
     """
     home = tmp_path_factory.mktemp("compare")
     evaluate(ok, home / "weak", 0.3, BENCH, 2)
@@ -175,7 +175,7 @@ def test_a_question_that_one_run_lost_to_errors_is_in_no_difference(runs: Path, 
     assert set(bench["gained"]) | set(bench["lost"]) <= set(graded)
 
 
-# What can be compared with what
+# Evaluations that can be compared
 
 
 def test_several_benchmarks_are_compared_one_by_one_and_their_number_is_said(ok: Trd, tmp_path: Path) -> None:

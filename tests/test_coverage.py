@@ -1,11 +1,10 @@
 """Do 95 % intervals cover the truth 95 times in 100, and does the paired test reject 5 true nulls in 100?
 
-Simulated pools of Q questions with k samples each. A question's chance of being answered correctly is drawn
-from Beta(mean·s, (1 − mean)·s): s = 4 is a moderate spread of difficulty, s = 1 and s = 0.5 a strong one
-(most questions nearly always right or nearly always wrong). The bounds are 93 and 97 %, with two Monte-Carlo
-standard errors granted.
+The pools are simulated, with Q questions and k samples each. A question's chance of a correct answer is drawn from
+Beta(mean·s, (1 − mean)·s): s = 4 is a moderate spread of difficulty, s = 1 and s = 0.5 a strong one (most questions
+nearly always right or nearly always wrong). The bounds are 93 and 97 %, with two Monte-Carlo standard errors granted.
 
-Where that cannot be held, the bound that does hold is asserted:
+Where these bounds do not hold, the bound that holds is asserted:
 
 - one sample a question, 30 questions, mean 0.1: 97.4 % (Wilson's interval on a lattice; the others stay
   within 93 and 97 %);
@@ -37,7 +36,7 @@ MEAN_POOLS, PAIRED_POOLS, DRAWS, SIGNS = 4000, 2000, 1000, 499
 
 
 class Paired(NamedTuple):
-    """Of one cell: questions moved on average, nulls rejected, coverage under the null and of a gain."""
+    """Results of one cell: questions moved on average, nulls rejected, coverage under the null and of a gain."""
 
     moved: float
     rejected: float
@@ -46,7 +45,7 @@ class Paired(NamedTuple):
 
 
 def margin(share: float, pools: int) -> float:
-    """Two Monte-Carlo standard errors."""
+    """Return two Monte-Carlo standard errors."""
     return 2 * sqrt(share * (1 - share) / pools)
 
 
@@ -59,7 +58,7 @@ def rates(random: np.random.Generator, mean: float, spread: float, shape: tuple[
 
 
 def failing(mean: float, spread: float, power: float) -> float:
-    """E[(1 − p)^power] for p ~ Beta(mean·spread, (1 − mean)·spread)."""
+    """Return E[(1 − p)^power] for p ~ Beta(mean·spread, (1 − mean)·spread)."""
     a, b = mean * spread, (1 - mean) * spread
     return exp(lgamma(b + power) - lgamma(b) + lgamma(a + b) - lgamma(a + b + power))
 
@@ -70,7 +69,7 @@ def coverage(low_P: np.ndarray, high_P: np.ndarray, truth: float) -> float:
 
 @cache
 def mean_coverage(questions: int, k: int, mean: float, spread: float) -> tuple[float, float]:
-    """Coverage of avg@k's interval and of value ± t·stderr."""
+    """Return the coverage of avg@k's interval and of value ± t·stderr."""
     random = np.random.default_rng([questions, k, int(10 * mean), int(10 * spread)])
     scores_QP = random.binomial(k, rates(random, mean, spread, (questions, MEAN_POOLS))) / k
     interval = mean_intervals(scores_QP, np.full(MEAN_POOLS, questions * k), DRAWS)
@@ -81,7 +80,7 @@ def mean_coverage(questions: int, k: int, mean: float, spread: float) -> tuple[f
 
 @cache
 def paired_coverage(questions: int, k: int, mean: float, spread: float) -> Paired:
-    """A solves a question with chance p; B too (null), or with chance 1 − (1 − p)^1.5 (gain)."""
+    """Simulate A, which solves a question with chance p, and B, with p too (null) or with 1 − (1 − p)^1.5 (gain)."""
     random = np.random.default_rng([questions, k, int(10 * mean), int(10 * spread), 1])
     rates_QP = rates(random, mean, spread, (questions, PAIRED_POOLS))
     a_QP, same_QP, better_QP = (random.binomial(k, p) / k for p in (rates_QP, rates_QP, 1 - (1 - rates_QP) ** 1.5))
@@ -139,7 +138,7 @@ def test_the_standard_error_of_avg_at_k_covers_the_truth(questions: int, k: int)
 
 @pytest.mark.parametrize("questions", [30, 164])
 def test_the_interval_covers_where_all_questions_are_equally_hard(questions: int) -> None:
-    """In half the pools there is less variance than samples make, and Wilson's interval takes over."""
+    """In half the pools there is less variance than samples make, and Wilson's interval replaces the other."""
     random = np.random.default_rng(questions)
     scores_QP = random.binomial(8, 0.35, (questions, MEAN_POOLS)) / 8
     interval = mean_intervals(scores_QP, np.full(MEAN_POOLS, 8 * questions), DRAWS)
@@ -191,7 +190,7 @@ def test_the_interval_of_a_difference_covers_the_truth(questions: int, k: int) -
 
 
 def pilot(samples: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """A, B and the chances of both: 100 questions whose shares correct are exactly their chances, in tenths."""
+    """Return A, B and the chances of both: 100 questions whose shares correct are exactly their chances, in tenths."""
     random = np.random.default_rng(40)
     rates_a_Q = random.integers(0, 9, 100) / 10
     rates_b_Q = rates_a_Q + random.choice([-1, 0, 1, 2], 100) * (rates_a_Q > 0) / 10
@@ -202,7 +201,7 @@ def pilot(samples: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
 def power(rates_a_Q: np.ndarray, rates_b_Q: np.ndarray, questions: int, samples: int) -> float:
-    """Share of new comparisons, over questions like these, that the sign-flip test finds significant."""
+    """Return the share of new comparisons, over questions like these, that the sign-flip test finds significant."""
     random = np.random.default_rng(41)
     drawn_QP = random.integers(0, len(rates_a_Q), (questions, PAIRED_POOLS))
     b_QP, a_QP = (random.binomial(samples, rates[drawn_QP]) / samples for rates in (rates_b_Q, rates_a_Q))

@@ -1,8 +1,7 @@
-"""Files that a disk, a crash or a copy has changed: no reader gives other values in silence, and what can be made again
-is.
+"""Files changed by a disk, a crash or a copy: no reader returns wrong values in silence, and commands make rows again.
 
-How many single bits are flipped in each file is TRD_FLIPS where it is set: 500 is the full form. Not covered: damage
-that was there before the bytes were written, weights of a checkpoint, `train.jsonl` and `sessions.jsonl`.
+TRD_FLIPS sets the number of single bits that are flipped in each file; 500 is the full form. Not covered: damage from
+before the bytes were written, weights of a checkpoint, `train.jsonl` and `sessions.jsonl`.
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ Read = Callable[[Path], Any]
 
 
 def long_rows() -> Iterator[Any]:
-    """Rows whose columns take several pages, with values that a flipped bit turns into others as good."""
+    """Yield rows whose columns take several pages, with values that a flipped bit turns into other valid ones."""
     chance = random.Random(3)
     for n in range(40):
         ids = [chance.randrange(150_000) for _ in range(80)]
@@ -66,7 +65,7 @@ def long_rows() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Three shards and a problem set, each in a directory of its own."""
+    """Return three shards and a problem set, each in a directory of its own."""
     root = tmp_path_factory.mktemp("files")
     contents = {"small": ROWS, "long": list(long_rows()), "one": ROWS[:1]}
     found = {name: root / name / "shard-00000.parquet" for name in contents}
@@ -79,7 +78,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return found
 
 
-# How trd reads shards: whole rows, some columns, rows of a set with a filter, parents, and footers alone.
+# The ways trd reads shards: whole rows, some columns, rows of a set with a filter, parents, and footers alone.
 READS: dict[str, Read] = {
     "rows": read_rows,
     "ids": lambda path: read_table(path, ["trajectory_id", "error"]),
@@ -96,7 +95,7 @@ READS_OF_PROBLEMS: dict[str, Read] = {
 
 
 def outcome(read: Read, path: Path) -> Any:
-    """What a reader gives; where it refuses the file by name, that."""
+    """Return a reader's values, or its refusal if that names the file."""
     try:
         found = read(path)
     except InputError as refused:
@@ -109,7 +108,7 @@ def same(one: Any, other: Any) -> bool:
 
 
 def changed(content: bytes, damage: str, chance: random.Random) -> bytes:
-    """The content of a file with some damage at a place by chance, in the footer as often as before it."""
+    """Return a file's content with some damage at a random place, in the footer as often as before it."""
     size = len(content)
     footer = size - 8 - int.from_bytes(content[-8:-4], "little")
     if damage == "bit":
@@ -123,7 +122,7 @@ def changed(content: bytes, damage: str, chance: random.Random) -> bytes:
         return content[:place] + bytes(length) + content[place + length :]
     if damage == "grown":
         return content[:place] + content[place : place + length] + content[place:]
-    if damage == "copied":  # a block is written to another place too
+    if damage == "copied":  # a block also lands in another place
         return content[:other] + content[place : place + length] + content[other + length :]
     assert damage == "swapped"
     other = max(other, place + length)
@@ -201,11 +200,11 @@ def test_the_benchmark_of_checksums_compares_the_same_rows(tmp_path: Path) -> No
     assert {len(row) for row in table["response_token_ids"].to_pylist()} == {30}
 
 
-# Shards of before there were checksums
+# Shards without checksums, from before there were any
 
 
 def unsealed(path: Path, rows: list[Any]) -> Path:
-    """A shard as it was written before there were checksums."""
+    """Write a shard without checksums, as before there were any."""
     table = pa.table({name: [getattr(row, name) for row in rows] for name in SCHEMA.names}, schema=SCHEMA)
     pq.write_table(table.replace_schema_metadata({b"trd.schema_version": b"1"}), path, compression="zstd")
     return path
@@ -230,11 +229,11 @@ def test_text_that_is_none_any_more_in_a_shard_without_checksums_is_refused_by_n
         read_rows(path)
 
 
-# What the commands do
+# The commands
 
 
 def one_line(trd: Trd, *args: object) -> str:
-    """The error of a command that ends in one."""
+    """Return the error of a command that ends in one line."""
     result = trd(*args)
     assert result.exit_code == 1
     assert "Traceback" not in result.stderr

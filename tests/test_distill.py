@@ -53,7 +53,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, ok: Trd) -> World:
 
 @pytest.fixture(scope="module")
 def trained(world: World, ok: Trd, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint trained long and fast enough to learn its twelve rows."""
+    """Return a checkpoint trained long and fast enough to learn its twelve rows."""
     checkpoint = tmp_path_factory.mktemp("trained") / "checkpoint"
     assert ok("distill", world.by_teacher, *OVERFIT, "--out", checkpoint).stdout == f"{checkpoint}\n"
     return checkpoint
@@ -74,7 +74,7 @@ def weights(directory: Path) -> dict[str, torch.Tensor]:
 
 
 def edited(source: Path, target: Path, change: Callable[[int, Trajectory], Trajectory]) -> Path:
-    """A copy of a set with each row, counted from 0, replaced by what `change` makes of it."""
+    """Return a copy of a set with each row, counted from 0, replaced by the result of `change`."""
     shutil.copytree(source, target)
     number = 0
     for shard in list_shards(target):
@@ -156,7 +156,7 @@ def test_the_rate_rises_to_its_peak_and_falls_to_its_share_of_it(trained: Path) 
     assert rates[-1] == pytest.approx(0.001)
 
 
-# What the loss is
+# The loss
 
 
 def test_a_teacher_equal_to_the_student_in_an_equal_context_teaches_nothing(
@@ -290,12 +290,12 @@ def test_tied_embeddings_stay_tied(ok: Trd, tmp_path: Path) -> None:
 
 
 def first_trained(directory: Path) -> Trajectory:
-    """The first row in the order of training, which is that of the ids and not of the shards."""
+    """Return the first row in the order of training, which is that of the ids and not of the shards."""
     return min(iter_rows(list_shards(directory)), key=lambda row: row.trajectory_id)
 
 
 def preview(ok: Trd, *arguments: Any) -> tuple[str, str, str]:
-    """What --dry-run shows of the first row: the student's context, the teacher's, and the response with its length."""
+    """Return the parts of --dry-run for the first row: the student's context, the teacher's, and the response."""
     said = ok("distill", *arguments, *TRAIN, "--dry-run").stderr
     _, _, rest = said.partition("student reads (")
     student, _, rest = rest.partition("teacher reads (")
@@ -353,7 +353,7 @@ def test_a_finished_response_is_trained_on_with_its_end_and_a_truncated_one_with
     assert preview(ok, source)[2].startswith(f"{trained_on} tokens")
 
 
-# What is left out, and what is refused
+# Rows left out, and refusals
 
 
 def test_rows_that_ended_as_errors_are_left_out(world: World, ok: Trd, tmp_path: Path) -> None:
@@ -397,7 +397,7 @@ def test_rollouts_without_a_reference_are_left_out_of_opsd(world: World, ok: Trd
 
 
 def with_verdicts(world: World, tmp_path: Path) -> Path:
-    """Rollouts that are wrong, refined rows of which the first three are right."""
+    """Return rollouts that are wrong, and refined rows of which the first three are right."""
     wrong = edited(world.rollouts, tmp_path / "y_o", lambda _, row: replace(row, verdict="incorrect"))
     refined = edited(
         world.by_teacher,
@@ -429,7 +429,7 @@ def test_only_the_rows_of_the_subset_are_trained_on(
 
 
 def refusal(result: Any) -> str:
-    """The one line in which a refused command ends."""
+    """Return the one line in which a refused command ends."""
     assert result.exit_code == 1, result.stderr
     assert result.stdout == ""
     lines = [line for line in result.stderr.splitlines() if "error:" in line]
@@ -452,7 +452,7 @@ def test_a_subset_by_verdicts_that_nobody_gave_names_trd_verify(
 
 
 def files_of(directory: Path) -> dict[str, tuple[int, bytes]]:
-    """Time of writing and content of each file but those that every start touches."""
+    """Return the time of writing and the content of each file, except those that every start touches."""
     paths = (path for path in directory.iterdir() if path.name not in (".lock", "run.json"))
     return {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in paths}
 
@@ -515,7 +515,7 @@ def test_an_unfinished_checkpoint_is_refused_as_a_model(
 
 @pytest.fixture
 def stranger(world: World, tmp_path: Path) -> Path:
-    """A model of the teacher's weights whose tokenizer gives some ids to other tokens."""
+    """Return a model with the teacher's weights whose tokenizer gives some ids to other tokens."""
     directory = shutil.copytree(world.teacher, tmp_path / "stranger")
     write_tokenizer(directory, merges=tuple((a, b) for a in "abcd" for b in "eghij"))
     return directory

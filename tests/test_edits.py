@@ -1,4 +1,4 @@
-"""How far y_r is from y_o, and signs that it was written with y* in view: hand-made cases and a naive reference."""
+"""The distance of y_r from y_o, and signs that y* was in view: hand-made cases and a naive reference."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from collections.abc import Sequence
 
 import pytest
 
-from trd_cli.report.edits import common_prefix, edit_distances, prefix_share
 from trd_cli.report.leaks import copied_ngrams, talk_of_reference
+from trd_cli.report.refinement import common_prefix, edit_distances, prefix_share
 
 # Edit distance
 
 
 def naive_distance(one: Sequence[int], other: Sequence[int]) -> int:
-    """Levenshtein's distance by the full table."""
+    """Return Levenshtein's distance by the full table."""
     above = list(range(len(other) + 1))
     for i, a in enumerate(one, start=1):
         line = [i]
@@ -146,7 +146,7 @@ LETTERS = ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k", "l", "m", "n",
 
 
 def words(first: int, last: int) -> str:
-    """The words from one place to another, both included, counted from 1."""
+    """Return the words from one place to another, both included, counted from 1."""
     return " ".join(LETTERS[first - 1 : last])
 
 

@@ -1,4 +1,4 @@
-"""Which token ends a response: by the chat template, the tokenizer and the configurations of the families there are."""
+"""The tokens that end a response: by the chat template, the tokenizer and the configurations of known families."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PROMPT = "{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
 
 @dataclass(frozen=True)
 class Family:
-    """A chat template, the tokenizer's own end, what the configurations list, and the end of an assistant's turn."""
+    """A chat template, the tokenizer's own end, the ends in the configurations, and the end of an assistant's turn."""
 
     template: str | None
     eos: str | None
@@ -112,7 +112,7 @@ Shaped = Callable[[Family], Path]
 
 @pytest.fixture
 def shaped(model: Path, tmp_path: Path) -> Shaped:
-    """A copy of the model with a family's template and ends."""
+    """Return a copy of the model with a family's template and ends."""
 
     def shaped(family: Family) -> Path:
         directory = shutil.copytree(model, tmp_path / "shaped")
@@ -129,7 +129,7 @@ def shaped(model: Path, tmp_path: Path) -> Shaped:
 
 
 def edit(path: Path, **changes: Any) -> None:
-    """Change entries of a JSON file; None takes one out."""
+    """Change entries of a JSON file; None removes one."""
     settings = json.loads(path.read_text()) | changes
     path.write_text(json.dumps({key: value for key, value in settings.items() if value is not None}))
 
@@ -185,7 +185,7 @@ def test_an_end_that_is_added_as_plain_text_is_no_part_of_a_response(model: Path
 
 
 def with_post_processor(directory: Path, single: str) -> Path:
-    """Let the tokenizer write special tokens around a text, as `single` says."""
+    """Let the tokenizer write special tokens around a text, in the form `single`."""
     from tokenizers import Tokenizer, processors
 
     names = {name: SPECIALS.index(name) for name in SPECIALS if name in single}

@@ -27,7 +27,7 @@ from support.local_server import (
 from trd_cli.errors import EngineError
 from trd_cli.records import Completion, Request, Sampling
 
-# What is sent
+# Requests
 
 
 def test_the_prompt_is_sent_as_token_ids_with_the_rows_own_sampling_and_seed(serve):
@@ -95,11 +95,11 @@ def test_the_server_may_be_named_by_the_environment(serve, monkeypatch):
     assert answer.text == "found"
 
 
-# What comes back
+# Answers
 
 
 def test_returned_token_ids_are_kept_exactly_with_their_logprobs(serve):
-    ids = [300, 301, END]  # not what the text would encode to
+    ids = [300, 301, END]  # the text would encode to other ids
     answer = ask(serve(exact("ok", ids)), "a")["a"]
     assert answer == Completion("a", "ok", ids, [-0.5, -0.5, -0.5], "stop", ids_exact=True)
 
@@ -172,7 +172,7 @@ def test_an_answer_that_is_broken_json_becomes_an_error_row(serve):
     assert answer.error.startswith("the server's answer is unreadable: ")
 
 
-# What fails
+# Failures
 
 
 def test_a_busy_server_is_asked_again(serve):
@@ -261,7 +261,7 @@ def test_as_many_requests_are_open_as_batch_size_allows_and_never_more(serve):
         with lock:
             now_open += 1
             most_open = max(most_open, now_open)
-        together.wait(10)  # breaks, and so fails the test, unless three are open at a time
+        together.wait(10)  # breaks and fails the test unless three are open at a time
         with lock:
             now_open -= 1
         return exact(prompt)
@@ -342,7 +342,7 @@ def test_no_requests_make_no_completions():
     assert list(engine_for("http://127.0.0.1:9/v1").generate([])) == []
 
 
-# What is configured
+# Settings
 
 
 def test_the_engine_names_itself_and_the_package_that_does_the_work():

@@ -34,7 +34,7 @@ SEEDED = Sampling(temperature=0.9, top_p=0.95, top_k=40, max_tokens=16)
 LONGEST = 512
 QUESTIONS = ("What is 2+2? Answer with one number.", "What is the capital of France?", "Say hi.", "Count to five.")
 
-# What a user's own script does: standard output is theirs, and the engine's processes may be killed.
+# A user's own script: standard output is theirs, and the engine's processes may be killed.
 SCRIPT = """
 import json, multiprocessing, os, signal, sys
 from trd_cli.config.generating import EngineOptions
@@ -75,7 +75,7 @@ def tokenizer(model: ModelRef) -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def engine(model: ModelRef, tokenizer: Tokenizer) -> Iterator[VllmEngine]:
-    """Sixteen rows at a time, at most 512 tokens each; a step prefills no more than 512 tokens."""
+    """Yield an engine with sixteen rows at a time, at most 512 tokens each; a step prefills no more than 512 tokens."""
     options = EngineOptions(
         dtype="float32", batch_size=16, max_model_len=LONGEST, engine_arg={"max_num_batched_tokens": LONGEST}
     )
@@ -85,14 +85,14 @@ def engine(model: ModelRef, tokenizer: Tokenizer) -> Iterator[VllmEngine]:
 
 
 def requests_for(tokenizer: Tokenizer, count: int, sampling: Sampling) -> list[Request]:
-    """Short questions, no two alike; ids and seeds count up, the seeds from near their largest value."""
+    """Return short questions, all different; ids and seeds count up, the seeds from near their largest value."""
     texts = [QUESTIONS[i % len(QUESTIONS)] + " Please." * (i // len(QUESTIONS)) for i in range(count)]
     prompts = [tokenizer.render([{"role": "user", "content": text}], "chat", {}) for text in texts]
     return [Request(f"row {i}", ids, sampling, seed=2**63 - 1 - i) for i, ids in enumerate(prompts)]
 
 
 def run(engine: VllmEngine, requests: Sequence[Request]) -> dict[str, Completion]:
-    """Completions by request id, in the order they came; fails when one is missing or came twice."""
+    """Return completions by request id, in the order they came; fail if one is missing or came twice."""
     done = list(engine.generate(requests))
     assert sorted(c.request_id for c in done) == sorted(r.request_id for r in requests)
     return {c.request_id: c for c in done}
@@ -103,7 +103,7 @@ def token_ids(completions: dict[str, Completion]) -> dict[str, list[int]]:
 
 
 def take_log(message: str) -> str:
-    """The text of the log an error's message names, which is kept for the user; removes it."""
+    """Return the text of the log that an error's message names, and remove the file, which is kept for users."""
     log = Path(message.split("vllm's own log is ")[1])
     text = log.read_text(errors="replace")
     log.unlink()
@@ -253,7 +253,7 @@ def test_a_failure_in_vllms_own_process_is_told_by_its_reason(
 
 @pytest.fixture(scope="module")
 def script(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, dict[str, str]]:
-    """Standard output of a script that uses the engine with the loudest logs, and what the script was told."""
+    """Return a script's standard output, and the answers it got from an engine with the loudest logs."""
     directory = tmp_path_factory.mktemp("script")
     (directory / "use.py").write_text(SCRIPT)
     root = Path(__file__).parent.parent

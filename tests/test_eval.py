@@ -1,4 +1,4 @@
-"""trd eval with the scripted engine: what results.json says is what the shards hold."""
+"""trd eval with the scripted engine: results.json agrees with the shards."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ DATA = Path(os.environ.get("TRD_DATA", Path(__file__).parents[2] / "shared" / "d
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory, ok: Trd) -> Path:
-    """Two samples of every question of two benchmarks, some of them lost to faults."""
+    """Return two samples of every question of two benchmarks, some of them lost to faults."""
     out = tmp_path_factory.mktemp("eval") / "k2"
     ok(
         *("eval", "scripted", "--bench", BOTH, "--k", 2, "--shard-rows", 7, "--max-errors", 30),
@@ -43,7 +43,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory, ok: Trd) -> Path:
 
 @pytest.fixture(scope="module")
 def four(tmp_path_factory: pytest.TempPathFactory, ok: Trd) -> Path:
-    """Four samples of the same, generated at once."""
+    """Return four samples of the same, generated at once."""
     out = tmp_path_factory.mktemp("eval") / "k4"
     ok("eval", "scripted", "--bench", BOTH, "--k", 4, "--max-errors", 60, *FAULTS, "--out", out)
     return out
@@ -61,9 +61,9 @@ def rows_of(directory: Path, source: str | None = None) -> list[Trajectory]:
 
 
 def majority(votes: list[tuple[bool, str | None]]) -> float:
-    """Chance that the most frequent answer is right, ties drawn by lot:
+    """Return the chance that the most frequent answer is right, with ties drawn by lot.
 
-    the correct ones are one answer, None is no vote.
+    All correct votes are one answer; None is no vote.
     """
     counts = Counter(True if right else answer for right, answer in votes if right or answer is not None)
     most = [answer for answer, count in counts.items() if count == max(counts.values())]
@@ -71,7 +71,7 @@ def majority(votes: list[tuple[bool, str | None]]) -> float:
 
 
 def recount(directory: Path, bench: str, k: int) -> dict[str, Any]:
-    """A benchmark's part of results.json, less its intervals, by plain counting."""
+    """Return a benchmark's part of results.json, without its intervals, by plain counting."""
     rows = rows_of(directory, bench)
     graded = ("correct", "incorrect")
     by_question = {
@@ -180,7 +180,7 @@ def test_an_error_is_never_a_wrong_answer(pair: Path) -> None:
 
 @pytest.fixture
 def raised(pair: Path, ok: Trd, tmp_path: Path) -> Path:
-    """The same directory after --k was raised from 2 to 4."""
+    """Return the same directory after --k was raised from 2 to 4."""
     out = shutil.copytree(pair, tmp_path / "k")
     ok("eval", "scripted", "--bench", BOTH, "--k", 4, "--max-errors", 60, *FAULTS, "--out", out)
     return out
@@ -311,7 +311,7 @@ def test_rescoring_needs_no_benchmark(problems: Path, ok: Trd, tmp_path: Path) -
 
 @pytest.fixture
 def answered(ok: Trd, tmp_path: Path) -> Callable[[list[str]], Path]:
-    """An evaluation of one question whose samples say what the test has them say ({} is the reference answer)."""
+    """Return an evaluation of one question with the test's own texts as samples ({} is the reference answer)."""
 
     def make(responses: list[str]) -> Path:
         out = tmp_path / "answered"
@@ -467,7 +467,7 @@ def test_code_is_sampled_shorter_than_mathematics(ok: Trd, tmp_path: Path) -> No
 
 @pytest.fixture
 def real(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """A directory with two published benchmarks, named by TRD_DATA."""
+    """Return a directory with two published benchmarks, and set TRD_DATA to it."""
     files = ("aime25.jsonl", "HumanEvalPlus.jsonl.gz")
     if not all((DATA / "benchmarks" / name).is_file() for name in files):
         pytest.skip("there is no folder with aime25 and HumanEval+ (set TRD_DATA)")

@@ -1,4 +1,4 @@
-"""HumanEval+ and MBPP+ against what EvalPlus recorded, and against their own reference solutions (needs TRD_DATA)."""
+"""HumanEval+ and MBPP+ against EvalPlus's records, and against their own reference solutions (needs TRD_DATA)."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ DATA = Path(os.environ.get("TRD_DATA", Path(__file__).parent.parent.parent / "sh
 RECORDS = DATA / "rollouts" / "evalplus_llama3_8b"
 pytestmark = pytest.mark.skipif(not RECORDS.is_dir(), reason=f"no {RECORDS}: set TRD_DATA to the folder of test data")
 
-# Of HumanEval/21 the record says that the plus tests fail, at [0.1, 0.5, 0.9, 0.3, 0.7]: the EvalPlus of May 2024
-# compared floats exactly there. Today's own runner lets 0.25 pass for 0.24999999999999997.
+# The record of HumanEval/21 has failing plus tests, at [0.1, 0.5, 0.9, 0.3, 0.7]: EvalPlus of May 2024 compared floats
+# exactly there. Today's runner accepts 0.25 for 0.24999999999999997.
 OTHER_THAN_RECORDED = {"HumanEval/21": ("base pass", "plus pass")}
-# EvalPlus's sanitiser drops functions without `return`, and so the generator that this reference is made of.
+# EvalPlus's sanitiser drops functions without `return`, and so the generator in this reference.
 LOST_IN_SANITISING = {"Mbpp/630"}
 
 
@@ -52,7 +52,7 @@ def test_base_and_plus_status_are_the_recorded_ones(pool: GraderPool) -> None:
 
 
 def programs(dataset: Dataset, *, empty: bool) -> dict[str, str]:
-    """Each task's reference solution, or a function of the right name that does nothing."""
+    """Return each task's reference solution, or a function of the right name with an empty body."""
     return {
         name: f"def {task['entry_point']}(*arguments):\n    return None\n"
         if empty
@@ -84,7 +84,7 @@ def test_a_reference_lost_in_sanitising_passes_as_it_is(pool: GraderPool) -> Non
 
 @pytest.mark.parametrize(("dataset", "step"), [("humaneval", 1), ("mbpp", 4)])
 def test_an_empty_function_fails_every_task(pool: GraderPool, dataset: Dataset, step: int) -> None:
-    # Each takes its processes to start; of the many of MBPP+ a part will do.
+    # Each starts processes of its own, so only some of the many of MBPP+ are run.
     empty = dict(list(programs(dataset, empty=True).items())[::step])
     grades = list(pool.grade([question(dataset, LATEST[dataset], n, p) for n, p in empty.items()]))
     passing = [name for name, grade in zip(empty, grades, strict=True) if grade.verdict != "incorrect"]

@@ -1,7 +1,4 @@
-"""The recipes in examples/recipes:
-
-each parses, says what its papers say, and runs with the scripted engine up to training.
-"""
+"""The recipes in examples/recipes: each parses, agrees with its papers, and runs scripted up to training."""
 
 from __future__ import annotations
 
@@ -27,6 +24,7 @@ from trd_cli.training.trainer import rate_at
 from trd_cli.trajectories.shards import iter_rows, list_shards
 
 RECIPES = Path(__file__).parent.parent / "examples" / "recipes"
+ROOM = RECIPES.parent.parent / "trd_cli" / "recipes"
 PAPER = RECIPES / "paper"
 # Parts that other recipes extend.
 PARTS = {PAPER / f"{name}.toml" for name in ("base", "opd", "opsd", "math", "code", "arms", "arms-opd", "arms-opsd")}
@@ -50,7 +48,7 @@ def graph_of(path: Path, directory: Path = Path("run")) -> Graph:
 
 
 def one(graph: Graph, kind: type, arm: str | None = None) -> Any:
-    """The configuration of the only node of a kind, or of that of an arm."""
+    """Return the configuration of the only node of a kind, or of an arm's one."""
     configs = [n.config for n in graph.nodes if isinstance(n.config, kind) and (arm is None or n.arm == arm)]
     assert len(configs) == 1
     return configs[0]
@@ -66,7 +64,7 @@ def test_these_are_the_recipes() -> None:
     assert all(path.is_file() for path in PARTS)
 
 
-@pytest.mark.parametrize("page", [RECIPES / "README.md", RECIPES.parent.parent / "README.md"], ids=["recipes", "top"])
+@pytest.mark.parametrize("page", [RECIPES / "README.md", ROOM / "README.md"], ids=["recipes", "room"])
 def test_the_recipes_in_the_readmes_are_recipes(page: Path, tmp_path: Path) -> None:
     blocks = re.findall(r"^```toml\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
     assert blocks
@@ -172,7 +170,7 @@ def test_the_released_code_renders_raw_text_averages_over_tokens_and_trains_on_n
 
 
 def differing(one: Any, other: Any) -> dict[str, Any]:
-    """The options in which two configurations of a stage differ, as the first has them; but the paths of its nodes."""
+    """Return the options in which two configurations of a stage differ, with the first one's values, except paths."""
     ours, theirs = one.model_dump(), other.model_dump()
     return {key: ours[key] for key in ours.keys() - {"inputs", "parents", "out"} if ours[key] != theirs[key]}
 
@@ -218,7 +216,7 @@ ROWS = {
 
 @pytest.fixture
 def inside(tmp_path: Path) -> Iterator[Path]:
-    """A run directory as the working directory: the nodes' paths are relative to it."""
+    """Enter a run directory: the nodes' paths are relative to it."""
     before, run = Path.cwd(), tmp_path / "run"
     run.mkdir()
     os.chdir(run)
@@ -227,7 +225,7 @@ def inside(tmp_path: Path) -> Iterator[Path]:
 
 
 def scripted(path: Path, directory: Path) -> Path:
-    """A recipe that is another one but for its models, and for a few problems that are here."""
+    """Return a recipe that differs only in its models and in a few problems that are here."""
     recipe = load_recipe(path)
     own: dict[str, Any] = {"extends": str(path), "student": "scripted"}
     if recipe.teacher:

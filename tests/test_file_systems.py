@@ -1,9 +1,7 @@
-"""What file systems do to a command, and commands to one another in one directory: one line, and all that is finished
-is kept.
+"""Faults of file systems, and commands that meet in one directory: one line, and all finished work is kept.
 
-The faults are those of `support/faults.c`, a library that is loaded into real child processes before any other. It is made here
-by a C compiler; without one its tests are skipped. Not covered: what a real NFS, Lustre or CIFS does beside these
-errors.
+The faults are those of `support/faults.c`, a library that is loaded into real child processes before any other. A C
+compiler builds it here; without one its tests are skipped. Not covered: other behaviour of a real NFS, Lustre or CIFS.
 """
 
 from __future__ import annotations
@@ -29,7 +27,7 @@ from trd_cli.atomic import replacing, sweep, sync_directory
 from trd_cli.trajectories.shards import list_shards, read_rows, write_shard
 
 HERE = Path(__file__).parent
-PLENTY = 120  # seconds, for what must end by itself
+PLENTY = 120  # seconds, for a process that must end by itself
 SLOW = ("--engine-arg", "delay=0.05")
 VERIFY = ("verify", "--workers", 1)
 # One arithmetic operation without an end.
@@ -52,7 +50,7 @@ Sample = Callable[..., tuple[object, ...]]
 
 @pytest.fixture
 def sample(problems: Path) -> Sample:
-    """The command that makes the rows of `rollouts` at another place."""
+    """Return the command that makes the rows of `rollouts` in another place."""
     return lambda out, *more: ("sample", "-m", "scripted", "-p", problems, "-n", 2, *more, "--out", out)
 
 
@@ -75,7 +73,7 @@ class Ended:
 
     @property
     def error(self) -> str:
-        """The one line that the command ended with."""
+        """Return the one line that the command ended with."""
         assert "Traceback" not in self.said
         (line,) = [line for line in self.said.splitlines() if ": error: " in line]
         assert line == self.said.splitlines()[-1]
@@ -88,7 +86,7 @@ def end_of(running: subprocess.Popen[str]) -> Ended:
 
 
 def fault(library: Path, call: str, number: int, below: object = "", when: object = "") -> dict[str, object]:
-    """Variables that let a call fail: on paths with `below` in them, as soon as the file `when` is there."""
+    """Return variables that let a call fail on paths that contain `below`, once the file `when` exists."""
     told = {"LD_PRELOAD": library, "TRD_FAULT": f"{call}:{number}"}
     return told | ({"TRD_FAULT_BELOW": below} if below else {}) | ({"TRD_FAULT_WHEN": when} if when else {})
 
@@ -201,7 +199,7 @@ def test_shards_that_are_removed_while_they_are_graded_are_one_line(rollouts: Pa
 
 
 def test_what_cannot_be_removed_is_one_line(faults: Path, problems: Path, tmp_path: Path, trd: Trd) -> None:
-    """A shard of nothing but errors is removed when they are tried again."""
+    """A shard of errors alone is removed when its rows are tried again."""
     command = ("sample", "-m", "scripted", "-p", problems, "--engine-arg", "faults=1", "--out", tmp_path / "out")
     assert trd(*command).exit_code == 3
     told = fault(faults, "unlink", errno.EROFS, below=tmp_path / "out" / "shard")
@@ -298,7 +296,7 @@ def test_rows_are_not_taken_from_under_a_verify_but_others_are_added_beside_it(
 
 
 def test_a_set_is_verified_while_its_rows_are_still_made(rollouts: Path, trd: Trd) -> None:
-    """As in a pipe."""
+    """A pipe does this."""
     with held(rollouts / ".lock"):
         assert trd(*VERIFY, rollouts).exit_code == 0
 

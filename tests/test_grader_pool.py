@@ -1,7 +1,7 @@
-"""The pool of graders hands rows of mathematics over in chunks: what a row's neighbours are changes nothing.
+"""The pool of graders gets rows of mathematics in chunks; a row's verdict does not depend on its neighbours.
 
-Its workers may be killed at any moment, from outside: that costs a row at most. Not covered: a worker that is stopped
-while it starts is given a minute.
+Workers may be killed from outside at any moment; that costs a row at most. Not covered: a worker that is stopped while
+it starts is given a minute.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from trd_cli.graders.pool import GraderOptions, GraderPool
 
 Trd = Callable[..., Result]
 
-# Longer than the world lasts, in steps short enough to be ended at once.
+# Takes longer than the world lasts, in steps short enough to end at once.
 ENDLESS = r"\boxed{\sum_{k=1}^{10^9} \frac{1}{k^k}}"
 NO_TESTS = Question("code", "```python\nprint(1)\n```", None)
 
@@ -38,7 +38,7 @@ def question(response: str, reference: str) -> Question:
 
 
 def numbers(count: int) -> list[Question]:
-    """Every third is wrong."""
+    """Return questions of which every third is wrong."""
     return [question(rf"\boxed{{{n + (n % 3 == 0)}}}", str(n)) for n in range(count)]
 
 
@@ -94,7 +94,7 @@ def expected(count: int) -> list[str]:
 
 
 def servers(of: int | None = None) -> list[psutil.Process]:
-    """The processes below `of`, or this one, that workers are forked from."""
+    """Return the processes below `of`, or below this one, that workers are forked from."""
     with suppress(psutil.NoSuchProcess):
         return [p for p in psutil.Process(of).children() if "multiprocessing.forkserver" in " ".join(cmdline(p))]
     return []
@@ -116,10 +116,7 @@ def workers(of: int | None = None) -> list[psutil.Process]:
 
 @contextmanager
 def killing(victims: int | None, delay: float, of: int | None = None) -> Iterator[list[int]]:
-    """In the block every worker is killed `delay` seconds after it was there, until there were so many victims (None:
-
-    for ever).
-    """
+    """Kill every worker in the block `delay` seconds after it appeared, until there were `victims` (None: no end)."""
     killed: list[int] = []
     ended = threading.Event()
 
@@ -181,7 +178,7 @@ def test_the_server_that_workers_come_from_may_be_killed_before_rows_are_graded_
 
 
 class Deadly(Question):
-    """A question that ends the process which reads it."""
+    """A question that ends the process that reads it."""
 
     def __reduce__(self) -> tuple[Callable[[int], None], tuple[int]]:
         return signal.raise_signal, (signal.SIGKILL,)

@@ -1,7 +1,7 @@
-"""Programs and answers made to harm, to escape or to be graded right without being so; an honest row stands after each.
+"""Programs and answers that try to harm, to escape or to pass without being right; an honest row follows each.
 
 All go through `trd verify`, with one worker, in a process of its own whose environment holds a secret. A program that
-could do damage where the sandbox did not hold looks first whether it is in one, and works on files made for it alone.
+could do damage first checks that it is in a sandbox, and works on files made for it alone.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from trd_cli.trajectories.shards import shard_path, write_shard
 
 ROOT = Path(__file__).parent.parent
 SECRET = "sk-5d41402abc4b2a76"
-# What a searching program would have to find; it knows the pattern `answer-[0-9a-f]{12}` only.
+# A searching program must not find this; it knows only the pattern `answer-[0-9a-f]{12}`.
 HIDDEN = "answer-" + "9c1185a5c5e9"
-# Seconds that no other process on the machine sleeps.
+# A time in seconds that no other process on the machine sleeps.
 SLEEP = "86399.25"
 SECONDS = {"namespaces": 600, "limits": 450}
 
@@ -67,7 +67,7 @@ def found(text):
     return match and (match[0].decode() if isinstance(text, bytes) else match[0])
 """
 
-# Harmless at every level: what they do stays in their own processes, or is what the limits are for.
+# Harmless at every level: they stay in their own processes, or the limits are made for them.
 EVERYWHERE: dict[str, tuple[dict, str]] = {
     "an endless loop": (STDIN, "while True: pass"),
     "an endless loop in a call": (CALL, "def f(x):\n    while True: pass"),
@@ -310,7 +310,7 @@ def f(x):
     ),
 }
 
-# Not where the user's files and processes are in reach.
+# Run only where the user's files and processes are out of reach.
 CONFINED: dict[str, tuple[dict, str]] = {
     "SIGKILL to everyone": (CALL, "def f(x):\n    if contained: os.kill(-1, 9)\n    return 0"),
     "SIGKILL to process 1": (CALL, "def f(x):\n    if contained: os.kill(1, 9)\n    return 0"),
@@ -399,7 +399,7 @@ CONFINED: dict[str, tuple[dict, str]] = {
 
 @dataclass(frozen=True)
 class Ran:
-    """Verdicts of the hostile rows and of the honest ones after them, and what was left."""
+    """Verdicts of the hostile rows and of the honest ones after them, and everything that was left behind."""
 
     rows: dict[str, Trajectory]
     honest: dict[str, Trajectory]
@@ -427,7 +427,7 @@ def template(tmp_path_factory: pytest.TempPathFactory, ok: Callable[..., Result]
 
 
 def verified(rows: list[Trajectory], directory: Path, *options: object) -> list[Trajectory]:
-    """The rows after `trd verify` in a process of its own, with a secret in its environment."""
+    """Return the rows after `trd verify` in a process of its own, with a secret in its environment."""
     (directory / "set").mkdir()
     (directory / "tmp").mkdir()
     write_shard(shard_path(directory / "set", 0), rows)
@@ -507,7 +507,7 @@ def ran(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 
 def test_no_hostile_program_is_right_and_each_is_one_that_failed(ran: Ran) -> None:
     wrong = {n: (r.verdict, r.verdict_detail) for n, r in ran.rows.items() if r.verdict != "incorrect"}
-    # A reply made up holds the first expected value here, which the test knows, not the second; so none is right.
+    # A forged reply holds the first expected value, which the test knows, but not the second; so none is right.
     assert wrong == {}
 
 
@@ -516,7 +516,7 @@ def test_the_row_after_a_hostile_program_is_graded_right(ran: Ran) -> None:
 
 
 def test_each_ends_within_its_limits(ran: Ran) -> None:
-    """A row that only the pool's own limit ended would be a timeout, and take more than a minute."""
+    """If only the pool's own limit ended a row, it would be a timeout and take more than a minute."""
     level = "namespaces" if len(ran.rows) > len(EVERYWHERE) else "limits"
     assert ran.seconds < SECONDS[level]
 

@@ -1,4 +1,4 @@
-"""The floors of the house: what may import what, what only the command line may do, and what the help may load."""
+"""The floors of the house: imports between files, rights of the command line alone, and the modules that help loads."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ PACKAGE = ROOT / "trd_cli"
 # A file may import its own floor and those below. A name with a slash is a directory with all that is in it.
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("__init__", "errors", "records", "redaction", "local_data"),
-    ("atomic", "locks", "interrupts", "progress", "model_files", "config/"),
-    ("losses/", "graders.answers", "graders/reading/", "prompting/", "trajectories/"),
+    ("atomic", "locks", "interrupts", "progress", "model_files", "losses/", "config/"),
+    ("graders.answers", "graders/reading/", "prompting/", "trajectories/"),
     ("streams", "console", "command", "models", "graders.by_math_verify", "graders/comparing/"),
     ("engines/",),
     ("graders/",),
@@ -29,7 +29,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
 )
 # The largest share of the lines that one floor may hold.
 SHARE = 0.25
-# Values in, values out: they read no file and no clock.
+# Pure functions: they read no file and no clock.
 PURE = ("losses/", "evaluation.metrics", "evaluation.intervals", "evaluation.paired", "datasets.ngrams")
 PRINTING = {"console", "command", "cli"}
 HEAVY = {
@@ -60,7 +60,7 @@ FILES = {
 
 
 def floor(module: str) -> int | None:
-    """Return the floor of a module (dotted, without `trd_cli.`), or None where the table does not have it."""
+    """Return the floor of a module (dotted, without `trd_cli.`), or None if the table does not have it."""
     parts = module.split(".")
     # The longest directory counts.
     for name in (module, *("/".join(parts[:length]) + "/" for length in range(len(parts) - 1, 0, -1))):
@@ -71,7 +71,7 @@ def floor(module: str) -> int | None:
 
 
 def named(module: str) -> str:
-    """A package's own file by the package's name: `stages.__init__` is imported as `stages`."""
+    """Return a package's own file under the package's name: `stages.__init__` is imported as `stages`."""
     return module.removesuffix(".__init__")
 
 
@@ -79,7 +79,7 @@ MODULES = {named(module): module for module in FILES}
 
 
 def imports(node: ast.AST, deferred: bool) -> Iterator[str]:
-    """Modules of ours that are imported below `node`; without `deferred`, only those at import time."""
+    """Yield modules of ours that are imported below `node`; without `deferred`, only those at import time."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.ImportFrom):
             assert child.level == 0, "imports are absolute"
@@ -146,7 +146,7 @@ def test_pure_files_read_no_file_and_no_clock(module: str) -> None:
 
 
 def room(module: str) -> str:
-    """A file's package below `trd_cli`, or the file itself where it has none."""
+    """Return a file's package below `trd_cli`, or the file itself if it has none."""
     return module.partition(".")[0]
 
 
@@ -170,7 +170,7 @@ def test_no_floor_holds_more_than_its_share_of_the_lines() -> None:
     assert [FLOORS[n] for n, count in enumerate(lines) if count > SHARE * sum(lines)] == []
 
 
-# What runs inside a sandbox is a program of its own.
+# Files that run inside a sandbox are programs of their own.
 PROGRAMS = {m for m in FILES if m.startswith("graders.inside.")}
 
 
@@ -187,9 +187,26 @@ def test_only_the_command_line_prints_and_exits(module: str) -> None:
     assert found == []
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("run.json", "sessions.jsonl", "train.jsonl", "results.json"),
+        *("graph.json", "status.json", "problems.parquet"),
+    ],
+)
+def test_the_name_of_a_file_that_stages_share_is_written_in_one_place(name: str) -> None:
+    found = [
+        f"{module}, line {node.lineno}"
+        for module, path in FILES.items()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.strip("/") == name
+    ]
+    assert len(found) == 1, found
+
+
 def test_polars_is_loaded_in_one_place_which_mends_its_handling_of_ctrl_c() -> None:
     found = [module for module, path in FILES.items() if "import polars" in path.read_text()]
-    assert found == ["trajectories.frames"]
+    assert found == ["trajectories.selection"]
 
 
 @pytest.mark.parametrize("line", ["--help", "sample --help", "distill --help", "data import --help"])

@@ -1,7 +1,4 @@
-"""`trd data import` as people use it:
-
-sets as they are published, columns as people name them, answers as files hold them.
-"""
+"""`trd data import` in use: published sets, columns under users' names, answers in the forms that files have."""
 
 from __future__ import annotations
 
@@ -31,10 +28,7 @@ DATA = Path(os.environ.get("TRD_DATA", Path(__file__).parents[2] / "shared" / "d
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the command did:
-
-    its exit code, what it said, and the problems of the file it wrote (None where it wrote none).
-    """
+    """The command's exit code, its output, and the problems of the file it wrote (None if it wrote none)."""
 
     code: int
     said: str
@@ -78,7 +72,7 @@ def import_table(folder: Path, table: pa.Table, *options: str) -> Outcome:
 
 
 def refused(outcome: Outcome) -> str:
-    """The one line of a refusal that has written nothing."""
+    """Return the one line of a refusal that has written nothing."""
     assert (outcome.code, outcome.problems) == (1, None)
     (line,) = outcome.said.strip().splitlines()
     return line
@@ -481,7 +475,7 @@ def test_a_column_that_stands_twice_gives_its_filled_cell_and_a_contradiction_is
         import_text(tmp_path, "rows.jsonl", lines),
     ):
         assert outcome.answers == ["5", "6", "7"]
-        assert "left out: 1 unreadable rows, the first: row 4: 'answer' stands there twice, with '8' and '9'" in (
+        assert "left out: 1 unreadable rows, the first: row 4: 'answer' occurs twice, with '8' and '9'" in (
             outcome.said
         )
 
@@ -564,7 +558,7 @@ def test_a_set_of_mathematics_without_any_reference_answer_is_refused_unless_tha
     tmp_path: Path, rows: list[dict[str, Any]]
 ) -> None:
     line = refused(import_rows(tmp_path, rows))
-    assert "not one reference answer" in line
+    assert "no reference answer" in line
     assert "--map reference_answer=COLUMN" in line
     assert "--no-answers" in line
     allowed = import_rows(tmp_path, rows, "--no-answers")

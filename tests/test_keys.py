@@ -1,7 +1,4 @@
-"""Keys reach no row, no file and no message:
-
-not the one in OPENAI_API_KEY, nor what an address or an argument holds.
-"""
+"""Keys reach no row, no file and no message: neither OPENAI_API_KEY's nor one in an address or an argument."""
 
 from __future__ import annotations
 
@@ -42,7 +39,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def assert_hidden(secrets: tuple[str, ...], result: Result, out: Path) -> None:
-    """No secret, nor a half of one, is in what was said, in a file, or in a row."""
+    """Assert that no secret, nor half of one, is in the output, in a file, or in a row."""
     shown = result.stdout + result.stderr
     files = [path for path in out.rglob("*") if path.is_file()]
     rows = rows_of(out) if list(out.glob("shard-*")) else []
@@ -58,7 +55,7 @@ def at(server: Server, user: str = "", query: str = "") -> str:
 
 
 def echo(status: int, form: str) -> Callable[[list[Received]], Reply]:
-    """What a careless server says: the header, or the query, that it got."""
+    """Return the reply of a careless server: the header, or the query, that it got."""
 
     def reply(received: list[Received]) -> Reply:
         last = received[-1]

@@ -1,7 +1,7 @@
-"""Stages killed at any moment and run again: the same rows as an undisturbed run, none lost, none doubled.
+"""Stages killed at any moment and run again: the same rows as in an undisturbed run, none lost, none doubled.
 
-The commands run in children forked from one process that has the modules loaded, so that the moments of death fall into
-the work and not into Python's start. Not covered: power loss, which only the fsync before each rename guards against.
+The commands run in children forked from one process with the modules loaded, so that the moments of death fall into the
+work and not into Python's start. Not covered: power loss, which only the fsync before each rename guards against.
 """
 
 from __future__ import annotations
@@ -38,32 +38,32 @@ pyarrow.table({"x": [1]})  # loads pandas, where there is one
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
-    """Starts a trd command; whatever is left of it in the end is ended."""
+    """Yield a function that starts a trd command; end every command that is left."""
     with forking(WARM, tmp_path_factory.mktemp("talk")) as starts:
         yield starts
 
 
 def files(directory: Path) -> set[tuple[str, int]]:
-    """The shards that are there; one that is written again is another one."""
+    """Return the shards that exist; one that is written again counts as another."""
     return {(path.name, path.stat().st_mtime_ns) for path in directory.glob("shard-*.parquet")}
 
 
 def at_work(run: Run, directory: Path) -> None:
-    """Return when a shard more is done than is now, or when the command has ended."""
+    """Return when one more shard is done than now, or when the command has ended."""
     before = files(directory)
     with contextlib.suppress(ProcessLookupError):
         wait_for(lambda: files(directory) != before or os.kill(run.pid, 0))
 
 
 def state(directory: Path) -> Rows:
-    """Every row by its id, whole; a shard that is not whole fails here."""
+    """Return every row by its id; fail if a shard is not whole."""
     if not directory.is_dir():
         return {}
     return by_id(directory)
 
 
 def survive(start: Start, prepare: Callable[[], Path], command: Callable[[Path], list[object]], seed: int) -> None:
-    """Kill `command` on the directory that `prepare` makes until it is done, then anew; twenty kills in all."""
+    """Kill `command` on the directory that `prepare` makes until it is done, and begin anew; twenty kills in all."""
     undisturbed = prepare()
     run, began = start(*command(undisturbed)), time.time_ns()
     assert run.wait() == 0, run.stderr.read_text()
@@ -76,7 +76,7 @@ def survive(start: Start, prepare: Callable[[], Path], command: Callable[[Path],
     for attempt in range(10 * KILLS):
         run = start(*command(directory))
         sessions.append(run.pid)
-        # The start takes most of the time: every other kill falls into what comes after it.
+        # The start takes most of the time: every other kill falls into the work after it.
         late = attempt % 2 == 1
         if late:
             at_work(run, directory)
@@ -103,7 +103,7 @@ def survive(start: Start, prepare: Callable[[], Path], command: Callable[[Path],
 
 
 def check_progress(before: Rows, after: Rows, expected: Rows) -> None:
-    """Every row is as it was or as it shall be, and what was done is still done."""
+    """Assert that every row is as it was or as it must become, and that finished work is still there."""
     assert before.keys() <= after.keys() <= expected.keys()
     for name, row in after.items():
         assert row in (before.get(name), expected[name])
@@ -119,7 +119,7 @@ def problems(tmp_path_factory: pytest.TempPathFactory, ok: Trd) -> Path:
 
 @pytest.fixture(scope="module")
 def y_o(problems: Path, ok: Trd) -> Path:
-    """24 rollouts, each in a shard of its own."""
+    """Return 24 rollouts, each in a shard of its own."""
     path = problems.parent / "y_o"
     ok("sample", "-m", "scripted", "-p", problems, "-n", 2, "--shard-rows", 1, "--out", path)
     return path
@@ -127,11 +127,11 @@ def y_o(problems: Path, ok: Trd) -> Path:
 
 @pytest.fixture
 def fresh(tmp_path: Path) -> Callable[[], Path]:
-    """A path where nothing is yet, another one each time."""
+    """Return a function that gives a path with no file yet, another one each time."""
     return lambda: tmp_path / f"set-{time.monotonic_ns()}"
 
 
-# Little time a row, a shard a row: so that many kills fall into the writing.
+# Short rows and a shard for each, so that many kills fall into the writing.
 SLOWLY = ("--engine-arg", "delay=0.001", "--shard-rows", 1)
 
 
@@ -174,13 +174,13 @@ def test_a_stage_that_is_interrupted_keeps_its_rows_and_goes_on_from_there(
     assert run.stdout.read_text().splitlines() == [str(path) for path in list_shards(out)]
 
 
-# This is one arithmetic operation, in which a process hears of nothing but a signal that ends it.
+# This is one arithmetic operation; a process inside it reacts only to a signal that ends it.
 ENDLESS = r"\boxed{9^{9^{9^{9}}}}"
 
 
 @pytest.fixture
 def endless(y_o: Path, tmp_path: Path) -> Path:
-    """A set whose second shard cannot be graded in the world's time."""
+    """Return a set whose second shard takes longer to grade than the world lasts."""
     directory = Path(shutil.copytree(y_o, tmp_path / "endless"))
     second = list_shards(directory)[1]
     write_shard(second, [replace(row, response=ENDLESS) for row in read_rows(second)])

@@ -1,4 +1,4 @@
-"""Divergences in chunks: against a plain reference, by hand, each figure, and what memory may hold."""
+"""Divergences in chunks: against a plain reference, by hand, each figure, and the memory they take."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ SMOOTH = [FORWARD, REVERSE, Objective("jsd", beta=0.3)]
 SEVERAL = [
     *SMOOTH,
     Objective("entropy-gated", entropy_threshold=1.0),
-    Objective("forward-kl-topk", k=8),
-    Objective("forward-kl-topk", k=8, top_k_mode="tail", clip_entry=0.5),
-    Objective("reverse-kl-topk", k=3, top_k_mode="tail"),
-    Objective("reverse-kl-topk", k=8, top_k_mode="stop-gradient"),
+    Objective("forward-kl-topk", top_k=8),
+    Objective("forward-kl-topk", top_k=8, top_k_mode="tail", clip_entry=0.5),
+    Objective("reverse-kl-topk", top_k=3, top_k_mode="tail"),
+    Objective("reverse-kl-topk", top_k=8, top_k_mode="stop-gradient"),
     Objective("reverse-kl", clip_position=6.0),
     Objective("sampled", estimator="k1"),
     Objective("sampled", estimator="k3", clip_entry=4.0),
@@ -49,7 +49,7 @@ class Inputs(NamedTuple):
 
 
 def inputs(shape: Shape, dtype: torch.dtype = torch.float32, seed: int = 0) -> Inputs:
-    """States and head of both sides, of which the student's two want gradients; tokens and weights."""
+    """Return states and head of both sides, tokens and weights; the student's states and head want gradients."""
     n, v, d, e = shape
     generator = torch.Generator().manual_seed(seed)
 
@@ -63,7 +63,7 @@ def inputs(shape: Shape, dtype: torch.dtype = torch.float32, seed: int = 0) -> I
 
 
 class Outcome(NamedTuple):
-    """All that training reads."""
+    """Everything that training reads."""
 
     loss: Tensor
     value_N: Tensor
@@ -79,7 +79,7 @@ def fused(given: Inputs, objective: Objective, temperature: float = 1.0, chunk: 
 
 
 def reference(given: Inputs, objective: Objective, temperature: float = 1.0) -> Outcome:
-    """The same in float64, by the formula and with plain autograd."""
+    """Return the same in float64, by the formula and with plain autograd."""
     student_ND, head_VD = (x.detach().double().requires_grad_() for x in given[:2])
     student_NV = student_ND @ head_VD.T / temperature
     teacher_NV = given.teacher_NE.double() @ given.teacher_head_VE.double().T / temperature
@@ -89,7 +89,7 @@ def reference(given: Inputs, objective: Objective, temperature: float = 1.0) -> 
 
 
 def assert_near(found: Tensor, expected: Tensor, share: float) -> None:
-    """No entry is further off than `share` of the largest one expected."""
+    """Assert that no entry is further off than `share` of the largest expected one."""
     assert found.shape == expected.shape
     off = (found.double() - expected).abs().max()
     assert off <= share * expected.abs().max(), f"off by {off}"
@@ -100,7 +100,7 @@ def assert_all_near(found: Outcome, expected: Outcome, share: float) -> None:
         assert_near(one, other, share)
 
 
-# Rounded to bfloat16, other tokens may be among the top K and other entries clipped: only the smooth compare.
+# Rounding to bfloat16 may change the top K and the clipped entries, so only smooth objectives are compared.
 @pytest.mark.parametrize("chunk", CHUNKS)
 @pytest.mark.parametrize("shape", [EVEN, ODD], ids=["even", "odd"])
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def test_nothing_depends_on_the_chunk(objective: Objective, chunk: int) -> None:
 
 @pytest.mark.parametrize("chunk", [9, 7, 4])
 @pytest.mark.parametrize(
-    "objective", [FORWARD, Objective("reverse-kl-topk", k=8, top_k_mode="tail"), SEVERAL[-1]], ids=label
+    "objective", [FORWARD, Objective("reverse-kl-topk", top_k=8, top_k_mode="tail"), SEVERAL[-1]], ids=label
 )
 def test_a_large_vocabulary_is_worked_on_a_few_rows_at_a_time_with_the_same_outcome(
     objective: Objective, chunk: int
@@ -320,8 +320,8 @@ def test_the_gradient_is_the_slope_of_the_loss(objective: Objective) -> None:
 PHANTOMS = [
     FORWARD,
     REVERSE,
-    Objective("forward-kl-topk", k=3, top_k_mode="tail"),
-    Objective("reverse-kl-topk", k=100),
+    Objective("forward-kl-topk", top_k=3, top_k_mode="tail"),
+    Objective("reverse-kl-topk", top_k=100),
     Objective("sampled", estimator="k2"),
 ]
 
@@ -345,7 +345,7 @@ def test_ids_beyond_the_shorter_head_get_no_probability_and_no_gradient(
     assert found.grad_VD.shape == given.head_VD.shape
     assert not found.grad_VD[57:].any()
     assert_all_near(found._replace(grad_VD=found.grad_VD[:57]), expected, 1e-6)
-    if objective.k < 57:
+    if objective.top_k < 57:
         assert_all_near(expected, reference(cut, objective), 1e-5)
     for one, other in zip(fused_divergence(*given, objective)[1], fused_divergence(*cut, objective)[1], strict=True):
         torch.testing.assert_close(one, other, equal_nan=True)
@@ -458,7 +458,7 @@ def test_no_tokens_are_no_loss() -> None:
 
 
 class Largest(TorchDispatchMode):
-    """Remembers the largest number of elements any operation returned, but for views of what was given."""
+    """Record the largest number of elements that any operation returned, except for views of its inputs."""
 
     def __init__(self, given: Inputs) -> None:
         super().__init__()
@@ -535,10 +535,7 @@ def test_a_loss_that_nothing_wants_a_gradient_of_is_a_plain_number() -> None:
 
 
 def test_a_position_of_no_weight_counts_nothing_even_where_it_is_infinite() -> None:
-    """k3 overflows where the teacher is likelier by 90 nats and more:
-
-    such a row may be there to keep processes in step.
-    """
+    """k3 overflows where the teacher is likelier by 90 nats and more; such a row may only keep processes in step."""
     student_ND = torch.tensor([[100.0, 0.0, -100.0], [1.0, 0.0, 0.5]], requires_grad=True)
     eye, teacher_ND = torch.eye(3), torch.tensor([[0.0, 1.0, 0.0], [0.2, 0.1, 0.4]])
     response_N, weights_N = torch.tensor([1, 2]), torch.tensor([0.0, 1.0])

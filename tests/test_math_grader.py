@@ -1,4 +1,4 @@
-"""The math grader: verdicts by value, and its agreement with verdicts recorded by others."""
+"""The math grader: verdicts by value, and its agreement with verdicts that others recorded."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from trd_cli.graders import by_math_verify, math, reading
+from trd_cli.graders import by_math_verify, math
+from trd_cli.graders.answers import reference_answer
 from trd_cli.graders.base import NO_ANSWER, Grade, Question
 
 DATA = Path(os.environ.get("TRD_DATA", Path(__file__).parent.parent.parent / "shared" / "data"))
@@ -18,7 +19,7 @@ Row = dict[str, Any]
 
 
 def rows(name: str) -> list[Row]:
-    """The rows of a file of real data, which is not part of the repository."""
+    """Return the rows of a file of real data, which is not part of the repository."""
     path = DATA / name
     if not path.exists():
         pytest.skip(f"no {path}: set TRD_DATA to the directory with the data")
@@ -199,7 +200,7 @@ def test_a_worked_solution_without_a_marked_answer_is_no_reference(reference: st
     ["Monday, 3", "Answer: 5", r"\text{The answer is }5", "a=1 \\text{ or } a=-2", "No.", "x = 5 for all y"],
 )
 def test_a_short_answer_is_a_reference(reference: str) -> None:
-    assert reading.reference_answer(reference) == reference
+    assert reference_answer(reference) == reference
 
 
 @pytest.mark.parametrize("reference", [None, "", " "])
@@ -398,7 +399,7 @@ OPINIONS = [
     (r"\sqrt{8}", r"2\sqrt{2}", True),
     (r"\{1,2\}", r"\{2,1\}", True),
     ("(1,2)", "(2,1)", False),
-    # It has its own reading, and so its own faults, which ours must not share.
+    # math-verify reads answers in its own way, and ours must not share its faults.
     ("mg", "Mg", True),
     ("R-r", "0", True),
     (r"12\text{ cm}", r"12\text{ m}", True),
@@ -417,11 +418,11 @@ def test_a_second_opinion_finds_the_answer_by_itself_and_needs_a_reference() -> 
     assert math.second_opinion(Question("math", boxed(12), "First 5, then 7. So A: 12")) is None
 
 
-# From here on: agreement with what others have recorded.
+# From here on: agreement with the records of others.
 
 
 def test_math_verify_still_gives_the_verdicts_of_its_own_tests() -> None:
-    """268 pairs of Math-Verify's tests with their options, through the second opinion."""
+    """Run 268 pairs of Math-Verify's tests with their options through the second opinion."""
     cases = rows("grading/math_verify_cases.jsonl")
     assert len(cases) == 268
     differing = []
@@ -438,7 +439,7 @@ def test_math_verify_still_gives_the_verdicts_of_its_own_tests() -> None:
     assert differing == []
 
 
-# Cases of Math-Verify's tests on which our grader differs from their labels, by why.
+# Cases of Math-Verify's tests on which our grader differs from their labels, by reason.
 NOT_AS_LABELLED = {
     "several boxes are one answer there, here the last is": {
         172, 182, 190, 205, 206, 223, 235, 236, 237, 239, 241, 242, 246, 247, 248, 249, 250,
@@ -451,7 +452,7 @@ NOT_AS_LABELLED = {
 
 
 def test_our_verdicts_differ_from_those_of_math_verify_only_where_it_is_known_why() -> None:
-    """The same 268 pairs, as whole responses, with what is ours."""
+    """Run the same 268 pairs as whole responses through our grader."""
     cases = rows("grading/math_verify_cases.jsonl")
     differing = {
         number
@@ -501,11 +502,11 @@ SETS = {"aime24": 30, "aime25": 30, "hmmt25": 30, "beyondaime": 100, "amobench":
 
 
 def check_neighbours(name: str, references: list[str]) -> None:
-    """Each reference is right against itself and wrong against the next;
+    """Assert that each reference is right against itself and wrong against the next.
 
-    `\\displaystyle` keeps equal texts from settling it.
+    `\displaystyle` keeps equal texts from settling it.
     """
-    final = [reading.reference_answer(reference) or "" for reference in references]
+    final = [reference_answer(reference) or "" for reference in references]
     for number, (reference, own) in enumerate(zip(references, final, strict=True)):
         following = final[(number + 1) % len(final)]
         alike = _alike(own, following) or (name, own, following) in SAME_AS_THE_NEXT
@@ -523,7 +524,7 @@ def test_each_reference_of_a_benchmark_is_right_and_the_next_one_wrong(name: str
 
 
 def test_each_reference_of_the_training_set_is_right_and_the_next_one_wrong() -> None:
-    """All that differ; two of the 7,474 problems have no answer."""
+    """All that differ are compared; two of the 7,474 problems have no answer."""
     path = DATA / "train" / "math.json"
     if not path.exists():
         pytest.skip(f"no {path}: set TRD_DATA to the directory with the data")
@@ -533,6 +534,6 @@ def test_each_reference_of_the_training_set_is_right_and_the_next_one_wrong() ->
 
 
 def _alike(one: str, other: str) -> bool:
-    """The same text, or the same whole number."""
+    """Return True for the same text, or the same whole number."""
     one, other = (text.replace(",", "").replace(" ", "") for text in (one, other))
     return one == other or (one.lstrip("-").isdigit() and other.lstrip("-").isdigit() and int(one) == int(other))

@@ -1,4 +1,4 @@
-"""Which answers are the same, kind by kind: one table a kind of answer, and the public cases where they are.
+"""Equality of answers, kind by kind: one table a kind of answer, and public cases.
 
 A line of a table is `= reference | answer`, or `!= reference | answer` for an answer that is wrong.
 """
@@ -961,7 +961,7 @@ KINDS = {
 """,
 }
 
-# Responses in which nothing is boxed: what is found in them, or None.
+# Responses without a box, each with the answer to be found in it, or None.
 SAID = [
     ("Let us see.\n\n`42`", "42"),
     ("> **42**", "42"),
@@ -995,7 +995,7 @@ def verdict(reference: str, answer: str) -> str:
 
 
 def lines(table: str) -> list[tuple[str, str, str]]:
-    """The verdict, the reference and the answer of each line."""
+    """Return the verdict, the reference and the answer of each line."""
     found = []
     for line in table.strip("\n").splitlines():
         sign, _, pair = line.partition(" ")

@@ -1,4 +1,4 @@
-"""Methods, adapters, teachers and what is logged, through trd distill on tiny models."""
+"""Methods, adapters, teachers and the log, through trd distill on tiny models."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_the_token_reduction_weighs_rows_by_their_length(world: World, ok: Trd, 
 
 @pytest.fixture(scope="module")
 def adapted(world: World, ok: Trd, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A student trained by an adapter, in OPSD: the teacher is the same model without it."""
+    """Return a student trained by an adapter, in OPSD: the teacher is the same model without it."""
     out = tmp_path_factory.mktemp("adapted") / "c"
     ok("distill", world.by_student, *TRAIN, *LORA, "--epochs", 4, "--batch-size", 4, "--lr", 1e-2, "--out", out)
     return out
@@ -188,7 +188,7 @@ def copy_of(model: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def second_round(world: World, adapted: Path, ok: Trd, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Refined rows of the trained student's own attempts."""
+    """Return refined rows of the trained student's own attempts."""
     root = tmp_path_factory.mktemp("round")
     ok("data", "make", "arithmetic", "--n", 4, "--out", root / "p.parquet")
     ok("sample", "-m", adapted, "-p", root / "p.parquet", "--round", 1, *ENGINE, "--out", root / "y_o")
@@ -237,7 +237,7 @@ def test_the_next_round_goes_on_from_the_average(world: World, ok: Trd, tmp_path
     ok("distill", world.by_student, *ema, "--out", tmp_path / "first")
     average, last = weights(tmp_path / "first" / "ema"), weights(tmp_path / "first")
     start = weights(world.student)
-    # Three steps: what is left of the start weighs 0.8³, and the average lies between it and the last weights.
+    # After three steps the start still weighs 0.8³, and the average lies between it and the last weights.
     assert all(not average[n].equal(last[n]) and not average[n].equal(start[n]) for n in start)
     second = ("distill", world.by_student, *TRAIN, "--model", tmp_path / "first", "--batch-size", 4)
     for name, options in {
@@ -256,7 +256,7 @@ def test_teacher_weights_are_for_a_student_that_teaches_itself(world: World, trd
     assert "--teacher-weights ema with another teacher than the student" in line
 
 
-# What is logged
+# The log
 
 
 def test_every_step_tells_how_student_and_teacher_stand(world: World, ok: Trd, tmp_path: Path) -> None:
@@ -326,7 +326,7 @@ def test_a_loss_that_explodes_ends_the_run_and_names_the_rows(world: World, trd:
     assert set(named) <= ids
 
 
-# The check on one's own model
+# The self-check
 
 
 @pytest.mark.parametrize("options", [(), ("--dtype", "float32"), (*LORA, "--dtype", "float32")])
@@ -345,7 +345,7 @@ def test_the_selfcheck_passes_and_prints_its_numbers(
 
 
 def test_the_selfcheck_ends_in_an_error_where_the_loss_is_off(world: World, trd: Trd, tmp_path: Path) -> None:
-    """k3 overflows float32 where a teacher is likelier by 90 nats: such a model is what the check is for."""
+    """k3 overflows float32 where a teacher is likelier by 90 nats; the check exists for such models."""
     sharp = with_weights(world.teacher, tmp_path, lambda tensors: {"lm_head.weight": tensors["lm_head.weight"] * 300})
     options = ("--dtype", "float32", "--device", "cpu", "--objective", "sampled", "--estimator", "k3")
     models = ("--model", sharp, "--teacher", world.teacher)
@@ -356,7 +356,7 @@ def test_the_selfcheck_ends_in_an_error_where_the_loss_is_off(world: World, trd:
 
 
 def with_weights(model: Path, tmp_path: Path, change: Callable[[Weights], Weights]) -> Path:
-    """A copy of a model with some of its weights changed."""
+    """Return a copy of a model with some of its weights changed."""
     from safetensors.torch import load_file, save_file
 
     copy = copy_of(model, tmp_path)
@@ -365,7 +365,7 @@ def with_weights(model: Path, tmp_path: Path, change: Callable[[Weights], Weight
     return copy
 
 
-# What would be ignored or misread is refused
+# Options that would be ignored or misread are refused
 
 
 @pytest.mark.parametrize(

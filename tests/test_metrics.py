@@ -21,13 +21,13 @@ def grades(*rows: list[float]) -> np.ndarray:
 
 
 def drawn(seed: int, questions: int, samples: int) -> np.ndarray:
-    """Grades of questions of all difficulties."""
+    """Return grades of questions of all difficulties."""
     random = np.random.default_rng(seed)
     return (random.random((questions, samples)) < random.random((questions, 1))).astype(float)
 
 
 def answered(seed: int, questions: int, samples: int) -> tuple[np.ndarray, np.ndarray]:
-    """Grades and answer classes with ties, samples without an answer, and samples without a verdict."""
+    """Return grades and answer classes with ties, samples without an answer, and samples without a verdict."""
     random = np.random.default_rng(seed)
     classes = random.integers(-1, 3, (questions, samples))
     correct = (classes == random.integers(0, 3, (questions, 1))).astype(float)
@@ -164,7 +164,7 @@ def test_the_noise_of_pass_at_k_is_unbiased_and_unknown_below_two_k_samples() ->
 
 
 def brute_majority(correct: np.ndarray, classes: np.ndarray, k: int) -> float:
-    """Mean over all k-subsets of the graded samples of the share of tied winners that are correct."""
+    """Return the mean, over all k-subsets of the graded samples, of the share of tied winners that are correct."""
     graded = [(c, int(a)) for c, a in zip(correct, classes, strict=True) if not isnan(c)]
     scores = []
     for subset in combinations(graded, k):

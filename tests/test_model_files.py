@@ -1,7 +1,4 @@
-"""Model directories with broken files, files of a newer format, templates of no use or no context length:
-
-one line that names the file.
-"""
+"""Model directories with broken or newer files, useless templates or no context length: one line names the file."""
 
 from __future__ import annotations
 
@@ -34,7 +31,7 @@ def written(name: str, content: bytes) -> Break:
 
 
 def edited(name: str, *keys: str, value: Any) -> Break:
-    """Set an entry, whose place the keys say, of a JSON file."""
+    """Set an entry of a JSON file; `keys` are the path to it."""
 
     def change(model: Path) -> None:
         settings = place = json.loads((model / name).read_text())
@@ -51,7 +48,7 @@ def template(text: str) -> Break:
 
 
 SHOWN = "{{ messages[0]['content'] }}"
-# What is broken, and what the line must have beside the directory.
+# The damage, and the words that the line must have beside the directory.
 BROKEN: dict[str, tuple[Break, tuple[str, ...]]] = {
     "config.json, cut": (cut("config.json"), ("config.json cannot be read", "line ")),
     "config.json, no text": (written("config.json", b"\xff\xfe{}"), ("config.json", "'utf-8' codec")),
@@ -140,7 +137,7 @@ def copy(model: Path, tmp_path: Path) -> Path:
 
 
 def the_line(result: Any) -> str:
-    """The one line of a command that has failed, after whatever it has told of its progress."""
+    """Return the one line of a failed command, after any progress that it reported."""
     assert (result.exit_code, result.stdout) == (1, ""), result.stdout
     *_, line = result.stderr.strip().splitlines()
     assert ": error: " in line
@@ -160,7 +157,7 @@ def test_a_broken_model_directory_is_one_line_with_the_file_and_its_own_words(
 
 @pytest.fixture(scope="module")
 def sets(model: Path, tmp_path_factory: pytest.TempPathFactory, ok: Trd) -> Path:
-    """Rollouts and refined rows of the sound model, and a recipe for it."""
+    """Return rollouts and refined rows of the sound model, and a recipe for it."""
     root = tmp_path_factory.mktemp("sets")
     ok("data", "make", "arithmetic", "--n", 3, "--seed", 1, "--out", root / "problems.parquet")
     ok("sample", "-m", model, "-p", root / "problems.parquet", *ON_CPU, "--out", root / "y_o")
@@ -169,7 +166,7 @@ def sets(model: Path, tmp_path_factory: pytest.TempPathFactory, ok: Trd) -> Path
 
 
 def command(entrance: str, sets: Path, model: Path, tmp_path: Path) -> tuple[object, ...]:
-    """A command that uses the model; what it writes goes to tmp_path."""
+    """Return a command that uses the model and writes to tmp_path."""
     train = ("--setting", "opsd", "-m", model, "--dtype", "float32", "--device", "cpu")
     if entrance in ("plan", "run"):
         recipe = {
@@ -230,7 +227,7 @@ def test_every_command_that_renders_prompts_tries_the_template_first(
 
 
 def sharded(directory: Path) -> Path:
-    """A model whose weights are in several files with an index."""
+    """Return a model whose weights are in several files with an index."""
     from support.tiny import write_tokenizer
     from transformers import AutoModelForCausalLM
 

@@ -6,7 +6,7 @@ Axes: N positions, V vocabulary, K tokens of a top-K support, S the support with
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import get_args
 
 import pytest
@@ -36,7 +36,7 @@ PLAIN = [
     REVERSE,
     *(Objective("jsd", beta=beta) for beta in BETAS),
     GATED,
-    *(Objective(name, k=k, top_k_mode=mode) for name in TOP_K_NAMES for mode in MODES for k in (1, 3, 8)),
+    *(Objective(name, top_k=k, top_k_mode=mode) for name in TOP_K_NAMES for mode in MODES for k in (1, 3, 8)),
     *(Objective("sampled", estimator=estimator) for estimator in ESTIMATORS),
 ]
 # Bounds that some of the positions below exceed and others do not.
@@ -51,19 +51,19 @@ CLIPPED = [
     Objective("jsd", beta=0.9, clip_entry=0.05, clip_position=0.14),
     replace(GATED, clip_entry=1.0),
     replace(GATED, clip_position=2.0),
-    Objective("forward-kl-topk", k=8, top_k_mode="renormalise", clip_entry=0.8),
-    Objective("forward-kl-topk", k=8, top_k_mode="tail", clip_position=1.0),
-    Objective("forward-kl-topk", k=8, top_k_mode="stop-gradient", clip_entry=1.0),
-    Objective("reverse-kl-topk", k=8, top_k_mode="renormalise", clip_position=0.8),
-    Objective("reverse-kl-topk", k=8, top_k_mode="tail", clip_entry=1.0),
-    Objective("reverse-kl-topk", k=8, top_k_mode="stop-gradient", clip_entry=0.05),
+    Objective("forward-kl-topk", top_k=8, top_k_mode="renormalise", clip_entry=0.8),
+    Objective("forward-kl-topk", top_k=8, top_k_mode="tail", clip_position=1.0),
+    Objective("forward-kl-topk", top_k=8, top_k_mode="stop-gradient", clip_entry=1.0),
+    Objective("reverse-kl-topk", top_k=8, top_k_mode="renormalise", clip_position=0.8),
+    Objective("reverse-kl-topk", top_k=8, top_k_mode="tail", clip_entry=1.0),
+    Objective("reverse-kl-topk", top_k=8, top_k_mode="stop-gradient", clip_entry=0.05),
     *(Objective("sampled", estimator=estimator, clip_entry=1.0) for estimator in ESTIMATORS),
     *(Objective("sampled", estimator=estimator, clip_position=1.0) for estimator in ESTIMATORS),
 ]
 
 
 def label(objective: Objective) -> str:
-    """The name and what differs from the defaults, for the ids of tests."""
+    """Return the name and the options that differ from the defaults, for the ids of tests."""
     default = Objective(objective.name)
     options = (f"{key}={value}" for key, value in vars(objective).items() if value != getattr(default, key))
     return " ".join([objective.name, *options])
@@ -74,7 +74,7 @@ def of_each(objectives: list[Objective]) -> pytest.MarkDecorator:
 
 
 def random_logits(shape: tuple[int, int], seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits of the student and of the teacher, float64, and the tokens that stand there."""
+    """Return logits of the student and of the teacher, float64, and the response's tokens."""
     generator = torch.Generator().manual_seed(seed)
     student_NV, teacher_NV = (1.5 * torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(2))
     return student_NV, teacher_NV, torch.randint(shape[1], shape[:1], generator=generator)
@@ -85,7 +85,7 @@ def score(objective: Objective, student_NV: Tensor, teacher_NV: Tensor, response
 
 
 def assert_near(found: Tensor, expected: Tensor, share: float) -> None:
-    """No entry is further off than `share` of the largest one expected (1e-15: autograd's zeros)."""
+    """Assert that no entry is further off than `share` of the largest expected one (1e-15: autograd's zeros)."""
     assert found.shape == expected.shape
     off = (found.double() - expected).abs().max()
     assert off <= share * expected.abs().max() + 1e-15, f"off by {off}"
@@ -103,7 +103,7 @@ def with_gradient_of(surrogate: Tensor, value: Tensor) -> Tensor:
 
 
 def naive_entries(objective: Objective, p_NV: Tensor, q_NV: Tensor, response_N: Tensor) -> Tensor:
-    """What is summed up at each position."""
+    """Return the terms that are summed at each position."""
     if objective.name == "sampled":
         return naive_sampled(objective.estimator, p_NV, q_NV, response_N)
     if objective.name in TOP_K_NAMES:
@@ -119,7 +119,7 @@ def naive_entries(objective: Objective, p_NV: Tensor, q_NV: Tensor, response_N: 
 
 
 def naive_top_k(objective: Objective, p_NV: Tensor, q_NV: Tensor) -> Tensor:
-    ids_NK = q_NV.argsort(-1, descending=True)[:, : objective.k]
+    ids_NK = q_NV.argsort(-1, descending=True)[:, : objective.top_k]
     p_NS, q_NS = p_NV.gather(-1, ids_NK), q_NV.gather(-1, ids_NK)
     forward = objective.name == "forward-kl-topk"
     if objective.top_k_mode == "stop-gradient":
@@ -142,7 +142,7 @@ def naive_sampled(estimator: Estimator, p_NV: Tensor, q_NV: Tensor, response_N: 
 
 
 def naive(objective: Objective, student_NV: Tensor, teacher_NV: Tensor, response_N: Tensor) -> tuple[Tensor, Tensor]:
-    """Value of each position, for autograd, and whether it was clipped."""
+    """Return the value of each position, for autograd, and True where it was clipped."""
     entries = naive_entries(objective, student_NV.softmax(-1), teacher_NV.softmax(-1), response_N)
     bound, bound_of_sum = (math.inf if x is None else x for x in (objective.clip_entry, objective.clip_position))
     sums_N = entries.clamp(max=bound).sum(-1)
@@ -208,14 +208,14 @@ def test_gradcheck_of_hidden_states_and_head(objective: Objective) -> None:
         fixed = (teacher_NE, teacher_head_VE, response_N, weights_N, objective)
         return fused_divergence(student_ND, head_VD, *fixed, temperature=1.5, chunk=2)[0]
 
-    # gradcheck asks for the gradients twice, which the loss gives once; a checkpoint runs it anew.
+    # gradcheck takes the gradients twice, but the loss gives them once; a checkpoint runs it anew.
     assert torch.autograd.gradcheck(
         lambda *inputs: checkpoint(loss, *inputs, use_reentrant=False),
         (student_ND.requires_grad_(), head_VD.requires_grad_()),
     )
 
 
-@of_each([Objective("sampled"), Objective("reverse-kl-topk", k=3, top_k_mode="stop-gradient")])
+@of_each([Objective("sampled"), Objective("reverse-kl-topk", top_k=3, top_k_mode="stop-gradient")])
 def test_the_gradient_of_a_surrogate_is_not_said_to_be_that_of_the_value(objective: Objective) -> None:
     student_NV, teacher_NV, response_N = random_logits(ODD)
     grad_NV = score(objective, student_NV, teacher_NV, response_N).grad_CV
@@ -277,46 +277,46 @@ BY_HAND = [
     ByHand(  # H(q) = 0.325 < 0.6
         Objective("entropy-gated", entropy_threshold=0.6), NINE_TO_ONE, HALVES, REVERSE_B, (-0.5 * LOG_3, 0.5 * LOG_3)
     ),
-    ByHand(Objective("forward-kl-topk", k=1), NINE_TO_ONE, HALVES, 0.0, (0.0, 0.0)),
+    ByHand(Objective("forward-kl-topk", top_k=1), NINE_TO_ONE, HALVES, 0.0, (0.0, 0.0)),
     ByHand(
-        Objective("forward-kl-topk", k=2),
+        Objective("forward-kl-topk", top_k=2),
         Q_OF_THREE,
         P_OF_THREE,
         2 / 3 * math.log(4 / 3) + 1 / 3 * math.log(2 / 3),
         (-1 / 6, 1 / 6, 0.0),
     ),
-    ByHand(Objective("forward-kl-topk", k=1, top_k_mode="tail"), NINE_TO_ONE, HALVES, FORWARD_B, (-0.4, 0.4)),
+    ByHand(Objective("forward-kl-topk", top_k=1, top_k_mode="tail"), NINE_TO_ONE, HALVES, FORWARD_B, (-0.4, 0.4)),
     ByHand(  # (0.6, 0.4) against (0.2, 0.8): the tail's 0.8 − 0.4 is shared out 1 : 3
-        Objective("forward-kl-topk", k=1, top_k_mode="tail"),
+        Objective("forward-kl-topk", top_k=1, top_k_mode="tail"),
         Q_OF_THREE,
         P_OF_THREE,
         0.6 * LOG_3 - 0.4 * LOG_2,
         (-0.4, 0.1, 0.3),
     ),
     ByHand(  # −0.9 (1 − p_0, −p_1)
-        Objective("forward-kl-topk", k=1, top_k_mode="stop-gradient"),
+        Objective("forward-kl-topk", top_k=1, top_k_mode="stop-gradient"),
         NINE_TO_ONE,
         HALVES,
         0.9 * math.log(9 / 5),
         (-0.45, 0.45),
     ),
-    ByHand(Objective("reverse-kl-topk", k=1), NINE_TO_ONE, HALVES, 0.0, (0.0, 0.0)),
+    ByHand(Objective("reverse-kl-topk", top_k=1), NINE_TO_ONE, HALVES, 0.0, (0.0, 0.0)),
     ByHand(  # ¼ (log ¾ − log 3/2)
-        Objective("reverse-kl-topk", k=2),
+        Objective("reverse-kl-topk", top_k=2),
         Q_OF_THREE,
         P_OF_THREE,
         0.5 * math.log(9 / 8),
         (-0.25 * LOG_2, 0.25 * LOG_2, 0.0),
     ),
     ByHand(
-        Objective("reverse-kl-topk", k=1, top_k_mode="tail"),
+        Objective("reverse-kl-topk", top_k=1, top_k_mode="tail"),
         NINE_TO_ONE,
         HALVES,
         REVERSE_B,
         (-0.5 * LOG_3, 0.5 * LOG_3),
     ),
     ByHand(  # 0.5 log(5/9) (1 − p_0, −p_1)
-        Objective("reverse-kl-topk", k=1, top_k_mode="stop-gradient"),
+        Objective("reverse-kl-topk", top_k=1, top_k_mode="stop-gradient"),
         NINE_TO_ONE,
         HALVES,
         0.5 * math.log(5 / 9),
@@ -364,7 +364,7 @@ def test_the_top_k_of_the_whole_vocabulary_is_the_full_divergence(
     name: str, whole: Objective, mode: TopKMode, k: int
 ) -> None:
     logits = random_logits(ODD)
-    assert_same(score(Objective(name, k=k, top_k_mode=mode), *logits), score(whole, *logits))
+    assert_same(score(Objective(name, top_k=k, top_k_mode=mode), *logits), score(whole, *logits))
 
 
 @pytest.mark.parametrize("mode", ["renormalise", "tail"])
@@ -375,7 +375,9 @@ def test_a_top_k_of_distributions_is_never_negative_and_with_a_tail_grows_toward
     """Merging symbols into a tail never adds to a divergence."""
     logits = random_logits(EVEN)
     whole_N = score(FORWARD if name == "forward-kl-topk" else REVERSE, *logits).value_C
-    values_KN = torch.stack([score(Objective(name, k=k, top_k_mode=mode), *logits).value_C for k in (1, 2, 8, 32, 64)])
+    values_KN = torch.stack(
+        [score(Objective(name, top_k=k, top_k_mode=mode), *logits).value_C for k in (1, 2, 8, 32, 64)]
+    )
     assert (values_KN > -1e-12).all()
     if mode == "tail":
         assert (values_KN <= whole_N + 1e-12).all()
@@ -386,7 +388,7 @@ def test_a_tail_too_small_for_one_minus_the_rest_is_not_lost_in_float32() -> Non
     # p = (1 − 2e-9, 1e-9, 1e-9), whose first entry is 1 in float32; q = (1/2, 1/4, 1/4).
     student_NV = torch.tensor([[0.0, math.log(1e-9), math.log(1e-9)]])
     teacher_NV = torch.tensor([[0.5, 0.25, 0.25]]).log()
-    objective = Objective("forward-kl-topk", k=1, top_k_mode="tail")
+    objective = Objective("forward-kl-topk", top_k=1, top_k_mode="tail")
     found = score(objective, student_NV, teacher_NV, torch.tensor([0]))
     assert found.value_C.item() == pytest.approx(0.5 * math.log(0.5) + 0.5 * math.log(0.5 / 2e-9), rel=1e-6)
     assert found.grad_CV[0].tolist() == pytest.approx([0.5, -0.25, -0.25], abs=1e-6)
@@ -396,7 +398,7 @@ def test_a_top_k_gradient_is_nothing_outside_the_support_when_the_rest_does_not_
     student_NV, teacher_NV, response_N = random_logits(ODD)
     outside_NV = teacher_NV < teacher_NV.topk(3).values[:, -1:]
     for name in TOP_K_NAMES:
-        grad_NV = score(Objective(name, k=3), student_NV, teacher_NV, response_N).grad_CV
+        grad_NV = score(Objective(name, top_k=3), student_NV, teacher_NV, response_N).grad_CV
         assert not grad_NV[outside_NV].any()
         assert (grad_NV[~outside_NV] != 0).all()
 
@@ -405,7 +407,7 @@ def test_a_top_k_gradient_is_nothing_outside_the_support_when_the_rest_does_not_
 def test_jsd_over_the_distance_from_an_end_tends_to_a_kl(end: int, kl: Objective) -> None:
     logits, distance = random_logits(ODD), 1e-6
     near, whole = score(Objective("jsd", beta=abs(end - distance)), *logits), score(kl, *logits)
-    # What is left is of the first order in the distance, with a factor that grows with p/q.
+    # The remainder is of first order in the distance, with a factor that grows with p/q.
     assert_near(near.value_C / distance, whole.value_C, 1e-4)
     assert_near(near.grad_CV / distance, whole.grad_CV, 1e-3)
 
@@ -500,7 +502,7 @@ def test_teacher_and_student_alike_give_exactly_nothing_in_float32(objective: Ob
 @pytest.mark.parametrize("k", [1, 8])
 def test_a_forward_top_k_with_held_weights_pulls_into_the_support_even_when_both_are_alike(k: int) -> None:
     student_NV, _, response_N = random_logits(ODD)
-    objective = Objective("forward-kl-topk", k=k, top_k_mode="stop-gradient")
+    objective = Objective("forward-kl-topk", top_k=k, top_k_mode="stop-gradient")
     found = score(objective, student_NV, student_NV, response_N)
     inside_NV = student_NV >= student_NV.topk(k).values[:, -1:]
     assert not found.value_C.any()
@@ -522,7 +524,7 @@ def test_held_weights_leave_out_what_drives_mass_from_the_support(same: bool) ->
 
     held_NV = gradient((p_NK * (p_NK / q_NK).log()).detach() * p_NK.log())
     plain_NV, mass_NV = gradient(p_NK * (p_NK / q_NK).log()), gradient(p_NK)
-    objective = Objective("reverse-kl-topk", k=8, top_k_mode="stop-gradient")
+    objective = Objective("reverse-kl-topk", top_k=8, top_k_mode="stop-gradient")
     found_NV = score(objective, student_NV.detach(), teacher_NV, response_N).grad_CV
     assert_near(found_NV, held_NV, 1e-12)
     assert_near(plain_NV - found_NV, mass_NV, 1e-12)
@@ -531,7 +533,7 @@ def test_held_weights_leave_out_what_drives_mass_from_the_support(same: bool) ->
 
 @of_each(PLAIN + CLIPPED)
 def test_a_gradient_moves_no_constant(objective: Objective) -> None:
-    """The softmax ignores a constant on all logits, so every gradient sums up to nothing."""
+    """The softmax ignores a constant on all logits, so every gradient sums to zero."""
     grad_NV = score(objective, *random_logits(EVEN)).grad_CV
     assert (grad_NV.sum(-1).abs() <= 1e-12 * (1 + grad_NV.abs().sum(-1))).all()
 
@@ -561,7 +563,7 @@ def test_positions_do_not_see_each_other(objective: Objective) -> None:
 
 
 def expectation(estimator: Estimator, student_V: Tensor, teacher_V: Tensor) -> tuple[Tensor, Tensor]:
-    """E[value] (1,) and E[gradient] (1, V)."""
+    """Return E[value] (1,) and E[gradient] (1, V)."""
     everything_V = torch.arange(len(student_V))
     rows = (x.expand(len(everything_V), -1) for x in (student_V, teacher_V))
     found = score(Objective("sampled", estimator=estimator), *rows, everything_V)
@@ -602,7 +604,7 @@ def test_an_estimate_only_looks_at_the_token_that_stands_there(estimator: Estima
 
 
 def choices(annotation: object) -> set[str]:
-    """All strings in a type: those of a Literal, which may stand beside None."""
+    """Return all strings in a type: those of a Literal, which may stand beside None."""
     if isinstance(annotation, str):
         return {annotation}
     return {choice for part in get_args(annotation) for choice in choices(part)}
@@ -613,3 +615,11 @@ def test_the_command_offers_every_objective_with_every_mode_and_estimator() -> N
     assert offered["objective"] == set(OBJECTIVES)
     assert offered["top_k_mode"] == set(MODES)
     assert offered["estimator"] == set(ESTIMATORS)
+
+
+def test_every_option_of_an_objective_is_one_of_the_command_and_names_objectives_that_exist() -> None:
+    own = {field.name: field.metadata["of"] for field in fields(Objective) if field.metadata}
+    assert own.keys() <= DistillConfig.model_fields.keys()
+    assert {name for of in own.values() for name in of} <= set(OBJECTIVES)
+    for name in own:
+        assert all(reader in DistillConfig.model_fields[name].description for reader in own[name])

@@ -1,7 +1,4 @@
-"""trd data overlap:
-
-words and n-grams by hand and against brute force, the command, and real training sets against benchmarks.
-"""
+"""trd data overlap: n-grams by hand and by brute force, the command, and real training sets against benchmarks."""
 
 from __future__ import annotations
 
@@ -48,7 +45,7 @@ WORDS = [
 
 
 def first(n: int, then: str = "") -> str:
-    """The first n of WORDS and then some more."""
+    """Return the first n of WORDS and then some more."""
     return " ".join([*WORDS[:n], then])
 
 
@@ -59,7 +56,7 @@ def problem_set(path: Path, texts: Sequence[str], prefix: str) -> Path:
 
 @pytest.fixture
 def compare(tmp_path: Path):
-    """Training texts t0, t1, … against questions q0, q1, … of one benchmark."""
+    """Compare training texts t0, t1, … with questions q0, q1, … of one benchmark."""
 
     def compare(train: Sequence[str], questions: Sequence[str], **options: object) -> Overlaps:
         paths = [
@@ -154,7 +151,7 @@ def test_texts_without_words_equal_nothing() -> None:
 
 
 def brute_force(train: Sequence[str], questions: Sequence[str], common: int) -> list[tuple]:
-    """(row, question, run, covered 8, covered 13, hit 8, hit 13) by comparing every pair of texts directly."""
+    """Return (row, question, run, covered 8, covered 13, hit 8, hit 13), by comparing every pair of texts directly."""
 
     def grams(text: str, n: int) -> set[str]:
         words = text.split()

@@ -1,7 +1,4 @@
-"""trd plan:
-
-sound recipes pass, planted faults are named, and estimates are what models, shards and hand computation say.
-"""
+"""trd plan: sound recipes pass, planted faults are named, and estimates agree with models, shards and calculations."""
 
 from __future__ import annotations
 
@@ -20,7 +17,7 @@ from support.sets import rows_of
 from support.tiny import END, OTHER_END, SHAPE, build_model, reference_model, set_eos, write_tokenizer
 
 from trd_cli.planning.estimates import GIB, adapter_parameters, generating, row_bytes, training
-from trd_cli.planning.models import Planned, read_model
+from trd_cli.planning.pair import Planned, read_model
 from trd_cli.recipes.graph import build_graph
 from trd_cli.recipes.loading import load_recipe
 from trd_cli.trajectories.shards import list_shards, read_problems, write_problems
@@ -58,7 +55,7 @@ def write(tmp_path: Path, tiny: Path) -> Write:
 
 @pytest.fixture
 def plan(trd: Trd, tmp_path: Path) -> Callable[..., tuple[int, Findings]]:
-    """Exit code and findings of `trd plan`; the lines on standard output must say the same."""
+    """Return exit code and findings of `trd plan`; the lines on standard output must say the same."""
 
     def plan(recipe: Path, *flags: object, code: int | None = None) -> Findings:
         out = tmp_path / "plan.json"
@@ -74,7 +71,7 @@ def plan(trd: Trd, tmp_path: Path) -> Callable[..., tuple[int, Findings]]:
 
 
 def told(findings: Findings, level: str, topic: str, *words: str) -> dict[str, str]:
-    """The one finding of a level and topic that has all the words; it says what to change unless all is well."""
+    """Return the one finding of a level and topic with all the words; it names a change unless all is well."""
     own = [f for f in findings if (f["level"], f["topic"]) == (level, topic)]
     found = [f for f in own if all(word in f["what"] for word in words)]
     assert len(found) == 1, "\n".join(f"{f['level']} {f['topic']} {f['what']}" for f in findings)
@@ -170,6 +167,11 @@ def test_models_and_sets_out_of_reach_are_warnings_and_the_rest_is_still_checked
     assert "ok      arithmetic:n=5,seed=2: 5 questions" in done.stdout
 
 
+def test_a_refusal_names_keys_and_quotes_values_as_they_are(write: Write, plan: Any) -> None:
+    findings = plan(write(distill={"mask_tokens": ["--top-k"]}), code=1)
+    told(findings, "error", "recipe", "mask_tokens --top-k; expected a token of the vocabulary")
+
+
 def test_the_scripted_student_is_an_error_as_it_cannot_be_trained(write: Write, plan: Any) -> None:
     told(plan(write(student="scripted"), code=1), "error", "recipe", "scripted has no weights")
 
@@ -209,7 +211,7 @@ def test_problems_that_are_filtered_by_length_are_counted(write: Write, plan: An
 
 
 def sampled(recipe: Path, ok: Trd, run: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The rollouts of a recipe, made in its run directory by the command of its graph."""
+    """Return the rollouts of a recipe, made in its run directory by the command of its graph."""
     run.mkdir()
     monkeypatch.chdir(run)
     graph = build_graph(load_recipe(recipe), run)
@@ -302,13 +304,13 @@ def test_a_set_to_import_that_has_no_answers_is_an_error_unless_none_are_wanted(
     row = {"problem": "How many?", "reference_solution": "There are some."}
     (tmp_path / "train.jsonl").write_text(json.dumps(row) + "\n")
     made = {"file": str(tmp_path / "train.jsonl")}
-    told(plan(write(problems={"import": made})), "error", "problems", "not one reference answer")
+    told(plan(write(problems={"import": made})), "error", "problems", "no reference answer")
     findings = plan(write(problems={"import": {**made, "no_answers": True}}))
-    assert not [f for f in findings if "not one reference answer" in f["what"]]
+    assert not [f for f in findings if "no reference answer" in f["what"]]
 
 
 def without(tmp_path: Path, ok: Trd, field: str, count: int) -> dict[str, str]:
-    """Twelve problems of which the first lack a field."""
+    """Return twelve problems of which the first lack a field."""
     path = tmp_path / "made.parquet"
     ok("data", "make", "arithmetic", "--n", 12, "--seed", 1, "--out", path)
     import dataclasses
@@ -332,6 +334,14 @@ def test_a_few_missing_references_are_a_warning_where_no_stage_fails_of_them(
     told(plan(write(problems=problems), code=1), "error", "problems", "1 of 12")
 
 
+@pytest.mark.parametrize(("allowed", "level"), [(1, "warning"), (0, "error"), (0.1, "warning"), (0.05, "error")])
+def test_max_errors_is_a_count_or_below_1_a_share_as_for_a_stage(
+    allowed: float, level: str, write: Write, plan: Any, ok: Trd, tmp_path: Path
+) -> None:
+    problems = without(tmp_path, ok, "reference_solution", 1)
+    told(plan(write(problems=problems, refine={"max_errors": allowed})), level, "problems", "1 of 12")
+
+
 def test_opd_needs_no_references(write: Write, plan: Any, ok: Trd, tiny: Path, tmp_path: Path) -> None:
     problems = without(tmp_path, ok, "reference_solution", 12)
     findings = plan(write(problems=problems, **with_teacher(tiny, tmp_path)), code=0)
@@ -352,7 +362,7 @@ def test_slices_beyond_the_problems_are_an_error(write: Write, plan: Any, ok: Tr
     told(findings, "error", "recipe", "2 rounds of 8 problems, and there are 12; expected at least 16")
 
 
-# What cannot be combined
+# Options that exclude each other
 
 
 @pytest.mark.parametrize(
@@ -507,7 +517,7 @@ def test_processes_that_share_the_weights_hold_a_part_each_and_what_computes_who
     parameters = 8_190_735_360
     assert need["weights"] == need["gradients"] == need["optimiser"] // 2 == 4 * parameters // 8
     assert need["teacher"] == 2 * parameters // 8
-    # Of both sides in bfloat16: head and embedding of 151,936 × 4,096, and two of 36 layers; the head's gradient in
+    # Both sides in bfloat16: head and embedding of 151,936 × 4,096, and two of 36 layers; the head's gradient in
     # bfloat16 and float32.
     head = 151_936 * 4096
     layer = (parameters - 2 * head) // 36

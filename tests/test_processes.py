@@ -1,6 +1,6 @@
 """trd distill on two processes: the same training as on one, and never one process where two were asked for.
 
-Most launches cost several seconds: all trainings that are compared run one after another in a single one. Not covered:
+Most launches cost several seconds, so all trainings to compare run one after another in a single one. Not covered:
 GPUs, several machines. FSDP has tests of its own.
 """
 
@@ -52,7 +52,7 @@ CASES: dict[str, tuple[object, ...]] = {
     ),
     "the average as the teacher": (*("by_student", "--batch-size", 3, "--teacher-weights", "ema", "--ema-decay", 0.5),),
 }
-# What depends on how a step is cut into micro-batches, or on the machine.
+# Figures that depend on how a step is cut into micro-batches, or on the machine.
 OF_THE_MACHINE = {
     "seconds",
     "response_tokens_per_second",
@@ -80,10 +80,10 @@ def checkpoint(root: Path, case: str) -> Path:
 
 @pytest.fixture(scope="module")
 def by_two(world: World, tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    """All cases trained by two processes."""
+    """Return all cases trained by two processes."""
     root = tmp_path_factory.mktemp("by_two")
     orders = [Order(arguments(world, case, checkpoint(root, case))) for case in CASES]
-    # torch then says of each group of processes that is made how large it is.
+    # torch then logs the size of each group of processes.
     talkative = {"TORCH_CPP_LOG_LEVEL": "INFO", "TORCH_DISTRIBUTED_DEBUG": "INFO"}
     return Trained(carry_out(root, orders, **talkative), root)
 
@@ -203,7 +203,7 @@ def test_a_world_of_two_without_a_launcher_ends_and_trains_nothing(world: World,
 
 @pytest.mark.parametrize("late", [0, 1], ids=["the first late", "the second late"])
 def test_paths_from_a_pipe_are_refused_and_the_reason_said_whichever_process_is_late(tmp_path: Path, late: int) -> None:
-    # Python runs a module of this name before anything else: one of two processes on a slow disk, say.
+    # Python runs a module of this name first; this one delays one of the two processes, like a slow disk.
     (tmp_path / "sitecustomize.py").write_text(
         f"import os, time\ntime.sleep(3 if os.environ.get('RANK') == '{late}' else 0)\n"
     )

@@ -1,4 +1,4 @@
-"""Programs and their tests as people write them: which program a response means, and what its tests ask of it."""
+"""Programs and their tests as people write them: the program that a response means, and the names its tests need."""
 
 from __future__ import annotations
 
@@ -945,13 +945,15 @@ CALLS: dict[str, tuple[str, Any, str]] = {
     "numpy array for list": (
         "import numpy as np\ndef f(a): return np.array(a)",
         {"kind": "call", "fn_name": "f", "inputs": [[[1, 2]]], "outputs": [[1, 2]]},
-        "incorrect",
+        "correct",
     ),
 }
 
 
 @pytest.mark.parametrize("case", CALLS)
-def test_calls_of_what_is_no_function_of_that_kind_fail(case: str, options: code.CodeOptions) -> None:
+def test_calls_need_a_function_and_an_array_counts_as_the_list_of_its_numbers(
+    case: str, options: code.CodeOptions
+) -> None:
     source, tests, right = CALLS[case]
     found, detail = verdict(f"```python\n{source}\n```\n", tests, options)
     assert found == right, detail

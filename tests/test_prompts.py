@@ -1,4 +1,4 @@
-"""Prompt templates: the built-in ones and what they must ask, and what is refused of a user's own."""
+"""Prompt templates: the built-in ones and their questions, and refusals of a user's own."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ every_task = pytest.mark.parametrize("task", TASKS)
 
 
 def text_of(template: Template, **changes: str) -> str:
-    """The content of the one message a template renders to."""
+    """Return the content of the one message that a template renders to."""
     (message,) = template.render(VALUES | changes)
     assert message["role"] == "user"
     return message["content"]
@@ -57,7 +57,7 @@ def own(folder: Path, text: str) -> str:
 
 def test_there_is_a_template_for_every_kind_and_task_and_no_other() -> None:
     assert set(PLACEHOLDERS) == set(KINDS)
-    assert {path.name for path in prompts_dir().iterdir()} == {f"{k}-{t}.jinja" for k in KINDS for t in TASKS}
+    assert {path.name for path in prompts_dir().glob("*.jinja")} == {f"{k}-{t}.jinja" for k in KINDS for t in TASKS}
 
 
 @every_task

@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.model, made_by_setup]
 
 @pytest.fixture(scope="module")
 def quickstart(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
-    """A finished run of 24 rows and 8 questions, and what the script printed."""
+    """Return a finished run of 24 rows and 8 questions, and the script's output."""
     run = tmp_path_factory.mktemp("quickstart") / "run"
     return run, start(run)
 

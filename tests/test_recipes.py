@@ -1,7 +1,4 @@
-"""Recipes and the graphs they make:
-
-what is refused and how it is said, what extends does, which stages arms have in common.
-"""
+"""Recipes and the graphs they make: refusals and their words, `extends`, and the stages that arms have in common."""
 
 from __future__ import annotations
 
@@ -25,10 +22,9 @@ from trd_cli.config.training import DistillConfig
 from trd_cli.errors import InputError
 from trd_cli.models import resolve_model
 from trd_cli.prompting.templates import prompts_dir
-from trd_cli.recipes.contents import Contents
 from trd_cli.recipes.graph import build_graph
 from trd_cli.recipes.loading import load_recipe
-from trd_cli.recipes.nodes import Graph, Node
+from trd_cli.recipes.nodes import Contents, Graph, Node
 from trd_cli.recipes.recipe import Recipe
 
 BASE = """
@@ -59,7 +55,7 @@ def kinds(made: Graph) -> Counter[str]:
 
 
 def option(node: Node, flag: str) -> str | None:
-    """The value of a flag in a node's command line, None where it is not there."""
+    """Return the value of a flag in a node's command line, or None."""
     return node.argv[node.argv.index(flag) + 1] if flag in node.argv else None
 
 
@@ -102,6 +98,7 @@ WRONG: dict[str, tuple[str, tuple[str, ...]]] = {
     "name of an arm": (BASE + '[arms."a/b"]\nmethod = "trd"\n', ("[arms.a/b]", "letters, digits")),
     "base as an arm": (BASE + '[arms.base]\nmethod = "trd"\n', ("base is the starting model",)),
     "refine of an arm": (BASE + ARM + "refine = {top = 1}\n", ("[arms.trd.refine] top",)),
+    "an arm is no table": (BASE + "[arms]\na = 3\n", ("arms.a = 3", "expected a table")),
     "refine of an arm is no table": (BASE + ARM + "refine = 3\n", ("[arms.trd] refine = 3", "a table")),
     "twins but for a default": (
         BASE + ARM + "[arms.b]\nmethod = 'trd'\nrefine = {temperature = 0.6}\n",
@@ -147,15 +144,15 @@ WRONG: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "a filter that is no SQL": (
         BASE + ARM + 'where = "verdict = "\n',
-        ("[arms.trd] --where 'verdict = '", "a Polars SQL condition"),
+        ("[arms.trd] where 'verdict = '", "a Polars SQL condition"),
     ),
     "a filter of no column": (
         BASE + ARM + "where = \"verdit = 'correct'\"\n",
-        ("[arms.trd] --where", "verdit", "parent_verdict"),
+        ("[arms.trd] where", "verdit", "parent_verdict"),
     ),
     "a filter of a parent's column that is not read": (
         BASE + ARM + 'where = "array_length(parent_logprobs) > 3"\n',
-        ("[arms.trd] --where", "parent_logprobs"),
+        ("[arms.trd] where", "parent_logprobs"),
     ),
     "rollouts by their parents": (
         BASE + "[refine]\nsubset = 'repaired'\n" + ARM,
@@ -189,6 +186,7 @@ def test_a_wrong_recipe_is_refused_with_its_file_and_key(
     assert str(path) in line or line.startswith("trd run: error: arms ")
     assert "; expected " in line
     assert [words for words in said if words not in line] == []
+    assert "--" not in line, "a recipe has keys, not flags"
     assert not (tmp_path / "run").exists()
 
 
@@ -262,6 +260,16 @@ def test_files_are_found_from_the_recipe_that_names_them(tmp_path: Path) -> None
     assert made.sample["prompt"] == str(tmp_path / "far" / "own.jinja")
     assert made.student == str(tmp_path / "far" / "student")
     assert made.eval["bench"] == f"{tmp_path}/far/bench.parquet,aime24,arithmetic:n=3,level=2"
+
+
+def test_an_arm_has_the_sections_that_were_written_and_no_defaults(tmp_path: Path) -> None:
+    made = recipe(tmp_path, BASE + "[arms.a]\nmethod = 'trd'\nepochs = 2\nrefine = {top_k = 3}\n" + ARM)
+    arm = made.arms["a"]
+    assert (arm.distill, arm.sample, arm.refine) == ({"method": "trd", "epochs": 2}, {}, {"top_k": 3})
+    assert made.record()["arms"] == {
+        "a": {"method": "trd", "epochs": 2, "refine": {"top_k": 3}},
+        "trd": {"method": "trd"},
+    }
 
 
 def test_the_resolved_recipe_is_the_same_recipe(tmp_path: Path) -> None:
@@ -459,6 +467,59 @@ def test_a_problem_file_and_a_template_count_by_their_content(tmp_path: Path, ok
     assert len(set(digests)) == 3
 
 
+OLD = """
+problems_per_round = 4
+rounds = 2
+[sample]
+prompt = "own.jinja"
+n = 2
+shard_rows = 3
+[refine]
+prompt = "again.jinja"
+subset = "incorrect"
+[verify]
+lenient = true
+[eval]
+bench = "arithmetic:n=3,level=2"
+prompt = "own.jinja"
+"""
+OLD_DIGESTS = {
+    "problems": "6d05016b50",
+    "base/eval": "45da67ef7c",
+    "seed-0/round-0/sample": "e17cdb0c92",
+    "seed-0/round-0/verify-rollouts": "5ed6bf0e7b",
+    "seed-0/round-0/trd/refine": "846ae95cd0",
+    "seed-0/round-0/trd/verify-refined": "1f2496f57a",
+    "seed-0/round-0/trd/distill": "61f3e6e54e",
+    "seed-0/round-0/trd/eval": "9846c7b420",
+    "seed-0/round-1/trd/sample": "9808837b7a",
+    "seed-0/round-1/trd/verify-rollouts": "e2096c7e96",
+    "seed-0/round-1/trd/refine": "8dbb547241",
+    "seed-0/round-1/trd/verify-refined": "419750c156",
+    "seed-0/round-1/trd/distill": "c2e75b079b",
+    "seed-0/round-1/trd/eval": "94a00effdf",
+}
+
+
+def test_the_nodes_of_an_old_run_keep_their_digests_so_that_it_goes_on(tmp_path: Path) -> None:
+    written(tmp_path, "{{ problem }}", "own.jinja")
+    written(tmp_path, "{{ problem }} {{ attempt }} {{ reference_solution }}", "again.jinja")
+    top, sections = OLD.split("[sample]")
+    made = graph(tmp_path, top + BASE + "[sample]" + sections + ARM + "refine = {top_k = 3}\n")
+    assert {node.name: node.digest[:10] for node in made.nodes} == OLD_DIGESTS
+
+
+def test_a_node_s_config_does_not_say_where_it_writes_and_its_command_line_does(tmp_path: Path) -> None:
+    here, there = graph(tmp_path, BASE + ARM), build_graph(recipe(tmp_path, BASE + ARM), tmp_path / "elsewhere")
+    assert [node.config for node in here.nodes] == [node.config for node in there.nodes]
+    for node in here.nodes:
+        if node.stage == "problems":
+            assert option(node, "--out") == f"{node.out}/{node.config.out}"
+        else:
+            assert node.config.out is None
+            assert option(node, "--out") == (None if node.stage == "verify" else node.out)
+
+
 def test_the_templates_that_trd_brings_count_by_their_content_too() -> None:
     config = SampleConfig.parse({"problems": "p.parquet"})
     texts = [(prompts_dir() / f"student-{task}.jinja").read_bytes() for task in ("math", "code")]
@@ -483,7 +544,7 @@ def test_training_is_told_where_the_rollouts_are_so_that_a_run_can_be_moved(tmp_
 
 
 def trained(directory: Path) -> tuple[Path, Path]:
-    """A model and a checkpoint made from it, with an average beside it, as trd distill leaves them."""
+    """Return a model and a checkpoint made from it, with an average beside it, as trd distill leaves them."""
     first, second = (build_model(directory / name, seed) for seed, name in enumerate(("first", "second")))
     build_model(second / "ema", 2)
     record = {

@@ -1,4 +1,4 @@
-"""trd refine: what the teacher is shown, whose row it is, and which rollouts are taken."""
+"""trd refine: the teacher's prompt, the origin of each row, and the choice of rollouts."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ OPD = ("refine", "--setting", "opd", "--teacher", "scripted")
 
 @pytest.fixture
 def graded(rollouts: Path, ok: Trd) -> Path:
-    """The rollouts, verified: some correct, some incorrect."""
+    """Return the rollouts, verified: some correct, some incorrect."""
     ok("verify", rollouts, "--workers", 1)
     assert {row.verdict for row in rows_of(rollouts)} == {"correct", "incorrect"}
     return rollouts
 
 
 def text_of(row: Trajectory) -> str:
-    """The prompt as the model reads it."""
+    """Return the prompt as the model reads it."""
     return bytes(i for i in row.prompt_token_ids if i < 256).decode()
 
 
 def changed(source: Path, target: Path, change: Callable[[Trajectory], Trajectory]) -> Path:
-    """A copy of a set with its rows changed."""
+    """Return a copy of a set with its rows changed."""
     shutil.copytree(source, target)
     for path in list_shards(target):
         write_shard(path, [change(row) for row in read_rows(path)])
@@ -113,7 +113,7 @@ def test_a_rollout_that_is_an_error_becomes_an_error_row(rollouts: Path, tmp_pat
 
 @pytest.fixture
 def long_attempts(problems: Path, tmp_path: Path, ok: Trd) -> Path:
-    """Rollouts of about 400 words."""
+    """Return rollouts of about 400 words."""
     out = tmp_path / "long"
     args = ("-p", problems, "--engine-arg", "length=400", "--max-tokens", 4000)
     ok("sample", "-m", "scripted", *args, "--out", out)
@@ -282,7 +282,7 @@ def test_an_unfinished_set_is_taken_when_asked_for(rollouts: Path, tmp_path: Pat
 
 @pytest.fixture
 def refined(graded: Path, tmp_path: Path, ok: Trd) -> Path:
-    """The refined rows, verified."""
+    """Return the refined rows, verified."""
     out = tmp_path / "y_r"
     ok(*OPSD, graded, "--out", out)
     ok("verify", out, "--workers", 1)

@@ -1,4 +1,4 @@
-"""What a stage refuses, trd plan and trd run refuse with the same reason before anything is generated."""
+"""trd plan and trd run refuse a stage's faults with the stage's own reason before anything is generated."""
 
 from __future__ import annotations
 
@@ -64,14 +64,14 @@ def recipe(world: World, tmp_path: Path) -> Recipe:
 
 
 def reason_of(result: Any) -> str:
-    """What a command refuses, without what it expected and how to mend it."""
+    """Return the first part of a command's refusal, without what it expected and how to mend it."""
     assert result.exit_code == 1, result.stderr
     line = result.stderr.strip().splitlines()[-1]
     return line.partition("error: ")[2].partition("; expected ")[0]
 
 
 def refusals_of(trd: Trd, recipe: Path, tmp_path: Path) -> tuple[str, str]:
-    """What trd plan and trd run say of a recipe that neither takes; nothing is generated."""
+    """Return the refusals of a recipe by trd plan and by trd run; nothing is generated."""
     planned = trd("plan", recipe, "--run", tmp_path / "run", "--out", tmp_path / "plan.json")
     assert planned.exit_code == 1, planned.stdout
     findings = json.loads((tmp_path / "plan.json").read_text())["findings"]
@@ -286,7 +286,7 @@ def test_what_this_machine_lacks_is_a_warning_of_a_plan_and_refused_by_a_run(
 
 
 def is_warned_of_and_refused(trd: Trd, recipe: Path, tmp_path: Path, word: str) -> None:
-    """By trd plan, and by trd run before anything is generated."""
+    """Assert that trd plan warns, and that trd run refuses before anything is generated."""
     planned = trd("plan", recipe, "--run", tmp_path / "run").stdout
     (line,) = [line for line in planned.splitlines() if word in line]
     assert line.strip().startswith("warning ")

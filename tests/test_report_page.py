@@ -1,6 +1,6 @@
 """The report's page in a real browser: it loads, filters, shows differences, obeys keys and links, and fetches nothing.
 
-Skipped where Chromium, its driver or selenium is missing; nothing is installed here.
+Skipped if Chromium, its driver or selenium is missing; nothing is installed here.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from support.report_run import make_run
 
 from trd_cli.records import Trajectory, content_hash
 from trd_cli.report.data import Selection, SetRef
-from trd_cli.report.formulas import formulas, mathml
 from trd_cli.report.plots import plots
+from trd_cli.report.reader.formulas import formulas, mathml
 from trd_cli.report.reader.page import inline_svg, write_page
 from trd_cli.report.reader.trajectories import trajectories
 from trd_cli.trajectories.shards import list_shards, shard_path, write_shard
@@ -41,7 +41,7 @@ KEPT = "parent_verdict = 'correct' AND verdict = 'correct'"
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A page with 480 pairs, a rollout that was not refined, and a pair whose text tries to be HTML."""
+    """Return a page with 480 pairs, a rollout that was not refined, and a pair whose text tries to be HTML."""
     directory = tmp_path_factory.mktemp("report")
     made = list(pairs(ROWS, 200))
     evil = trajectory("evil", 9999, problem_id="evil/<b>1</b>", response=EVIL, problem=EVIL)
@@ -65,7 +65,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def refined_to(y_o: Trajectory, name: str, response: str, **changes: object) -> Trajectory:
-    """A row refined from `y_o`."""
+    """Return a row refined from `y_o`."""
     whose = {"trajectory_id": content_hash(name), "parent_id": y_o.trajectory_id, "stage": "refined"}
     return replace(y_o, **whose, setting="opsd", response=response, **changes)
 
@@ -86,7 +86,7 @@ LONG_PROBLEM = "A long way. " * 120 + "How many wombats? " + "On and on. " * 100
 
 @pytest.fixture(scope="module")
 def twins(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A page on two refined sets of one rollout set with the same arms, round and seed, which share a row."""
+    """Return a page on two refined sets of one rollout set with the same arms, round and seed, which share a row."""
     directory = tmp_path_factory.mktemp("twins")
     code = trajectory("code", 1, task="code", response=BEFORE)
     marked = trajectory("marked", 2, response=ONE)
@@ -130,10 +130,7 @@ def driver() -> Iterator[Any]:
 
 
 class Reader:
-    """The page as one looks at it:
-
-    `js` runs a script in it, `press` types keys, `until` waits for what a script says.
-    """
+    """Use the page like a person: `js` runs a script in it, `press` types keys, `until` waits for a script's result."""
 
     def __init__(self, driver: Any, page: Path) -> None:
         self.driver, self.page = driver, page
@@ -173,7 +170,7 @@ class Reader:
         return self.js("return document.getElementById('count').textContent")
 
     def pick(self, name: str, text: str) -> int:
-        """Choose the option of a filter whose text has `text`; the number that the option gives."""
+        """Choose the option of a filter whose text contains `text`; return the number in the option."""
         return self.js(
             "const select = document.getElementById(arguments[0]);"
             "const option = [...select.options].find((o) => o.text.includes(arguments[1]));"

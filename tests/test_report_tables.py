@@ -1,4 +1,4 @@
-"""The figures, tables and plots of trd report, against what the run's own files say and against small cases by hand."""
+"""The figures, tables and plots of trd report, against the run's own files and against small cases by hand."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from trd_cli.models import resolve_model
 from trd_cli.report.collect import collect
 from trd_cli.report.data import Refinement, ReportData, Score, Spread, Training
 from trd_cli.report.drawing import COLOURS
+from trd_cli.report.logs import kl_by_position
 from trd_cli.report.nll import choose
 from trd_cli.report.plots import INK, is_plot, plots
-from trd_cli.report.rounds import curves_of
-from trd_cli.report.tables import markdown, tables
-from trd_cli.report.trainings import kl_by_position
+from trd_cli.report.scores import curves_of
+from trd_cli.report.tabulate import markdown, tables
 from trd_cli.report.two_runs import combine
 from trd_cli.training.batches import Example, Weighting, collate
 from trd_cli.training.figures import StepFigures
@@ -42,7 +42,7 @@ SHARES = ("truncated", "no_answer", "error", "timeout")
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, ok: Trd) -> Path:
-    """A finished run of two arms. Tests read it and write elsewhere."""
+    """Return a finished run of two arms. Tests read it and write elsewhere."""
     return make_run(tmp_path_factory.mktemp("run") / "tiny", ok)
 
 
@@ -53,7 +53,7 @@ def data(finished: Path) -> ReportData:
 
 @pytest.fixture(scope="module")
 def written(finished: Path, tmp_path_factory: pytest.TempPathFactory, ok: Trd) -> Path:
-    """The report on it, as the command writes it."""
+    """Return the report on it, as the command writes it."""
     out = tmp_path_factory.mktemp("report")
     ok("report", finished, "--out", out)
     return out
@@ -61,7 +61,7 @@ def written(finished: Path, tmp_path_factory: pytest.TempPathFactory, ok: Trd) -
 
 @pytest.fixture
 def copy(finished: Path, tmp_path: Path) -> Path:
-    """A copy of the run to change."""
+    """Return a copy of the run to change."""
     return Path(shutil.copytree(finished, tmp_path / "copy"))
 
 
@@ -324,7 +324,7 @@ def test_nll_scores_the_three_texts_of_the_same_rows_as_transformers_does(
         ]
         assert float(told[text]["value"]) == pytest.approx(fmean(nats), rel=1e-4)
         assert (int(told[text]["tokens"]), int(told[text]["rows"])) == (len(nats), 3)
-    # What was sampled is scored as it was when it was sampled.
+    # Sampled tokens keep the score they had when they were sampled.
     stored = [x for row in rows for x in rollouts[row.parent_id].logprobs]
     assert float(told["y_o"]["value"]) == pytest.approx(-fmean(stored), rel=1e-3)
     assert "scoring" not in ok("report", finished, "--nll", 3, "--out", out).stderr, "what is scored is kept"
@@ -458,7 +458,7 @@ def test_a_training_is_summed_up_by_the_first_and_last_tenth_of_its_steps() -> N
 
 
 def test_the_mean_by_tenth_is_the_mean_divergence(finished: Path) -> None:
-    """Along equally long responses, the loss is the mean over all positions."""
+    """With equally long responses, the loss is the mean over all positions."""
     for step in logged(finished, "trd"):
         sums = [
             mean * positions
@@ -546,7 +546,7 @@ def test_plots_are_labelled_with_units_and_have_no_background_and_no_date(data: 
 
 
 def contrast(colour: str, luminance: float) -> float:
-    """Of a colour with a grey of this luminance, as WCAG 2 has it."""
+    """Return the contrast of a colour with a grey of this luminance, as WCAG 2 defines it."""
     parts = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
     own = sum(weight * c for weight, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
@@ -579,7 +579,7 @@ def test_plots_of_many_arms_seeds_and_rounds_have_one_legend_that_fits(arms: int
         assert height > {"training-loss": 4 * 100, "rounds-scores": 180}.get(name, 50)
 
 
-# What is missing
+# Missing outputs
 
 
 def set_status(run: Path, node: str, **changes: Any) -> None:
@@ -672,7 +672,7 @@ def test_a_finished_stage_with_fewer_rows_or_steps_than_it_made_is_named(copy: P
 
 
 def without(path: Path, *keys: str) -> None:
-    """Take a key out of a JSON file."""
+    """Remove a key from a JSON file."""
 
     def take_out(content: dict[str, Any]) -> None:
         for key in keys[:-1]:

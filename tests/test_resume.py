@@ -1,4 +1,4 @@
-"""The same command again finishes what is missing: after faults, crashes, torn shards; and only what is missing."""
+"""The same command again finishes the missing rows, and only those: after faults, crashes and torn shards."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SCRIPTED = ("sample", "-m", "scripted", "-n", 2)
 
 
 def generated(directory: Path) -> list[int]:
-    """How many rows each invocation made, from `sessions.jsonl`."""
+    """Return the number of rows of each invocation, from `sessions.jsonl`."""
     return [json.loads(line)["rows"] for line in (directory / "sessions.jsonl").read_text().splitlines()]
 
 
@@ -216,7 +216,7 @@ def test_a_directory_left_before_its_first_row_is_taken_up(
         assert by_id(tmp_path / name) == by_id(rollouts)
 
 
-# What is refused
+# Refusals
 
 
 def test_another_configuration_is_refused_with_the_keys_that_differ(rollouts: Path, problems: Path, trd: Trd) -> None:

@@ -1,7 +1,7 @@
-"""trd distill cut off at any moment and run again: the same weights as of an undisturbed run, bit for bit.
+"""trd distill cut off at any moment and run again: the same weights as in an undisturbed run, bit for bit.
 
-The commands run in children forked from one process that has torch, transformers and peft loaded, so that the moments
-of death fall into the training and not into Python's start. Not covered: power loss, which only the fsync before each
+The commands run in children forked from one process with torch, transformers and peft loaded, so that the moments of
+death fall into the training and not into Python's start. Not covered: power loss, which only the fsync before each
 rename guards against.
 """
 
@@ -33,7 +33,7 @@ TRAIN = ("--dtype", "float32", "--device", "cpu", "--lr", 1e-2)
 STEPS = 30  # twelve rows, four a step, ten times
 LONG = (*TRAIN, "--batch-size", 4, "--epochs", 10)
 KILLS, KEPT = 12, 3
-# What the log says of the machine and not of the training.
+# Figures of the log that describe the machine and not the training.
 OF_THE_MACHINE = {"seconds", "response_tokens_per_second", "read_tokens_per_second", "peak_memory_gib"}
 
 WARM = """
@@ -47,14 +47,14 @@ from trd_cli.stages import distill
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
-    """Starts a trd command; whatever is left of it in the end is ended."""
+    """Yield a function that starts a trd command; end every command that is left."""
     with forking(WARM, tmp_path_factory.mktemp("talk")) as starts:
         yield starts
 
 
 @pytest.fixture(scope="module")
 def sets(tmp_path_factory: pytest.TempPathFactory, ok: Trd) -> dict[str, Path]:
-    """Twelve rows refined by another model, and twelve by the student itself."""
+    """Return twelve rows refined by another model, and twelve by the student itself."""
     root = tmp_path_factory.mktemp("sets")
     student, teacher = build_model(root / "student"), build_model(root / "teacher", seed=1)
     for model in (student, teacher):
@@ -68,7 +68,7 @@ def sets(tmp_path_factory: pytest.TempPathFactory, ok: Trd) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def whole(sets: dict[str, Path], ok: Trd, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What an undisturbed run leaves."""
+    """Return the output of an undisturbed run."""
     out = tmp_path_factory.mktemp("whole") / "c"
     ok("distill", sets["by_teacher"], *LONG, "--out", out)
     return out
@@ -76,7 +76,7 @@ def whole(sets: dict[str, Path], ok: Trd, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.fixture(scope="module")
 def interrupted(sets: dict[str, Path], start: Start, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same run stopped in the middle, with its last three states. Tests go on in copies of it."""
+    """Return the same run stopped in the middle, with its last three states. Tests continue in copies of it."""
     out = tmp_path_factory.mktemp("interrupted") / "c"
     run = start("distill", sets["by_teacher"], *LONG, "--save-steps", 1, "--keep", KEPT, "--out", out)
     wait_for(lambda: last_state(out) >= 5)
@@ -90,7 +90,7 @@ def cut(interrupted: Path, tmp_path: Path) -> Path:
 
 
 def log_of(checkpoint: Path) -> list[dict[str, Any]]:
-    """The log without what depends on the machine; a line that is not whole fails here."""
+    """Return the log without the figures that depend on the machine; fail if a line is not whole."""
     path = checkpoint / "train.jsonl"
     lines = path.read_text().splitlines() if path.is_file() else []
     return [{k: v for k, v in json.loads(line).items() if k not in OF_THE_MACHINE} for line in lines]
@@ -101,7 +101,7 @@ def states(checkpoint: Path) -> list[Path]:
 
 
 def last_state(checkpoint: Path) -> int:
-    """After how many steps the last state was saved; 0 where there is none."""
+    """Return the number of steps before the last saved state, or 0 without one."""
     return max((int(path.stem.removeprefix("step-")) for path in states(checkpoint)), default=0)
 
 
@@ -115,7 +115,7 @@ def truncate(path: Path) -> None:
 
 
 def same_as(whole: Path, other: Path) -> None:
-    """Both directories hold the same files, the same weights and the same log."""
+    """Assert that both directories hold the same files, the same weights and the same log."""
     names = [sorted(path.relative_to(of) for path in of.rglob("*")) for of in (whole, other)]
     assert names[0] == names[1]
     for name in names[0]:
@@ -181,7 +181,7 @@ def test_a_training_that_is_killed_again_and_again_ends_in_the_same_bits(
         kills += 1
         log = log_of(out)
         assert log == expected[: len(log)], "each step once, and as it would have been"
-        # Python takes its time to end after all is done.
+        # Python needs time to end after all is done.
         assert finished(out) or before <= last_state(out) <= len(log), "what was done is still done"
         amid += last_state(out) > 0 and not finished(out)
     assert amid >= KILLS // 2, "the kills fell into the training"
@@ -189,7 +189,7 @@ def test_a_training_that_is_killed_again_and_again_ends_in_the_same_bits(
 
 
 def at_work(run: Run, out: Path, before: int) -> None:
-    """Return when a step more is saved than were before, or when the command has ended."""
+    """Return when one more step is saved than before, or when the command has ended."""
     with contextlib.suppress(ProcessLookupError):
         wait_for(lambda: last_state(out) > before or os.kill(run.pid, 0))
 
@@ -218,7 +218,7 @@ def test_a_training_that_is_killed_while_its_model_is_saved_ends_in_the_same_bit
 def test_half_a_state_that_a_kill_left_behind_hinders_nothing(
     sets: dict[str, Path], whole: Path, cut: Path, ok: Trd
 ) -> None:
-    # States are saved by the clock too: nobody says that one of this name is written again.
+    # States are saved by the clock too, so one of this name may never be written again.
     (cut / "states" / ".step-000001.pt.tmp").write_bytes(b"half")
     ok("distill", sets["by_teacher"], *LONG, "--out", cut)
     same_as(whole, cut)
@@ -250,7 +250,7 @@ def test_a_training_in_the_background_of_a_shell_leaves_ctrl_c_alone_and_hears_s
     start: Start, sets: dict[str, Path], tmp_path: Path
 ) -> None:
     out = tmp_path / "c"
-    # The shell has such a job ignore SIGINT, which a terminal sends to all jobs of a script.
+    # A shell lets such a job ignore SIGINT, which a terminal sends to all jobs of a script.
     run = start("distill", sets["by_teacher"], *LONG, "--out", out, ignored=[signal.SIGINT])
     wait_for(lambda: len(log_of(out)) >= 2)
     os.kill(run.pid, signal.SIGINT)
@@ -285,7 +285,7 @@ def test_a_training_that_is_interrupted_saves_its_last_whole_step_and_goes_on_to
     same_as(whole, out)
 
 
-# Which states there are, and which is taken
+# Which states exist, and which one is used
 
 
 def test_the_last_states_are_kept_and_no_more(interrupted: Path) -> None:
@@ -344,7 +344,7 @@ def test_torn_states_push_out_no_good_one(start: Start, sets: dict[str, Path], w
 
 
 def refusal(result: Any) -> str:
-    """The one line in which a refused command ends."""
+    """Return the one line in which a refused command ends."""
     assert result.exit_code == 1, result.stderr
     assert result.stdout == ""
     lines = [line for line in result.stderr.splitlines() if "error:" in line]

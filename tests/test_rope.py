@@ -1,7 +1,4 @@
-"""Models whose rotary factors depend on the length of a forward pass:
-
-a row is what it is alone, whatever rows are beside it.
-"""
+"""Models whose rotary factors depend on the length of a pass: a row is as it is alone, whatever rows are beside it."""
 
 from __future__ import annotations
 
@@ -59,7 +56,7 @@ KINDS = ("phi3", "phi3, sliding", "phimoe", "llama")
 
 @pytest.fixture(scope="module")
 def directories(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """A model of each kind, made when it is first asked for."""
+    """Return a function that makes a model of a kind the first time it is asked for."""
     made: dict[str, Path] = {}
 
     def directory(kind: str) -> Path:
@@ -197,7 +194,7 @@ def test_longer_rows_of_such_a_model_are_refused_in_one_line(tmp_path: Path) -> 
 
 
 def examples_at(lengths: Sequence[tuple[int, int]]) -> list[Example]:
-    """Rows of which student and teacher read so many tokens."""
+    """Return rows of which student and teacher read so many tokens."""
     chance = random.Random(1)
 
     def ids(n: int) -> list[int]:
@@ -216,7 +213,7 @@ READ = [(20, 30), (64, 64), (63, 65), (65, 64), (64, 70), (66, 66), (61, 100), (
 
 
 def accumulated(models: Sequence[Any], groups: Sequence[Sequence[Example]]) -> tuple[float, torch.Tensor]:
-    """Loss and gradient of a step that is cut into these micro-batches."""
+    """Return loss and gradient of a step that is cut into these micro-batches."""
     student, teacher = models
     student.zero_grad()
     step, total = DistillStep(student, Teacher(teacher), Objective(), torch.float32), 0.0
@@ -260,10 +257,7 @@ TRAIN = ("--dtype", "float32", "--device", "cpu", "--lr", 1e-2, "--batch-size", 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory, ok: Trd) -> Path:
-    """A Phi-3, its rollouts and what it made of them;
-
-    the rows lie on both sides of its switch, for student and teacher.
-    """
+    """Return a Phi-3, its rollouts and its refined rows, on both sides of its switch for student and teacher."""
     root = tmp_path_factory.mktemp("world")
     problems = root / "p.parquet"
     ok("data", "make", "arithmetic", "--n", 12, "--out", problems)
@@ -317,7 +311,7 @@ def test_the_reports_likelihoods_are_those_of_each_row_alone(world: Path) -> Non
 
 
 def test_rows_longer_than_steady_factors_allow_are_cut_to_that_length(ok: Trd, tmp_path: Path) -> None:
-    """A model that grows its factors, and whose configuration file leaves its length to transformers: 2,048."""
+    """The model's factors grow, and its configuration file leaves its length to transformers: 2,048."""
     model, problems = dynamic(tmp_path / "model", 2048), tmp_path / "p.parquet"
     ok("data", "make", "arithmetic", "--n", 2, "--out", problems)
     long = [replace(p, reference_solution="and so on, " * 500) for p in read_problems(problems)]

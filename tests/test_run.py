@@ -1,7 +1,7 @@
 """trd run: whole recipes through the command, with real stage processes; run again, redone in part, failing, killed.
 
-Most recipes here use the scripted student and end before training. `test_two_rounds_…` trains tiny random models. How
-many kills a test makes is TRD_KILLS where it is set: 20 is the full form, in which the trained run is compared with an
+Most recipes here use the scripted student and end before training. `test_two_rounds_…` trains tiny random models.
+TRD_KILLS sets the number of kills of a test: 20 is the full form, in which the trained run is compared with an
 undisturbed one.
 """
 
@@ -70,7 +70,7 @@ def sets_of(run: Path, stage: str) -> list[Path]:
 
 
 def sessions(directory: Path) -> list[int]:
-    """Rows that each invocation generated."""
+    """Return the number of rows that each invocation generated."""
     return [json.loads(line)["rows"] for line in (directory / "sessions.jsonl").read_text().splitlines()]
 
 
@@ -79,19 +79,19 @@ def status(run: Path) -> dict[str, Any]:
 
 
 def files(directory: Path) -> dict[str, tuple[int, int]]:
-    """Every file below, with its time and size."""
+    """Return every file below, with its time and size."""
     found = (path for path in directory.rglob("*") if path.is_file())
     return {str(p.relative_to(directory)): (p.stat().st_mtime_ns, p.stat().st_size) for p in found}
 
 
 def rows_in(run: Path) -> dict[str, dict[str, Trajectory]]:
-    """The rows of every trajectory set of a run, by the set's directory and their ids."""
+    """Return the rows of every trajectory set of a run, by the set's directory and their ids."""
     return {path.name: by_id(path) for stage in ("sample", "refine") for path in sets_of(run, stage)}
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, ok: Trd) -> Path:
-    """A run of six subset arms up to its verdicts. Tests that change it work on a copy."""
+    """Return a run of six subset arms up to its verdicts. Tests that change it work on a copy."""
     root = tmp_path_factory.mktemp("finished")
     path = written(root, BASE + SIX)
     assert ok("run", path, "--out", root / "run", *UP_TO_VERIFY).stdout == f"{root / 'run'}\n"
@@ -99,7 +99,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, ok: Trd) -> Path:
 
 
 def copied(run: Path, target: Path) -> Path:
-    """The run at another place, with the times of its files."""
+    """Return the run in another place, with the times of its files."""
     subprocess.run(["cp", "-a", str(run), str(target)], check=True)
     return target
 
@@ -108,7 +108,7 @@ def command(run: Path, *more: object) -> tuple[object, ...]:
     return ("run", run / "recipe.toml", "--out", run, *UP_TO_VERIFY, *more)
 
 
-# What is made
+# Outputs
 
 
 def test_six_subset_arms_sample_and_refine_once(finished: Path) -> None:
@@ -348,7 +348,7 @@ def test_a_dry_run_of_nothing_renders_the_first_problem(tmp_path: Path, ok: Trd)
     assert "for your eyes only" in shown
 
 
-# What goes wrong
+# Failures
 
 FAILING = '[arms.bad]\nmethod = "trd"\nrefine = {engine_arg = {crash_after = 3}}\n'
 
@@ -445,6 +445,28 @@ def test_a_stage_that_an_earlier_run_left_behind_is_ended_first(finished: Path, 
     assert left.wait(timeout=1) == -signal.SIGTERM
 
 
+def test_a_stage_tells_its_run_rows_and_errors_as_json(
+    problems: Path, tmp_path: Path, trd: Trd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events = tmp_path / "events"
+    monkeypatch.setenv("TRD_EVENTS", str(events))
+    assert trd("sample", "-m", "scripted", "-p", problems, "--out", tmp_path / "y_o").exit_code == 0
+    first, *_, last = [json.loads(line)["work"] for line in events.read_text().splitlines()]
+    assert (first["what"], first["total"], first["rows"]) == ("sample", 12, 0)
+    assert (last["before"], last["rows"], last["total"]) == (0, 12, 12)
+    refused = trd("sample", "-m", "scripted", "-p", tmp_path / "none.parquet", "--out", tmp_path / "y")
+    error = json.loads(events.read_text().splitlines()[-1])["error"]
+    assert error == refused.stderr.splitlines()[-1]
+
+
+def test_a_failed_stage_is_shown_with_its_error_whatever_its_log_ends_with(tmp_path: Path, trd: Trd) -> None:
+    path = written(tmp_path, BASE.replace("n = 2", "n = 2\nengine_arg = {faults = 1.0}") + TRD_ARM)
+    shown = trd("run", path, "--out", tmp_path / "run", "--until", "sample").stderr
+    (line,) = [line for line in shown.splitlines() if ": failed in " in line]
+    assert "trd sample: error: 8 of 8 rows ended as errors" in line
+    assert line.endswith("(exit code 3)")
+
+
 # Interrupted and killed
 
 
@@ -454,7 +476,7 @@ def started(*args: object) -> subprocess.Popen[str]:
 
 
 def stages_of(run: Path) -> list[int]:
-    """Processes of trd that work in a run's directory, whoever started them."""
+    """Return the trd processes that work in a run's directory, whoever started them."""
     import psutil
 
     found = [p for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"]]
@@ -489,8 +511,10 @@ def test_an_interrupted_run_ends_its_stage_and_goes_on_from_there(
 def survive(
     path: Path, more: tuple[str, ...], run: Path, kills: int, seed: int, longest: float, log: Path | None = None
 ) -> int:
-    """Kill a run at random moments of it and run it again, until it is through; rows that are there stay, and by the
-    engine's `log` none is generated again. Gives the kills made."""
+    """Kill a run at random moments and run it again until it is done; return the number of kills.
+
+    Existing rows stay, and by the engine's `log` none is generated again.
+    """
     chance, made = random.Random(seed), 0
     before: dict[str, dict[str, Trajectory]] = {}
     finished: list[tuple[int, set[str]]] = []
@@ -509,7 +533,7 @@ def survive(
                         there = after[name][identity]
                         assert row in (there, replace(there, **UNGRADED)), "what was done is still done"
                 before = after
-                # The rows first: what is generated in between is in neither.
+                # The rows are read first: one that is generated in between is in neither.
                 finished.append((len(generated(log)), {name for rows in after.values() for name in rows}))
                 continue
         else:
@@ -522,7 +546,7 @@ def survive(
 
 
 def generated(log: Path | None) -> list[str]:
-    """Ids of the rows in the order in which the scripted engine made them."""
+    """Return ids of the rows in the order in which the scripted engine made them."""
     return log.read_text().split() if log is not None and log.exists() else []
 
 
@@ -626,7 +650,7 @@ def test_two_rounds_of_two_arms_train_from_student_to_student_though_their_run_i
 
 
 def responses(run: Path) -> dict[str, dict[str, Any]]:
-    """What was generated and how it was judged; models are named by where the run is."""
+    """Return the generated texts and their verdicts, with models named by their place in the run."""
     found = rows_in(run)
     return {
         name: {i: (row.response_token_ids, row.verdict, row.problem_id) for i, row in rows.items()}

@@ -131,7 +131,7 @@ def test_a_lowered_n_is_refused_and_changes_nothing(rollouts: Path, problems: Pa
 
 
 def with_one_long_problem(problems: Path, path: Path, length: int) -> str:
-    """The problem set with the third problem made `length` characters long; returns that problem's id."""
+    """Write the problem set with a third problem of `length` characters; return that problem's id."""
     changed = read_problems(problems)
     changed[2] = replace(changed[2], problem="x" * length)
     write_problems(path, changed)

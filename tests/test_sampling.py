@@ -24,7 +24,7 @@ def tokens(logits: torch.Tensor, how: Sampling, uniforms: list[float]) -> list[i
 
 
 def naive_probabilities(logits: list[float], how: Sampling) -> dict[int, float]:
-    """The filtered distribution by token id, in plain Python floats: top-k, then top-p of what is left."""
+    """Return the filtered distribution by token id, in plain Python floats: top-k, then top-p of the rest."""
     scaled = [x / how.temperature for x in logits]
     weights = {i: math.exp(x - max(scaled)) for i, x in enumerate(scaled)}
     ranked = sorted(weights, key=lambda i: -weights[i])[: how.top_k or None]
@@ -79,7 +79,7 @@ def test_a_draw_inverts_the_cumulative_distribution_in_the_order_of_ids(uniform:
 
 @pytest.mark.parametrize(("uniform", "token"), [(0.0, 1), (0.3333, 1), (0.3334, 3), (0.9999, 3), (JUST_BELOW_ONE, 3)])
 def test_what_a_filter_leaves_is_drawn_in_the_order_of_ids_too(uniform: float, token: int) -> None:
-    # The likelier of the two that are left, 3, comes after 1; 0 and 2 are filtered out.
+    # 0 and 2 are filtered out; of the two others, 3 is likelier but comes after 1.
     logits = torch.tensor([[0.1, 0.25, 0.15, 0.5]]).log()
     for how in (sampling(top_k=2), sampling(top_p=0.7), sampling(top_k=3, top_p=0.8)):
         assert tokens(logits, how, [uniform]) == [token]

@@ -1,4 +1,4 @@
-"""What each level of the sandbox promises, the messages between its two sides, and what is left when it is closed."""
+"""The promises of each level of the sandbox, the messages between its two sides, and the remains of a closed one."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from decimal import Decimal
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ def level(request: pytest.FixtureRequest) -> Level:
 
 @pytest.fixture
 def closed(level: Level) -> Level:
-    """A level that closes the file system and the network."""
+    """Return a level that closes the file system and the network."""
     if level == "limits":
         pytest.skip("limits leaves files and the network in reach")
     return level
@@ -76,12 +77,12 @@ def loaded(sandbox: Sandbox, source: str) -> Program:
 
 
 def answer(level: Level, source: str, *args: Any) -> Any:
-    """What `f` of a program returns."""
+    """Return the result of a program's `f`."""
     with Sandbox(level, LIMITS) as sandbox:
         return loaded(sandbox, source)("f", *args)
 
 
-# What a program can reach
+# The reach of a program
 
 
 def test_only_the_installation_and_an_empty_directory_can_be_read(closed: Level, tmp_path: Path) -> None:
@@ -103,7 +104,7 @@ def test_only_the_installation_and_an_empty_directory_can_be_read(closed: Level,
 
 @pytest.fixture
 def below_tmp() -> Iterator[Path]:
-    """The interpreter of an environment below `/tmp` that has the packages of this one."""
+    """Yield the interpreter of an environment below `/tmp` that has the packages of this one."""
     import tempfile
     import venv
 
@@ -206,7 +207,7 @@ def test_root_becomes_nobody_without_capabilities() -> None:
         assert {65534} in [set(process.uids()) for process in family()]
 
 
-# What comes from the process that sandboxes are forked from
+# The process that sandboxes are forked from
 
 
 def test_a_sandbox_has_its_pipes_and_nothing_of_its_parent_s(level: Level) -> None:
@@ -239,7 +240,7 @@ def test_no_module_flag_or_argument_of_the_runner_is_seen(level: Level) -> None:
     source = "import sys\ndef f(x: Nothing): return x"
     with Sandbox(level, LIMITS) as sandbox:
         assert "NameError" in sandbox.ask({"load": source, "prelude": True}, 10.0)["raised"]
-    source = "import sys\ndef f(x: int):\n    ours = {'jail', 'runner', 'codec', 'objects', 'names', 'asking'} & set(sys.modules)\n    return ours, f.__annotations__['x'] is int, sys.argv, [n for n in globals() if not n.startswith('__')]"
+    source = "import sys\ndef f(x: int):\n    ours = {'jail', 'runner', 'codec', 'objects', 'stand_ins', 'exceptions', 'containers', 'names', 'checking'} & set(sys.modules)\n    return ours, f.__annotations__['x'] is int, sys.argv, [n for n in globals() if not n.startswith('__')]"
     assert answer(level, source, 0) == (set(), True, ["solution.py"], ["sys", "f"])
 
 
@@ -318,11 +319,11 @@ def f(count):
     assert answer(closed, source, 4) <= 256 << 20
 
 
-# What is left
+# Leftovers
 
 
 def family(of: int | None = None) -> list[psutil.Process]:
-    """The processes of all sandboxes of this process, or of another, without the parent that they are forked from."""
+    """Return the processes of all sandboxes of this process, or of another, without the parent that forks them."""
     below = psutil.Process(of).children(recursive=True)
     parents = [p for p in psutil.Process(of).children() if is_of_a_sandbox(p)]
     return [p for p in below if alive(p) and is_of_a_sandbox(p) and p not in parents]
@@ -479,7 +480,7 @@ def test_auto_says_why_it_takes_no_stronger_level(tmp_path: Path) -> None:
         pytest.skip(f"user namespaces cannot be forbidden here: {done.stderr[-200:]}")
     level, *reasons = done.stdout.strip().split("; ")
     assert (level, len(reasons)) == ("limits", 2)
-    assert all(" is not to be had: " in reason for reason in reasons)
+    assert all(" is unavailable: " in reason for reason in reasons)
 
 
 def test_auto_takes_the_strongest_level_there_is() -> None:
@@ -488,7 +489,7 @@ def test_auto_takes_the_strongest_level_there_is() -> None:
 
 @pytest.fixture
 def code_set(rollouts: Path) -> Path:
-    """A set with one row of code among rows of mathematics."""
+    """Return a set with one row of code among rows of mathematics."""
     from dataclasses import replace
 
     from trd_cli.trajectories.shards import list_shards, read_rows, write_shard
@@ -535,8 +536,8 @@ SENT = {
 }
 
 
-def sent(value: Any) -> Any:
-    return codec.loads(bytes(codec.dumps(value))[codec.HEADER :])
+def sent(value: Any, refer: Callable[..., Any] | None = None, resolve: Callable[..., Any] | None = None) -> Any:
+    return codec.loads(bytes(codec.dumps(value, refer))[codec.HEADER :], resolve)
 
 
 @pytest.mark.parametrize("name", SENT)
@@ -630,6 +631,21 @@ def test_nodes_in_a_circle_and_nodes_of_two_lists_arrive_as_such() -> None:
     assert found[1].next.val == 3
 
 
+def test_a_message_may_hold_each_node_of_a_long_list() -> None:
+    nodes = [codec.ListNode(str(value % 10)) for value in range(5000)]
+    for node, after in pairwise(nodes):
+        node.next = after
+    found = sent(nodes)
+    assert all(node.next is after for node, after in pairwise(found))
+
+
+def test_values_may_be_held_often_by_what_is_compared_by_identity() -> None:
+    stand_ins = sent(
+        [len] * 10_000, refer=lambda value: ("mine", 0, "f", ("__call__",) * 6000, ()), resolve=lambda *parts: parts[2]
+    )
+    assert stand_ins == ["f"] * 10_000
+
+
 def test_nodes_in_a_circle_have_no_list_of_values() -> None:
     node = codec.ListNode(1)
     node.next = node
@@ -690,6 +706,10 @@ FORGED = {
     + b"\x8c\x08ListNode](K\0K\x05\x86e\x86R.",
     "a graph of another class": b"\x80\x04" + named("codec", "graph") + b"\x8c\x03int](K\0K\0\x86e\x86R.",
     "a dict with any type for its factory": b"\x80\x04" + named("codec", "default_dict") + b"\x8c\x04typeN}\x87R.",
+    "values doubled on the stack": b"\x80\x04K\x01" + b"2\x86" * 60 + b".",
+    "values doubled by their places": b"\x80\x04)\x94"
+    + b"".join(b"g%d\ng%d\n\x86\x94" % (i, i) for i in range(60))
+    + b".",
     "a persistent id": b"\x80\x04\x8c\x01aQ.",
     "an extension": b"\x80\x04\x82\x01.",
 }

@@ -1,4 +1,4 @@
-"""What can fail in saving a student fails before the first step; what is the student's own is saved as it is."""
+"""Saving a student can fail only before the first step, and the student's own files are saved unchanged."""
 
 from __future__ import annotations
 
@@ -24,8 +24,7 @@ from trd_cli.training.model import load, with_adapter
 
 ENGINE = ("--engine", "transformers", "--dtype", "float32", "--device", "cpu", "--max-tokens", 12)
 TRAIN = ("--dtype", "float32", "--device", "cpu", "--setting", "opsd")
-# Warned of by transformers where it reads it, refused by some versions where they write it; with keys that it does not
-# know.
+# transformers warns of it on reading, and some versions refuse to write it; `own_key` is unknown to transformers.
 ODD = '{"eos_token_id": [2, 3], "temperature": 0.6, "do_sample": false,\n "own_key": {"a": 1}}\n'
 
 
@@ -48,17 +47,17 @@ def world(tmp_path_factory: pytest.TempPathFactory, ok: Trd) -> World:
 
 @pytest.fixture
 def student(world: World, tmp_path: Path) -> Path:
-    """A copy of the student to change."""
+    """Return a copy of the student to change."""
     return Path(shutil.copytree(world.student, tmp_path / "student"))
 
 
 def unreadable(directory: Path) -> Path:
-    """A file of the student's own that not even root can read to its end."""
+    """Return a file of the student's own that not even root can read to its end."""
     (directory / "LICENSE").symlink_to("/proc/self/mem")
     return directory / "LICENSE"
 
 
-# What is saved as it is
+# Files saved unchanged
 
 
 @pytest.mark.parametrize("option", [(), ("--lora",), ("--teacher-weights", "ema")], ids=["all", "adapter", "ema"])
@@ -140,7 +139,7 @@ def test_a_student_whose_parts_name_dtypes_of_their_own_is_saved(
     reference_model(tmp_path / "c")
 
 
-# What fails before the first step
+# Failures before the first step
 
 
 def test_a_file_that_cannot_be_copied_ends_the_run_before_its_first_step_and_the_same_command_goes_on(
@@ -163,7 +162,7 @@ def test_two_processes_end_together(world: World, student: Path, tmp_path: Path)
     launcher = (Path(sys.executable).parent / "torchrun", "--standalone", "--nproc_per_node", 2)
     logs = ("--log-dir", tmp_path / "logs", "--redirects", 3)
     command = ("-m", "trd_cli", "distill", world.rollouts, *TRAIN, "--model", student, "--out", tmp_path / "c")
-    # A trainer that ran in this process has told its environment of one process.
+    # A trainer that ran in this process has written its one process into the environment.
     own = {name: value for name, value in os.environ.items() if not name.startswith(("MASTER_", "ACCELERATE_"))}
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
         own.pop(name, None)

@@ -13,7 +13,7 @@ VERDICTS = ("correct", "incorrect", "error", "timeout", None)
 
 @pytest.fixture
 def pairs() -> pl.DataFrame:
-    """Every combination of a row's verdict with its parent's."""
+    """Return every combination of a row's verdict with its parent's."""
     rows = [
         {"trajectory_id": f"{parent}>{own}", "verdict": own, "parent_verdict": parent, "round": i, "problem": "x"}
         for i, (parent, own) in enumerate((p, o) for p in VERDICTS for o in VERDICTS)

@@ -1,7 +1,4 @@
-"""What other servers send:
-
-their reasons to end, their complaints, bodies that are cut, and what concerns every request.
-"""
+"""Replies of other servers: reasons to end, complaints, bodies that are cut, and faults of every request."""
 
 from __future__ import annotations
 
@@ -116,7 +113,7 @@ def test_without_a_reason_the_tokens_tell_or_the_row_is_an_error(serve, nothing,
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> HubTokenizer:
-    """One that knows two ends of a response."""
+    """Return a tokenizer that knows two ends of a response."""
     directory: Path = tmp_path_factory.mktemp("tokenizer")
     write_tokenizer(directory)
     set_eos(directory, [TINY_END, OTHER_END])
@@ -253,7 +250,7 @@ ODD = {
 def test_a_body_that_cannot_be_read_is_its_rows_error_and_the_others_finish(serve, name):
     server = serve(lambda prompt, _tries: Reply(ODD[name]) if prompt == "bad" else exact(prompt))
     answers = ask(server, "bad", "good", retries=0)
-    # How many digits Python reads is a setting of the process: a longer number may also be read, and is no id.
+    # The process sets how many digits Python reads; a longer number may also be read, but it is no id.
     assert re.match("the server's answer is (unreadable|malformed): ", answers["bad"].error)
     assert answers["good"].text == "good"
 
@@ -339,7 +336,7 @@ def test_a_refusal_beside_an_empty_message_is_told(serve):
     assert answer.error == "the server's answer has no text: the model refused (I cannot help)"
 
 
-# What concerns every request
+# Faults of every request
 
 NO_CREDIT = {
     "402": failed(402, "Insufficient Balance"),
@@ -418,7 +415,7 @@ def test_one_answer_among_the_first_prompts_makes_the_refusals_errors_of_their_r
 
 
 def test_a_few_rows_that_are_all_there_are_never_stop_a_run(serve):
-    """As those that are left when only errors are tried again."""
+    """Such rows are left when only errors are tried again."""
     answers = ask(serve(failed(400, "bad parameter")), *"abc")
     assert [answer.error for answer in answers.values()] == ["the server answered 400: bad parameter"] * 3
 

@@ -1,7 +1,7 @@
 """trd distill with its weights cut over two processes, by FSDP2 as accelerate sets it up: the same training as on one.
 
-accelerate shards on GPUs alone; trd lets it on CPUs too, so that this is its own path but for the kind of device. Not
-covered: GPUs, several machines, offloaded parameters.
+accelerate shards on GPUs alone; trd lets it on CPUs too, and only the kind of device differs there. Not covered: GPUs,
+several machines, offloaded parameters.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from support.launches import (
 )
 from support.tiny import build_model
 
-# What `accelerate launch --use_fsdp --fsdp_version 2` tells the processes.
+# The variables of `accelerate launch --use_fsdp --fsdp_version 2`.
 SETTINGS = {
     "ACCELERATE_USE_FSDP": "true",
     "FSDP_VERSION": "2",
@@ -46,7 +46,7 @@ SETTINGS = {
 RECOMPUTED = {"FSDP_ACTIVATION_CHECKPOINTING": "true"}
 BY_LAYER = {"FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP", "FSDP_CPU_RAM_EFFICIENT_LOADING": "false"}
 
-# World, set, options; and what accelerate is told beyond its own defaults.
+# World, set, options; and accelerate's settings that are not its defaults.
 CASES: dict[str, tuple[str, str, tuple[object, ...], dict[str, str]]] = {
     "a head that is the embedding": ("tied", "by_teacher", ("--batch-size", 5, "--epochs", 2), {}),
     "a head of its own": ("untied", "by_teacher", ("--batch-size", 5, "--epochs", 2), BY_LAYER),
@@ -81,7 +81,7 @@ def words(worlds: dict[str, World], case: str, out: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def by_two(worlds: dict[str, World], tmp_path_factory: pytest.TempPathFactory) -> tuple[Launch, Path]:
-    """All cases trained by two processes that hold half of every weight each."""
+    """Return all cases trained by two processes that hold half of every weight each."""
     root = tmp_path_factory.mktemp("by_two")
     orders = [Order(words(worlds, case, root / str(i)), SETTINGS | CASES[case][3]) for i, case in enumerate(CASES)]
     return carry_out(root, orders), root
@@ -158,7 +158,7 @@ def test_an_interrupted_launch_goes_on_in_shards_to_what_one_process_gives(
 
 
 def one_alone(*command: object, **more: str):
-    """A process of a launch of one."""
+    """Run a process of a launch of one."""
     alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
     return run(sys.executable, "-m", "trd_cli", *command, ACCELERATE_USE_CPU="true", **alone, **more)
 
@@ -197,7 +197,7 @@ def test_recomputation_with_a_model_s_own_dropout_is_refused(worlds: dict[str, W
 
 
 def tell_what_is_held(student: str, teacher: str, directory: str) -> None:
-    """One of two processes: train two steps and write how many elements are here, and how many there are in all."""
+    """Train two steps in one of two processes; write the numbers of elements held here and in all."""
     from torch.distributed.tensor import DTensor
 
     from trd_cli.config.training import DistillConfig

@@ -1,4 +1,4 @@
-"""The format of a shard, what is refused, and that a shard is there whole or not at all."""
+"""The format of a shard, refusals, and that a shard is there whole or not at all."""
 
 from __future__ import annotations
 
@@ -33,8 +33,7 @@ from trd_cli.trajectories.shards import (
 )
 
 ROOT = Path(__file__).parent.parent
-# What version 1 wrote. A change of the schema gets a new version and a new golden file; this one is never written
-# again.
+# Files of version 1. A change of the schema gets a new version and a new golden file; these are never written again.
 GOLDEN = Path(__file__).parent / "golden"
 GOLDEN_SHARD = GOLDEN / "shard-00000.parquet"
 
@@ -193,7 +192,7 @@ def test_a_shard_loads_with_plain_polars_pyarrow_and_datasets(path: Path | None,
 
 
 def rewritten(change: Callable[[pa.Table], pa.Table]) -> Callable[[Path], None]:
-    """Damage that goes through Arrow: the footer's version stays unless `change` takes it away."""
+    """Return damage that goes through Arrow; the footer's version stays unless `change` removes it."""
 
     def damage(path: Path) -> None:
         table = change(pq.read_table(path))
@@ -282,7 +281,7 @@ def test_an_empty_problem_set_and_a_doubled_id_are_refused_by_name(tmp_path: Pat
 
 
 def limited(size: int, *args: object) -> subprocess.CompletedProcess[str]:
-    """A trd command none of whose files may grow beyond `size` bytes, as on a disk that fills up."""
+    """Run a trd command whose files cannot grow beyond `size` bytes, as on a disk that fills up."""
     return subprocess.run(
         [sys.executable, "-m", "trd_cli.cli", *map(str, args)],
         cwd=ROOT,

@@ -1,6 +1,7 @@
-"""What a shell or a terminal does to a command: no traceback, no row lost, and a success is a success.
+"""Shells and terminals around a command: no traceback, no row lost, and a success is a success.
 
-Real child processes of a real shell. Not covered: terminals of Windows, and encodings that are no superset of ASCII.
+The tests run real child processes of a real shell. Not covered: terminals of Windows, and encodings that are no
+superset of ASCII.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from support.tiny import build_model
 from trd_cli.records import Trajectory
 from trd_cli.trajectories.shards import list_shards, read_problems, read_rows, write_problems, write_shard
 
-PLENTY = 120  # seconds, for what must end by itself
+PLENTY = 120  # seconds, for a process that must end by itself
 SLOW = ("--engine-arg", "delay=0.05")
 ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 ASCII_STREAMS = {"PYTHONIOENCODING": "ascii"}
@@ -59,7 +60,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, ok: Trd) -> Made:
 
 
 def words(*arguments: object) -> list[bytes]:
-    """A command line of trd; names that are no text are given as bytes."""
+    """Return a command line of trd; names that are not text are bytes."""
     command = (sys.executable, "-m", "trd_cli", *arguments)
     return [word if isinstance(word, bytes) else os.fsencode(str(word)) for word in command]
 
@@ -78,7 +79,7 @@ def shell(script: str, *arguments: object, **environment: str) -> subprocess.Com
 
 
 def the_error(result: subprocess.CompletedProcess[bytes]) -> str:
-    """The one line that a command ended with."""
+    """Return the one line that a command ended with."""
     said = result.stderr.decode()
     assert "Traceback" not in said
     (line,) = [line for line in said.splitlines() if ": error: " in line]
@@ -87,10 +88,7 @@ def the_error(result: subprocess.CompletedProcess[bytes]) -> str:
 
 
 def start(*arguments: object, ignored: Sequence[signal.Signals] = (), **streams: object) -> subprocess.Popen[bytes]:
-    """A trd command that is still running;
-
-    signals reach it, whatever has started the tests, but for those `ignored`.
-    """
+    """Start a trd command; it hears all signals but those `ignored`, however the tests were started."""
     return start_child(words(*arguments), ignored=ignored, start_new_session=True, **streams)
 
 
@@ -273,7 +271,7 @@ def test_a_byte_order_mark_is_part_of_no_path(made: Made, tmp_path: Path, ok: Tr
 
 
 def test_a_template_from_a_pipe_is_read_once_and_stands_by_its_text(made: Made, tmp_path: Path) -> None:
-    """The set has problems of both tasks, so that there are two templates."""
+    """The set has problems of both tasks, so there are two templates."""
     problems = read_problems(made.problems)[:4]
     write_problems(tmp_path / "p.parquet", [*problems[:2], *(replace(p, task="code") for p in problems[2:])])
     (tmp_path / "t").write_bytes(TEMPLATE)
@@ -289,7 +287,7 @@ def test_a_template_from_a_pipe_is_read_once_and_stands_by_its_text(made: Made, 
 
 
 def piped(path: Path, content: bytes) -> Path:
-    """A named pipe that gives its content to one reader, once."""
+    """Return a named pipe that gives its content to one reader, once."""
     os.mkfifo(path)
     threading.Thread(target=path.write_bytes, args=(content,), daemon=True).start()
     return path
@@ -354,7 +352,7 @@ def test_parquet_from_a_pipe_is_refused_in_one_line(made: Made, tmp_path: Path, 
 
 
 def kept(made: Made, out: Path) -> int:
-    """How many rows are there; each is as it should be."""
+    """Return the number of rows; assert that each is as it should be."""
     rows = by_id(out)
     assert rows.items() <= made.rows.items()
     return len(rows)

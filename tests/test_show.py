@@ -1,4 +1,4 @@
-"""trd show and trd diff: one row with its lineage, and what the teacher changed."""
+"""trd show and trd diff: one row with its lineage, and the teacher's changes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Trd = Callable[..., Result]
 
 @pytest.fixture(autouse=True)
 def wide(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A line as long as it wants to be."""
+    """Make the terminal wide enough for any line."""
     monkeypatch.setenv("COLUMNS", "1000")
 
 

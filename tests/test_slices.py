@@ -1,7 +1,4 @@
-"""trd sample on a slice of a problem set, and without problems that are too long:
-
-which rows are made, also when it is run again.
-"""
+"""trd sample on a slice of a problem set, and without problems that are too long: the rows of each run."""
 
 from __future__ import annotations
 
@@ -23,13 +20,13 @@ def generated(directory: Path) -> list[int]:
 
 
 def ids(directory: Path) -> list[str]:
-    """Ids of the problems that the rows are about, in order."""
+    """Return ids of the problems that the rows are about, in order."""
     return sorted({row.problem_id for row in by_id(directory).values()})
 
 
 @pytest.fixture
 def lengths(problems: Path, tmp_path: Path, ok: Trd) -> dict[str, tuple[int, int]]:
-    """Tokens of each problem's rendered prompt and of its reference solution."""
+    """Return the numbers of tokens of each problem's rendered prompt and of its reference solution."""
     ok(*SCRIPTED, "-p", problems, "--out", tmp_path / "all")
     rows = by_id(tmp_path / "all").values()
     encode = ByteTokenizer().encode

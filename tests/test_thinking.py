@@ -31,7 +31,7 @@ Make = Callable[..., Path]
 
 @pytest.fixture
 def asked(rollouts: Path, tmp_path: Path) -> Make:
-    """A set whose prompts come from a chat template, with a row for each response."""
+    """Return a set whose prompts come from a chat template, with a row for each response."""
     row = rows_of(rollouts)[0]
 
     def make(template: str, *responses: str, **changes: object) -> Path:

@@ -127,7 +127,7 @@ def test_a_tokenizer_that_is_cut_off_is_refused(copy: Path) -> None:
 
 
 def without(path: Path, *names: str) -> None:
-    """Take entries out of a JSON file."""
+    """Remove entries from a JSON file."""
     settings = json.loads(path.read_text())
     path.write_text(json.dumps({key: value for key, value in settings.items() if key not in names}))
 

@@ -39,14 +39,14 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def requests_for(lengths: Sequence[int], sampling: Sampling) -> list[Request]:
-    """Random prompts of these lengths; ids and seeds count up."""
+    """Return random prompts of these lengths; ids and seeds count up."""
     chance = random.Random(0)
     prompts = [[chance.randrange(4, VOCABULARY) for _ in range(n)] for n in lengths]
     return [Request(f"row {i}", prompt, sampling, seed=i) for i, prompt in enumerate(prompts)]
 
 
 def run(directory: Path, requests: Sequence[Request], batch_size: int = 4, **options: Any) -> dict[str, Completion]:
-    """Completions by request id; fails when one is missing or came twice."""
+    """Return completions by request id; fail if one is missing or came twice."""
     done = list(engine_of(directory, batch_size, **options).generate(requests))
     assert sorted(c.request_id for c in done) == sorted(r.request_id for r in requests)
     return {c.request_id: c for c in done}
@@ -57,7 +57,7 @@ def token_ids(completions: dict[str, Completion]) -> dict[str, list[int]]:
 
 
 def generated(directory: Path, requests: Sequence[Request], eos: list[int] | None = None) -> dict[str, list[int]]:
-    """What transformers' own greedy generate gives for each prompt alone."""
+    """Return the tokens of transformers' own greedy generate for each prompt alone."""
     model = reference_model(directory)
     found = {}
     for request in requests:
@@ -171,7 +171,7 @@ def test_one_token_is_made_when_one_is_asked_for(tiny: Path) -> None:
 
 @pytest.fixture
 def stops_early(tiny: Path, tmp_path: Path) -> tuple[Path, list[Request], int]:
-    """A copy of the model in which a token that greedy rows make early on ends a turn, too."""
+    """Return a copy of the model in which a token that greedy rows produce early ends a turn, too."""
     requests = requests_for(LENGTHS, GREEDY)
     rows = generated(tiny, requests).values()
     common = max(range(VOCABULARY), key=lambda token: sum(token in ids[1:] for ids in rows))

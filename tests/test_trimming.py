@@ -1,4 +1,4 @@
-"""Attempts cut to the room there is: a head of their own text, whatever the tokenizer does to letters and spaces."""
+"""Attempts cut to the available room: a head of their own text, whatever the tokenizer does to letters and spaces."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from support.tiny import build_bytes, build_model, build_words, with_normalizer
 
 from trd_cli.prompting.tokens import ByteTokenizer, HubTokenizer, Tokenizer, fit_attempt
 
-# Of each kind one letter or more that the normaliser changes: OHM SIGN, a letter and its accent apart, a ligature,
+# Each kind has a letter or more that the normaliser changes: OHM SIGN, a letter with a separate accent, a ligature,
 # full-width digits.
 PIECES = [
     "the",
@@ -79,7 +79,7 @@ def tokenizer(request: pytest.FixtureRequest, model: Path, tmp_path: Path) -> To
 
 
 def around(tokenizer: Tokenizer) -> Callable[[str], list[int]]:
-    """A prompt that shows an attempt."""
+    """Return a function that makes a prompt around an attempt."""
     return lambda text: tokenizer.render([{"role": "user", "content": f"Mend this: {text} Go."}], "chat", {})
 
 
@@ -115,7 +115,7 @@ def test_what_is_kept_is_a_head_of_the_text_that_fits_and_nearly_all_that_would(
         assert attempt.startswith(kept)
         assert len(render(kept)) <= room
         fitting = [k for k in range(len(attempt) + 1) if len(render(attempt[:k])) <= room]
-        # Where nothing tells the places of tokens, tokens are taken to be of one length.
+        # Without the places of tokens, all tokens are assumed to have one length.
         spare = 60 if request.node.callspec.params["tokenizer"] == "no places" else 8
         assert len(render(attempt[: max(fitting)])) - len(render(kept)) <= spare
 

@@ -23,15 +23,13 @@ from trd_cli.trajectories.shards import list_shards, read_problems, read_rows, w
 
 ENGINE = ("--engine", "transformers", "--dtype", "float32", "--device", "cpu", "--max-tokens", 12)
 TRAIN = ("--dtype", "float32", "--device", "cpu")
-# A token that the tokenizer has and the embedding has not.
+# The tokenizer has this token, but the embedding does not.
 STRANGE = "<|strange|>"
 
 
 @dataclass(frozen=True)
 class World:
-    """A model whose tokenizer has one token more than its embedding, problems of which the first has it, and what was
-    made of them.
-    """
+    """A model whose tokenizer has one token more than its embedding; problems and rows, the first with that token."""
 
     model: Path
     problems: Path
@@ -61,7 +59,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, ok: Trd) -> World:
 
 
 def edited(source: Path, target: Path, change: Callable[[Trajectory], Trajectory]) -> Path:
-    """A copy of a set with its first row by id changed."""
+    """Return a copy of a set with its first row by id changed."""
     shutil.copytree(source, target)
     first = min(by_id(target))
     for shard in list_shards(target):
@@ -164,7 +162,7 @@ def test_along_rollouts_too_and_the_run_ends_well(world: World, ok: Trd, tmp_pat
 
 
 def resized(source: Path, target: Path, rows: int) -> Path:
-    """The model with an embedding and a head of so many rows."""
+    """Return the model with an embedding and a head of so many rows."""
     from transformers import AutoModelForCausalLM
 
     shutil.copytree(source, target)

@@ -22,7 +22,7 @@ from trd_cli.trajectories.shards import list_shards, read_rows, shard_path, writ
 Trd = Callable[..., Result]
 VERIFY = ("verify", "--workers", 1, "--max-errors", 1000)
 VERDICT_FIELDS = ("verdict", "extracted_answer", "grader", "grader_version", "verdict_detail")
-# Evaluating either takes longer than the world has; the first hangs inside one arithmetic operation.
+# Evaluating either takes longer than the world lasts; the first hangs inside one arithmetic operation.
 ENDLESS = (r"\boxed{9^{9^{9^{9}}}}", r"\boxed{\sum_{k=1}^{10^9} \frac{1}{k^k}}")
 
 
@@ -36,7 +36,7 @@ Make = Callable[[Sequence[tuple[str | None, str | None]]], Path]
 
 @pytest.fixture
 def answered(template: Trajectory, tmp_path: Path) -> Make:
-    """A set of one shard, a row for each (response, reference answer); a response of None is an error row."""
+    """Return a set of one shard, a row for each (response, reference answer); a response of None is an error row."""
 
     def make(pairs: Sequence[tuple[str | None, str | None]]) -> Path:
         directory = tmp_path / f"answered-{len(list(tmp_path.iterdir()))}"
@@ -120,7 +120,7 @@ def test_copying_again_keeps_the_verdicts_that_are_there(rollouts: Path, tmp_pat
 
 
 def test_copies_follow_a_source_whose_error_rows_were_made_again(rollouts: Path, tmp_path: Path, ok: Trd) -> None:
-    """As `--retry-errors` does it: in a shard of another number, or of the same where that was the last one."""
+    """`--retry-errors` makes them in a shard of another number, or of the same one if it was the last."""
     graded, shards = tmp_path / "graded", list_shards(rollouts)
     whole = {path: read_rows(path) for path in shards}
     for path in shards[1:]:
@@ -149,7 +149,7 @@ def test_copies_of_shards_without_run_json_can_be_gone_on_with(rollouts: Path, t
 
 
 def test_copies_of_shards_without_run_json_may_come_one_by_one(rollouts: Path, tmp_path: Path) -> None:
-    """As a pipe brings them."""
+    """A pipe delivers them that way."""
     (rollouts / "run.json").unlink()
     graded = tmp_path / "graded"
     waves = [[str(path)] for path in list_shards(rollouts)]

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all: written beside their place, made durable, renamed."""
+"""Write files that are there whole or not at all: beside their place, made durable, then renamed."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from trd_cli.errors import InputError, first_line
 from trd_cli.locks import flock
 from trd_cli.records import well_formed
 
-# CIFS and many FUSE file systems cannot make a directory durable, and say so in one of these ways.
+# Errors of CIFS and many FUSE file systems, which cannot make a directory durable.
 _NO_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF, errno.ENOSYS, errno.EACCES}
 
 _ROOM = ("room on the disk", "free some space and run the same command again")
 _PERMISSION = ("permission", "change it, or name another place")
 _REMOVED = ("file and directory to be there", "see what has removed them, and run the same command again")
 _ANSWER = ("a file system that answers", "see to the disk or its server, and run the same command again")
-# What is to be said of an error of the operating system: what would have been right, and how to mend it.
+# For each error of the operating system, what was expected and how to mend it.
 _ADVICE = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), _ROOM),
     **dict.fromkeys((errno.EACCES, errno.EPERM), _PERMISSION),
@@ -35,13 +35,13 @@ _ADVICE = {
 }
 _OTHERWISE = ("the system to allow it", "mend that and run the same command again")
 _URI = "file://"
-# Texts of pipes by what tells one pipe from another; a pipe gives its text only once.
+# Texts of pipes, which can be read only once, by path, device and inode.
 _read: dict[tuple[str, int, int], str] = {}
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write to, which takes the place of `path` when the block ends well; else that is as it was.
+    """Open a file to write to, which replaces `path` when the block ends well and is discarded otherwise.
 
     Raises InputError when the disk refuses, and where `path` is a device, a pipe or a directory.
     """
@@ -54,7 +54,7 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-                # The lock ends with the file: until it has its name, nobody may take it for a leftover.
+                # Renamed while it is locked: no other process may take it for a leftover.
                 os.replace(temporary, path)
             finally:
                 with contextlib.suppress(OSError):
@@ -66,23 +66,20 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def _temporary(path: Path) -> Iterator[IO[bytes]]:
-    """A new file beside `path`. Its name is this process's alone, its lock says that it is being written."""
+    """Open a new file beside `path`. Its name is of this process alone; its lock shows that it is being written."""
     sweep(path.parent, path.name)
     while True:
         with open(path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp"), "xb") as file:
-            # A sweep may have come between the two.
+            # A sweep may have removed the file before it was locked.
             if flock(file) is not False and os.path.exists(file.name):
                 yield file
                 return
 
 
 def sweep(directory: Path, name: str | None = None) -> None:
-    """Remove what killed processes left half-written in a directory, of one file or of all;
-
-    not what is being written now.
-    """
+    """Remove half-written files of killed processes from a directory, of one name or of all, but none being written."""
     pattern = re.compile(rf"\.{re.escape(name)}\.[0-9a-f]{{8}}\.tmp" if name else r"\..*\.tmp")
-    # What cannot be removed hinders nobody.
+    # A leftover that cannot be removed does no harm.
     with contextlib.suppress(OSError):
         for leftover in filter(pattern.fullmatch, os.listdir(directory)):
             with contextlib.suppress(OSError), open(directory / leftover, "r+b") as file:
@@ -91,15 +88,15 @@ def sweep(directory: Path, name: str | None = None) -> None:
 
 
 def refused(path: Path, error: Exception) -> InputError:
-    """What is said when the disk does not take a file."""
+    """Return the error for a file that the disk does not take."""
     reason = error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
-    # What is not of the operating system is a library's word for a full disk.
+    # Any other exception is how a library reports a full disk.
     expected, mend = _advice(error) if isinstance(error, OSError) else _ROOM
     return InputError(f"could not write {path}: {reason}", expected, mend)
 
 
 def of_the_system(error: OSError) -> InputError:
-    """Return the one line for an error of the operating system that nobody nearer to it has put into words."""
+    """Return the one line for an error of the operating system that no nearer code has explained."""
     reason = error.strerror or first_line(error)
     names = " → ".join(
         os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, (str, bytes, os.PathLike))
@@ -108,22 +105,19 @@ def of_the_system(error: OSError) -> InputError:
 
 
 def _advice(error: OSError) -> tuple[str, str]:
-    if error.errno is None:  # a library's own, as of a model directory that lacks a file
+    if error.errno is None:  # of a library, as for a model directory without a file
         return "files that can be used", "mend or replace them, and run the same command again"
     return _ADVICE.get(error.errno, _OTHERWISE)
 
 
 def has_text_name(path: Path) -> bool:
-    """Tell if a path is UTF-8 from the root on: libraries written in Rust, and JSON, take no other."""
+    """Return whether a path is UTF-8 from the root on; libraries written in Rust, and JSON, take no other."""
     whole = str(path.resolve())
     return well_formed(whole) == whole
 
 
 def as_text(path: Path) -> str:
-    """Return the absolute path as text for a record;
-
-    one that is not UTF-8 as a `file:` URI. `from_text` gives it back.
-    """
+    """Return the absolute path as text for a record; one that is not UTF-8 becomes a `file:` URI. See `from_text`."""
     return str(path.resolve()) if has_text_name(path) else path.resolve().as_uri()
 
 
@@ -141,7 +135,7 @@ def write_text(path: Path, text: str) -> None:
 def read_text_once(path: Path) -> str:
     """Return the text of a file, without a byte order mark.
 
-    That of a pipe, as of `<(...)`, is kept: there it can be read only once.
+    The text of a pipe, as of `<(...)`, is kept, as it can be read only once.
     """
     if path.is_file():
         return path.read_text(encoding="utf-8-sig")
@@ -159,7 +153,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def make_directory(path: Path) -> None:
-    """A directory for output, with those above it; InputError where it cannot be made."""
+    """Make a directory for output, with those above it; raises InputError where that fails."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -167,7 +161,7 @@ def make_directory(path: Path) -> None:
 
 
 def sync_directory(path: Path) -> None:
-    """Make renames inside `path` durable, where its file system can."""
+    """Make renames inside `path` durable where its file system can."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
         try:

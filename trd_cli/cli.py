@@ -48,8 +48,8 @@ app.add_typer(data_app)
 
 def _backend(options: EngineOptions, name: str) -> Backend:
     """Find the model and choose its engine; the engine starts when the first row needs it."""
+    from trd_cli.engines.base import engine_version
     from trd_cli.engines.registry import build_engine, check_arguments, choose_engine, window
-    from trd_cli.engines.versions import engine_version
     from trd_cli.generation import Backend
     from trd_cli.models import resolve_model
 

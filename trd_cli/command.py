@@ -26,6 +26,7 @@ from trd_cli.config.base import Config
 from trd_cli.console import show_remarks
 from trd_cli.errors import InputError, Interrupted, TrdError, UserError
 from trd_cli.interrupts import raise_when_told, stop_signals
+from trd_cli.progress import tell_run
 from trd_cli.records import well_formed
 
 STYLE = {"add_completion": False, "no_args_is_help": True, "rich_markup_mode": None, "pretty_exceptions_enable": False}
@@ -122,7 +123,9 @@ def guarded(name: str, work: Callable[[], None]) -> None:
     except TrdError as error:
         if not is_first_process():
             _let_the_first_process_say_it(error)
-        print(f"trd {name}: error: {error}", file=sys.stderr, flush=True)
+        line = f"trd {name}: error: {error}"
+        tell_run(error=line)
+        print(line, file=sys.stderr, flush=True)
         raise typer.Exit(error.exit_code) from None
 
 

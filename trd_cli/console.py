@@ -6,13 +6,15 @@ import logging
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from trd_cli import streams
 from trd_cli.errors import first_line
-from trd_cli.progress import NodeState
+from trd_cli.progress import NodeState, Work, clock, tell_run
 
 _INTERVAL = 10.0
+_EVENT_INTERVAL = 0.5
 
 
 class ConsoleProgress:
@@ -30,6 +32,7 @@ class ConsoleProgress:
         self.end()
         self._what, self._total, self._done, self._rows, self._tokens = what, total, done, 0, 0
         self._began = self._said = time.monotonic()
+        self._tell()
         if self._live:
             self._bar = _bar()
             self._bar.start()
@@ -42,13 +45,17 @@ class ConsoleProgress:
             self._began = self._said = time.monotonic()  # waiting for the first input is not work
         self._rows += rows
         self._tokens += tokens
+        if time.monotonic() - self._told > _EVENT_INTERVAL:
+            self._tell()
         if self._bar is not None:
-            self._bar.update(self._task, advance=rows, rate=self._rate())
+            self._bar.update(self._task, advance=rows, rate=self._work().rate())
         elif time.monotonic() - self._said > _INTERVAL:
             self._said = time.monotonic()
             self.note(self._line())
 
     def end(self) -> None:
+        if self._what:
+            self._tell()
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
@@ -77,19 +84,18 @@ class ConsoleProgress:
             )
             self.note(f"{why}; going on, so that the work is kept")
 
-    def _rate(self) -> str:
-        seconds = max(time.monotonic() - self._began, 1e-6)
-        per_row = f"{self._rows / seconds:.1f} rows/s"
-        return f"{per_row} · {self._tokens / seconds:.0f} tok/s" if self._tokens else per_row
+    def _work(self) -> Work:
+        seconds = time.monotonic() - self._began
+        return Work(self._what, self._total, self._done, self._rows, self._tokens, seconds)
+
+    def _tell(self) -> None:
+        self._told = time.monotonic()
+        tell_run(work=asdict(self._work()))
 
     def _line(self) -> str:
-        done = self._done + self._rows
-        if self._total is None:
-            return f"{self._what} {done} rows · {self._rate()}"
-        seconds = time.monotonic() - self._began
-        left = (self._total - done) * seconds / max(self._rows, 1)
-        tail = f"{_clock(left)} left" if done < self._total else f"took {_clock(seconds)}"
-        return f"{self._what} {done}/{self._total} · {self._rate()} · {tail}"
+        work = self._work()
+        rows = f"{work.done} rows" if work.total is None else f"{work.done}/{work.total}"
+        return f"{work.what} {rows} · {work.pace()}"
 
 
 class _Remarks(logging.Handler):
@@ -189,7 +195,7 @@ class RunTable:
 
 def _sentence(node: NodeState) -> str:
     rows = f"{node.rows}/{node.total} · " if node.state == "running" and node.total is not None else ""
-    took = f"in {_clock(node.seconds)}" if node.state in ("done", "failed") else ""
+    took = f"in {clock(node.seconds)}" if node.state in ("done", "failed") else ""
     return " ".join(filter(None, (f"{node.name}: {node.state}", took, (rows + node.text).rstrip(" ·"))))
 
 
@@ -207,18 +213,13 @@ def _table(states: Sequence[NodeState], height: int):
         table.add_column(name, justify="right" if name in ("rows", "time") else "left", no_wrap=True)
     for node in states[start : start + room]:
         rows = "" if node.total is None else f"{node.rows}/{node.total}"
-        took = _clock(node.seconds) if node.seconds else ""
+        took = clock(node.seconds) if node.seconds else ""
         cells = (node.name, Text(node.state, style=_COLOURS.get(node.state, "")), rows, took, Text(node.text))
         table.add_row(*cells)
     return table
 
 
 _COLOURS = {"done": "green", "running": "cyan", "failed": "red", "skipped": "yellow", "waiting": "dim"}
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"
 
 
 def _bar():

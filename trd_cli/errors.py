@@ -1,41 +1,63 @@
 """The exceptions of trd and the exit codes they end in.
 
-    TrdError                     anything trd raises on purpose
-    ├── UserError          1     the user can mend it: says what was got, what was expected, how to mend
-    │   ├── InputError           a file, a set or a row that cannot be used
-    │   │   └── DamagedFile          a file of ours whose bytes are not those that were written
+    TrdError                     any error that trd raises on purpose
+    ├── UserError          1     an error that the user can mend: what was got, what was expected, how to mend it
+    │   ├── InputError           a file, a set, a row or an option that cannot be used
+    │   │   └── DamagedFile          a file of trd whose bytes have changed since they were written
     │   ├── ModelError           a model, tokenizer or chat template that cannot be used
+    │   ├── OutOfReach           either of these two: it could not be downloaded, and may be within reach elsewhere
     │   ├── PromptError          a prompt template that cannot be used
     │   ├── EngineError          an engine that cannot start, or that stopped answering
     │   └── ResumeRefused        the output directory belongs to another configuration
     ├── TooManyRowErrors   3     the run finished, but more rows ended as errors than allowed
     └── Interrupted        130   stopped by the user; the same command goes on from there
 
-Usage errors (unknown flag, wrong type) end in 2 and are raised by Typer. A failure that concerns one row is not
-an exception: it becomes that row's `error`.
+Usage errors (unknown flag, wrong type) end in 2 and are raised by Typer. A failure that concerns one row is no
+exception: it becomes that row's `error`.
 """
 
 from __future__ import annotations
 
+import re
+
 from trd_cli.redaction import scrubbed
+
+OPTION = re.compile("\0([a-z_]+)\0")
 
 
 class TrdError(Exception):
-    """Base of all errors raised on purpose; `exit_code` is what the command ends with."""
+    """Base of all errors raised on purpose; `exit_code` is the exit code of the command."""
 
     exit_code = 1
 
 
+def flag(option: str) -> str:
+    """Mark the name of an option, such as `top_k`, in a part of a UserError.
+
+    The message shows the flag, `--top-k`; an error about a recipe shows the key, `top_k`.
+    """
+    return f"\0{option}\0"
+
+
 class UserError(TrdError):
-    """One clear line: what was got, what was expected, and how to mend it; without keys, whatever it quotes."""
+    """An error of one line: what was got, what was expected, and how to mend it. It quotes no keys.
+
+    `parts` are these three with options marked by `flag`; `options` are the names of the marked ones, in their order.
+    """
 
     def __init__(self, got: str, expected: str, mend: str) -> None:
-        self.got, self.expected, self.mend = map(scrubbed, (got, expected, mend))
+        self.parts = tuple(map(scrubbed, (got, expected, mend)))
+        self.options = tuple(OPTION.findall("".join(self.parts)))
+        self.got, self.expected, self.mend = (OPTION.sub(_as_flag, part) for part in self.parts)
         super().__init__(f"{self.got}; expected {self.expected}; {self.mend}".replace("\n", " "))
 
-    def __reduce__(self) -> tuple[type[UserError], tuple[str, str, str]]:
-        """For the way back from a worker process: pickle would call the class with the whole line alone."""
-        return type(self), (self.got, self.expected, self.mend)
+    def __reduce__(self) -> tuple[type[UserError], tuple[str, ...]]:
+        """Return how to unpickle the error, as from a worker: pickle would call the class with the whole line alone."""
+        return type(self), self.parts
+
+
+def _as_flag(found: re.Match[str]) -> str:
+    return "--" + found[1].replace("_", "-")
 
 
 class InputError(UserError):
@@ -43,11 +65,15 @@ class InputError(UserError):
 
 
 class DamagedFile(InputError):
-    """A file whose bytes are not those that trd wrote."""
+    """A file whose bytes have changed since trd wrote them."""
 
 
 class ModelError(UserError):
     """A model, tokenizer or chat template that cannot be used."""
+
+
+class OutOfReach(InputError, ModelError):
+    """Data or a model that could not be downloaded."""
 
 
 class PromptError(UserError):
@@ -55,29 +81,29 @@ class PromptError(UserError):
 
 
 class EngineError(UserError):
-    """An engine that cannot start, or that stopped answering."""
+    """An engine that cannot start, or that has stopped answering."""
 
 
 class ResumeRefused(UserError):
-    """The output directory holds the work of another configuration."""
+    """An output directory that holds the work of another configuration."""
 
 
 class TooManyRowErrors(TrdError):
-    """The run is finished, but more rows ended as errors than `--max-errors` allows."""
+    """A finished command with more rows that ended as errors than `--max-errors` allows."""
 
     exit_code = 3
 
 
 class Interrupted(TrdError):
-    """Stopped by a signal; finished shards are kept."""
+    """A command that a signal stopped; finished shards are kept."""
 
     exit_code = 130
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an exception's message that says something, with the next one where it ends in a colon.
+    """Return the first line of an exception's message that is not empty, with the next one where it ends in a colon.
 
-    Where the message is empty, or only the key that was missing, the type says what kind of error it is.
+    The type of the exception is added where the message is only a missing key, and stands for an empty message.
     """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if not lines:

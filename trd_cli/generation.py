@@ -1,4 +1,4 @@
-"""From planned rows to finished shards: what sample, refine and eval share.
+"""From planned rows to finished shards: the part that sample, refine and eval share.
 
 A planned row is a `Trajectory` without a response. Its id is a content hash and its seed derives from the id, so a row
 does not depend on the order of the input, the batch, the shard or the number of workers.
@@ -8,39 +8,30 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from trd_cli.config.base import OutputOptions
+from trd_cli.config.base import OutputOptions, errors_allowed
 from trd_cli.config.generating import SamplingOptions
 from trd_cli.engines.base import Engine
 from trd_cli.engines.border import answered
 from trd_cli.errors import ModelError, ResumeRefused, TooManyRowErrors
 from trd_cli.models import ModelRef
 from trd_cli.progress import Progress
-from trd_cli.prompting.templates import Template, load_template
-from trd_cli.prompting.tokens import Render, Tokenizer
-from trd_cli.records import Completion, Message, Problem, Request, Sampling, Stage, Trajectory, content_hash
-from trd_cli.trajectories.shards import write_shard
+from trd_cli.prompting.rendering import Rendering, room_for_response, values_of
+from trd_cli.prompting.templates import Template
+from trd_cli.prompting.tokens import Tokenizer
+from trd_cli.records import Completion, Kind, Message, Problem, Request, Sampling, Trajectory, content_hash
+from trd_cli.trajectories.run_json import About
+from trd_cli.trajectories.shards import OF_A_RESPONSE, write_shard
 from trd_cli.trajectories.stage_dir import StageDir
 
 
 @dataclass(frozen=True)
-class Rendering:
-    """How messages become a prompt."""
-
-    mode: Render = "chat"
-    kwargs: Mapping[str, Any] = field(default_factory=dict)
-
-    def identity(self) -> dict[str, Any]:
-        return {"render": self.mode, "chat_template_kwargs": dict(self.kwargs)}
-
-
-@dataclass(frozen=True)
 class Backend:
-    """A model behind an engine that is not loaded yet: `start()` loads it."""
+    """Represent a model behind an engine that is not loaded yet; `start()` loads it."""
 
     model: ModelRef
     tokenizer: Tokenizer
@@ -52,18 +43,14 @@ class Backend:
     def identity(self) -> dict[str, Any]:
         return {"model_revision": self.model.revision, "engine": self.engine}
 
-    def about(self) -> dict[str, Any]:
-        """What later stages need to find the same model."""
-        return {
-            "model": self.model.lasting_name,
-            "model_revision": self.model.revision,
-            "tokenizer": self.tokenizer.fingerprint(),
-        }
+    def about(self, **more: Any) -> About:
+        """Return what a stage tells of this model, and `more` of its fields."""
+        return About(self.model.lasting_name, self.model.revision, self.tokenizer.fingerprint(), **more)
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """One rendered prompt and the template it came from."""
+    """Hold one rendered prompt and the template it came from."""
 
     messages: Sequence[Message]
     token_ids: Sequence[int]
@@ -76,7 +63,7 @@ def new_row(
     backend: Backend,
     sampling: SamplingOptions,
     *,
-    stage: Stage,
+    stage: Kind,
     round: int,
     sample_index: int,
     parent: Trajectory | None = None,
@@ -84,7 +71,10 @@ def new_row(
     trimmed: int | None = None,
     error: str | None = None,
 ) -> Trajectory:
-    """A planned row. Its identity: problem, prompt ids, sampling, model revision, sample index, round and parent."""
+    """Return a planned row.
+
+    Its identity is: problem, prompt ids, sampling, model revision, sample index, round and parent.
+    """
     identity = {
         "problem": [problem.source, problem.problem_id, problem.problem, problem.reference_answer],
         "prompt": list(prompt.token_ids),
@@ -95,44 +85,31 @@ def new_row(
     trajectory_id = content_hash(identity)
     return Trajectory(
         trajectory_id=trajectory_id,
-        problem_id=problem.problem_id,
+        **{field.name: getattr(problem, field.name) for field in fields(Problem)},
         parent_id=parent.trajectory_id if parent else None,
         round=round,
         sample_index=sample_index,
         stage=stage,
         setting=setting,
-        source=problem.source,
-        task=problem.task,
-        problem=problem.problem,
-        reference_answer=problem.reference_answer,
-        reference_solution=problem.reference_solution,
-        tests=problem.tests,
         messages=prompt.messages,
         prompt_token_ids=prompt.token_ids,
         prompt_template=prompt.template.name,
         prompt_sha256=prompt.template.sha256,
         student_prompt_token_ids=parent.prompt_token_ids if parent else None,
         attempt_tokens_trimmed=trimmed,
-        response=None,
-        response_token_ids=None,
-        logprobs=None,
-        finish_reason=None,
-        ids_exact=None,
+        **dict.fromkeys(OF_A_RESPONSE),
         model=backend.model.name,
         model_revision=backend.model.revision,
         engine=backend.engine,
         engine_version=backend.engine_version,
-        temperature=sampling.temperature,
-        top_p=sampling.top_p,
-        top_k=sampling.top_k,
-        max_tokens=sampling.max_tokens,
+        **{field.name: getattr(sampling, field.name) for field in fields(Sampling)},
         seed=row_seed(trajectory_id),
         error=error,
     )
 
 
 def row_seed(trajectory_id: str) -> int:
-    """A row's own seed: 62 bits of the SHA-256 of its id."""
+    """Return a row's own seed: 62 bits of the SHA-256 of its id."""
     return int.from_bytes(hashlib.sha256(trajectory_id.encode()).digest()[:8]) >> 2
 
 
@@ -145,17 +122,17 @@ def plan_rollouts(
     sampling: SamplingOptions,
     round: int = 0,
 ) -> list[Trajectory]:
-    """`n` planned attempts at each problem. A prompt that leaves no room for a response, or has an id that the model
-    does not know, is an error row.
+    """Return `n` planned attempts at each problem.
 
-    Raises ModelError when no prompt at all fits.
+    A prompt that leaves no room for a response, or has an id that the model does not know, becomes an error row. Raises
+    ModelError when no prompt at all fits.
     """
     rows: list[Trajectory] = []
     shortest = None
     for problem in problems:
         template = templates[problem.task]
-        messages = template.render({"problem": problem.problem})
-        prompt = Prompt(messages, backend.tokenizer.render(messages, rendering.mode, rendering.kwargs), template)
+        messages = template.render(values_of(problem))
+        prompt = Prompt(messages, rendering.token_ids(backend.tokenizer, messages), template)
         length = len(prompt.token_ids)
         shortest = length if shortest is None else min(shortest, length)
         fits = length < backend.max_length
@@ -174,14 +151,12 @@ def plan_rollouts(
 
 
 def too_long(length: int, limit: int) -> str:
-    """The `error` of a row whose prompt does not fit."""
+    """Return the `error` of a row whose prompt does not fit."""
     return f"prompt too long: {length} tokens, the model takes {limit}"
 
 
 def unknown_id(model: ModelRef, prompt: Prompt) -> str | None:
-    """Return the `error` of a row whose prompt has a token id that its model has no embedding for, None where it has
-    none such.
-    """
+    """Return the `error` of a row whose prompt has a token id without an embedding in its model, else None."""
     found = model.unknown_id(prompt.token_ids)
     if found is None:
         return None
@@ -190,8 +165,10 @@ def unknown_id(model: ModelRef, prompt: Prompt) -> str | None:
 
 @dataclass
 class Outcome:
-    """What an invocation did: rows generated now, rows in all, how many of those are errors, response tokens generated,
-    and the seconds it took to generate them, without loading the model."""
+    """Hold the counts of an invocation: rows generated now, rows in all, errors among all, response tokens generated.
+
+    `seconds` is the time of generating them, without loading the model.
+    """
 
     generated: int = 0
     rows: int = 0
@@ -199,9 +176,9 @@ class Outcome:
     tokens: int = 0
     seconds: float = 0.0
 
-    def check_errors(self, allowed: float) -> None:
-        """Raise TooManyRowErrors beyond `allowed`: a count, or below 1 a share of all rows."""
-        limit = allowed * self.rows if allowed < 1 else allowed
+    def check_errors(self, max_errors: float) -> None:
+        """Raise TooManyRowErrors if more rows ended as errors than `max_errors` allows."""
+        limit = errors_allowed(max_errors, self.rows)
         if self.errors > limit:
             raise TooManyRowErrors(
                 f"{self.errors} of {self.rows} rows ended as errors, {limit:g} allowed (--max-errors); see their columns error and verdict_detail"
@@ -209,23 +186,23 @@ class Outcome:
 
 
 class ShardFiller:
-    """Runs an engine over planned rows and writes what finishes into the shards of one run directory.
+    """Run an engine over planned rows and write finished ones into the shards of one stage directory.
 
-    The engine is started at the first row that is missing, and never when none is. Use as a context manager: on the way
-    out, whatever the reason, rows that are finished are written and the engine is closed.
+    The engine starts at the first row that is missing, and never when none is. Use as a context manager: on the way
+    out, whatever the reason, finished rows are written and the engine is closed.
     """
 
     def __init__(
-        self, run: StageDir, backend: Backend, options: OutputOptions, progress: Progress, total: int | None
+        self, stage_dir: StageDir, backend: Backend, options: OutputOptions, progress: Progress, total: int | None
     ) -> None:
-        """`total` is how many rows the finished set has, None where the input is still growing."""
-        self._run, self._backend, self._options, self._progress = run, backend, options, progress
+        """Prepare to fill `stage_dir`; `total` is the rows of the finished set, None while the input still grows."""
+        self._stage_dir, self._backend, self._options, self._progress = stage_dir, backend, options, progress
         self._total = total
         self._engine: Engine | None = None
         self._buffer: list[Trajectory] = []
         self._target: Path | None = None
         self._opened = time.monotonic()
-        self._done = run.finished(options.retry_errors)
+        self._done = stage_dir.finished(options.retry_errors)
         for path in self._done.set_aside:
             progress.note(
                 f"a shard was damaged, not of this set or a copy of another, and is {path} now: rows that only it had are made again"
@@ -245,24 +222,24 @@ class ShardFiller:
                 self._engine.close()
             self._progress.end()
             if self.outcome.generated:
-                self._run.log_session(self.outcome.generated, self.outcome.tokens, self.outcome.seconds)
+                self._stage_dir.log_session(self.outcome.generated, self.outcome.tokens, self.outcome.seconds)
 
     def expect(self, planned: Sequence[Trajectory]) -> None:
         """Record all rows the finished set has; raises ResumeRefused when the directory holds any other."""
         strangers = self._done.ids - {row.trajectory_id for row in planned}
         if strangers:
             raise ResumeRefused(
-                f"{self._run.path} holds {len(strangers)} rows that this command would not make",
+                f"{self._stage_dir.path} holds {len(strangers)} rows that this command would not make",
                 "only rows of the same problems and attempts",
                 "give another --out, or ask for at least what it was made with",
             )
-        self._run.expect(len({row.trajectory_id for row in planned}))
+        self._stage_dir.expect(len({row.trajectory_id for row in planned}))
 
     def fill(self, planned: Sequence[Trajectory]) -> None:
         """Generate the rows that are not there yet; shards from before are reported first."""
         if not self._announced:
             self._announced = True
-            for path in self._run.shards():
+            for path in self._stage_dir.shards():
                 self._progress.result(path)
         missing = {row.trajectory_id: row for row in planned if row.trajectory_id not in self._known}
         self._known |= missing.keys()
@@ -270,7 +247,7 @@ class ShardFiller:
         if ready:
             self._load()
         if missing:
-            self._progress.start(self._run.run["command"], self._total, self.outcome.rows)
+            self._progress.start(self._stage_dir.state().command, self._total, self.outcome.rows)
         for row in missing.values():
             if row.error is not None:
                 self._add(row, 0)
@@ -309,10 +286,10 @@ class ShardFiller:
         if self._buffer:
             # An interruption may fall between the rename and the end of this block; what is flushed again on the way
             # out must then replace that very file.
-            self._target = path = self._target or self._run.next_shard()
+            self._target = path = self._target or self._stage_dir.next_shard()
             # The order in which rows finish is chance; sorted, equal work gives equal files.
             rows = sorted(self._buffer, key=lambda row: (row.problem_id, row.sample_index, row.trajectory_id))
-            rows = write_shard(path, rows, self._run.digest)
+            rows = write_shard(path, rows, self._stage_dir.digest)
             self._buffer, self._target = [], None
             self.outcome.rows += len(rows)
             self.outcome.errors += sum(row.error is not None for row in rows)
@@ -321,12 +298,12 @@ class ShardFiller:
 
 
 def request_for(row: Trajectory, max_length: int) -> Request:
-    """The engine's view of a planned row; its new tokens end where the model's context does."""
-    room = max_length - len(row.prompt_token_ids)
+    """Return the engine's view of a planned row; its new tokens end where the model's context does."""
+    room = room_for_response(max_length, len(row.prompt_token_ids), row.max_tokens)
     return Request(
         request_id=row.trajectory_id,
         prompt_token_ids=row.prompt_token_ids,
-        sampling=Sampling(row.temperature, row.top_p, row.top_k, min(row.max_tokens, room)),
+        sampling=Sampling(row.temperature, row.top_p, row.top_k, room),
         seed=row.seed,
         messages=row.messages,
         hints={"task": row.task, "reference_answer": row.reference_answer or ""},
@@ -334,7 +311,7 @@ def request_for(row: Trajectory, max_length: int) -> Request:
 
 
 def with_completion(row: Trajectory, completion: Completion) -> Trajectory:
-    """A planned row with what the engine returned for it."""
+    """Return a planned row with the completion of an engine."""
     if completion.error is not None:
         return replace(row, error=completion.error)
     return replace(
@@ -348,15 +325,10 @@ def with_completion(row: Trajectory, completion: Completion) -> Trajectory:
 
 
 def preview(row: Trajectory, total: int, where: Path) -> str:
-    """What --dry-run prints: the first prompt as the model sees it, and what would run."""
+    """Return the text of --dry-run: the first prompt as the model sees it, and the rows that would be made."""
     text = "\n\n".join(f"[{m['role']}]\n{m['content']}" for m in row.messages)
     return (
         f"first prompt ({row.prompt_template}, {len(row.prompt_token_ids)} tokens):\n{text}\n\n"
         f"would make {total} rows with {row.model} on {row.engine}, "
         f"T {row.temperature:g}, top-p {row.top_p:g}, top-k {row.top_k}, at most {row.max_tokens} new tokens, in {where}"
     )
-
-
-def templates_for(kind: str, tasks: Iterable[str], override: str | None) -> dict[str, Template]:
-    """The template of each task that occurs."""
-    return {task: load_template(kind, task, override) for task in sorted(set(tasks))}

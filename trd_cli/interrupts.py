@@ -1,4 +1,4 @@
-"""The signals that ask a command to stop: Ctrl-C, a scheduler's SIGTERM, the SIGHUP of a terminal that is closed."""
+"""Signals that ask a command to stop: Ctrl-C, a scheduler's SIGTERM, the SIGHUP of a closed terminal."""
 
 from __future__ import annotations
 
@@ -8,21 +8,20 @@ import signal
 def stop_signals() -> tuple[signal.Signals, ...]:
     """Return SIGTERM, and SIGINT and SIGHUP where they are not ignored.
 
-    nohup ignores SIGHUP, and a shell SIGINT for the jobs in its background: then they are not meant for the command.
+    nohup ignores SIGHUP, and a shell ignores SIGINT for its background jobs: then they are not meant for the command.
     """
     heard = (n for n in (signal.SIGINT, signal.SIGHUP) if signal.getsignal(n) != signal.SIG_IGN)
     return signal.SIGTERM, *heard
 
 
 def raise_when_told() -> None:
-    """Let SIGTERM and SIGHUP raise KeyboardInterrupt in the main thread, as SIGINT does."""
+    """Make SIGTERM and SIGHUP raise KeyboardInterrupt in the main thread, as SIGINT does."""
     for number in stop_signals():
         if number != signal.SIGINT:
             signal.signal(number, _interrupt)
 
 
 def _interrupt(*_: object) -> None:
-    # A closed terminal sends several, some schedulers one after SIGTERM: they must not break into the writing of what
-    # is finished.
+    # A closed terminal sends several, some schedulers one after SIGTERM: they must not interrupt the last writes.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     raise KeyboardInterrupt

@@ -1,8 +1,8 @@
 """Locks on files, held for as long as the file is open.
 
-NFS without its lock daemon and Lustre without `-o flock` have none. There a lock is the name of its holder in the file:
-it keeps out other processes of the same machine, but for one that starts in the same instant. Processes of other
-machines cannot be asked.
+NFS without its lock daemon and Lustre without `-o flock` have none. There a lock is the name of its holder in the file.
+It keeps out other processes of the same machine, but for one that starts in the same instant. Processes of other
+machines cannot be checked.
 """
 
 from __future__ import annotations
@@ -26,10 +26,7 @@ _WITHOUT_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP}
 
 
 def flock(file: IO[Any]) -> bool | None:
-    """Lock an open file:
-
-    True where that was done, False where another process holds it, None where there are no locks.
-    """
+    """Lock an open file; return True, or False where another process holds it, or None where there are no locks."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -43,7 +40,7 @@ def flock(file: IO[Any]) -> bool | None:
 
 @contextlib.contextmanager
 def hold(path: Path) -> Iterator[bool]:
-    """Hold the lock file at `path` for the length of the block; give False to it where another process does."""
+    """Hold the lock file at `path` for the length of the block; the block gets False where another process holds it."""
     with open(path, "a+", encoding="utf-8") as file:
         is_held = take(file)
         try:
@@ -54,9 +51,9 @@ def hold(path: Path) -> Iterator[bool]:
 
 
 def take(file: IO[str]) -> bool:
-    """Lock a file that is open for reading and writing, by name where there are no locks;
+    """Lock a file that is open for reading and writing, by name where there are no locks.
 
-    False where another process holds it.
+    Return False where another process holds it.
     """
     locked = flock(file)
     if locked is not None:
@@ -75,7 +72,7 @@ def _give_back(file: IO[str]) -> None:
 
 
 def sign(file: IO[str], pid: int, more: Mapping[str, Any] | None = None) -> None:
-    """Write into a lock file which process holds it."""
+    """Write the process that holds a lock file into it."""
     import psutil
 
     with contextlib.suppress(psutil.Error):
@@ -87,7 +84,7 @@ def sign(file: IO[str], pid: int, more: Mapping[str, Any] | None = None) -> None
 
 
 def signature(file: IO[str]) -> dict[str, Any]:
-    """Return what `sign` has written into a lock file, nothing where it holds nothing of the kind."""
+    """Return the record that `sign` has written into a lock file, {} where it holds none."""
     file.seek(0)
     try:
         found = json.loads(file.read())
@@ -97,7 +94,7 @@ def signature(file: IO[str]) -> dict[str, Any]:
 
 
 def holder(file: IO[str]) -> psutil.Process | None:
-    """Return the process that signed a lock file, None where it has ended or belongs to another machine."""
+    """Return the process that signed a lock file, None where it has ended or is of another machine."""
     import psutil
 
     who = signature(file)
@@ -113,5 +110,5 @@ def holder(file: IO[str]) -> psutil.Process | None:
 @functools.cache
 def _say_that_there_are_none(directory: str) -> None:
     logging.getLogger(__name__).warning(
-        "%s is on a file system without locks: see to it that no other machine writes there at the same time", directory
+        "%s is on a file system without locks: make sure that no other machine writes there at the same time", directory
     )

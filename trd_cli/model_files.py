@@ -1,7 +1,6 @@
-"""Reading a model directory without loading the model: its settings, its context length, how responses end, and what
-its weights are called.
+"""Read a model directory without loading the model: settings, context length, ends of a response, names of weights.
 
-A file that cannot be used is a ModelError that names the file and repeats the reason in its reader's own words.
+A file that cannot be used raises a ModelError with the file's name and the words of the library that failed to read it.
 """
 
 from __future__ import annotations
@@ -10,14 +9,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-from trd_cli.errors import ModelError, first_line
+from trd_cli.errors import ModelError, first_line, flag
 
 CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 _OTHER_WEIGHTS = ("pytorch_model.bin", "pytorch_model.bin.index.json")
-# What a tokenizer is read from, the likeliest to be broken first.
+# Files of a tokenizer, the likeliest to be broken first.
 _TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -30,7 +29,7 @@ _LENGTHS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "m
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """Read a JSON object. Raises ModelError for a file that is cut off, is not UTF-8, or holds something else."""
+    """Return the JSON object in a file. Raises ModelError if the file is cut off, not UTF-8, or holds no object."""
     found, reason = _json_object(path)
     if found is None:
         raise ModelError(f"{path} cannot be read ({reason})", "a JSON object in UTF-8", "copy the file again")
@@ -40,7 +39,7 @@ def read_settings(path: Path) -> dict[str, Any]:
 def context_length(directory: Path) -> int:
     """Return the longest context in tokens that config.json names.
 
-    Raises ModelError where it names none, or one that is no number of tokens.
+    Raises ModelError if it names none, or one that is no number of tokens.
     """
     path = directory / CONFIG
     for config in configs(directory):
@@ -49,15 +48,17 @@ def context_length(directory: Path) -> int:
             if value is None:
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ModelError(f"{path}: {name} is {json.dumps(value)}", "a number of tokens", "give --max-model-len")
+                raise ModelError(
+                    f"{path}: {name} is {json.dumps(value)}", "a number of tokens", f"give {flag('max_model_len')}"
+                )
             return value
-    raise ModelError(f"{path} names no context length", "max_position_embeddings", "give --max-model-len")
+    raise ModelError(f"{path} names no context length", "max_position_embeddings", f"give {flag('max_model_len')}")
 
 
 def configured_ends(directory: Path) -> list[int]:
-    """Return the ids that end a response by generation_config.json, or by config.json where that names none.
+    """Return the ids that end a response by generation_config.json, or by config.json if that names none.
 
-    Raises ModelError for a file that cannot be read, and for an end that is no id.
+    Raises ModelError if a file cannot be read or names an end that is no id.
     """
     generation = directory / GENERATION_CONFIG
     if generation.is_file():
@@ -73,8 +74,8 @@ def configured_ends(directory: Path) -> list[int]:
 def tensor_names(directory: Path) -> frozenset[str]:
     """Return the names of the weights by the headers and the index of the safetensors files, without loading them.
 
-    Weights in other formats, and those that are not there, give none. Raises ModelError for a file that is damaged, and
-    for one that the index names and that is missing beside others.
+    Missing weights, and those in other formats, have no names. Raises ModelError if a file is damaged, or if only some
+    of the files that the index names are there.
     """
     names: set[str] = set()
     index = directory / INDEX
@@ -97,21 +98,21 @@ def tensor_names(directory: Path) -> frozenset[str]:
 
 
 def has_weights(directory: Path) -> bool:
-    """Tell whether a directory has files of weights, by their names alone."""
+    """Return True if a directory has files of weights, by their names alone."""
     named = any((directory / name).is_file() for name in (INDEX, *_OTHER_WEIGHTS))
     return named or any(directory.glob("*.safetensors"))
 
 
 def weights_dtype(directory: Path) -> str | None:
-    """Return the dtype of the weights that config.json names, as `bfloat16`; None where it names none."""
+    """Return the dtype of the weights that config.json names, such as `bfloat16`, or None if it names none."""
     named = (config.get(key) for config in configs(directory) for key in ("dtype", "torch_dtype"))
     return next((name.removeprefix("torch.") for name in named if isinstance(name, str)), None)
 
 
 def damage(directory: Path) -> str | None:
-    """Describe what cannot be read of a model's configuration and weights, or return None if nothing is found.
+    """Return which file of a model's configuration and weights cannot be read and why, or None if all can.
 
-    For whoever has failed to load a model with a message that does not say which file is at fault.
+    It explains a failure to load a model whose message does not name the file at fault.
     """
     try:
         for name in (CONFIG, GENERATION_CONFIG):
@@ -124,10 +125,7 @@ def damage(directory: Path) -> str | None:
 
 
 def broken_tokenizer_file(directory: Path) -> tuple[str, str | None]:
-    """Return the name of the file that a tokenizer cannot be read from, and the reason;
-
-    None where the file is sound by itself.
-    """
+    """Return the name of the file that a tokenizer cannot be read from, and the reason (None if the file is sound)."""
     there = [name for name in _TOKENIZER_FILES if (directory / name).is_file()]
     for name in there:
         found, reason = _json_object(directory / name)
@@ -142,7 +140,7 @@ def broken_tokenizer_file(directory: Path) -> tuple[str, str | None]:
 
 
 def _json_object(path: Path) -> tuple[dict[str, Any] | None, str]:
-    """What a file holds, or None and why that is no JSON object."""
+    """Return the JSON object in a file and "", or None and the reason why there is none."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -151,7 +149,7 @@ def _json_object(path: Path) -> tuple[dict[str, Any] | None, str]:
 
 
 def configs(directory: Path) -> list[dict[str, Any]]:
-    """Return the configuration of the language model where that is nested in a larger one, then the whole."""
+    """Return the configurations: that of the language model if it is nested in a larger one, then the whole."""
     config = read_settings(directory / CONFIG)
     nested = config.get("text_config")
     return [nested, config] if isinstance(nested, dict) else [config]

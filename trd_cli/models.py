@@ -1,4 +1,4 @@
-"""From what a user typed after --model to a local directory, its revision and its tokenizer."""
+"""Find a model by the name after --model: its local directory, its revision and its tokenizer."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trd_cli.atomic import has_text_name
-from trd_cli.errors import ModelError, first_line
+from trd_cli.errors import ModelError, OutOfReach, first_line, flag
 from trd_cli.model_files import CONFIG, configs, context_length, damage, read_settings
 from trd_cli.prompting.tokens import ByteTokenizer, HubTokenizer, Tokenizer
-from trd_cli.trajectories.run_json import read_run_json
+from trd_cli.trajectories.run_json import NAME as RUN_JSON
+from trd_cli.trajectories.run_json import About, read_run_json
+from trd_cli.trajectories.state import state_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -35,7 +37,7 @@ _SAMPLED_BLOCKS, _BLOCK = 64, 1 << 16
 
 @dataclass(frozen=True)
 class ModelRef:
-    """A model found: the name the user gave, its directory (None for scripted) and what identifies its weights."""
+    """A model: the name that the user gave, its directory (None for scripted) and the identity of its weights."""
 
     name: str
     path: Path | None
@@ -43,11 +45,11 @@ class ModelRef:
 
     @property
     def lasting_name(self) -> str:
-        """A name that means this model from any working directory."""
+        """Return a name that means this model from any working directory."""
         return str(Path(self.name).resolve()) if Path(self.name).is_dir() else self.name
 
     def check_revision(self, expected: str | None, where: Path) -> None:
-        """Raise ModelError when the weights are not those that `where` was made with."""
+        """Raise ModelError if `expected`, the revision that made `where`, is not that of these weights."""
         if expected is not None and expected != self.revision:
             raise ModelError(
                 f"{self.name} is now {self.revision}",
@@ -59,11 +61,11 @@ class ModelRef:
         return HubTokenizer(self.path) if self.path else ByteTokenizer()
 
     def max_length(self) -> int:
-        """Return the longest context in tokens that the configuration names; raises ModelError where it names none."""
+        """Return the longest context in tokens that the configuration names. Raises ModelError if it names none."""
         return context_length(self.path) if self.path else _SCRIPTED_LENGTH
 
     def known_length(self) -> int | None:
-        """Return the longest context in tokens that the configuration names, or None where it names none."""
+        """Return the longest context in tokens that the configuration names, or None if it names none."""
         try:
             return self.max_length()
         except ModelError:
@@ -86,9 +88,9 @@ class ModelRef:
             ) from None
 
     def skeleton(self, attn_implementation: str | None = None) -> nn.Module:
-        """Build the model on the meta device: its layers, names and shapes, without weights and within a second.
+        """Build the model on the meta device: its layers, names and shapes, without weights.
 
-        Raises ModelError where transformers would refuse to build it with its weights.
+        It takes less than a second. Raises ModelError if transformers would refuse to build it with its weights.
         """
         import torch
         from transformers import AutoModelForCausalLM
@@ -103,7 +105,7 @@ class ModelRef:
 
     @cached_property
     def embedding_rows(self) -> int | None:
-        """Return how many token ids the model has embeddings for, or None where nothing tells it."""
+        """Return the number of token ids that the model has embeddings for, or None if it is unknown."""
         if self.path is None or not (self.path / CONFIG).is_file():
             return None
         found = (part.get("vocab_size") for part in configs(self.path))
@@ -114,7 +116,7 @@ class ModelRef:
         return rows
 
     def unknown_id(self, token_ids: Sequence[int]) -> int | None:
-        """Return an id that the model has no embedding for, negative or too high, or None where it knows them all."""
+        """Return an id without an embedding in the model, negative or too high, or None if all have one."""
         if not len(token_ids):
             return None
         lowest, highest = min(token_ids), max(token_ids)
@@ -124,10 +126,7 @@ class ModelRef:
 
 
 def why_not(model: ModelRef, error: Exception) -> str:
-    """Describe why transformers failed to load a model:
-
-    the file that is at fault, if one is, and what is said of it.
-    """
+    """Return why transformers failed to load a model, with the file at fault if there is one."""
     found = damage(model.path)
     if found is None:
         try:
@@ -140,7 +139,7 @@ def why_not(model: ModelRef, error: Exception) -> str:
 def cannot_load(model: ModelRef, error: Exception, attn_implementation: str | None = None) -> ModelError:
     """Return the error of a model that transformers does not load."""
     reason = why_not(model, error)
-    option = f" with --attn-implementation {attn_implementation}" if attn_implementation else ""
+    option = f" with {flag('attn_implementation')} {attn_implementation}" if attn_implementation else ""
     return ModelError(
         f"cannot load {model.name}: {reason}",
         f"a causal language model{option}",
@@ -149,9 +148,10 @@ def cannot_load(model: ModelRef, error: Exception, attn_implementation: str | No
 
 
 def resolve_model(name: str, weights: bool = True) -> ModelRef:
-    """A directory, a Hub name, `smollm2-135m` or `scripted`; raises ModelError when there is no such model.
+    """Find a model by its name: a directory, a Hub name, `smollm2-135m` or `scripted`.
 
-    Without `weights` only tokenizer and configuration are fetched from the Hub: enough for a model that a server runs.
+    Without `weights`, which a model on a server does not need, the Hub gives tokenizer and configuration alone. Raises
+    ModelError if there is no such model, OutOfReach if the Hub did not give it.
     """
     if name == SCRIPTED:
         return ModelRef(name, None, "scripted")
@@ -175,8 +175,8 @@ def _local(name: str, directory: Path) -> ModelRef:
         raise ModelError(
             f"the path of {directory.resolve()} is not UTF-8", "one that the tokenizers package takes", "rename it"
         )
-    run = read_run_json(directory)
-    if run is not None and run["command"] == "distill" and not run["about"].get("finished"):
+    state = state_of(directory)
+    if state.command == "distill" and not state.is_finished:
         raise ModelError(f"{directory} is an unfinished checkpoint", "a finished one", "run its trd distill again")
     if not (directory / CONFIG).is_file():
         raise ModelError(f"{directory} has no config.json", "a Hugging Face model directory", "check the path")
@@ -185,49 +185,45 @@ def _local(name: str, directory: Path) -> ModelRef:
 
 
 def own_teacher(student: ModelRef, weights: str, lora: bool, resolve: Callable[[str], ModelRef]) -> ModelRef:
-    """Which of its weights a student has as teacher, by `--teacher-weights`; an average goes on from where the round
-    before left it.
+    """Return a student's own teacher by `--teacher-weights`. An average goes on where the round before left it.
 
-    Raises ModelError where a checkpoint's own student is not there any more, or has changed.
+    Raises ModelError if the student of a checkpoint is gone or has changed.
     """
     if weights == "initial":
         return _first_of(student, resolve)
     average = student.path / EMA if student.path else None
-    # An adapter's average cannot start anywhere but at the weights that the adapter is on.
+    # The average of an adapter can start only at the weights under the adapter.
     goes_on = weights == "ema" and not lora and average is not None and average.is_dir()
     return resolve(str(average)) if goes_on else student
 
 
 def moved(name: str, neighbour: Path) -> str:
-    """A model's recorded name;
-
-    where its directory is gone and one of its name is beside `neighbour`, that: they were moved together.
-    """
+    """Return a recorded name of a model, or its directory beside `neighbour` if both were moved together."""
     beside = neighbour.parent / Path(name).name
     is_gone = Path(name).is_absolute() and not Path(name).is_dir()
     return str(beside) if is_gone and beside.is_dir() else name
 
 
 def _first_of(student: ModelRef, resolve: Callable[[str], ModelRef]) -> ModelRef:
-    """The model that the student was before its first round:
+    """Return the model that the student was before its first round.
 
-    the start of a chain of checkpoints, each naming the one before.
+    It is the start of a chain of checkpoints, each of which names the one before.
     """
     first = student
     while first.path and (run := read_run_json(first.path)) and run["command"] == "distill":
-        before = resolve(moved(run["about"]["student"], first.path))
+        before = resolve(moved(About.of(run).student, first.path))
         before.check_revision(run["identity"]["student_revision"], first.path)
         first = before
     return first
 
 
 def fingerprint(directory: Path) -> str:
-    """Digest of a model directory: small files whole, weights by size, first block and blocks spread over the file."""
+    """Return the digest of a model directory: of small files whole, of large ones by size and 64 blocks of 64 KiB."""
     digest = hashlib.sha256()
     for path in sorted(directory.glob("*")):
         if (
             path.suffix not in (".json", ".safetensors", ".bin", ".jinja", ".model", ".txt", ".gguf")
-            or path.name == "run.json"
+            or path.name == RUN_JSON
         ):
             continue
         digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
@@ -260,10 +256,10 @@ def _from_hub(name: str, weights: bool = True) -> Path:
         LocalEntryNotFoundError,
         OfflineModeIsEnabled,
         OSError,
-        UnicodeEncodeError,  # a token that no header can carry
+        UnicodeEncodeError,  # HF_TOKEN is not ASCII, as a header must be
     ) as error:
         reason = first_line(error)
-        raise ModelError(
+        raise OutOfReach(
             f"model {name!r} is no directory here and the Hub did not give it ({reason})",
             "a directory, a Hub name, smollm2-135m or scripted",
             "check the name, the network, and HF_TOKEN for gated models",
@@ -271,9 +267,9 @@ def _from_hub(name: str, weights: bool = True) -> Path:
 
 
 def cache_dir() -> Path:
-    """Where converted models are kept:
+    """Return the directory of converted models: TRD_CACHE, else in the user's cache directory.
 
-    TRD_CACHE, else the user's cache directory. Raises ModelError where there is neither.
+    Raises ModelError if there is neither.
     """
     if root := os.environ.get("TRD_CACHE"):
         return Path(root)
@@ -281,7 +277,7 @@ def cache_dir() -> Path:
         return Path(root) / "trd"
     try:
         return Path.home() / ".cache" / "trd"
-    except RuntimeError:  # a user that the system does not know, as in a container
+    except RuntimeError:  # a user unknown to the system, as in a container
         raise ModelError("no home directory", "one for the cache", _SET_CACHE) from None
 
 
@@ -306,9 +302,9 @@ def _embedded() -> Path:
 
 
 def _convert_gguf(gguf: Path, target: Path) -> None:
-    """Dequantise a GGUF file into a bfloat16 Hugging Face directory, renamed into place when whole."""
+    """Dequantise a GGUF file into a bfloat16 Hugging Face directory, which is renamed into place when whole."""
     building = target.with_name(f"{target.name}.{os.getpid()}.tmp")
-    shutil.rmtree(building, ignore_errors=True)  # of a process that was killed, with this number
+    shutil.rmtree(building, ignore_errors=True)  # left by a killed process with this number
     try:
         building.mkdir(parents=True)
     except OSError as error:

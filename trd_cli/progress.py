@@ -1,39 +1,48 @@
-"""What a stage tells the outside while it works. The command line prints it; a library user may stay silent."""
+"""The progress of a stage and of a run. The command line prints it; a library user may stay silent.
+
+A stage also tells its progress to the trd run that started it: one JSON object a line, in the file that TRD_EVENTS
+names. It holds "work", the fields of a `Work`, or "error", the line that the command ends with.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
+
+EVENTS_VARIABLE = "TRD_EVENTS"
 
 
 class Progress(Protocol):
-    """Progress, remarks and finished shards."""
+    """Progress, remarks and finished shards of a stage."""
 
     def start(self, what: str, total: int | None, done: int = 0) -> None:
-        """A piece of work begins: `total` rows (None where unknown), of which `done` were there before."""
+        """Begin a piece of work of `total` rows (None if unknown), of which `done` were finished earlier."""
         ...
 
     def advance(self, rows: int = 1, tokens: int = 0) -> None:
-        """Rows were finished, with so many response tokens."""
+        """Count rows that are finished, with so many response tokens."""
         ...
 
     def end(self) -> None:
-        """The piece of work is over."""
+        """End the piece of work."""
         ...
 
     def note(self, text: str) -> None:
-        """One line a person should see."""
+        """Show one line to a person."""
         ...
 
     def result(self, path: Path) -> None:
-        """A finished shard, checkpoint or result file: what the next command in a pipe reads."""
+        """Hand on a finished shard, checkpoint or result file, which the next command in a pipe reads."""
         ...
 
 
 class SilentProgress:
-    """Says nothing; collects what was finished in `results` and what was remarked in `notes`."""
+    """Progress that shows nothing. It collects finished paths in `results` and remarks in `notes`."""
 
     def __init__(self) -> None:
         self.results: list[Path] = []
@@ -53,7 +62,7 @@ class SilentProgress:
 
 
 class WithoutResults:
-    """Another report, but for results: for a stage whose shards are a means, not its output."""
+    """Another progress without its results, for a stage whose output is not its shards."""
 
     def __init__(self, progress: Progress) -> None:
         self.start, self.advance, self.end, self.note = (progress.start, progress.advance, progress.end, progress.note)
@@ -62,8 +71,61 @@ class WithoutResults:
 
 
 @dataclass(frozen=True)
+class Work:
+    """A piece of work: `before` of `total` rows (None if unknown) were finished earlier, and `rows` since its start.
+
+    `tokens` are the response tokens of these rows, `seconds` the time since the start.
+    """
+
+    what: str
+    total: int | None
+    before: int
+    rows: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+
+    @property
+    def done(self) -> int:
+        return self.before + self.rows
+
+    def rate(self) -> str:
+        """Return rows and tokens a second in words."""
+        seconds = max(self.seconds, 1e-6)
+        per_row = f"{self.rows / seconds:.1f} rows/s"
+        return f"{per_row} · {self.tokens / seconds:.0f} tok/s" if self.tokens else per_row
+
+    def pace(self) -> str:
+        """Return the rate and the time left, or the time taken, in words; "" before the first row."""
+        if not self.rows:
+            return ""
+        if self.total is None:
+            return self.rate()
+        left = (self.total - self.done) * self.seconds / self.rows
+        return f"{self.rate()} · " + (
+            f"{clock(left)} left" if self.done < self.total else f"took {clock(self.seconds)}"
+        )
+
+
+def clock(seconds: float) -> str:
+    """Return a time as `M:SS` or `H:MM:SS`."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"
+
+
+def tell_run(**event: Any) -> None:
+    """Append an event to the file of the trd run that started this process, if one did.
+
+    It is a file and no inherited descriptor, because torchrun closes those. An event that cannot be written is dropped:
+    the work of the stage counts more.
+    """
+    if path := os.environ.get(EVENTS_VARIABLE):
+        with contextlib.suppress(OSError), open(path, "ab", buffering=0) as file:
+            file.write(json.dumps(event).encode() + b"\n")
+
+
+@dataclass(frozen=True)
 class NodeState:
-    """How a stage of a run stands: done, running, waiting, failed or skipped; rows where it has told them."""
+    """The state of a stage of a run: done, running, waiting, failed or skipped; and its rows, if it counts any."""
 
     name: str
     state: str
@@ -74,16 +136,16 @@ class NodeState:
 
 
 class RunProgress(Protocol):
-    """What `trd run` tells: the stand of all stages, one of which has changed."""
+    """The progress of `trd run`: the states of all stages."""
 
     def show(self, states: Sequence[NodeState], changed: str) -> None:
-        """All stages in order; `changed` is the name of the one that has moved."""
+        """Show all stages in order; `changed` is the name of the one whose state is new."""
         ...
 
     def end(self) -> None:
-        """No stage runs any more."""
+        """Stop showing states: no stage runs any more."""
         ...
 
     def note(self, text: str) -> None:
-        """One line a person should see."""
+        """Show one line to a person."""
         ...

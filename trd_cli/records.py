@@ -1,4 +1,4 @@
-"""The values that stages exchange: problems, trajectories, requests and completions. No IO here."""
+"""The values that stages exchange: problems, trajectories, requests and completions. Nothing here reads or writes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 Task = Literal["math", "code"]
-Stage = Literal["rollout", "refined"]
+Kind = Literal["rollout", "refined"]
 Setting = Literal["opd", "opsd"]
 Verdict = Literal["correct", "incorrect", "error", "timeout"]
 FinishReason = Literal["stop", "length"]
@@ -17,7 +17,7 @@ Message = Mapping[str, str]
 
 
 def content_hash(value: Any, length: int = 32) -> str:
-    """Hex SHA-256 (first `length` digits) of a JSON-serialisable value, independent of key order."""
+    """Return the first `length` hex digits of the SHA-256 of a JSON value, independent of the order of keys."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:length]
 
@@ -35,19 +35,19 @@ CHECKSUM = "checksum"
 def with_checksum(record: Mapping[str, Any]) -> dict[str, Any]:
     """Return a JSON object with its key `checksum`, a hash of all other keys and their values."""
     content = {key: value for key, value in record.items() if key != CHECKSUM}
-    # As it will be read: a key that is a number becomes text, and half of a surrogate pair U+FFFD.
+    # As it is read again: a key that is a number becomes text, and half of a surrogate pair U+FFFD.
     content = json.loads(well_formed(json.dumps(content, ensure_ascii=False)))
     return {**content, CHECKSUM: content_hash(content, 16)}
 
 
 def is_intact(record: Mapping[str, Any]) -> bool:
-    """Return whether a JSON object that was read is the one that was written; one without a checksum is."""
+    """Return whether a JSON object is the one that was written; one without a checksum counts as intact."""
     return CHECKSUM not in record or with_checksum(record)[CHECKSUM] == record[CHECKSUM]
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One problem x with its reference y*. `tests` is JSON text, for code only."""
+    """Hold one problem x with its reference y*. `tests` is JSON text, for code only."""
 
     problem_id: str
     source: str
@@ -65,7 +65,7 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How tokens are drawn. `temperature` 0 is greedy; `top_p` 1 and `top_k` 0 switch the filters off."""
+    """Hold how tokens are drawn. `temperature` 0 is greedy; `top_p` 1 and `top_k` 0 switch the filters off."""
 
     temperature: float
     top_p: float
@@ -75,12 +75,12 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class Trajectory:
-    """One row of a shard. The fields and their order are those of `shards.SCHEMA`.
+    """Hold one row of a shard. The fields and their order are those of `shards.SCHEMA`.
 
-    A rollout (`stage` "rollout") is y_o, what the student wrote; a refined trajectory is y_r, what the teacher made of
-    it, and `parent_id` names the rollout. `response_token_ids` are the ids as sampled, with the end-of-turn id
-    when generation stopped at one. `student_prompt_token_ids` (refined rows only) is the student's own context for the
-    problem: what it is trained on.
+    A rollout (`stage` "rollout") is y_o, which the student wrote. A refined trajectory is y_r, which the teacher made
+    of it; `parent_id` names the rollout. `response_token_ids` are the ids as sampled, with the end-of-turn id when
+    generation stopped at one. `student_prompt_token_ids` (refined rows only) is the student's own context for the
+    problem, in which it is trained.
     """
 
     trajectory_id: str
@@ -88,7 +88,7 @@ class Trajectory:
     parent_id: str | None
     round: int
     sample_index: int
-    stage: Stage
+    stage: Kind
     setting: Setting | None
 
     source: str
@@ -131,10 +131,10 @@ class Trajectory:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One prompt for an engine. `max_tokens` in `sampling` already fits the model's context.
+    """Hold one prompt for an engine. `max_tokens` in `sampling` already fits the model's context.
 
-    `messages` is for servers that take no token ids; `hints` (the reference answer, the task) is for the scripted
-    engine, which reads no prompt. Real engines must not look at it.
+    `messages` is for servers that take no token ids. `hints` (the reference answer, the task) is for the scripted
+    engine, which reads no prompt; real engines must not read it.
     """
 
     request_id: str
@@ -147,9 +147,9 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """What an engine returned for a request: either a response, or `error`.
+    """Hold the answer of an engine to a request: either a response, or `error`.
 
-    `token_ids` includes the end-of-turn id when `finish_reason` is "stop"; `logprobs` has one entry a token id, under
+    `token_ids` includes the end-of-turn id when `finish_reason` is "stop". `logprobs` has one entry a token id, under
     the model's own distribution (temperature 1, no filter), or is None where the engine gives none. `ids_exact` is
     False where the server returned text only and the ids come from tokenising it.
     """

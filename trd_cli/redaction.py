@@ -1,7 +1,7 @@
-"""Keeping keys out of what is shown and written: messages, the column `error`, run.json, logs.
+"""Keep keys out of messages, the column `error`, run.json and logs.
 
-Two kinds are known: values that are secrets wherever they appear (keys in the environment, and those a caller names),
-and places where a secret stands (the user in an address, `api_key=…`, words with the form of a key).
+A secret is known by its value (keys in the environment, and those that a caller names) or by its place (the user in an
+address, `api_key=…`, a word with the form of a key).
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 HIDDEN = "***"
-# A shorter value is no secret, and would be found inside other words.
+# A shorter value is no secret; one shorter than the second may be a part of other words.
 _SHORTEST, _SHORTEST_ANYWHERE = 4, 8
-# What people give a server that asks for no key: words that messages need.
+# Placeholders for servers without a key: messages need these words.
 _NO_KEYS = {"none", "null", "empty", "dummy", "test"}
 _OF_THE_ENVIRONMENT = re.compile(r"(?:API_?KEY|ACCESS_?KEY|SECRET_?KEY|SECRET|TOKEN|PASSWORD)$", re.IGNORECASE)
 # Not `eos_token` and the like, which name a token of text.
@@ -25,8 +25,7 @@ _NAME = (
 _SECRET_NAME = re.compile(_NAME, re.IGNORECASE)
 _ASSIGNED = re.compile(rf"(?<![\w-])({_NAME})=['\"]?[^\s&;,'\"]+", re.IGNORECASE)
 _IN_A_QUERY = re.compile(r"([?&](?:key|sig|signature)=)[^\s&#'\"]+", re.IGNORECASE)
-# A password may hold a slash, which ends the part of an address where it would be looked for; and a scheme may be
-# forgotten.
+# A password may hold a slash, which would end the user's part of an address, and the scheme may be missing.
 _USER = re.compile(
     r"(https?://)[^\s'\"]{0,500}@|(\w://)[^\s/?#'\"]{0,500}@|(?<![\w/.%+-])()[\w.%+-]{1,64}:[^\s/@'\"]{1,200}@(?=(?:[a-z][\w-]*|\d+\.\d+\.\d+\.\d+)(?:[/.]|:\d))",
     re.IGNORECASE,
@@ -35,9 +34,7 @@ _SHAPED = re.compile(r"\b(?:sk-|hf_|gsk_|xai-|nvapi-|AIza)(?=[\w-]{0,200}\d)[\w-
 
 
 def scrubbed(text: str, secrets: Iterable[str] = ()) -> str:
-    """Return `text` with `***` for each of `secrets`, each key in the environment, and whatever stands where a secret
-    does.
-    """
+    """Return `text` with `***` for each of `secrets`, each key in the environment, and each secret by its place."""
     return _by_place(_without(text, secrets))
 
 
@@ -50,9 +47,9 @@ def one_line(value: Any, longest: int, secrets: Iterable[str] = ()) -> str:
 
 
 def without_secrets(value: Any) -> Any:
-    """Return a JSON value with `***` where a secret stands.
+    """Return a JSON value with `***` for each secret known by its place.
 
-    Keys of the environment stay out of account: the result is part of digests, which are the same everywhere.
+    Keys in the environment are not searched for: the result is part of digests, which must be the same everywhere.
     """
     if isinstance(value, Mapping):
         return {key: HIDDEN if _is_secret(key, v) else without_secrets(v) for key, v in value.items()}
@@ -62,7 +59,7 @@ def without_secrets(value: Any) -> Any:
 
 
 def is_secret_name(name: str) -> bool:
-    """Return whether an option, a variable or a query's key of this name holds a secret."""
+    """Return True if an option, a variable or a key of a query with this name holds a secret."""
     return _SECRET_NAME.fullmatch(name) is not None or name.lower() in ("key", "sig", "signature")
 
 

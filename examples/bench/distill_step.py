@@ -1,22 +1,22 @@
-"""Time and memory of a whole training step of distillation against TRL's trainers, on SmolLM2-135M and one CPU thread.
+"""Compare a whole training step of distillation with TRL's trainers: time and memory, SmolLM2-135M, one CPU thread.
 
-A step is what an optimiser step takes: teacher forward, student forward, forward KL over the responses, backward,
+A step is all the work of one optimiser step: teacher forward, student forward, forward KL over the responses, backward,
 clipping, AdamW.
 
     ours            `trd_cli.training.trainer.Trainer`, as `trd distill` runs it
-    gkd             `trl.experimental.gkd.GKDTrainer`, lmbda 0 (no sampling), beta 0: the one that the goals are set against
-    distillation    `trl.DistillationTrainer`, beta 0; it trains only on what it samples, so the given responses are handed to
-                    it in place of its sampling
+    gkd             `trl.experimental.gkd.GKDTrainer`, lmbda 0 (no sampling), beta 0: the goals are set against it
+    distillation    `trl.DistillationTrainer`, beta 0; it trains only on its own samples, so the given responses take
+                    their place
 
 Each runs in a process of its own, one after another, on the same rows: arithmetic word problems in the prompt, their
-worked solutions as the response. All rows together make one step, and the step is taken several times, the first one as
-a warm-up. The student is the teacher with a little noise on its weights: there is something to learn, and losses and
-gradients can be compared.
+worked solutions as the response. All rows together make one step, and the step is taken several times, the first time
+as a warm-up. The student is the teacher with a little noise on its weights, so that it can learn something, and losses
+and gradients can be compared.
 
 Tokens per second are the tokens of prompts and responses that the student reads, without padding, over the median of
-the steps' processor seconds: with one thread those are the seconds of an idle machine, whatever else runs. Memory is
-the highest resident memory of the process during the steps after the warm-up (loading does not count): libraries,
-weights, gradients and optimiser states are in it. Needs the /proc of Linux.
+the steps' processor seconds. With one thread those are the seconds of an idle machine, whatever else runs. Memory is
+the highest resident memory of the process during the steps after the warm-up (loading does not count). It includes
+libraries, weights, gradients and optimiser states. Needs the /proc of Linux.
 
     python -m venv scratch && scratch/bin/pip install trl -e .
     scratch/bin/python examples/bench/distill_step.py [--quick]
@@ -48,9 +48,10 @@ from trd_cli.datasets.arithmetic import make_arithmetic
 from trd_cli.models import ModelRef, resolve_model
 from trd_cli.progress import SilentProgress
 from trd_cli.prompting.tokens import Tokenizer
+from trd_cli.training import LOG
 from trd_cli.training.batches import Example
 from trd_cli.training.launch import accelerator_for
-from trd_cli.training.trainer import LOG, Trainer
+from trd_cli.training.trainer import Trainer
 
 RATE_GOAL, MEMORY_GOAL = 1.5, 0.6
 MODEL = "smollm2-135m"
@@ -71,7 +72,7 @@ Not equal:
 
 
 class Case(NamedTuple):
-    """Rows a step, rows a micro-batch, most problems a row, steps after the warm-up."""
+    """Hold rows a step, rows a micro-batch, most problems a row, and steps after the warm-up."""
 
     rows: int
     micro_batch: int
@@ -83,7 +84,7 @@ FULL, QUICK = Case(16, 4, 3, 2), Case(4, 2, 1, 1)
 
 
 class Job(NamedTuple):
-    """What one side is to do; `scratch` is where it may write."""
+    """Hold one side's work; `scratch` is a directory that it may write to."""
 
     student: Path
     teacher: Path
@@ -94,8 +95,8 @@ class Job(NamedTuple):
 
 @dataclass
 class Measured:
-    """Seconds of the steps after the warm-up, resident bytes before and at most during them, loss and gradient of the
-    warm-up.
+    """Hold the seconds of the steps after the warm-up, resident bytes before and at most during them, and the warm-up's
+    loss and gradient.
     """
 
     cpu: list[float] = field(default_factory=list)
@@ -107,7 +108,7 @@ class Measured:
 
 
 def make_rows(tokenizer: Tokenizer, case: Case) -> list[Example]:
-    """Rows of mixed length; both models read the same prompt."""
+    """Make rows of mixed length; both models read the same prompt."""
     levels = [iter(make_arithmetic(case.rows * case.problems, seed=3, level=level)) for level in (1, 2, 3)]
     made = []
     for i in range(case.rows):
@@ -120,7 +121,7 @@ def make_rows(tokenizer: Tokenizer, case: Case) -> list[Example]:
 
 
 def make_student(teacher: ModelRef, directory: Path) -> None:
-    """The teacher with noise of a fiftieth of its weights' own spread."""
+    """Return the teacher with noise of a fiftieth of its weights' own spread."""
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
@@ -138,13 +139,13 @@ def make_student(teacher: ModelRef, directory: Path) -> None:
 
 
 def resident(name: str) -> int:
-    """Bytes of a field of /proc/self/status."""
+    """Return the bytes of a field of /proc/self/status."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name + ":"))
 
 
 class Meter:
-    """Takes the seconds of each step, and the memory from the end of the warm-up on."""
+    """Measure the seconds of each step, and the memory from the end of the warm-up on."""
 
     def __init__(self) -> None:
         self.wall: list[float] = []
@@ -166,7 +167,7 @@ class Meter:
 
 
 def measure_ours(job: Job) -> Measured:
-    """A run of our trainer; the wall's seconds are those of its log."""
+    """Run our trainer; the wall's seconds are those of its log."""
     config = DistillConfig.parse(
         {
             "epochs": job.case.steps + 1,
@@ -201,9 +202,9 @@ def measure_ours(job: Job) -> Measured:
 
 
 def measure_trl(name: str, job: Job) -> Measured:
-    """A run of one of TRL's trainers;
+    """Run one of TRL's trainers.
 
-    the seconds are those of its optimiser steps, without loading of data and logging.
+    The seconds are those of its optimiser steps, without loading of data and logging.
     """
     from datasets import Dataset
     from transformers import AutoTokenizer, TrainerCallback
@@ -253,7 +254,7 @@ def measure_trl(name: str, job: Job) -> Measured:
 
 
 def gkd(job: Job, options: dict[str, Any]) -> tuple[type, Any, dict[str, list]]:
-    """TRL's trainer with dense logits: class, configuration, columns of its data."""
+    """Return TRL's trainer with dense logits: class, configuration, columns of its data."""
     from trl.experimental.gkd import GKDConfig, GKDTrainer
 
     columns = {
@@ -265,7 +266,7 @@ def gkd(job: Job, options: dict[str, Any]) -> tuple[type, Any, dict[str, list]]:
 
 
 def distillation(job: Job, options: dict[str, Any]) -> tuple[type, Any, dict[str, list]]:
-    """TRL's trainer with a chunked loss, its sampling replaced by the given responses."""
+    """Return TRL's trainer with a chunked loss, its sampling replaced by the given responses."""
     from trl import DistillationConfig, DistillationTrainer
 
     class OnGivenResponses(DistillationTrainer):
@@ -278,7 +279,7 @@ def distillation(job: Job, options: dict[str, Any]) -> tuple[type, Any, dict[str
 
 
 def measure(name: str, student: Path, case: Case) -> Measured:
-    """One side, in this process."""
+    """Measure one side, in this process."""
     teacher = resolve_model(MODEL)
     rows = make_rows(teacher.tokenizer(), case)
     with tempfile.TemporaryDirectory() as scratch:
@@ -287,7 +288,7 @@ def measure(name: str, student: Path, case: Case) -> Measured:
 
 
 def in_own_process(name: str, student: Path, case: Case) -> Measured:
-    """`measure` in a process of its own."""
+    """Run `measure` in a process of its own."""
     command = [sys.executable, __file__, "--measure", json.dumps([name, str(student), *case])]
     env = os.environ | {"OMP_NUM_THREADS": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
     done = subprocess.run(command, env=env, capture_output=True, text=True)

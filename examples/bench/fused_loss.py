@@ -1,15 +1,15 @@
-"""Time and memory of the fused divergence against a dense one and against TRL's chunked one, forward and backward.
+"""Compare the fused divergence with a dense one and with TRL's chunked one: time and memory, forward and backward.
 
 Forward KL, frozen teacher states and head, trainable student states and head; one thread of a CPU. Compared are
 
     dense   logits of all tokens in plain PyTorch, log-softmax in float32, a weighted sum, autograd
-    ours    `trd_cli.training.loss.fused_divergence` with its default chunk, the figures of positions included
+    ours    `trd_cli.losses.fused.fused_divergence` with its default chunk, the figures of positions included
     trl     `trl.kernels.chunked_divergence` with beta 0, where TRL is installed; without it, its goals are not judged
 
 The candidates take turns and the median of the per-round ratios counts; trl has a turn in the first round only. On both
-sides of `ours` the matrix products that it has to take (chunk × d · d × V twice, chunk × V · V × d, V × chunk · chunk ×
-d) are timed on their own: that is the machine's own rate, of which 8·T·d·V floating-point operations in the time of
-`ours` are a share.
+sides of `ours` its matrix products (chunk × d · d × V twice, chunk × V · V × d, V × chunk · chunk × d) are timed on
+their own. They give the machine's own rate; the share of the matmul rate is 8·T·d·V floating-point operations in the
+time of `ours` against it.
 
 Memory is resident memory: each figure comes from a new process, which makes the inputs, reads its resident memory,
 takes one step and reads the peak. "Extra" is what remains without the gradients of head and states that the step leaves
@@ -89,7 +89,7 @@ class Inputs(NamedTuple):
         self.student_ND.grad = self.head_VD.grad = None
 
     def first(self, tokens: int) -> Inputs:
-        """The first tokens, weighted up, with states of their own and the same heads."""
+        """Return the first tokens, weighted up, with states of their own and the same heads."""
         return Inputs(
             self.student_ND.detach()[:tokens].requires_grad_(),
             self.head_VD,
@@ -101,7 +101,7 @@ class Inputs(NamedTuple):
 
 
 def make_inputs(case: Case) -> Inputs:
-    """Inputs with logits of standard deviation 3; the student differs from the teacher."""
+    """Make inputs with logits of standard deviation 3; the student differs from the teacher."""
     torch.manual_seed(0)
     scale = 3 / case.width**0.5
     head_VD = torch.randn(case.vocabulary, case.width).mul_(scale)
@@ -149,7 +149,7 @@ CANDIDATES = {"dense": dense, "ours": ours, **({"trl": trl} if WITH_TRL else {})
 
 
 def seconds(name: str, x: Inputs) -> float:
-    """One step of a candidate."""
+    """Time one step of a candidate."""
     x.zero_grad()
     started = time.perf_counter()
     CANDIDATES[name](x).backward()
@@ -157,9 +157,7 @@ def seconds(name: str, x: Inputs) -> float:
 
 
 def products(case: Case, x: Inputs) -> Callable[[], float]:
-    """Seconds that the products of all tokens take, measured on one chunk of them and into tensors that are there
-    already.
-    """
+    """Return the seconds of the products of all tokens, measured on one chunk and into tensors allocated before."""
     states_CD, head_VD = x.student_ND.detach()[:CHUNK], x.head_VD.detach().to(case.compute)
     logits_CV = states_CD @ head_VD.T
     grad_CD, grad_VD = torch.empty_like(states_CD), torch.empty_like(head_VD)
@@ -177,7 +175,7 @@ def products(case: Case, x: Inputs) -> Callable[[], float]:
 
 
 def warm_up(x: Inputs) -> None:
-    """Compare loss and gradient at a few tokens, which also loads what the first step of each loads."""
+    """Compare loss and gradient at a few tokens, which also loads everything that a first step loads."""
     shown = []
     for name, loss in CANDIDATES.items():
         x.zero_grad()
@@ -191,7 +189,7 @@ def warm_up(x: Inputs) -> None:
 
 
 def time_rounds(case: Case, rounds: int, with_trl: bool) -> dict[str, list[float]]:
-    """Seconds of each candidate in each round; the machine's own products stand on both sides of `ours`."""
+    """Return each candidate's seconds in each round; the machine's own products stand on both sides of `ours`."""
     x = make_inputs(case)
     warm_up(x.first(64))
     own = products(case, x)
@@ -211,18 +209,18 @@ def time_rounds(case: Case, rounds: int, with_trl: bool) -> dict[str, list[float
 
 
 def status(field: str) -> int:
-    """Bytes of a field of /proc/self/status."""
+    """Return the bytes of a field of /proc/self/status."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field + ":"))
 
 
 def highest() -> int:
-    """The process's peak so far where /proc does not tell it."""
+    """Return the process's peak so far where /proc does not have it."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def measure(name: str, case: Case) -> int:
-    """Extra bytes of a candidate's step in this process. A step of a tiny case first loads libraries, for all alike."""
+    """Return the extra bytes of a candidate's step in this process, after a tiny step that loads libraries."""
     tiny = make_inputs(case._replace(tokens=64, width=64, vocabulary=512))
     CANDIDATES[name](tiny).backward()
     x = make_inputs(case)
@@ -230,7 +228,7 @@ def measure(name: str, case: Case) -> int:
         Path("/proc/self/clear_refs").write_text("5")
         baseline, peak = status("VmRSS"), lambda: status("VmHWM")
     except OSError:
-        # The peak of making the inputs hides as much of the step: too low, if anything.
+        # Making the inputs has a peak that hides as much of the step: the figure is too low, if anything.
         baseline, peak = highest(), highest
     CANDIDATES[name](x).backward()
     return peak() - baseline - x.head_VD.grad.nbytes - x.student_ND.grad.nbytes
@@ -238,7 +236,7 @@ def measure(name: str, case: Case) -> int:
 
 @cache
 def extra_memory(name: str, case: Case) -> int:
-    """`measure` in a process of its own."""
+    """Run `measure` in a process of its own."""
     command = [sys.executable, __file__, "--measure", json.dumps([name, *case])]
     env = os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
     return int(subprocess.run(command, env=env, check=True, stdout=subprocess.PIPE, text=True).stdout)
@@ -249,7 +247,7 @@ def ratio(taken: dict[str, list[float]], over: str, under: str) -> float:
 
 
 class Goals(dict[str, dict]):
-    """What the last line says of each goal."""
+    """Hold the result of each goal for the last line."""
 
     def judge(self, name: str, value: float, goal: float, at_least: bool = False) -> None:
         ok = value >= goal if at_least else value <= goal
@@ -259,7 +257,7 @@ class Goals(dict[str, dict]):
 
 
 def compare(case: Case, rounds: int, with_trl: bool, with_memory: bool, goals: Goals) -> None:
-    """One shape in one dtype. Memory is always that of `TOKENS`: ours is fixed, and dense's grows."""
+    """Compare one shape in one dtype. Memory is always that of `TOKENS`: ours is fixed, and dense's grows."""
     print(f"\n{case}, {rounds} round(s)")
     taken = time_rounds(case, rounds, with_trl)
     full = case._replace(tokens=TOKENS)
@@ -282,7 +280,7 @@ def compare(case: Case, rounds: int, with_trl: bool, with_memory: bool, goals: G
 
 
 def compare_lengths(cases: list[Case], rounds: int, goals: Goals) -> None:
-    """Cost of `ours` at 1x, 2x and 4x tokens: how far time is from linear and memory from flat."""
+    """Measure `ours` at 1x, 2x and 4x tokens: how far time is from linear and memory from flat."""
     print(f"\nours at 1x, 2x, 4x tokens, {rounds} round(s)")
     inputs = [make_inputs(case) for case in cases]
     taken = [[seconds("ours", x) for x in inputs] for _ in range(rounds)]

@@ -1,13 +1,12 @@
-"""Is the loss right on this GPU, and how fast and how large is a training step on it? One CUDA device, under four
-minutes.
+"""Check the loss on this GPU, and measure speed and memory of a training step. One CUDA device, under four minutes.
 
 Needs torch, transformers, accelerate, peft and pydantic, and this checkout on PYTHONPATH: no model, no data and no
 network.
 
     python examples/bench/gpu.py [--quick]
 
-Without a GPU the same steps run at tiny sizes on the CPU and say nothing of speed; a test does that, so that the script
-works when a GPU is there.
+Without a GPU the same steps run at tiny sizes on the CPU and say nothing about speed. A test does that, so that the
+script works when a GPU is at hand.
 
 1. Equality: loss and gradients of `fused_divergence` on the device against plain PyTorch in float64 on the CPU.
 2. The loss alone: forward KL, forward and backward, 4,096 tokens × (2,048, 4,096) × 151,936 in bfloat16. Compared are
@@ -15,16 +14,17 @@ works when a GPU is there.
        dense      logits of all tokens in plain PyTorch, log-softmax in float32, a weighted sum, autograd
        compiled   the same under torch.compile
        liger      Liger's chunked JSD with beta 0, which is forward KL, where liger-kernel is installed
-       ours       `trd_cli.training.loss.fused_divergence`, the figures of positions included
+       ours       `trd_cli.losses.fused.fused_divergence`, the figures of positions included
 
    They take turns; time is the median over rounds. "Extra" memory is what a step allocates beyond inputs and gradients.
    The rate is 8·T·d·V floating-point operations in that time as a share of a bfloat16 product of 8,192 × 8,192 × 8,192
    measured beside it.
-3. A whole training step by `trd_cli.training.trainer.Trainer`, one row of 1,024 or 16,384 tokens, random weights in the shape of Qwen3-0.6B
-   and 1.7B, all weights or an adapter, with recomputation and without. Tokens are those the student reads. Operations
-   are those of the products that the step needs (recomputed ones are not counted) and of causal attention; the peak
-   stands beside what `trd plan` says.
-4. The step with its weights in shards (FSDP2, one process): loss and gradient norm against the plain step in float32, then its speed.
+3. A whole training step by `trd_cli.training.trainer.Trainer`, one row of 1,024 or 16,384 tokens, random weights in the
+   shape of Qwen3-0.6B and 1.7B, all weights or an adapter, with recomputation and without. Tokens are those the student
+   reads. Operations are those of the products that the step needs (recomputed ones are not counted) and of causal
+   attention. The peak stands beside the estimate of `trd plan`.
+4. The step with its weights in shards (FSDP2, one process): loss and gradient norm against the plain step in float32,
+   then its speed.
 
 The last line is one JSON object. A candidate that runs out of memory is left out and named.
 """
@@ -59,9 +59,10 @@ from trd_cli.models import ModelRef
 from trd_cli.planning import estimates
 from trd_cli.planning.estimates import Shape
 from trd_cli.progress import SilentProgress
+from trd_cli.training import LOG
 from trd_cli.training.batches import Example
 from trd_cli.training.launch import accelerator_for
-from trd_cli.training.trainer import LOG, Trainer
+from trd_cli.training.trainer import Trainer
 
 TIME_TO_DENSE, MEMORY_TO_DENSE, PEAK_TO_PLAN = 1.05, 0.2, 1.3
 EQUAL = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
@@ -95,10 +96,9 @@ TINY = {
 
 @dataclass(frozen=True)
 class Sizes:
-    """What is run:
+    """Hold the sizes of a run.
 
-    tokens, widths and vocabulary of the loss; models and row lengths of the steps; how often, and the product beside
-    it.
+    Tokens, widths and vocabulary of the loss; models and row lengths of the steps; rounds; and the product beside it.
     """
 
     tokens: int
@@ -116,7 +116,7 @@ ON_CPU = Sizes(48, (32,), 320, {"tiny": TINY}, (48,), 1, 256)
 
 
 class Goals(dict[str, dict[str, Any]]):
-    """What the last line says of each figure that has a goal; figures without one are in `figures`."""
+    """Hold the result of each figure with a goal for the last line; figures without one are in `figures`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -141,7 +141,7 @@ class Inputs(NamedTuple):
 
 
 def make_inputs(tokens: int, width: int, vocabulary: int, compute: torch.dtype, device: str) -> Inputs:
-    """Inputs with logits of standard deviation 3, made on the device; the student's head is a float32 master weight."""
+    """Make inputs with logits of standard deviation 3 on the device; the student's head is a float32 master weight."""
     chance = torch.Generator(device).manual_seed(0)
 
     def normal(*shape: int) -> Tensor:
@@ -181,7 +181,7 @@ def liger(x: Inputs) -> Tensor:
 
 
 def candidates(device: str) -> dict[str, Callable[[Inputs], Tensor]]:
-    """`ours` last: whatever the others leave behind, it has been measured after them."""
+    """Return the candidates with `ours` last, so that it is measured after whatever the others leave behind."""
     found = {"dense": dense}
     if device == "cuda":
         found["compiled"] = torch.compile(dense)
@@ -237,7 +237,7 @@ def seconds(work: Callable[[], Any], device: str) -> float:
 
 @cache
 def matmul_rate(size: int, device: str) -> float:
-    """Floating-point operations a second of a bfloat16 product, the median of ten."""
+    """Return the floating-point operations a second of a bfloat16 product, the median of ten."""
     a, b = (torch.randn(size, size, device=device).bfloat16() for _ in range(2))
     a @ b
     return 2 * size**3 / median(seconds(lambda: a @ b, device) for _ in range(10))
@@ -259,7 +259,7 @@ def compare_losses(sizes: Sizes, width: int, device: str, goals: Goals) -> None:
     running = dict(candidates(device))
     for name, loss in list(running.items()):
         try:
-            backward(loss, x)  # compiles, and finds out how large it is
+            backward(loss, x)  # compiles, and shows how large it is
         except torch.OutOfMemoryError:
             print(f"  {name}, {of}: out of memory", flush=True)
             del running[name]
@@ -286,7 +286,7 @@ def compare_losses(sizes: Sizes, width: int, device: str, goals: Goals) -> None:
 
 
 class Step(NamedTuple):
-    """Of one training: loss and gradient norm of the first step, median seconds of the others, peak bytes."""
+    """Hold one training's loss and gradient norm of the first step, median seconds of the others, and peak bytes."""
 
     loss: float
     grad_norm: float
@@ -295,7 +295,7 @@ class Step(NamedTuple):
 
 
 def make_model(root: Path, name: str, config: dict[str, Any], device: str) -> ModelRef:
-    """Random weights of a shape, saved in bfloat16."""
+    """Save random weights of a shape in bfloat16."""
     from transformers import AutoModelForCausalLM, Qwen3Config
 
     torch.manual_seed(0)
@@ -306,24 +306,21 @@ def make_model(root: Path, name: str, config: dict[str, Any], device: str) -> Mo
 
 
 def row(tokens: int, vocabulary: int, number: int) -> Example:
-    """A row of so many tokens on the teacher's side, an eighth of them prompt;
-
-    the student's prompt is a half of that.
-    """
+    """Make a row of so many tokens for the teacher, an eighth of them prompt; the student's prompt is half of that."""
     prompt = tokens // 8
     ids = [(7919 * i + number) % vocabulary for i in range(tokens)]
     return Example(f"{number:02d}", ids[: prompt // 2], ids[:prompt], ids[prompt:])
 
 
 def train(model: ModelRef, tokens: int, steps: int, out: Path, **options: Any) -> Step:
-    """Steps of one row each by the trainer, the student its own teacher in another context."""
+    """Run the trainer for steps of one row each, the student its own teacher in another context."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     vocabulary = json.loads((model.path / "config.json").read_text())["vocab_size"]
     config = DistillConfig(batch_size=1, max_tokens_per_batch=tokens, device=device, **options)
-    shutil.rmtree(out, ignore_errors=True)  # a state left there would be resumed
+    shutil.rmtree(out, ignore_errors=True)  # a state left behind would be resumed
     out.mkdir(parents=True)
     trainer = Trainer(config, model, model, accelerator_for(config), out)
     trainer.train([row(tokens, vocabulary, i) for i in range(steps)], SilentProgress())
@@ -343,7 +340,7 @@ def shape_of(config: dict[str, Any]) -> Shape:
 
 
 def operations(config: dict[str, Any], tokens: int, lora: bool) -> float:
-    """Floating-point operations that a step on `row` needs: products with weights, causal attention, the fused loss."""
+    """Count the operations of a step on `row`: products with weights, causal attention, the fused loss."""
     shape, example = shape_of(config), row(tokens, config["vocab_size"], 0)
     layers = shape.layers * shape.layer_parameters
     students, teachers = (len(p) + len(example.response) - 1 for p in (example.student_prompt, example.teacher_prompt))
@@ -422,7 +419,7 @@ def trained_by_adapter(model: ModelRef) -> int:
 
 
 def compare_sharded(sizes: Sizes, root: Path, goals: Goals) -> None:
-    """The smallest model, in processes of their own: accelerate's state is one a process."""
+    """Compare on the smallest model, in processes of their own, because accelerate has one state a process."""
     name, tokens = next(iter(sizes.models)), sizes.rows[0]
     for dtype in ("float32", "bfloat16"):
         plain, sharded = (

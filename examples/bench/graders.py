@@ -1,16 +1,16 @@
-"""How fast our graders are beside the libraries they rest on, called plainly: math-verify and EvalPlus.
+"""Compare our graders with the libraries they rest on, called plainly: math-verify and EvalPlus.
 
 Mathematics, answers a second. Baseline: math-verify in one process, `verify(parse(reference), parse(response))` with
-its defaults, the reference in a box. Ours: `GraderPool` on one and on two processes, with all that makes a row
-killable. Built-in rows are worked solutions that end in a boxed answer, half of them written otherwise than the
-reference, a quarter as it, a quarter wrong; with TRD_DATA the 800 responses of rollouts/math_cot_100.jsonl are a second
-set. Every run has new processes, in which rows like the built-in ones have been graded, so that imports and first uses
-are outside the time.
+its defaults, the reference in a box. Ours: `GraderPool` on one and on two processes, with everything that makes a row
+killable. Built-in rows are worked solutions that end in a boxed answer: half of them written otherwise than the
+reference, a quarter the same way, a quarter wrong. With TRD_DATA the 800 responses of rollouts/math_cot_100.jsonl are a
+second set. Every run has new processes that have graded rows like the built-in ones before, so that imports and first
+uses are outside the time.
 
-Cached: ours keeps the last 128 texts it read, so built-in rows are all different, and of the recorded ones two to the
-same problem are 100 rows apart, with enough rows between them, outside the time, that the reference is read again; what
-share of readings was kept nevertheless, mostly a row's own from one step to the next, is shown. Ours reads no answer
-that is written as its reference is. SymPy keeps its last 1000 results on both sides.
+Cached: ours keeps the last 128 texts it read. So the built-in rows are all different. Two recorded rows to the same
+problem are 100 rows apart, with enough rows between them, outside the time, that the reference is read again. The
+script shows the share of readings that was kept nevertheless, mostly a row's own from one step to the next. Ours does
+not read an answer that is written exactly as its reference. SymPy keeps its last 1000 results on both sides.
 
 Mathematics, agreement: the public cases of TRD_DATA, by kind, ours and math-verify side by side, and how many wrong
 answers each accepts.
@@ -18,17 +18,17 @@ answers each accepts.
 Programs, checks a second, a check being a row's base and plus inputs (needs HumanEval+, in TRD_DATA or downloaded
 before). Baseline: EvalPlus's `check_correctness`. Ours: `GraderPool` in the strongest sandbox there is. Rows are
 reference solutions, several samples of each task in a row, and each side runs the reference once a task and process;
-EvalPlus can keep those results on disk, so it is shown without them too. It is no like for like: ours also sanitises,
-keeps expected results away from the program and closes a sandbox a row, where EvalPlus forks two processes and compares
-inside them.
+EvalPlus can keep those results on disk, so it is shown without them too. The two do not do the same: ours also
+sanitises, keeps expected results away from the program and closes a sandbox for each row, where EvalPlus forks two
+processes and compares inside them.
 
 Programs, agreement: the public cases of TRD_DATA, by kind, and how many wrong programs pass.
 
 Programs, under load: programs that take three quarters of EvalPlus's limit, or a third more than it, graded five times
-beside two busy loops; each must get one verdict, and the one it gets alone.
+beside two busy loops. Each must get one verdict: the one that it gets alone.
 
-The ways take turns, and medians count. The goal for two processes stands where two cores are free: they are measured
-between the turns, as what two busy loops get done together, and with fewer the goal is shown but not counted.
+The ways take turns, and medians count. The goal for two processes holds where two cores are free. Free cores are
+measured between the turns by the work of two busy loops together; with fewer, the goal is shown but not counted.
 
     TRD_DATA=... python examples/bench/graders.py [--quick]
 """
@@ -55,14 +55,14 @@ from typing import Any
 from trd_cli.datasets.arithmetic import make_arithmetic
 from trd_cli.graders import math
 from trd_cli.graders.base import Question
-from trd_cli.graders.comparing.values import parse
+from trd_cli.graders.comparing.parsing import parse
 from trd_cli.graders.evalplus_tasks import LATEST, origin, task_sha256, tasks
 from trd_cli.graders.pool import GraderOptions, GraderPool
 from trd_cli.graders.reading import read
 from trd_cli.graders.sandbox import LEVELS, Limits, Sandbox, refusal
 
 ONE_GOAL, TWO_GOAL, CODE_GOAL = 0.9, 1.7, 0.8
-# Of the public cases: those whose verdict is their label's, and of the wrong answers those refused.
+# Shares of the public cases: verdicts that are the label's, and wrong answers refused.
 AGREEMENT_GOAL, REFUSED_GOAL = 0.97, 1.0
 # Fewer than this are not two free cores.
 FREE = 1.8
@@ -74,7 +74,9 @@ FORGETTING = 80
 
 @dataclass(frozen=True)
 class Size:
-    """Built-in answers, rounds of mathematics, tasks and samples of each, rounds of programs, empty sandboxes a level."""
+    """Hold the numbers of built-in answers, rounds of mathematics, tasks, samples a task, rounds of programs, and empty
+    sandboxes a level.
+    """
 
     answers: int
     math_rounds: int
@@ -91,7 +93,7 @@ FULL, QUICK = Size(1000, 7, 40, 4, 3, 15), Size(200, 3, 5, 2, 2, 5)
 
 
 def _spellings(chance: random.Random) -> Iterator[tuple[str, str, str]]:
-    """A reference, the same value written otherwise, another value."""
+    """Return a reference, the same value written otherwise, and another value."""
     a, b, c = chance.randint(100, 9999), chance.randint(100, 9999), chance.randint(2, 99)
     # Numbers are what most answers are.
     for n in range(a, a + 5):
@@ -107,7 +109,7 @@ def _spellings(chance: random.Random) -> Iterator[tuple[str, str, str]]:
 
 
 def built_in_rows(count: int, seed: int) -> tuple[list[Question], list[bool]]:
-    """Rows of mathematics, all different, and whether each is right."""
+    """Make rows of mathematics, all different, and tell which are right."""
     chance = random.Random(seed)
     rows, right = [], []
     problems = iter(make_arithmetic(count, seed=seed, level=2))
@@ -126,14 +128,14 @@ Blocks = Sequence[Sequence[Question]]
 
 
 def forgetting_rows(count: int) -> list[Question]:
-    """Rows that take little, to fill our grader's cache."""
+    """Make cheap rows that fill our grader's cache."""
     return [
         Question("math", rf"\boxed{{\sqrt{{{n}}}}}", rf"\sqrt{{{n}.5}}") for n in range(10_000_000, 10_000_000 + count)
     ]
 
 
 def recorded_rows() -> Blocks | None:
-    """The responses to 100 problems, 8 times one to each; None without the file."""
+    """Return the responses to 100 problems, 8 times one to each; None without the file."""
     path = Path(os.environ.get("TRD_DATA", ""), "rollouts", "math_cot_100.jsonl")
     if "TRD_DATA" not in os.environ or not path.is_file():
         return None
@@ -145,7 +147,7 @@ def recorded_rows() -> Blocks | None:
 
 
 def plainly(rows: Sequence[Question]) -> tuple[float, list[bool]]:
-    """math-verify alone. Where it raises nothing of its own, its verdict is what it is."""
+    """Grade by math-verify alone; its own failures count as incorrect."""
     from math_verify import parse, verify
 
     started = time.perf_counter()
@@ -162,7 +164,7 @@ def run_plainly(warm: Sequence[Question], blocks: Blocks) -> tuple[float, list[b
 
 
 def run_ours(workers: int, warm: Sequence[Question], blocks: Blocks) -> tuple[float, list[bool]]:
-    """Between blocks each worker is given rows, outside the time, that make it forget what it read."""
+    """Grade by our pool. Between blocks, outside the time, each worker gets rows that push out all it has read."""
     seconds, found = 0.0, []
     with GraderPool(GraderOptions(workers=workers)) as pool:
         list(pool.grade(warm))
@@ -175,19 +177,19 @@ def run_ours(workers: int, warm: Sequence[Question], blocks: Blocks) -> tuple[fl
 
 
 def _processes(workers: int) -> ProcessPoolExecutor:
-    # Forked, as EvalPlus's own are on Linux: its checks start further processes by the same method.
+    # Forked, as EvalPlus's own processes on Linux: its checks start further processes by the same method.
     return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("fork"))
 
 
 def spin(_: int = 0) -> float:
-    """Processor seconds of a fixed piece of work."""
+    """Return the processor seconds of a fixed piece of work."""
     started = time.process_time()
     sum(range(SPIN))
     return time.process_time() - started
 
 
 def free_cores() -> float:
-    """How many of two cores two busy processes get; less than 2 too where two cores share their units."""
+    """Measure how many of two cores two busy processes get; less than 2 also where two cores share their units."""
     with _processes(2) as pool:
         list(pool.map(spin, range(4)))
         alone = min(pool.submit(spin).result() for _ in range(2))
@@ -201,19 +203,19 @@ Way = Callable[[], tuple[float, list[bool]]]
 
 @dataclass(frozen=True)
 class Measured:
-    """Seconds of each round and the last verdicts, by way; the cores that were free before each round."""
+    """Hold each way's seconds of each round and its last verdicts, and the cores that were free before each round."""
 
     seconds: dict[str, list[float]]
     right: dict[str, list[bool]]
     free: list[float]
 
     def ratio(self, faster: str, than: str) -> float:
-        """How many times as fast, the median over the rounds."""
+        """Return how many times as fast a way is, the median over the rounds."""
         return median(b / a for a, b in zip(self.seconds[faster], self.seconds[than], strict=True))
 
 
 def take_turns(ways: dict[str, Way], rounds: int) -> Measured:
-    """Every way once a round, in an order that turns round."""
+    """Run every way once a round, in an order that rotates."""
     measured = Measured({name: [] for name in ways}, {}, [])
     for number in range(rounds):
         measured.free.append(free_cores())
@@ -224,7 +226,7 @@ def take_turns(ways: dict[str, Way], rounds: int) -> Measured:
 
 
 class Goals(dict[str, dict[str, Any]]):
-    """What the last line says of each goal; one that is not counted neither holds nor fails the whole."""
+    """Hold the result of each goal for the last line; a goal that is not counted decides nothing."""
 
     def judge(self, name: str, value: float, goal: float, counted: bool = True) -> None:
         ok = value >= goal
@@ -249,13 +251,13 @@ def print_rates(measured: Measured, count: int, unit: str) -> None:
 
 
 def _looked_up() -> tuple[int, int]:
-    """How many texts our grader had kept and had not, of those that it asked for."""
+    """Return how many of the texts it asked for our grader had kept, and how many not."""
     caches = [part.cache_info() for part in (read, parse)]
     return sum(cache.hits for cache in caches), sum(cache.misses for cache in caches)
 
 
 def share_kept(blocks: Blocks) -> float:
-    """Of the texts our grader reads for these rows in one process, those it had kept."""
+    """Return the share of these rows' texts that our grader, in one process, had kept."""
     hits = total = 0
     for block in blocks:
         for row in forgetting_rows(FORGETTING):
@@ -270,7 +272,7 @@ def share_kept(blocks: Blocks) -> float:
 
 
 def compare_math(name: str, blocks: Blocks, warm: Sequence[Question], rounds: int, goals: Goals) -> Measured:
-    """One set of rows against math-verify."""
+    """Compare one set of rows with math-verify."""
     rows = [row for block in blocks for row in block]
     with _processes(1) as pool:
         kept = pool.submit(share_kept, blocks).result()
@@ -289,7 +291,7 @@ def compare_math(name: str, blocks: Blocks, warm: Sequence[Question], rounds: in
     both_free = median(measured.free) >= FREE
     goals.judge(f"{name}: ours, 1 process / math-verify", measured.ratio(one, plain), ONE_GOAL)
     goals.judge(f"{name}: ours, 2 processes / math-verify", measured.ratio(two, plain), TWO_GOAL, both_free)
-    # The process that hands rows out has its share of two cores.
+    # The process that hands rows out takes its share of two cores.
     print(f"    {name + ': ours, 2 processes / 1 process':<58} {measured.ratio(two, one):6.3f}  (no goal)")
     return measured
 
@@ -298,7 +300,7 @@ def compare_math(name: str, blocks: Blocks, warm: Sequence[Question], rounds: in
 
 
 def public_cases(of_programs: bool = False) -> list[dict[str, Any]] | None:
-    """The cases of mathematics, or of programs; None without the file."""
+    """Return the cases of mathematics, or of programs; None without the file."""
     path = Path(os.environ.get("TRD_DATA", ""), "grading", "public_cases.jsonl")
     if "TRD_DATA" not in os.environ or not path.is_file():
         return None
@@ -307,7 +309,7 @@ def public_cases(of_programs: bool = False) -> list[dict[str, Any]] | None:
 
 
 def compare_verdicts(cases: Sequence[dict[str, Any]], goals: Goals) -> dict[str, Any]:
-    """Agreement with the labels, kind by kind, and the wrong answers accepted."""
+    """Print the agreement with the labels, kind by kind, and the wrong answers accepted."""
     rows = [Question("math", case["response"], case["reference"]) for case in cases]
     with _processes(1) as pool:
         _, plain = pool.submit(plainly, rows).result()
@@ -339,7 +341,7 @@ def compare_verdicts(cases: Sequence[dict[str, Any]], goals: Goals) -> dict[str,
 
 
 def compare_programs(cases: Sequence[dict[str, Any]], goals: Goals) -> dict[str, Any]:
-    """Agreement of verdicts on programs with the labels, kind by kind, and the wrong ones accepted."""
+    """Print the agreement of verdicts on programs with the labels, kind by kind, and the wrong ones accepted."""
     rows = [Question("code", case["response"], None, json.dumps(case["tests"])) for case in cases]
     with GraderPool(GraderOptions(workers=2)) as pool:
         found = [grade.verdict for grade in pool.grade(rows)]
@@ -357,7 +359,7 @@ def compare_programs(cases: Sequence[dict[str, Any]], goals: Goals) -> dict[str,
 
 
 def near_the_limit(task_id: str, seconds: float) -> Question:
-    """A row whose reference first keeps the processor busy, once in each run."""
+    """Make a row whose reference first keeps the processor busy, once in each run."""
     row = code_row(task_id)
     busy = (
         "import time as _t\n"
@@ -376,7 +378,7 @@ def near_the_limit(task_id: str, seconds: float) -> Question:
 
 
 def verdicts_under_load(goals: Goals) -> dict[str, list[str]]:
-    """Verdicts of rows near EvalPlus's limit of a second: alone, and five times beside two busy loops."""
+    """Grade rows near EvalPlus's limit of a second: alone, and five times beside two busy loops."""
     rows = [near_the_limit(task_id, seconds) for task_id in ("HumanEval/0", "HumanEval/23") for seconds in (0.75, 1.35)]
     graded: list[list[str]] = []
     with GraderPool(GraderOptions(workers=1)) as pool:
@@ -416,7 +418,7 @@ def code_row(task_id: str) -> Question:
 
 @lru_cache(maxsize=4)
 def expected_of(task_id: str) -> dict[str, Any]:
-    """EvalPlus's expected results and the reference's seconds, which its check is given."""
+    """Return EvalPlus's expected results and the reference's seconds, as its check takes them."""
     from evalplus.gen.util import trusted_exec
 
     task, made = tasks(DATASET, VERSION)[task_id], {}
@@ -428,7 +430,7 @@ def expected_of(task_id: str) -> dict[str, Any]:
 
 
 def check_plainly(task_id: str) -> tuple[float, bool]:
-    """EvalPlus's verdict; of its seconds, those for expected results."""
+    """Return EvalPlus's verdict, and its seconds for expected results."""
     from evalplus.evaluate import check_correctness
 
     started = time.perf_counter()
@@ -440,7 +442,7 @@ def check_plainly(task_id: str) -> tuple[float, bool]:
 
 
 def run_evalplus(workers: int, warm: Sequence[str], ids: Sequence[str], apart: list[float]) -> tuple[float, list[bool]]:
-    """Its seconds for expected results, a row's share of the processes' time, are added to `apart`."""
+    """Run EvalPlus and add its seconds for expected results, a row's share of the processes' time, to `apart`."""
     with _processes(workers) as pool:
         list(pool.map(check_plainly, warm))
         started = time.perf_counter()
@@ -451,7 +453,7 @@ def run_evalplus(workers: int, warm: Sequence[str], ids: Sequence[str], apart: l
 
 
 def compare_code(size: Size, goals: Goals) -> dict[str, float]:
-    """Ratios of ours over EvalPlus; HumanEval/32, which fails there whatever the program, is left out."""
+    """Compare with EvalPlus, without HumanEval/32, which fails there whatever the program."""
     known = [task_id for task_id in tasks(DATASET, VERSION) if task_id != "HumanEval/32"]
     warm, chosen = known[:4], known[5 :: len(known) // size.tasks][: size.tasks]
     ids = [task_id for task_id in chosen for _ in range(size.samples)]
@@ -492,7 +494,7 @@ def compare_code(size: Size, goals: Goals) -> dict[str, float]:
 
 
 def has_tasks() -> bool:
-    """Whether HumanEval+ can be read without downloading it."""
+    """Tell whether HumanEval+ can be read without downloading it."""
     if Path(origin(DATASET, VERSION)).is_file():
         return True
     from evalplus.data.utils import CACHE_DIR
@@ -501,9 +503,7 @@ def has_tasks() -> bool:
 
 
 def empty_sandboxes(count: int) -> dict[str, float]:
-    """Milliseconds to start a sandbox, load nothing and end it, at each level there is, the parent that it is forked
-    from aside.
-    """
+    """Measure the milliseconds to start and end an empty sandbox at each level, once its parent process exists."""
     print(f"\nAn empty sandbox, median of {count}")
     found = {}
     for level in LEVELS:
@@ -525,8 +525,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer rows and rounds: under a minute on two free cores")
     size = QUICK if parser.parse_args().quick else FULL
-    # Loaded here so that processes forked from this one have it; ours asks it to run without its own time limit, of
-    # which it warns.
+    # Loaded here for processes forked from this one. Ours asks it to run without its own time limit, and it warns of
+    # that.
     logging.getLogger(importlib.import_module("math_verify").__name__).setLevel(logging.ERROR)
 
     started, goals = time.monotonic(), Goals()

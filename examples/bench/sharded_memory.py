@@ -1,20 +1,19 @@
-"""Resident memory of a distillation under FSDP2, by what it is for: two processes that share the weights against one
-that holds them.
+"""Measure the resident memory of a distillation under FSDP2, role by role: two processes that share the weights against
+one that holds them.
 
 Both run the same training of all weights in bfloat16, on CPUs, through `trd_cli.training.trainer.Trainer` as `trd
 distill` does: one process plainly, the two as `accelerate launch --use_fsdp --fsdp_version 2` starts them. The model is
-random, its vocabulary small and its rows short, so that nearly all memory is that of weights, of which no layer has
-more than a sixteenth. A second network of the same size is the teacher. Each figure is a difference of resident memory:
+random, its vocabulary small and its rows short. So nearly all memory is that of weights, and no layer has more than a
+sixteenth of them. A second network of the same size is the teacher. Each figure is a difference of resident memory:
 
     teacher     after loading it, on a process that reads no student's weights from disk
     student     when training begins, above that
     moments     after the first step, above that
-    passes      the highest while the third step computes, above what is there between two steps: gradients, and what is whole
-                while it computes (one layer with the one that is fetched ahead, the head, its gradient), and
-                activations
+    passes      the highest while the third step computes, above the level between two steps: gradients, activations,
+                and the parts that are whole meanwhile (one layer and the next one, the head, its gradient)
 
-The share of a role is that of one of the two processes in what one process alone takes; one half is the best there is.
-"between two steps" adds up all that stays: the share by which larger models fit. Needs the /proc of Linux.
+The share of a role is the memory of one of the two processes over that of one process alone; one half is the best
+possible. "between two steps" adds up all that stays: the share by which larger models fit. Needs the /proc of Linux.
 
     python examples/bench/sharded_memory.py [--quick]
 """
@@ -39,7 +38,7 @@ import psutil
 GOALS = {"between two steps": 0.55, "passes": 0.75}
 LAYERS, PROCESSES, MIB = 16, 2, 2**20
 FULL, QUICK = 1024, 384
-# What accelerate's launcher tells the processes for `--use_fsdp --fsdp_version 2` on a machine with GPUs.
+# The variables that accelerate's launcher sets for `--use_fsdp --fsdp_version 2` on a machine with GPUs.
 SETTINGS = {
     "ACCELERATE_USE_CPU": "true",
     "ACCELERATE_USE_FSDP": "true",
@@ -50,9 +49,8 @@ SETTINGS = {
 
 @dataclass
 class Stand:
-    """Resident bytes of one process:
-
-    before anything, with the teacher, when training begins, between two steps, and at most.
+    """Hold the resident bytes of one process: at its start, with the teacher, when training begins, between steps, at
+    most.
     """
 
     empty: int = 0
@@ -80,17 +78,14 @@ def make_model(directory: Path, width: int, seed: int) -> None:
 
 
 def resident() -> int:
-    """Bytes, after what was let go has been given back."""
+    """Return the resident bytes after freed memory has gone back to the system."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     return psutil.Process().memory_info().rss
 
 
 class Watch:
-    """A report that looks at the memory when training begins and after each step;
-
-    a thread looks while the third step runs.
-    """
+    """Record the memory when training begins and after each step; a thread does so while the third step runs."""
 
     def __init__(self, stand: Stand) -> None:
         self._stand, self._steps, self._process = stand, 0, psutil.Process()
@@ -117,7 +112,7 @@ class Watch:
 
 
 def train(root: Path, out: Path) -> None:
-    """One process of a training of three steps; writes its stand into `out`."""
+    """Run one process of a training of three steps, and write its `Stand` into `out`."""
     from trd_cli.config.training import DistillConfig
     from trd_cli.models import ModelRef
     from trd_cli.progress import SilentProgress
@@ -129,7 +124,7 @@ def train(root: Path, out: Path) -> None:
     accelerator = accelerator_for(config)
     rows = [Example(f"{i:02d}", range(10, 14), range(20, 24), range(30, 38)) for i in range(12)]
     out.mkdir(exist_ok=True)
-    # What is imported and made once, on the way through a model without weight.
+    # Imports and first uses, by way of a model without weight.
     small, student, teacher = (ModelRef(name, root / name, name) for name in ("small", "student", "teacher"))
     Trainer(config, small, small, accelerator, out).train(rows, SilentProgress())
     accelerator = accelerator_for(config)
@@ -141,10 +136,10 @@ def train(root: Path, out: Path) -> None:
 
 
 def measure(root: Path, processes: int) -> list[Stand]:
-    """The stand of each process of one training."""
+    """Return the `Stand` of each process of one training."""
     out = root / f"by-{processes}"
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    # Memory that is let go is then given back at once, whatever its size.
+    # Freed memory then goes back to the system at once, whatever its size.
     more = {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": str(512 << 10), **(SETTINGS if processes > 1 else {})}
     command = [sys.executable, *(launcher if processes > 1 else []), __file__, "--train", str(root), str(out)]
     subprocess.run(command, env=os.environ | more, check=True, stdout=subprocess.DEVNULL)
@@ -152,8 +147,8 @@ def measure(root: Path, processes: int) -> list[Stand]:
 
 
 def roles(alone: Stand, shared: list[Stand]) -> dict[str, tuple[int, int]]:
-    """Bytes by role: of one process alone, and the most of the processes that share."""
-    # The main process has read the student whole by then; the teacher alone is what another one has.
+    """Return the bytes of each role: of one process alone, and the most of the processes that share."""
+    # The main process has read the whole student by then; another process has the teacher alone.
     teacher = shared[-1].loaded - shared[-1].empty
     whole = alone.loaded - alone.empty
     # Alone both are loaded at once: the teacher has half of the student's bytes, bfloat16 beside float32.

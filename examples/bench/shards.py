@@ -1,12 +1,12 @@
-"""What the checksums of a shard cost: time to write and to read, memory to read, and bytes, with them and without.
+"""Measure the cost of a shard's checksums: time to write and to read, memory to read, and bytes, with and without them.
 
 One shard of 2,000 rows with 2,000 response tokens each: ids, log-probabilities and text, as a reasoning model leaves
 them. With: `write_table` and `read_table` of `trd_cli.trajectories.shards`, that is page checksums, those of columns
 and footer, and their verification. Without: `pyarrow.parquet` with the same compression, and the same way to the disk.
 Read are all columns, the token ids alone, and the ids of rows alone, as when a command resumes. Both ways take turns,
-now one first and now the other, on files in the page cache. Time is processor time of all threads, and of each way the
-fastest turn counts: what else runs on the machine can only make a turn slower. Memory is how much the peak of a new
-process grows while it reads all columns (Linux).
+now one first and now the other, on files in the page cache. Time is processor time of all threads. Of each way the
+fastest turn counts, because other work on the machine can only make a turn slower. Memory is the growth of a new
+process's peak while it reads all columns (Linux).
 
     python examples/bench/shards.py [--quick]
 
@@ -33,13 +33,13 @@ from trd_cli.atomic import replacing
 from trd_cli.trajectories.shards import SCHEMA, SCHEMA_VERSION, read_table, write_table
 
 ROWS, TOKENS, VOCABULARY = 2000, 2000, 150_000
-# Of the time to write a shard once and to read it once.
+# Shares of the time to write a shard once and to read it once.
 GOAL = 1.2
 COLUMNS = {"read all": None, "read token ids": ["response_token_ids"], "read row ids": ["trajectory_id"]}
 
 
 def realistic(rows: int = ROWS, tokens: int = TOKENS) -> pa.Table:
-    """Rows of rollouts: token ids by Zipf's law, exponential log-probabilities, four characters a token."""
+    """Make rows of rollouts: token ids by Zipf's law, exponential log-probabilities, four characters a token."""
     chance = np.random.default_rng(0)
     ids = np.minimum(chance.zipf(1.2, rows * tokens), VOCABULARY - 1).astype(np.int32)
     words = np.array(["".join(map(chr, chance.integers(97, 123, 3))) + " " for _ in range(20_000)])
@@ -65,7 +65,7 @@ def realistic(rows: int = ROWS, tokens: int = TOKENS) -> pa.Table:
 
 
 def lists(values: np.ndarray, count: int) -> pa.Array:
-    """The values in so many lists of one length."""
+    """Cut values into so many lists of one length."""
     ends = np.arange(count + 1, dtype=np.int32) * (len(values) // count)
     return pa.ListArray.from_arrays(ends, pa.array(values))
 
@@ -82,7 +82,7 @@ def read_plainly(path: Path, columns: list[str] | None) -> pa.Table:
 
 
 def seconds(work: Callable[[], object], times: int = 1) -> float:
-    """Processor seconds that the work takes, the mean of so many times."""
+    """Return the processor seconds of the work, the mean of so many times."""
     began = time.process_time()
     for _ in range(times):
         work()
@@ -90,7 +90,7 @@ def seconds(work: Callable[[], object], times: int = 1) -> float:
 
 
 def measure(turns: int, plain: Path, ours: Path) -> dict[str, tuple[float, float]]:
-    """Processor seconds with and without checksums."""
+    """Measure the processor seconds with and without checksums."""
     table = realistic()
     ways: dict[str, tuple[Callable[[], object], Callable[[], object], int]] = {
         "write": (partial(write_table, ours, table), partial(write_plainly, plain, table), 1)
@@ -109,20 +109,20 @@ def measure(turns: int, plain: Path, ours: Path) -> dict[str, tuple[float, float
 
 
 def growth(reader: str, path: Path) -> float:
-    """MiB by which the peak memory of a new process grows while it reads a file."""
+    """Measure the MiB by which the peak memory of a new process grows while it reads a file."""
     words = [sys.executable, __file__, "--reader", reader, str(path)]
     return float(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
 
 
 def peak() -> float:
-    """The peak of this process's resident memory, MiB."""
+    """Return the peak of this process's resident memory, in MiB."""
     # Not by getrusage, where a new process begins with the peak of the one that started it.
     (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in line]
     return int(line.split()[1]) / 1024
 
 
 def read_once(reader: str, path: Path) -> None:
-    (read_table if reader == "ours" else read_plainly)(path, ["trajectory_id"])  # loads what is loaded once
+    (read_table if reader == "ours" else read_plainly)(path, ["trajectory_id"])  # imports and first uses
     before = peak()
     table = read_table(path) if reader == "ours" else read_plainly(path, None)
     print(peak() - before)

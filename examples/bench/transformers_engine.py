@@ -1,4 +1,4 @@
-"""Tokens per second of the transformers engine against plain `generate()` in static batches.
+"""Compare the transformers engine with plain `generate()` in static batches: tokens per second.
 
 Same model, same prompts, same batch size, greedy, one process; the two take turns and the median of each counts.
 Prompts and responses have mixed lengths: half of the questions ask for one sentence, half for a step-by-step solution.
@@ -30,7 +30,7 @@ ASKS = ("Answer in one short sentence.", "Explain every step in detail, then che
 
 
 def requests(tokenizer: Tokenizer, count: int, max_tokens: int) -> list[Request]:
-    """Greedy requests of mixed prompt and response length."""
+    """Make greedy requests of mixed prompt and response length."""
     made = []
     for i, problem in enumerate(make_arithmetic(count, seed=3, level=2)):
         messages = [{"role": "user", "content": f"{problem.problem}\n{ASKS[i % len(ASKS)]}"}]
@@ -40,7 +40,7 @@ def requests(tokenizer: Tokenizer, count: int, max_tokens: int) -> list[Request]
 
 
 def static_batches(engine: TransformersEngine, tokenizer: Tokenizer, todo: Sequence[Request], size: int) -> int:
-    """Response tokens that plain `generate()` makes, batch after batch, padded on the left."""
+    """Count the response tokens that plain `generate()` makes, batch after batch, padded on the left."""
     ordered = sorted(todo, key=lambda r: len(r.prompt_token_ids))
     pad, total = tokenizer.end_of_turn_id, 0
     for start in range(0, len(ordered), size):
@@ -57,12 +57,12 @@ def static_batches(engine: TransformersEngine, tokenizer: Tokenizer, todo: Seque
 
 
 def slots(engine: TransformersEngine, todo: Sequence[Request]) -> int:
-    """Response tokens that the engine makes."""
+    """Count the response tokens that the engine makes."""
     return sum(len(completion.token_ids) for completion in engine.generate(todo))
 
 
 def rate(work: Callable[[], int]) -> float:
-    """Tokens per second of one call."""
+    """Return the tokens per second of one call."""
     started = time.perf_counter()
     return work() / (time.perf_counter() - started)
 

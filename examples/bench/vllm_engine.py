@@ -1,12 +1,12 @@
-"""How fast our vLLM engine is beside a bare `LLM.generate`, on the same requests and the same loaded model.
+"""Compare our vLLM engine with a bare `LLM.generate`, on the same requests and the same loaded model.
 
     python examples/bench/vllm_engine.py --quick
 
 Requests have mixed prompt and response lengths, are greedy, and meet an empty prefix cache each time. The ways take
-turns, in an order that changes from round to round; the result is the median over the rounds of ours over bare, in
-tokens a second, as the turns of one round share the machine's mood. Bare is asked for what a row needs: the
-log-probability of each token. Without --quick the table also shows it without: computing them is vLLM's work, and on a
-model as small as the embedded one, with its large vocabulary, it shows (about 5 %). Needs vLLM. The last line of the
+turns, in an order that changes from round to round. The result is the median over the rounds of ours over bare, in
+tokens a second, because the machine's load changes less within a round. Bare also returns the log-probability of each
+token, which a row needs. Without --quick the table shows bare without them too: computing them is vLLM's work, and
+costs about 5 % on a model as small as the embedded one, with its large vocabulary. Needs vLLM. The last line of the
 output is one JSON object.
 """
 
@@ -34,7 +34,7 @@ _WORDS = ["sum", "the", "marbles", "in", "each", "box", "then", "halve", "what",
 
 
 def make_requests(count: int, tokenizer: Tokenizer) -> list[Request]:
-    """Chat prompts of about 40 to 130 tokens; at most 6 to 24 new tokens each, or 64 where there are many."""
+    """Make chat prompts of about 40 to 130 tokens; at most 6 to 24 new tokens each, or 64 where there are many."""
     chance = random.Random(0)
     requests = []
     for number in range(count):
@@ -46,12 +46,12 @@ def make_requests(count: int, tokenizer: Tokenizer) -> list[Request]:
 
 
 def run_ours(engine: VllmEngine, requests: list[Request]) -> int:
-    """Tokens made."""
+    """Count the tokens made."""
     return sum(len(completion.token_ids or ()) for completion in engine.generate(requests))
 
 
 def run_bare(llm: Any, requests: list[Request], logprobs: int | None) -> int:
-    """Tokens made, by vLLM alone with its defaults."""
+    """Count the tokens made by vLLM alone with its defaults."""
     from vllm import SamplingParams
 
     prompts = [{"prompt_token_ids": list(request.prompt_token_ids)} for request in requests]
@@ -66,7 +66,7 @@ def ways(engine: VllmEngine, requests: list[Request], quick: bool) -> dict[str, 
 
 
 def take_turns(runs: dict[str, Callable[[], int]], rounds: int, reset: Callable[[], object]) -> dict[str, list[float]]:
-    """Tokens a second of each way, round by round."""
+    """Measure the tokens a second of each way, round by round."""
     speeds: dict[str, list[float]] = {name: [] for name in runs}
     for number in range(rounds):
         for name in list(runs) if number % 2 == 0 else list(reversed(runs)):
@@ -79,7 +79,7 @@ def take_turns(runs: dict[str, Callable[[], int]], rounds: int, reset: Callable[
 
 
 def report(speeds: dict[str, list[float]]) -> float:
-    """Print the table; returns the median of ours over bare."""
+    """Print the table and return the median of ours over bare."""
     print(f"{'tokens/s':16} {'median':>8} {'least':>8} {'most':>8}   ours over it")
     ratios = {}
     for name, values in speeds.items():

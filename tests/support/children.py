@@ -1,7 +1,7 @@
-"""Child processes in tests, which hear signals as if a person had started them in a terminal.
+"""Start child processes that hear signals as if a person had started them in a terminal.
 
-A shell starts its background jobs with SIGINT ignored, and nohup its command with SIGHUP ignored. What a process
-ignores is ignored by its children too, so a suite that runs in the background would pass that on to whatever it starts.
+A shell starts its background jobs with SIGINT ignored, and nohup its command with SIGHUP ignored. A child ignores the
+same signals as its parent, so a suite in the background would pass that on to every process it starts.
 """
 
 from __future__ import annotations
@@ -36,17 +36,16 @@ os.execvp(command[0], command)
 def start_child(
     words: Iterable[object], *, ignored: Iterable[signal.Signals] = (), **options: Any
 ) -> subprocess.Popen[Any]:
-    """Start a command with the default handling of signals, but for those `ignored`; `options` are Popen's.
+    """Start a command with the default handling of signals, except for those `ignored`; `options` are Popen's.
 
-    A word that is no text is given as bytes.
+    A word that is not text is passed as bytes.
     """
     numbers = (",".join(str(int(number)) for number in each) for each in (HEARD, ignored))
     command = (word if isinstance(word, bytes) else str(word) for word in words)
     return subprocess.Popen([sys.executable, "-ISc", _BECOME, *numbers, *command], **options)
 
 
-# Commands of trd forked from one process that has the modules loaded, so that a signal falls into the work and not into
-# Python's start.
+# Fork commands of trd from one process with the modules loaded, so that a signal hits the work and not Python's start.
 _FORKING = """
 import json, os, signal, sys
 {modules}
@@ -68,14 +67,14 @@ for line in sys.stdin:
 
 
 class Run:
-    """A command in a session of its own; `pid` names the session too. It is reaped by its parent as soon as it ends."""
+    """A command in a session of its own; `pid` names the session too. Its parent reaps it as soon as it ends."""
 
     def __init__(
         self, parent: subprocess.Popen[str], directory: Path, args: list[str], ignored: Iterable[signal.Signals] = ()
     ) -> None:
         self.stdout, self.stderr = directory / "stdout", directory / "stderr"
         for path in (self.stdout, self.stderr):
-            path.write_text("")  # what the run before said is not taken for this one's
+            path.write_text("")  # without the output of the run before
         order = {"args": args, "stdout": str(self.stdout), "stderr": str(self.stderr)}
         self._parent = parent
         parent.stdin.write(json.dumps(order | {"ignored": [int(number) for number in ignored]}) + "\n")
@@ -83,7 +82,7 @@ class Run:
         self.pid = int(parent.stdout.readline())
 
     def kill(self, number: signal.Signals = signal.SIGKILL) -> int:
-        """Send a signal to the command alone and wait for its end; gives the exit code."""
+        """Send a signal to the command alone, wait for its end, and return the exit code."""
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, number)
         return self.wait()
@@ -97,7 +96,7 @@ Start = Callable[..., Run]
 
 @contextmanager
 def forking(modules: str, directory: Path) -> Iterator[Start]:
-    """Give what starts a trd command from a process with these import lines done; what is left in the end is ended."""
+    """Yield a function that starts a trd command from a process that has run these import lines; end what is left."""
     parent = start_child(
         [sys.executable, "-c", _FORKING.format(modules=modules)],
         cwd=ROOT,
@@ -120,7 +119,7 @@ def forking(modules: str, directory: Path) -> Iterator[Start]:
 
 
 def alive(session: int) -> list[int]:
-    """The processes of a session that still run."""
+    """Return the processes of a session that still run."""
     found: list[int] = []
     for path in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
@@ -131,7 +130,7 @@ def alive(session: int) -> list[int]:
 
 
 def gone(sessions: list[int], seconds: float) -> bool:
-    """Whether all processes of the sessions end within so many seconds."""
+    """Return True if all processes of the sessions end within so many seconds."""
     until = time.monotonic() + seconds
     while any(alive(session) for session in sessions):
         if time.monotonic() > until:
@@ -141,7 +140,7 @@ def gone(sessions: list[int], seconds: float) -> bool:
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
-    """Return as soon as a condition holds; fail where it does not within so many seconds."""
+    """Return as soon as a condition holds; fail if it does not within so many seconds."""
     until = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < until, "it never came to that"

@@ -1,11 +1,10 @@
-"""A small Hugging Face Hub on this machine: as much of its HTTP interface as downloading from dataset repositories
-takes.
+"""Run a small Hugging Face Hub on this machine, with the part of its HTTP interface that downloads of data sets use.
 
     with Hub() as hub:
         hub.add("owner/name", COMMIT, {"test.jsonl": b"..."})
         run(..., env={**os.environ, **hub.environment(cache)})
 
-huggingface_hub reads its variables when it is imported, so what is to use this Hub runs in a process of its own.
+huggingface_hub reads its variables when it is imported, so a user of this Hub runs in a process of its own.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ Files = Mapping[str, bytes]
 
 
 class Hub:
-    """Dataset repositories with one commit each; the branch main points to it. `requests` are the paths asked for."""
+    """Dataset repositories with one commit each; the branch main points to it. `requests` are the requested paths."""
 
     def __init__(self) -> None:
         self.repositories: dict[str, tuple[str, Files]] = {}
@@ -47,12 +46,12 @@ class Hub:
         self.repositories[repository] = (commit, files)
 
     def environment(self, cache: Path) -> dict[str, str]:
-        """The variables that send huggingface_hub here, with a cache of its own."""
+        """Return the variables that send huggingface_hub here, with a cache of its own."""
         url = f"http://127.0.0.1:{self._server.server_port}"
         return {"HF_ENDPOINT": url, "HF_HOME": str(cache), "HF_HUB_DISABLE_TELEMETRY": "1"}
 
     def find(self, repository: str, revision: str) -> tuple[str, Files]:
-        """Commit and files; LookupError with the Hub's own error code."""
+        """Return commit and files; raise LookupError with the Hub's own error code."""
         if repository not in self.repositories:
             raise LookupError("RepoNotFound")
         commit, files = self.repositories[repository]
@@ -120,7 +119,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _entries(files: Files) -> list[dict[str, Any]]:
-    """Every directory and file, as the tree of a repository lists them."""
+    """Return every directory and file in the form of a repository's tree."""
     folders = sorted({str(parent) for name in files for parent in PurePosixPath(name).parents} - {"."})
     listed = [{"type": "directory", "path": name, "size": 0, "oid": _oid(name.encode())} for name in folders]
     return listed + [{"type": "file", "path": n, "size": len(c), "oid": _oid(c)} for n, c in files.items()]

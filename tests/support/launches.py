@@ -1,4 +1,4 @@
-"""Starting trainings of several processes in tests, and comparing what came of two of them."""
+"""Start trainings of several processes, and compare the results of two trainings."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 ENGINE = ("--engine", "transformers", "--dtype", "float32", "--device", "cpu", "--max-tokens", 12)
 TRAIN = ("--dtype", "float32", "--device", "cpu", "--lr", 2e-3)
-PLENTY = 180  # seconds, for what must end by itself
+PLENTY = 180  # seconds, for a process that must end by itself
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class World:
 
 
 def make_world(root: Path, ok: Trd, tied: bool = False) -> World:
-    """Make both models, the student's embedding tied to its head or not, and the sets."""
+    """Make both models, with the student's embedding tied to its head or not, and the sets."""
     student = build_model(root / "student", tie_word_embeddings=tied)
     teacher = build_model(root / "teacher", seed=1)
     for model in (student, teacher):
@@ -53,7 +53,7 @@ def make_world(root: Path, ok: Trd, tied: bool = False) -> World:
 
 
 def with_uneven_responses(source: Path, target: Path) -> Path:
-    """A copy of a set whose responses have 1, 1, 2, 3, 5, 8 ... tokens."""
+    """Return a copy of a set whose responses have 1, 1, 2, 3, 5, 8 ... tokens."""
     shutil.copytree(source, target)
     shorter, longer = 1, 1
     for shard in list_shards(target):
@@ -77,10 +77,10 @@ def weights(directory: Path) -> dict[str, torch.Tensor]:
 
 
 def apart(one: Path, two: Path, before: Path) -> float:
-    """How far two trainings ended from one another, as a share of how far they went; of the weights where it is most.
+    """Return how far apart two trainings ended, as a share of the way they went.
 
-    Not element by element: AdamW divides by the gradient's size, so that one of nearly nothing moves as far as any
-    other.
+    It is the largest share of any weight tensor, not of any element: AdamW divides by the gradient's size, so an
+    element with almost no gradient moves as far as any other.
     """
     ends, others, starts = weights(one), weights(two), weights(before)
     assert ends.keys() == others.keys() == starts.keys()
@@ -92,7 +92,7 @@ def apart(one: Path, two: Path, before: Path) -> float:
 
 @dataclass(frozen=True)
 class Launch:
-    """What became of a launch: the launcher's exit code, and what each process printed, by its rank."""
+    """The result of a launch: the launcher's exit code, and the output of each process by its rank."""
 
     exit_code: int
     stdout: Mapping[int, str]
@@ -100,16 +100,16 @@ class Launch:
 
 
 def environment(**more: str) -> dict[str, str]:
-    """This process's, for a launch that knows nothing of another one."""
+    """Return this process's environment without any trace of another launch."""
     own = {name: value for name, value in os.environ.items() if not name.startswith(("MASTER_", "ACCELERATE_"))}
-    # A trainer that ran in this process has told its environment of one process.
+    # A trainer that ran in this process has written its one process into the environment.
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
         own.pop(name, None)
     return {**own, "OMP_NUM_THREADS": "1", **more}
 
 
 def start_two(logs: Path, *program: object, **more: str) -> subprocess.Popen[bytes]:
-    """Two processes of a Python program under torchrun; each prints into files of its own in `logs`."""
+    """Start two processes of a Python program under torchrun; each prints into files of its own in `logs`."""
     launcher = (BIN / "torchrun", "--standalone", "--nproc_per_node", 2, "--log-dir", logs, "--redirects", 3)
     return start_child(
         (*launcher, *program),
@@ -125,7 +125,7 @@ def ended(launcher: subprocess.Popen[bytes], logs: Path) -> Launch:
     try:
         code = launcher.wait(PLENTY)
     finally:
-        launcher.terminate()  # which ends its processes too
+        launcher.terminate()  # this ends its processes too
     stdout, stderr = (
         {int(path.parent.name): path.read_text() for path in logs.rglob(f"{name}.log")} for name in ("stdout", "stderr")
     )
@@ -133,7 +133,7 @@ def ended(launcher: subprocess.Popen[bytes], logs: Path) -> Launch:
 
 
 def run(*command: object, **more: str) -> subprocess.CompletedProcess[str]:
-    """Any other command, in the environment of a shell."""
+    """Run any other command in the environment of a shell."""
     return subprocess.run(
         [str(word) for word in command],
         cwd=ROOT,
@@ -158,7 +158,7 @@ def carry_out(root: Path, orders: Sequence[Order], **more: str) -> Launch:
     """Let two processes under torchrun run commands, one after another."""
     root.mkdir(exist_ok=True)
     (root / "orders.json").write_text(json.dumps([asdict(order) for order in orders]))
-    # This file is the program, and imports what stands beside it.
+    # This file is the program, and it imports its neighbours.
     path = os.pathsep.join(filter(None, (str(ROOT / "tests"), os.environ.get("PYTHONPATH"))))
     words = (__file__, root / "orders.json")
     return ended(start_two(root / "logs", *words, PYTHONPATH=path, **more), root / "logs")

@@ -1,6 +1,4 @@
-"""A small real server on this machine that answers as OpenAI-compatible ones do, scripted by the prompt's text, and the
-engine asking it.
-"""
+"""Run a small real server that answers like OpenAI-compatible ones, scripted by the prompt's text, and its engine."""
 
 from __future__ import annotations
 
@@ -25,9 +23,9 @@ SAMPLING = Sampling(temperature=0.6, top_p=0.95, top_k=20, max_tokens=64)
 
 @dataclass(frozen=True)
 class Reply:
-    """What the server answers; a `body` that is neither text nor bytes is sent as JSON.
+    """The server's answer; a `body` that is neither text nor bytes is sent as JSON.
 
-    `drop` closes the connection instead; `raw` is sent as it is, head and all, and then the connection is closed.
+    `drop` closes the connection instead; `raw` is sent unchanged, head and all, and then the connection is closed.
     """
 
     body: Any = ""
@@ -47,7 +45,7 @@ class Received:
 
 @dataclass
 class Server:
-    """`answer(prompt, tries)` makes the reply; `tries` counts how often this prompt has come, from 1."""
+    """A server whose replies `answer(prompt, tries)` returns; `tries` counts the times this prompt has come, from 1."""
 
     answer: Callable[[str, int], Reply]
     received: list[Received] = field(default_factory=list)
@@ -89,12 +87,12 @@ class _Quiet(ThreadingHTTPServer):
     daemon_threads = True
 
     def handle_error(self, *_: Any) -> None:
-        """Clients that hang up are part of the tests."""
+        """Ignore clients that hang up: they are part of the tests."""
 
 
 @contextmanager
 def servers() -> Iterator[Callable[..., Server]]:
-    """Start servers by what they answer: a reply, or a function of the prompt and the number of the try."""
+    """Yield a function that starts a server from its reply, or from a function of the prompt and the try's number."""
     opened: list[tuple[Server, ThreadingHTTPServer]] = []
 
     def start(answer: Callable[[str, int], Reply] | Reply) -> Server:

@@ -1,5 +1,4 @@
-"""A run as a report sees it, made up: figures of two arms, and rollouts and refined rows with mathematics and code in
-them.
+"""Make up a run for a report: figures of two arms, and rollouts and refined rows with mathematics and code in them.
 
     python tests/support/pages.py OUT [ROWS] [TOKENS]
 
@@ -64,7 +63,7 @@ def _edited(draw: random.Random, text: str, answer: int) -> str:
 
 
 def trajectory(name: str, number: int, **changes: object) -> Trajectory:
-    """A graded rollout on problem `number`, with `changes` to its fields."""
+    """Return a graded rollout on problem `number`, with `changes` to its fields."""
     plain = Trajectory(
         trajectory_id=content_hash(name),
         problem_id=f"made-up/{number}",
@@ -108,7 +107,7 @@ def trajectory(name: str, number: int, **changes: object) -> Trajectory:
 
 
 def pairs(rows: int, tokens: int) -> Iterator[tuple[Trajectory, Trajectory]]:
-    """y_o and y_r of `rows` rollouts, four a problem, with every change of verdict."""
+    """Yield y_o and y_r of `rows` rollouts, four a problem, with every change of verdict."""
     draw = random.Random(0)
     for i in range(rows):
         number, (before, after) = i // 4, PAIRS[i % 4]
@@ -134,7 +133,7 @@ def pairs(rows: int, tokens: int) -> Iterator[tuple[Trajectory, Trajectory]]:
 def write_sets(
     directory: Path, made: Iterable[tuple[Trajectory, Trajectory]], shard_rows: int = SHARD
 ) -> tuple[SetRef, SetRef]:
-    """The rollouts and the refined rows as two sets, a shard of each at a time, and how a report names them."""
+    """Write the rollouts and the refined rows as two sets, a shard of each at a time; return a report's references."""
     paths = [directory / "y_o", directory / "y_r"]
     for path in paths:
         path.mkdir(parents=True, exist_ok=True)
@@ -152,7 +151,7 @@ def write_sets(
 
 
 def report_data(directory: Path, sets: tuple[SetRef, ...] = ()) -> ReportData:
-    """Figures of a run of two arms and two rounds. None of them is measured."""
+    """Return invented figures of a run of two arms and two rounds."""
     scores, differences = [], []
     for arm, at in (("base", 0.1), ("fkl", 0.14), ("trd", 0.22)):
         for bench in ("math500", "aime25"):

@@ -1,4 +1,4 @@
-"""A run directory as trd run leaves it, made by the commands themselves on tiny models, with verdicts that are known."""
+"""Make a run directory like one of trd run, by the commands themselves on tiny models, with verdicts that are known."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ VERDICTS: tuple[tuple[Verdict | None, Verdict | None], ...] = (
     ("incorrect", "timeout"),
 )
 ROUND = "seed-0/round-0"
-# Name, directory, what it was made from, arm.
+# Name, directory, inputs, arm.
 NODES = (
     ("problems", "problems", (), None),
     ("base/eval", "eval-base", (), None),
@@ -43,7 +43,7 @@ NODES = (
 
 
 def make_run(directory: Path, ok: Trd) -> Path:
-    """One round of OPSD with two arms, finished.
+    """Make one finished round of OPSD with two arms.
 
     Evaluations are scripted: base right at 0.2, fkl at 0.5, trd at 0.9.
     """
@@ -63,7 +63,10 @@ def make_run(directory: Path, ok: Trd) -> Path:
 
 
 def evaluate(ok: Trd, out: Path, accuracy: float, seed: int, bench: str = BENCH) -> None:
-    """Of a seed of its own: with the same one the scripted engine is right wherever it was at a lower accuracy."""
+    """Evaluate with a seed of its own.
+
+    With the same one, the scripted engine is right wherever it was at a lower accuracy.
+    """
     options = ("--engine-arg", f"accuracy={accuracy}", "--seed", seed, "--max-errors", 999)
     ok("eval", "scripted", "--bench", bench, "--k", 2, *options, "--out", out)
 
@@ -82,7 +85,7 @@ def set_verdicts(nodes: Path) -> None:
 
 
 def write_graph(directory: Path, name: str = "tiny") -> None:
-    """graph.json and status.json with every node done, in `seconds` of its place in the graph."""
+    """Write graph.json and status.json with every node done; a node's `seconds` are its place in the graph."""
     entries, status = [], {}
     for number, (node, folder, inputs, arm) in enumerate(NODES):
         whose = (
@@ -115,7 +118,7 @@ def write_graph(directory: Path, name: str = "tiny") -> None:
 
 
 def made_up(arms: int, seeds: int, rounds: int, steps: int = 40, name: str = "arm") -> ReportData:
-    """Scores and trainings of a run of this size, drawn at random, the same each time."""
+    """Return scores and trainings of a run of this size, drawn at random, the same each time."""
     draw = random.Random(f"{arms} {seeds} {rounds}")
     scores = [_score("base", None, None, 0.2)]
     trainings = []

@@ -1,4 +1,4 @@
-"""Reading trajectory sets in tests, and damaging them."""
+"""Read trajectory sets in tests, and damage them."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from trd_cli.trajectories.shards import iter_rows, list_shards
 
 
 def rows_of(directory: Path) -> list[Trajectory]:
-    """All rows of a set, in stored order."""
+    """Return all rows of a set, in stored order."""
     return list(iter_rows(list_shards(directory)))
 
 
 def by_id(directory: Path) -> dict[str, Trajectory]:
-    """The rows of a set by their ids; fails when one is there twice."""
+    """Return the rows of a set by their ids; fail if one is there twice."""
     rows = rows_of(directory)
     assert len({row.trajectory_id for row in rows}) == len(rows), "a row is there twice"
     return {row.trajectory_id: row for row in rows}
@@ -30,12 +30,12 @@ def by_id(directory: Path) -> dict[str, Trajectory]:
 
 @cache
 def evalplus_tests(dataset: Dataset, version: str) -> dict[str, str]:
-    """The column `tests` of each task of HumanEval+ or MBPP+."""
+    """Return the column `tests` of each task of HumanEval+ or MBPP+."""
     return {p.problem_id: p.tests for p in load_evalplus(dataset, dataset, version).problems}
 
 
 def by_hand(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
-    """Change a JSON file as one may who takes its checksum out."""
+    """Change a JSON file like a user who takes its checksum out."""
     record = json.loads(path.read_text())
     record.pop("checksum", None)
     change(record)

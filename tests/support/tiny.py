@@ -1,4 +1,4 @@
-"""Random language models of a few thousand weights with a real tokenizer, so that the commands run in milliseconds."""
+"""Build random language models of a few thousand weights with a real tokenizer; commands run in milliseconds."""
 
 from __future__ import annotations
 
@@ -37,12 +37,15 @@ CHAT_TEMPLATE = (
     "{% for message in messages %}<|start|>{{ message['role'] }}\n{{ message['content'] }}<|end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
 )
-# Weights as small as real models start with give nearly flat distributions, where rounding decides a greedy token.
+# The small initial weights of real models give nearly flat distributions, where rounding decides a greedy token.
 _WIDE = 0.35
 
 
 def write_tokenizer(directory: Path, merges: tuple = _MERGES, chat_template: str | None = CHAT_TEMPLATE) -> None:
-    """A byte-level BPE tokenizer; `<|end|>` ends a turn. Other `merges` make another vocabulary of the same size."""
+    """Write a byte-level BPE tokenizer; `<|end|>` ends a turn.
+
+    Other `merges` make another vocabulary of the same size.
+    """
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -59,7 +62,7 @@ def write_tokenizer(directory: Path, merges: tuple = _MERGES, chat_template: str
 
 
 def with_normalizer(directory: Path, normalizer: Any, **settings: Any) -> Path:
-    """Give the tokenizer of a model directory another normaliser, and other settings; its vocabulary stays."""
+    """Give the tokenizer of a model directory another normaliser and other settings; its vocabulary stays."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(str(directory), **settings)
@@ -69,9 +72,9 @@ def with_normalizer(directory: Path, normalizer: Any, **settings: Any) -> Path:
 
 
 def build_words(directory: Path, pieces: Sequence[str]) -> Path:
-    """A tokenizer of whole words beside a model:
+    """Add a tokenizer of whole words to a model: it drops spaces and lowers letters.
 
-    it drops spaces, lowers letters, and knows no more than `pieces` and single letters.
+    It knows only `pieces` and single letters.
     """
     from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
@@ -91,7 +94,7 @@ def build_words(directory: Path, pieces: Sequence[str]) -> Path:
 
 
 def build_bytes(directory: Path) -> Path:
-    """A tokenizer written in Python beside a model: bytes as ids, and no word on where in the text a token was."""
+    """Add a tokenizer written in Python to a model: bytes are ids, and no token's place in the text is known."""
     from transformers import ByT5Tokenizer
 
     slow = ByT5Tokenizer(eos_token="<|end|>", pad_token="<|pad|>", extra_ids=0)
@@ -127,9 +130,9 @@ SHAPE: dict[str, Any] = {
 def build_model(
     directory: Path, seed: int = 0, config: Any = None, eos: list[int] | None = None, **changes: Any
 ) -> Path:
-    """A model directory with random weights: Llama with `changes` to its shape, or of another `config`.
+    """Make a model directory with random weights: Llama with `changes` to its shape, or of another `config`.
 
-    `eos` is what generation_config.json lists as ends of a response (default: `<|end|>` alone).
+    `eos` is the list of a response's ends in generation_config.json (default: `<|end|>` alone).
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -143,12 +146,12 @@ def build_model(
 
 
 def set_eos(directory: Path, eos: list[int]) -> None:
-    """What generation_config.json lists as ends of a response."""
+    """Set the list of a response's ends in generation_config.json."""
     (directory / "generation_config.json").write_text(json.dumps({"eos_token_id": eos}))
 
 
 def reference_model(directory: Path):
-    """The model as transformers itself loads it, in float32."""
+    """Return the model as transformers itself loads it, in float32."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -156,7 +159,7 @@ def reference_model(directory: Path):
 
 
 def engine_of(directory: Path, batch_size: int | None = None, **options: Any):
-    """The transformers engine on a model directory, in float32 on the CPU unless `options` say otherwise."""
+    """Return the transformers engine on a model directory, in float32 on the CPU unless `options` say otherwise."""
     from trd_cli.config.generating import EngineOptions
     from trd_cli.engines.transformers import TransformersEngine
     from trd_cli.models import resolve_model

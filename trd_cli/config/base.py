@@ -152,6 +152,11 @@ class Config(BaseModel):
         return {}
 
 
+def errors_allowed(max_errors: float, rows: int) -> float:
+    """Return how many of `rows` may end as errors under --max-errors: that count, or below 1 that share of them."""
+    return max_errors * rows if max_errors < 1 else max_errors
+
+
 class OutputOptions(Config):
     out: str | None = option(
         None, help="Output directory. Default: trd-runs/<command>-<digest of the configuration>.", rows=False

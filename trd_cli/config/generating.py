@@ -18,7 +18,7 @@ from trd_cli.config.base import (
     Share,
     option,
 )
-from trd_cli.errors import InputError
+from trd_cli.errors import InputError, flag
 
 # Arguments of transformers' apply_chat_template that trd fills in: given again, they would break a prompt or change
 # what it is.
@@ -44,15 +44,18 @@ def _for_a_template(value: dict[str, Any]) -> dict[str, Any]:
     taken = sorted(_NOT_FOR_A_TEMPLATE & value.keys())
     if taken:
         raise InputError(
-            f"--chat-template-kwargs {taken[0]}, which trd fills in",
+            f"{flag('chat_template_kwargs')} {taken[0]}, which trd fills in",
             "names that the chat template reads",
             f"leave {taken[0]} out",
         )
     return value
 
 
+EngineName = Literal["transformers", "vllm", "openai", "scripted"]
+
+
 class EngineOptions(Config):
-    engine: Literal["auto", "transformers", "vllm", "openai", "scripted"] = option(
+    engine: Literal["auto", EngineName] = option(
         "auto", help="What generates. auto: vllm where a GPU and vllm are there, else transformers."
     )
     engine_arg: JsonPairs = option(

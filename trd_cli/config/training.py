@@ -1,19 +1,21 @@
-"""Options of distillation: the objective, what is trained along, the optimiser."""
+"""Options of distillation: the objective, the rows it is trained along, the teacher's context, the optimiser."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+import dataclasses
+from collections.abc import Collection
+from typing import Annotated, Any, ClassVar, Literal, get_args, get_type_hints
 
-from pydantic import Field, model_validator
+from pydantic import Field, create_model, model_validator
 
 from trd_cli.config.base import AboveZero, Config, InputOptions, NotNegative, Positive, SelectOptions, Share, option
-from trd_cli.errors import InputError
+from trd_cli.errors import InputError, flag
+from trd_cli.losses.objectives import OBJECTIVES, Objective
 
-ObjectiveName = Literal[
-    "forward-kl", "reverse-kl", "jsd", "entropy-gated", "forward-kl-topk", "reverse-kl-topk", "sampled"
-]
-
-# What --method stands for. Anything given beside it counts before it.
+# The kinds of rows that can be trained along, y_r and y_o, the usual one first.
+Along = Literal["refined", "rollout"]
+Context = Literal["refine", "vanilla"]
+# The options that a method sets. A flag given beside --method wins.
 METHODS: dict[str, dict[str, Any]] = {
     "trd": {"objective": "forward-kl", "stage": "refined", "teacher_context": "refine"},
     "fkl": {"objective": "forward-kl", "stage": "rollout", "teacher_context": "vanilla"},
@@ -32,61 +34,45 @@ METHODS: dict[str, dict[str, Any]] = {
     "jsd": {"objective": "jsd", "stage": "rollout", "teacher_context": "vanilla", "beta": 0.5},
     "eopd": {"objective": "entropy-gated", "stage": "rollout", "teacher_context": "vanilla", "entropy_threshold": 0.8},
 }
-# What holds where neither a flag nor the method says anything.
+# Options that only some objectives read, as each objective's file declares them.
+OWN_OPTIONS = {field.name: field for field in dataclasses.fields(Objective) if field.metadata}
+# Values where neither a flag nor the method gives one.
 _METHOD_DEFAULTS: dict[str, Any] = {
     "objective": "forward-kl",
-    "top_k": 32,
-    "estimator": "k1",
-    "beta": 0.5,
-    "entropy_threshold": 0.8,
     "teacher_weights": "round",
+    **{name: field.default for name, field in OWN_OPTIONS.items()},
 }
 
 
-_TOP_K = ("forward-kl-topk", "reverse-kl-topk")
-# Objectives that read an option; given beside another one it would be ignored in silence.
-_READ_BY = {
-    "beta": ("jsd",),
-    "top_k": _TOP_K,
-    "top_k_mode": _TOP_K,
-    "estimator": ("sampled",),
-    "entropy_threshold": ("entropy-gated",),
-}
+def _own_option(name: str) -> tuple[Any, Any]:
+    """Return type and declaration of an objective's own option. The value stays open where a method may set it."""
+    field, kind = OWN_OPTIONS[name], get_type_hints(Objective, include_extras=True)[name]
+    help = f"Of {' and '.join(field.metadata['of'])}: {field.metadata['help']}"
+    if any(name in sets for sets in METHODS.values()):
+        return kind | None, option(None, help=f"{help} Default: {field.default}.")
+    return kind, option(field.default, help=help)
 
 
 def _unread(key: str, beside: str, reader: str) -> InputError:
-    flag = "--" + key.replace("_", "-")
-    return InputError(f"{flag} with {beside}", f"{reader}, which reads it", f"leave {flag} out")
+    return InputError(f"{flag(key)} with {beside}", f"{reader}, which reads it", f"leave {flag(key)} out")
 
 
-class ObjectiveOptions(Config):
+class _OfAllObjectives(Config):
     method: Literal[tuple(METHODS)] | None = option(
         None,
         help="A named method: sets the options in its row of the table above; a flag given beside it wins.",
         rows=False,
     )
-    objective: ObjectiveName | None = option(
+    objective: Literal[tuple(OBJECTIVES)] | None = option(
         None, help="Divergence to minimise. Default: the method's, else forward-kl."
     )
-    stage: Literal["refined", "rollout"] | None = option(
+    stage: Along | None = option(
         None,
         help="Train along y_r (refined) or y_o (rollout). Default: the method's, else refined where the input has any.",
     )
-    teacher_context: Literal["refine", "vanilla"] | None = option(
+    teacher_context: Context | None = option(
         None,
         help="The teacher reads the refinement prompt, with the attempt, or the problem alone (opsd: and the reference). Default: the method's, else refine along y_r, vanilla along y_o.",
-    )
-    beta: Share | None = option(None, help="Of jsd: weight of the teacher; 0 is forward, 1 reverse KL. Default: 0.5.")
-    top_k: Positive | None = option(None, help="Of the topk objectives: tokens of the support. Default: 32.")
-    top_k_mode: Literal["renormalise", "tail", "stop-gradient"] = option(
-        "renormalise",
-        help="Of the topk objectives: renormalise both sides on the support, add the rest as one symbol, or hold the weights constant.",
-    )
-    estimator: Literal["k1", "k2", "k3"] | None = option(
-        None, help="Of sampled: Monte-Carlo estimator of reverse KL; k3's gradient is forward KL's. Default: k1."
-    )
-    entropy_threshold: NotNegative | None = option(
-        None, help="Of entropy-gated: forward KL is added above this entropy of the teacher, in nats. Default: 0.8."
     )
     clip_position: AboveZero | None = option(
         None,
@@ -105,22 +91,46 @@ class ObjectiveOptions(Config):
     )
     eos: bool = option(True, flags=("--eos/--no-eos",), help="Train on the end-of-turn token.")
 
+    def along(self, held: Collection[str] = get_args(Along)) -> Along:
+        """Return the kind of rows to train along: as asked, else y_r where the input holds any.
+
+        By default the input holds both kinds, as it does in a recipe.
+        """
+        return self.stage or ("refined" if "refined" in held else "rollout")
+
+    def teacher_context_kind(self, along: str | None = None) -> Context:
+        """Return the context that the teacher reads before a response of the kind `along` (default: `along()`)."""
+        return self.teacher_context or ("refine" if (along or self.along()) == "refined" else "vanilla")
+
+    def takes_stored_prompt(self, along: str | None = None) -> bool:
+        """Tell whether the teacher reads the prompt that a row was refined with, which the row brings along."""
+        return (along or self.along()) == "refined" and self.teacher_context_kind(along) == "refine"
+
+    def is_drawn_otherwise(self, along: str, temperature: float, top_p: float, top_k: int) -> bool:
+        """Tell whether rows are no plain samples of the student, along which the sampled estimate is biased."""
+        return along == "refined" or temperature != self.temperature or top_p < 1 or top_k > 0
+
     def _implied(self) -> dict[str, Any]:
         return _METHOD_DEFAULTS | METHODS.get(self.method, {})
 
     @model_validator(mode="before")
     @classmethod
     def _fill_in(cls, values: Any) -> Any:
-        """Flags first, then the method, then what holds anyway. Refuses a flag that the objective does not read."""
+        """Fill in what the method and the defaults set. Raises InputError for a flag the objective does not read."""
         if not isinstance(values, dict):
             return values
         given = {key: value for key, value in values.items() if value is not None}
         filled = _METHOD_DEFAULTS | METHODS.get(given.get("method"), {}) | given
-        for key, readers in _READ_BY.items():
-            default = cls.model_fields[key].get_default()
+        for key, field in OWN_OPTIONS.items():
+            default, readers = cls.model_fields[key].get_default(), field.metadata["of"]
             if given.get(key, default) != default and filled["objective"] not in readers:
-                raise _unread(key, f"--objective {filled['objective']}", " or ".join(readers))
+                raise _unread(key, f"{flag('objective')} {filled['objective']}", " or ".join(readers))
         return filled
+
+
+ObjectiveOptions = create_model(
+    "ObjectiveOptions", __base__=_OfAllObjectives, **{name: _own_option(name) for name in OWN_OPTIONS}
+)
 
 
 class LoraOptions(Config):
@@ -147,15 +157,21 @@ class DistillConfig(ObjectiveOptions, LoraOptions, InputOptions, SelectOptions):
 
         adapter = [name for name in LoraOptions.model_fields if name != "lora" and changed(name)]
         if adapter and not self.lora:
-            raise _unread(adapter[0], "all weights trained", "--lora")
+            raise _unread(adapter[0], "all weights trained", flag("lora"))
         if changed("ema_decay") and self.teacher_weights != "ema":
-            raise _unread("ema_decay", f"--teacher-weights {self.teacher_weights}", "--teacher-weights ema")
+            weights = flag("teacher_weights")
+            raise _unread("ema_decay", f"{weights} {self.teacher_weights}", f"{weights} ema")
         return self
 
+    def setting_of(self, rows: str | None) -> Literal["opd", "opsd"]:
+        """Return the setting for rows that were made in the setting `rows`, None for rollouts."""
+        return self.setting or rows or "opd"
+
     def check_shardable(self) -> None:
-        """Raise InputError for what cannot be trained with the weights cut over several processes."""
+        """Raise InputError for options that exclude weights sharded over several processes."""
         if self.teacher_weights == "ema":
-            raise InputError("--teacher-weights ema with FSDP", "initial or round", "change --teacher-weights")
+            weights = flag("teacher_weights")
+            raise InputError(f"{weights} ema with FSDP", "initial or round", f"change {weights}")
 
     model: str | None = option(
         None, flags=("--model", "-m"), help="Student to train. Default: the model that wrote the rollouts.", rows=False

@@ -1,1 +1,1 @@
-"""Where problem sets come from: a generator of arithmetic word problems, and files or Hub datasets of others."""
+"""Read and make problem sets: arithmetic word problems, benchmarks, and files or Hub datasets of others."""

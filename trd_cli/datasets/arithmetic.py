@@ -1,9 +1,9 @@
-"""Arithmetic word problems with worked solutions, made from nothing but a seed.
+"""Make arithmetic word problems with worked solutions from a seed alone.
 
 A problem is a chain of `level` steps on one person's things: an opening, one story a step, one question. Level 1 adds
 or subtracts, so that a very small model can solve it; levels 2 and 3 also multiply and divide. Every value on the way
-is a whole number of at least 2 and at most 60, so that plurals are right. Not covered: fractions, negative numbers,
-units, distractors, steps that do not depend on the one before.
+is a whole number from 2 to 60, so that plurals are right. Not covered: fractions, negative numbers, units, distractors,
+steps that do not depend on the one before.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _THINGS = (
 
 @dataclass(frozen=True)
 class _Shape:
-    """One step's texts. A "first" shape replaces the opening; after a "last" one there is nothing left to go on with.
+    """Hold one step's texts. A "first" shape replaces the opening; no step can follow a "last" one.
 
     Placeholders: {A} the main person, {B} another one, {t} the things, {v} the value before, {k} the step's own number,
     {r} the result; {then} and {now} are empty in the first step.
@@ -182,15 +182,15 @@ _SHAPES = (
 
 
 def make_arithmetic(n: int, seed: int, level: int) -> list[Problem]:
-    """`n` distinct problems of `level` steps (1 to 3), the same ones for the same seed and level.
+    """Return `n` distinct problems of `level` steps (1 to 3), the same ones for the same seed and level.
 
     The first n of a larger set are the smaller set. Two seeds draw independently from the same space (`capacity`), so
     their sets are disjoint only by chance: two sets of 1000 share about 0.4 problems at level 1, practically none
-    above. Raises InputError for another level, for n < 1, and for n above the capacity (close to which the drawing
-    would slow down, but the smallest capacity is beyond what fits into memory).
+    above. Raises InputError for another level, for n < 1, and for n above the capacity. (Drawing would slow down close
+    to the capacity, but even the smallest one exceeds memory.)
     """
     _check(n, level)
-    # Seeding with text goes through SHA-512, so neighbouring seeds and levels have nothing in common.
+    # A text seed goes through SHA-512, so neighbouring seeds and levels draw unrelated problems.
     rng = random.Random(f"{seed}/{level}")
     problems: dict[str, Problem] = {}
     while len(problems) < n:
@@ -201,7 +201,7 @@ def make_arithmetic(n: int, seed: int, level: int) -> list[Problem]:
 
 
 def capacity(level: int) -> int:
-    """How many distinct problems there are with `level` steps."""
+    """Return the number of distinct problems with `level` steps."""
     return sum(_variants(chain) for chain in _chains(level, ()))
 
 
@@ -217,7 +217,7 @@ def _check(n: int, level: int) -> None:
 
 
 def _candidates(level: int, chain: Sequence[_Shape]) -> list[_Shape]:
-    """The shapes that may come next in a chain; none comes twice."""
+    """Return the shapes that may come next in a chain; no shape comes twice."""
     places = {"middle"} | ({"first"} if not chain else set()) | ({"last"} if len(chain) == level - 1 else set())
     allowed = (shape for shape in _SHAPES if shape.operation in OPERATIONS[level])
     return [shape for shape in allowed if shape.place in places and shape not in chain]
@@ -232,7 +232,7 @@ def _chains(level: int, chain: tuple[_Shape, ...]) -> Iterator[tuple[_Shape, ...
 
 
 def _variants(chain: Sequence[_Shape]) -> int:
-    """Texts of one chain: people in order, times things, times the numbers that keep every value in bounds."""
+    """Return the number of one chain's texts: ordered people × things × the numbers that keep values in bounds."""
     people = perm(len(_NAMES), 1 + sum("{B}" in shape.story for shape in chain))
     operations = tuple(shape.operation for shape in chain)
     return people * len(_THINGS) * sum(_ways(v, operations) for v in range(_SMALLEST, _LARGEST + 1))
@@ -248,7 +248,7 @@ def _ways(value: int, operations: tuple[Operation, ...]) -> int:
 
 @cache
 def _operands(operation: Operation, value: int) -> tuple[int, ...]:
-    """The numbers a step may use on `value`, so that the result is whole and within bounds."""
+    """Return the numbers that a step may use on `value`, so that the result is whole and within bounds."""
     bounds = {"+": range(2, 31), "-": range(2, 31), "*": range(2, 11), "/": range(2, 11)}[operation]
     exact = (k for k in bounds if operation != "/" or value % k == 0)
     return tuple(k for k in exact if _SMALLEST <= _apply(operation, value, k) <= _LARGEST)
@@ -259,12 +259,12 @@ def _apply(operation: Operation, value: int, k: int) -> int:
 
 
 def _pick(rng: random.Random, items: Sequence[Any]) -> Any:
-    # Of all of Random's methods only random() is promised to stay the same in future versions of Python.
+    # Python promises only for random() that its numbers stay the same in future versions.
     return items[int(rng.random() * len(items))]
 
 
 def _draw(rng: random.Random, level: int) -> Problem | None:
-    """One random problem, or None when the draw ran into a dead end (no shape or no number fits)."""
+    """Return one random problem, or None if no shape or no number fits on the way."""
     chain: list[_Shape] = []
     for _ in range(level):
         operation = _pick(rng, OPERATIONS[level])
@@ -284,7 +284,7 @@ def _draw(rng: random.Random, level: int) -> Problem | None:
 
 
 def _tell(rng: random.Random, chain: Sequence[_Shape], values: Sequence[int], operands: Sequence[int]) -> Problem:
-    """Names and texts for a chain: `values` has one entry more than `operands`, which has one a step."""
+    """Return the problem of a chain; `values` has one entry more than `operands`, which has one a step."""
     names, things = list(_NAMES), _pick(rng, _THINGS)
     main = names.pop(int(rng.random() * len(names)))
     stories, works = [], []

@@ -1,14 +1,13 @@
-"""From a benchmark's name to its questions: the sets trd knows, and anybody's files.
+"""Load the questions of a benchmark by its name: a set that trd knows, or a file of the user's.
 
-A name is `aime24`, or with options `livecodebench:from=2025-02,to=2025-04`; letters' case, hyphens, underscores and a
-few other spellings (`HumanEval-plus`, `MATH-500`, `aime2024`) do not matter. A file is a problem set (.parquet), or
-JSONL, JSON, CSV or Parquet with the columns of `trd data import`, followed by `:math` or `:code` where no column says
-its task.
+A name is `aime24`, or with options `livecodebench:from=2025-02,to=2025-04`. The case of letters, hyphens, underscores
+and a few other spellings (`HumanEval-plus`, `MATH-500`, `aime2024`) do not matter. A file is a problem set (.parquet),
+or JSONL, JSON, CSV or Parquet with the columns of `trd data import`; `:math` or `:code` follows its name where no
+column gives the task.
 
-A known set is read from `$TRD_DATA/benchmarks` where that variable is set and the file is there, else from the Hub at a
-pinned commit (`aime24:revision=main` asks for another one). Its number of questions must be right. Its content hash,
-the SHA-256 over all questions' text, reference answer and tests, in whatever order they come, is compared with the one
-trd knows.
+A known set is read from `$TRD_DATA/benchmarks` if that file exists, else from the Hub at a pinned commit
+(`aime24:revision=main` asks for another one). Its number of questions must be right. The SHA-256 over the text,
+reference answer and tests of all questions, in any order, is compared with the one that trd knows.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from trd_cli.datasets.evalplus import canonical_version
 from trd_cli.datasets.importing import import_problems
 from trd_cli.datasets.known_sets import GRADERS, KNOWN, SAMPLING, SPELLINGS, Known, Options
 from trd_cli.datasets.sources import Loaded
-from trd_cli.errors import InputError
+from trd_cli.errors import InputError, flag
 from trd_cli.records import Problem, Sampling, Task, well_formed
 from trd_cli.trajectories.shards import read_problems
 
@@ -34,11 +33,11 @@ _FILE = re.compile(r"(.+\.(?:jsonl|jsonl\.gz|json|csv|parquet))(?::(math|code))?
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A benchmark's questions, all of one task, and what is to be said beside their scores.
+    """Hold a benchmark's questions, all of one task, and the facts to report beside its scores.
 
     `problems` have `name` as their source. `source` says where they were read; `revision` is the Hub's commit or
-    EvalPlus's version, None for a local file. `known` is True where `sha256` is the hash trd knows of this set, False
-    where it is not, and None where trd knows none to compare with: a file of one's own, or an edition whose text may
+    EvalPlus's version, None for a local file. `known` is True if `sha256` is the hash that trd knows of this set, False
+    if it is another, and None if trd has no hash to compare: for a file of the user's, or an edition whose text may
     differ in details.
     """
 
@@ -58,10 +57,10 @@ class Benchmark:
 
 
 def load_benchmark(name: str) -> Benchmark:
-    """The benchmark of that name, or in that file.
+    """Return the benchmark with that name, or in that file.
 
-    Raises InputError for a name there is not (with those close to it), a wrong option, a file or Hub set that cannot be
-    read, and a known set with another number of questions than it has.
+    Raises InputError for an unknown name (with similar ones), a wrong option, a file or Hub set that cannot be read,
+    and a known set with a wrong number of questions.
     """
     file = _FILE.fullmatch(name)
     if file:
@@ -73,19 +72,19 @@ def load_benchmark(name: str) -> Benchmark:
 
 
 def check_benchmark(name: str) -> None:
-    """Raise InputError for a name or an option there is not; nothing is read."""
+    """Raise InputError for an unknown name or option; no file is read."""
     if not _FILE.fullmatch(name):
         _named(name)
 
 
 def asks_for_code(name: str) -> bool:
-    """Tell whether a benchmark asks for programs; of a file, as far as its name says so. Nothing is read."""
+    """Return True if a benchmark asks for programs, as far as its name alone tells; no file is read."""
     file = _FILE.fullmatch(name)
     return file[2] == "code" if file else _named(name)[1].task == "code"
 
 
 def _named(name: str) -> tuple[str, Known, dict[str, Any]]:
-    """A benchmark's canonical name, what is known of it, and the options given."""
+    """Return a benchmark's canonical name, its entry among the known sets, and the given options."""
     base, _, text = name.partition(":")
     key = _canonical(base)
     known = KNOWN[key]
@@ -96,9 +95,9 @@ def _named(name: str) -> tuple[str, Known, dict[str, Any]]:
 
 
 def split_benchmarks(text: str) -> list[str]:
-    """Names in a comma-separated list, where `arithmetic:n=200,seed=2` is one:
+    """Return the names in a comma-separated list; KEY=VALUE belongs to the name before it.
 
-    a KEY=VALUE belongs to the name before it.
+    So `arithmetic:n=200,seed=2` is one name.
     """
     names: list[str] = []
     for part in text.split(","):
@@ -163,13 +162,13 @@ def _options(name: str, text: str, allowed: Options) -> dict[str, str]:
         key, mark, value = (piece.strip() for piece in part.partition("="))
         if not mark or not value or key not in allowed:
             keys = ", ".join(f"{key}=" for key in allowed)
-            raise InputError(f"{name}: {part!r}", f"{keys} with a value", "change --bench")
+            raise InputError(f"{name}: {part!r}", f"{keys} with a value", f"change {flag('bench')}")
         values[key] = value
     return values
 
 
 def _from_file(name: str, path: str, task: str | None) -> Benchmark:
-    """A user's file. A problem set is read as it is; any other file as `trd data import` reads it."""
+    """Return the benchmark in a user's file: a problem set, or any other file as `trd data import` reads it."""
     if well_formed(name) != name:
         raise InputError(f"the benchmark {name} is not named in UTF-8", "a name that rows can have", "rename it")
     if path.lower().endswith(".parquet") and task is None:

@@ -1,14 +1,15 @@
-"""Tests of programs in the forms that sets have them, as JSON of one of three kinds:
+"""Read the tests of programs in the forms that sets have, and return them as JSON of one of three kinds:
 
     {"kind": "stdin", "inputs": [text, …], "outputs": [text, …]}
     {"kind": "call", "fn_name": name, "inputs": [arguments, …], "outputs": [result, …]}     values as the set has them
-    {"kind": "functional", "code": program that raises when the solution is wrong}      with `names` it asks for, or with the
-                                                `entry_point` that HumanEval's `check` is called with, where a set says
-                                                so
+    {"kind": "functional", "code": program that raises if the solution is wrong}
 
-Read are an object with lists of inputs and outputs (TACO, APPS), an object with the code of a test (LeetCode), a list
-of cases (LiveCodeBench, DeepCoder), a list of assertions (MBPP), a test program (HumanEval), and JSON of any of them.
-Not covered: whether a test is right.
+A functional test also has the `names` that it takes from the solution, or the `entry_point` that HumanEval's `check` is
+called with.
+
+Known forms are an object with lists of inputs and outputs (TACO, APPS), an object with the code of a test (LeetCode), a
+list of cases (LiveCodeBench, DeepCoder), a list of assertions (MBPP), a test program (HumanEval), and JSON of any of
+them. Not covered: whether a test is right.
 """
 
 from __future__ import annotations
@@ -23,21 +24,24 @@ from trd_cli.datasets.values import RowFault, filled, opened
 from trd_cli.records import well_formed
 
 Tests = dict[str, Any]
-# The kinds above and those of benchmarks, as a problem set of trd has them.
+# The kinds above and those of benchmarks, in problem sets that trd has written.
 _OWN = ("stdin", "call", "functional", "evalplus", "points", "rounded")
 _EXPECTED = "an object with lists of inputs and outputs (and fn_name for calls), or a list of cases"
 
 
 def tests_json(value: Any) -> str | None:
-    """Return tests of any known form as JSON text, or None where there is nothing to run; RowFault for another form."""
+    """Return tests of any known form as JSON text, or None if there is no test.
+
+    Raises RowFault for an unknown form.
+    """
     tests = parsed_tests(value)
     return well_formed(json.dumps(tests, ensure_ascii=False, default=str)) if tests else None
 
 
 def parsed_tests(value: Any, function: str | None = None) -> Tests | None:
-    """Return tests of any known form, or None where there is nothing to run; RowFault for another form.
+    """Return tests of any known form, or None if there is no test.
 
-    `function` is the name of the function that cases call which do not name one.
+    `function` is the function to call in cases that name none. Raises RowFault for an unknown form.
     """
     if _is_test_program(value):
         return {"kind": "functional", "code": value} | ({"entry_point": function} if function else {})
@@ -52,7 +56,7 @@ def parsed_tests(value: Any, function: str | None = None) -> Tests | None:
 
 
 def _is_test_program(value: Any) -> bool:
-    """Whether a text is Python that asserts, or defines test cases or HumanEval's `check`."""
+    """Return True if a text is Python that asserts, or that defines test cases or HumanEval's `check`."""
     if not isinstance(value, str) or not any(word in value for word in ("assert", "def check(")):
         return False
     try:
@@ -64,7 +68,7 @@ def _is_test_program(value: Any) -> bool:
 
 
 def are_tests(value: Any) -> bool:
-    """Return whether a value is tests by its form: for sets that keep answers and tests in one column."""
+    """Return True if a value has the form of tests, for sets that keep answers and tests in one column."""
     try:
         return bool(parsed_tests(value))
     except RowFault:
@@ -72,11 +76,10 @@ def are_tests(value: Any) -> bool:
 
 
 def of_cases(cases: Sequence[Mapping[str, Any]], function: str | None = None) -> Tests:
-    """Return the tests that a list of {input, output, testtype or type, fn_name or metadata.func_name} is; RowFault
-    where it is none.
+    """Return the tests in a list of cases: {input, output, testtype or type, fn_name or metadata.func_name}.
 
-    Where the arguments of a call are text, each line is the JSON of one of them, and the result is JSON too:
-    LiveCodeBench's form.
+    A call's arguments may be text (LiveCodeBench's form): then each line is the JSON of one of them, and the result is
+    JSON too. Raises RowFault for another form.
     """
     if not cases:
         raise RowFault("no tests")
@@ -99,7 +102,7 @@ def of_cases(cases: Sequence[Mapping[str, Any]], function: str | None = None) ->
     if all(isinstance(given, list) for given in inputs):
         return {**call, "inputs": inputs, "outputs": outputs}
     arguments = [[_json(line) for line in str(text).split("\n") if line.strip()] for text in inputs]
-    # `exact` goes where a program compares as LiveCodeBench does.
+    # LiveCodeBench compares the results of this form exactly.
     return {
         "kind": "call",
         "exact": True,
@@ -110,11 +113,10 @@ def of_cases(cases: Sequence[Mapping[str, Any]], function: str | None = None) ->
 
 
 def of_assertions(assertions: Any, solution: Any = None, *before: Any) -> Tests | None:
-    """Return the test program of a list of assertions after the code `before` them (texts, or lists of lines); None
-    without assertions.
+    """Return the test program of a list of assertions, or None if there are none.
 
-    `names` of it are what the assertions test: what `solution` defines and they use; without it, the first function
-    that they call.
+    The code `before` (texts, or lists of lines) is put in front of them. `names` are the functions and classes that
+    `solution` defines and the assertions use; without a solution, the first function that they call.
     """
     lines = _read(assertions, "tests")
     if not filled(lines):
@@ -127,7 +129,7 @@ def of_assertions(assertions: Any, solution: Any = None, *before: Any) -> Tests 
 
 
 def _tested(program: str, solution: Any) -> list[str]:
-    """The names that a test program takes from the solution."""
+    """Return the names that a test program takes from the solution."""
     try:
         tree = ast.parse(program)
     except (SyntaxError, ValueError) as error:
@@ -140,7 +142,7 @@ def _tested(program: str, solution: Any) -> list[str]:
 
 
 def _defined(solution: Any) -> set[str]:
-    """The functions and classes that a solution defines; none where it is no Python of today."""
+    """Return the functions and classes that a solution defines; none if it is not valid Python 3."""
     try:
         body = ast.parse(solution).body if isinstance(solution, str) else []
     except (SyntaxError, ValueError):
@@ -149,7 +151,7 @@ def _defined(solution: Any) -> set[str]:
 
 
 def _bound(tree: ast.Module) -> set[str]:
-    """The names that a program gives a meaning itself."""
+    """Return the names that a program binds itself."""
     names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
     for node in tree.body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
@@ -174,7 +176,7 @@ def _of_object(value: Mapping[str, Any], function: str | None) -> Tests | None:
         return dict(value)
     code = value.get("functional") or value.get("code") or value.get("test")
     if isinstance(code, str):
-        # HumanEval's tests are a function, and its rows say with what it is called.
+        # HumanEval's test is a function, and the row names its argument.
         entry = value.get("entry_point") or function
         return {"kind": "functional", "code": code} | ({"entry_point": entry} if entry else {})
     if isinstance(value.get("test_cases"), list):
@@ -205,7 +207,7 @@ def _kind(case: Mapping[str, Any], function: str | None) -> str:
 
 
 def _outputs(case: Mapping[str, Any]) -> list[Any]:
-    """The expected result of a case, as a list of one; empty without any."""
+    """Return the expected result of a case as a list of one, or an empty list."""
     return [case[name] for name in ("output", "expected_output") if name in case][:1]
 
 
@@ -214,13 +216,13 @@ def _function(case: Mapping[str, Any]) -> str | None:
 
 
 def function_name(metadata: Any) -> str | None:
-    """Return `func_name` of metadata, an object or JSON of one; None without any."""
+    """Return `func_name` of metadata, which is an object or JSON of one; None if it has none."""
     known = _read(metadata, "metadata") if isinstance(metadata, str) else metadata
     return known.get("func_name") if isinstance(known, Mapping) else None
 
 
 def _read(value: Any, what: str) -> Any:
-    """JSON, or what Python shows of an object or a list, as what it says; anything else as it is."""
+    """Return the value that JSON or a Python literal of an object or a list spells; any other value unchanged."""
     if isinstance(value, bytes):
         value = value.decode("utf-8", "replace")
     if not isinstance(value, str) or not filled(value):
@@ -244,5 +246,5 @@ def _json(value: Any) -> Any:
 
 
 def _lines(value: Any) -> str:
-    """What goes through standard input or output; some sets list its lines."""
+    """Return the text for standard input or output; some sets give a list of its lines."""
     return "\n".join(map(str, value)) if isinstance(value, list) else str(value)

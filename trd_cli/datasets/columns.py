@@ -1,8 +1,8 @@
-"""Where a value stands in a row: a column by its name, or a path of names and list indexes into what a column holds.
+"""Find a value in a row: in a column by its name, or by a path of names and list indexes into a column's content.
 
-`reward_model.ground_truth` and `messages.0.content` are paths, through objects, lists and text that is JSON or what
-Python shows of them. A column whose own name is the whole path wins. A name that no column has is found where only
-case, outer spaces, and spaces or hyphens for underscores differ: ` Ground Truth ` is ground_truth.
+`reward_model.ground_truth` and `messages.0.content` are paths. They lead through objects, lists, and text that holds
+JSON or a Python literal. A column whose own name is the whole path wins. A name that no column has also finds a column
+that differs only in case, in outer spaces, or in spaces or hyphens for underscores: ` Ground Truth ` is ground_truth.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ Names = str | tuple[str, ...]
 
 @dataclass(frozen=True)
 class From:
-    """Where a field comes from: `make` of one value for each of `columns` (None where a row has none).
+    """Describe the origin of a field: `make` is called with one value for each of `columns`, None where a row has none.
 
-    A tuple in `columns` lists names of which the first filled one is taken. A file in which no row has the first column
-    is refused, unless `optional`.
+    A tuple in `columns` lists alternative names, and the first filled one counts. A file in which no row has the first
+    column is refused, unless `optional`.
     """
 
     columns: tuple[Names, ...]
@@ -36,7 +36,7 @@ class From:
         return self.make(*(first_filled(row, names) for names in self.columns))
 
     def first(self) -> tuple[str, ...]:
-        """Return the names of which a file must have one."""
+        """Return the alternative names of the first column, one of which a file must have."""
         first = self.columns[0]
         return (first,) if isinstance(first, str) else first
 
@@ -46,9 +46,9 @@ class From:
 
 
 def first_filled(row: Mapping[str, Any], names: Names) -> Any:
-    """Return the first value that holds something;
+    """Return the first value that holds something.
 
-    of words that may mean nothing (`None`, `n/a`) the first, where no other does.
+    A word that may mean nothing (`None`, `n/a`) is returned only if no other value holds anything.
     """
     if isinstance(names, str):
         names = (names,)
@@ -57,9 +57,7 @@ def first_filled(row: Mapping[str, Any], names: Names) -> Any:
 
 
 def found(row: Mapping[str, Any], name: str) -> Iterator[tuple[str, Any]]:
-    """Yield what stands in a row under a column or path, in all spellings of its name, each with the name as the row
-    has it.
-    """
+    """Yield each value that a row has under a column or path, in any spelling, with the row's own name for it."""
     left: int | None = None
     for column, rest in _splits(tuple(row), name):
         if left is not None and len(rest) > left:
@@ -71,22 +69,25 @@ def found(row: Mapping[str, Any], name: str) -> Iterator[tuple[str, Any]]:
 
 
 def filled_in(row: Mapping[str, Any], name: str) -> Iterator[tuple[str, Any]]:
-    """Yield those of `found` that hold something; RowFault where one stands in the row twice with different values."""
+    """Yield those of `found` that hold something.
+
+    Raises RowFault where the row has one of them twice with different values.
+    """
     for column, value in found(row, name):
         if isinstance(value, Clash):
             given = " and ".join(repr(item)[:40] for item in value)
-            raise RowFault(f"{column!r} stands there twice, with {given}")
+            raise RowFault(f"{column!r} occurs twice, with {given}")
         if filled(value):
             yield column, value
 
 
 def has(row: Mapping[str, Any], name: str) -> bool:
-    """Return whether a row has the column or path `name`, though it may hold nothing."""
+    """Return True if the row has the column or path `name`, even if it holds nothing."""
     return next(found(row, name), None) is not None
 
 
 def paths(value: Any, name: str, most: int = 8) -> list[str]:
-    """Return the paths to single values inside of `value`, which stands under `name`; `most` of them."""
+    """Return the paths to at most `most` single values inside `value`, which stands under `name`."""
     inside = list(islice(_paths(value, name), most + 1))
     return [*inside[:most], "…"] if len(inside) > most else inside
 
@@ -96,7 +97,7 @@ _ABSENT = object()
 
 @lru_cache(maxsize=1024)
 def _splits(columns: tuple[str, ...], name: str) -> tuple[tuple[str, tuple[str, ...]], ...]:
-    """The columns that `name` may begin with, the longest first, each with the steps that are left of the path."""
+    """Return the columns that `name` may begin with, the longest first, each with the remaining steps of the path."""
     parts = name.split(".")
     return tuple(
         (column, tuple(parts[length:]))

@@ -1,7 +1,7 @@
-"""Conversations as problems: the user's one turn is the problem, the assistant's one turn its worked solution.
+"""Read conversations as problems: the user's one turn is the problem, the assistant's one turn its worked solution.
 
-Read are lists of {role, content} and of {from, value}, JSON of them, content as text or as a list of parts that are
-text. A system's turn is instruction to another model; it is left out. Not covered: conversations of several turns.
+A conversation is a list of {role, content} or of {from, value}, or JSON of one. Its content is text, or a list of parts
+that are text. A system turn instructs another model and is left out. Not covered: conversations of several turns.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ _ROLES = {
 
 
 def user_turn(conversation: Any) -> str | None:
-    """Return the user's turn, or None without any.
+    """Return the user's turn, or None if there is none.
 
-    Raises RowFault for several turns of the user, for what is no list of messages, for a role or a part that is not
-    known.
+    Raises RowFault for several turns of the user, for a value that is no list of messages, and for an unknown role or
+    part.
     """
     said = [text for role, text in _turns(conversation) if role == "user"]
     if len(said) > 1:
@@ -40,25 +40,25 @@ def user_turn(conversation: Any) -> str | None:
 
 
 def prompt(value: Any) -> str | None:
-    """Return a prompt: a text, or the user's turn of a list of messages."""
+    """Return a prompt that is given as text, or as the user's turn in a list of messages."""
     return value if isinstance(opened(value), str) else user_turn(value)
 
 
 def assistant_turn(conversation: Any) -> str | None:
-    """Return the assistant's turn, or None without one or with several."""
+    """Return the assistant's turn, or None if there is none or more than one."""
     said = [text for role, text in _turns(conversation) if role == "assistant"]
     return said[0] if len(said) == 1 else None
 
 
 def is_conversation(value: Any) -> bool:
-    """Return whether a value is a list of messages, by its form."""
+    """Return True if a value has the form of a list of messages."""
     turns = opened(value)
     first = next(iter(turns), None) if isinstance(turns, list) else None
     return isinstance(first, Mapping) and bool({"role", "from"} & first.keys())
 
 
 def has_system_turn(conversation: Any) -> bool:
-    """Return whether a system's turn stands in a conversation; False for what is none."""
+    """Return True if a value is a conversation with a system turn."""
     return is_conversation(conversation) and any(
         isinstance(turn, Mapping) and _ROLES.get(_role(turn)) == "system" for turn in opened(conversation)
     )

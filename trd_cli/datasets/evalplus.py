@@ -1,4 +1,4 @@
-"""HumanEval+ and MBPP+ as problems. The grader reads the tasks (`graders/evalplus_tasks.py`).
+"""Load HumanEval+ and MBPP+ as problems; the grader reads the tasks itself (`graders/evalplus_tasks.py`).
 
 Not covered: the Mini and NoExtreme editions, and the timing tasks of EvalPerf.
 """
@@ -14,7 +14,7 @@ from trd_cli.graders.evalplus_tasks import Dataset, Task, origin, task_sha256, t
 from trd_cli.records import Problem
 
 SIZES: dict[Dataset, int] = {"humaneval": 164, "mbpp": 378}
-# Content hashes (`Loaded.sha256`) of the editions trd knows.
+# Content hashes (`Loaded.sha256`) of the editions that trd knows.
 _SHA256: dict[tuple[Dataset, str], str] = {
     ("humaneval", "v0.1.10"): "f73399e41b70845f2b6071d3c875e74625a4d5c1b77dc8ecb8328ca8ae3d6f14",
     ("humaneval", "v0.1.9"): "cb3be0aeea23aed9118487fcbacaf5c8f3b5fed3c5402ec572381e543166edf2",
@@ -27,9 +27,9 @@ _ASKS: dict[Dataset, str] = {
 
 
 def load_evalplus(name: str, dataset: Dataset, version: str) -> Loaded:
-    """The tasks as problems.
+    """Return the tasks as problems.
 
-    Their tests name the task, which the grader reads again, and hold its hash, but no inputs.
+    Their tests hold no inputs, only the task's name and hash; the grader reads the task again.
     """
     problems = [_problem(name, dataset, version, task) for task in tasks(dataset, version).values()]
     size = SIZES[dataset] if (dataset, version) in _SHA256 else None
@@ -37,9 +37,9 @@ def load_evalplus(name: str, dataset: Dataset, version: str) -> Loaded:
 
 
 def canonical_version(text: str) -> str:
-    """`v0.1.9` for 0.1.9 and v0.1.9; InputError for what is no version."""
+    """Return `v0.1.9` for 0.1.9 and v0.1.9; raise InputError for any other form."""
     if not re.fullmatch(r"v?\d+(\.\d+)+", text):
-        raise InputError(f"version={text}", "one of EvalPlus's, as v0.1.9", "change the version")
+        raise InputError(f"version={text}", "one of EvalPlus's, such as v0.1.9", "change the version")
     return f"v{text.removeprefix('v')}"
 
 

@@ -1,7 +1,7 @@
-"""Problem sets from files and from the Hugging Face Hub: presets for known sets, column maps for all others.
+"""Import problem sets from files and from the Hugging Face Hub: presets for known sets, column maps for all others.
 
-Rows are read one at a time, so that only what becomes a problem is held. An answer is never lost in silence: what is
-not taken is counted, and `Imported.remarks` says it.
+Rows are read one at a time, and only the problems are held. No answer is lost in silence: each one that is not taken is
+counted, and `Imported.remarks` reports it.
 
 Not covered: whether a reference answer or a test is right.
 """
@@ -22,7 +22,7 @@ from trd_cli.datasets.problem_rows import Counts, listed, problem_of
 from trd_cli.datasets.rows import Row, rows_of
 from trd_cli.datasets.values import RowFault
 from trd_cli.errors import InputError
-from trd_cli.graders.reading import reference_answer
+from trd_cli.graders.answers import reference_answer
 from trd_cli.records import Problem
 
 FIELDS = ("problem", "reference_answer", "reference_solution", "tests", "problem_id", "source", "task")
@@ -32,12 +32,12 @@ _ALIASES = {"answer": "reference_answer", "solution": "reference_solution", "id"
 
 @dataclass(frozen=True)
 class Imported:
-    """What came of a file. Of problems with the same id the first one stays; `duplicates` counts the others.
+    """Hold the problems of a file. The first of those with the same id stays; `duplicates` counts the others.
 
-    `skipped` counts the rows with no problem text. `unreadable` has one line for each row left out because a value in
-    it could not be understood (as tests that are not JSON): "row 7: …", counted from 1. `unanswered` are the rows whose
-    problem of mathematics is among `problems` without one reference answer, `untested` those of code without tests;
-    `remarks` are lines for people on what was changed or not taken.
+    `skipped` counts the rows without a problem text. `unreadable` has one line for each row that was left out because
+    of a value that could not be understood (such as tests that are not JSON): "row 7: …", counted from 1. `unanswered`
+    are the rows whose problem of mathematics is in `problems` without one reference answer, `untested` those of code
+    without tests. `remarks` are lines for people on changed and omitted values.
     """
 
     problems: list[Problem]
@@ -49,7 +49,7 @@ class Imported:
     remarks: tuple[str, ...] = ()
 
     def ungraded(self) -> Iterator[str]:
-        """Yield a line on the rows in `unanswered`, and one on those in `untested`."""
+        """Yield a line on the rows in `unanswered` and one on those in `untested`."""
         for rows, lacking in ((self.unanswered, "single reference answer"), (self.untested, "tests")):
             if rows:
                 yield f"no {lacking} in {listed(rows)}: no verdict will say right or wrong"
@@ -60,7 +60,7 @@ def import_problems(config: ImportConfig) -> Imported:
 
     Raises InputError for a file or Hub set that cannot be read, a malformed line, a field or column that does not
     exist, a column that holds objects where one value is needed, two different problems with one mapped id, and a file
-    that gives no problem at all.
+    without any problem.
     """
     sources = _fields(config)
     seen = _Seen(sources)
@@ -104,13 +104,11 @@ def import_problems(config: ImportConfig) -> Imported:
 
 
 def check_answers(imported: Imported, config: ImportConfig) -> None:
-    """Raise InputError where no problem of mathematics has a reference answer, unless `config.no_answers` says that
-    none is needed.
-    """
+    """Raise InputError if no problem of mathematics has a reference answer, unless `config.no_answers` allows that."""
     asked = sum(problem.task == "math" for problem in imported.problems)
     if asked and asked == len(imported.unanswered) and not config.no_answers:
         raise InputError(
-            f"{config.file} gives {asked} problems of mathematics and not one reference answer",
+            f"{config.file} gives {asked} problems of mathematics but no reference answer",
             f"answers in a column that --map names, or in one of {', '.join(ANSWERS)}",
             "name it with --map reference_answer=COLUMN, or pass --no-answers to go without",
         )
@@ -122,7 +120,7 @@ def _has_answer(problem: Problem) -> bool:
 
 def _selected(problems: list[Problem], config: ImportConfig) -> list[Problem]:
     if config.shuffle_seed is not None:
-        # Of all of Random's methods only random() is promised to stay the same in future versions of Python.
+        # Python promises only for random() that its numbers stay the same in future versions.
         rng = random.Random(config.shuffle_seed)
         problems = sorted(problems, key=lambda _: rng.random())
     return problems[: config.limit]
@@ -132,8 +130,9 @@ def _selected(problems: list[Problem], config: ImportConfig) -> list[Problem]:
 
 
 def _fields(config: ImportConfig) -> dict[str, From]:
-    """The preset's fields, or without one the columns that are named like a field (`answer`, `solution` and `id` too,
-    as many sets have them), overridden by `--map`.
+    """Return the fields and their origins: the preset's, or the columns named like a field, overridden by `--map`.
+
+    Without a preset the columns `answer`, `solution` and `id` count as fields too, as many sets have them.
     """
     mapped = {_ALIASES.get(name, name): column for name, column in config.map.items()}
     for name in config.map:
@@ -156,7 +155,7 @@ def _fields(config: ImportConfig) -> dict[str, From]:
 
 
 class _Seen:
-    """The columns of the rows so far, and which of the required ones were there."""
+    """Record the columns of the rows so far, and which required ones were among them."""
 
     def __init__(self, sources: Mapping[str, From]) -> None:
         self._missing = {name: source for name, source in sources.items() if not source.optional}
@@ -172,7 +171,7 @@ class _Seen:
                 del self._missing[name]
 
     def check(self, config: ImportConfig, rows: int) -> None:
-        """Raise InputError where there was no row, or no row had a required column."""
+        """Raise InputError if there was no row, or if no row had a required column."""
         if not rows:
             raise InputError(f"{config.file} has no rows", "at least one", "check the file, or --split")
         for name, source in self._missing.items():
@@ -186,7 +185,7 @@ class _Seen:
             )
 
     def _inside(self, source: From) -> str:
-        """What the first row has under the column that a path of `source` begins with."""
+        """Describe the first row's content of the column that a path of `source` begins with."""
         roots = [column.split(".")[0] for column in source.first() if "." in column]
         inside = [
             path
@@ -199,7 +198,7 @@ class _Seen:
 
 
 def _joined(kept: Problem, other: Problem, counts: Counts) -> Problem:
-    """The first of two equal problems, with what only the second one has; InputError where they are not equal."""
+    """Return the first of two equal problems, completed by the second; raise InputError if they are not equal."""
     if kept.problem != other.problem:
         raise InputError(
             f"two different problems have the id {kept.problem_id!r}",
@@ -216,7 +215,7 @@ def _joined(kept: Problem, other: Problem, counts: Counts) -> Problem:
 
 @contextmanager
 def _integers_of_any_length() -> Iterator[None]:
-    """Python refuses to read integers of more than 4300 digits; TACO's tests have some."""
+    """Lift Python's limit of 4300 digits an integer; some of TACO's tests have longer ones."""
     limit = sys.get_int_max_str_digits()
     sys.set_int_max_str_digits(0)
     try:

@@ -1,4 +1,4 @@
-"""The benchmarks trd knows by name, and how each is loaded."""
+"""List the benchmarks that trd knows by name, each with its loader."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from trd_cli.datasets import evalplus, livecodebench
 from trd_cli.datasets.arithmetic import make_arithmetic
 from trd_cli.datasets.math_sets import MATH_SETS, load_math_set
 from trd_cli.datasets.sources import Loaded
-from trd_cli.errors import InputError
+from trd_cli.errors import InputError, flag
 from trd_cli.graders import evalplus_tasks
 from trd_cli.local_data import local_file
 from trd_cli.records import Sampling, Task
@@ -33,10 +33,10 @@ Options = Mapping[str, str]
 
 @dataclass(frozen=True)
 class Known:
-    """A benchmark trd knows.
+    """Describe a benchmark that trd knows.
 
     `size` is its number of questions with the default `options`; `load` takes the canonical name and every option.
-    `where` says, without asking the network, what would be read now and at which commit or version.
+    `where` returns, without the network, the source and the commit or version that would be read now.
     """
 
     task: Task
@@ -51,9 +51,9 @@ class Known:
 def _load_arithmetic(name: str, options: Options) -> Loaded:
     wrong = next((key for key, value in options.items() if not re.fullmatch(r"-?\d+", value)), None)
     if wrong:
-        raise InputError(f"{name}: {wrong}={options[wrong]}", "a whole number", "change --bench")
+        raise InputError(f"{name}: {wrong}={options[wrong]}", "a whole number", f"change {flag('bench')}")
     loaded = Loaded(make_arithmetic(**{key: int(value) for key, value in options.items()}), "generated")
-    # Made here from its options, so there is nothing it could differ from.
+    # It is made from its options, so its content is always the known one.
     return replace(loaded, expected_sha256=loaded.sha256())
 
 
@@ -116,7 +116,7 @@ KNOWN: dict[str, Known] = {
         SAMPLING["arithmetic"],
     ),
 }
-# Other ways to write a name, after letters' case, hyphens, underscores and spaces are gone.
+# Other spellings of a name, in lower case and without hyphens, underscores and spaces.
 SPELLINGS: dict[str, str] = {
     "aime2024": "aime24",
     "aime2025": "aime25",

@@ -1,14 +1,15 @@
-"""LiveCodeBench (code generation, lite) within a window of contest dates.
+"""Load LiveCodeBench (code generation, lite) within a window of contest dates.
 
 The Hub repository has a loading script, which is no longer run, beside its data: test.jsonl is the first release, and
-each further file is what a release added (problems and dates from LiveCodeBench's README). The union of all six is
-release_v6. Files whose release ended before the window are not fetched; of the others, rows are read one at a time, and
-only the tests of problems within the window are decoded.
+each further file holds the problems that a release added (problems and dates from LiveCodeBench's README). The union of
+all six is release_v6. Files whose release ended before the window are not fetched. Rows of the others are read one at a
+time, and tests are decoded only for problems within the window.
 
-Tests come as JSON lists of {input, output, testtype}: the public ones plainly, the private ones plainly or as
-base64(zlib(pickle(JSON text))). The pickle is read without any global, so it can build a text but call nothing.
-A function's input has one JSON value a line for each argument, its output is one JSON value.
-Not covered: LiveCodeBench's other scenarios; a limit on how large the decoded tests of a problem may be.
+Tests are JSON lists of {input, output, testtype}. The public ones are plain, the private ones plain or
+base64(zlib(pickle(JSON text))). The pickle is read without any global, so it can build a text but call nothing. A
+function's input has one JSON value a line for each argument; its output is one JSON value.
+
+Not covered: LiveCodeBench's other scenarios; a limit on the size of a problem's decoded tests.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from trd_cli.records import Problem
 
 REPOSITORY = "livecodebench/code_generation_lite"
 REVISION = "0fe84c3912ea0c4d4a78037083943e8f0c4dd505"
-# The window whose 131 problems are "LiveCodeBench v6" in papers: what release_v6 has from February 2025 on.
+# Papers call the 131 problems of this window "LiveCodeBench v6": those of release_v6 from February 2025 on.
 WINDOW = {"from": "2025-02-01", "to": "2025-05-31"}
 SIZE = 131
 
@@ -55,16 +56,16 @@ _RELEASES = (
     _Release("test5.jsonl", 167, date(2025, 1, 31)),
     _Release("test6.jsonl", 175, date(2025, 4, 30)),
 )
-# With the rest of the row, what a problem's text ends in.
+# A problem's text ends in one of these instructions.
 _BY_STDIN = "Write a Python program that reads from standard input and prints its answer to standard output."
 _BY_CALL = "Complete this code, keeping its names and arguments:\n```python\n{}\n```"
 
 
 def load_livecodebench(name: str, window: Mapping[str, str], revision: str | None) -> Loaded:
-    """The problems with a contest date from `window["from"]` to `window["to"]`, both days included.
+    """Return the problems with a contest date from `window["from"]` to `window["to"]`, both days included.
 
     Dates are YYYY-MM-DD, or YYYY-MM for the whole month. Raises InputError for another date, a window without problems,
-    a file with another number of rows than its release, and a row that cannot be read.
+    a file whose number of rows is not its release's, and a row that cannot be read.
     """
     first, last = _window(window)
     problems: list[Problem] = []
@@ -87,7 +88,7 @@ def _fetch(release: _Release, revision: str | None) -> Fetched:
     except InputError as error:
         if local_file("livecodebench_v6_prompts.jsonl") is None:
             raise
-        raise InputError(
+        raise type(error)(
             f"{error.got} (TRD_DATA has the prompts of livecodebench only, without tests)", error.expected, error.mend
         ) from None
 
@@ -100,7 +101,7 @@ def _window(window: Mapping[str, str]) -> tuple[date, date]:
 
 
 def _day(key: str, text: str, day: int | None) -> date:
-    """A date, or a month's first (`day` 1) or last (None) day."""
+    """Return a date; a month stands for its first day (`day` 1) or its last one (None)."""
     try:
         if re.fullmatch(r"\d{4}-\d{2}", text):
             year, month = map(int, text.split("-"))
@@ -151,7 +152,7 @@ def _cases(text: str) -> list[dict[str, Any]]:
 
 
 class _WithoutGlobals(pickle.Unpickler):
-    """Reads a pickle of plain values; one that names a class or function, the way a pickle runs code, is refused."""
+    """Read a pickle of plain values; refuse one that names a class or function, which is how a pickle runs code."""
 
     def find_class(self, module_name: str, global_name: str) -> Any:
         raise pickle.UnpicklingError(f"the pickle asks for {module_name}.{global_name}")

@@ -40,7 +40,7 @@ def import_(config: ImportConfig, progress: Progress) -> None:
 
 @dataclass(frozen=True)
 class Listed:
-    """One line of `trd data list`. The names of the fields are the titles of its columns."""
+    """One line of `trd data list`; the names of its fields are the titles of the columns."""
 
     name: str
     questions: str
@@ -56,7 +56,7 @@ class Listed:
 
 
 def list_() -> list[Listed]:
-    """Every benchmark as it would be read now, and a line for files of one's own. Asks nothing of the network."""
+    """Return every benchmark as it would be read now, and a line for users' files, without the network."""
     grader = f"{GRADERS['math']}, {GRADERS['code']}"
     own = Listed(FILES, "all", "math, code", grader, "JSONL, JSON, CSV, Parquet", "", "as its task", "")
     return [*(_listed(name, known) for name, known in KNOWN.items()), own]

@@ -1,14 +1,13 @@
-"""Mathematics benchmarks as they are published: their files, and how a row becomes a problem.
+"""Load mathematics benchmarks from their published files.
 
-Columns are taken in either spelling, that of the Hub's edition and that of the file in TRD_DATA. Each set is pinned to
-a commit of its Hub repository. `sha256` is the content hash (`Loaded.sha256`) of the edition in TRD_DATA; where
-`hub_is_same`, the pinned file is byte for byte that one, and where not, the Hub's text may differ in details, so
-another hash says nothing.
+Columns are accepted under the names of the Hub's edition and of the file in TRD_DATA. Each set is pinned to a commit of
+its Hub repository. `sha256` is the content hash (`Loaded.sha256`) of the edition in TRD_DATA. Where `hub_is_same`, the
+pinned file has the same bytes; elsewhere the Hub's text may differ in details, so another hash proves nothing.
 
-AMO-Bench's prompts end in an instruction how to write the answer. It is cut off, because trd's prompt template has its
-own; for the questions that ask for a set or a formula one sentence replaces it, without which a right answer could not
-be compared. Eleven of its fifty questions ask for a description, which no parser can grade: they are left out, as the
-official parser subset does.
+AMO-Bench's prompts end with an instruction on the form of the answer. It is cut off, because trd's prompt template has
+its own. Where a question asks for a set or a formula, one sentence replaces it, as a right answer could not be compared
+otherwise. Eleven of its fifty questions ask for a description, which no parser can grade; they are left out, as in the
+official parser subset.
 """
 
 from __future__ import annotations
@@ -28,19 +27,18 @@ from trd_cli.records import Problem, content_hash
 _PROBLEM = ("problem", "question", "prompt")
 _IDS = ("id", "problem_idx", "question_id", "unique_id")
 _FORMAT = "After solving the above problem, please output"
-# Where the two answers that are formulas are compared: a sequence in n, and a triangle's sides. As in the official
-# grader.
+# Two answers are formulas, in n and in a triangle's sides; they are compared at the official grader's points.
 _POINTS: dict[str, dict[str, Any]] = {
     "5": {"variables": ["n"], "points": [[n] for n in range(1, 21)]},
     "37": {"variables": ["a", "b", "c"], "points": [[n, n + 1, n + 2] for n in range(2, 19)]},
 }
-# Its other answers are compared with decimals that agree to four places.
+# Its other answers are compared to four decimal places.
 _ROUNDED = json.dumps({"kind": "rounded", "digits": 4})
 
 
 @dataclass(frozen=True)
 class MathSet:
-    """One benchmark. `make` gives None for a row that is left out; `note` says which those are."""
+    """Describe one benchmark. `make` returns None for a row to leave out; `note` says which rows those are."""
 
     size: int
     repo: str
@@ -53,7 +51,7 @@ class MathSet:
 
 
 def load_math_set(name: str, revision: str | None) -> Loaded:
-    """The problems of `MATH_SETS[name]`, from TRD_DATA or the Hub; InputError where a row is not as it should be."""
+    """Return the problems of `MATH_SETS[name]`, from TRD_DATA or the Hub; raise InputError for a malformed row."""
     known = MATH_SETS[name]
     file = fetch(f"{name}.jsonl", known.repo, known.path, revision, known.revision)
     problems = []
@@ -78,7 +76,7 @@ def load_math_set(name: str, revision: str | None) -> Loaded:
 
 
 def _first(row: Row, columns: tuple[str, ...]) -> str | None:
-    """The first of `columns` that the row has, as text; an answer that is a number is written as one."""
+    """Return the first of `columns` that the row has, as text; a number is written in digits."""
     values = (row[column] for column in columns if row.get(column) is not None)
     return next((str(value) for value in values), None)
 
@@ -103,7 +101,7 @@ def _boxed(text: str | None, where: str) -> str:
 
 
 def _plain(name: str, row: Row) -> Problem:
-    """A row with an answer, or with a solution (AIME 2024 on the Hub) that is nothing but the boxed answer."""
+    """Return the problem of a row whose answer stands in `answer`, or boxed in `solution` (AIME 2024 on the Hub)."""
     answer, solution = _first(row, ("answer",)), _first(row, ("solution",))
     if answer is None:
         return _problem(name, row, _text(row), _boxed(solution, "solution"))

@@ -1,25 +1,24 @@
-"""Word n-grams that training texts share with benchmark questions.
+"""Find word n-grams that training texts share with benchmark questions.
 
-Words: the text in Unicode NFKC and lower case, of which every run of letters and every run of digits is a word, and
-every Han character and kana. Punctuation, operators and white space only separate. LaTeX commands of layout, of
-fractions and of operators (`\\left`, `\\text`, `\\frac`, `\\cdot`, `\\le`, `\\begin{...}`; the list is below) are
-removed and what is in their braces is kept; any other command is the word it is named after. So `$x^2$`, `\\(x_{2}\\)`
-and `x²` are all `x 2`, and `\\dfrac{1}{\\sqrt{2}}` is `1 sqrt 2`.
+The text is put in Unicode NFKC and lower case. Every run of letters, every run of digits, every Han character and every
+kana is then a word. Punctuation, operators and white space only separate words. LaTeX commands of layout, of fractions
+and of operators (`\\left`, `\\text`, `\\frac`, `\\cdot`, `\\le`, `\\begin{...}`; `_COMMANDS` lists them) are removed,
+and the content of their braces is kept. Any other command is a word, its name. So `$x^2$`, `\\(x_{2}\\)` and `x²` are
+all `x 2`, and `\\dfrac{1}{\\sqrt{2}}` is `1 sqrt 2`.
 
-A question is hit at n by a training text that
+A training text hits a question at n if it
 
 - shares an n-gram with it that is not boilerplate,
 - or has at least 70 % of its n-grams, boilerplate or not,
-- or equals it word by word, or holds all of it, where it has fewer than n words but 8 at least (with fewer than 8, only an equal
-  text is a hit);
+- or, for a question of fewer than n words, equals it word by word, or contains it if it has at least 8 words.
 
-a hit at 13 is one at 8 as well. Boilerplate is an n-gram in more than `common` different questions of that benchmark,
-or in more than `common` different training problems.
+A hit at 13 is also one at 8. An n-gram is boilerplate for a benchmark if it is in more than `common` different
+questions of that benchmark, or in more than `common` different training problems.
 
-Sources: GPT-3 (Brown et al. 2020, arXiv 2005.14165, appendix C) removes what shares a 13-gram of lower-case words
+Sources: GPT-3 (Brown et al. 2020, arXiv 2005.14165, appendix C) removes text that shares a 13-gram of lower-case words
 without punctuation, ignores n-grams found in more than 10 training documents, and measures overlap with 8 to 13 words
-depending on the benchmark; PaLM (Chowdhery et al. 2022, arXiv 2204.02311, section 8) counts a question as contaminated
-when 70 % of its 8-grams were seen.
+depending on the benchmark. PaLM (Chowdhery et al. 2022, arXiv 2204.02311, section 8) counts a question as contaminated
+if 70 % of its 8-grams were seen.
 
 Not covered: operators (`2 + 3` and `2 - 3` are the same words), paraphrase and translation, reordered or renamed text,
 languages without spaces other than Chinese and Japanese, `\\frac12` (the word 12) against `\\frac{1}{2}`, answers and
@@ -41,7 +40,7 @@ NEAR_COPY = 0.7
 Words = tuple[int, ...]
 _SHORT, _LONG = SIZES
 _NO_WORD = -1
-# Removed, as one text has them and another of the same problem does not, or as their Unicode symbols separate words.
+# Removed: two texts of one problem differ in them, or their Unicode symbols only separate words.
 _COMMANDS = """
     left right middle big Big bigg Bigg bigl bigr Bigl Bigr displaystyle textstyle limits quad qquad hspace vspace
     text textbf textit textrm textup emph mbox mathrm mathbf mathit mathbb mathcal mathsf operatorname boldsymbol
@@ -54,21 +53,22 @@ _WORD = re.compile(rf"[{_ONE_EACH}]|[^\W\d_{_ONE_EACH}]+|\d+")
 
 
 def split_words(text: str) -> list[str]:
-    """The words of a text, as the module's docstring has them."""
+    """Return the words of a text, as the module's docstring defines them."""
     return _WORD.findall(unicodedata.normalize("NFKC", _LATEX.sub(" ", text)).lower())
 
 
 def ngrams(words: Sequence[int], n: int) -> list[Words]:
-    """All runs of n words in order, repeats included; none where there are fewer words."""
+    """Return all runs of n words in order, with repeats; an empty list if there are fewer than n words."""
     return [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
 
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """What one training text has in common with the questions of an index.
+    """Hold the parts of one training text that questions of an index have too.
 
-    `segments` are its longest stretches of which every 8-gram is some question's; a run of 8 or more words that the
-    text shares with any question lies inside one of them. `equal` are the questions with exactly its words.
+    `segments` are the text's longest stretches in which every 8-gram belongs to some question. Every run of 8 or more
+    words that the text shares with a question lies within one of them. `equal` are the questions with exactly the
+    text's words.
     """
 
     segments: tuple[Words, ...]
@@ -77,11 +77,11 @@ class Shared:
 
 @dataclass(frozen=True, slots=True)
 class Overlap:
-    """One question that a training text hits.
+    """Represent one question that a training text hits.
 
-    `run`: words in the longest run both have. `covered`: by n, share of the question's different n-grams that the text
-    has; for a question with fewer than n words 1.0 if the texts are equal, else 0.0. `hit`: by n, see the module's
-    docstring.
+    `run` is the number of words in the longest run that both have. `covered` gives, by n, the share of the question's
+    different n-grams that the text has; a question with fewer than n words has 1.0 if the texts are equal, else 0.0.
+    `hit` is by n too; the module's docstring defines it.
     """
 
     question: int
@@ -93,21 +93,21 @@ class Overlap:
 
 @dataclass(frozen=True)
 class Boilerplate:
-    """N-grams that say nothing: in too many training problems, or in too many questions of a benchmark."""
+    """Hold the n-grams that prove nothing: too many training problems or questions of a benchmark have them."""
 
     everywhere: frozenset[Words] = frozenset()
     by_benchmark: Mapping[str, frozenset[Words]] = field(default_factory=dict)
 
     def among(self, benchmark: str, grams: Iterable[Words]) -> list[Words]:
-        """Those of `grams` that are ignored for a benchmark."""
+        """Return those of `grams` that are ignored for a benchmark."""
         own = self.by_benchmark.get(benchmark, frozenset())
         return [gram for gram in grams if gram in self.everywhere or gram in own]
 
 
 class QuestionIndex:
-    """The questions of benchmarks by their 8-grams, their 13-grams and their whole text.
+    """Index the questions of benchmarks by their 8-grams, their 13-grams and their whole text.
 
-    `benchmarks` has the benchmark's name of each question. Exact: n-grams are compared as words, not by a hash alone.
+    `benchmarks` names the benchmark of each question. N-grams are compared word by word, not by a hash alone.
     """
 
     def __init__(self, questions: Sequence[str], benchmarks: Sequence[str]) -> None:
@@ -129,7 +129,7 @@ class QuestionIndex:
                 self._having[gram].append(number)
 
     def shared(self, text: str) -> Shared | None:
-        """What a training text shares with the questions; None where that is nothing."""
+        """Return the parts of a training text that questions have too, or None if there are none."""
         number = self._numbers.get
         words = tuple([number(word, _NO_WORD) for word in split_words(text)])
         having = self._having
@@ -138,14 +138,15 @@ class QuestionIndex:
         return Shared(_segments(words, starts), equal) if starts or equal else None
 
     def known_grams(self, shared: Shared) -> frozenset[Words]:
-        """The n-grams, of both sizes, that a text has in common with any question."""
+        """Return the n-grams of both sizes that a text has in common with any question."""
         grams = (gram for words in shared.segments for n in SIZES for gram in ngrams(words, n))
         return frozenset(gram for gram in grams if gram in self._having)
 
     def boilerplate(self, found: Iterable[tuple[str, Shared]], common: int) -> Boilerplate:
-        """Which n-grams to ignore, from (training problem, what its text shares) pairs; `common` 0 ignores none.
+        """Return the n-grams to ignore, from pairs of a training problem and the parts that one of its texts shares.
 
-        Texts with the same problem (its rollouts, say) count once, and so do questions with the same words.
+        Texts of the same problem (its rollouts, for example) count once, and so do questions with the same words. With
+        `common` 0 no n-gram is ignored.
         """
         if not common:
             return Boilerplate()
@@ -168,14 +169,14 @@ class QuestionIndex:
         return {name: frozenset(grams) for name, grams in repeated.items()}
 
     def overlaps(self, shared: Shared, boilerplate: Boilerplate) -> list[Overlap]:
-        """The questions that a text hits at any n, in their order."""
+        """Return the questions that a text hits at any n, in their order."""
         grams = self.known_grams(shared)
         candidates = {question for gram in grams for question in self._having[gram]} | set(shared.equal)
         judged = (self._judge(question, shared, grams, boilerplate) for question in sorted(candidates))
         return [overlap for overlap in judged if any(overlap.hit.values())]
 
     def ignored(self, grams: Iterable[Words], boilerplate: Boilerplate) -> dict[str, Counter[int]]:
-        """How many of `grams` (each given once) are a benchmark's and ignored for it: benchmark to n to count."""
+        """Return, by benchmark and n, how many of `grams` the benchmark has and ignores; each gram is given once."""
         counts = {name: Counter(dict.fromkeys(SIZES, 0)) for name in self.benchmarks}
         for gram in grams:
             for name in {self.benchmarks[question] for question in self._having[gram]}:
@@ -197,7 +198,7 @@ class QuestionIndex:
 
 
 def _segments(words: Words, starts: Sequence[int]) -> tuple[Words, ...]:
-    """The stretches of words under consecutive `starts` of 8-grams."""
+    """Return the stretches of words that consecutive `starts` of 8-grams cover."""
     segments, first = [], 0
     for i, start in enumerate(starts):
         if i + 1 == len(starts) or starts[i + 1] != start + 1:

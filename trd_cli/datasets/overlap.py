@@ -1,4 +1,4 @@
-"""trd data overlap: which rows of a training set share word n-grams with benchmark questions (see core/ngrams.py)."""
+"""trd data overlap: list the rows of a training set that share word n-grams with benchmark questions (see `ngrams`)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _ROWS_AT_ONCE = 500
 
 @dataclass(frozen=True)
 class TrainingFiles:
-    """The Parquet files of a training set, of one schema, the columns to read, and the number of all rows."""
+    """Hold the Parquet files of a training set, their common schema, the columns to read and the number of all rows."""
 
     files: tuple[Path, ...]
     schema: pa.Schema
@@ -35,9 +35,9 @@ class TrainingFiles:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a training text is: `part` ("problem" or "response") of row `row`, counted from 0.
+    """Locate a training text: `part` ("problem" or "response") of row `row`, counted from 0.
 
-    `trajectory_id` is None in a problem set. `problem` is the row's problem text: texts with the same one are of one
+    `trajectory_id` is None in a problem set. `problem` is the row's problem text; texts with the same one belong to one
     training problem.
     """
 
@@ -50,10 +50,10 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A training text and a question it hits at 8 words; `hit_13` says whether also at 13.
+    """Represent a training text and a question that it hits at 8 words; `hit_13` is True if it hits at 13 too.
 
-    `run`: words of the longest common run. `covered_8`, `covered_13`: share of the question's n-grams that the text
-    has. `equal`: the two are the same word by word.
+    `run` is the number of words in the longest common run. `covered_8` and `covered_13` are the shares of the
+    question's n-grams that the text has. `equal` is True if both have the same words.
     """
 
     row: int
@@ -74,13 +74,13 @@ class Finding:
 
 @dataclass(frozen=True)
 class Overlaps:
-    """What was found in a training set of `rows` rows.
+    """Hold the findings in a training set of `rows` rows.
 
     `findings` are in the order of rows, then of benchmarks and their questions. `offending` has one finding for each
-    row that hits a question at the chosen n: an equal question, else the longest run. `benchmarks` has by name what was
-    compared (`source`, `revision`, `sha256`) and counts: `questions`, `equal` (questions that a row equals),
-    `questions_hit`, `rows_hit` and `ignored` (n-grams found in the training set and ignored as boilerplate), these
-    three by n.
+    row that hits a question at the chosen n: an equal question, else the one with the longest run. `benchmarks`
+    describes each benchmark by name: its `source`, `revision` and `sha256`, and the counts `questions`, `equal`
+    (questions that a row equals), `questions_hit`, `rows_hit` and `ignored` (n-grams found in the training set and
+    ignored as boilerplate). The last three counts are by n.
     """
 
     rows: int
@@ -90,11 +90,11 @@ class Overlaps:
 
 
 def run(config: OverlapConfig, progress: Progress) -> Overlaps:
-    """Compare, report the counts, and write `--out` and `--drop` where asked.
+    """Compare a training set with benchmarks, report the counts, and write `--out` and `--drop` where asked.
 
-    Of the training texts only what they share with a question is held. An unfinished set is compared as far as it is.
-    Raises InputError for what cannot be read or written, an output that is one of the inputs, and options that do not
-    fit the kind of training set.
+    Only the parts of training texts that questions share are held in memory. An unfinished set is compared as far as it
+    goes. Raises InputError for a file that cannot be read or written, an output that is one of the inputs, and options
+    that do not fit the kind of training set.
     """
     _check_options(config)
     training = _training_files(config)
@@ -154,7 +154,7 @@ def _training_files(config: OverlapConfig) -> TrainingFiles:
 
 
 def _compare(training: TrainingFiles, index: QuestionIndex, progress: Progress) -> list[tuple[Place, Shared]]:
-    """What the training texts share with questions, in order; texts that share nothing are left out."""
+    """Return the place and the shared parts of every training text that shares any, in order."""
     found: list[tuple[Place, Shared]] = []
     done = 0
     progress.start("compared", training.rows)

@@ -1,4 +1,4 @@
-"""Known sets: the columns that their rows have, and how a field comes out of them."""
+"""Describe known sets: the columns of their rows, and the way from columns to a problem's fields."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from trd_cli.datasets.conversations import assistant_turn, prompt, user_turn
 from trd_cli.datasets.values import RowFault, opened, text_of
 from trd_cli.records import Task
 
-# What sets call a reference answer, the most certain first: an `answer` may also be a worked solution.
+# Columns for a reference answer, the most certain first: an `answer` may also be a worked solution.
 ANSWERS = ("reference_answer", "ground_truth", "final_answer", "answer")
 _MESSAGES = ("messages", "conversations", "conversation")
 _TRUTH = "reward_model.ground_truth"
@@ -22,14 +22,14 @@ _TRUTH = "reward_model.ground_truth"
 
 @dataclass(frozen=True)
 class Preset:
-    """A known set: the task of its rows and where their fields come from."""
+    """Describe a known set: the task of its rows and the origin of their fields."""
 
     task: Task
     fields: Mapping[str, From]
 
 
 def first_solution(value: Any) -> Any:
-    """Return the first of a list of solutions, which may be written as JSON; a text that is no list is the solution."""
+    """Return the first of a list of solutions, which may be written as JSON; any other text is the solution itself."""
     if isinstance(value, str) and value.lstrip().startswith("["):
         try:
             value = json.loads(value)
@@ -39,9 +39,9 @@ def first_solution(value: Any) -> Any:
 
 
 def gsm8k_parts(value: Any) -> tuple[str, str]:
-    """Return GSM8K's worked solution without its calculator marks, and the number that ends it;
+    """Return GSM8K's worked solution without its calculator marks, and the number at its end.
 
-    RowFault without one.
+    Raises RowFault if there is no such number.
     """
     solution, mark, answer = str(value).rpartition("####")
     if not mark:
@@ -56,7 +56,7 @@ def _with_starter_code(question: Any, starter_code: Any) -> Any:
 
 
 def _with_one_assertion(question: Any, assertions: Any) -> Any:
-    """MBPP's text does not name the function; its first assertion does."""
+    """Add the first assertion to MBPP's text, which does not name the function otherwise."""
     lines = opened(assertions)
     if not text_of(question) or not isinstance(lines, list) or not lines:
         return question

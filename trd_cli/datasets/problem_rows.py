@@ -1,7 +1,4 @@
-"""One row of a file as a problem:
-
-its fields as text, its one reference answer, and a count of what was changed on the way.
-"""
+"""Turn one row of a file into a problem: take its fields as text, find its one reference answer, count every change."""
 
 from __future__ import annotations
 
@@ -17,18 +14,18 @@ from trd_cli.datasets.presets import PRESETS
 from trd_cli.datasets.rows import Row, set_name
 from trd_cli.datasets.values import RowFault, Structured, answer_of, control_character, filled, mended, opened, text_of
 from trd_cli.errors import InputError
-from trd_cli.graders.reading import reference_answer
+from trd_cli.graders.answers import reference_answer
 from trd_cli.records import Problem, Task, content_hash
 
 _SHOWN_ROWS = 10
-# Names of what is meant in an object that holds more than it.
+# Keys that likely hold the wanted value of an object with several.
 _LIKELY = ("ground_truth", "answer", "final_answer", "content", "value", "text")
 Texts = dict[str, str | None]
 
 
 @dataclass
 class Counts:
-    """The number of the row that is read, from 1, and of the rows in which something was changed or not taken."""
+    """Hold the number of the current row, from 1, and of the rows in which something was changed or left out."""
 
     row: int = 0
     mended: list[int] = field(default_factory=list)
@@ -39,7 +36,7 @@ class Counts:
     columns: tuple[str, str] = ("", "")
 
     def remarks(self) -> Iterator[str]:
-        """Yield a line for people on each thing that happened."""
+        """Yield a line for people on each kind of change."""
         taken, other = self.columns
         for rows, said in (
             (self.mended, "put back the backslashes that had become control characters"),
@@ -53,7 +50,7 @@ class Counts:
 
 
 def listed(rows: Sequence[int]) -> str:
-    """Return `row 3`, or the number of rows and the first of them."""
+    """Return `row 3` for one row; for several, their number and the first of them."""
     if len(rows) == 1:
         return f"row {rows[0]}"
     shown = ", ".join(map(str, rows[:_SHOWN_ROWS])) + (", …" if len(rows) > _SHOWN_ROWS else "")
@@ -61,7 +58,7 @@ def listed(rows: Sequence[int]) -> str:
 
 
 def problem_of(row: Row, sources: Mapping[str, From], config: ImportConfig, counts: Counts) -> Problem | None:
-    """Return a row as a problem, or None where it has no problem text.
+    """Return a row as a problem, or None if it has no problem text.
 
     Raises RowFault for a value that cannot be understood, and InputError for an object or a list where one value is
     needed.
@@ -106,9 +103,9 @@ def _text(name: str, source: From, row: Row, config: ImportConfig, number: int) 
 
 
 def _answer_and_solution(source: From, row: Row, config: ImportConfig, counts: Counts) -> tuple[str | None, str | None]:
-    """The reference answer of a row, and a worked solution that stands in another of the columns for it.
+    """Return a row's reference answer, and the worked solution that another of its answer columns holds.
 
-    Of several columns the first counts that is a single answer, else the first that is filled.
+    The answer is the first column that holds a single answer, else the first filled one.
     """
     given = list(_answers(source, row, config, counts.row))
     if not given:
@@ -127,7 +124,7 @@ def _answer_and_solution(source: From, row: Row, config: ImportConfig, counts: C
 
 
 def _answers(source: From, row: Row, config: ImportConfig, number: int) -> Iterator[tuple[str, str]]:
-    """The texts in all columns for a reference answer, each with its column."""
+    """Yield the name and the text of each filled column for a reference answer."""
     for name, value in (item for names in source.first() for item in filled_in(row, names)):
         try:
             text = answer_of(source.make(value))
@@ -142,7 +139,7 @@ def _has_system_turn(source: From, row: Row) -> bool:
 
 
 def _structured(name: str, columns: Sequence[str], row: Row, config: ImportConfig, number: int) -> InputError:
-    """The refusal of an object or a list where one value is needed, with the paths to its parts."""
+    """Return the error for an object or a list where one value is needed; it names the paths to the parts."""
     given = ((c, opened(value)) for column in columns for c, value in found(row, column))
     column, value = next((c, value) for c, value in given if isinstance(value, Mapping | list))
     inside = paths(value, column)
@@ -159,7 +156,10 @@ def _structured(name: str, columns: Sequence[str], row: Row, config: ImportConfi
 
 
 def _mended(texts: Texts, counts: Counts) -> Texts:
-    """The same texts with their commands of LaTeX whole; RowFault for an answer with what cannot be mended."""
+    """Return the texts with broken LaTeX commands mended.
+
+    Raises RowFault if the answer still has a control character.
+    """
     whole = dict(texts)
     for name in ("problem", "reference_answer", "reference_solution"):
         text = texts[name]
@@ -173,7 +173,7 @@ def _mended(texts: Texts, counts: Counts) -> Texts:
 
 
 def _with_one_answer(texts: Texts, counts: Counts) -> Texts:
-    """The same texts with the answer taken out of a worked solution, which is kept as one."""
+    """Return the texts with the answer taken out of a worked solution; the solution is kept."""
     given = texts["reference_answer"] or texts["reference_solution"]
     answer = reference_answer(given) if given else None
     if not given or answer is None or answer == given.strip():
@@ -184,7 +184,7 @@ def _with_one_answer(texts: Texts, counts: Counts) -> Texts:
 
 
 def _problem_id(source: str, given: str | None, text: str) -> str:
-    """Ids start with the source, so that sets can be joined; an id that already does is kept."""
+    """Return an id that starts with the source, so that sets can be joined; an id that already does is kept."""
     if given is None:
         return f"{source}-{content_hash(text, 16)}"
     return given if given.startswith(f"{source}-") else f"{source}-{given}"

@@ -1,9 +1,9 @@
-"""Rows of files and of the Hugging Face Hub, one at a time: each is a dictionary by column.
+"""Read the rows of files and of the Hugging Face Hub one at a time, each as a dictionary by column.
 
-Files are JSONL (plain or gzipped), JSON, CSV and Parquet, told apart by suffix; a pipe is JSONL. A column that stands
-in a row twice has one value where one of the two is filled or both are the same, else it is a `Clash` of them.
+Files are JSONL (plain or gzipped), JSON, CSV or Parquet, told apart by suffix; a pipe is JSONL. A column that a row has
+twice has one value if only one of the two is filled or both are equal; otherwise it is a `Clash` of both.
 
-Not covered: sets that are spread over several files.
+Not covered: sets that consist of several files.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from trd_cli.datasets.values import Clash, Written, filled
-from trd_cli.errors import InputError
+from trd_cli.errors import InputError, OutOfReach
 from trd_cli.records import well_formed
 from trd_cli.trajectories.checksums import Checksums, Damage
 from trd_cli.trajectories.shards import source_of
@@ -32,9 +32,9 @@ _BOM = "\ufeff"
 
 
 def rows_of(file: str, split: str) -> Iterator[Row]:
-    """Return the rows of a file, or of the Hub's dataset of that name where no file has it;
+    """Return the rows of a file, or of the Hub's dataset of that name if there is no such file.
 
-    InputError where neither can be read.
+    Raises InputError where neither can be read.
     """
     path, suffix = Path(file), _suffix(file)
     if path.is_dir():
@@ -47,8 +47,11 @@ def rows_of(file: str, split: str) -> Iterator[Row]:
 
 
 def file_rows(path: Path) -> Iterator[Row]:
-    """Return the rows of one file, read by its suffix; InputError for another suffix, and for what cannot be read."""
-    # As of <(...), which has no name of its own.
+    """Return the rows of one file, read by its suffix.
+
+    Raises InputError for another suffix, and for content that cannot be read.
+    """
+    # A pipe, as `<(...)` makes one, has no name of its own.
     suffix = ".jsonl" if path.is_fifo() else _suffix(str(path))
     if suffix is None:
         raise InputError(
@@ -58,9 +61,9 @@ def file_rows(path: Path) -> Iterator[Row]:
 
 
 def set_name(file: str) -> str:
-    """Return `gsm8k` for data/gsm8k.jsonl.gz, for openai/gsm8k and for openai/gsm8k:main;
+    """Return `gsm8k` for data/gsm8k.jsonl.gz, for openai/gsm8k and for openai/gsm8k:main.
 
-    `pipe` for a pipe, whose name is a number.
+    A pipe, whose name is a number, is called `pipe`.
     """
     if Path(file).is_fifo():
         return "pipe"
@@ -73,7 +76,7 @@ def _suffix(file: str) -> str | None:
 
 
 def _guarded(path: Path, rows: Iterator[Row]) -> Iterator[Row]:
-    """The same rows, with what the operating system, gzip or Parquet raise on the way as one InputError."""
+    """Yield the same rows; errors of the operating system, gzip and Parquet become one InputError."""
     try:
         yield from rows
     except (Damage, OSError, EOFError, zlib.error, pa.ArrowException, ValueError) as error:
@@ -83,7 +86,7 @@ def _guarded(path: Path, rows: Iterator[Row]) -> Iterator[Row]:
 
 
 def _row(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    """One object from names and values in which a name may stand twice."""
+    """Return one object from names and values; a name may come twice."""
     pairs = list(pairs)
     row = dict(pairs)
     if len(row) < len(pairs):
@@ -164,9 +167,9 @@ def _batch_rows(batch: pa.RecordBatch) -> Iterator[Row]:
 
 
 def _values(column: pa.Array) -> Sequence[Any]:
-    """A column's values in Python, objects by key, and narrow floats by their own digits:
+    """Return a column's values as Python objects.
 
-    0.1, not 0.10000000149011612.
+    Maps become dictionaries. Narrow floats keep their own digits: 0.1, not 0.10000000149011612.
     """
     column_type = column.type
     if pa.types.is_float16(column_type) or pa.types.is_float32(column_type):
@@ -189,7 +192,7 @@ def _is_list(kind: pa.DataType) -> bool:
 
 
 def _is_deep(field: pa.Field) -> bool:
-    """Whether values of this type need more than Arrow's own conversion somewhere in them."""
+    """Return True if values of this type somewhere need more than Arrow's own conversion."""
     kind = field.type
     if pa.types.is_map(kind) or pa.types.is_float16(kind) or pa.types.is_float32(kind):
         return True
@@ -225,14 +228,13 @@ _READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
 # The Hub
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
-# Sets that their bare name does not load: GSM8K asks which subset, TACO has a loading script (no longer run) beside its
-# data.
+# The bare name does not load these sets: GSM8K needs a subset, TACO has a loading script that is no longer run.
 _HUB_SUBSETS = {"openai/gsm8k": "main"}
 _HUB_FILES = {"BAAI/TACO": "hf://datasets/BAAI/TACO/ALL/{split}-*.parquet"}
 
 
 def _hub_rows(file: str, split: str) -> Iterable[Row]:
-    """The rows of a Hub dataset, downloaded into the datasets package's cache."""
+    """Return the rows of a Hub dataset, which is downloaded into the cache of the package datasets."""
     try:
         from datasets import load_dataset
     except ImportError:
@@ -249,9 +251,9 @@ def _hub_rows(file: str, split: str) -> Iterable[Row]:
             found = load_dataset("parquet", data_files=files, split=split)
         else:
             found = load_dataset(name, subset or _HUB_SUBSETS.get(name), split=split)
-    except Exception as error:  # the package passes on whatever its HTTP, file and builder layers raise
+    except Exception as error:  # its HTTP, file and builder layers raise many kinds
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(
+        raise OutOfReach(
             f"{file!r} is no file here and the Hub did not give it ({reason})",
             "a file, or owner/name or owner/name:subset of a Hub dataset with that --split",
             "check the name, the network, and HF_TOKEN for gated sets",

@@ -1,7 +1,7 @@
-"""Where a benchmark's files are: in the directory TRD_DATA, or in a dataset repository of the Hugging Face Hub.
+"""Find a benchmark's files in the directory TRD_DATA, or in a dataset repository of the Hugging Face Hub.
 
 The Hub is read through huggingface_hub, so its cache and its variables (HF_HOME, HF_ENDPOINT, HF_HUB_OFFLINE, HF_TOKEN)
-hold.
+apply.
 """
 
 from __future__ import annotations
@@ -10,18 +10,18 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from trd_cli.errors import InputError, first_line
+from trd_cli.errors import OutOfReach, first_line
 from trd_cli.local_data import local_file
 from trd_cli.records import Problem, content_hash
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """What a benchmark's loader gives: its problems, and what can be said of them.
+    """Hold the problems that a benchmark's loader read, and their origin.
 
-    `source` is text for people. `revision` is the commit (Hub) or version (EvalPlus) that was read, None for a local
-    file. `expected_size` and `expected_sha256` are what trd knows of the set, None where it knows nothing; `certain`
-    says that another hash means another content, and not merely an edition whose hash trd does not know.
+    `source` is text for people. `revision` is the commit (Hub) or version (EvalPlus) that was read, or None for a local
+    file. `expected_size` and `expected_sha256` are those of the edition that trd knows, or None. `certain` is False
+    where another hash may only mean another edition of the same content.
     """
 
     problems: list[Problem]
@@ -33,15 +33,15 @@ class Loaded:
     notes: tuple[str, ...] = ()
 
     def sha256(self) -> str:
-        """SHA-256 (hex) of what decides a score:
+        """Return the SHA-256 (hex) of everything that decides a score.
 
-        every question's text, reference answer and tests, in no particular order.
+        That is the text, reference answer and tests of every question; the order of questions does not matter.
         """
         parts = ([p.problem, p.reference_answer, p.tests] for p in self.problems)
         return content_hash(sorted(content_hash(part, 64) for part in parts), 64)
 
     def known(self, sha256: str) -> bool | None:
-        """Whether this content is the one trd knows; None where it cannot tell."""
+        """Return True if this is the content that trd knows, False if not, and None if the hash cannot tell."""
         if self.expected_sha256 is None:
             return None
         return True if sha256 == self.expected_sha256 else (False if self.certain else None)
@@ -49,7 +49,7 @@ class Loaded:
 
 @dataclass(frozen=True)
 class Fetched:
-    """A file on this machine, where it came from (for people), and the Hub's commit, None for a local file."""
+    """Hold a file on this machine, its origin for people, and its commit on the Hub, or None for a local file."""
 
     path: Path
     source: str
@@ -57,38 +57,38 @@ class Fetched:
 
 
 def fetch(local: str, repo: str, path: str, revision: str | None, pinned: str) -> Fetched:
-    """The local file, or else the Hub's at `revision` (a commit, branch or tag), which defaults to the commit `pinned`.
+    """Return the local file, or else the Hub's at `revision` (a commit, branch or tag; default: the commit `pinned`).
 
-    A revision that was asked for is always the Hub's. Raises InputError where neither is to be had.
+    Where a `revision` is given, the local file is not used. Raises InputError where neither file can be had.
     """
     found = local_file(local) if revision is None else None
     return Fetched(found, str(found), None) if found else hub_file(repo, path, revision or pinned, local)
 
 
 def hub_file(repo: str, path: str, revision: str, local: str) -> Fetched:
-    """One file of a dataset repository, from huggingface_hub's cache or downloaded into it;
+    """Return one file of a dataset repository, from huggingface_hub's cache or downloaded into it.
 
-    InputError where that fails.
+    Raises InputError where that fails.
     """
     from huggingface_hub import hf_hub_download
 
-    # It logs each attempt that fails; what a user can mend is said in one line below.
+    # It logs each failed attempt; the error below gives the reason in one line.
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     try:
         file = Path(hf_hub_download(repo, path, repo_type="dataset", revision=revision))
-    except Exception as error:  # whatever its HTTP, file and cache layers raise
-        raise InputError(
-            f"{path} of the Hub dataset {repo} could not be got: {_reason(error, revision)}",
+    except Exception as error:  # its HTTP, file and cache layers raise many kinds
+        raise OutOfReach(
+            f"{path} of the Hub dataset {repo} could not be fetched: {_reason(error, revision)}",
             "the Hub, or a copy of the file",
             f"check the network and HF_ENDPOINT, set HF_TOKEN for a gated set, or set TRD_DATA to a folder with benchmarks/{local}",
         ) from None
-    # The cache keeps a file under snapshots/<commit>/, also where it was asked for by the name of a branch.
+    # The cache keeps a file under snapshots/<commit>/, even if a branch was asked for.
     commit = file.parts[len(file.parts) - len(Path(path).parts) - 1]
     return Fetched(file, f"{repo}@{commit[:12]} ({path})", commit)
 
 
 def _reason(error: Exception, revision: str) -> str:
-    """huggingface_hub's messages have several lines, and the one that says what happened is not always the first."""
+    """Return the cause in one line: huggingface_hub's messages have several, and the first does not always name it."""
     from huggingface_hub import errors
 
     reasons: dict[type[Exception], str] = {

@@ -1,10 +1,9 @@
-"""Cells of a file as text: numbers as they were meant, bytes decoded, lists joined, nothing where nothing is.
+"""Turn the cells of a file into text: numbers as they were meant, bytes decoded, lists joined, empty cells as None.
 
-A backslash that a program took for the start of an escape (`\\f` of `\\frac`, `\\t` of `\\text`) is mended in texts of
-mathematics where what follows it can be nothing but the rest of a command of LaTeX.
+A program may have taken a backslash for the start of an escape (`\\f` of `\\frac`, `\\t` of `\\text`). Such a backslash
+is put back in texts of mathematics if the letters after it can only be the rest of a LaTeX command.
 
-Not covered: commands whose rest is a word or a name of its own (`\\to`, `\\nu`, `\\ne`) where their backslash became
-white space.
+Not covered: a backslash that became white space before letters that are also a word or a name (`\\to`, `\\nu`, `\\ne`).
 """
 
 from __future__ import annotations
@@ -21,12 +20,12 @@ from typing import Any
 
 from trd_cli.records import well_formed
 
-# What a table of pandas or SQL writes where it has nothing.
+# What tables of pandas and SQL write in empty cells.
 _NOTHING = {"nan", "null", "<na>", "nat"}
-# What may also be meant: that there is no solution.
+# These may also mean that there is no solution.
 _PERHAPS_NOTHING = {"none", "n/a", "na", "-"}
 
-# Powers of ten: below the one and above the other a number is written with a power.
+# Numbers whose first digit stands between 10^-6 and 10^400 are written without a power of ten.
 _LONGEST_ZEROS, _LONGEST = 6, 400
 
 _WRITTEN_OUT = re.compile(r"\s*(?:\{\s*['\"]|\[\s*(?:\{\s*)?['\"])")
@@ -34,8 +33,8 @@ _COMMAND = re.compile(r"(?<!\\)\\(?=[a-zA-Z]{2})(?!u[0-9a-fA-F]{4})")
 _GROUPED = re.compile(r"\d{1,3}(?:,\d{3})+")
 _DOLLARS = re.compile(r"\$([^$]+)\$")
 
-# By the character that the backslash and the first letter of a command became: the rest of commands. In prose, those
-# that no word is; in an answer these too, of which some are words.
+# The letters that are left of commands, by the control character that the backslash and the first letter became. Some
+# short rests are words too, so those count in answers but not in prose.
 _RESTS = {
     "\a": r"lpha|pprox|ngle|rccos|rcsin|rctan|st|symp|leph|rray",
     "\b": r"oxed|egin|eta|inom|igg?[lrm]?|ar|mod|ullet|ot|oldsymbol|f|m|ecause|ackslash",
@@ -63,11 +62,11 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
 
 class RowFault(ValueError):
-    """A value that cannot be understood; its row is left out, with this as the reason."""
+    """Report a value that cannot be understood; its row is left out with this reason."""
 
 
 class Structured(ValueError):
-    """An object or a list stands where one value is needed; `value` is it."""
+    """Report an object or a list, `value`, where one value is needed."""
 
     def __init__(self, value: Any) -> None:
         super().__init__(f"a {type(value).__name__} where one value is needed")
@@ -75,7 +74,7 @@ class Structured(ValueError):
 
 
 class Written(float):
-    """A float of JSON that remembers its digits: `written` is the number as the file has it."""
+    """A float that remembers its digits: `written` is the number as the file has it."""
 
     written: str
 
@@ -90,7 +89,7 @@ class Clash(tuple):
 
 
 def filled(value: Any, doubtful: bool = True) -> bool:
-    """Return whether a cell holds something; without `doubtful`, a word such as `None` or `n/a` is not something."""
+    """Return True if a cell holds something; without `doubtful`, a word such as `None` or `n/a` does not count."""
     if value is None or (isinstance(value, float | Decimal) and math.isnan(value)):
         return False
     if isinstance(value, list | dict):
@@ -102,10 +101,10 @@ def filled(value: Any, doubtful: bool = True) -> bool:
 
 
 def text_of(value: Any) -> str | None:
-    """Return a cell as text, or None where it holds nothing (see `filled`).
+    """Return a cell as text, or None if it holds nothing (see `filled`).
 
-    25.0 is "25", 1e-07 is "10^{-7}", midnight is left out of a date. Raises Structured for an object or a list, and
-    RowFault for bytes that are not UTF-8.
+    25.0 becomes "25" and 1e-07 "10^{-7}"; a date loses a time of midnight. Raises Structured for an object or a list,
+    and RowFault for bytes that are not UTF-8.
     """
     if not filled(value):
         return None
@@ -122,11 +121,10 @@ def text_of(value: Any) -> str | None:
 
 
 def answer_of(value: Any) -> str | None:
-    """Return a reference answer as text: as `text_of`, and lists joined as the grader reads them: `1, 2`, `(1, 2), (3,
-    4)`.
+    """Return a reference answer as text: a list is joined as the grader reads it, `1, 2` or `(1, 2), (3, 4)`.
 
-    A text that is a list of texts (`["1", "2"]`, `['1']`) is that list. Raises Structured for an object, or a list with
-    one, also where it is written out as text.
+    A text that spells a list of texts (`["1", "2"]`, `['1']`) counts as that list. All else is as in `text_of`. Raises
+    Structured for an object or a list that holds one, even if it is spelled as text.
     """
     value = _decoded(value) if isinstance(value, bytes) else value
     inside = opened(value, latex=True)
@@ -153,9 +151,9 @@ def _ungrouped(grouped: re.Match[str]) -> str:
 
 
 def opened(value: Any, latex: bool = False) -> Any:
-    """Return the object or list that a text writes out, in JSON or as Python shows it; anything else as it is.
+    """Return the object or list that a text spells, in JSON or as a Python literal; return any other value unchanged.
 
-    With `latex` a backslash before two letters begins a command of LaTeX, no escape.
+    With `latex`, a backslash before two letters begins a LaTeX command and is no escape.
     """
     if not isinstance(value, str) or not _WRITTEN_OUT.match(value):
         return value
@@ -171,7 +169,7 @@ def opened(value: Any, latex: bool = False) -> Any:
 
 
 def number(value: float | Decimal) -> str:
-    """Return a number as mathematics writes it: `5` for 5.0, `0.1`, `2.5 \\times 10^{-9}`; nothing is rounded."""
+    """Return a number in mathematical notation, without rounding: `5` for 5.0, `0.1`, `2.5 \\times 10^{-9}`."""
     if not math.isfinite(value) and not isinstance(value, Written):
         return str(value)
     exact = Decimal(value.written if isinstance(value, Written) else str(value))
@@ -187,17 +185,16 @@ def number(value: float | Decimal) -> str:
 
 
 def mended(text: str, prose: bool) -> str:
-    """Return `text` with the backslashes that became control characters put back, where that is what they must have
-    been.
+    """Return `text` with each backslash put back that must have become a control character.
 
-    In `prose` the rest of a command may also be a word after a tab or on a new line; there such a rest stays.
+    In `prose`, letters after a tab or a line end that could also be a word are left alone.
     """
     pattern = _ESCAPED_IN_PROSE if prose else _ESCAPED
     return pattern.sub(lambda found: "\\" + _LETTERS[found[0]], text)
 
 
 def control_character(text: str) -> str | None:
-    """Return the first character of `text` that is no text, as `U+0008`, or None; tabs and line ends are text."""
+    """Return the first control character of `text`, as in `U+0008`, or None; tabs and line ends do not count."""
     found = _CONTROL.search(text)
     return f"U+{ord(found[0]):04X}" if found else None
 

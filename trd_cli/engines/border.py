@@ -1,8 +1,7 @@
-"""The border that every completion crosses on its way into a row: text, ids and the rest are checked here, for all
-engines.
+"""Check every completion on its way into a row: its text, its ids and the rest, for all engines.
 
-What can be repaired is: parts of a message are joined, lone surrogates become U+FFFD, an end of turn that is missing is
-added. Anything else is the error of its own row, so that a batch never loses a good one.
+A repairable fault is repaired: parts of a message are joined, lone surrogates become U+FFFD, a missing end of turn is
+added. Any other fault is the error of its own row, so that a batch never loses a good one.
 """
 
 from __future__ import annotations
@@ -22,21 +21,21 @@ _LARGEST_FLOAT32 = 3.4e38
 _LONGEST_REASON, _SHOWN = 2000, 20
 _THOUGHTS = {"thinking", "redacted_thinking", "reasoning", "reasoning_content", "reasoning_text", "thought"}
 _TEXTS = {None, "text", "output_text"}
-# Where the parts of a message keep their text, which may be a list of parts again.
+# Keys of a message's part that hold its text, which may be a list of parts again.
 _HOLDERS = ("text", "thinking", "reasoning", "reasoning_content", "content", "summary")
 
 
 class Malformed(ValueError):
-    """Says which value of an answer no row can hold, and what it was."""
+    """Report a value of an answer that no row can hold."""
 
 
 def answered(
     requests: Sequence[Request], completions: Iterable[Completion], tokenizer: Tokenizer, note: Callable[[str], None]
 ) -> Iterator[Completion]:
-    """Yield exactly one checked completion for each request, in the order in which an engine gives them.
+    """Yield exactly one checked completion for each request, in the order in which an engine yields them.
 
-    A request that the engine leaves unanswered ends as an error. What answers no open request is left out, and `note`
-    says how often.
+    A request that the engine leaves unanswered ends as an error. A completion that answers no open request is left out,
+    and `note` reports how many there were.
     """
     waiting = {request.request_id: None for request in requests}
     strangers = 0
@@ -54,7 +53,7 @@ def answered(
 
 
 def checked(completion: Completion, tokenizer: Tokenizer) -> Completion:
-    """Return the completion with plain values that a row can hold, or its error where that cannot be."""
+    """Return the completion with plain values that a row can hold, or with an error if that is impossible."""
     if completion.error is not None:
         return _failed(completion, str(completion.error))
     try:
@@ -90,7 +89,7 @@ def as_ids(value: Any) -> list[int]:
 
 
 def as_logprobs(value: Any, count: int) -> list[float] | None:
-    """Return `count` finite numbers, or None where there is not just one for each token."""
+    """Return `count` finite numbers, or None if there is not exactly one for each token."""
     try:
         given = [] if isinstance(value, (str, bytes, Mapping)) else list(value)
         found = [float(item) for item in given if isinstance(item, Real) and not isinstance(item, bool)]
@@ -103,9 +102,9 @@ def as_logprobs(value: Any, count: int) -> list[float] | None:
 def with_end(
     ids: list[int], logprobs: list[float] | None, tokenizer: Tokenizer
 ) -> tuple[list[int], list[float] | None]:
-    """Return the ids of a response that stopped with an end of turn last.
+    """Return the ids of a response that stopped, with an end of turn as the last one.
 
-    One that was not returned is added. There is no logprob for it, so none are kept.
+    An id that the server did not return is added. It has no logprob, so then none are kept.
     """
     if ids and ids[-1] in tokenizer.eos_ids:
         return ids, logprobs
@@ -113,7 +112,7 @@ def with_end(
 
 
 def _failed(completion: Completion, reason: str) -> Completion:
-    # An empty reason would make a row without a response look like one that is well.
+    # An empty reason would make a row without a response look like a good one.
     reason = reason if reason.strip() else "the engine failed without a word"
     return Completion(completion.request_id, error=one_line(well_formed(reason), _LONGEST_REASON))
 
@@ -129,7 +128,7 @@ def _as_id(item: Any) -> int:
 
 
 def _joined(parts: Iterable[Any]) -> str:
-    """Join the parts of a message. A thought that no text follows stays open: the response ended inside it."""
+    """Join the parts of a message. A thought with no text after it stays open: the response ended inside it."""
     text, in_thought = "", False
     for is_thought, piece in map(_piece, parts):
         if not piece:
@@ -141,7 +140,7 @@ def _joined(parts: Iterable[Any]) -> str:
 
 
 def _piece(part: Any) -> tuple[bool, str]:
-    """Return whether a part is a thought, and its text."""
+    """Return True if a part is a thought, and its text."""
     if isinstance(part, str):
         return False, part
     if not isinstance(part, Mapping):
@@ -162,7 +161,7 @@ def _piece(part: Any) -> tuple[bool, str]:
 
 
 def _named(value: Any) -> str:
-    """Name a value that is not what it should be. A long text is not shown: half of a key would not be known as one."""
+    """Name a malformed value. A long text is not shown, because half of a key would not be recognised as one."""
     if value is None:
         return "missing"
     if isinstance(value, (list, tuple, dict, str)) and not value:

@@ -27,7 +27,7 @@ from trd_cli.engines.replies import (
     read_json,
 )
 from trd_cli.engines.server import header_value, read_server
-from trd_cli.errors import EngineError
+from trd_cli.errors import EngineError, flag
 from trd_cli.models import ModelRef
 from trd_cli.prompting.tokens import Tokenizer
 from trd_cli.records import Completion, Request
@@ -37,12 +37,12 @@ _DEFAULT_IN_FLIGHT = 32
 _CONNECT_SECONDS = 10.0
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 8.0
 _LONGEST_REASON = 300
-# So many of the first prompts that are refused alike stop the run, where more are to come: it concerns every request.
+# If so many different first prompts fail alike and more are to come, the fault concerns every request: the run stops.
 _FIRST_PROMPTS = 3
-# What the HTTP library raises when no connection was made. By name: openai 2 uses httpx, openai 3 its successor.
+# The HTTP library's errors of a failed connection. By name: openai 2 uses httpx, openai 3 its successor.
 _UNREACHABLE = {"ConnectError", "ConnectTimeout", "ProxyError", "UnsupportedProtocol"}
-# vllm answers what a request leaves out from the model's generation_config.json: a row that says "no filter" must say
-# so to the server too. Off is -1 to vllm and SGLang; SGLang refuses 0.
+# vllm takes missing options from the model's generation_config.json, so a request must switch the filter off itself.
+# Off is -1 to vllm and SGLang; SGLang refuses 0.
 _NO_TOP_K = -1
 _NEUTRAL = {"min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
 
@@ -60,9 +60,9 @@ class _Arguments(BaseModel):
 
 
 class _Fault(Exception):
-    """Says why one request has no answer.
+    """Report why one request has no answer.
 
-    Two of equal `likeness` fail for the same reason; None is a reason of its own.
+    Two faults of equal `likeness` have the same reason; with None a fault is like no other.
     """
 
     def __init__(self, reason: str, likeness: str | None = None) -> None:
@@ -71,17 +71,17 @@ class _Fault(Exception):
 
 
 class OpenAIEngine:
-    """Sends up to `batch_size` requests at a time to `base_url` (else OPENAI_BASE_URL), key in OPENAI_API_KEY.
+    """Send up to `batch_size` requests at a time to `base_url` (else OPENAI_BASE_URL), with the key in OPENAI_API_KEY.
 
     `api=completions` sends the prompt's token ids. A server that returns token ids (vllm's `return_token_ids`) makes
     exact rows, with logprobs, which are the model's own under vllm's default `--logprobs-mode raw_logprobs`. Where only
-    text comes back, the ids are those of the text and `ids_exact` is False. `api=chat` sends the messages; what it
-    leaves out (`top_k` 0, penalties) is as the server is configured.
+    text comes back, it is tokenized, and `ids_exact` is False. `api=chat` sends the messages; the server's
+    configuration decides all that it leaves out (`top_k` 0, penalties).
 
     The client waits and tries again after 408, 409, 429, 5xx, lost connections, timeouts, a body that is cut off, and
-    an error in a body with status 200. What still fails is that row's error. What concerns every request raises
-    EngineError: 401 to 405, a quota or credit that is used up, a server that cannot be reached, and a refusal that the
-    first three prompts meet alike. Nothing is sent before the first request.
+    an error in a body with status 200. If the last try fails, the row gets the error. A fault that concerns every
+    request raises EngineError: 401 to 405, a used-up quota or credit, an unreachable server, and the same refusal of
+    the first three prompts. No request is sent before the first completion is asked for.
     """
 
     name = "openai"
@@ -105,19 +105,19 @@ class OpenAIEngine:
             "project": header_value("OPENAI_PROJECT_ID") or None,
             "default_query": self._server.query,
             "max_retries": self._arguments.retries,
-            # pool=None: waiting for a free connection is no failure of the server.
+            # pool=None: a wait for a free connection is no failure of the server.
             "timeout": openai.Timeout(seconds, connect=min(seconds, _CONNECT_SECONDS), pool=None),
         }
         try:
             self._client = _client_class()(**connection)
-        except Exception as error:  # whatever it makes of proxies in the environment
+        except Exception as error:  # proxies in the environment can raise any kind
             got = f"no client for {self._server.shown}: {self._line(error)}"
             raise EngineError(got, "an address and proxies it can use", "check --base-url and *_PROXY") from None
 
     def generate(self, requests: Sequence[Request]) -> Iterator[Completion]:
-        """One completion a request, as they finish; raises EngineError when the server is of no use to any request.
+        """Yield one completion a request, as they finish; raise EngineError if the server can answer no request.
 
-        Closing the iterator drops the requests that have not started and waits for none of the others.
+        If the iterator is closed, requests that have not started are dropped, and the others are not waited for.
         """
         todo = deque(requests)
         done: SimpleQueue[tuple[Request, Any]] = SimpleQueue()
@@ -143,12 +143,12 @@ class OpenAIEngine:
             todo.clear()
 
     def close(self) -> None:
-        """Close the connections. Requests still open are abandoned: they are not tried again."""
+        """Close the connections. Open requests are abandoned and not tried again."""
         self._closed.set()
         self._client.close()
 
     def _work(self, todo: deque[Request], done: SimpleQueue[tuple[Request, Any]]) -> None:
-        """Put completions, or the exceptions in their place, into `done` until there is nothing to do."""
+        """Put completions, or exceptions in their place, into `done` until no request is left."""
         while True:
             try:
                 request = todo.popleft()
@@ -160,7 +160,7 @@ class OpenAIEngine:
                 done.put((request, error))
 
     def _ask(self, request: Request) -> Any:
-        """Return the JSON of the answer, after as many tries as it takes and may; raise _Fault or EngineError."""
+        """Return the JSON of the answer after one or more tries; raise _Fault or EngineError."""
         retries, wait = self._arguments.retries, _FIRST_WAIT
         while True:
             reply = self._send(request, retries)
@@ -178,7 +178,7 @@ class OpenAIEngine:
             wait = min(2 * wait, _LONGEST_WAIT)
 
     def _send(self, request: Request, retries: int) -> Any:
-        """Return the reply as it came; raise _Fault or EngineError where there is none with status 200."""
+        """Return the raw reply; raise _Fault or EngineError if none has status 200."""
         import openai
 
         client = self._client
@@ -217,7 +217,7 @@ class OpenAIEngine:
         extra = {
             "return_token_ids": True,
             "top_k": request.sampling.top_k or _NO_TOP_K,
-            # A base model's own list has the end of its text alone, not that of its template's turns.
+            # A base model's own list lacks the token that ends a turn of its template.
             "stop_token_ids": sorted(self._tokenizer.eos_ids),
             **_NEUTRAL,
         }
@@ -235,9 +235,9 @@ class OpenAIEngine:
             raise _Fault(f"the server's answer is malformed: {self._line(fault)}") from None
 
     def _response(self, request: Request, choice: Mapping[str, Any], usage: Any) -> Completion:
-        """Return the response in a choice;
+        """Return the response in a choice.
 
-        raise _Fault where it did not end well or has no text, Malformed where a value is of another kind.
+        Raises _Fault if it did not end well or has no text, and Malformed if a value has another type.
         """
         given = choice.get("token_ids") if self._arguments.api == "completions" else None
         ids = as_ids(given) if given else None
@@ -264,7 +264,7 @@ class OpenAIEngine:
         return Completion(request.request_id, text, ids, logprobs, finish, exact)
 
     def _content(self, choice: Mapping[str, Any]) -> Any:
-        """Return the text of a choice or its parts, with what the server split off as reasoning before it."""
+        """Return the text of a choice or its parts, after any reasoning that the server split off."""
         message = choice.get("message")
         if not isinstance(message, Mapping):
             content, message = choice.get("text"), {}
@@ -281,16 +281,16 @@ class OpenAIEngine:
         return content
 
     def _without_end(self, text: str) -> str:
-        """Return text without the names of end tokens that some servers leave at its end;
+        """Return the text without the names of end tokens that some servers leave at its end.
 
-        the id is added once, by `with_end`.
+        `with_end` adds the id, once.
         """
         bare = text.rstrip()
         end = next((end for end in self._ends if bare.endswith(end)), None)
         return text if end is None else self._without_end(bare.removesuffix(end))
 
     def _refusal(self, found: Complaint) -> Exception:
-        """Return a complaint as the fault of one request, or as an EngineError where every request would meet it."""
+        """Return a complaint as the fault of one request, or as an EngineError if every request would meet it."""
         reason = self._line(found.reason or "without a reason")
         got = f"{self._server.shown} answered {found.status} ({reason})"
         if not found.is_about_content:
@@ -334,10 +334,10 @@ class OpenAIEngine:
 
 
 class _Opening:
-    """Holds the errors of the first requests back until one is answered, or fails for another reason.
+    """Hold back the errors of the first requests until one is answered or fails for another reason.
 
-    Where the first prompts that differ all fail alike, so would the rest: then they are no errors of rows, and none is
-    handed on.
+    If the first different prompts all fail alike, all others would too. Then these are no errors of rows, and none is
+    yielded.
     """
 
     def __init__(self, requests: Sequence[Request]) -> None:
@@ -356,7 +356,7 @@ class _Opening:
         return not self._is_over and not self._waiting
 
     def refused(self, completion: Completion, likeness: str | None) -> list[Completion]:
-        """Return what may be handed on now, with this error or without it."""
+        """Return the completions that may be yielded now, perhaps with this error among them."""
         if self._is_over or likeness is None or self._likeness not in (None, likeness):
             return self.answered(completion)
         self._likeness = likeness
@@ -365,11 +365,11 @@ class _Opening:
         return []
 
     def answered(self, completion: Completion) -> list[Completion]:
-        """Return this completion after those held back, which are errors of their own rows."""
+        """Return this completion after the errors that were held back, which now belong to their rows."""
         return [*self.rest(), completion]
 
     def rest(self) -> list[Completion]:
-        """Return the errors held back; from here on none is."""
+        """Return the errors that were held back; from now on none is."""
         self._is_over, held, self._held = True, self._held, []
         return held
 
@@ -396,7 +396,7 @@ def _complaint_of(response: Any) -> Complaint:
 
 
 def _responses(done: SimpleQueue[tuple[Request, Any]]) -> Iterator[Completion]:
-    """Yield the responses that have come meanwhile."""
+    """Yield the responses that have arrived."""
     while True:
         try:
             _, answer = done.get_nowait()
@@ -407,13 +407,13 @@ def _responses(done: SimpleQueue[tuple[Request, Any]]) -> Iterator[Completion]:
 
 
 def _logprobs(choice: Mapping[str, Any]) -> Any:
-    """Return what the server gives as logprobs of the sampled tokens."""
+    """Return the logprobs of the sampled tokens, as the server gives them."""
     given = choice.get("logprobs")
     return given.get("token_logprobs") if isinstance(given, Mapping) else None
 
 
 def read_arguments(given: dict[str, Any]) -> _Arguments:
-    """Read the keys of `--engine-arg`. Raises EngineError for one that is not known, or of another kind."""
+    """Return the keys of `--engine-arg`; raise EngineError for an unknown key or a value of another type."""
     try:
         return _Arguments(**given)
     except ValidationError as error:
@@ -421,7 +421,7 @@ def read_arguments(given: dict[str, Any]) -> _Arguments:
         key, allowed = first["loc"][0], ", ".join(_Arguments.model_fields)
         if first["type"] == "extra_forbidden":
             raise EngineError(
-                f"--engine-arg {key}", f"one of {allowed}", "these are all the openai engine takes"
+                f"{flag('engine_arg')} {key}", f"one of {allowed}", "these are all the openai engine takes"
             ) from None
         expected = first["msg"].removeprefix("Input should be ")
-        raise EngineError(f"--engine-arg {key}={first['input']!r}", expected, f"change {key}") from None
+        raise EngineError(f"{flag('engine_arg')} {key}={first['input']!r}", expected, f"change {key}") from None

@@ -1,8 +1,7 @@
-"""What OpenAI-compatible servers reply: answers, reasons to end, and complaints, each in the forms that servers give
-them.
+"""Read the replies of OpenAI-compatible servers: answers, reasons to end, and complaints.
 
-Known are the forms of vLLM, SGLang, llama.cpp, TGI, Ollama, LM Studio, LiteLLM, OpenRouter, Together and Mistral, and
-those of Anthropic's, Google's and Cohere's models where a gateway hands them on.
+The known forms are those of vLLM, SGLang, llama.cpp, TGI, Ollama, LM Studio, LiteLLM, OpenRouter, Together and Mistral,
+and those of Anthropic's, Google's and Cohere's models that a gateway passes on.
 """
 
 from __future__ import annotations
@@ -28,9 +27,9 @@ _FINISHES: dict[str, FinishReason] = {
     **dict.fromkeys(_LENGTHS.split(), "length"),
 }
 _BUSY = (408, 409, 429)
-# A message lies no deeper in a complaint than this.
+# Levels of a complaint that are searched for its message.
 _DEEPEST = 6
-# No waiting helps against these. The word quota alone says little: Google's limits a minute are called so too.
+# Waiting does not help against these. The word quota alone proves nothing: Google also calls limits a minute a quota.
 _NO_CREDIT = re.compile(
     r"insufficient[_ ](?:user[_ ])?(?:quota|balance|credit|fund)|credit balance is too low|out of credits|billing[_ ](?:hard|not)",
     re.IGNORECASE,
@@ -40,20 +39,20 @@ _FILTERED = re.compile(
     r"content[_ ]?filter|(?:content|usage|management)[_ ]polic|flagged (?:by|as|for)|guardrail|moderation|safety (?:reason|filter|system|setting|polic)|responsible_?ai",
     re.IGNORECASE,
 )
-# A filter answers with these; other statuses mean the key, the server or its load, whatever their words.
+# Filters answer with these; another status means the key, the server or its load, even if its text names a filter.
 _OF_CONTENT = (200, 400, 403, 422, 451)
 _TOO_LONG = re.compile(
     r"context[_ ](?:length|window|size)|too long|too many (?:input )?tokens|(?:input|prompt) (?:length|tokens)",
     re.IGNORECASE,
 )
 _TAG = re.compile(r"<[^>]*>")
-# A request's own number in a complaint, as "(request id: 202502031415…)".
+# A request's own number in a complaint, such as "(request id: 202502031415…)".
 _NUMBER_OF_ITS_OWN = re.compile(r"\b(?=[\w-]*\d)[\w-]{10,}\b")
 
 
 @dataclass(frozen=True)
 class Complaint:
-    """Holds what a server says went wrong.
+    """Hold a server's complaint.
 
     `status` is that of the answer, or the one that a body with status 200 names; `kind` is its code and type.
     """
@@ -64,12 +63,12 @@ class Complaint:
 
     @property
     def is_about_credit(self) -> bool:
-        """Return True if no request will be answered before somebody pays."""
+        """Return True if the server answers no request until somebody pays."""
         return self.status == 402 or bool(_NO_CREDIT.search(f"{self.kind} {self.reason}"))
 
     @property
     def is_about_quota(self) -> bool:
-        """Return True if a quota is used up, which time may help against."""
+        """Return True if a quota is used up; it may refill with time."""
         return self.status == 429 and bool(_QUOTA.search(f"{self.kind} {self.reason}"))
 
     @property
@@ -87,18 +86,18 @@ class Complaint:
         """Return True if the same request may be answered a little later."""
         if self.is_about_credit or self.is_about_content:
             return False
-        # A server that has begun to answer cannot change its status any more when it fails.
+        # A server that fails after it began to answer cannot change its status any more.
         failed_late = self.status == 200 and "invalid" not in self.kind.lower()
         return self.status in _BUSY or self.status >= 500 or failed_late
 
     @property
     def likeness(self) -> str:
-        """Return a text that is equal for two requests which are refused for the same reason."""
+        """Return a text that is equal for two requests with the same reason for their refusal."""
         return f"{self.status} {_NUMBER_OF_ITS_OWN.sub('', self.reason)}"
 
 
 class Unreadable(ValueError):
-    """Says why a reply is no JSON; `is_cut` is True where it begins as JSON does, or is empty."""
+    """Report a reply that is not JSON; `is_cut` is True if it begins like JSON, or is empty."""
 
     def __init__(self, reason: str, is_cut: bool) -> None:
         super().__init__(reason)
@@ -106,7 +105,7 @@ class Unreadable(ValueError):
 
 
 def read_json(content: bytes) -> Any:
-    """Return the JSON value of a reply's body; raise Unreadable where it is none."""
+    """Return the JSON value of a reply's body; raise Unreadable if it is not JSON."""
     try:
         return json.loads(content.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
@@ -120,17 +119,14 @@ def read_json(content: bytes) -> Any:
 
 
 def choice_of(body: Any) -> Mapping[str, Any] | None:
-    """Return the first choice of an answer, or None where it has none."""
+    """Return the first choice of an answer, or None if it has none."""
     choices = body.get("choices") if isinstance(body, Mapping) else None
     choice = choices[0] if isinstance(choices, list) and choices else None
     return choice if isinstance(choice, Mapping) else None
 
 
 def complaint_in(body: Any) -> Complaint | None:
-    """Return the complaint that a reply with status 200 holds in place of an answer, or in its choice;
-
-    None where it holds none.
-    """
+    """Return the complaint in a reply with status 200, in its body or its choice, or None."""
     choice = choice_of(body)
     if isinstance(body, Mapping) and body.get("error"):
         return complaint(200, body)
@@ -141,7 +137,7 @@ def complaint_in(body: Any) -> Complaint | None:
 
 
 def complaint(status: int, body: Any) -> Complaint:
-    """Return what a body that is no answer says: `reason` "" where it says nothing.
+    """Return the complaint of a body that is no answer; its `reason` is "" if the body gives none.
 
     A number in it that is an HTTP status takes the place of 200.
     """
@@ -161,7 +157,7 @@ def complaint(status: int, body: Any) -> Complaint:
 
 
 def _said(error: Any, depth: int = 0) -> str:
-    """Return the message of an error: a text, an object with one, or FastAPI's list of what is wrong where."""
+    """Return the message of an error: a text, an object with one, or FastAPI's list of faults and their places."""
     if isinstance(error, str) or depth > _DEEPEST:
         return error if isinstance(error, str) else ""
     if isinstance(error, list):
@@ -177,10 +173,7 @@ def _said(error: Any, depth: int = 0) -> str:
 
 
 def finish_of(reason: Any) -> FinishReason | None:
-    """Return "stop" or "length" for a server's reason to end, however it writes it;
-
-    None for any other, and for none.
-    """
+    """Return "stop" or "length" for a server's reason to end, in any spelling; None for any other reason or none."""
     if isinstance(reason, Mapping):  # as SGLang's own interface has it
         reason = reason.get("type")
     if not isinstance(reason, str):
@@ -189,10 +182,10 @@ def finish_of(reason: Any) -> FinishReason | None:
 
 
 def guessed_finish(limit: int, ids: list[int] | None, used: Any, ends: frozenset[int]) -> FinishReason | None:
-    """Return how an answer without a reason ended, or None where nothing tells.
+    """Return how an answer without a reason ended, or None if nothing tells.
 
-    `limit` is how many tokens were asked for. The server's own `ids` tell by the last one and their number; without
-    them `used`, the tokens it counted, tells: an answer with fewer than it might have had came to its end.
+    `limit` is the number of tokens that were asked for. The last of the server's own `ids` and their number tell;
+    without ids, the number `used` of counted tokens does: an answer shorter than the limit ended by itself.
     """
     if ids and ids[-1] in ends:
         return "stop"

@@ -1,11 +1,11 @@
-"""Rotary position embeddings whose factors depend on the length of a forward pass, and so on the rows that share it.
+"""Find models whose rotary factors depend on the length of a forward pass, and so on the rows that share it.
 
-transformers takes the factors of `longrope` (Phi-3, Phi-4-mini) for a whole pass: the long ones as soon as one of its
-rows, padding included, has more than `original_max_position_embeddings` tokens. Rows on the two sides of that length
-must not share a pass; each then has the factors that it has alone.
+transformers chooses the factors of `longrope` (Phi-3, Phi-4-mini) for a whole pass: the long ones if one of its rows,
+padding included, has more than `original_max_position_embeddings` tokens. Rows shorter and longer than that must not
+share a pass; then each has the factors that it would have alone.
 
-`dynamic` factors grow with every pass of more than `max_position_embeddings` tokens, and what later passes see depends
-on it. They are the same for all rows as long as no pass is longer.
+`dynamic` factors grow with every pass of more than `max_position_embeddings` tokens, and later passes depend on it.
+They are the same for all rows as long as no pass is longer.
 """
 
 from __future__ import annotations
@@ -18,9 +18,7 @@ if TYPE_CHECKING:
 
 
 def switch_length(config: PreTrainedConfig) -> int | None:
-    """Return the longest pass, in tokens, that a model reads with its short factors, or None where it has one set of
-    factors.
-    """
+    """Return the longest pass, in tokens, that uses a model's short factors, or None if it has one set of factors."""
     found = [
         int(rope["original_max_position_embeddings"])
         for rope in _settings(config)
@@ -30,9 +28,7 @@ def switch_length(config: PreTrainedConfig) -> int | None:
 
 
 def steady_length(config: PreTrainedConfig) -> int | None:
-    """Return the longest pass, in tokens, that leaves a model's factors as they are, or None where no pass changes
-    them.
-    """
+    """Return the longest pass, in tokens, that leaves a model's factors unchanged, or None if every pass does."""
     grow = any("dynamic" in str(rope.get("rope_type")) for rope in _settings(config))
     return config.max_position_embeddings if grow else None
 

@@ -1,8 +1,8 @@
-"""Drawing one token a row from logits, reproducibly.
+"""Draw one token a row from logits, reproducibly.
 
-Axes: n rows, V vocabulary, M candidates kept. A draw is the inverse of the cumulative distribution, taken in the order
-of token ids, at a uniform number from the row's own generator: a row's tokens do not depend on its neighbours, and a
-rounding difference in the logits can change a draw only where that number falls on a boundary.
+Axes: n rows, V vocabulary, M candidates kept. A draw inverts the cumulative distribution, in the order of token ids, at
+a uniform number from the row's own generator. So a row's tokens do not depend on its neighbours, and a rounding
+difference in the logits can change a draw only where that number falls on a boundary.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from trd_cli.records import Sampling
 
 
 def draw(logits_nV: torch.Tensor, sampling: Sampling, uniforms: Sequence[float]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids (n,) int64 and their log-probabilities (n,) float32 under the unfiltered distribution at temperature 1.
+    """Return token ids (n,) int64 and their log-probabilities (n,) float32.
 
-    `uniforms` has one number in [0, 1) a row; greedy rows ignore theirs. Top-k is applied before top-p, which
-    counts the mass of what top-k left, as vLLM and transformers do.
+    The log-probabilities are of the unfiltered distribution at temperature 1. `uniforms` has one number in [0, 1) a
+    row; greedy rows ignore theirs. Top-k is applied before top-p, which counts the mass that top-k left, as vLLM and
+    transformers do.
     """
     logits_nV = logits_nV.float()
     token_n = logits_nV.argmax(dim=-1) if sampling.temperature == 0 else _draw_filtered(logits_nV, sampling, uniforms)
@@ -39,7 +40,7 @@ def _draw_filtered(logits_nV: torch.Tensor, sampling: Sampling, uniforms: Sequen
 
 
 def _candidates(logits_nV: torch.Tensor, sampling: Sampling) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Probabilities (n, M), zero for what is filtered out, and their token ids (None: all of them, in order)."""
+    """Return probabilities (n, M), zero for filtered tokens, and their token ids (None: all, in order)."""
     vocabulary = logits_nV.shape[1]
     kept = min(sampling.top_k or vocabulary, vocabulary)
     if kept == vocabulary and sampling.top_p >= 1:

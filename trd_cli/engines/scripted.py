@@ -1,4 +1,4 @@
-"""A deterministic engine without a model, shipped for tests, dry runs and trying the commands.
+"""A deterministic engine without a model, for tests, dry runs and first tries of the commands.
 
 A reply depends on the request's seed alone. Arguments (`--engine-arg`): `accuracy` share of replies that give the
 reference answer (0.5); `delay` seconds a reply takes (0); `length` filler words (8); `faults` share of requests that
@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from trd_cli import __version__
 from trd_cli.config.generating import EngineOptions
-from trd_cli.errors import EngineError
+from trd_cli.errors import EngineError, flag
 from trd_cli.prompting.tokens import Tokenizer
 from trd_cli.records import Completion, Request
 
@@ -43,7 +43,7 @@ _WORDS = [
 
 
 class Script(BaseModel):
-    """The engine's arguments."""
+    """Hold the engine's arguments."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -56,16 +56,16 @@ class Script(BaseModel):
 
 
 def read_script(given: dict[str, Any]) -> Script:
-    """Read the keys of `--engine-arg`. Raises EngineError for one that is not known, or of another kind."""
+    """Return the keys of `--engine-arg`; raise EngineError for an unknown key or a value of another type."""
     try:
         return Script(**given)
     except ValidationError as error:
         first = error.errors()[0]
         known = ", ".join(Script.model_fields)
         raise EngineError(
-            f"--engine-arg {first['loc'][0]}={first['input']}: {first['msg'].lower()}",
+            f"{flag('engine_arg')} {first['loc'][0]}={first['input']}: {first['msg'].lower()}",
             f"one of {known}",
-            "change --engine-arg",
+            f"change {flag('engine_arg')}",
         ) from None
 
 

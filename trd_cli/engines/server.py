@@ -1,4 +1,4 @@
-"""Which server the openai engine asks, and with which key: read and checked before the first request."""
+"""Read and check the address and the key of the openai engine's server before the first request."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from urllib.parse import parse_qsl, unquote, urlsplit, urlunsplit
 
-from trd_cli.errors import EngineError
+from trd_cli.errors import EngineError, flag
 from trd_cli.redaction import is_secret_name, scrubbed
 
-_EXAMPLE = "give --base-url, for example http://localhost:8000/v1"
+_EXAMPLE = f"give {flag('base_url')}, for example http://localhost:8000/v1"
 
 
 @dataclass(frozen=True)
 class Server:
-    """Holds an address, its query apart, and a key.
+    """Hold an address, its query apart, and a key.
 
     `shown` is the address without its user; `secrets` must not be shown.
     """
@@ -35,7 +35,9 @@ def read_server(base_url: str | None) -> Server:
     """
     given = (base_url or os.environ.get("OPENAI_BASE_URL") or "").strip()
     if not given:
-        raise EngineError("--engine openai without a server", "--base-url or OPENAI_BASE_URL", _EXAMPLE)
+        raise EngineError(
+            f"{flag('engine')} openai without a server", f"{flag('base_url')} or OPENAI_BASE_URL", _EXAMPLE
+        )
     key = header_value("OPENAI_API_KEY")
     expected = "an address that begins with http:// or https://"
     if not given.startswith(("http://", "https://")):
@@ -57,10 +59,10 @@ def read_server(base_url: str | None) -> Server:
 
 
 def header_value(variable: str) -> str:
-    """Return a variable that is sent as a header, without space around it; "" where it is not set.
+    """Return the value of a variable that is sent as a header, without space around it, or "" if it is not set.
 
-    Raises EngineError for one that no header can carry, without showing it: the HTTP library's own complaint would
-    quote it.
+    Raises EngineError for a value that no header can carry. It does not show the value; the HTTP library's own message
+    would.
     """
     value = os.environ.get(variable, "").strip()
     if all("!" <= character <= "~" for character in value):
@@ -72,7 +74,7 @@ def header_value(variable: str) -> str:
 
 
 def _of_the_user(name: str | None, password: str | None) -> set[str]:
-    """Return what of the user in an address is secret, as it is typed, as it is meant, and as it is sent."""
+    """Return the secret parts of an address's user as they are typed, as they are meant, and as they are sent."""
     secret = password or name or ""
     pair = f"{unquote(name or '')}:{unquote(password or '')}"
     sent = base64.b64encode(pair.encode("utf-8", "replace")).decode() if secret else ""

@@ -2,9 +2,9 @@
 
 Axes: S slots, H key/value heads, C capacity in tokens, D head dimension, n rows in flight (they hold slots 0 … n−1).
 
-A row's keys lie at the front of its slot, so a row that finishes is replaced by overwriting its slot, nothing is
-shifted, and no padding is carried along. A decoding step writes one token a row in place; `torch.cat`, which the stock
-dynamic cache uses, copies the whole cache at every step.
+A row's keys lie at the front of its slot. A new row overwrites the slot of a finished one, so no keys are shifted and
+no padding is stored. A decoding step writes one token a row in place; the stock dynamic cache copies the whole cache at
+every step (`torch.cat`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _GROWTH = 256
 
 
 class _Step:
-    """What the layers of one forward pass share: which slots it writes, and where."""
+    """Hold the slots that one forward pass writes, and the places in them; all layers share it."""
 
     def __init__(self) -> None:
         self.prefill_slots: torch.Tensor | None = None
@@ -25,7 +25,7 @@ class _Step:
 
 
 class SlotLayer(CacheLayerMixin):
-    """Keys and values of one layer, shape (S, H, C, D)."""
+    """Hold keys and values of one layer, shape (S, H, C, D)."""
 
     is_sliding = False
 
@@ -84,11 +84,11 @@ class SlotCache(Cache):
         super().__init__(layers=[SlotLayer(slots, self._step) for _ in range(layers)])
 
     def prefill(self, slots: list[int], device: torch.device) -> None:
-        """The next forward pass fills these slots from their front, with prompts padded on the right."""
+        """Prepare a forward pass that fills these slots from their front, with prompts padded on the right."""
         self._step.prefill_slots = torch.tensor(slots, device=device)
 
     def decode(self, lengths: list[int], device: torch.device) -> None:
-        """The next forward pass appends one token to each of the first len(lengths) slots, which hold so many tokens."""
+        """Prepare a forward pass that appends one token to each of the first slots, which hold `lengths` tokens."""
         self._step.prefill_slots = None
         self._step.lengths_n = torch.tensor(lengths, device=device)
         self._step.span = max(lengths) + 1

@@ -1,14 +1,14 @@
 """The engine that runs anywhere: a Hugging Face model, batched, with rows that come and go.
 
-Prompts are prefilled in groups of similar length; a row that finishes is handed on at once and its slot is given to the
-next prompt, so that no step computes a row that has ended.
+Prompts are prefilled in groups of similar length. A finished row is yielded at once and the next prompt takes its slot,
+so that no step computes a row that has ended.
 
-Where a model's rotary factors switch at a length (see `rope`), short rows run first and long ones after them. A row
-that grows past that length leaves its slot. Its cached keys have the short factors, so it is read again once, among the
-long rows, and goes on from there.
+If a model's rotary factors switch at a length (see `rope`), short rows run first and long ones after them. A row that
+grows past that length leaves its slot. Its cached keys have the short factors, so it is prefilled again once, among the
+long rows, and continues from there.
 
-Not covered: models whose cache is not plain keys and values (state-space, linear attention); those are refused, use
-vllm for them.
+Not covered: models whose cache is not plain keys and values (state-space, linear attention); they are refused, and vllm
+runs them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from trd_cli.config.generating import EngineOptions
 from trd_cli.engines.rope import steady_length, switch_length
 from trd_cli.engines.sampling import draw
 from trd_cli.engines.slot_cache import SlotCache
-from trd_cli.errors import EngineError, InputError
+from trd_cli.errors import EngineError, InputError, flag
 from trd_cli.model_files import tensor_names
 from trd_cli.models import ModelRef, why_not
 from trd_cli.prompting.tokens import Tokenizer
@@ -39,7 +39,7 @@ _KNOWN_LAYERS = {"full_attention", "sliding_attention"}
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` is CUDA, then MPS, then the CPU."""
+    """Return the device of that name; `auto` is CUDA, then MPS, then the CPU."""
     if name != "auto":
         return torch.device(name)
     if torch.cuda.is_available():
@@ -48,18 +48,18 @@ def pick_device(name: str) -> torch.device:
 
 
 def check_device(name: str) -> None:
-    """Raise InputError for a device that is not there; `auto` always is."""
+    """Raise InputError for a device that this machine lacks; `auto` always exists."""
     try:
         torch.empty(0, device=pick_device(name))
     except (RuntimeError, AssertionError):
-        raise InputError(f"--device {name}", "a device that is there", "change --device") from None
+        raise InputError(f"{flag('device')} {name}", "a device of this machine", f"change {flag('device')}") from None
 
 
 def _load(model: ModelRef, options: EngineOptions) -> tuple[torch.device, torch.nn.Module]:
     try:
         device = pick_device(options.device)
         return device, _from_pretrained(model, options).to(device).eval()
-    except Exception as error:  # of any type: each architecture checks its own sizes
+    except Exception as error:  # each architecture checks its own sizes and raises any kind
         raise _cannot_load(model, error) from None
 
 
@@ -76,21 +76,21 @@ def _cannot_load(model: ModelRef, error: Exception) -> EngineError:
     return EngineError(
         f"transformers cannot load {model.name}: {why_not(model, error)}",
         "a causal language model",
-        "check --model, --device and --engine-arg",
+        f"check {flag('model')}, {flag('device')} and {flag('engine_arg')}",
     )
 
 
 def check_options(model: ModelRef, options: EngineOptions) -> None:
-    """Raise EngineError for a model or an argument that the engine would refuse. No weights are held in memory."""
+    """Raise EngineError for a model or an argument that the engine would refuse; no weights are held in memory."""
     if not options.engine_arg:
         check_attention(model.name, model.skeleton())
         return
     if model.path is None or not tensor_names(model.path):
         return
     try:
-        # Only transformers itself knows its arguments. It reads the weights' files and keeps nothing of them.
+        # Only transformers knows its arguments. On the device meta it reads the weights' files and keeps no tensor.
         built = _from_pretrained(model, options, device_map="meta")
-    except Exception as error:  # of any type, as in loading
+    except Exception as error:  # as in loading, of any kind
         raise _cannot_load(model, error) from None
     check_attention(model.name, built)
 
@@ -100,21 +100,21 @@ def check_attention(name: str, model: torch.nn.Module) -> None:
     config = model.config.get_text_config()
     odd = sorted(set(getattr(config, "layer_types", None) or ()) - _KNOWN_LAYERS)
     if odd:
-        raise EngineError(f"{name} has {odd[0]} layers", "attention layers only", "use --engine vllm")
+        raise EngineError(f"{name} has {odd[0]} layers", "attention layers only", f"use {flag('engine')} vllm")
     if config.model_type in _ALIBI or getattr(config, "alibi", False):
         raise EngineError(
-            f"{name} tells places apart by ALiBi", "positions that a row brings along", "use --engine vllm"
+            f"{name} encodes positions by ALiBi", "positions that the engine can set", f"use {flag('engine')} vllm"
         )
     kind = model.config._attn_implementation
     if kind not in ("sdpa", "eager"):
-        raise EngineError(f"attention {kind}", "sdpa or eager", "change --engine-arg attn_implementation")
+        raise EngineError(f"attention {kind}", "sdpa or eager", f"change {flag('engine_arg')} attn_implementation")
 
 
 @dataclass
 class _Row:
     """A request that waits or is in flight.
 
-    `length` counts the tokens that the cache holds of it, or will once it is prefilled.
+    `length` is the number of its tokens in the cache, or those that a prefill will put there.
     """
 
     request: Request
@@ -124,7 +124,7 @@ class _Row:
 
     @cached_property
     def generator(self) -> random.Random:
-        """Return the row's own source of chance; made at the first token, for a waiting row has no use for it."""
+        """Return the row's own random generator; it is made at the first token, so that waiting rows have none."""
         return random.Random(self.request.seed)
 
     def finish_reason(self, eos_ids: frozenset[int]) -> str | None:
@@ -134,7 +134,7 @@ class _Row:
 
 
 class TransformersEngine:
-    """See the module. Extra engine arguments go to `from_pretrained` (attn_implementation, for one)."""
+    """See the module. Extra engine arguments go to `from_pretrained` (attn_implementation, for example)."""
 
     name = "transformers"
 
@@ -163,7 +163,6 @@ class TransformersEngine:
             yield from self._run(rows)
             return
         long = [row for row in rows if row.length > self._switch]
-        # Rows that outgrow the short factors join the long ones, which run last.
         yield from self._run([row for row in rows if row.length <= self._switch], grown=long)
         yield from self._run(long)
 
@@ -178,7 +177,7 @@ class TransformersEngine:
             )
 
     def _run(self, todo: Sequence[_Row], grown: list[_Row] | None = None) -> Iterator[Completion]:
-        """Generate rows of one side of the switch of factors; a row that is about to pass it is moved to `grown`."""
+        """Generate the rows on one side of the switch of factors; a row that is about to pass it moves to `grown`."""
         waiting = deque(sorted(todo, key=lambda row: -row.length))
         cache = SlotCache(self._config.num_hidden_layers, self._slots)
         rows: list[_Row] = []
@@ -192,8 +191,10 @@ class TransformersEngine:
                 yield from self._decode(cache, rows)
 
     def _prefill(self, cache: SlotCache, rows: list[_Row], waiting: deque[_Row]) -> Iterator[Completion]:
-        """Fill the free slots, a group of prompts a forward pass; prompts are padded on the right, where causal
-        attention never looks."""
+        """Fill the free slots, one group of prompts a forward pass.
+
+        Prompts are padded on the right, where causal attention never looks.
+        """
         while waiting and len(rows) < self._slots:
             new = [waiting.popleft()]
             longest = new[0].length
@@ -213,18 +214,15 @@ class TransformersEngine:
             yield from self._release(cache, rows)
 
     def _set_apart(self, cache: SlotCache, rows: list[_Row], grown: list[_Row]) -> None:
-        """Take out the rows whose next token is the first beyond the short factors:
-
-        their cached keys are of no more use.
-        """
+        """Take out the rows whose next token is the first beyond the short factors: their cached keys are of no use."""
         for slot in range(len(rows) - 1, -1, -1):
             if rows[slot].length == self._switch:
                 row = self._leave(cache, rows, slot)
-                row.length += 1  # with the token that was drawn last, which the cache has not seen
+                row.length += 1  # for the last drawn token, which the cache does not hold yet
                 grown.append(row)
 
     def _decode(self, cache: SlotCache, rows: list[_Row]) -> Iterator[Completion]:
-        """One token for every row in flight."""
+        """Generate one token for every row in flight."""
         ids = torch.tensor([[row.token_ids[-1]] for row in rows])
         lengths = [row.length for row in rows]
         cache.decode(lengths, self.device)
@@ -236,7 +234,7 @@ class TransformersEngine:
         yield from self._release(cache, rows)
 
     def _masks(self, positions: torch.Tensor, span: int) -> torch.Tensor | dict[str, torch.Tensor]:
-        """Which cached tokens each row sees, boolean (n, 1, 1, span); by layer type where a model has more than one."""
+        """Return the cached tokens that each row sees, boolean (n, 1, 1, span), by layer type if there are several."""
         columns = torch.arange(span, device=self.device)[None, :]
         full = (columns <= positions)[:, None, None, :]
         if not self._window or (self._layer_types and "sliding_attention" not in self._layer_types):
@@ -246,7 +244,7 @@ class TransformersEngine:
         return {"full_attention": full, "sliding_attention": sliding} if self._layer_types else sliding
 
     def _as_added(self, mask: torch.Tensor) -> torch.Tensor:
-        """Eager attention adds its mask to the scores, where a boolean one would count as 0 and 1."""
+        """Return the mask for eager attention, which adds it to the scores: a boolean one would count as 0 and 1."""
         if self.model.config._attn_implementation != "eager":
             return mask
         lowest = torch.finfo(self.model.dtype).min
@@ -283,7 +281,7 @@ class TransformersEngine:
                 rows[i].logprobs.append(logprob)
 
     def _release(self, cache: SlotCache, rows: list[_Row]) -> Iterator[Completion]:
-        """Hand on the rows that have ended."""
+        """Yield the rows that have ended and free their slots."""
         finished: list[Completion] = []
         for slot in range(len(rows) - 1, -1, -1):
             row = rows[slot]

@@ -1,12 +1,12 @@
-"""The fast engine: vLLM offline, token ids in and out, each completion handed on as it finishes.
+"""The fast engine: vLLM offline, token ids in and out, each completion yielded as it finishes.
 
 A row draws from its own seed, whatever its neighbours. The logits themselves move a little with the size of the batch:
 by about 1e-5 in float32, where that seldom changes a token, by far more in half precision (VLLM_BATCH_INVARIANT=1 rules
-it out on some GPUs). Extra engine arguments go to `vllm.LLM` and win over the defaults here; those that an option of
-trd stands for, or that would break rows in silence, are refused (`registry.check_arguments`).
+it out on some GPUs). Extra engine arguments go to `vllm.LLM` and override the defaults here. Those that an option of
+trd sets, or that would break rows in silence, are refused (`registry.check_arguments`).
 
 vLLM and its processes write to a log file, never to standard output, which carries the paths of shards. The file is
-deleted when the engine is closed, and kept and named when the engine fails. VLLM_LOGGING_LEVEL (default WARNING) says
+deleted when the engine is closed, and kept and named when the engine fails. VLLM_LOGGING_LEVEL (default WARNING) sets
 how much it holds.
 
 Not covered: a choice of GPU (set CUDA_VISIBLE_DEVICES), two `generate` at the same time, LoRA, images.
@@ -29,8 +29,8 @@ from pathlib import Path
 from typing import Any
 
 from trd_cli.config.generating import EngineOptions
+from trd_cli.engines.base import engine_version
 from trd_cli.engines.border import with_end
-from trd_cli.engines.versions import engine_version
 from trd_cli.errors import EngineError
 from trd_cli.model_files import damage
 from trd_cli.models import ModelRef
@@ -76,7 +76,7 @@ class VllmEngine:
         self._in_flight = _QUEUED_PER_SLOT * self.llm.llm_engine.vllm_config.scheduler_config.max_num_seqs
 
     def generate(self, requests: Sequence[Request]) -> Iterator[Completion]:
-        """See `Engine.generate`. A request vLLM refuses (too long, temperature out of range) is an error completion."""
+        """See `Engine.generate`. A request that vLLM refuses (too long, temperature out of range) ends as an error."""
         waiting, running = deque(requests), dict[str, Request]()
         try:
             while waiting or running:
@@ -88,7 +88,7 @@ class VllmEngine:
             self._abort(running)
 
     def close(self) -> None:
-        """End vLLM's processes and give back the memory. Closing twice is harmless."""
+        """End vLLM's processes and free the memory. A second call is harmless."""
         if self.llm is None:
             return
         with _output_to(self._log):
@@ -113,7 +113,7 @@ class VllmEngine:
                 yield Completion(request.request_id, error=f"vllm refused the request: {_first_line(error)}")
 
     def _step(self) -> list[Any]:
-        """What vLLM has finished since; waits for something. Any exception here is a failure of the engine."""
+        """Wait for vLLM and return the outputs it has finished. Any exception here is a failure of the engine."""
         try:
             return self.llm.llm_engine.step()
         except Exception as error:
@@ -125,9 +125,9 @@ class VllmEngine:
 
         sampling = request.sampling
         if 0 < sampling.temperature < _LOWEST_TEMPERATURE:
-            # vLLM would quietly draw at 0.01, and the row would record what was not done.
+            # vLLM would quietly draw at 0.01, and the row would record another temperature.
             raise ValueError(f"temperature {sampling.temperature} is neither 0 nor at least {_LOWEST_TEMPERATURE}")
-        # Older versions have no flat form of the log-probabilities, which spares an object a token.
+        # The flat form of log-probabilities saves an object a token; older versions lack it.
         flat = {"flat_logprobs": True} if hasattr(SamplingParams, "flat_logprobs") else {}
         return SamplingParams(
             temperature=sampling.temperature,
@@ -149,12 +149,12 @@ class VllmEngine:
         if output.logprobs:
             logprobs = [at[i].logprob for i, at in zip(ids, output.logprobs, strict=True)]
         if output.finish_reason == "stop":
-            # vLLM may know an end of its own; a row that ends in "stop" must teach the student to stop.
+            # vLLM may stop at an end token of its own; a row that ends in "stop" must teach the student to stop.
             ids, logprobs = with_end(ids, logprobs, self._tokenizer)
         return Completion(request.request_id, self._tokenizer.decode(ids), ids, logprobs, output.finish_reason)
 
     def _abort(self, running: dict[str, Request]) -> None:
-        """Take back what nobody waits for any more; nothing to take back from an engine that has died."""
+        """Withdraw the requests that nobody waits for; an engine that has died holds none."""
         if running and self.llm is not None:
             with contextlib.suppress(Exception):
                 self.llm.llm_engine.abort_request(list(running))
@@ -167,10 +167,10 @@ class VllmEngine:
 
 
 def _set_environment(options: EngineOptions) -> None:
-    """What vLLM reads at import, unless the user has set it."""
+    """Set the variables that vLLM reads at import, unless the user has set them."""
     os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-    if "kv_cache_memory_bytes" not in options.engine_arg:  # the variable would win over the argument
+    if "kv_cache_memory_bytes" not in options.engine_arg:  # the variable would override the argument
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", _CPU_CACHE_GIB)
 
 
@@ -188,10 +188,7 @@ def _start(model: ModelRef, options: EngineOptions) -> Any:
 
 
 def _watch(llm: Any) -> None:
-    """See to it that a killed vLLM process (the system ran out of memory) is noticed:
-
-    vLLM would wait for it for ever.
-    """
+    """Fail if a vLLM process is killed (the system ran out of memory); vLLM itself would wait forever."""
     from vllm.v1.engine.exceptions import EngineDeadError
 
     answers = getattr(llm.llm_engine.engine_core, "outputs_queue", None)
@@ -207,7 +204,7 @@ def _watch(llm: Any) -> None:
 
 
 def _arguments(model: ModelRef, options: EngineOptions, on_cpu: bool) -> dict[str, Any]:
-    """Arguments of `vllm.LLM`. Prefix caching is left to vLLM, which has it on for every model that allows it."""
+    """Return the arguments of `vllm.LLM`; prefix caching is on by default for every model that allows it."""
     arguments = {
         "model": str(model.path),
         "dtype": options.dtype,
@@ -220,18 +217,17 @@ def _arguments(model: ModelRef, options: EngineOptions, on_cpu: bool) -> dict[st
     if options.batch_size is not None:
         arguments["max_num_seqs"] = options.batch_size
     if on_cpu:
-        # A prompt prefilled in pieces rewinds its seeded generator, which CPU generators cannot do: vLLM's process
-        # dies.
+        # Chunked prefill rewinds a prompt's seeded generator. CPU generators cannot do that: vLLM's process dies.
         arguments |= {"enforce_eager": True, "enable_chunked_prefill": False}
     return arguments | options.engine_arg
 
 
 @contextlib.contextmanager
 def _output_to(log: Path) -> Iterator[None]:
-    """Send what this process and the children it starts write to `log`.
+    """Send the output of this process and of the children it starts to `log`.
 
-    The children keep the file for good. A logging handler of vLLM made meanwhile in this process writes to standard
-    error.
+    The children keep the file for good. A logging handler that vLLM creates meanwhile in this process writes to
+    standard error.
     """
     sys.stdout.flush()
     sys.stderr.flush()
@@ -250,7 +246,7 @@ def _output_to(log: Path) -> Iterator[None]:
 
 
 def _prompt(request: Request) -> Any:
-    """The prompt in the form this vLLM takes without rendering it again; older versions have the plain form only."""
+    """Return the prompt in the form that this vLLM does not render again; older versions know the plain form only."""
     import vllm.inputs
 
     ids = list(request.prompt_token_ids)
@@ -264,7 +260,7 @@ def _new_log() -> Path:
 
 
 def _pointer(log: Path) -> str:
-    """The end of an error's advice: where vLLM's log is, if there is anything in it."""
+    """Return the end of an error's advice: the place of vLLM's log, if the log holds anything."""
     if _read(log):
         return f"; vllm's own log is {log}"
     log.unlink(missing_ok=True)
@@ -276,13 +272,13 @@ def _read(log: Path) -> str:
 
 
 def _first_line(error: Exception) -> str:
-    """The first line that says something, without the wrapping that pydantic puts around an error."""
+    """Return the first line with content, without the wrapping that pydantic puts around an error."""
     lines = (_PYDANTIC.sub("", line.strip()) for line in str(error).splitlines())
     return next((line[:_REASON_LENGTH] for line in lines if line), type(error).__name__)
 
 
 def _reason(error: Exception, log: Path) -> str:
-    """One line: the exception's own, or, where it only points to another process, the first error that one logged."""
+    """Return the cause in one line: the exception's own, or the first logged error if it points to another process."""
     own = _first_line(error)
     if not _POINTS_ELSEWHERE.search(own):
         return own

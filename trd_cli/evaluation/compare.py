@@ -1,16 +1,17 @@
-"""trd compare: two evaluations on the same questions, as paired differences B - A.
+"""trd compare: two evaluations of the same questions as paired differences B - A.
 
 A question counts where both have a graded sample. Only samples that both have are compared: the first k of each
 question.
 
-compare.json:
+The layout of compare.json:
+
     format, trd, k
     a, b: {path, model, model_revision}
     benchmarks: {name: {
-      questions, a, b         how many questions there are; avg@k of each alone, as in results.json
-      difference: {value, low, high (95 %), stderr, p_value, questions}     B - A, over the questions that both have graded
+      questions, a, b         number of questions; avg@k of each alone, as in results.json
+      difference: {value, low, high (95 %), stderr, p_value, questions}     B - A over the questions both have graded
       gained, lost            ids of the questions that B answers better, or worse, than A
-      needed_questions, needed_samples      for 80 % power at the difference seen; null where none would do or none is known
+      needed_questions, needed_samples      for 80 % power at the difference seen; null where unknown or impossible
     }}
     left_out: [benchmarks that only one of the two has]
 """
@@ -48,7 +49,7 @@ _HEADER = (
 
 
 def run(config: CompareConfig, progress: Progress) -> dict[str, Any]:
-    """The comparison, in the layout of compare.json; written to `--out` where given.
+    """Compare two evaluations, write the result to `--out` where given, and return it in the layout of compare.json.
 
     Raises InputError where the two share no benchmark, or one of the same name has other questions.
     """
@@ -106,7 +107,7 @@ def _check_questions(name: str, a: Mapping[str, Any], b: Mapping[str, Any]) -> N
 
 
 def _common_k(config: CompareConfig, a: Mapping[str, Any], b: Mapping[str, Any], progress: Progress) -> int:
-    """Samples of each question that are compared: --k, else what both have."""
+    """Return how many samples of each question are compared: --k, else as many as both have."""
     both = min(a["k"], b["k"])
     if config.k is not None and config.k > both:
         raise InputError(
@@ -122,7 +123,7 @@ def _common_k(config: CompareConfig, a: Mapping[str, Any], b: Mapping[str, Any],
 def _remarks(
     shared: Sequence[str], left_out: Sequence[str], a: Mapping[str, Any], b: Mapping[str, Any]
 ) -> Iterator[str]:
-    """What makes the two less alike than a paired comparison supposes."""
+    """Yield the differences between the two evaluations that a paired comparison assumes away."""
     if left_out:
         yield f"in one of the two alone, so left out: {', '.join(left_out)}"
     for name in shared:
@@ -192,7 +193,7 @@ def _title(comparison: Mapping[str, Any]) -> str:
 
 
 def _moved(comparison: Mapping[str, Any], most: int | None = None) -> Iterator[str]:
-    """The ids of the gained and lost questions of each benchmark, at most `most` of each."""
+    """Yield a line for the gained and for the lost questions of each benchmark, with at most `most` ids."""
     for name, bench in comparison["benchmarks"].items():
         for key in ("gained", "lost"):
             ids = bench[key]
@@ -202,7 +203,7 @@ def _moved(comparison: Mapping[str, Any], most: int | None = None) -> Iterator[s
 
 
 def markdown(comparison: Mapping[str, Any]) -> str:
-    """The comparison for people, with all ids."""
+    """Return the comparison as Markdown, with all ids."""
     rows = [_row(name, bench) for name, bench in comparison["benchmarks"].items()]
     lines = [f"- {line}" for line in _moved(comparison)]
     parts = [
@@ -215,7 +216,7 @@ def markdown(comparison: Mapping[str, Any]) -> str:
 
 
 def comparison_csv(comparison: Mapping[str, Any]) -> str:
-    """One line a benchmark, plain numbers; gained and lost are counts."""
+    """Return one line a benchmark, with plain numbers; gained and lost are counts."""
     header = (*("benchmark", "k", "a", "b", *_DIFFERENCE), *("gained", "lost", "needed_questions", "needed_samples"))
     rows = (
         [
@@ -229,7 +230,7 @@ def comparison_csv(comparison: Mapping[str, Any]) -> str:
 
 
 def for_a_terminal(comparison: Mapping[str, Any]) -> Group:
-    """The same for a terminal: a narrower table, and long lists of ids are cut."""
+    """Return the comparison as a narrower table, with long lists of ids cut."""
     table = Table()
     for number, column in enumerate(_HEADER[:_NARROW]):
         table.add_column(column, overflow="fold", no_wrap=number > 0)

@@ -2,26 +2,24 @@
 
 Axes: Q questions (the independent units), P pools: separate sets of Q questions, computed side by side.
 
-Which interval, chosen by simulation (tests/test_coverage.py):
+Each interval was chosen by simulation (tests/test_coverage.py):
 
-- The rule is a bootstrap over questions, read at Hesterberg's expanded percentiles (arXiv 1411.5279): the
-  plain percentile interval is too narrow by sqrt((Q − 1)/Q) and by t against z, so the quantiles are taken
-  further out by both.
-- Where the bootstrap says too little, Wilson's interval at the effective sample size, as for surveys (Franco,
-  Little, Louis and Slud 2019): with fewer than ENOUGH effective successes or failures, or with no more
-  variance than independent samples have. Its z is the t quantile, since the effective size is estimated (as
-  in Korn and Graubard 1998).
-- Where all scores are 0 or 1, Wilson's interval at Q: the bootstrap is then a binomial on a lattice and adds
+- The rule is a bootstrap over questions, read at Hesterberg's expanded percentiles (arXiv 1411.5279). The plain
+  percentile interval is too narrow by sqrt((Q − 1)/Q) and by t against z, so both move the quantiles outwards.
+- Where the bootstrap knows too little, it is Wilson's interval at the effective sample size, as for surveys (Franco,
+  Little, Louis and Slud 2019): with fewer than ENOUGH effective successes or failures, or with no more variance than
+  independent samples have. Its z is the t quantile, since the effective size is estimated (as in Korn and Graubard
+  1998).
+- Where all scores are 0 or 1, it is Wilson's interval at Q: the bootstrap is then a binomial on a lattice and adds
   nothing.
 
-For differences the fall-back is the adjusted Wald interval of Bonett and Price (2012). The bootstrap-t
-interval covered no better and was wider; BCa covered as well at more work.
+For differences the fall-back is the adjusted Wald interval of Bonett and Price (2012). The bootstrap-t interval covered
+no better and was wider; BCa covered as well at more work.
 
-Not covered: questions that are not independent of each other (several about one text), and how the benchmark
-was chosen. The interval is for the mean over all questions like these, not only over these. It is not
-trustworthy below some five effective successes or failures: a pool that drew no easy question cannot know
-that there are any. With 30 questions of very uneven difficulty and a mean of 0.1, coverage is 92.8 %; with 20
-it falls to 90 %.
+Not covered: questions that depend on each other (several about one text), and how the benchmark was chosen. The
+interval is for the mean over all questions like these, not only over these. Do not trust it below some five effective
+successes or failures: a pool that drew no easy question cannot know that there are any. With 30 questions of very
+uneven difficulty and a mean of 0.1, coverage is 92.8 %; with 20 it falls to 90 %.
 """
 
 from __future__ import annotations
@@ -38,9 +36,9 @@ _CHUNK = 500
 
 
 def t_quantile(freedom: int) -> float:
-    """The 97.5 % point of Student's t: exact for 1 and 2 degrees of freedom, infinite for 0.
+    """Return the 97.5 % point of Student's t: exact for 1 and 2 degrees of freedom, infinite for 0.
 
-    Else the expansion in 1/freedom of Abramowitz and Stegun 26.7.5, whose error is 0.12 % at 3 degrees and
+    For more it is the expansion in 1/freedom of Abramowitz and Stegun 26.7.5. Its error is 0.12 % at 3 degrees and
     shrinks fast.
     """
     if freedom <= 0:
@@ -62,7 +60,9 @@ def t_quantile(freedom: int) -> float:
 def wilson(
     mean_P: np.ndarray, size_P: np.ndarray | float, z: np.ndarray | float = Z_95
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Wilson's score interval of proportions seen in `size_P` trials; it keeps a width at 0 and 1."""
+    """Return Wilson's score interval of proportions seen in `size_P` trials, two arrays (P,); it has a width at 0 and 1
+    too.
+    """
     shrink = 1 + z**2 / size_P
     centre = (mean_P + z**2 / (2 * size_P)) / shrink
     half = z * np.sqrt(mean_P * (1 - mean_P) / size_P + z**2 / (4 * size_P**2)) / shrink
@@ -71,9 +71,10 @@ def wilson(
 
 
 def mean_and_stderr(scores_QP: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Means over questions and their standard error sqrt(s²/Q), s² with Q − 1; NaN for a single question.
+    """Return means over questions and their standard errors sqrt(s²/Q), two arrays (P,); NaN errors for one question.
 
-    With one score a question this is the standard error clustered by question (Miller, arXiv 2411.00640).
+    s² divides by Q − 1. With one score a question this is the standard error clustered by question (Miller, arXiv
+    2411.00640).
     """
     questions, pools = scores_QP.shape
     if questions < 2:
@@ -82,11 +83,10 @@ def mean_and_stderr(scores_QP: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def bootstrap_means(scores_QP: np.ndarray, draws: int, seed: int) -> np.ndarray:
-    """Means of `draws` resamples of the questions, shape (draws, P); all pools share the resamples.
+    """Return the means of `draws` resamples of the questions, shape (draws, P); all pools share the resamples.
 
-    Each resample comes with its mirror image (question i for question Q − 1 − i), so that for sorted scores
-    the interval of 1 − score, or of −difference, is the mirrored interval. `draws` is rounded up to an even
-    number.
+    Each resample comes with its mirror image (question i for question Q − 1 − i), so that for sorted scores the
+    interval of 1 − score, or of −difference, is the mirrored interval. `draws` is rounded up to an even number.
     """
     questions, pools = scores_QP.shape
     random = np.random.default_rng(seed)
@@ -104,7 +104,7 @@ def bootstrap_means(scores_QP: np.ndarray, draws: int, seed: int) -> np.ndarray:
 
 
 def expanded_percentile(scores_QP: np.ndarray, draws: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Bootstrap interval at the levels Φ(∓ t · sqrt(Q/(Q − 1))) in place of 2.5 % and 97.5 %. Needs Q ≥ 2."""
+    """Return the bootstrap interval at levels Φ(∓ t · sqrt(Q/(Q − 1))) in place of 2.5 % and 97.5 %; needs Q ≥ 2."""
     questions = len(scores_QP)
     reach = t_quantile(questions - 1) * sqrt(questions / (questions - 1))
     level = NormalDist().cdf(-reach)
@@ -115,12 +115,11 @@ def expanded_percentile(scores_QP: np.ndarray, draws: int, seed: int) -> tuple[n
 def mean_intervals(
     scores_QP: np.ndarray, samples_P: np.ndarray, draws: int = 10_000, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """95 % intervals of the means of scores in [0, 1], by the rule at the top.
+    """Return the 95 % intervals of the means of scores in [0, 1], two arrays (P,), by the rule at the top.
 
-    `samples_P` counts the samples behind each pool.     The effective size is the number of trials at which a
-    plain proportion would have the variance seen between the questions, never less than Q and never more than
-    the number of samples. The interval does not depend on the order of the questions as long as the caller
-    sorts the scores.
+    `samples_P` counts the samples behind each pool. The effective size is the number of trials at which a plain
+    proportion would have the variance seen between the questions, at least Q and at most the number of samples. Sort
+    the scores, and the interval does not depend on the order of the questions.
     """
     questions = len(scores_QP)
     mean_P, stderr_P = mean_and_stderr(scores_QP)
@@ -139,12 +138,12 @@ def mean_intervals(
 def difference_intervals(
     differences_QP: np.ndarray, draws: int = 20_000, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """95 % intervals of mean differences in [−1, 1]: expanded percentiles, or Bonett and Price's.
+    """Return the 95 % intervals of mean differences in [−1, 1]: expanded percentiles, or Bonett and Price's.
 
-    The latter where fewer than ENOUGH questions moved (a difference that is not 0), or fewer than that lie above
-    the smallest or below the largest difference: had all gained alike, the bootstrap would have no width.
-    Bonett and Price add one question gained and one lost, here of the size of a typical move (root mean
-    square; 1 where nothing moved), and take the Wald interval, here with t for z.
+    Bonett and Price's holds where fewer than ENOUGH questions moved (a difference that is not 0), or fewer than that
+    lie above the smallest or below the largest difference: had all gained alike, the bootstrap would have no width. It
+    adds one question gained and one lost, here of the size of a typical move (root mean square; 1 where nothing moved),
+    and is the Wald interval then, here with t for z.
     """
     questions = len(differences_QP)
     moved_P = np.count_nonzero(differences_QP, axis=0)

@@ -1,7 +1,7 @@
 """avg@k, pass@k and maj@k of one model over questions, with 95 % intervals.
 
-Axes: Q questions, K samples of each. `correct_QK` holds 1.0 for correct, 0.0 for incorrect, and NaN for a
-sample that has no verdict (error, timeout): those enter no score.
+Axes: Q questions, K samples of each. `correct_QK` holds 1.0 for correct, 0.0 for incorrect, and NaN for a sample
+without a verdict (error, timeout), which enters no score.
 """
 
 from __future__ import annotations
@@ -18,17 +18,16 @@ from trd_cli.evaluation.intervals import mean_and_stderr, mean_intervals
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over `questions` questions with its 95 % interval (core/intervals.py has the rule).
+    """Hold a mean over `questions` questions with its 95 % interval (by the rule in `evaluation.intervals`).
 
-    `stderr` is clustered by question: sqrt(s²/Q) of the questions' scores. It holds both the spread of
-    difficulty and the sampling noise, and is NaN for one question. `stderr_within` is the part that sampling
-    alone makes, and that more samples a question would shrink: sqrt(Σ_q v_q)/Q, with v_q an unbiased estimate
-    of the variance of question q's score over new samples. Questions with too few samples for one count as
-    the average of the others; NaN where all have too few.
+    `stderr` is clustered by question: sqrt(s²/Q) of the questions' scores. It contains both the spread of difficulty
+    and the sampling noise, and is NaN for one question. `stderr_within` is the part that sampling alone makes, and that
+    more samples a question would shrink: sqrt(Σ_q v_q)/Q, with v_q an unbiased estimate of the variance of question q's
+    score over new samples. Questions with too few samples for one count as the average of the others; NaN where all
+    have too few.
 
-    low and high cover the truth 93 to 97 times in 100 from 30 questions on (92 where successes are few and
-    uneven). value ± t·stderr does so from 100 questions on; at 30 questions and a mean of 0.1 it covers as
-    little as 89 %.
+    low and high cover the truth 93 to 97 times in 100 from 30 questions on (92 where successes are few and uneven).
+    value ± t·stderr does so from 100 questions on; at 30 questions and a mean of 0.1 it covers as little as 89 %.
     """
 
     value: float
@@ -40,18 +39,18 @@ class Estimate:
 
 
 def counts(correct_QK: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Graded and correct samples of each question, two integer arrays (Q,)."""
+    """Return the numbers of graded and of correct samples of each question, two integer arrays (Q,)."""
     return (~np.isnan(correct_QK)).sum(axis=1), np.nansum(correct_QK, axis=1).astype(int)
 
 
 def question_means(correct_QK: np.ndarray) -> np.ndarray:
-    """Share correct of each question, shape (Q,); NaN where nothing was graded."""
+    """Return the share correct of each question, shape (Q,); NaN where nothing was graded."""
     graded_Q, right_Q = counts(correct_QK)
     return np.divide(right_Q, graded_Q, out=np.full(len(correct_QK), np.nan), where=graded_Q > 0)
 
 
 def sample_variances(correct_QK: np.ndarray) -> np.ndarray:
-    """Unbiased variance of one sample, p̂(1 − p̂)·n/(n − 1), shape (Q,); NaN below two graded samples."""
+    """Return the unbiased variance of one sample, p̂(1 − p̂)·n/(n − 1), shape (Q,); NaN below two graded samples."""
     graded_Q, _ = counts(correct_QK)
     share_Q = question_means(correct_QK)
     out_Q = np.full(len(correct_QK), np.nan)
@@ -59,10 +58,10 @@ def sample_variances(correct_QK: np.ndarray) -> np.ndarray:
 
 
 def avg_at_k(correct_QK: np.ndarray, k: int) -> Estimate:
-    """avg@k: the mean over questions of the share correct among the first k samples, as a run of k showed it.
+    """Return avg@k: the mean over questions of the share correct among the first k samples, as a run of k showed it.
 
-    A question weighs the same however many of its samples were graded; v_q = p̂(1 − p̂)/(n − 1). With fewer
-    than k samples in the array there is no such run: NaN and no questions.
+    A question weighs the same however many of its samples were graded; v_q = p̂(1 − p̂)/(n − 1). With fewer than k
+    samples in the array there is no such run: NaN and no questions.
     """
     assert k >= 1, k
     first_Qk = correct_QK[:, :k] if k <= correct_QK.shape[1] else np.full((len(correct_QK), 1), np.nan)
@@ -71,11 +70,11 @@ def avg_at_k(correct_QK: np.ndarray, k: int) -> Estimate:
 
 
 def pass_at_k(correct_QK: np.ndarray, k: int) -> Estimate:
-    """pass@k by the unbiased estimator 1 − u, u = C(n−c, k)/C(n, k), of Chen et al. (arXiv 2107.03374, eq. 1).
+    """Return pass@k by the unbiased estimator 1 − u, u = C(n−c, k)/C(n, k) (Chen et al., arXiv 2107.03374, eq. 1).
 
-    n is the number of graded samples of a question, c of the correct ones. A question with n < k is left out,
-    which shifts the mean where errors fall on hard questions. v_q = u² − C(n−c, 2k)/C(n, 2k) for n ≥ 2k: the
-    second term, the chance that two disjoint draws of k all fail, is the unbiased estimate of E[u]².
+    n is the number of graded samples of a question, c of the correct ones. A question with n < k is left out, which
+    shifts the mean where errors fall on hard questions. v_q = u² − C(n−c, 2k)/C(n, 2k) for n ≥ 2k: the second term, the
+    chance that two disjoint draws of k all fail, is the unbiased estimate of E[u]².
     """
     assert k >= 1, k
     graded_Q, right_Q = counts(correct_QK)
@@ -89,13 +88,13 @@ def pass_at_k(correct_QK: np.ndarray, k: int) -> Estimate:
 
 
 def maj_at_k(correct_QK: np.ndarray, classes_QK: np.ndarray, k: int) -> Estimate:
-    """maj@k: the chance that the most frequent of k answers is correct, over all k-subsets of graded samples.
+    """Return maj@k: the chance that the most frequent of k answers is correct, over all k-subsets of graded samples.
 
-    `classes_QK` (integers, the shape of `correct_QK`) numbers the answers of a question: equal answers, equal
-    numbers; all correct samples share one. −1 is no answer: such a sample is drawn like any other but never
-    wins, and a subset without any answer is wrong. Classes that tie for the first place share it evenly. A
-    question with fewer than k graded samples is left out. `stderr_within` is known for k = 1 only. Up to 1000
-    samples a question (binomials as floats).
+    `classes_QK` (integers, the shape of `correct_QK`) numbers the answers of a question: equal answers, equal numbers;
+    all correct samples share one. −1 is no answer: such a sample is drawn like any other but never wins, and a subset
+    without any answer is wrong. Classes that tie for the first place share it evenly. A question with fewer than k
+    graded samples is left out. `stderr_within` is known for k = 1 only. Up to 1000 samples a question (binomials as
+    floats).
     """
     assert k >= 1, k
     assert classes_QK.shape == correct_QK.shape, (classes_QK.shape, correct_QK.shape)
@@ -110,7 +109,7 @@ def maj_at_k(correct_QK: np.ndarray, classes_QK: np.ndarray, k: int) -> Estimate
 
 
 def _majority_score(classes: list[int], correct: list[float], k: int) -> float:
-    """Chance that a correct class wins; one that was judged both ways counts by its share of correct samples."""
+    """Return the chance that a correct class wins; one judged both ways counts by its share of correct samples."""
     sizes = Counter(classes)
     unanswered = sizes.pop(-1, 0)
     right = Counter(c for c, verdict in zip(classes, correct, strict=True) if verdict and c != -1)
@@ -123,11 +122,11 @@ def _majority_score(classes: list[int], correct: list[float], k: int) -> float:
 
 @lru_cache(maxsize=4096)
 def majority_chances(own: int, others: tuple[int, ...], unanswered: int) -> np.ndarray:
-    """Chance that a class of `own` samples wins the vote in a random k-subset, for k = 0 … n, shape (n + 1,).
+    """Return the chance that a class of `own` samples wins the vote in a random k-subset, for k = 0 … n, shape (n +
+    1,).
 
-    Multivariate hypergeometric, without listing subsets. For each number w of own samples drawn, a dynamic
-    programme over the other classes counts in `ways` the draws by (samples drawn, classes tied at w), no
-    class above w:
+    Multivariate hypergeometric, without listing subsets. For each number w of own samples drawn, a dynamic programme
+    over the other classes counts in `ways` the draws by (samples drawn, classes tied at w), no class above w:
 
         Σ_w C(own, w) · Σ_t ways_w(k − w, t)/(1 + t) / C(n, k)
     """
@@ -150,7 +149,7 @@ def majority_chances(own: int, others: tuple[int, ...], unanswered: int) -> np.n
 
 
 def _estimate(scores_Q: np.ndarray, variances_Q: np.ndarray, graded_Q: np.ndarray) -> Estimate:
-    """The estimate over the questions that have a score; `variances_Q` are the v_q of `Estimate`."""
+    """Return the estimate over the questions that have a score; `variances_Q` are the v_q of `Estimate`."""
     scored_Q = ~np.isnan(scores_Q)
     questions = int(scored_Q.sum())
     if questions == 0:

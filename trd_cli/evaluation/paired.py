@@ -1,7 +1,7 @@
-"""Two models on the same questions: the paired difference, whether it could be luck, what it would take to know.
+"""Two models on the same questions: their paired difference, its p-value, and the questions or samples it would need.
 
-Axes as in core/metrics.py: Q questions, K samples of each; P pools, separate sets of questions computed side
-by side.
+Axes as in `evaluation.metrics`: Q questions, K samples of each; P pools, separate sets of questions computed side by
+side.
 """
 
 from __future__ import annotations
@@ -28,11 +28,10 @@ _CHUNK = 1000
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """Mean over `questions` questions of (share correct of B − share correct of A), with a 95 % interval.
+    """Hold the mean over `questions` questions of (share correct of B − share correct of A), with a 95 % interval.
 
-    `stderr` is sqrt(s²/Q) of the differences and `p_value` two-sided (`sign_flip_p_values`). `gained` and
-    `lost` are the indices of the questions where B is better and worse. `paired_difference` explains the
-    needed numbers.
+    `stderr` is sqrt(s²/Q) of the differences and `p_value` two-sided (`sign_flip_p_values`). `gained` and `lost` are
+    the indices of the questions where B is better and worse. `paired_difference` explains the needed numbers.
     """
 
     value: float
@@ -50,23 +49,21 @@ class PairedDifference:
 def paired_difference(
     correct_a_QK: np.ndarray, correct_b_QK: np.ndarray, draws: int = 20_000, seed: int = 0
 ) -> PairedDifference:
-    """B − A over the questions graded on both sides; row q of both is the same question, K may differ.
+    """Return B − A over the questions graded on both sides; row q of both is the same question, K may differ.
 
-    `needed_questions` (at these samples a question) and `needed_samples` (of each question, on each side, at
-    these questions) would show a true difference as large as the one seen at p < 0.05 in 80 of 100
-    repetitions:
+    `needed_questions` (at these samples a question) and `needed_samples` (of each question, on each side, at these
+    questions) would show a true difference as large as the one seen at p < 0.05 in 80 of 100 repetitions:
 
         Q ≥ (1.96 + 0.84)² · s²/d²     and     k ≥ W/(Q·d²/(1.96 + 0.84)² − (s² − w))
 
-    with d the mean and s² the variance of the differences, W the mean over questions of both sides' variance
-    of one sample, and w the part of s² that sampling makes: the same, each variance divided by the question's
-    number of samples. By the normal approximation, and at least as many questions as let 6 move, without
-    which the test cannot reject.
+    d is the mean and s² the variance of the differences, W the mean over questions of both sides' variance of one
+    sample, and w the part of s² that sampling makes: the same, each variance divided by the question's number of
+    samples. This is the normal approximation, with at least as many questions as let 6 move, without which the test
+    cannot reject.
 
-    None where d is 0 or only one question is common; for samples also where the questions differ too much for
-    any number of samples, or where a side has one sample of each question and so shows no variance within
-    questions. A difference picked because it was large is larger than the truth, and both numbers are then
-    too small.
+    Both are None where d is 0 or only one question is common. `needed_samples` is None too where the questions differ
+    too much for any number of samples, or where a side has one sample of each question and so shows no variance within
+    questions. A difference picked because it was large is larger than the truth, and both numbers are then too small.
 
     The interval covers 93 to 97 times in 100 where 20 or more questions moved, 93 to 100 where fewer did
     (tests/test_coverage.py).
@@ -100,13 +97,13 @@ def paired_difference(
 
 
 def sign_flip_p_values(differences_QP: np.ndarray, draws: int = 20_000, seed: int = 0) -> np.ndarray:
-    """Two-sided permutation p-values, shape (P,).
+    """Return two-sided permutation p-values, shape (P,).
 
-    Under the null the sign of each question's difference is a coin flip. The value is the share of sign
-    patterns whose sum is at least as far from 0 as the one seen: of all patterns where at most LISTED
-    questions moved in any pool, else of `draws` random ones and the seen one. It never rejects a true null
-    too often, and where few questions moved too rarely (below 3 in 100 with fewer than 30). With one sample a
-    question it is the exact McNemar test. Questions are taken as independent.
+    Under the null the sign of each question's difference is a coin flip. The value is the share of sign patterns whose
+    sum is at least as far from 0 as the one seen: of all patterns where at most LISTED questions moved in any pool,
+    else of `draws` random ones and the seen one. It never rejects a true null too often, and where few questions moved
+    too rarely (below 3 in 100 with fewer than 30). With one sample a question it is the exact McNemar test. Questions
+    are taken as independent.
     """
     sizes_QP = np.abs(differences_QP)
     sizes_MP = sizes_QP[sizes_QP.any(axis=1)]
@@ -124,10 +121,10 @@ def sign_flip_p_values(differences_QP: np.ndarray, draws: int = 20_000, seed: in
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values corrected for their number by Holm's step-down procedure, in the order given.
+    """Return p-values corrected for their number by Holm's step-down procedure, in the order given.
 
-    With m values, the i-th smallest (from 0) becomes the largest of (m − j)·p_(j) over j ≤ i, at most 1. Rejecting what
-    is at most 0.05 then keeps the chance of any false rejection among the m at 5 %, however they depend on each other
+    With m values, the i-th smallest (from 0) becomes the largest of (m − j)·p_(j) over j ≤ i, at most 1. Rejecting
+    those up to 0.05 then keeps the chance of any false rejection among the m at 5 %, however they depend on each other
     (Holm 1979, A Simple Sequentially Rejective Multiple Test Procedure, Scandinavian Journal of Statistics 6). A NaN
     stays one and is not counted.
     """
@@ -140,14 +137,14 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def needed_questions(value: float, variance: float, moved_share: float) -> int | None:
-    """Questions for 80 % power at two-sided 5 %, as in `paired_difference`; None where it cannot be known."""
+    """Return the questions for 80 % power at two-sided 5 %, as in `paired_difference`; None where unknown."""
     if abs(value) < SAME or isnan(variance):
         return None
     return max(ceil((Z_95 + Z_POWER) ** 2 * variance / value**2 - 1e-9), ceil(LEAST_MOVED / moved_share - 1e-9))
 
 
 def needed_samples(value: float, variance: float, questions: int, one: float, within: float) -> int | None:
-    """Samples a question for 80 % power at two-sided 5 %; `one` is the W of `paired_difference`, `within` its w."""
+    """Return the samples a question for 80 % power at two-sided 5 %; `one` is W, `within` w of `paired_difference`."""
     if abs(value) < SAME or isnan(variance) or isnan(one):
         return None
     between = max(variance - within, 0.0)
@@ -156,7 +153,9 @@ def needed_samples(value: float, variance: float, questions: int, one: float, wi
 
 
 def _sampling_variance(correct_QK: np.ndarray) -> tuple[float, float]:
-    """Mean variances, over questions, of one sample and of a question's mean; NaN where none has two samples."""
+    """Return the mean variances, over questions, of one sample and of a question's mean; NaN where none has two
+    samples.
+    """
     one_Q = sample_variances(correct_QK)
     known_Q = ~np.isnan(one_Q)
     if not known_Q.any():

@@ -1,14 +1,14 @@
-"""What `trd eval` says of a model: `results.json`, made from an evaluation directory and read again.
+"""results.json: the scores of a model, made from an evaluation directory and read again.
 
 The results are a function of the directory (the benchmarks in `run.json`, the rows in the shards), of k and of the
-graders' equivalence classes: nothing else enters, so scoring again gives the same bytes.
+graders' equivalence classes, so scoring again gives the same bytes.
 
     format, trd                         version of this layout, and of trd
     checksum                            a hash of all else (`trd_cli.records`)
     model, model_revision, engine, k
     benchmarks: {name: {
-      task, source, revision, sha256, known     where the questions came from; `known`: their hash is the one trd knows (null:
-                                                there is none to compare with)
+      task, source, revision, sha256, known     where the questions came from; `known`: their hash is the one trd knows
+                                                (null: trd knows none)
       limit                                     how many of its questions were asked, the first ones; null: all
       sampling {temperature, top_p, top_k, max_tokens, seed}, prompt, grader
       scores: {"avg@j", "pass@j", and for math "maj@j", for every j from 1 to k: {
@@ -19,10 +19,10 @@ graders' equivalence classes: nothing else enters, so scoring again gives the sa
       truncated, no_answer, unclosed_thinking, error, timeout           shares of samples
       tokens: {total, mean, median}                                     of the responses
       questions: {problem id: [correct, graded]}                        in the benchmark's order
-      samples: {problem id: "10.1"}   in the order of sampling: 1 correct, 0 incorrect, . without a verdict (error, timeout)
+      samples: {problem id: "10.1"}     in the order of sampling: 1 correct, 0 incorrect, . no verdict (error, timeout)
     }}
 
-Not covered: rows that are not of an evaluation; results of a version before this layout are refused.
+Not covered: rows of other stages. Results of a version before this layout are refused.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from itertools import count
 from pathlib import Path
 from statistics import median
@@ -48,18 +48,14 @@ from trd_cli.graders.evalplus import BASE_PASSED
 from trd_cli.graders.evalplus import NAME as EVALPLUS
 from trd_cli.graders.thinking import TAIL, Prompts
 from trd_cli.records import is_intact, with_checksum
-from trd_cli.trajectories.shards import read_table
+from trd_cli.trajectories.run_json import Asked
+from trd_cli.trajectories.shards import SCHEMA, read_table
 
 FORMAT = "trd-results-1"
 FILE = "results.json"
 VERDICTS = ("correct", "incorrect", "error", "timeout")
 _MARK = {"correct": "1", "incorrect": "0"}
 _VALUE = {"1": 1.0, "0": 0.0, ".": math.nan}
-_COLUMNS = (
-    *("source", "problem_id", "sample_index", "model", "model_revision", "engine", "engine_version"),
-    *("prompt_sha256", "finish_reason", "verdict", "extracted_answer", "grader", "grader_version"),
-    "verdict_detail",
-)
 
 # Wrong answers of each question to the number of each answer's equivalence class, as `GraderPool.classes`.
 Classify = Callable[[Sequence[Sequence[str]]], Iterable[Sequence[int]]]
@@ -67,7 +63,7 @@ Classify = Callable[[Sequence[Sequence[str]]], Iterable[Sequence[int]]]
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What scoring needs of a row. `tokens` is None where there is no response."""
+    """Hold the columns of a row that scoring reads. `tokens` is None where there is no response."""
 
     source: str
     problem_id: str
@@ -87,12 +83,14 @@ class Sample:
     open_thinking: bool
 
 
+# Those that are columns.
+_COLUMNS = tuple(field.name for field in fields(Sample) if field.name in SCHEMA.names)
 # Benchmark → problem id → sample index → sample.
 Samples = Mapping[str, Mapping[str, Mapping[int, Sample]]]
 
 
 def read_samples(shards: Iterable[Path]) -> Samples:
-    """All samples of an evaluation; neither token ids nor texts stay in memory."""
+    """Read all samples of an evaluation; neither token ids nor texts stay in memory."""
     found: dict[str, dict[str, dict[int, Sample]]] = {}
     prompts = Prompts()
     for path in shards:
@@ -109,25 +107,25 @@ def read_samples(shards: Iterable[Path]) -> Samples:
     return found
 
 
-def samples_there(benchmarks: Mapping[str, Any], shards: Iterable[Path]) -> int:
-    """The largest k such that the first k samples of every question are there."""
+def samples_there(benchmarks: Mapping[str, Asked], shards: Iterable[Path]) -> int:
+    """Return the largest k such that every question has its first k samples."""
     there: dict[tuple[str, str], set[int]] = {}
     for path in shards:
         columns = read_table(path, ["source", "problem_id", "sample_index"]).to_pydict()
         for *question, index in zip(columns["source"], columns["problem_id"], columns["sample_index"], strict=True):
             there.setdefault(tuple(question), set()).add(index)
-    indices_Q = (there.get((name, q), set()) for name, about in benchmarks.items() for q in about["questions"])
+    indices_Q = (there.get((name, q), set()) for name, asked in benchmarks.items() for q in asked.questions)
     return min((next(i for i in count() if i not in indices) for indices in indices_Q), default=0)
 
 
-def build_results(benchmarks: Mapping[str, Any], samples: Samples, k: int, classify: Classify) -> dict[str, Any]:
-    """The content of results.json, from the first `k` samples of every question.
+def build_results(benchmarks: Mapping[str, Asked], samples: Samples, k: int, classify: Classify) -> dict[str, Any]:
+    """Return the content of results.json, from the first `k` samples of every question.
 
-    `benchmarks` is what run.json says of them (`about`); all of the k samples must be there and graded.
+    All of the k samples must be there and graded.
     """
     chosen = {
-        name: [[samples[name][question][i] for i in range(k)] for question in about["questions"]]
-        for name, about in benchmarks.items()
+        name: [[samples[name][question][i] for i in range(k)] for question in asked.questions]
+        for name, asked in benchmarks.items()
     }
     rows = [row for rows_QK in chosen.values() for rows_K in rows_QK for row in rows_K]
     # All benchmarks at once, so that the workers who compare start once.
@@ -151,20 +149,18 @@ def build_results(benchmarks: Mapping[str, Any], samples: Samples, k: int, class
     }
 
 
-def _votes(about: Mapping[str, Any]) -> bool:
-    """Whether samples can agree on an answer; two programs never do."""
-    return about["task"] == "math"
+def _votes(asked: Asked) -> bool:
+    """Return whether samples can agree on an answer; two programs never do."""
+    return asked.task == "math"
 
 
-def _benchmark(
-    about: Mapping[str, Any], rows_QK: Sequence[Sequence[Sample]], classes_QK: np.ndarray | None
-) -> dict[str, Any]:
+def _benchmark(asked: Asked, rows_QK: Sequence[Sequence[Sample]], classes_QK: np.ndarray | None) -> dict[str, Any]:
     rows = [row for rows_K in rows_QK for row in rows_K]
     marks = {rows_K[0].problem_id: "".join(_MARK.get(r.verdict, ".") for r in rows_K) for rows_K in rows_QK}
     counts = {verdict: sum(row.verdict == verdict for row in rows) for verdict in VERDICTS}
     lengths = [row.tokens for row in rows if row.tokens is not None]
     return {
-        **{key: about[key] for key in ("task", "source", "revision", "sha256", "known", "limit", "sampling")},
+        **{key: getattr(asked, key) for key in ("task", "source", "revision", "sha256", "known", "limit", "sampling")},
         "prompt": _distinct(row.prompt_sha256 for row in rows),
         "grader": _distinct(f"{row.grader} {row.grader_version}" for row in rows),
         "scores": {name: json_ready(asdict(e)) for name, e in _all_scores(marks, rows_QK, classes_QK)},
@@ -194,7 +190,7 @@ def _all_scores(
 
 
 def _base_mark(row: Sample) -> str:
-    """The mark by EvalPlus's base tests, which its grader names in the detail of a failure."""
+    """Return the mark by EvalPlus's base tests, which its grader names in the detail of a failure."""
     passed = row.verdict == "incorrect" and (row.verdict_detail or "").startswith(BASE_PASSED)
     return "1" if passed else _MARK.get(row.verdict, ".")
 
@@ -208,14 +204,14 @@ def _scores(correct_QK: np.ndarray, classes_QK: np.ndarray | None) -> Iterable[t
 
 
 def correct_matrix(marks: Mapping[str, str]) -> np.ndarray:
-    """`samples` of results.json as correct_QK: 1.0, 0.0, NaN without a verdict; questions in their order."""
+    """Return `samples` of results.json as correct_QK: 1.0, 0.0, NaN without a verdict; questions in their order."""
     return np.array([[_VALUE[mark] for mark in marks_K] for marks_K in marks.values()])
 
 
 def _classes(rows_QK: Sequence[Sequence[Sample]], classify: Classify) -> list[list[int]]:
-    """classes_QK: the correct samples of a question are class 0, equal wrong answers share a class, -1 is no answer.
+    """Return classes_QK: correct samples of a question are class 0, equal wrong answers share a class, -1 is no answer.
 
-    Answers that read the same are equal whatever a grader says. Where there is one wrong answer, nothing is compared.
+    Answers with the same text are equal by any grader. A single wrong answer is compared with nothing.
     """
     texts_QU = [
         list(dict.fromkeys(row.extracted_answer for row in rows_K if _is_wrong_answer(row))) for rows_K in rows_QK
@@ -241,22 +237,22 @@ def _class_of(row: Sample, classes: Mapping[str, int]) -> int:
 
 
 def _distinct(values: Iterable[str]) -> str:
-    """One value where all agree; more than one when a directory was filled by several versions."""
+    """Return one value where all agree, and several where more than one version has filled the directory."""
     return ", ".join(sorted(set(values)))
 
 
 def json_ready(values: Mapping[str, Any]) -> dict[str, Any]:
-    """JSON has no NaN: a number that is not known is null."""
+    """Return the values with null for NaN, which JSON does not have."""
     return {name: None if isinstance(x, float) and math.isnan(x) else x for name, x in values.items()}
 
 
 def results_text(results: Mapping[str, Any]) -> str:
-    """results.json as it is written, with its checksum; raises ValueError for a NaN, which JSON does not have."""
+    """Return the text of results.json, with its checksum; raises ValueError for a NaN."""
     return json.dumps(with_checksum(results), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _is_whole(results: Any) -> bool:
-    """Whether this is the layout above, as far as what reads it goes."""
+    """Return whether this is the layout above, as far as its readers go."""
     if not isinstance(results, dict) or results.get("format") != FORMAT:
         return False
     benchmarks = results.get("benchmarks")
@@ -267,7 +263,10 @@ def _is_whole(results: Any) -> bool:
 
 
 def read_results(name: str) -> dict[str, Any]:
-    """The results in an evaluation directory or a results.json; InputError where there are none of this layout."""
+    """Return the results in an evaluation directory or a results.json.
+
+    Raises InputError where there are none of this layout, DamagedFile where they are not as they were written.
+    """
     path = Path(name) / FILE if Path(name).is_dir() else Path(name)
     try:
         results = json.loads(path.read_text(encoding="utf-8"))

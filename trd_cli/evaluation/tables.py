@@ -1,7 +1,6 @@
-"""The tables made from results.json: Markdown for people, CSV for programs, and the few scores shown at once.
+"""Tables made from results.json: Markdown for people, CSV for programs, and the few scores shown at once.
 
-All of them are functions of the results alone, in the order of the results: benchmarks as evaluated, then avg, pass
-and maj by rising k.
+Each is a function of the results alone, in their order: benchmarks as evaluated, then avg, pass and maj by rising k.
 """
 
 from __future__ import annotations
@@ -24,16 +23,15 @@ NOTHING = "–"
 
 
 def headline(bench: Mapping[str, Any], k: int) -> list[str]:
-    """Names of the few scores that tell most:
-
-    avg@k, pass@1, pass@k, for math maj@k, for EvalPlus's sets the base tests' pass@1.
+    """Return the names of the few scores that matter most: avg@k, pass@1, pass@k, maj@k for math, base_pass@1 for
+    EvalPlus.
     """
     names = dict.fromkeys((f"avg@{k}", "pass@1", f"pass@{k}", *([f"maj@{k}"] if k > 1 else []), "base_pass@1"))
     return [name for name in names if name in bench["scores"]]
 
 
 def shares(bench: Mapping[str, Any]) -> str:
-    """One line on how the samples ended; errors and timeouts are told even when there are none."""
+    """Return one line on how the samples ended; errors and timeouts are counted even when there are none."""
     counts = ", ".join(f"{count} {verdict}" for verdict, count in bench["verdicts"].items())
     told = ", ".join(f"{label} {bench[key]:.1%}" for key, label in _SHARES.items() if key not in bench["verdicts"])
     tokens = bench["tokens"]
@@ -41,17 +39,17 @@ def shares(bench: Mapping[str, Any]) -> str:
 
 
 def percent(value: float | None) -> str:
-    """A share in percent with one decimal; a dash for null."""
+    """Return a share in percent with one decimal; a dash for null."""
     return NOTHING if value is None else f"{100 * value:.1f} %"
 
 
 def points(difference: float | None) -> str:
-    """A difference of two shares in percentage points, with its sign; a dash for null."""
+    """Return a difference of two shares in percentage points, with its sign; a dash for null."""
     return NOTHING if difference is None else f"{100 * difference:+.1f} pp"
 
 
 def interval(estimate: Mapping[str, Any], sign: str = "") -> str:
-    """The 95 % interval in percent; a dash for null."""
+    """Return the 95 % interval in percent; a dash for null."""
     if estimate["low"] is None:
         return NOTHING
     between = " to " if sign else " – "
@@ -59,13 +57,13 @@ def interval(estimate: Mapping[str, Any], sign: str = "") -> str:
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A pipe table; a `|` in a cell is escaped."""
+    """Return a pipe table; a `|` in a cell is escaped."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
 def csv_text(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """RFC 4180 but for the line ends, which are plain newlines; None is an empty field."""
+    """Return CSV as RFC 4180 has it, but with plain newlines; None is an empty field."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(header)
@@ -74,7 +72,7 @@ def csv_text(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 
 def results_csv(results: Mapping[str, Any]) -> str:
-    """One line a benchmark and score, every k, plain numbers."""
+    """Return one line a benchmark and score, for every k, with plain numbers."""
     rows = (
         [name, *score.split("@"), *(estimate[key] for key in _ESTIMATE)]
         for name, bench in results["benchmarks"].items()
@@ -84,7 +82,7 @@ def results_csv(results: Mapping[str, Any]) -> str:
 
 
 def results_markdown(results: Mapping[str, Any]) -> str:
-    """Scores at powers of two and at k, then how the samples ended, then what was evaluated."""
+    """Return the scores at powers of two and at k, how the samples ended, and what was evaluated."""
     benchmarks, k = results["benchmarks"], results["k"]
     scores = (
         _score_row(name, score, bench["scores"][score])
@@ -118,7 +116,7 @@ def results_markdown(results: Mapping[str, Any]) -> str:
 
 
 def _told(bench: Mapping[str, Any], k: int) -> list[str]:
-    """avg@k, then pass@j and maj@j for the powers of two below k and k itself."""
+    """Return the names of avg@k, and of pass@j and maj@j for k and the powers of two below it."""
     powers = [2**i for i in range(k.bit_length()) if 2**i < k] + [k]
     names = [f"avg@{k}", *(f"{kind}@{j}" for kind in KINDS[1:] for j in powers)]
     return [name for name in names if name in bench["scores"]]
@@ -136,7 +134,7 @@ def _origin(bench: Mapping[str, Any]) -> list[str]:
 
 
 def sampling_text(sampling: Mapping[str, Any]) -> str:
-    """The sampling of a benchmark in one line."""
+    """Return the sampling of a benchmark in one line."""
     return (
         f"T {sampling['temperature']:g}, top-p {sampling['top_p']:g}, top-k {sampling['top_k']}, "
         f"at most {sampling['max_tokens']} new tokens, seed {sampling['seed']}"

@@ -1,1 +1,1 @@
-"""Graders: from a response and a reference to a verdict, in worker processes that can be killed."""
+"""Turn a response and a reference into a verdict, in worker processes that can be killed."""

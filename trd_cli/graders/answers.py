@@ -1,6 +1,6 @@
-"""Where the answer stands in a response: text in, text out.
+"""Find the answer in a response or in a reference: text in, text out.
 
-What looks at a whole response takes time linear in its length; the rest is for answers that are `readable`.
+Functions that look at a whole response take time linear in its length; the others are for answers that are `readable`.
 
 Not covered: thinking blocks in other tags than `<think>`.
 """
@@ -10,28 +10,28 @@ from __future__ import annotations
 import re
 from itertools import pairwise
 
-# Longer or deeper than this no answer is meant; math-verify's parser takes minutes for it.
+# Nothing longer or deeper is meant as an answer, and math-verify's parser would take minutes for it.
 MAX_CHARACTERS, MAX_NESTING = 4_000, 40
 
 OPEN, CLOSE = "<think>", "</think>"
 _TAG = re.compile("</?think>")
 _CODE = re.compile(r"(?ms)^[ \t]*```.*?(?:^[ \t]*```|\Z)|`[^`\n]+`")
 
-# An opening box (also with the backslash doubled, as out of JSON), an escaped character, a brace.
+# An opening box (its backslash may be doubled, as in JSON), an escaped character, or a brace.
 _BRACES = re.compile(r"\\{1,2}(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
 _HASHED_NUMBER = re.compile(r"-?\$?-?\d[\d,./]*%?")
 
 
 def thinking_is_open(response: str, opened: bool = False) -> bool:
-    """Return whether a response ends inside its thoughts; `opened` where the prompt has begun them."""
+    """Return whether a response ends inside its thoughts; `opened` if the prompt began them."""
     return final_part(response, opened) is None
 
 
 def final_part(response: str, opened: bool = False) -> str | None:
-    """Return what comes after the thinking, or None where that never ends; `opened` where the prompt has begun it.
+    """Return the text after the thinking, or None if the thinking never ends; `opened` if the prompt began it.
 
-    A closing tag without an opening one ends what the prompt began. Once the thinking is over a tag only counts as one
-    of a pair outside of code and quotes, so that a text or a program may speak of `<think>`.
+    A closing tag without an opening one ends what the prompt began. After that, a tag counts only as one of a pair
+    outside of code and quotes, so that a text or a program may mention `<think>`.
     """
     first, end = response.find(OPEN), response.find(CLOSE)
     if opened or 0 <= end < first or (first < 0 <= end):
@@ -47,14 +47,14 @@ def final_part(response: str, opened: bool = False) -> str | None:
 
 
 def _after_further(text: str) -> str:
-    """Return what comes after the last whole block of thoughts in a text that may speak of them."""
+    """Return the text after the last complete block of thoughts, in a text that may also mention the tags."""
     tags = _tags(text) if CLOSE in text else []
     ends = [place + len(CLOSE) for (_, before), (place, tag) in pairwise(tags) if (before, tag) == (OPEN, CLOSE)]
     return text[ends[-1] :] if ends else text
 
 
 def _tags(text: str) -> list[tuple[int, str]]:
-    """Return the tags of thinking in a text with their places, but those in fenced code, code within a line and quotes."""
+    """Return the thinking tags of a text with their places, except those in fenced code, inline code and quotes."""
     code = [match.span() for match in _CODE.finditer(text)] if "`" in text or "~" in text else []
     return [
         (match.start(), match[0])
@@ -65,10 +65,10 @@ def _tags(text: str) -> list[tuple[int, str]]:
 
 
 def last_boxed(text: str) -> str | None:
-    """The content of the last `\\boxed{…}` or `\\fbox{…}` whose braces balance, or None.
+    """Return the content of the last `\\boxed{…}` or `\\fbox{…}` whose braces balance, or None.
 
-    Of two boxes in one sentence only the second counts, of two in each other the inner one. An escaped brace is a
-    character like any other.
+    Of two boxes in one sentence only the second counts; of two nested boxes the inner one. An escaped brace is an
+    ordinary character.
     """
     last: tuple[int, int] | None = None
     opened: list[int | None] = []
@@ -86,9 +86,9 @@ def last_boxed(text: str) -> str | None:
 
 
 def after_hashes(text: str) -> str | None:
-    """What follows the last `####` on its line, as GSM8K ends its solutions, or None.
+    """Return the text after the last `####` on its line, which ends solutions of GSM8K, or None.
 
-    It must be a number or end the text: four hashes are also a heading in Markdown.
+    It must be a number or end the text, because four hashes are also a heading in Markdown.
     """
     _, found, rest = text.rpartition("####")
     line, _, after = rest.partition("\n")
@@ -98,7 +98,7 @@ def after_hashes(text: str) -> str | None:
     return line if not after.strip() or _HASHED_NUMBER.fullmatch(line) else None
 
 
-# What announces an answer, and what may stand between it and the answer.
+# The words that announce an answer, and what may stand between them and the answer.
 _SAID = re.compile(
     r"(?:\b(?:answer|ans|antwort|respuesta|réponse|resposta|risposta|ответ)\b[*_\s]*(?:is|are|ist|lautet|est|es|é|è|:|=|：|-\s)"
     r"|\b(?:correct|right|best|final)\s+(?:option|choice)\s+is\b|(?:答案|答え|答|정답|답)[*_\s]*(?:是|为|為|は|은|는|:|=|：))[*_\s]*:?[*_\s]*",
@@ -114,16 +114,15 @@ _RETRACTED = re.compile(r"\b(?:no|not really|wait|sorry|rather|instead)\b.*(?<![
 _SENTENCE_END = re.compile(r"[.!?。](?=\s|$)|,?\s(?:because|since)\b|,\s(?:as|so)\b")
 _LONE_LETTER = re.compile(r"[*_]*\(?([A-J])\)?[*_]*\.?")
 _LONE_OPTION = re.compile(r"\*\*(\(?[A-J][).:]\s.{1,80})\*\*\.?")
-# A last line that is nothing but marked text.
+# A last line that consists of marked text.
 _LONE_MARKED = re.compile(r"(?:>\s*)?(\*\*|__|`)\s*([^*`]{1,80}?)\s*\1\.?")
 
 
 def said_answer(text: str) -> str | None:
-    """Return what a text says to be its answer, up to the end of the sentence, or what stands alone in its last line: a
-    letter, or marked text.
+    """Return the answer that a text announces, or the one that stands alone in its last line.
 
-    The letter of a choice comes without the words behind it, unless they take it back. `The answer is A bus` names no
-    choice.
+    An announced answer ends with its sentence. In the last line only a letter or marked text counts. The letter of a
+    choice comes without the words after it, unless they take it back. `The answer is A bus` names no choice.
     """
     *_, last = [None, *_SAID.finditer(text)]
     if last is None:
@@ -143,13 +142,13 @@ def said_answer(text: str) -> str | None:
 
 
 def last_mathematics(text: str) -> str | None:
-    """Return what stands between the last marks of mathematics in a text, or None."""
+    """Return the text between the last marks of mathematics, or None."""
     found = re.findall(r"\$\$(.+?)\$\$|\$([^$\n]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", text, re.DOTALL)
     return "".join(found[-1]).strip() if found else None
 
 
 def readable(answer: str) -> bool:
-    """Whether an answer is short and flat enough to be meant as one, and to be parsed in reasonable time."""
+    """Return whether an answer is short and flat enough to be meant as one and to be parsed in reasonable time."""
     if len(answer) > MAX_CHARACTERS:
         return False
     depth = 0
@@ -161,3 +160,44 @@ def readable(answer: str) -> bool:
         elif character in "})]":
             depth = max(depth - 1, 0)
     return True
+
+
+# A reference in words is short. A longer one, or one that goes on after a sentence, explains how the answer was found.
+_MOST_WORDS, _MOST_LINES = 16, 1
+_ENVIRONMENT = re.compile(r"\\begin\{([a-z*]+)\}.*?\\end\{\1\}", re.DOTALL)
+_COMMAND = re.compile(r"\\(?:text|mathrm|textbf|mbox)\b|\\[A-Za-z]+")
+_TEXT = re.compile(r"\\text(?:bf|it|rm|normal)?\s*\{([^{}]*)\}")
+_WORD = re.compile(r"[^\W\d_]{2,}")
+# An announcement in the middle of a text: `… A: 6`, `… The answer is 6`.
+_ANNOUNCED = re.compile(r"\S.*?(?<![^\W\d_])(?:A:\s|(?:Ans|Answer|answer|ANSWER)\s*:)|\S.*\banswer\s+is\b", re.DOTALL)
+_SENTENCE = re.compile(r"[^\W\d_]{2,}[.!?]\s+(?:\S+\s+){2,}\S|\d[.!?]\s+[A-Z][a-z]+\s+\S")
+_DERIVED = re.compile(r"\b(?:so|therefore|thus|hence|because|since|then|we (?:have|get|find))\b", re.IGNORECASE)
+
+
+def reference_answer(text: str) -> str | None:
+    """Return the one answer of a reference; None for an essay or a worked solution.
+
+    The answer of a worked solution counts if it is in a box or after `####`. Not covered: a worked solution that is as
+    short as an answer and shows no sign of being one.
+    """
+    text = text.strip()
+    found = last_boxed(text) or after_hashes(text)
+    if found:
+        return found
+    if not text or _is_worked(text):
+        return None
+    return text
+
+
+def _is_worked(text: str) -> bool:
+    if len(text) > MAX_CHARACTERS:
+        return True
+    flat = _TEXT.sub(r"\1", _ENVIRONMENT.sub("M", text))
+    words = _WORD.findall(_COMMAND.sub(" ", flat))
+    if len(flat.strip().splitlines()) > _MOST_LINES or len(words) > _MOST_WORDS:
+        return True
+    label = re.match(r"\s*(?:the\s+|final\s+|correct\s+)*answer\s*(?:is\b:?|:)", flat, re.IGNORECASE)
+    rest = flat[label.end() :] if label else flat
+    return any(pattern.search(rest) for pattern in (_ANNOUNCED, _SENTENCE)) or (
+        len(words) > 1 and bool(_DERIVED.search(rest))
+    )

@@ -1,4 +1,4 @@
-"""What a grader is asked of one row, and what it says."""
+"""The question that a grader answers about one row, and its grade."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NO_ANSWER = "no_answer"
 class Grade:
     """A verdict with its evidence.
 
-    `detail` says why: `NO_ANSWER`, what the grader raised, how long it ran, which test failed.
+    `detail` gives the reason: `NO_ANSWER`, an exception of the grader, the time it ran, or the test that failed.
     """
 
     verdict: Verdict
@@ -23,9 +23,9 @@ class Grade:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What is graded: a response against the reference answer of its problem, or its `tests` (JSON, the row's column).
+    """A response and what to grade it against: a reference answer, or `tests` (JSON, as in the row's column).
 
-    `thinking` where the prompt has opened a thinking block that the response begins in.
+    `thinking` is true if the prompt itself opens a thinking block, so that the response begins inside it.
     """
 
     task: Task

@@ -1,7 +1,7 @@
-"""math-verify called plainly, with its own extraction and defaults: a second opinion that shares none of our reading.
+"""Call math-verify plainly, with its own extraction and defaults: a second opinion that shares none of our reading.
 
-`verify` is not symmetric: the reference comes first. It drops letter case and words, and compares decimals to six
-places, so that it is no judge over the grader, but where the two differ a person should look.
+`verify` is not symmetric: the reference comes first. It ignores letter case and words and compares decimals to six
+places. It is therefore no judge of the grader, but a person should look at the rows on which the two differ.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ NAME = "math-verify"
 
 @dataclass(frozen=True)
 class Rules:
-    """What math-verify may be told about a comparison, with its own defaults."""
+    """Options of math-verify's comparison, with its own defaults."""
 
     targets: tuple[str, ...] = ("latex", "expr")
     float_rounding: int = 6
@@ -31,21 +31,18 @@ _DEFAULT = Rules()
 
 @lru_cache(maxsize=16)
 def parse(text: str, targets: tuple[str, ...] = _DEFAULT.targets) -> tuple[Any, ...]:
-    """Return what math-verify finds in a text:
-
-    a SymPy value and the text it was read from, or one of them, or nothing.
-    """
+    """Return what math-verify finds in a text: a SymPy value and its source text, or one of them, or nothing."""
     import math_verify
 
     kinds = {"latex": math_verify.LatexExtractionConfig(), "expr": math_verify.ExprExtractionConfig()}
-    # Without an explicit None it runs under SIGALRM, which raises outside the main thread.
+    # Without an explicit None math-verify uses SIGALRM, which raises outside the main thread.
     return tuple(math_verify.parse(text, [kinds[name] for name in targets], parsing_timeout=None))
 
 
 def compare(reference: str, response: str, rules: Rules = _DEFAULT) -> tuple[bool, str | None]:
-    """Return whether math-verify finds the same value in both texts, and what went wrong where that is why it does not.
+    """Return whether math-verify finds the same value in both texts, and the fault if a comparison failed.
 
-    Each reading of the one is compared with each of the other, as `verify` does with lists, which drops what is raised.
+    Each reading of the one is compared with each of the other, as `verify` does with lists while it drops exceptions.
     """
     fault = None
     for gold, found in product(parse(reference, rules.targets), parse(response, rules.targets)):
@@ -57,7 +54,7 @@ def compare(reference: str, response: str, rules: Rules = _DEFAULT) -> tuple[boo
 
 
 def verify(gold: Any, found: Any, rules: Rules = _DEFAULT) -> tuple[bool, str | None]:
-    """Return whether math-verify finds two parsed values the same, and what it raised."""
+    """Return whether math-verify finds two parsed values equal, and the exception it raised, if any, as text."""
     import math_verify
 
     try:
@@ -83,5 +80,5 @@ def boxed(answer: str) -> str:
 
 
 def final_expression(text: str) -> str | None:
-    """Return the text of the last expression that math-verify finds, after words such as "final answer is" first."""
+    """Return the text of the last expression that math-verify finds; words such as "final answer is" go first."""
     return next((item for item in reversed(parse(text)) if isinstance(item, str)), None)

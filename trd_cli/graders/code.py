@@ -1,14 +1,14 @@
-"""Code by its tests: EvalPlus's tasks, programs fed through standard input, functions called.
+"""Grade code by its tests: EvalPlus's tasks, programs fed through standard input, functions called.
 
-The program is what the response's fences hold, after any thinking block (see `fences`); without one there is no answer.
-It runs in a sandbox (see there) that is given inputs only. Results come back as plain values and are compared out here,
-so a program that replaces `==`, the checker or the interpreter compares nothing but itself.
+The program is the one in the response's fences, after any thinking block (see `fences`); without a fence there is no
+answer. It runs in a sandbox (see `sandbox`) that gets inputs only. Results come back as plain values and are compared
+outside, so a program that replaces `==`, the checker or the interpreter deceives nobody but itself.
 
-What the program does wrong is `incorrect`, as in the field's graders: a wrong value, an exception, its process ended,
-its memory used up, a test not ended within `test_timeout` seconds (EvalPlus: within its own limits, which follow the
-reference's time). `timeout` is a row whose tests did not end within `code_timeout` seconds altogether though none had
-failed; `error` is a grader that could not do its work: no tests, tests that cannot be read, ask nothing or fail by
-themselves, a sandbox that does not close.
+Faults of the program are `incorrect`, as in other graders: a wrong value, an exception, the end of its process or its
+memory, a test that takes longer than `test_timeout` seconds (EvalPlus: its own limits, which follow the reference's
+time). `timeout` means that the tests of a row took longer than `code_timeout` seconds together although none had
+failed. `error` means that the grader could not do its work: the row has no tests, its tests cannot be read, ask nothing
+of the program or fail by themselves, or the sandbox could not be closed.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _SHOWN = 200
 
 @dataclass(frozen=True)
 class CodeOptions:
-    """How programs run: seconds a test and a row, bytes of memory a process."""
+    """Options of running programs: seconds a test (`test_timeout`) and a row (`code_timeout`), bytes a process."""
 
     sandbox: Level = "limits"
     test_timeout: float = 6.0
@@ -44,16 +44,17 @@ class CodeOptions:
 
     @property
     def limits(self) -> Limits:
+        """Return the limits of a sandbox that runs a row."""
         return Limits(self.memory, int(self.code_timeout) + 1)
 
 
 def name_of(tests: str | None) -> str:
-    """Which grader the tests of a row call for."""
+    """Return the name of the grader for a row's tests."""
     return evalplus.NAME if tests and '"evalplus"' in tests[:200] else NAME
 
 
 def version(name: str, options: CodeOptions) -> str:
-    """The rules, and the limits that can change a verdict."""
+    """Return the version of the rules, with the limits that can change a verdict."""
     memory = f"{options.memory >> 20}MiB"
     if name == evalplus.NAME:
         return f"{metadata.version('evalplus')}+{evalplus.RULES}+{memory}"
@@ -61,36 +62,36 @@ def version(name: str, options: CodeOptions) -> str:
 
 
 class _Failed(Exception):
-    """A test the program did not pass: the reason, as the row's detail."""
+    """The program failed a test; the message becomes the row's detail."""
 
 
 def grade(question: Question, options: CodeOptions) -> Grade:
-    """Run the response's program against the row's tests.
+    """Run the response's program against the row's tests and return its grade.
 
-    Needs no time limit of its own but for sanitising very long programs.
+    Only very long programs need a time limit from outside, because they take long to sanitise.
     """
     try:
         spec = _spec(question.tests)
         source = _program(question, _asked(spec))
     except _Unusable as error:
-        return Grade("error", detail=_said(error))
+        return Grade("error", detail=_detail(error))
     except _Failed as failure:
         return Grade("incorrect", detail=str(failure))
     try:
         _KINDS[spec["kind"]](spec, options, source)
     except _Unusable as error:
-        return Grade("error", source, _said(error))
+        return Grade("error", source, _detail(error))
     except _Failed as failure:
-        return Grade("incorrect", source, _said(failure))
+        return Grade("incorrect", source, _detail(failure))
     except SandboxError as error:
-        return Grade("error", source, _said(error))
+        return Grade("error", source, _detail(error))
     except _OverTime:
         return Grade("timeout", source, f"not ended after {options.code_timeout:g} s")
     return Grade("correct", source)
 
 
-def _said(error: Exception) -> str:
-    """The message as a detail, which a program may have made long."""
+def _detail(error: Exception) -> str:
+    """Return the message, which a program may have made long, as a detail of bounded length."""
     return str(error)[:500]
 
 
@@ -113,7 +114,7 @@ class _Unusable(Exception):
 
 
 def _spec(tests: str | None) -> dict[str, Any]:
-    """The tests as an object of a known kind."""
+    """Return the tests as an object of a known kind; raises _Unusable."""
     codec.allow_long_integers()
     try:
         spec = json.loads(tests or "null")
@@ -125,7 +126,7 @@ def _spec(tests: str | None) -> dict[str, Any]:
 
 
 def _asked(spec: dict[str, Any]) -> Collection[str]:
-    """The names that the tests ask for, none where they feed standard input."""
+    """Return the names that the tests ask for; none if they feed standard input."""
     if spec["kind"] == "functional":
         try:
             return names.asked_by(spec["code"]) | set(_named(spec))
@@ -135,19 +136,19 @@ def _asked(spec: dict[str, Any]) -> Collection[str]:
 
 
 def _named(spec: dict[str, Any]) -> list[str]:
-    """The names that a row says its test program asks for."""
+    """Return the names that a row lists for its test program."""
     return [*spec.get("names", ()), *filter(None, (spec.get("entry_point"), spec.get("fn_name")))]
 
 
 def _load(sandbox: Sandbox, source: str, options: CodeOptions) -> None:
-    """Define what the program defines; failing that, the program has failed."""
+    """Load the program's definitions; raises _Failed if the program cannot be loaded."""
     reply = _within(options.test_timeout, "the program's definitions", sandbox.ask, {"load": source, "prelude": True})
     if "ok" not in reply:
         raise _Failed(f"the program does not load: {reply.get('raised')}")
 
 
 def _within(seconds: float, what: str, ask: Callable[..., Any], *arguments: Any) -> Any:
-    """The answer of the sandbox; whatever the program does to prevent one is its failure."""
+    """Return the sandbox's answer; raises _Failed if the program prevents one in any way."""
     try:
         return ask(*arguments, seconds)
     except OutOfTime:
@@ -172,7 +173,7 @@ def _stdin(spec: dict[str, Any], options: CodeOptions, source: str) -> None:
 
 def _check_run(sandbox: Sandbox, test: str, given: str, expected: str, options: CodeOptions) -> None:
     request = {"stdin": given, "limit": options.test_timeout}
-    # The runner keeps the limit; the second one, longer than its longest wait, is for a program that stops the runner.
+    # The runner keeps the limit. This second one exceeds its longest wait and holds if a program stops the runner.
     reply = _within(codec.Clock.PATIENCE * options.test_timeout + 5, test, sandbox.ask, request)
     if reply.get("late"):
         raise _Failed(f"{test}: not ended after {options.test_timeout:g} s")
@@ -189,9 +190,10 @@ def _ending(status: Any) -> str:
 
 
 def same_output(found: str, expected: str) -> bool:
-    """Line by line, spaces at both ends aside; lines that differ are equal where all their words are equal numbers.
+    """Compare outputs line by line, ignoring spaces at both ends and empty lines at the end.
 
-    Empty lines at the end do not count. This is LiveCodeBench's rule (lcb_runner/evaluation/testing_util.py).
+    Lines that differ are equal if all their words are equal numbers. This is LiveCodeBench's rule
+    (lcb_runner/evaluation/testing_util.py).
     """
     lines, wanted = (text.strip().split("\n") for text in (found, expected))
     return len(lines) == len(wanted) and all(map(_same_line, lines, wanted))
@@ -203,7 +205,7 @@ def _same_line(found: str, expected: str) -> bool:
     try:
         numbers = [[Decimal(word) for word in line.split()] for line in (found, expected)]
         return numbers[0] == numbers[1]
-    except (InvalidOperation, ValueError):  # the comparison raises too: for a signalling NaN
+    except (InvalidOperation, ValueError):  # the comparison raises too, for a signalling NaN
         return False
 
 
@@ -226,10 +228,9 @@ def _calls(spec: dict[str, Any], options: CodeOptions, source: str) -> None:
 
 
 def same_value(found: Any, expected: Any) -> bool:
-    """Equality of values whose expected side is JSON: a tuple equals the list, and a set of one result is that result.
+    """Compare a value with an expected one from JSON: a tuple equals the list of its values.
 
-    Sets of tests from TACO wrap an expected result in a list of one; both readings are accepted, as their own graders
-    do.
+    Test sets from TACO wrap an expected result in a list of one. Both readings are accepted, as in their own graders.
     """
     try:
         return _equal(found, expected) or (
@@ -240,28 +241,34 @@ def same_value(found: Any, expected: Any) -> bool:
 
 
 def same_exactly(found: Any, expected: Any) -> bool:
-    """LiveCodeBench's rule for calls: a tuple that is returned counts as a list, one inside it does not."""
+    """Compare by LiveCodeBench's rule for calls: a returned tuple counts as a list, one inside the result does not."""
     try:
-        return bool((list(found) if isinstance(found, tuple) else found) == expected)
+        return bool((list(found) if isinstance(found, tuple) else _plain(found)) == expected)
     except (RecursionError, ArithmeticError, ValueError):
         return False
 
 
+def _plain(found: Any) -> Any:
+    """Return Python's value of numpy's number or array, whose own `==` rounds and spreads; else the value itself."""
+    return found.tolist() if type(found).__module__ == "numpy" else found
+
+
 def _equal(found: Any, expected: Any) -> bool:
-    """Goes no further than what is expected does: what was found may hold one list a million times, or itself."""
+    """Compare no deeper than the expected value goes: the other may hold one list a million times, or itself."""
+    found = _plain(found)
     if isinstance(expected, list):
         same_length = isinstance(found, (list, tuple)) and len(found) == len(expected)
         return same_length and all(map(_equal, found, expected))
     if isinstance(expected, dict):
         if not isinstance(found, dict) or len(found) != len(expected):
             return False
-        named = {str(k) if isinstance(k, (int, float)) else k: v for k, v in found.items()}
+        named = {json.dumps(k) if isinstance(k, (bool, int, float)) else k: v for k, v in found.items()}
         return all(k in named and _equal(named[k], v) for k, v in expected.items())
     return bool(found == expected)
 
 
 class _Shown(reprlib.Repr):
-    """A value for people, in bounded time."""
+    """Show a value to people, in bounded time."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -276,7 +283,10 @@ class _Shown(reprlib.Repr):
 
 
 def _functional(spec: dict[str, Any], options: CodeOptions, source: str) -> None:
-    """The test program runs in a sandbox of its own and asks the tested one, which never sees an expected result."""
+    """Run the test program in a sandbox of its own, from which it calls the tested one.
+
+    The tested program never sees an expected result.
+    """
     with Sandbox(options.sandbox, options.limits) as tested:
         _load(tested, source, options)
         with Sandbox(options.sandbox, options.limits, asked=tested) as judge:

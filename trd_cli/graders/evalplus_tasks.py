@@ -1,8 +1,8 @@
-"""The tasks of HumanEval+ and MBPP+, read with EvalPlus's own conversions.
+"""Read the tasks of HumanEval+ and MBPP+ with EvalPlus's own conversions.
 
-A file is looked for in `$TRD_DATA/benchmarks`, then where EvalPlus's variables HUMANEVAL_OVERRIDE_PATH and
-MBPP_OVERRIDE_PATH say, then in EvalPlus's cache, into which EvalPlus downloads it. Importing evalplus.data loads the
-datasets package, so it is done inside the functions only.
+A file is looked for in `$TRD_DATA/benchmarks`, then at the paths in EvalPlus's variables HUMANEVAL_OVERRIDE_PATH and
+MBPP_OVERRIDE_PATH, then in EvalPlus's cache, into which EvalPlus downloads it. Importing evalplus.data loads the
+datasets package, so only functions import it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-from trd_cli.errors import InputError, first_line
+from trd_cli.errors import InputError, OutOfReach, first_line
 from trd_cli.local_data import local_file
 
 Dataset = Literal["humaneval", "mbpp"]
@@ -27,33 +27,33 @@ Task = dict[str, Any]
 LATEST: dict[Dataset, str] = {"humaneval": "v0.1.10", "mbpp": "v0.2.0"}
 _RELEASE: dict[Dataset, str] = {"humaneval": "HumanEvalPlus", "mbpp": "MbppPlus"}
 _OVERRIDE: dict[Dataset, str] = {"humaneval": "HUMANEVAL_OVERRIDE_PATH", "mbpp": "MBPP_OVERRIDE_PATH"}
-# What a verdict depends on; task_id because EvalPlus treats some tasks by name.
+# A verdict depends on these fields; on task_id because EvalPlus treats some tasks by name.
 _DECISIVE = ("task_id", "prompt", "entry_point", "canonical_solution", "base_input", "plus_input", "atol")
 
 
 def tasks(dataset: Dataset, version: str) -> dict[str, Task]:
-    """EvalPlus's tasks by task_id, MBPP's inputs with the types that JSON does not have. Shared: not to be changed.
+    """Return EvalPlus's tasks by task_id, MBPP's inputs with types that JSON lacks. Callers must not change them.
 
-    Raises InputError where the file cannot be got or read, or where a task lacks a field that grading needs.
+    Raises InputError if the file cannot be obtained or read, or if a task lacks a field that grading needs.
     """
     return _read(_path(dataset, version), dataset)
 
 
 def origin(dataset: Dataset, version: str) -> str:
-    """Where `tasks` reads from, as text for people; nothing is downloaded."""
+    """Return the source that `tasks` reads from, as text for people; downloads nothing."""
     found = _given_path(dataset, version)
     return str(found) if found else f"github.com/evalplus/{_RELEASE[dataset].lower()}_release {version}"
 
 
 def task_sha256(task: Task) -> str:
-    """SHA-256 (hex) of the fields of a task that decide a verdict, the same for a tuple and a list of the same values."""
+    """Return the SHA-256 (hex) of the fields of a task that decide a verdict; tuples count as lists."""
     decisive = {name: task[name] for name in _DECISIVE}
     text = json.dumps(decisive, sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=_plain)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _plain(value: Any) -> Any:
-    """Sets (in an order that does not depend on the process) and complex numbers, which JSON does not have."""
+    """Return a set or a complex number, which JSON lacks, in a form that does not depend on the process."""
     return sorted(value, key=repr) if isinstance(value, (set, frozenset)) else repr(value)
 
 
@@ -69,16 +69,19 @@ def _path(dataset: Dataset, version: str) -> Path:
 
 
 def _downloaded(dataset: Dataset, version: str) -> Path:
-    """EvalPlus's cached file. (Its loader ignores the version for HumanEval+; the functions below it do not.)"""
+    """Return EvalPlus's cached file.
+
+    EvalPlus's own loader ignores the version for HumanEval+; the functions that it calls do not.
+    """
     with _package(dataset):
         from evalplus.data.utils import get_dataset_metadata, make_cache
     url, path = get_dataset_metadata(_RELEASE[dataset], version, mini=False)
     try:
-        # EvalPlus reports its download on standard output, which belongs to the paths that a pipe carries.
+        # EvalPlus reports its download on standard output, which carries paths through a pipe.
         with contextlib.redirect_stdout(sys.stderr):
             make_cache(url, path)
-    except Exception as error:  # whatever its HTTP and archive layers raise
-        raise InputError(
+    except Exception as error:  # its HTTP and archive layers raise many types
+        raise OutOfReach(
             f"{_RELEASE[dataset]} {version} could not be downloaded from {url} ({first_line(error)})",
             "a release of EvalPlus's data",
             f"check the version and the network, or set {_OVERRIDE[dataset]} or TRD_DATA",
@@ -92,7 +95,7 @@ def _package(dataset: Dataset) -> Iterator[None]:
         yield
     except ImportError:
         raise InputError(
-            f"{_RELEASE[dataset]} without the package evalplus", "it to be installed", "pip install evalplus"
+            f"no package evalplus, which {_RELEASE[dataset]} needs", "it to be installed", "pip install evalplus"
         ) from None
 
 
@@ -105,7 +108,7 @@ def _read(path: Path, dataset: Dataset) -> dict[str, Task]:
         missing = [name for name in _DECISIVE if name not in task]
         if missing:
             raise InputError(
-                f"{path}: task {task.get('task_id', len(found) + 1)} without {missing[0]}",
+                f"{path}: task {task.get('task_id', len(found) + 1)} has no {missing[0]}",
                 "EvalPlus's tasks",
                 "get the file again",
             )

@@ -1,10 +1,10 @@
-"""Which program a response means: text in, source out.
+"""Choose the program that a response means: text in, source out.
 
-The program is the last fence that is Python and is not mere output, usage or tests of a solution in an earlier one.
-Where it needs names that another fence defines, that one goes before it. A fence is Python by its tag, or without one
-because it parses.
+The program is the last fence that is Python and is not mere output, usage or tests of a solution in an earlier fence.
+Other fences that define names it needs are put before it. A fence is Python if its tag says so, or if it has no tag and
+parses.
 
-Not covered: fences in block quotes; what a program needs by way of `eval`.
+Not covered: fences in block quotes; names that a program reaches by `eval`.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ from functools import cached_property
 from trd_cli.graders.inside.names import global_names
 
 _FENCE = re.compile(r"([ \t]*)(`{3,}|~{3,})([^`]*)")
-# The marks that may open a fence behind text, and close one behind a program's last line.
+# A fence may open with these marks after text and close with them after a program's last line.
 _MARK = "`" * 3
 _TAG = re.compile(r"[ \t]*([\w.+#{}-]*)[ \t]*")
-# How many lines of code that end in marks are tried as the end of the program: each try reads it whole.
+# At most this many lines of code that end in marks are tried as the end of the program, because each try parses all of
+# it.
 _TRIES = 20
 _PYTHON = re.compile(r"\{?\.?(python|py|pypy|cpython|ipython|sage)[\d.]*\b", re.IGNORECASE)
-# Longer fences are programs unread; what reads them takes time and memory by their length.
+# Longer fences count as programs unparsed, because parsing takes time and memory by their length.
 _MOST = 100_000
 _READING = re.compile(r"\binput\s*\(|\bstdin\b|\bopen\s*\(\s*0|\bfileinput\b|\bos\.read\b")
 _WRITING = re.compile(r"\bprint\s*\(|\bstdout\b|\bos\.write\b")
@@ -42,7 +43,7 @@ class Fence:
 
     @cached_property
     def tree(self) -> ast.Module | None:
-        """The syntax tree; None where it does not parse or is too long to try."""
+        """Return the syntax tree, or None if the source does not parse or is too long to try."""
         if len(self.source) > _MOST:
             return None
         try:
@@ -54,14 +55,14 @@ class Fence:
 
     @property
     def is_python(self) -> bool:
-        """Whether it is Python by its tag, or untagged and parses."""
+        """Return whether the fence is Python by its tag, or has no tag and parses."""
         if self.tag:
             return _PYTHON.match(self.tag) is not None and not self.source.lstrip().startswith(">>>")
         return bool(self.source.strip()) and (len(self.source) > _MOST or self.tree is not None)
 
     @cached_property
     def _names(self) -> tuple[set[str], set[str]]:
-        """The names it uses and those it gives a meaning."""
+        """Return the names it uses and those it defines."""
         try:
             return global_names(self.source) if self.tree else (set(), set())
         except (SyntaxError, ValueError, RecursionError, MemoryError):
@@ -69,12 +70,12 @@ class Fence:
 
     @property
     def defined(self) -> set[str]:
-        """The names it gives a meaning, methods of `Solution` among them."""
+        """Return the names it defines, including methods of `Solution`."""
         return self._names[1] | self.methods
 
     @cached_property
     def methods(self) -> set[str]:
-        """The methods of its class `Solution`."""
+        """Return the methods of its class `Solution`."""
         return {
             part.name
             for node in (self.tree.body if self.tree else ())
@@ -85,7 +86,7 @@ class Fence:
 
     @property
     def needed(self) -> set[str]:
-        """The names it uses without giving them a meaning, those that it imports from an unknown module among them."""
+        """Return the names it uses without defining them, and those it imports from other modules."""
         imported = {
             alias.name
             for node in (self.tree.body if self.tree else ())
@@ -96,19 +97,19 @@ class Fence:
 
     @property
     def is_output(self) -> bool:
-        """Whether it only shows values: it does nothing, and names nothing but what stands alone on a line."""
+        """Return whether it only shows values: every statement is an expression that calls nothing."""
         body = self.tree.body if self.tree else [ast.Pass()]
         return all(isinstance(node, ast.Expr) and not _does(node.value) for node in body)
 
     @property
     def is_testing(self) -> bool:
-        """Whether it asserts: at its top, in functions named as tests or in test cases, and defines nothing else."""
+        """Return whether it asserts (at the top, in test functions or in test cases) and defines nothing else."""
         parts = [_role(node) for node in (self.tree.body if self.tree else ())]
         return "tests" in parts and "program" not in parts
 
     @property
     def runs(self) -> bool:
-        """Whether it does something by itself that is seen: reads, writes, or calls what it defines."""
+        """Return whether running it has a visible effect: it reads, writes, or calls what it defines."""
         return any(
             _READING.search(text) or _WRITING.search(text) or self._mentions(node)
             for node in self._acting
@@ -117,12 +118,12 @@ class Fence:
 
     @property
     def reads(self) -> bool:
-        """Whether it reads standard input, in a function or not."""
+        """Return whether it reads standard input, in a function or not."""
         return _READING.search(self.source) is not None
 
     @property
     def writes(self) -> bool:
-        """Whether it writes to standard output, in a function or not."""
+        """Return whether it writes to standard output, in a function or not."""
         return _WRITING.search(self.source) is not None
 
     @property
@@ -137,12 +138,12 @@ class Fence:
 
     @cached_property
     def functions(self) -> set[str]:
-        """The functions and classes it defines."""
+        """Return the functions and classes it defines."""
         kinds = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
         return {node.name for node in (self.tree.body if self.tree else ()) if isinstance(node, kinds)}
 
     def quiet(self) -> Fence:
-        """Its definitions without what it does by itself."""
+        """Return its definitions without the statements that have a visible effect."""
         body = [node for node in (self.tree.body if self.tree else ()) if not self._is_seen(node)]
         return Fence(self.tag, "\n".join(map(ast.unparse, body)))
 
@@ -153,7 +154,7 @@ class Fence:
 
 def _does(value: ast.expr) -> bool:
     return any(isinstance(node, ast.Call | ast.Await | ast.Yield | ast.NamedExpr) for node in ast.walk(value)) and not (
-        # Complexity, as O(n log n).
+        # A complexity such as O(n log n) is no call.
         isinstance(value, ast.Call) and isinstance(value.func, ast.Name) and value.func.id in ("O", "Theta", "Omega")
     )
 
@@ -178,10 +179,10 @@ def _role(node: ast.stmt) -> str:
 
 
 def program_of(text: str, asked: Collection[str] = ()) -> str | None:
-    """Return the program that a text holds, or None without a fence.
+    """Return the program that a text holds, or None if it has no fence.
 
-    `asked` are names that the tests call, if they call any: the program is then the last fence that defines one of
-    them, where one does.
+    `asked` are the names that the tests call, if any. The last fence that defines one of them, if any does, is the
+    program.
     """
     fences = list(fences_of(text))
     fences = [fence for fence in fences if fence.closed] or fences
@@ -209,7 +210,7 @@ def _chosen(python: Sequence[Fence], asked: Collection[str]) -> str:
 
 
 def _is_beside(fence: Fence, earlier: Sequence[Fence], is_script: bool) -> bool:
-    """Return whether a fence is output, usage or tests of what stands in an earlier one."""
+    """Return whether a fence is output, usage or tests of an earlier one."""
     if fence.tree is None:
         return False
     if fence.is_output:
@@ -227,7 +228,7 @@ def _is_beside(fence: Fence, earlier: Sequence[Fence], is_script: bool) -> bool:
 
 
 def _joined(python: Sequence[Fence], place: int, is_script: bool) -> str:
-    """The fence at `place` after those that define what it needs."""
+    """Return the fence at `place` after the fences that define what it needs."""
     chosen = python[place]
     missing, parts = set(chosen.needed), {}
     order = [*range(place - 1, -1, -1), *range(place + 1, len(python))]
@@ -239,17 +240,17 @@ def _joined(python: Sequence[Fence], place: int, is_script: bool) -> str:
         keeps_quiet = fence.runs and (n > place or not is_script or (chosen.reads and not fence.reads))
         parts[n] = fence.quiet() if keeps_quiet else fence
     sources = [parts[n].source for n in sorted(parts)]
-    # These imports must come first.
+    # Imports from `__future__` must come first.
     future = [line for line in chosen.source.split("\n") if sources and line.startswith("from __future__ ")]
     rest = "\n".join(line for line in chosen.source.split("\n") if line not in future)
     return "\n\n".join([*future, *sources, rest])
 
 
 def fences_of(text: str) -> Iterator[Fence]:
-    """Yield the fenced blocks of a text, without their fences' indentation; the last one may not be closed.
+    """Yield the fenced blocks of a text without their fences' indentation; the last one may be unclosed.
 
-    A fence closes with at least as many marks as it was opened with and nothing after them, as in CommonMark, or behind
-    the last line of a program that is whole with it.
+    A fence closes as in CommonMark, with at least as many marks as it opened with and nothing after them. It also
+    closes with marks after the last line of a program that is complete with that line.
     """
     content: list[str] = []
     fence, tag, indent, in_text, tries = "", "", 0, False, _TRIES
@@ -277,7 +278,7 @@ def fences_of(text: str) -> Iterator[Fence]:
 
 
 def _opened_behind_text(line: str) -> tuple[str, str] | None:
-    """The marks and the tag of a fence that opens at the end of a line of text; None for any other line."""
+    """Return the marks and the tag of a fence that opens at the end of a line of text; None for any other line."""
     before, mark, after = line.rstrip().partition(_MARK)
     rest = after.lstrip("`")
     tag = _TAG.fullmatch(rest)
@@ -285,7 +286,7 @@ def _opened_behind_text(line: str) -> tuple[str, str] | None:
 
 
 def _before_marks(line: str, fence: str) -> str | None:
-    """The code before the marks that end a line and could close the fence; None for any other line."""
+    """Return the code before marks at a line's end that could close the fence; None for any other line."""
     ended = line.rstrip()
     code = ended.rstrip("`")
     could = ended.endswith(fence) and code.strip() and "`" not in code and "#" not in code
@@ -298,5 +299,5 @@ def _fence(tag: str, content: list[str], in_text: bool, closed: bool = True) -> 
 
 
 def _dedented(line: str, indent: int) -> str:
-    """A line without the spaces that its fence is indented by, as far as it has them, and without a carriage return."""
+    """Return a line without its fence's indentation, as far as it has any, and without a carriage return."""
     return line[min(indent, len(line) - len(line.lstrip(" \t"))) :].removesuffix("\r")

@@ -1,15 +1,15 @@
-"""Math answers: the last boxed answer, read and compared with the reference.
+"""Grade answers in mathematics: read the last boxed answer and compare it with the reference.
 
-`reading` says what an answer means and `comparing` which comparison is meant; underneath are math-verify's parser and
-SymPy. An answer that cannot be compared is incorrect, and the detail says why; a reference that is not one answer is an
-error. A boxed answer is read as one answer: `\\boxed{1}` and `\\boxed{2}` are not the pair 1, 2, only the last counts.
+`reading` finds out what an answer means and `comparing` chooses the comparison; below them are math-verify's parser and
+SymPy. An answer that cannot be compared is incorrect, with the reason as its detail; a reference that is not one answer
+is an error. A boxed answer is read as one answer: of `\\boxed{1}` and `\\boxed{2}` only the last counts, not the pair
+1, 2.
 
-A row's `tests` may ask for AMO-Bench's rules: `{"kind": "rounded", "digits": 4}`, for its numbers and sets, compares
-decimals to so many places and either way round; `{"kind": "points", …}`, for its formulas, compares values at points
-(see `points`).
+A row's `tests` may ask for AMO-Bench's rules. `{"kind": "rounded", "digits": 4}`, for its numbers and sets, compares
+decimals to that many places, with either side as the reference. `{"kind": "points", …}`, for its formulas, compares
+values at points (see `points`).
 
-`grade` runs without a time limit of its own. Call it through `pool.GraderPool`, which kills a worker that takes too
-long.
+`grade` has no time limit of its own. Call it through `pool.GraderPool`, which kills a worker that takes too long.
 """
 
 from __future__ import annotations
@@ -25,13 +25,14 @@ from trd_cli.graders.reading.brackets import Unbalanced
 from trd_cli.graders.reading.notation import plain
 from trd_cli.graders.reading.structure import is_plain_answer
 
-# To be raised with every change of the rules by which an answer is found or compared.
+# Raise this with every change of the rules that find or compare answers.
 _RULES = 4
 
-# Where nothing is boxed, this much of the end is searched: the search is quadratic in unclosed math marks.
+# If nothing is boxed, this many characters of the end are searched: the search is quadratic in unclosed marks of
+# mathematics.
 TAIL_CHARACTERS = 4_000
 _MOST_FOR_MATH_VERIFY = 20_000
-# What a majority vote over one question may cost beyond equal text and equal numbers.
+# Limits what one majority vote may cost beyond comparing equal text and equal numbers.
 MAX_COMPARISONS = 500
 
 _UNREADABLE = f"not read: longer than {answers.MAX_CHARACTERS} characters or nested deeper than {answers.MAX_NESTING}"
@@ -40,18 +41,15 @@ NOT_ONE_ANSWER = "the reference is not one answer: a worked solution needs a box
 
 
 def version(lenient: bool) -> str:
-    """Return what is stored as the grader's version:
-
-    the package's, how the answer is found, and the number of our rules.
-    """
+    """Return the stored version of the grader: the package's, the way answers are found, the number of our rules."""
     return f"{metadata.version(NAME)}+{'lenient' if lenient else 'boxed'}.{_RULES}"
 
 
 def extract_answer(response: str, lenient: bool, thinking: bool = False) -> str | None:
-    """Return the boxed answer; with `lenient`, where nothing is boxed, what follows `####` or is said to be the answer.
+    """Return the boxed answer; with `lenient`, if nothing is boxed, the text after `####` or an announced answer.
 
-    Failing these it is math-verify's final expression: after words such as "final answer is" first, else the last in
-    the text. `thinking` where the prompt has opened a thinking block.
+    If there is none of these, `lenient` takes math-verify's final expression: the one after words such as "final answer
+    is", else the last in the text. `thinking` if the prompt opened a thinking block.
     """
     text = answers.final_part(response, thinking)
     if text is None:
@@ -64,7 +62,7 @@ def extract_answer(response: str, lenient: bool, thinking: bool = False) -> str 
 
 
 def _said(tail: str) -> str | None:
-    """Return what a text says to be its answer where that is nothing but an answer."""
+    """Return the answer that a text announces if it is a plain answer and nothing else."""
     said = answers.said_answer(tail)
     return said if said and answers.readable(said) and is_plain_answer(said) else None
 
@@ -78,7 +76,7 @@ def _final_expression(tail: str) -> str | None:
 
 
 def same_answer(reference: str, answer: str, rules: Rules | None = None) -> tuple[bool, str | None]:
-    """Return whether two answers are the same, and what went wrong where that is why they are not."""
+    """Return whether two answers are the same, and the reason if they could not be compared."""
     if answer == reference:
         return True, None
     if not answers.readable(answer):
@@ -87,11 +85,11 @@ def same_answer(reference: str, answer: str, rules: Rules | None = None) -> tupl
 
 
 def grade(question: Question, lenient: bool) -> Grade:
-    """Return correct, incorrect, or error where the reference, or the points of the row's `tests`, cannot be read."""
+    """Return correct, incorrect, or error if the reference or the points of the row's `tests` cannot be read."""
     text = (question.reference_answer or "").strip()
     if not text:
         return Grade("error", detail="no reference answer")
-    reference = reading.reference_answer(text)
+    reference = answers.reference_answer(text)
     answer = extract_answer(question.response, lenient, question.thinking)
     if reference is None:
         return Grade("error", answer, NOT_ONE_ANSWER)
@@ -131,12 +129,12 @@ def _formula(text: str) -> str:
 
 
 def second_opinion(question: Question) -> bool | None:
-    """Return whether math-verify alone, with its own extraction, finds the reference in the response; None where it
-    cannot tell.
+    """Return whether math-verify alone finds the reference in the response, with its own extraction; None if undecided.
 
-    What agrees at the points, or to the places, that a row's `tests` ask for may differ otherwise.
+    Answers that agree at the points or places that a row's `tests` ask for may differ elsewhere, so a difference there
+    counts as None.
     """
-    reference = reading.reference_answer(question.reference_answer or "")
+    reference = answers.reference_answer(question.reference_answer or "")
     if reference is None:
         return None
     same, _ = by_math_verify.compare(boxed(reference), question.response[-_MOST_FOR_MATH_VERIFY:])
@@ -144,10 +142,10 @@ def second_opinion(question: Question) -> bool | None:
 
 
 def answer_classes(texts: Sequence[str]) -> list[int]:
-    """Return the number of each answer's class of equal answers, from 0 in order of appearance; for majority voting.
+    """Return the number of each answer's class of equal answers, from 0 in order of appearance, for majority voting.
 
-    An answer belongs to the first class each of whose answers it is graded correct against, and they against it. After
-    `MAX_COMPARISONS` of answers that are not plain numbers only equal text counts.
+    An answer joins the first class in which it is graded correct against each member, and each member against it. After
+    `MAX_COMPARISONS` comparisons of answers that are not plain numbers, only equal text counts.
     """
     classes: list[list[str]] = []
     by_text: dict[str, int] = {}
@@ -155,11 +153,13 @@ def answer_classes(texts: Sequence[str]) -> list[int]:
     for text in dict.fromkeys(texts):
         chosen = None
         for number, members in enumerate(classes):
-            told = [_told_by_value(member, text) for member in members]
-            if None in told and left <= 0:
+            equal = [_equal_numbers(member, text) for member in members]
+            if None in equal and left <= 0:
                 continue
-            left -= told.count(None)
-            if all(_interchangeable(member, text) if t is None else t for member, t in zip(members, told, strict=True)):
+            left -= equal.count(None)
+            if all(
+                _interchangeable(member, text) if t is None else t for member, t in zip(members, equal, strict=True)
+            ):
                 chosen = number
                 break
         if chosen is None:
@@ -170,8 +170,8 @@ def answer_classes(texts: Sequence[str]) -> list[int]:
     return [by_text[text] for text in texts]
 
 
-def _told_by_value(one: str, other: str) -> bool | None:
-    """Return whether two plain numbers are equal; None where one is something else."""
+def _equal_numbers(one: str, other: str) -> bool | None:
+    """Return whether two plain numbers are equal, or None if one is something else."""
     a, b = numbers.number(one), numbers.number(other)
     return None if a is None or b is None else numbers.same_number(a, b)
 

@@ -1,9 +1,8 @@
-"""An answer with variables against the reference expression, by value at given points (AMO-Bench's `variable`
-questions).
+"""Compare an answer with variables with the reference by value at given points: AMO-Bench's `variable` questions.
 
-`tests` of such a row is `{"kind": "points", "variables": ["a", "b"], "points": [[2, 3], [3, 4]]}`. Two values agree
-where they differ by at most `TOLERANCE` times the larger of 1 and the reference's size; AMO-Bench rounds both to 8
-decimals. Expressions that agree at all points count as equal, whatever they do elsewhere.
+`tests` of such a row is `{"kind": "points", "variables": ["a", "b"], "points": [[2, 3], [3, 4]]}`. Two values agree if
+they differ by at most `TOLERANCE` times the larger of 1 and the reference's size; AMO-Bench rounds both to 8 decimals.
+Expressions that agree at all points count as equal, whatever they do elsewhere.
 """
 
 from __future__ import annotations
@@ -23,14 +22,14 @@ _QUAD = re.compile(r"[,;]?\s*\\q?quad(?![a-zA-Z])")
 
 @dataclass(frozen=True)
 class Points:
-    """Where two expressions are evaluated: a value a variable at each point."""
+    """The points at which two expressions are evaluated: one value for each variable at each point."""
 
     variables: tuple[str, ...]
     points: tuple[tuple[float, ...], ...]
 
 
 def read_points(tests: str) -> Points | None:
-    """The points in a row's `tests`; None where it is something else."""
+    """Return the points in a row's `tests`, or None if it holds something else."""
     try:
         spec = json.loads(tests)
         at = Points(tuple(spec["variables"]), tuple(tuple(point) for point in spec["points"]))
@@ -41,7 +40,7 @@ def read_points(tests: str) -> Points | None:
 
 
 def read_digits(tests: str) -> int | None:
-    """To how many decimals values are compared, where a row's `tests` says so: `{"kind": "rounded", "digits": 4}`."""
+    """Return the number of places in a row's `tests`, as in `{"kind": "rounded", "digits": 4}`, or None."""
     try:
         spec = json.loads(tests)
         return int(spec["digits"]) if spec["kind"] == "rounded" else None
@@ -50,13 +49,13 @@ def read_digits(tests: str) -> int | None:
 
 
 def before_condition(answer: str) -> str:
-    """The formula of an answer that sets a condition beside it: `2^n, \\quad n \\ge 1`."""
+    """Return the formula of an answer that has a condition beside it, such as `2^n, \\quad n \\ge 1`."""
     parts = _QUAD.split(answer)
     return parts[-2] if len(parts) > 1 and parts[-2].strip() else answer
 
 
 def compare_at(at: Points, reference: Sequence[Any], answer: Sequence[Any]) -> tuple[Verdict, str | None]:
-    """The verdict and its detail for two readings of math-verify. Only the reference's failure is an error."""
+    """Return the verdict on two readings of math-verify and its detail; only a failure of the reference is an error."""
     expected_of, found_of = _formula(reference), _formula(answer)
     for point in at.points:
         values = dict(zip(at.variables, point, strict=True))
@@ -73,13 +72,13 @@ def compare_at(at: Points, reference: Sequence[Any], answer: Sequence[Any]) -> t
 
 
 def _formula(reading: Sequence[Any]) -> Any:
-    """The expression that was read, the last side of an equation; None where it is none."""
+    """Return the expression that was read, of an equation the last side; None if there is none."""
     from latex2sympy2_extended.logic import And
     from sympy import Expr, FiniteSet
     from sympy.core.relational import Equality
 
     value = reading[0] if reading else None
-    # A chain of equations is a conjunction that sorts its arguments, and keeps the order as written beside them.
+    # A chain of equations is a conjunction that sorts its arguments; the written order is kept beside them.
     while isinstance(value, And):
         value = value._unsorted_args[-1]
     if isinstance(value, FiniteSet) and len(value) == 1:
@@ -90,7 +89,7 @@ def _formula(reading: Sequence[Any]) -> Any:
 
 
 def _value(formula: Any, values: dict[str, float]) -> complex | None:
-    """The value at a point, or None where variables are left over or nothing finite comes out."""
+    """Return the value at a point, or None if variables are left over or the result is not finite."""
     if formula is None:
         return None
     try:

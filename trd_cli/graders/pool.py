@@ -1,9 +1,9 @@
-"""Worker processes that grade rows, each killed when its row takes too long.
+"""Grade rows in worker processes and kill each worker whose row takes too long.
 
-A row that hangs ends as `timeout`; one that kills its worker, raises, or takes more memory or CPU than a worker may
-ends as `error`. The others are not touched, and a fresh worker takes the place. A row whose worker died gets a second
-one, for it may have been no fault of the row; a worker that dies before it has a row costs none. Programs of code rows
-run in a sandbox below the worker (see there) and end with it.
+A row that hangs ends as `timeout`. A row ends as `error` if it kills its worker, raises, or takes more memory or CPU
+time than a worker may. Other rows are not affected, and a fresh worker takes over. If a worker dies, its row gets a
+second one, because the row may not be to blame; a worker that dies before it has a row costs no row anything. Programs
+of code rows run in a sandbox below the worker (see `sandbox`) and end with it.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ from trd_cli.graders.sandbox import Level, choose_level, described
 from trd_cli.graders.workers import Died, Expired, NotStarted, Raised, Work, Worker
 from trd_cli.records import Verdict
 
-# What a busy machine adds to the time of all tests.
+# Added to the time of all tests for a busy machine.
 _CODE_GRACE = 60.0
 _CLASSES_SECONDS = 30.0
-# How many workers may die one after the other before they have a row; the seconds between two, so that a server that
-# was killed is seen to be gone; and the bytes that each must find free.
+# `_STARTS` workers may die one after the other before they have a row. The pause between two tries, in seconds, is long
+# enough to notice that the server was killed. Each worker must find `_ROOM` bytes free.
 _STARTS, _PAUSE, _ROOM = 5, 0.2, 16 << 20
-# Handing a task to a worker costs more than grading a usual row of mathematics: such rows go together, this many at
-# most, and one by one where the chunk has not ended after so many seconds.
+# Sending a task to a worker costs more than grading a usual row of mathematics. Such rows therefore go together, at
+# most `_CHUNK_ROWS`, and one by one if the chunk has not ended after `_CHUNK_SECONDS`.
 _CHUNK_ROWS, _CHUNK_SECONDS = 32, 3.0
 
 
 @dataclass(frozen=True)
 class GraderOptions:
-    """How rows are graded; `timeout` in seconds a row of mathematics, the limits of programs in `code`."""
+    """Options of grading: `timeout` in seconds for a row of mathematics, the limits of programs in `code`."""
 
     lenient: bool = False
     timeout: float = 10.0
@@ -56,20 +56,21 @@ class GraderOptions:
 
     @classmethod
     def of(cls, config: GraderConfig) -> GraderOptions:
+        """Return the options that a configuration asks for."""
         limits = CodeOptions(
             test_timeout=config.test_timeout, code_timeout=config.code_timeout, memory=int(config.memory * (1 << 30))
         )
         return cls(config.lenient, config.timeout, config.workers, config.sandbox, limits)
 
     def grader(self, task: str, tests: str | None) -> tuple[str, str]:
-        """Name and version of what grades such a row: with other options that matter, another version."""
+        """Return the name and version of such a row's grader; options that can change a verdict change the version."""
         if task == "math":
             return math.NAME, math.version(self.lenient)
         name = code.name_of(tests)
         return name, code.version(name, self.code)
 
     def seconds(self, question: Question) -> float:
-        """After how long a row's worker is killed."""
+        """Return the seconds after which a row's worker is killed."""
         if question.task == "math":
             return self.timeout
         if code.name_of(question.tests) == evalplus.NAME:
@@ -78,15 +79,15 @@ class GraderOptions:
 
 
 def _warm_up(memory: int) -> None:
-    """Import what a worker needs outside any row's time limit, and bound its memory;
+    """Import what a worker needs, outside any row's time limit, and bound the worker's memory.
 
-    raises MemoryError where that leaves no room.
+    Raises MemoryError if the bound leaves no room.
     """
     import math_verify
 
-    # Its reminder that it has no time limit of its own is not news.
+    # math-verify warns that it runs without time limits; here the workers have them.
     logging.getLogger(math_verify.__name__).setLevel(logging.ERROR)
-    # What is loaded stays: a process forked to compare does not copy it by looking for garbage.
+    # Otherwise a process forked to compare would copy all loaded modules when it collects garbage.
     gc.freeze()
     before, most = resource.getrlimit(resource.RLIMIT_AS)
     with suppress(ValueError, OSError):
@@ -103,9 +104,9 @@ def _grade_all(questions: Sequence[Question], lenient: bool) -> list[Grade]:
 
 
 def _chunks(questions: Sequence[Question], workers: int) -> list[Sequence[Question]]:
-    """The questions in order:
+    """Return the questions in order, in chunks.
 
-    rows of mathematics that follow each other in parts of one size, any other row by itself.
+    Consecutive rows of mathematics share chunks of one size; any other row is alone.
     """
     size = max(1, min(_CHUNK_ROWS, len(questions) // (4 * workers)))
     chunks: list[Sequence[Question]] = []
@@ -117,13 +118,13 @@ def _chunks(questions: Sequence[Question], workers: int) -> list[Sequence[Questi
 
 
 def _grades(future: Future[Any]) -> list[Grade] | None:
-    """The grades of a chunk; None where it was killed, died or raised, so that its rows are to be graded one by one."""
+    """Return the grades of a chunk, or None if it was killed, died or raised, so that its rows must go one by one."""
     found = _result(future, 0.0)
     return found if isinstance(found, list) else None
 
 
 class GraderPool:
-    """Grades questions in worker processes; use as a context manager."""
+    """Grade questions in worker processes; use as a context manager."""
 
     def __init__(self, options: GraderOptions) -> None:
         self._options = options
@@ -131,17 +132,16 @@ class GraderPool:
         self._code: CodeOptions | None = None
 
     def __enter__(self) -> GraderPool:
-        # Workers are forked from a small server that has the graders loaded: a fresh one costs milliseconds, and it
-        # does not inherit this process's threads.
+        # Workers are forked from a small server that has loaded the graders: a fresh one costs milliseconds and does
+        # not inherit this process's threads.
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(
             ["math_verify", "trd_cli.graders.math", "trd_cli.graders.code", "trd_cli.graders.workers"]
         )
         try:
             forkserver.ensure_running()
-        except (
-            OSError
-        ) as error:  # its socket lies in the directory for temporary files, whose path may be too long for one
+        except OSError as error:
+            # The server's socket lies in the directory for temporary files, whose path may be too long for a socket.
             raise InputError(
                 f"the graders' workers cannot start below {tempfile.gettempdir()}: {error}",
                 "a directory for temporary files with a short path",
@@ -166,12 +166,12 @@ class GraderPool:
 
     @property
     def sandbox(self) -> Level:
-        """The level programs run in; InputError where the one asked for is not to be had."""
+        """Return the level that programs run in; raises InputError if the level asked for is unavailable."""
         return self._code_options().sandbox
 
     @property
     def sandbox_described(self) -> str:
-        """The level programs run in, and why with `auto` it is no stronger one; InputError as above."""
+        """Return the level that programs run in, and why `auto` chose no stronger one; raises like `sandbox`."""
         return described(self._options.sandbox)
 
     def _code_options(self) -> CodeOptions:
@@ -180,13 +180,13 @@ class GraderPool:
         return self._code
 
     def grade(self, questions: Sequence[Question]) -> Iterator[Grade]:
-        """One grade a question, in order."""
+        """Yield one grade for each question, in order."""
         chunks = _chunks(questions, self._workers)
         together = {n: self._submit_chunk(chunk) for n, chunk in enumerate(chunks) if len(chunk) > 1}
         alone = {n: [self._submit(chunk[0])] for n, chunk in enumerate(chunks) if n not in together}
         for n, chunk in enumerate(chunks):
             if n in together and _grades(together[n]) is None:
-                # Of all chunks that died, so that rows that hang do so beside each other.
+                # Rows of all dead chunks are sent together, so that rows that hang do so side by side.
                 dead = [later for later in together if later >= n and _grades(together[later]) is None]
                 alone |= {later: [self._submit(q) for q in chunks[later]] for later in dead}
                 together = {later: future for later, future in together.items() if later not in dead}
@@ -197,7 +197,7 @@ class GraderPool:
                     yield _result(future, self._options.seconds(question))
 
     def _submit_chunk(self, questions: Sequence[Question]) -> Future[Any]:
-        # Never more than a single row may take: what a row's verdict is must not depend on how it was handed over.
+        # Never longer than a single row may take: a verdict must not depend on the chunking.
         seconds = min(_CHUNK_SECONDS, self._options.timeout)
         return self._schedule(seconds, _grade_all, questions, self._options.lenient, tries=1)
 
@@ -213,7 +213,7 @@ class GraderPool:
         return self._threads.submit(self._in_worker, tries, seconds, (function, tuple(arguments)))
 
     def _in_worker(self, tries: int, seconds: float, work: Work) -> Any:
-        """Do a piece of work in this thread's worker, and where that dies in another one, `tries` times in all."""
+        """Do a piece of work in this thread's worker; if that dies, try again in another one, `tries` times in all."""
         while True:
             worker = self._worker()
             try:
@@ -228,9 +228,9 @@ class GraderPool:
                     raise
 
     def _worker(self) -> Worker:
-        """Return this thread's worker, a fresh one where there is none that lives;
+        """Return this thread's worker, or a fresh one if it has none or a dead one.
 
-        raises InputError where none will start.
+        Raises InputError if no worker starts.
         """
         worker = getattr(self._mine, "worker", None)
         if worker is not None and worker.is_alive():
@@ -247,8 +247,8 @@ class GraderPool:
                 time.sleep(_PAUSE)
         raise InputError(
             f"the graders' processes do not start, the last one: {reason}",
-            "one that lives until it has a row",
-            "give them more memory (--memory, or fewer --workers), or see what ends them",
+            "one that lives until it gets a row",
+            "give them more memory (--memory, or fewer --workers), or find out what ends them",
         )
 
     def _started(self) -> Worker:
@@ -256,7 +256,7 @@ class GraderPool:
         self._alive.add(worker)
         try:
             if self._is_closing:
-                raise NotStarted("came too late")
+                raise NotStarted("the pool is closing")
             worker.wait_until_ready()
         except NotStarted:
             self._drop(worker)
@@ -270,9 +270,9 @@ class GraderPool:
         worker.close()
 
     def second_opinions(self, questions: Sequence[Question]) -> Iterator[Verdict | None]:
-        """Return the verdict of another method on each question, in order; None where it cannot tell.
+        """Yield the verdict of another method on each question, in order, or None if it cannot judge.
 
-        Mathematics: math-verify called plainly, with its own extraction. Code: the tests run again.
+        For mathematics the method is math-verify called plainly, with its own extraction. For code the tests run again.
         """
         futures = [
             self._schedule(self._options.timeout, math.second_opinion, q) if q.task == "math" else self._submit(q)
@@ -286,7 +286,7 @@ class GraderPool:
                 yield ("correct" if second else "incorrect") if isinstance(second, bool) else None
 
     def classes(self, groups: Sequence[Sequence[str]]) -> Iterator[list[int]]:
-        """The equivalence classes of each group of answers; by their text alone where telling takes too long."""
+        """Yield the equivalence classes of each group of answers, by text alone if comparing them takes too long."""
         futures = [self._schedule(_CLASSES_SECONDS, math.answer_classes, list(group)) for group in groups]
         for group, future in zip(groups, futures, strict=True):
             found = _result(future, _CLASSES_SECONDS)
@@ -298,7 +298,10 @@ class GraderPool:
 
 
 def _result(future: Future[Any], seconds: float) -> Any:
-    """What the work gave, or the grade that says why it gave nothing; raises InputError where no worker will start."""
+    """Return the result of the work, or a grade that says why there is none.
+
+    Raises InputError if no worker starts.
+    """
     try:
         return future.result()
     except Expired:

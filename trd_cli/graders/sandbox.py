@@ -1,64 +1,44 @@
-"""A process that runs a program nobody has read, and what keeps it in.
+"""Run an unread program in a process and keep it inside.
 
 Levels, the strongest first (`inside/jail.py` has the mechanics):
 
-namespaces  Linux, no other software needed: no network, a file system of the Python installation (read-only) and an empty /tmp
-            (where the installation lies there, an empty /tmp/work), no sight of other processes, no user rights but
-            those of nobody where trd runs as root; the process tree ends whole.
-bwrap       the same by bubblewrap, where that is installed and the kernel lets it.
-limits      what remains elsewhere (macOS, containers that forbid namespaces): a session and an empty directory of its own, an
-            environment without the user's variables, limits on memory, CPU, file size, processes and open files. Files
-            of the user and the network can be reached.
+namespaces  Linux, needs no other software. No network; a file system of the Python installation (read-only) and an
+            empty /tmp (an empty /tmp/work if the installation lies in /tmp); no view of other processes; no user rights
+            but those of nobody if trd runs as root. All processes of the sandbox end together.
+bwrap       The same by bubblewrap, if that is installed and the kernel permits it.
+limits      The rest, for macOS and containers that forbid namespaces: a session and an empty directory of its own, an
+            environment without the user's variables, limits on memory, CPU, file size, processes and open files. The
+            program can reach the user's files and the network.
 
-In all of them the program is told inputs only; expected results stay outside, in the process that compares. Not
-covered: faults of the kernel, side channels, memory of many processes together (each has its own limit), and with
-`limits` or as root with `bwrap` the number of processes. A program in `limits` may also look into the user's other
-processes, and one that kills what watches it can leave processes behind.
+At every level the program gets inputs only; expected results stay outside, in the process that compares. Not covered:
+faults of the kernel, side channels, the memory of many processes together (each has its own limit), and the number of
+processes with `limits` or as root with `bwrap`. A program in `limits` may also look into the user's other processes,
+and one that kills its watcher can leave processes behind.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import select
 import shutil
 import signal
-import site
-import subprocess
-import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from trd_cli.errors import InputError
-from trd_cli.graders import parents
+from trd_cli.errors import InputError, flag
 from trd_cli.graders.inside import codec
+from trd_cli.graders.starting import Level, Limits, SandboxError, start
 
-Level = Literal["namespaces", "bwrap", "limits"]
 LEVELS: tuple[Level, ...] = get_args(Level)
 MAX_REPLY = 512 << 20
-_INSIDE = Path(__file__).parent / "inside"
-_SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib64", "/lib32", "/etc/ld.so.cache", "/etc/alternatives", "/nix/store")
-_ENVIRONMENT = {
-    "PATH": "/usr/local/bin:/usr/bin:/bin",
-    "HOME": "/tmp",
-    "LANG": "C.UTF-8",
-    "OMP_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-    # Verdicts must not depend on the order in which a set of strings happens to come.
-    "PYTHONHASHSEED": "0",
-}
+# The types of a runner's replies besides values. The runner sends no others.
+_TYPES = {"raised": str, "stdout": str, "fault": str, "late": bool, "flooded": bool, "status": int}
 _NO_TIME = codec.Clock(None, 0.0)
-_FILE_SIZE, _PROCESSES = 256 << 20, 64
 _START_SECONDS = 30.0
-
-
-class SandboxError(Exception):
-    """The sandbox itself failed: a row graded in it is an `error`."""
 
 
 class Ended(Exception):
@@ -66,26 +46,18 @@ class Ended(Exception):
 
 
 class OutOfTime(Exception):
-    """No reply within the time given."""
+    """No reply came in time."""
 
 
 class Flooded(Exception):
-    """A reply of more than `MAX_REPLY` bytes."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Of each process in a sandbox: `memory` in bytes of address space, `seconds` of CPU."""
-
-    memory: int
-    seconds: int
+    """A reply has more than `MAX_REPLY` bytes."""
 
 
 class Sandbox:
     """A runner (`inside/runner.py`) in a sandbox; use as a context manager, which ends all its processes."""
 
     def __init__(self, level: Level, limits: Limits, asked: Sandbox | None = None) -> None:
-        """Test programs that run in here ask the program in `asked`, which then answers no one else."""
+        """Prepare a sandbox; its test programs call the program in `asked`, which then answers nobody else."""
         self._level, self._limits, self._asked = level, limits, asked
         self._runner: int | None = None
 
@@ -97,7 +69,7 @@ class Sandbox:
             shutil.rmtree(self._root, ignore_errors=True)
             raise
         try:
-            # A slow start is not the program's fault: its time begins only now.
+            # A slow start is not the program's fault: its time begins after this.
             reply = self.ask({"load": "", "prelude": False}, _START_SECONDS)
         except (Ended, OutOfTime) as failure:
             self.__exit__()
@@ -105,7 +77,7 @@ class Sandbox:
         except BaseException:
             self.__exit__()
             raise
-        # Only now: what comes later may be the program's own invention.
+        # Only this first reply can be trusted: the program may forge later ones.
         if "refused" in reply:
             self.__exit__()
             raise SandboxError(f"the sandbox ({self._level}) could not be closed: {reply['refused']}")
@@ -117,28 +89,25 @@ class Sandbox:
         (theirs_in, self._to), (self._from, theirs_out) = os.pipe(), os.pipe()
         self._buffer = bytearray()
         try:
-            if self._level == "bwrap":
-                self._ends = _started(self._level, self._limits, self._root, (theirs_in, theirs_out), other)
-            else:
-                self._ends = _forked(self._level, self._limits, self._root, (theirs_in, theirs_out, *other))
+            self._process = start(self._level, self._limits, self._root, (theirs_in, theirs_out, *other))
         except BaseException:
             self._close_pipes()
             raise
         finally:
             os.close(theirs_in)
             os.close(theirs_out)
-        self._pid = self._ends.pid
+        self._pid = self._process.pid
         self._set_blocking(False)
 
     def clock(self, seconds: float) -> codec.Clock:
-        """The time of the process that runs the program, from now;
+        """Return a clock of the process that runs the program, from now.
 
-        of one that mostly waits for another sandbox, by the clock.
+        If that process mostly waits for another sandbox, the clock is the ordinary one.
         """
         return codec.Clock(None if self._asked else self._runner, seconds)
 
     def hand_over(self) -> tuple[int, int]:
-        """The descriptors to read from and to write to, for another process."""
+        """Return the descriptors to read from and to write to, for use by another process."""
         self._set_blocking(True)
         return self._from, self._to
 
@@ -154,32 +123,30 @@ class Sandbox:
         for process in _descendants(self._pid) if self._level == "limits" else ():
             with suppress(ProcessLookupError, PermissionError):
                 os.kill(process, signal.SIGKILL)
-        self._ends.end()
+        self._process.end()
         self._close_pipes()
         shutil.rmtree(self._root, ignore_errors=True)
 
     def ask(self, request: Any, seconds: float) -> dict[str, Any]:
-        """The reply to one request; raises Ended, OutOfTime, Flooded. For `seconds` see `inside.codec.Clock`."""
+        """Return the reply to one request; raises Ended, OutOfTime, Flooded. For `seconds` see `inside.codec.Clock`."""
         clock = self.clock(seconds)
         self._send(codec.dumps(request), clock)
         return self._reply(clock)
 
     def call(self, target: str, args: tuple[Any, ...], kwargs: dict[str, Any], seconds: float) -> Any:
-        """What a function of the loaded program returns; raises RuntimeError with what it raised, else as `ask`.
+        """Return the value of a function call in the loaded program.
 
-        The seconds are the program's own; for sending its value there are as many again, and ten more. (A program that
-        forges the message between the two gains that time.)
+        Raises RuntimeError with the program's exception, else as `ask`. The program has `seconds` for the call, and as
+        many again and ten more for sending its value. (A program that forges the message between the two gains that
+        time.)
         """
         self.ask({"target": target, "args": args, "kwargs": kwargs}, seconds)
-        reply = self._reply(self.clock(seconds + 10))
-        if "value" not in reply:
-            raise RuntimeError(str(reply.get("raised", "no value")))
-        return reply["value"]
+        return _value(self._reply(self.clock(seconds + 10)))
 
     def calls(self, target: str, inputs: Sequence[Any], seconds: Sequence[float]) -> Iterator[Any]:
-        """Yield what a function of the loaded program returns for each of the inputs (its arguments), as `call` does.
+        """Yield the value of a function of the loaded program for each of its inputs, as `call` returns it.
 
-        The program is given inputs ahead of those whose value was taken, as long as they have the same limit.
+        The program receives inputs ahead of the values taken, as long as the inputs have the same limit.
         """
         start = 0
         while start < len(inputs):
@@ -192,17 +159,15 @@ class Sandbox:
                 reply = self._reply_at_hand()
                 if reply is None:
                     reply = self._reply(self.clock(limit))
-                if "value" not in reply:
-                    raise RuntimeError(str(reply.get("raised", "no value")))
-                yield reply["value"]
+                yield _value(reply)
             start = end
 
     def _reply_at_hand(self) -> dict[str, Any] | None:
-        """The next reply where it has come whole already."""
+        """Return the next reply if all of it has arrived, else None."""
         there = len(self._buffer)
         if there < codec.HEADER or there < codec.HEADER + codec.length(self._buffer[: codec.HEADER]):
             return None
-        # What is there is waited for no longer.
+        # The reply is here, so no time is needed.
         return self._reply(_NO_TIME)
 
     def _reply(self, clock: codec.Clock) -> dict[str, Any]:
@@ -213,7 +178,7 @@ class Sandbox:
             reply = codec.loads(self._receive(size, clock))
         except ValueError as error:
             raise Ended(f"it wrote into the grader's pipe ({error})") from None
-        if not isinstance(reply, dict):
+        if not isinstance(reply, dict) or any(type(reply[k]) is not kind for k, kind in _TYPES.items() if k in reply):
             raise Ended("it wrote into the grader's pipe")
         return reply
 
@@ -243,44 +208,10 @@ class Sandbox:
         return data
 
 
-@dataclass(frozen=True)
-class _Process:
-    """A process that keeps its number until it is ended."""
-
-    pid: int
-    end: Callable[[], None]
-
-
-def _forked(level: Level, limits: Limits, root: str, descriptors: Sequence[int]) -> _Process:
-    """A sandbox forked from this process's parent of sandboxes."""
-    try:
-        parent, pid = parents.forked(_python(), _ENVIRONMENT, _options(level, limits, root), descriptors)
-    except parents.ParentGone as failure:
-        raise SandboxError(str(failure)) from None
-    return _Process(pid, partial(parent.end, pid))
-
-
-def _started(level: Level, limits: Limits, root: str, pipes: tuple[int, int], other: Sequence[int]) -> _Process:
-    """A sandbox that is a program of its own."""
-    options = _options(level, limits, root) | {"other": list(other)}
-    process = subprocess.Popen(
-        [*_bwrap(), *_python(), json.dumps(options)],
-        stdin=pipes[0],
-        stdout=pipes[1],
-        stderr=subprocess.DEVNULL,
-        env=_ENVIRONMENT,
-        cwd="/",
-        pass_fds=other,
-        start_new_session=True,
-    )
-
-    def end() -> None:
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.kill()
-        process.wait()
-
-    return _Process(process.pid, end)
+def _value(reply: dict[str, Any]) -> Any:
+    if "value" not in reply:
+        raise RuntimeError(str(reply.get("raised", "no value")))
+    return reply["value"]
 
 
 def _wait(readable: list[int], writable: list[int], clock: codec.Clock) -> None:
@@ -291,7 +222,7 @@ def _wait(readable: list[int], writable: list[int], clock: codec.Clock) -> None:
 
 
 def _last_descendant(pid: int) -> int | None:
-    """The process at the end of a line of only children; None where that cannot be read (not Linux)."""
+    """Return the process at the end of a line of only children; None if that cannot be read (not Linux)."""
     try:
         while children := Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
             pid = int(children[0])
@@ -301,7 +232,7 @@ def _last_descendant(pid: int) -> int | None:
 
 
 def _descendants(pid: int) -> Iterator[int]:
-    """All processes below `pid`, until a look finds none that was not there before."""
+    """Yield all processes below `pid`, until a look finds no new one."""
     import psutil
 
     seen: set[int] = set()
@@ -312,62 +243,8 @@ def _descendants(pid: int) -> Iterator[int]:
 
 
 @cache
-def _shown() -> tuple[str, ...]:
-    """What a program may read: the system's libraries and the Python installation, none below another."""
-    wanted = [*_SYSTEM, sys.base_prefix, sys.prefix, *_site()]
-    there = [path for path in dict.fromkeys(wanted) if os.path.lexists(path)]
-    return tuple(path for path in there if not any(path != other and path.startswith(f"{other}/") for other in there))
-
-
-@cache
-def _site() -> tuple[str, ...]:
-    """The directories of installed packages: a program may import what a solution commonly uses, as numpy."""
-    found = [*site.getsitepackages(), *(p for p in sys.path if p.endswith(("site-packages", "dist-packages")))]
-    return tuple(path for path in dict.fromkeys(found) if os.path.isdir(path))
-
-
-@cache
-def _work() -> str:
-    """The empty directory in which programs work where the file system is closed:
-
-    beside an installation that lies in `/tmp`.
-    """
-    return "/tmp/work" if any(path.startswith("/tmp/") for path in _shown()) else "/tmp"
-
-
-def _options(level: Level, limits: Limits, root: str) -> dict[str, Any]:
-    work = root if level == "limits" else _work()
-    return {
-        "level": level,
-        "root": work if level == "bwrap" else root,
-        "work": work,
-        "shown": _shown(),
-        "site": _site(),
-        "memory": limits.memory,
-        "file_size": _FILE_SIZE,
-        "processes": None if level == "limits" else _PROCESSES,
-        "seconds": limits.seconds,
-        "environment": {} if work == "/tmp" else {"HOME": work, "TMPDIR": work},
-    }
-
-
-def _python() -> list[str]:
-    return [sys.executable, "-s", "-S", "-P", "-B", str(_INSIDE / "jail.py")]
-
-
-def _bwrap() -> list[str]:
-    shown = [*_shown(), str(_INSIDE)]
-    binds = [word for path in shown for word in ("--ro-bind", path, path)]
-    closed = ["--unshare-all", "--die-with-parent", "--new-session", "--cap-drop", "ALL"]
-    # The empty directory comes before what is shown, which may lie below it.
-    empty = ["--size", str(_FILE_SIZE), "--tmpfs", "/tmp", "--dir", _work(), "--dev", "/dev", "--proc", "/proc"]
-    sealed = ["--remount-ro", "/dev", "--remount-ro", "/", "--chdir", _work(), "--"]
-    return [shutil.which("bwrap") or "bwrap", *closed, *empty, *binds, *sealed]
-
-
-@cache
 def refusal(level: Level) -> str | None:
-    """Why a level is not to be had here, or None where it is: a program is run in it to see."""
+    """Return the reason why a level is unavailable here, or None; runs a program in it to find out."""
     try:
         with Sandbox(level, Limits(4 << 30, 30)):
             return None
@@ -378,27 +255,26 @@ def refusal(level: Level) -> str | None:
 
 
 def choose_level(wanted: Level | Literal["auto"]) -> Level:
-    """The level asked for, or with `auto` the strongest there is;
+    """Return the level asked for, or with `auto` the strongest available.
 
-    InputError where the one asked for is not to be had.
+    Raises InputError if the level asked for is unavailable.
     """
     if wanted == "auto":
         return next(level for level in LEVELS if level == "limits" or refusal(level) is None)
     reason = refusal(wanted)
     if reason is not None:
         raise InputError(
-            f"--sandbox {wanted}: {reason}", "a level this machine allows", "leave --sandbox out, or take another"
+            f"{flag('sandbox')} {wanted}: {reason}",
+            "a level this machine allows",
+            f"leave {flag('sandbox')} out, or take another",
         )
     return wanted
 
 
 def described(wanted: Level | Literal["auto"]) -> str:
-    """Return the level that programs run in, in words, and with `auto` why no stronger one is to be had;
-
-    see `choose_level`.
-    """
+    """Return the level that programs run in and, with `auto`, why no stronger one is available; see `choose_level`."""
     level = choose_level(wanted)
     if wanted != "auto":
         return level
     passed = LEVELS[: LEVELS.index(level)]
-    return "; ".join([level, *(f"{stronger} is not to be had: {refusal(stronger)}" for stronger in passed)])
+    return "; ".join([level, *(f"{stronger} is unavailable: {refusal(stronger)}" for stronger in passed)])

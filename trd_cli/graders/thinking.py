@@ -1,8 +1,8 @@
-"""Whether a row's prompt itself opens the thinking block, as the chat templates of DeepSeek-R1 and its kin do.
+"""Find out whether a row's prompt itself opens the thinking block, as the chat templates of DeepSeek-R1 and its kin do.
 
-The last token ids of the prompt tell, read with the tokenizer of the row's model. Without that tokenizer, and for a
-server that was sent messages and may keep thoughts apart from its answers, a prompt counts as one that opens nothing,
-but for a response that a server cut off.
+The last token ids of the prompt show it when they are decoded with the tokenizer of the row's model. A prompt counts as
+opening no block if that tokenizer is missing. The same holds for a server that received messages, since it may return
+thoughts apart from the answer, unless it cut the response off.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from trd_cli.graders.answers import CLOSE, OPEN
 from trd_cli.models import SCRIPTED
 from trd_cli.prompting.tokens import ByteTokenizer, HubTokenizer
 
-# More tokens than any tokenizer writes for the opening tag and what may stand behind it.
+# More tokens than any tokenizer uses for the opening tag and the space after it.
 TAIL = 24
 _FILE = "tokenizer.json"
 
@@ -23,7 +23,7 @@ Decode = Callable[[Sequence[int]], str]
 
 
 class Prompts:
-    """Reads the ends of prompts; loads the tokenizer of each model once, and only where a response leaves it open."""
+    """Read the ends of prompts; load a model's tokenizer once, and only if a response leaves the question open."""
 
     def __init__(self) -> None:
         self._decoders: dict[str, Decode | None] = {}
@@ -32,7 +32,7 @@ class Prompts:
     def open_thinking(
         self, model: str, tail: Sequence[int], response: str, exact: bool | None, finish_reason: str | None
     ) -> bool:
-        """Return whether the prompt that ends in these ids opens a thinking block that the response may still be in."""
+        """Return whether a prompt that ends in the ids `tail` opens a thinking block that may not have ended."""
         if OPEN in response or CLOSE in response or not tail:
             return False
         if exact is False and finish_reason != "length":
@@ -50,7 +50,7 @@ class Prompts:
 
 
 def _decoder(model: str) -> Decode | None:
-    """Return what turns a model's ids into text with its special tokens; None where no tokenizer is on this machine."""
+    """Return a function that decodes a model's ids with their special tokens, or None if its tokenizer is not here."""
     if model == SCRIPTED:
         return ByteTokenizer().decode
     directory = Path(model)
@@ -63,12 +63,12 @@ def _decoder(model: str) -> Decode | None:
         from tokenizers import Tokenizer
 
         return partial(Tokenizer.from_file(file).decode, skip_special_tokens=False)
-    except Exception:  # of any type: the tokenizers library raises bare ones
+    except Exception:  # the tokenizers library raises bare exceptions
         return None
 
 
 def _cached(name: str) -> str | None:
-    """Return the tokenizer's file of a Hub model that was fetched before."""
+    """Return the path of a Hub model's tokenizer file if it was fetched before, else None."""
     from huggingface_hub import try_to_load_from_cache
 
     found = try_to_load_from_cache(name, _FILE)

@@ -1,7 +1,7 @@
-"""Processes that do one piece of work after the other, and may be killed or stopped at any moment.
+"""Processes that do one piece of work after the other and may be killed or stopped at any moment.
 
-Each has a pipe of its own to its owner and shares nothing else with the others: where one ends, whatever it was doing,
-no other waits for it, and its owner knows which piece of work it had.
+Each has a pipe of its own to its owner and shares nothing else with the others. If one ends, no other process waits for
+it, and its owner knows which piece of work it had.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from typing import Any
 
 _START_SECONDS = 60.0
 _END_SECONDS = 2.0
-# How much longer than its owner waits a worker goes on whose owner is gone.
+# If its owner is gone, a worker goes on for this many seconds longer than the owner would have waited.
 _GRACE = 5.0
-# What multiprocessing says of a process whose end it was not told: the server that started it is gone.
+# The exit code that multiprocessing reports if the server that started the process is gone.
 _UNKNOWN = 255
 
 Work = tuple[Callable[..., Any], tuple[Any, ...]]
@@ -40,31 +40,31 @@ class Expired(Exception):
 
 
 class Raised(Exception):
-    """The work raised something; the message names the type and what it said."""
+    """The work raised an exception; the message gives its type and text."""
 
 
 class Worker:
     """A process that works for one thread."""
 
     def __init__(self, context: ForkServerContext, prepare: Work) -> None:
-        """Start a process, which calls `prepare` first; it may be asked once `wait_until_ready` has returned.
+        """Start a process that calls `prepare` first; it takes work once `wait_until_ready` has returned.
 
-        Raises NotStarted where there is no process.
+        Raises NotStarted if no process could be started.
         """
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, prepare), name="trd-grader")
         try:
             self._process.start()
-        except (OSError, EOFError) as error:  # the server that starts processes was killed just now
+        except (OSError, EOFError) as error:  # the server that starts processes has just been killed
             self._pipe.close()
             raise NotStarted(f"it could not be started ({type(error).__name__})") from None
         finally:
             theirs.close()
 
     def wait_until_ready(self) -> None:
-        """Wait until the process has prepared itself;
+        """Wait until the process has prepared itself.
 
-        raises NotStarted where it has ended, cannot, or takes a minute.
+        Raises NotStarted if it has ended, cannot prepare itself, or takes more than a minute.
         """
         try:
             refusal = self._within(_START_SECONDS, self._receive)
@@ -74,13 +74,13 @@ class Worker:
             raise NotStarted(refusal)
 
     def is_alive(self) -> bool:
-        """Return whether the process can be asked; False too where that cannot be told."""
+        """Return whether the process can take work; False also if that is unknown."""
         return not wait([self._process.sentinel], 0)
 
     def ask(self, seconds: float, work: Work) -> Any:
-        """Return what the work returns.
+        """Return the result of the work.
 
-        Raises Raised, Expired after `seconds`, Died; after the last two the worker is no more.
+        Raises Raised, Expired after `seconds`, or Died. After the last two the worker is gone.
         """
 
         def exchange() -> Any:
@@ -93,14 +93,14 @@ class Worker:
         return result
 
     def _receive(self) -> Any:
-        # Not the pipe alone: a grandchild may hold its other end open for a while.
+        # Waiting for the pipe alone is not enough: a grandchild may hold its other end open for a while.
         wait([self._pipe, self._process.sentinel])
         if not self._pipe.poll():
             raise EOFError
         return self._pipe.recv()
 
     def _within(self, seconds: float, exchange: Callable[[], Any]) -> Any:
-        """Return what an exchange of messages gives; the process is killed after `seconds`, which ends the exchange."""
+        """Return the result of an exchange of messages; kill the process after `seconds`, which ends the exchange."""
         expired = Event()
 
         def end() -> None:
@@ -125,13 +125,13 @@ class Worker:
         return "unknown" if code in (None, _UNKNOWN) else code
 
     def kill(self) -> None:
-        """End the process now, from any thread."""
+        """End the process now; may be called from any thread."""
         if self._process.exitcode in (None, _UNKNOWN):
             with suppress(ProcessLookupError):
                 os.kill(self._process.pid, signal.SIGKILL)
 
     def close(self) -> None:
-        """Let an idle process end, or else kill it, and wait for that."""
+        """Let an idle process end, kill it otherwise, and wait until it has ended."""
         self._pipe.close()
         self._process.join(_END_SECONDS)
         self.kill()
@@ -139,10 +139,7 @@ class Worker:
 
 
 def _serve(pipe: Connection, prepare: Work) -> None:
-    """The process:
-
-    prepare, say whether that went well, and do what comes through the pipe until its other end is closed.
-    """
+    """Run in the worker's process: prepare, report the outcome, then do the work from the pipe until it closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         refusal, _ = _done(prepare)
@@ -154,9 +151,9 @@ def _serve(pipe: Connection, prepare: Work) -> None:
             pipe.send(_done(work))
             signal.setitimer(signal.ITIMER_REAL, 0)
     except (EOFError, OSError):
-        pass  # its owner is gone, or does not want it any more
+        pass  # the owner is gone or has let the worker go
     except BaseException:
-        signal.raise_signal(signal.SIGKILL)  # no memory even for a message; what it would print is nobody's
+        signal.raise_signal(signal.SIGKILL)  # no memory even for a message; nobody would read what it prints
 
 
 def _bound_processor(seconds: float) -> None:
@@ -166,7 +163,7 @@ def _bound_processor(seconds: float) -> None:
 
 
 def _done(work: Work) -> tuple[str | None, Any]:
-    """What the work raised, in words, and what it returned."""
+    """Return the exception that the work raised, as text, and the value that it returned."""
     function, arguments = work
     try:
         return None, function(*arguments)

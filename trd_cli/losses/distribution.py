@@ -1,36 +1,37 @@
-"""A distribution over a support, for each of C positions, as probabilities and their logarithms."""
+"""Distributions over a support, one for each of C positions, and the result of a divergence between two of them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Distribution(NamedTuple):
-    """`log` and `prob`, (C, S) each, float32 or float64. Divergences read them and never write to them."""
+    """Probabilities and their logarithms, (C, S) each, float32 or float64. Divergences read them and never write."""
 
     log: Tensor
     prob: Tensor
 
     @classmethod
     def of_logits(cls, logits_CS: Tensor) -> Distribution:
-        """The softmax of logits."""
+        """Return the softmax of logits."""
         return cls(logits_CS.log_softmax(-1), logits_CS.softmax(-1))
 
     @classmethod
     def of_log(cls, log_CS: Tensor) -> Distribution:
-        """From logarithms that need not sum to one."""
+        """Exponentiate logarithms. They need not sum to one."""
         return cls(log_CS, log_CS.exp())
 
 
 class Parts(NamedTuple):
-    """A divergence entry by entry: `entries` e_v and `slopes` (C, S), both the receiver's to overwrite.
+    """Entries e_v and slopes (C, S) of a divergence. The receiver may overwrite both.
 
     The slopes are ∂e_v/∂log p_v − c·p_v with c = `shift`, a number or one for each position (C, 1). A multiple of p
-    makes no difference to the gradient by the logits, as Σ p = 1; without it, p = q gives slopes and a gradient of
-    exactly 0. With it, rounding would leave 1e-8, which AdamW blows up to whole steps.
+    leaves the gradient by the logits as it is, because Σ p = 1. Without that multiple, p = q gives slopes and a
+    gradient of exactly 0; with it, rounding leaves 1e-8, which AdamW blows up to whole steps.
     """
 
     entries: Tensor

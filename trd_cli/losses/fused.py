@@ -4,11 +4,11 @@ Axes: N response tokens, V vocabulary, D student width, E teacher width, F figur
 
     L = Σ_n w_n · D(π_T(·|n), π_θ(·|n))        π = softmax(h · headᵀ / temperature)
 
-The gradient with respect to a chunk's logits is formed while they are there (for forward KL it is w_n (π_θ − π_T)),
-goes at once into those of the hidden states and of the head, and overwrites the logits: chunk × V of them are alive for
-each side, whatever N (with working copies: of a few rows on a CPU, of a chunk elsewhere). That is 8·N·D·V
-floating-point operations, those of a dense forward and backward pass. TRD (arXiv 2606.08432) takes forward KL and w_n =
-1 / (|y_r| · trajectories).
+The gradient with respect to a chunk's logits is formed while they exist (for forward KL it is w_n (π_θ − π_T)),
+goes at once into those of the hidden states and of the head, and overwrites the logits. So chunk × V logits are alive
+for each side, whatever N (plus working copies of a few rows on a CPU, of a chunk elsewhere). The work is 8·N·D·V
+floating-point operations, as in a dense forward and backward pass. TRD (arXiv 2606.08432) takes forward KL and
+w_n = 1 / (|y_r| · trajectories).
 
 Not covered: heads with a bias, and models that transform their logits (soft-capping, scaling): `model.load` refuses
 them. With a temperature the loss is not multiplied by its square.
@@ -21,19 +21,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from trd_cli.losses import CHUNK
 from trd_cli.losses.distribution import Distribution
 from trd_cli.losses.objectives import Objective
 
-CHUNK = 256
-# On a CPU, rows of logits are worked on few at a time, so that they stay in the cache between one operation and the
-# next.
+# On a CPU a few rows of logits are worked on at a time, so that they stay in the cache between operations.
 _CPU_BLOCK = 1 << 18
 _HEAD_TILE = 1 << 21
 _TOP_K, _TOP_K_EVERY = 32, 8
 
 
 class Figures(NamedTuple):
-    """What the log says of each position; (N,) each, float32, detached. Probabilities are those at the temperature."""
+    """Figures of each position: (N,) each, float32, detached. Probabilities are at the loss's temperature."""
 
     divergence: Tensor
     clipped: Tensor
@@ -56,13 +55,13 @@ def fused_divergence(
     temperature: float = 1.0,
     chunk: int = CHUNK,
 ) -> tuple[Tensor, Figures]:
-    """Weighted sum of the positions' divergence (scalar, float32, or float64 for float64 states) and figures of each.
+    """Return the weighted sum of the divergences (scalar, float32, or float64 for float64 states) and the figures.
 
-    Differentiable in the student's hidden states and head; the teacher gets no gradient, and a head that wants none
-    costs none. Products are taken in the dtype of `student_ND`, all from the logits on in float32, and the head's
+    Differentiable in the student's hidden states and head. The teacher gets no gradient, and a head that wants none
+    costs none. Products are taken in the dtype of `student_ND`, everything from the logits on in float32; the head's
     gradient is summed up in float32. Heads of different length are cut to the shorter one: ids beyond it are padding
-    that no tokenizer makes, and they get neither probability nor gradient. `response_N` is int64; `teacher_top32_mass`
-    is measured at every eighth position and NaN at the others.
+    that no tokenizer makes, and get neither probability nor gradient. `response_N` is int64; `teacher_top32_mass` is
+    measured at every eighth position and NaN at the others.
     """
     assert len(student_ND) == len(teacher_NE) == len(weights_N) == len(response_N)
     vocabulary = min(len(student_head_VD), len(teacher_head_VE))
@@ -112,7 +111,7 @@ class _FusedDivergence(torch.autograd.Function):
         ctx.save_for_backward(grad_states, grad_head)
         ctx.head_dtype = head_VD.dtype
         ctx.mark_non_differentiable(figures_FN)
-        # A position of no weight counts nothing, were its divergence infinite.
+        # A position of weight 0 adds nothing, even if its divergence is infinite.
         return (weights_N * figures_FN[0].masked_fill(weights_N == 0, 0.0)).sum(), figures_FN
 
     @staticmethod
@@ -121,7 +120,7 @@ class _FusedDivergence(torch.autograd.Function):
         if grad_states is not None:
             grad_states = grad_states * grad_loss.to(grad_states.dtype)
         if grad_head is not None:
-            # In place: a second head of float32 would be the largest tensor of all. So backward runs once.
+            # In place, because a second float32 head would be the largest tensor of all. So backward can run only once.
             grad_head = grad_head.mul_(grad_loss).to(ctx.head_dtype)
         return grad_states, grad_head, None, None, None, None, None
 
@@ -134,7 +133,7 @@ def _to_gradient(
     settings: _Settings,
     figures_FC: Tensor,
 ) -> None:
-    """Fill in the figures of a chunk's positions and replace the student's logits by the gradient with respect to them."""
+    """Fill in the figures of a chunk's positions and replace the student's logits by their gradient."""
     rows = max(2, _CPU_BLOCK // student_CV.shape[1]) if student_CV.device.type == "cpu" else len(student_CV)
     for start in range(0, len(student_CV), rows):
         at = slice(start, start + rows)
@@ -152,7 +151,7 @@ def _distribution(logits_RV: Tensor, dtype: torch.dtype, temperature: float) -> 
 
 
 def _figures(p: Distribution, q: Distribution, response_R: Tensor, first: int) -> list[Tensor]:
-    """The figures that do not depend on the objective, in the order of `Figures`;
+    """Return the figures that do not depend on the objective, in the order of `Figures`.
 
     `first` is the first row's place in its chunk.
     """
@@ -168,11 +167,11 @@ def _figures(p: Distribution, q: Distribution, response_R: Tensor, first: int) -
 
 
 def _add_head_gradient(grad_head_VD: Tensor, grad_logits_CV: Tensor, student_CD: Tensor) -> None:
-    """grad_head += grad_logitsᵀ · states, summed up in the dtype of `grad_head`."""
+    """Add grad_logitsᵀ · states to the head's gradient, in the dtype of `grad_head`."""
     if grad_head_VD.dtype == student_CD.dtype:
         grad_head_VD.addmm_(grad_logits_CV.T, student_CD)
         return
-    # A product in another dtype needs room of its own: a slice of the vocabulary at a time.
+    # A product in another dtype needs memory of its own, so one slice of the vocabulary at a time.
     rows = max(1, _HEAD_TILE // grad_head_VD.shape[1])
     for start in range(0, len(grad_head_VD), rows):
         at = slice(start, start + rows)

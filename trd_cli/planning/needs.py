@@ -1,4 +1,4 @@
-"""What the stages of a recipe take: memory of each, disk of all, tokens and hours."""
+"""Estimate what the stages of a recipe take: memory of each, disk of all, tokens and hours."""
 
 from __future__ import annotations
 
@@ -15,19 +15,21 @@ from trd_cli.config.generating import EngineOptions, RefineConfig, SampleConfig
 from trd_cli.config.training import DistillConfig
 from trd_cli.datasets.benchmarks import Benchmark
 from trd_cli.planning import estimates
+from trd_cli.planning.chains import Chain
 from trd_cli.planning.estimates import BYTES, GIB, Need, Shape
 from trd_cli.planning.findings import Finding, error, grouped, ok, warning
 from trd_cli.planning.lengths import arm_of
-from trd_cli.planning.models import Planned
-from trd_cli.planning.rows import Chain, window
+from trd_cli.planning.pair import Planned, longest_training_row
 from trd_cli.recipes.nodes import ORDER, Graph, Node
+from trd_cli.training import LOG
+from trd_cli.trajectories.stage_dir import SESSIONS
 
 _GENERATING = ("sample", "refine", "eval")
 
 
 @dataclass(frozen=True)
 class Work:
-    """What one node does: rows, mean and longest tokens of a row's prompt and response, and which model it runs."""
+    """The work of one node: rows, mean tokens of a row's prompt and response, longest tokens of both, bytes of text."""
 
     node: Node
     rows: int
@@ -40,13 +42,13 @@ class Work:
 
     @property
     def tokens(self) -> float:
-        """Response tokens: written, or trained along."""
+        """Return the response tokens that are written or trained along."""
         epochs = self.node.config.epochs if isinstance(self.node.config, DistillConfig) else 1
         return self.rows * self.response * epochs
 
 
 def work_of(graph: Graph, chains: Sequence[Chain], benchmarks: Sequence[Benchmark]) -> list[Work]:
-    """All nodes that run a model, later rounds as the first; without those that nothing is known of."""
+    """Return the work of all nodes that run a model. Later rounds count as the first; unknown work is left out."""
     found: list[Work] = []
     for node in graph.nodes:
         if isinstance(node.config, EvalConfig):
@@ -71,18 +73,18 @@ def _of_chain(node: Node, chain: Chain) -> Work:
         max(p + r for p, r in zip(prompts, responses, strict=True)),
         fmean(case.text for case in cases),
         fmean(case.prompt for case in cases) if node.stage == "refine" else 0.0,
-        measured=not _filtered(node) and ("refined" if along == "refined" else "rollouts") in chain.measured,
+        measured=not _filtered(node) and along in chain.measured,
     )
 
 
 def _filtered(node: Node) -> bool:
-    """Whether a stage takes a part of the rows that only verdicts or values can tell."""
+    """Tell whether a stage filters its rows, so that their number is not known beforehand."""
     config = node.config
     return isinstance(config, (RefineConfig, DistillConfig)) and (config.subset != "all" or config.where is not None)
 
 
 def _evaluation(node: Node, config: EvalConfig, benchmarks: Sequence[Benchmark]) -> list[Work]:
-    """Every benchmark's questions; a question's text stands for its prompt, a token for four bytes."""
+    """Return the work on all benchmarks. A question's text stands for its prompt, four bytes for a token."""
     if not benchmarks:
         return []
     rows = tokens = text = longest = 0
@@ -98,7 +100,7 @@ def _evaluation(node: Node, config: EvalConfig, benchmarks: Sequence[Benchmark])
 
 
 def check_memory(config: PlanConfig, works: Sequence[Work], student: Planned, teacher: Planned) -> list[Finding]:
-    """Each kind of node once: what the stages of all rounds and seeds have in common."""
+    """Check the memory of each kind of node once; rounds and seeds do not differ."""
     return grouped(
         (work.node.stage, arm_of(work.node), finding)
         for work in works
@@ -131,10 +133,7 @@ def _memory(plan: PlanConfig, work: Work, student: Planned, teacher: Planned) ->
 
 
 def _at_once(engine: EngineOptions, rows: int) -> int:
-    """Sequences whose keys and values are held:
-
-    as asked for; vllm and servers take as many as they have room for, one at least.
-    """
+    """Return how many sequences are held: as asked for, but one where vllm or a server fills the room there is."""
     asked = engine.batch_size if engine.engine in ("auto", "transformers") else None
     return max(1, min(asked or 1, rows))
 
@@ -144,24 +143,24 @@ def _generating(work: Work, model: Planned, at_once: int) -> Need:
     assert isinstance(config, (SampleConfig, RefineConfig, EvalConfig))
     assert model.shape is not None
     dtype = model.dtype if config.dtype == "auto" else config.dtype
-    longest = min(work.longest, window(config.max_model_len, model) or work.longest)
+    longest = min(work.longest, model.window(config) or work.longest)
     return estimates.generating(model.shape, dtype, longest, at_once)
 
 
 def training_need(work: Work, student: Planned, teacher: Planned, shards: int = 1) -> Need:
-    """Memory of one process of an arm's trd distill."""
+    """Return the memory of one process of an arm's trd distill."""
     config, shape = work.node.config, student.shape
     assert isinstance(config, DistillConfig)
     assert shape is not None
     own = teacher.ref.path == student.ref.path
     # The student without its adapter is its own teacher without a second copy; later rounds of `initial` have one.
     shared = own and config.lora and not (config.teacher_weights == "initial" and work.node.round)
-    longest = min(work.longest, window(config.max_length, student, teacher) or work.longest)
+    longest = min(work.longest, longest_training_row(student, teacher, config.max_length) or work.longest)
     return estimates.training(
         shape,
         None if shared else teacher.shape,
         "bfloat16" if config.dtype == "auto" else config.dtype,
-        # A row that is longer than a forward pass may be stands alone.
+        # A row that exceeds max_tokens_per_batch has a forward pass of its own.
         max(longest, min(config.max_tokens_per_batch, config.batch_size * longest)),
         adapter=adapter_of(config, student),
         averaged=config.teacher_weights == "ema",
@@ -171,7 +170,7 @@ def training_need(work: Work, student: Planned, teacher: Planned, shards: int = 
 
 
 def adapter_of(config: DistillConfig, student: Planned) -> int:
-    """Parameters of the adapter, 0 where all weights are trained."""
+    """Return the parameters of the adapter, 0 where all weights are trained."""
     if not config.lora:
         return 0
     wanted = config.lora_targets
@@ -193,7 +192,7 @@ def _parts(need: Need) -> str:
 
 
 def check_disk(graph: Graph, works: Sequence[Work], student: Planned) -> Iterator[Finding]:
-    """Shards before compression, and checkpoints with the states that are kept while training."""
+    """Check the room for shards before compression, checkpoints, and states that are kept while training."""
     shards = sum(
         w.rows * estimates.row_bytes(round(w.prompt), round(w.response), round(w.text), round(w.student_prompt))
         for w in works
@@ -238,22 +237,22 @@ def _states(node: Node, student: Planned, shape: Shape) -> int:
 
 
 def check_cost(config: PlanConfig, graph: Graph, works: Sequence[Work]) -> Iterator[Finding]:
-    """Response tokens of each stage over all rounds, arms and seeds, and hours where a rate is given or was measured."""
+    """Count response tokens of each stage over all rounds, arms and seeds, and hours where there is a rate."""
     total, unknown = 0.0, []
     for stage in ("sample", "refine", "distill", "eval"):
         own = [work for work in works if work.node.stage == stage]
         tokens = sum(work.tokens for work in own)
         if not own:
             continue
-        told = "" if all(work.measured for work in own) else "at most "
-        what = f"{stage}: {told}{tokens:,.0f} response tokens in {sum(w.rows for w in own):,} rows"
+        bound = "" if all(work.measured for work in own) else "at most "
+        what = f"{stage}: {bound}{tokens:,.0f} response tokens in {sum(w.rows for w in own):,} rows"
         rate, source = _rate(config, graph, stage)
         if rate is None:
             unknown.append(stage)
             yield ok("cost", what)
         else:
-            total += estimates.hours(tokens, rate)
-            yield ok("cost", f"{what}, {_time(estimates.hours(tokens, rate))} at {rate:,.0f} tokens/s ({source})")
+            total += tokens / rate
+            yield ok("cost", f"{what}, {_time(tokens / rate)} at {rate:,.0f} tokens/s ({source})")
     if total:
         yield ok("cost", f"{_time(total)} in all" + (f", without {', '.join(unknown)}" if unknown else ""))
     elif unknown:
@@ -261,26 +260,26 @@ def check_cost(config: PlanConfig, graph: Graph, works: Sequence[Work]) -> Itera
 
 
 def _rate(config: PlanConfig, graph: Graph, stage: str) -> tuple[float | None, str]:
-    """Response tokens a second: as given, else as the finished sessions of the run directory had them."""
+    """Return response tokens a second, as given or as measured in the run directory, and which of the two."""
     given = config.train_rate if stage == "distill" else config.sample_rate
     if given is not None:
         return given, "given"
     if stage == "distill":
-        return _measured(graph, [stage], "train.jsonl", "response_tokens", "seconds"), "measured"
-    sessions = ("sessions.jsonl", "tokens", "at_work")
+        return _measured(graph, [stage], LOG, "response_tokens", "seconds"), "measured"
+    sessions = (SESSIONS, "tokens", "at_work")
     return _measured(graph, [stage], *sessions) or _measured(graph, _GENERATING, *sessions), "measured"
 
 
 def _measured(graph: Graph, stages: Sequence[str], log: str, tokens: str, seconds: str) -> float | None:
-    """Tokens a second over all lines of these stages' logs, without loading their models."""
+    """Return tokens a second over all lines of these stages' logs, without loading their models."""
     lines = [line for n in graph.nodes if n.stage in stages for line in _records(graph.path(n) / log)]
-    told = [(line[tokens], line[seconds]) for line in lines if tokens in line and seconds in line]
-    spent = sum(each for _, each in told)
-    return sum(count for count, _ in told) / spent if spent else None
+    pairs = [(line[tokens], line[seconds]) for line in lines if tokens in line and seconds in line]
+    spent = sum(each for _, each in pairs)
+    return sum(count for count, _ in pairs) / spent if spent else None
 
 
 def _records(path: Path) -> list[dict[str, float]]:
-    """The lines of a log that are whole."""
+    """Return the lines of a log that are whole."""
     found = []
     with contextlib.suppress(OSError):
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
@@ -289,8 +288,8 @@ def _records(path: Path) -> list[dict[str, float]]:
     return [each for each in found if isinstance(each, dict)]
 
 
-def _time(hours: float) -> str:
-    return f"{hours:,.1f} hours" if hours >= 1 else f"{60 * hours:.1f} minutes"
+def _time(seconds: float) -> str:
+    return f"{seconds / 3600:,.1f} hours" if seconds >= 3600 else f"{seconds / 60:.1f} minutes"
 
 
 def _size(size: float) -> str:

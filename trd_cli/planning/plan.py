@@ -1,4 +1,4 @@
-"""trd plan: what a recipe will need and what is wrong with it, before any GPU hour is spent. Loads no weights."""
+"""trd plan: find what a recipe will need and what is wrong with it, before GPU hours are spent. Loads no weights."""
 
 from __future__ import annotations
 
@@ -10,15 +10,13 @@ from trd_cli.atomic import make_directory, write_text
 from trd_cli.config.commands import PlanConfig
 from trd_cli.datasets.benchmarks import Benchmark
 from trd_cli.errors import InputError, UserError
-from trd_cli.planning.arms import check_arms
-from trd_cli.planning.benchmarks import check_overlap, load_benchmarks
+from trd_cli.planning.chains import chains
 from trd_cli.planning.findings import Finding, of_exception, ok
 from trd_cli.planning.lengths import check_evaluations, check_lengths
-from trd_cli.planning.models import Planned
 from trd_cli.planning.needs import check_cost, check_disk, check_memory, work_of
-from trd_cli.planning.problems import check_problems, load_problems
-from trd_cli.planning.refusals import check_stages, read_models
-from trd_cli.planning.rows import chains
+from trd_cli.planning.pair import Planned
+from trd_cli.planning.problems import check_overlap, check_problems, load_benchmarks, load_problems
+from trd_cli.planning.refusals import check_arms, check_stages, read_models
 from trd_cli.progress import Progress
 from trd_cli.recipes.graph import build_graph
 from trd_cli.recipes.loading import load_recipe
@@ -27,14 +25,14 @@ from trd_cli.records import Problem
 from trd_cli.trajectories.stage_dir import DEFAULT_ROOT
 
 FORMAT = "trd-plan-1"
-# Stands for problems that cannot be read: what is longest is the responses.
+# Stands for problems that cannot be read. The longest part of a row is its response.
 _UNKNOWN = Problem("unknown", "unknown", "math", "")
 
 
 def run(config: PlanConfig, progress: Progress) -> list[Finding]:
-    """All findings, in the order in which they were made; written to `--out` as JSON where asked.
+    """Return all findings in the order in which they were made, and write them to `--out` as JSON where asked.
 
-    Whatever is wrong with the recipe is a finding too. Raises InputError where `--out` cannot be written.
+    A fault of the recipe is a finding too. Raises InputError where `--out` cannot be written.
     """
     findings = list(_findings(config, progress))
     if config.out is not None:
@@ -67,7 +65,7 @@ def _findings(config: PlanConfig, progress: Progress) -> Iterator[Finding]:
 
 
 class _Plan:
-    """One recipe; a part that cannot be read leaves out the checks that need it."""
+    """Plan one recipe. A part that cannot be read leaves out the checks that need it."""
 
     def __init__(self, config: PlanConfig, graph: Graph, progress: Progress) -> None:
         self._config, self._graph, self._recipe, self._progress = config, graph, graph.recipe, progress
@@ -99,7 +97,7 @@ class _Plan:
     def _rows(
         self, problems: list[Problem], benchmarks: list[Benchmark], student: Planned, teacher: Planned
     ) -> Iterator[Finding]:
-        """What follows from how long the rows are; without problems, memory for the longest there can be."""
+        """Yield what follows from the lengths of rows. Without problems that is memory for the longest possible."""
         self._progress.note("rendering prompts")
         try:
             found = chains(self._recipe, self._graph, problems or [_UNKNOWN], student, teacher)

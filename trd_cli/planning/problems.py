@@ -1,4 +1,4 @@
-"""The problems of a recipe: enough of them, with the references and answers that its stages read."""
+"""The problems of a recipe: their number, the references and answers that stages read, overlap with benchmarks."""
 
 from __future__ import annotations
 
@@ -6,28 +6,31 @@ import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from trd_cli.config.commands import ImportConfig, MakeConfig
+from trd_cli.config.base import errors_allowed
+from trd_cli.config.commands import EvalConfig, ImportConfig, MakeConfig, OverlapConfig
 from trd_cli.config.generating import RefineConfig
 from trd_cli.config.training import DistillConfig
 from trd_cli.datasets.arithmetic import make_arithmetic
+from trd_cli.datasets.benchmarks import Benchmark, load_benchmark, split_benchmarks
 from trd_cli.datasets.importing import check_answers, import_problems
+from trd_cli.datasets.ngrams import SIZES, QuestionIndex
 from trd_cli.errors import InputError, PromptError
-from trd_cli.generation import templates_for
 from trd_cli.planning.findings import Finding, error, of_exception, ok, out_of_reach, per_cent, warning
+from trd_cli.prompting.rendering import templates_for
 from trd_cli.recipes.nodes import Graph
 from trd_cli.recipes.recipe import Recipe
-from trd_cli.records import Problem
+from trd_cli.recipes.sections import PROBLEMS_FILE
+from trd_cli.records import Problem, Task
 from trd_cli.trajectories.selection import SUBSETS
 from trd_cli.trajectories.shards import read_problems
 
 
 def load_problems(recipe: Recipe, graph: Graph) -> tuple[list[Problem], list[Finding]]:
-    """The whole problem set: that of the run directory where it is there, else as the recipe makes it (a Hub set is
-    fetched).
+    """Return the whole problem set: that of the run directory, else as the recipe makes it (a Hub set is fetched).
 
-    A set that the Hub does not give is a warning, anything else that cannot be read an error; the list is then empty.
+    The list is empty for a set that cannot be read: an error, or a warning where the Hub did not give it.
     """
-    made = next((graph.path(node) / "problems.parquet" for node in graph.nodes if node.stage == "problems"), None)
+    made = next((graph.path(node) / PROBLEMS_FILE for node in graph.nodes if node.stage == "problems"), None)
     (kind, value), *_ = recipe.problems.items()
     try:
         if made is not None and made.is_file():
@@ -35,10 +38,10 @@ def load_problems(recipe: Recipe, graph: Graph) -> tuple[list[Problem], list[Fin
         elif kind == "file":
             problems = read_problems(Path(value))
         elif kind == "make":
-            config = MakeConfig.parse({**value, "out": "problems.parquet"})
+            config = MakeConfig.parse({**value, "out": PROBLEMS_FILE})
             problems = make_arithmetic(config.n, config.seed, config.level)
         else:
-            config = ImportConfig.parse({**value, "out": "problems.parquet"})
+            config = ImportConfig.parse({**value, "out": PROBLEMS_FILE})
             imported = import_problems(config)
             check_answers(imported, config)
             problems = imported.problems
@@ -49,7 +52,7 @@ def load_problems(recipe: Recipe, graph: Graph) -> tuple[list[Problem], list[Fin
 
 
 def check_problems(recipe: Recipe, graph: Graph, problems: Sequence[Problem]) -> Iterator[Finding]:
-    """Their number against the rounds, and what rows lack that a stage reads."""
+    """Check the number of problems against the rounds, and that rows have what the stages read."""
     tasks = sorted({problem.task for problem in problems})
     a_round = recipe.problems_per_round
     needed = recipe.rounds * (a_round or 0)
@@ -64,51 +67,44 @@ def check_problems(recipe: Recipe, graph: Graph, problems: Sequence[Problem]) ->
         again = ", all in each round" if recipe.rounds > 1 and not a_round else ""
         yield ok("problems", f"{len(problems):,} problems ({', '.join(tasks)}){told}{again}")
     if recipe.setting == "opsd":
-        yield from _references(graph, problems)
+        yield from _references(graph, problems, tasks)
     yield from _answers(graph, problems)
 
 
-def _references(graph: Graph, problems: Sequence[Problem]) -> Iterator[Finding]:
-    """What the teacher of opsd is shown, in refining and in contexts that are rendered for training."""
-    for field, allowed in _shown(graph).items():
+def _references(graph: Graph, problems: Sequence[Problem], tasks: Sequence[Task]) -> Iterator[Finding]:
+    """Check what the teacher of opsd reads, in refining and in contexts that are rendered for training."""
+    for field, max_errors in _shown(graph, tasks).items():
         missing = sum(not getattr(problem, field) for problem in problems)
         what = f"{missing:,} of {len(problems):,} problems have no {field}, which opsd shows the teacher"
         change = 'take a set that has it (trd data import --map), filter it, or use setting = "opd"'
         if not missing:
             yield ok("problems", f"every problem has a {field}")
-        elif missing == len(problems) or missing > (allowed * len(problems) if allowed < 1 else allowed):
+        elif missing == len(problems) or missing > errors_allowed(max_errors, len(problems)):
             yield error("problems", what, change)
         else:
             yield warning("problems", f"{what}: their rows end as errors", change)
 
 
-def _shown(graph: Graph) -> dict[str, float]:
-    """Fields of a problem that some stage needs, and how many rows may lack them before it fails (see --max-errors)."""
+def _shown(graph: Graph, tasks: Sequence[Task]) -> dict[str, float]:
+    """Return the fields of a problem that some stage needs, each with the stage's --max-errors for rows without it."""
     shown: dict[str, float] = {}
     for node in graph.nodes:
         config = node.config
         if isinstance(config, RefineConfig):
             try:
-                templates = templates_for("refine-opsd", ("math", "code"), config.prompt).values()
+                templates = templates_for(config, graph.recipe.setting, tasks).values()
             except PromptError:
-                continue  # told with the lengths
-            names = [
-                name
-                for template in templates
-                for name in ("reference_solution", "reference_answer")
-                if name in template.placeholders
-            ]
-            if names:
-                field = "reference_solution" if "reference_solution" in names else names[0]
+                continue  # `_rows` of the plan reports it
+            for field in {template.needed for template in templates} - {None}:
                 shown[field] = min(shown.get(field, config.max_errors), config.max_errors)
-        elif isinstance(config, DistillConfig) and config.teacher_context == "vanilla":
-            # Training leaves rows without one out, however many.
+        elif isinstance(config, DistillConfig) and not config.takes_stored_prompt():
+            # Training leaves rows without a reference out, however many they are.
             shown.setdefault("reference_solution", math.inf)
     return shown
 
 
 def _answers(graph: Graph, problems: Sequence[Problem]) -> Iterator[Finding]:
-    """Verdicts need an answer or tests; an arm that filters by verdict needs verdicts."""
+    """Check that problems can be graded, as arms that filter by verdict need."""
     ungraded = sum(not (problem.reference_answer if problem.task == "math" else problem.tests) for problem in problems)
     if not ungraded:
         return
@@ -127,3 +123,54 @@ def _answers(graph: Graph, problems: Sequence[Problem]) -> Iterator[Finding]:
     else:
         told = f": they are in no subset of {', '.join(reading)}" if reading else ""
         yield warning("problems", what + told, change)
+
+
+def load_benchmarks(graph: Graph) -> tuple[list[Benchmark], list[Finding]]:
+    """Return the benchmarks that can be loaded, each once.
+
+    One that the network does not give is a warning, any other failure an error.
+    """
+    configs = [node.config for node in graph.nodes if isinstance(node.config, EvalConfig)]
+    names = dict.fromkeys(name for config in configs for name in split_benchmarks(config.bench or ""))
+    loaded: list[Benchmark] = []
+    found: list[Finding] = []
+    for name in names:
+        try:
+            loaded.append(load_benchmark(name))
+        except InputError as raised:
+            level = "warning" if out_of_reach(raised) else "error"
+            found.append(of_exception(level, "benchmarks", raised, f"{name} cannot be loaded: "))
+    return loaded, found
+
+
+def check_overlap(problems: Sequence[Problem], benchmarks: Sequence[Benchmark]) -> Iterator[Finding]:
+    """Count problems that share a 13-word run with a question, as trd data overlap does. A copy is an error."""
+    questions = [problem for each in benchmarks for problem in each.problems]
+    index = QuestionIndex(
+        [question.problem for question in questions], [each.name for each in benchmarks for _ in each.problems]
+    )
+    shared = [(p, s) for p in problems if (s := index.shared(p.problem)) is not None]
+    common = OverlapConfig.model_fields["common"].default
+    boilerplate = index.boilerplate(((p.problem, s) for p, s in shared), common)
+    rows: dict[str, set[str]] = {each.name: set() for each in benchmarks}
+    equal: dict[str, set[str]] = {each.name: set() for each in benchmarks}
+    for problem, what in shared:
+        for overlap in index.overlaps(what, boilerplate):
+            name = index.benchmarks[overlap.question]
+            if overlap.equal:
+                equal[name].add(problem.problem_id)
+            if overlap.hit[SIZES[1]]:
+                rows[name].add(problem.problem_id)
+    for each in benchmarks:
+        yield _overlap(each, len(problems), len(rows[each.name]), len(equal[each.name]))
+
+
+def _overlap(benchmark: Benchmark, problems: int, rows: int, equal: int) -> Finding:
+    told = f"{benchmark.name}: {len(benchmark.problems)} questions"
+    if not rows:
+        return ok("benchmarks", f"{told}, no training problem overlaps with them")
+    change = f"leave them out: trd data overlap TRAIN.parquet {benchmark.name} --drop CLEAN.parquet"
+    what = f"{told}, {rows:,} training problems ({per_cent(rows / problems)}) overlap with them"
+    if equal:
+        return error("benchmarks", f"{what}, {equal:,} word by word", change)
+    return warning("benchmarks", what, change)

@@ -1,1 +1,1 @@
-"""What a model is shown: templates, tokens, and the way from a row to a prompt."""
+"""Make the prompts that models read: templates, tokens, and the way from a row to a prompt."""

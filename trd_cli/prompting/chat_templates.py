@@ -1,7 +1,4 @@
-"""Reading a chat template:
-
-the token it ends an assistant's turn with, the names it reads, and whether it shows what a user says.
-"""
+"""Read a chat template: the token that ends an assistant's turn, the names it reads, and if it shows a user's text."""
 
 from __future__ import annotations
 
@@ -16,12 +13,12 @@ if TYPE_CHECKING:
     from jinja2.nodes import Node
     from jinja2.parser import Parser
 
-# Lower case, no accents, no figures: what a tokenizer that normalises its text leaves as it is.
+# Lower case, no accents, no figures: a tokenizer that normalises its text leaves it as it is.
 PROBE: tuple[Message, ...] = ({"role": "user", "content": "what is the sum of one and one"},)
-# Two answers in words that no template has: what follows both is the template's.
+# Two answers in words that no template has: the text that follows both is the template's.
 _ANSWERS = ("heliotrope", "quicksilver lanterns")
 _NEXT: Message = {"role": "user", "content": "and why"}
-# What transformers gives to every template, beside the names of special tokens.
+# Names that transformers gives to every template, beside those of special tokens.
 _GIVEN = {"messages", "add_generation_prompt", "raise_exception", "strftime_now"}
 
 Write = Callable[[Sequence[Message]], str]
@@ -31,10 +28,10 @@ Encode = Callable[[str], Sequence[int]]
 def end_of_turn(write: Write, encode: Encode, marks: Set[int], ends: Set[int]) -> int | None:
     """Return the id that a template writes to end an assistant's turn, or None where it writes none.
 
-    `write` renders a conversation without a prompt for the next turn, `marks` are ids that are no plain text, and
-    `ends` those that are known to end a response. It is the first mark after an answer, unless a known end follows it
-    in the middle of a conversation, too: the mark then ends a part of the turn. Turns may end where the next one
-    begins, with a known end.
+    `write` renders a conversation without a prompt for the next turn. `marks` are ids that are no plain text, and
+    `ends` those that are known to end a response. The end is the first mark after an answer; but where a known end
+    follows that mark in the middle of a conversation, the mark ends only a part of the turn. A template that writes no
+    mark may begin the next turn with a known end.
     """
     found = {_end_after(answer, write, encode, marks | ends, ends) for answer in _ANSWERS}
     return found.pop() if len(found) == 1 else None
@@ -50,22 +47,22 @@ def _end_after(answer: str, write: Write, encode: Encode, marks: Set[int], ends:
 
 
 def _after(answer: str, write: Write, messages: Sequence[Message]) -> str:
-    """What a template writes after an answer; nothing where it fails or does not show the answer."""
+    """Return the text that a template writes after an answer, "" where it fails or does not show the answer."""
     try:
         _, shown, rest = write(messages).rpartition(answer)
-    except Exception:  # whatever a template raises: it says nothing of an assistant's turn
+    except Exception:  # whatever a template raises: it has no assistant's turn
         return ""
     return rest if shown else ""
 
 
 def shows(text: str, probe: str) -> bool:
-    """Tell whether a rendered text has the letters of the probe in it, whatever stands for its white space."""
+    """Tell whether a rendered text holds the letters of the probe, in whatever form its white space is."""
     return "".join(filter(str.isalpha, probe)) in "".join(filter(str.isalpha, text))
 
 
 def names_read(template: str) -> frozenset[str]:
     """Return the names that a template reads and that a user may give; none for a template that does not compile."""
-    # Deferred: who only trains needs no templates.
+    # Deferred: training alone needs no templates.
     import jinja2
     import jinja2.meta
 
@@ -77,10 +74,7 @@ def names_read(template: str) -> frozenset[str]:
 
 @cache
 def _environment() -> Environment:
-    """As transformers has it:
-
-    its templates may also mark what an assistant says, which changes nothing in what is read.
-    """
+    """Return an environment like that of transformers, where a template may also mark the text of an assistant."""
     import jinja2.ext
 
     class Generation(jinja2.ext.Extension):

@@ -14,7 +14,7 @@ from trd_cli.atomic import read_text_once
 from trd_cli.errors import PromptError
 from trd_cli.records import Message, Task, well_formed
 
-# Placeholders a template of each kind may use; those marked True it must use.
+# Placeholders that a template of each kind may use. It must use those marked True.
 PLACEHOLDERS: dict[str, dict[str, bool]] = {
     "student": {"problem": True},
     "vanilla-opd": {"problem": True},
@@ -29,7 +29,7 @@ _ENVIRONMENT = jinja2.Environment(
 
 
 def prompts_dir() -> Path:
-    """Where the built-in templates are: inside the installed package, or beside it in a checkout."""
+    """Return the directory of the built-in templates: in the installed package, or beside it in a checkout."""
     packaged = _PACKAGE / "_prompts"
     return packaged if packaged.is_dir() else _PACKAGE.parent / "prompts"
 
@@ -46,17 +46,22 @@ class Template:
     def sha256(self) -> str:
         return _digest(self.text)
 
+    @property
+    def needed(self) -> str | None:
+        """Return the field of a problem that the template cannot do without, or None where it shows no reference.
+
+        One that shows solution and answer can do without the answer.
+        """
+        return next((name for name in ("reference_solution", "reference_answer") if name in self.placeholders), None)
+
     def render(self, values: Mapping[str, str]) -> tuple[Message, ...]:
-        """The messages of one prompt: a single user turn. Every placeholder must be in `values`."""
+        """Return the messages of one prompt: a single user turn. Every placeholder must be in `values`."""
         text = well_formed(_ENVIRONMENT.from_string(self.text).render(**values))
         return ({"role": "user", "content": text.strip()},)
 
 
 def digest_of(override: str) -> str:
-    """Return the digest of a template's text, as `Template.sha256`:
-
-    what stands for `--prompt` where only its path is at hand.
-    """
+    """Return the digest of the template in the file that --prompt names, as `Template.sha256`."""
     return _digest(_text_of(Path(override)))
 
 
@@ -76,7 +81,7 @@ def _text_of(path: Path) -> str:
 def load_template(kind: str, task: Task, override: str | None = None) -> Template:
     """Return the template of `kind` (a key of `PLACEHOLDERS`) for `task`, from `override` or from the built-in files.
 
-    Raises PromptError when the file is missing, is no template, or has other placeholders than its kind takes.
+    Raises PromptError for a file that is missing, is no template, or has other placeholders than its kind takes.
     """
     path = Path(override) if override else prompts_dir() / f"{kind}-{task}.jinja"
     text = _text_of(path)

@@ -1,7 +1,7 @@
-"""From messages to token ids and back: chat rendering, end-of-turn ids, tokenizer identity.
+"""Turn messages into token ids and back: chat rendering, end-of-turn ids, and tokenizers that must be the same.
 
-A `Tokenizer` is what stages need of one. `HubTokenizer` wraps a Hugging Face tokenizer; `ByteTokenizer` needs no files
-and serves the scripted engine.
+`Tokenizer` is the protocol that stages need. `HubTokenizer` wraps a Hugging Face tokenizer; `ByteTokenizer` needs no
+files and serves the scripted engine.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ _SHOWN = 5  # differing tokens in an error message
 
 
 class Tokenizer(Protocol):
-    """Text ↔ token ids. `eos_ids` end a response; `end_of_turn_id`, one of them, is what the chat template writes.
+    """Text ↔ token ids. `eos_ids` end a response; the chat template writes one of them, `end_of_turn_id`.
 
-    `special_ids` are those that `decode` leaves out.
+    `decode` leaves `special_ids` out.
     """
 
     eos_ids: frozenset[int]
@@ -35,17 +35,17 @@ class Tokenizer(Protocol):
     def ends(self, text: str) -> Sequence[int]:
         """Return where in `text`, in characters, each token of `encode(text)` ends; never falling.
 
-        A token that ends inside a character ends with all of it. Near enough to cut a text by, whatever the tokenizer's
-        normaliser makes of it; whoever needs an exact count of tokens encodes what is left.
+        A token that ends inside a character ends with all of it. The places are near enough to cut a text by; they are
+        not exact where the tokenizer normalises its text. For an exact count of tokens, encode the head that is left.
         """
         ...
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """Text without special tokens."""
+        """Return the text without special tokens."""
         ...
 
     def render(self, messages: Sequence[Message], mode: Render, kwargs: Mapping[str, Any]) -> list[int]:
-        """Prompt token ids, ready for the response's first token."""
+        """Return the ids of a prompt, ready for the response's first token."""
         ...
 
     def template_names(self) -> frozenset[str]:
@@ -53,11 +53,11 @@ class Tokenizer(Protocol):
         ...
 
     def fingerprint(self) -> str:
-        """Equal for two tokenizers exactly when they map the same tokens to the same ids."""
+        """Return a digest that is equal for two tokenizers exactly when the same tokens have the same ids."""
         ...
 
     def vocabulary(self) -> Mapping[str, int]:
-        """Id of each token."""
+        """Return the id of each token."""
         ...
 
 
@@ -96,7 +96,7 @@ class ByteTokenizer:
 class HubTokenizer:
     """A Hugging Face tokenizer from a local model directory.
 
-    Raises ModelError when the directory has none that can be used, or when nothing there tells how a response ends.
+    Raises ModelError for a directory without a usable one, or one where nothing tells how a response ends.
     """
 
     def __init__(self, path: Path) -> None:
@@ -122,7 +122,7 @@ class HubTokenizer:
         return self._tokenizer.encode(text, add_special_tokens=False)
 
     def ends(self, text: str) -> list[int]:
-        if not self._tokenizer.is_fast:  # keeps no places: spread evenly
+        if not self._tokenizer.is_fast:  # it keeps no places: spread them evenly
             tokens = len(self.encode(text))
             return [-(-i * len(text) // tokens) for i in range(1, tokens + 1)]
         encoded = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
@@ -141,7 +141,7 @@ class HubTokenizer:
     def template_names(self) -> frozenset[str]:
         try:
             return names_read(self._tokenizer.get_chat_template())
-        except ValueError:  # there is none, or none that is meant where nothing else is said
+        except ValueError:  # there is none, or several and no default
             return frozenset()
 
     def vocabulary(self) -> Mapping[str, int]:
@@ -151,10 +151,7 @@ class HubTokenizer:
         return content_hash(sorted(self._tokenizer.get_vocab().items(), key=lambda item: item[1]))
 
     def _raw(self, text: str) -> list[int]:
-        """The text after a beginning of text, where the tokenizer writes one;
-
-        some tokenizers write an end after it, too.
-        """
+        """Return the ids of a text, after a beginning of text where the tokenizer writes one, without an end."""
         ids = self._tokenizer.encode(text, add_special_tokens=True)
         written = len(ids) - len(self.encode(text))
         while written > 0 and ids[-1] in self.eos_ids:
@@ -162,11 +159,11 @@ class HubTokenizer:
         return ids
 
     def _written(self, messages: Sequence[Message]) -> str:
-        """A conversation as the chat template has it, without a prompt for the next turn."""
+        """Return a conversation as the chat template writes it, without a prompt for the next turn."""
         return self._tokenizer.apply_chat_template(list(messages), tokenize=False)
 
     def _try_template(self, kwargs: Mapping[str, Any]) -> None:
-        """Render a probe with these arguments, once, and raise ModelError where it is not in what comes out."""
+        """Render a probe with these arguments, once. Raises ModelError where the result does not show it."""
         key = repr(sorted(kwargs.items()))
         if key in self._tried:
             return
@@ -225,7 +222,7 @@ def _load(path: Path) -> Any:
 
 
 def _is_of_config(error: Exception, path: Path) -> bool:
-    """Whether what failed is the model's configuration, which transformers reads for a tokenizer too."""
+    """Tell whether the model's configuration failed, which transformers reads for a tokenizer too."""
     from transformers import AutoConfig
 
     try:
@@ -235,22 +232,8 @@ def _is_of_config(error: Exception, path: Path) -> bool:
     return False
 
 
-def unread_names(tokenizer: Tokenizer, mode: Render, kwargs: Mapping[str, Any]) -> str | None:
-    """Describe the arguments of a chat template that it does not read, or return None if there are none."""
-    if mode != "chat":
-        return f"--render {mode} reads no {', '.join(kwargs)}" if kwargs else None
-    known = tokenizer.template_names()
-    unread = [name for name in kwargs if name not in known]
-    if not unread:
-        return None
-    # Special tokens are given to every template; nobody passes them.
-    listed = sorted(name for name in known if not name.endswith("_token"))
-    reads = f"it reads {', '.join(listed)}" if listed else "it reads no argument"
-    return f"the chat template does not read {', '.join(unread)}: {reads}"
-
-
 def check_same_tokens(student: str, students: Tokenizer, teacher: str, teachers: Tokenizer) -> None:
-    """Raise ModelError when two models' tokenizers differ: the ids of a response would mean different tokens."""
+    """Raise ModelError when two models' tokenizers differ: the ids of a response would mean other tokens."""
     if teachers.fingerprint() == students.fingerprint():
         return
     mine, theirs = students.vocabulary(), teachers.vocabulary()
@@ -263,21 +246,28 @@ def check_same_tokens(student: str, students: Tokenizer, teacher: str, teachers:
     )
 
 
-def raw_text(messages: Sequence[Message], mode: Render) -> str:
-    """Return a prompt's text as it is;
+def check_wrote(name: str, tokenizer: Tokenizer, recorded: str | None, where: Path, mend: str) -> None:
+    """Raise ModelError when the tokenizer of the model `name` is not the one whose fingerprint a set recorded.
 
-    in the mode `raw-line` a line break ends it, so that a response begins a line of its own.
+    A set that recorded None is not checked.
     """
+    if recorded is not None and recorded != tokenizer.fingerprint():
+        raise ModelError(
+            f"the tokenizer of {name} is not the one that wrote {where}", "the same tokens with the same ids", mend
+        )
+
+
+def raw_text(messages: Sequence[Message], mode: Render) -> str:
+    """Return a prompt's text as it is. In the mode `raw-line` a line break ends it, so that a response has its line."""
     text = "\n\n".join(message["content"] for message in messages)
     return f"{text}\n" if mode == "raw-line" else text
 
 
 def fit_attempt(tokenizer: Tokenizer, attempt: str, render: Callable[[str], Sequence[int]], room: int) -> str | None:
-    """Return the head of an attempt that can be kept so that its prompt has at most `room` ids.
+    """Return the longest head of an attempt that can be kept so that its prompt has at most `room` ids.
 
-    `render(text)` gives the whole prompt's ids for an attempt's text. None when the prompt does not fit even without
-    one. The head is a piece of the text itself, never what ids decode to: a tokenizer may change letters and spaces on
-    the way.
+    `render(text)` gives the whole prompt's ids for an attempt's text. Returns None when the prompt does not fit even
+    without an attempt. The head is cut from the text itself, for decoded ids may have other letters and spaces.
     """
     overhang = len(render(attempt)) - room
     if overhang <= 0:
@@ -287,7 +277,7 @@ def fit_attempt(tokenizer: Tokenizer, attempt: str, render: Callable[[str], Sequ
     while overhang > 0:
         if not head:
             return None
-        # A head is not encoded token for token as the whole is, so the overhang is an estimate: cut and look again.
+        # A head may be encoded otherwise than in the whole, so the overhang is an estimate: cut and look again.
         kept = max(0, kept - overhang)
         head = attempt[: ends[kept - 1]] if kept else ""
         overhang = len(render(head)) - room

@@ -1,16 +1,14 @@
-"""What of a run is done, as its outputs say, and taking outputs away that are to be made again.
+"""Tell which nodes of a run are done, by their outputs, and remove outputs that are to be made again.
 
-status.json      {node: {"state", "digest", "started", "seconds", "peak_rss_bytes", "exit_code"}}, for people and reports.
-                 Outputs decide what is done; the record only adds what an output cannot say: that the stage ended with
-                 an error
-verdicts.json    {"digest", "again", "whole"} in a set that is graded: by which node, whether verdicts that were there before are
-                 being replaced, and whether all have been
+status.json      {node: {"state", "digest", "started", "seconds", "peak_rss_bytes", "exit_code"}}:
+                 for people and reports; outputs decide if a node is done
+verdicts.json    {"digest", "again", "whole"} in a graded set: the node that grades it, true while it replaces earlier
+                 verdicts, and true once it has finished
 """
 
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -19,22 +17,23 @@ from pathlib import Path
 from typing import Any
 
 from trd_cli.atomic import write_text
+from trd_cli.config.base import errors_allowed
 from trd_cli.errors import InputError
 from trd_cli.evaluation.results import read_results
-from trd_cli.recipes.nodes import NODES, Graph, Node
-from trd_cli.trajectories.run_json import read_run_json
-from trd_cli.trajectories.sets import check_complete
-from trd_cli.trajectories.shards import PROBLEM_SCHEMA, check_whole, list_shards, read_table
+from trd_cli.recipes.nodes import NODES, STATUS_FILE, Graph, Node
+from trd_cli.recipes.sections import PROBLEMS_FILE
+from trd_cli.trajectories.run_json import read_run_json, source_paths
+from trd_cli.trajectories.shards import PROBLEM_SCHEMA, check_whole, list_shards
+from trd_cli.trajectories.state import State, state_of
 
 _REMOVED = ".removed-"
-_NODE = re.compile(rf"{NODES}/([a-z]+-[0-9a-f]{{10}})\b")
 
 
 class Status:
     """status.json of a run directory."""
 
     def __init__(self, directory: Path) -> None:
-        self._path = directory / "status.json"
+        self._path = directory / STATUS_FILE
         try:
             found = json.loads(self._path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -45,7 +44,7 @@ class Status:
         return self.records.get(name, {})
 
     def set(self, name: str, **values: Any) -> None:
-        """Change some values of a node's record; None takes one out."""
+        """Change some values of a node's record; None removes one."""
         changed = {k: v for k, v in {**self.of(name), **values}.items() if v is not None}
         if changed != self.records.get(name):
             self.records[name] = changed
@@ -64,8 +63,8 @@ class Status:
 def done_nodes(graph: Graph, chosen: Sequence[Node]) -> set[str]:
     """Return the names of the chosen nodes that are done.
 
-    What a node that is not done will read is looked at whole: where it is damaged, the nodes that filled it are not
-    done either.
+    Every byte that a node which is not done will read is checked. If one is damaged, the nodes that wrote that output
+    are not done either.
     """
     done = {node.name: node for node in chosen if is_done(graph, node)}
     is_sound = cache(_is_sound)  # many nodes read one set
@@ -77,8 +76,8 @@ def done_nodes(graph: Graph, chosen: Sequence[Node]) -> set[str]:
 
 
 def _is_sound(path: Path) -> bool:
-    """Tell if every byte of the shards and problems in a node's output is as it was written."""
-    problems = path / "problems.parquet"
+    """Return True if every byte of the shards and problems in a node's output is as it was written."""
+    problems = path / PROBLEMS_FILE
     try:
         if problems.is_file():
             check_whole(problems, PROBLEM_SCHEMA)
@@ -90,14 +89,14 @@ def _is_sound(path: Path) -> bool:
 
 
 def is_done(graph: Graph, node: Node) -> bool:
-    """Whether a node's output says itself that nothing is missing, and its verdicts are its own."""
+    """Return True if nothing of a node's output is missing, and the verdicts of a verify node are its own."""
     if node.stage == "verify" and not Verdicts(graph.path(node)).are_of(node):
         return False
     return is_whole(graph, node)
 
 
 class Verdicts:
-    """verdicts.json of a set: whose the verdicts in it are, which their columns do not say in full."""
+    """verdicts.json of a set: the node that its verdicts are from, which their columns do not hold in full."""
 
     def __init__(self, directory: Path) -> None:
         self._path = directory / "verdicts.json"
@@ -111,9 +110,9 @@ class Verdicts:
         return self._record.get("whole", False) and self._record.get("digest") == node.digest
 
     def begin(self, node: Node) -> bool:
-        """Record that the node starts grading; gives whether verdicts that are there already are to be replaced.
+        """Record that the node starts grading. Return True if it must replace the verdicts that are there.
 
-        They are not where an interrupted run of the same node has made them.
+        Those of an earlier, interrupted run of the same node stay.
         """
         own = self._record.get("digest") == node.digest
         again = self._record.get("again", False) if own else _has_verdicts(self._path.parent)
@@ -124,7 +123,7 @@ class Verdicts:
         self._write(digest=node.digest, again=False, whole=True)
 
     def forget(self) -> None:
-        """From now on the verdicts in the set are nobody's."""
+        """Disown the verdicts in the set, so that they are made again."""
         self._path.unlink(missing_ok=True)
 
     def _write(self, **record: Any) -> None:
@@ -132,52 +131,42 @@ class Verdicts:
 
 
 def is_whole(graph: Graph, node: Node) -> bool:
-    """Whether all rows of a node's output are there, with no more errors than it allows.
+    """Return True if a node's output has all rows, and no more errors than the node allows.
 
-    A file that cannot be read is missing.
+    A file that cannot be read counts as missing.
     """
     path = graph.path(node)
     try:
         if node.stage == "problems":
-            return (path / "problems.parquet").is_file()
+            return (path / PROBLEMS_FILE).is_file()
         if node.stage == "eval":
             return _few_errors(node, *_in_scores(path))
-        run = read_run_json(path)
-        if run is None:
-            return False
-        if node.stage == "distill":
-            return bool(run["about"].get("finished"))
-        check_complete([path])
+        state = state_of(path)
+        if not state.is_finished or node.stage == "distill":
+            return state.is_finished
+        state.check()
         if node.stage == "verify":
-            return _count(path, "verdict")[0] == 0
-        empty, rows = _count(path, "error")
-        return _few_errors(node, rows - empty, rows)
+            return state.without("verdict") == 0
+        return _few_errors(node, state.rows - state.without("error"), state.rows)
     except InputError:
         return False
 
 
 def _few_errors(node: Node, errors: int, rows: int) -> bool:
-    """Whether the stage ends well with so many errors, by its --max-errors."""
-    allowed = node.config.max_errors
-    return errors <= (allowed * rows if allowed < 1 else allowed)
-
-
-def _count(directory: Path, column: str) -> tuple[int, int]:
-    """Rows of a set without a value in a column, and rows in all."""
-    found = [read_table(shard, [column])[column] for shard in list_shards(directory)]
-    return sum(each.null_count for each in found), sum(len(each) for each in found)
+    """Return True if the stage's --max-errors allows so many errors."""
+    return errors <= errors_allowed(node.config.max_errors, rows)
 
 
 def _has_verdicts(directory: Path) -> bool:
-    tables = (read_table(shard, ["verdict"]) for shard in list_shards(directory))
-    return any(table["verdict"].null_count < table.num_rows for table in tables)
+    state = State(directory, None)
+    return state.without("verdict") < state.rows
 
 
 def forget(graph: Graph, names: set[str], status: Status) -> None:
-    """Remove the outputs of these nodes, and those of earlier recipes in the same directory that were made from them.
+    """Remove the outputs of these nodes, and those that earlier recipes in the same directory made from them.
 
-    What is made from others goes first, so that a crash leaves none without its inputs. Verdicts are not removed where
-    their set stays: they are made again.
+    An output goes before those that it was made from, so that a crash leaves none without its inputs. Verdicts stay
+    where their set stays, and are made again.
     """
     chosen = [node for node in graph.nodes if node.name in names]
     gone = list(dict.fromkeys(node.out for node in chosen if node.stage != "verify"))
@@ -194,21 +183,23 @@ def forget(graph: Graph, names: set[str], status: Status) -> None:
 
 
 def _take_away(path: Path) -> None:
-    # Renamed first: half a set is nothing that a stage could go on from.
+    # Renamed first, because a stage would go on from half a set.
     if path.exists():
         path.rename(path.with_name(f"{_REMOVED}{path.name}-{time.time_ns()}"))
 
 
 def _made_from(nodes: Path, removed: set[str], regraded: set[str]) -> list[Path]:
-    """Directories that say in their run.json that they were made from those removed, or by verdicts of those graded
-    again, directly or not; the last made first."""
+    """Return the directories made, directly or not, from those removed or by the verdicts of those graded again.
+
+    Each comes before those that it was made from.
+    """
     sources = {}
     for path in nodes.glob("*/run.json"):
         try:
             record = read_run_json(path.parent) or {}
         except InputError:
             continue  # nothing that a stage could go on from
-        used = set(_NODE.findall(json.dumps(record)))
+        used = {part for source in source_paths(record) for part in Path(source).parts}
         sources[path.parent] = used if _reads_verdicts(record) else used - regraded
     found: dict[Path, None] = {}
     known = removed | regraded
@@ -219,22 +210,22 @@ def _made_from(nodes: Path, removed: set[str], regraded: set[str]) -> list[Path]
 
 
 def sweep(directory: Path) -> None:
-    """Delete what was taken out of the way, by this run or by one that was killed."""
+    """Delete the outputs that this run, or one that was killed, has taken away."""
     for path in (directory / NODES).glob(f"{_REMOVED}*"):
         shutil.rmtree(path, ignore_errors=True)
 
 
 def _reads_verdicts(record: Mapping[str, Any]) -> bool:
-    """Whether rows were chosen, or are told apart, by verdicts: in training always, in refining where it chooses."""
+    """Return True for a stage that reads verdicts: training always, refining where it chooses rows by them."""
     identity = record.get("identity", {})
     chooses = identity.get("subset", "all") != "all" or identity.get("where") is not None
     return chooses or record.get("command") == "distill"
 
 
 def _in_scores(directory: Path) -> tuple[int, int]:
-    """Samples of an evaluation that got no verdict, and samples in all;
+    """Return the number of samples of an evaluation without a verdict, and of all samples.
 
-    raises InputError for results that cannot be read.
+    Raises InputError for results that cannot be read.
     """
     counts = [bench["verdicts"] for bench in read_results(str(directory))["benchmarks"].values()]
     return sum(c["error"] + c["timeout"] for c in counts), sum(sum(c.values()) for c in counts)

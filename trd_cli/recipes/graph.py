@@ -1,9 +1,8 @@
-"""From a recipe to the graph of stages: which commands run, on what, and what they share. Nothing is run or written
-here.
+"""Build the graph of a recipe: the commands to run, their inputs, and those that arms share. Nothing is run or written.
 
 A node is one command. Its digest is a hash of its stage, of the options that decide its result, of the local files that
-these name, and of the digests of its inputs; its output directory is named by it. Two arms that need the same rows need
-the same digest, hence the same node. Local files and model directories are read for their digests, nothing else.
+these name, and of the digests of its inputs. The digest names the output directory. Arms that need the same rows need
+the same digest, and so share the node. Local files and model directories are read for their digests alone.
 
     problems ─ sample ─ verify-rollouts ─┬───────────── distill (along y_o) ─ eval
                   └──── refine ─ verify-refined ─────── distill (along y_r) ─ eval
@@ -11,33 +10,33 @@ the same digest, hence the same node. Local files and model directories are read
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from trd_cli.config.base import Config, RunStage
+from trd_cli.config.base import Config
 from trd_cli.config.commands import EvalConfig, ImportConfig, MakeConfig
 from trd_cli.config.generating import RefineConfig, SampleConfig
 from trd_cli.config.grading import VerifyConfig
 from trd_cli.config.training import DistillConfig
 from trd_cli.errors import InputError
 from trd_cli.models import EMA, ModelRef, own_teacher, resolve_model
-from trd_cli.recipes.contents import Contents, Model
-from trd_cli.recipes.nodes import BASE, NODES, Graph, Node
+from trd_cli.recipes.nodes import BASE, NODES, Contents, Graph, Model, Node
 from trd_cli.recipes.recipe import Recipe
+from trd_cli.recipes.sections import PROBLEMS_FILE
 from trd_cli.records import content_hash
 
 
 def build_graph(recipe: Recipe, directory: Path) -> Graph:
-    """All nodes of a recipe, with their outputs in `directory`. Raises InputError for a file that is not there."""
+    """Build all nodes of a recipe, with their outputs in `directory`. Raises InputError for a file that is missing."""
     builder = _Builder(recipe)
     builder.build()
     return Graph(recipe, Path(directory), tuple(builder.nodes()))
 
 
-# Options that only say by what name something goes that counts by its content.
-_NAMES = {"method", "model", "teacher", "problems", "inputs", "parents", "out"}
+# Options that name something that counts by its content.
+_NAMES = {"method", "model", "teacher", "problems", "inputs", "parents"}
 
 
 class _Builder:
@@ -48,7 +47,7 @@ class _Builder:
         self._contents = Contents()
 
     def nodes(self) -> Iterable[Node]:
-        """All nodes; those that several arms use belong to none of them."""
+        """Yield all nodes; those that several arms use belong to none of them."""
         for digest, node in self._by_digest.items():
             arms = tuple(arm for arm in self._recipe.arms if arm in self._users[digest])
             yield replace(node, arms=arms, arm=node.arm if len(arms) == 1 else None)
@@ -58,7 +57,7 @@ class _Builder:
         problems = self._problems()
         start = Model(recipe.student)
         if recipe.eval is not None:
-            self._eval(start, _Place(BASE, None, None, None))
+            self._eval(start, _Place(BASE))
         for seed in recipe.seeds:
             for arm in recipe.arms:
                 student = start
@@ -66,13 +65,13 @@ class _Builder:
                     student = self._round(arm, seed, number, student, problems)
 
     def _round(self, arm: str, seed: int, number: int, student: Model, problems: tuple[str, Node | None]) -> Model:
-        """One round of one arm; gives the student that it ends with."""
+        """Add one round of one arm. Return the student that it ends with."""
         whole = f"seed-{seed}/round-{number}"
         own = _Place(f"{whole}/{arm}", arm, number, seed)
         shared = _Place(whole, None, number, seed)
         # In the first round all arms start from the same student.
-        of_rollouts = own if number or self._recipe.arms[arm].get("sample") else shared
-        of_refined = own if of_rollouts is own or self._recipe.arms[arm].get("refine") else shared
+        of_rollouts = own if number or self._recipe.arms[arm].sample else shared
+        of_refined = own if of_rollouts is own or self._recipe.arms[arm].refine else shared
         rollouts = self._sample(arm, student, problems, of_rollouts)
         graded = self._verify("verify-rollouts", rollouts, of_rollouts, arm)
         inputs = [graded]
@@ -86,99 +85,69 @@ class _Builder:
         return model
 
     def _problems(self) -> tuple[str, Node | None]:
-        """What trd sample reads: the recipe's own file, or the node that makes one."""
+        """Return the file that trd sample reads, and the node that makes it unless it is the recipe's own."""
         (kind, value), *_ = self._recipe.problems.items()
         if kind == "file":
             if not Path(value).is_file():
                 raise InputError(f"[problems] file: no such file: {value}", "a Parquet file", "check the path")
             return value, None
-        make = ("data", "make") if kind == "make" else ("data", "import")
         config_class = MakeConfig if kind == "make" else ImportConfig
-        node = self._add(
-            "problems",
-            "problems",
-            make,
-            lambda out: config_class.parse({**value, "out": f"{out}/problems.parquet"}),
-            (),
-            _Place("", None, None, None),
-            extra={"kind": kind},
-        )
-        return f"{node.out}/problems.parquet", node
+        config = config_class.parse({**value, "out": PROBLEMS_FILE})
+        node = self._add("problems", config, (), _Place(), contents={"kind": kind})
+        return f"{node.out}/{PROBLEMS_FILE}", node
 
     def _sample(self, arm: str, student: Model, problems: tuple[str, Node | None], place: _Place) -> Node:
         size = self._recipe.problems_per_round
         sliced = {} if size is None else {"limit": size, "skip": size * place.round}
         file, made = problems
-        values = {
-            **self._recipe.sampling(arm),
-            **sliced,
-            "model": student.words,
-            "problems": file,
-            "round": place.round,
-            "seed": place.seed,
-        }
-        extra = {"model": self._contents.model(student)}
-        if made is None:
-            extra["problems"] = self._contents.file(file)
-        return self._add(
-            "sample",
-            "sample",
-            ("sample",),
-            lambda out: SampleConfig.parse({**values, "out": out}),
-            (made, student.node),
-            place,
-            arm,
-            extra,
+        config = SampleConfig.parse(
+            {
+                **self._recipe.sampling(arm),
+                **sliced,
+                "model": student.name,
+                "problems": file,
+                "round": place.round,
+                "seed": place.seed,
+            }
         )
+        contents = {"model": self._contents.model(student)}
+        if made is None:
+            contents["problems"] = self._contents.file(file)
+        return self._add("sample", config, (made, student.node), place, arm, contents)
 
     def _verify(self, kind: str, source: Node, place: _Place, arm: str) -> Node:
-        """Fills in the verdicts of a set, in place."""
-        return self._add(
-            kind,
-            "verify",
-            ("verify",),
-            lambda _: VerifyConfig.parse({**self._recipe.verify, "inputs": (source.out,)}),
-            (source,),
-            place,
-            arm,
-            out=source.out,
-        )
+        """Add the grading of a set, which fills in the verdicts in place."""
+        config = VerifyConfig.parse({**self._recipe.verify, "inputs": (source.out,)})
+        return self._add(kind, config, (source,), place, arm, out=source.out)
 
     def _refine(self, arm: str, student: Model, rollouts: Node, graded: Node, place: _Place) -> Node:
         recipe = self._recipe
-        options = recipe.refining(arm)
         teacher = Model(recipe.teacher) if recipe.teacher else self._own_teacher(arm, student)
-        reads_verdicts = options.get("subset", "all") != "all" or options.get("where") is not None
-        values = {
-            **options,
-            "setting": recipe.setting,
-            "teacher": teacher.words,
-            "seed": place.seed,
-            "inputs": (rollouts.out,),
-        }
-        return self._add(
-            "refine",
-            "refine",
-            ("refine",),
-            lambda out: RefineConfig.parse({**values, "out": out}),
-            (graded if reads_verdicts else rollouts, teacher.node),
-            place,
-            arm,
-            {"teacher": self._contents.model(teacher)},
+        config = RefineConfig.parse(
+            {
+                **recipe.refining(arm),
+                "setting": recipe.setting,
+                "teacher": teacher.name,
+                "seed": place.seed,
+                "inputs": (rollouts.out,),
+            }
         )
+        reads_verdicts = config.subset != "all" or config.where is not None
+        inputs = (graded if reads_verdicts else rollouts, teacher.node)
+        return self._add("refine", config, inputs, place, arm, {"teacher": self._contents.model(teacher)})
 
     def _own_teacher(self, arm: str, student: Model) -> Model:
-        """Which of its weights the student refines with, as trd distill chooses them for the loss."""
+        """Return the weights of the student that refine: those that trd distill takes as the teacher of the loss."""
         config = DistillConfig.parse(self._recipe.training(arm))
         if student.node is None or config.teacher_weights == "initial":
             return self._start_teacher(config)
         # An adapter's average begins anew each round, at the student itself.
         if config.teacher_weights == "ema" and not config.lora:
-            return Model(f"{student.words}/{EMA}", student.node)
+            return Model(f"{student.name}/{EMA}", student.node)
         return student
 
     def _start_teacher(self, config: DistillConfig) -> Model:
-        """The teacher of the recipe's own student, which may be a checkpoint of an earlier run."""
+        """Return the own teacher of the recipe's student, which may be a checkpoint of an earlier run."""
         name = self._recipe.student
         if not Path(name).is_dir():
             return Model(name)
@@ -191,101 +160,78 @@ class _Builder:
     def _distill(self, arm: str, student: Model, inputs: list[Node], rollouts: Node, place: _Place) -> Node:
         recipe = self._recipe
         along_refined = recipe.along(arm) == "refined"
-        teacher = {"teacher": recipe.teacher} if recipe.teacher else {}
-        values = {
-            **recipe.training(arm),
-            **teacher,
-            "model": student.words,
-            "seed": place.seed,
-            "inputs": (inputs[0].out,),
-            # Not left to what the refined set says of where it was made: a run may be moved or copied.
-            "parents": (rollouts.out,) if along_refined else (),
-        }
-        return self._add(
-            "distill",
-            "distill",
-            ("distill",),
-            lambda out: DistillConfig.parse({**values, "out": out}),
-            (*inputs, student.node),
-            place,
-            arm,
+        teacher = Model(recipe.teacher) if recipe.teacher else self._own_teacher(arm, student)
+        named = {"teacher": recipe.teacher} if recipe.teacher else {}
+        config = DistillConfig.parse(
             {
-                "model": self._contents.model(student),
-                "teacher": self._contents.model(
-                    Model(recipe.teacher) if recipe.teacher else self._own_teacher(arm, student)
-                ),
-            },
+                **recipe.training(arm),
+                **named,
+                "model": student.name,
+                "seed": place.seed,
+                "inputs": (inputs[0].out,),
+                # The refined set names its parents by a path, which is wrong once a run is moved or copied.
+                "parents": (rollouts.out,) if along_refined else (),
+            }
         )
+        contents = {"model": self._contents.model(student), "teacher": self._contents.model(teacher)}
+        return self._add("distill", config, (*inputs, student.node), place, arm, contents)
 
     def _eval(self, model: Model, place: _Place) -> Node:
-        return self._add(
-            "eval",
-            "eval",
-            ("eval",),
-            lambda out: EvalConfig.parse({**self._recipe.eval, "model": model.words, "out": out}),
-            (model.node,),
-            place,
-            place.arm,
-            {"model": self._contents.model(model)},
-        )
+        config = EvalConfig.parse({**self._recipe.eval, "model": model.name})
+        return self._add("eval", config, (model.node,), place, place.arm, {"model": self._contents.model(model)})
 
     def _add(
         self,
         kind: str,
-        stage: RunStage,
-        command: tuple[str, ...],
-        configure: Callable[[str], Config],
+        config: Config,
         inputs: Iterable[Node | None],
         place: _Place,
         arm: str | None = None,
-        extra: Mapping[str, Any] | None = None,
+        contents: Mapping[str, Any] | None = None,
         out: str | None = None,
     ) -> Node:
-        """The node of this digest, made where there is none yet.
+        """Return the node of this digest, made where there is none yet.
 
-        `configure` makes its config from its output's path.
+        `contents` are digests of what the options name; `out` is given where the node fills another one's output.
         """
+        stage = kind.partition("-")[0]
         sources = tuple(dict.fromkeys(node for node in inputs if node is not None))
         digest = content_hash(
             {
                 "stage": stage,
-                "options": self._contents.deciding(configure(""), self._recipe.setting),
+                "options": self._contents.deciding(config, self._recipe.setting),
                 "inputs": [node.digest for node in sources],
-                **(extra or {}),
+                **(contents or {}),
             }
         )
         if digest not in self._by_digest:
-            where = out or f"{NODES}/{stage}-{digest[:10]}"
-            config = configure(where)
             self._by_digest[digest] = Node(
                 name=self._name(kind, place, arm),
                 stage=stage,
-                argv=(*command, *config.flags()),
+                config=config,
                 inputs=tuple(node.name for node in sources),
-                out=where,
+                out=out or f"{NODES}/{stage}-{digest[:10]}",
                 digest=digest,
                 arm=place.arm,
                 round=place.round,
                 seed=place.seed,
-                config=config,
             )
         node = self._by_digest[digest]
         users = self._users.setdefault(digest, set())
         if arm is not None and users - {arm}:
-            _check_shared(node, configure(node.out), arm, users)
+            _check_shared(node, config, arm, users)
         users.update((arm,) if arm else self._recipe.arms)
         return node
 
     def _name(self, kind: str, place: _Place, arm: str | None) -> str:
-        """That of the place; where another node has it, as arms of one place may need different ones, with the arm."""
+        """Return a name by place and kind, with the arm where another arm's node has that name."""
         name = f"{place.prefix}/{kind}".lstrip("/")
         taken = any(node.name == name for node in self._by_digest.values())
         return f"{place.prefix}/{arm}/{kind}" if taken else name
 
 
 def _check_shared(node: Node, config: Config, arm: str, users: Collection[str]) -> None:
-    """Refuse an arm that shares a node and asks for something else there, which it would not get, and one that comes to
-    the same training as another."""
+    """Refuse an arm whose options differ from those of a node that it shares, and an arm that repeats a training."""
     own = config.deciding().keys() | _NAMES
     fields = [name for name in type(config).model_fields if name not in own]
     names = [name for name in fields if getattr(config, name) != getattr(node.config, name)]
@@ -305,9 +251,9 @@ def _check_shared(node: Node, config: Config, arm: str, users: Collection[str]) 
 
 @dataclass(frozen=True)
 class _Place:
-    """Where in the recipe a node is."""
+    """A place in the recipe: the first part of its nodes' names, and the arm, round and seed that it belongs to."""
 
-    prefix: str
-    arm: str | None
-    round: int | None
-    seed: int | None
+    prefix: str = ""
+    arm: str | None = None
+    round: int | None = None
+    seed: int | None = None

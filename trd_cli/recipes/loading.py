@@ -1,18 +1,17 @@
-"""Recipes: one TOML file that says what is run. Read with everything it extends, and checked against the stages' own
-options.
+"""Load a recipe: read one TOML file with everything it extends, and check it against the options of the stages.
 
-    extends = "base.toml"          another recipe or a list of them; tables are merged key by key, the nearer file wins; false in
-                                   place of a table takes out an inherited one (arms.rkl = false, eval = false)
+    extends = "base.toml"          another recipe or a list of them; tables are merged key by key, the nearer file wins;
+                                   false in place of a table removes an inherited one (arms.rkl = false, eval = false)
     name = "…"                     default: the file's stem (a name is not inherited)
     setting, student, teacher, rounds, problems_per_round, seeds, processes, reference_arm
     [problems]                     one of: file = "set.parquet", make = {kind = …}, import = {file = …}
     [sample] [refine] [verify] [distill] [eval]
                                    options of these commands; without [eval] nothing is evaluated
-    [arms.NAME]                    options of trd distill that this arm has of its own; sample = {…} and refine = {…} give it
+    [arms.NAME]                    options of trd distill for this arm alone; sample = {…} and refine = {…} give it
                                    rollouts and refined rows of its own too
 
-Files are looked for in the directory of the recipe that names them, then in the working directory. Not covered: whether
-models, data sets and benchmarks can be reached.
+Files are looked for in the directory of the recipe that names them, then in the working directory. Not covered: models,
+data sets and benchmarks that cannot be reached.
 """
 
 from __future__ import annotations
@@ -28,8 +27,8 @@ from trd_cli.config.generating import RefineConfig
 from trd_cli.config.training import METHODS, DistillConfig
 from trd_cli.datasets.benchmarks import check_benchmark, split_benchmarks
 from trd_cli.errors import InputError, PromptError, UserError
-from trd_cli.recipes.files import Table, read_recipe
-from trd_cli.recipes.recipe import OF_AN_ARM, Recipe, templates_of
+from trd_cli.prompting.rendering import templates_for
+from trd_cli.recipes.recipe import OF_AN_ARM, Recipe, Table, read_recipe
 from trd_cli.recipes.sections import FILLED, SOURCES, Checker, closest
 from trd_cli.trajectories.selection import needs_parents
 from trd_cli.trajectories.sets import check_filter
@@ -39,7 +38,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+_-]*")
 
 
 def load_recipe(path: Path) -> Recipe:
-    """Read a recipe with all it extends. Raises InputError that names the file and the key."""
+    """Read and check a recipe with all it extends. Raises InputError that names the file and the key."""
     path = Path(path)
     values, origins = read_recipe(path, ())
     if "name" not in values and path.is_fifo():
@@ -49,7 +48,7 @@ def load_recipe(path: Path) -> Recipe:
 
 
 class _Check(Checker):
-    """Checks one recipe; every complaint names the file that the key is from."""
+    """Check one recipe. Every InputError names the file that the key is from."""
 
     def recipe(self, values: Table) -> Recipe:
         self._top(values)
@@ -57,8 +56,10 @@ class _Check(Checker):
             recipe = Recipe(**values)
         except ValidationError as error:
             first = error.errors()[0]
-            key = ".".join(str(part) for part in first["loc"])
-            self.invalid("", str(first["loc"][0]), key, first)
+            parts = [str(part) for part in first["loc"]]
+            if len(parts) > 2:  # a table of an arm
+                self.invalid(".".join(parts[:-1]), parts[-1], first)
+            self.invalid("", parts[0], first, ".".join(parts))
         self._names(recipe)
         self._models(recipe)
         recipe = recipe.model_copy(update={"eval": self._evaluation(recipe.eval)})
@@ -79,7 +80,7 @@ class _Check(Checker):
                 self.fail(key, f"no {what}", what, f"add {what}, or what this recipe extends")
 
     def _names(self, recipe: Recipe) -> None:
-        """The names of a run and of its arms are names of files too."""
+        """Check the names of the run and of its arms, which are names of files too."""
         expected = "letters, digits, '.', '+', '_' and '-', the first a letter or a digit"
         if "base" in recipe.arms:
             self.fail("arms.base", "[arms.base]", "another name: base is the starting model", "rename it")
@@ -92,7 +93,7 @@ class _Check(Checker):
     def _rendered(self, config: Config, setting: str, where: str) -> None:
         """Check a stage's templates and its filter before anything is run."""
         try:
-            templates_of(config, setting)
+            templates_for(config, setting)
         except PromptError as error:
             self.fail(f"{where}.prompt", f"[{where}] {error.got}", error.expected, "change prompt, or mend the file")
         condition = getattr(config, "where", None)
@@ -101,7 +102,7 @@ class _Check(Checker):
         try:
             check_filter(condition)
         except InputError as error:
-            self.fail(f"{where}.where", f"[{where}] {error.got}", error.expected, error.mend)
+            self.refuse(where, error)
 
     def _models(self, recipe: Recipe) -> None:
         if recipe.setting == "opd" and recipe.teacher is None:
@@ -117,7 +118,7 @@ class _Check(Checker):
             self.fail("seeds", f"seeds = {list(recipe.seeds)}", "one or more, all different", "change seeds")
 
     def _evaluation(self, table: Table | None) -> Table | None:
-        """`bench` may be a list in a recipe; on the command line it is one word."""
+        """Return the section with `bench`, which a recipe may give as a list, joined to the one word of the command."""
         if table is None:
             return None
         bench = table.get("bench")
@@ -179,44 +180,40 @@ class _Check(Checker):
             )
 
     def _arm(self, recipe: Recipe, name: str) -> None:
-        """Check one arm. Whether it differs from the others is seen in the graph."""
+        """Check one arm by itself; the graph shows if two arms are the same."""
         where = f"arms.{name}"
         arm = recipe.arms[name]
         for section in OF_AN_ARM:
-            own = arm.get(section, {})
-            if not isinstance(own, dict):
-                self.fail(f"{where}.{section}", f"[{where}] {section} = {own!r}", "a table", "change it")
-            self._rendered(self.section(section, own, f"{where}.{section}"), recipe.setting, f"{where}.{section}")
+            table = f"{where}.{section}"
+            self._rendered(self.section(section, getattr(arm, section), table), recipe.setting, table)
         for key in recipe.distill:
             if key in FILLED["distill"] or key not in DistillConfig.model_fields:
                 self.unknown("distill", key, DistillConfig.model_fields, FILLED["distill"])
-        own = {key: value for key, value in arm.items() if key not in OF_AN_ARM}
-        for key in own:
+        for key in arm.distill:
             if key in FILLED["distill"] or key not in DistillConfig.model_fields:
                 self.unknown(where, key, (*DistillConfig.model_fields, *OF_AN_ARM), FILLED["distill"])
-        table = recipe.distill | own
-        inherited = [key for key in recipe.distill if key not in own]
         try:
-            config = DistillConfig(**table, setting=recipe.setting)
+            config = DistillConfig(**recipe.training(name))
         except ValidationError as error:
             first = error.errors()[0]
             key = str(first["loc"][0])
-            self.invalid("distill" if key in inherited else where, key, key, first)
+            is_inherited = key in recipe.distill and key not in arm.distill
+            self.invalid("distill" if is_inherited else where, key, first)
         except UserError as error:
             self.refuse(where, error)
         self._rendered(config, recipe.setting, where)
         self._fits(recipe, where, config)
         refined = RefineConfig.parse({**recipe.refining(name), "setting": recipe.setting})
-        if (config.stage or "refined") == "refined" and needs_parents(refined.subset, refined.where):
+        if config.along() == "refined" and needs_parents(refined.subset, refined.where):
             self.fail(
-                f"{where}.refine.subset" if "subset" in arm.get("refine", {}) else "refine.subset",
+                f"{where}.refine.subset" if "subset" in arm.refine else "refine.subset",
                 f"[refine] {_reads(refined)} of rollouts, which have no parents",
                 "a subset of the rollouts' own verdicts (all, correct, incorrect)",
                 "change it; [arms.NAME] subset chooses among the refined rows",
             )
 
     def _fits(self, recipe: Recipe, where: str, config: DistillConfig) -> None:
-        """What a command would find out hours later."""
+        """Refuse combinations of options that a command would refuse hours later."""
         theirs = METHODS.get(config.method, {}).get("setting", recipe.setting)
         if theirs != recipe.setting:
             self.fail(
@@ -232,7 +229,7 @@ class _Check(Checker):
                 'setting = "opsd", where the student is its own teacher',
                 "leave it out",
             )
-        if config.stage == "rollout" and needs_parents(config.subset, config.where):
+        if config.along() == "rollout" and needs_parents(config.subset, config.where):
             self.fail(
                 where,
                 f"[{where}] {_reads(config)} along y_o, which has no parents",
@@ -242,12 +239,12 @@ class _Check(Checker):
 
 
 def _reads(config: DistillConfig | RefineConfig) -> str:
-    """The filter that reads parents, as it is written in a recipe."""
+    """Return the filter that reads parents, as a recipe writes it."""
     return f"where = {config.where!r}" if config.subset == "all" else f"subset = {config.subset!r}"
 
 
 def _rows_in(path: Path) -> int | None:
-    """Rows of a problem set; None where it cannot be told yet."""
+    """Return the number of rows of a problem set, or None if it cannot be read yet."""
     try:
         return shard_info(path, PROBLEM_SCHEMA).rows
     except InputError:

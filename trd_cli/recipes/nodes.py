@@ -1,7 +1,8 @@
-"""The nodes of a run and what they are made from: choosing some of them, and the record that reports read."""
+"""The nodes of a run, their graph, the record that reports read, and the contents that stand in digests."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -9,11 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from trd_cli.config.base import Config, RunStage
+from trd_cli.config.commands import EvalConfig, ImportConfig, MakeConfig
+from trd_cli.datasets.benchmarks import split_benchmarks
 from trd_cli.errors import InputError
+from trd_cli.models import EMA, fingerprint
+from trd_cli.prompting.rendering import templates_for
 from trd_cli.recipes.recipe import Recipe
+from trd_cli.recipes.sections import PROBLEMS_FILE
 from trd_cli.redaction import without_secrets
 
 FORMAT = "trd-graph-1"
+GRAPH_FILE = "graph.json"
+STATUS_FILE = "status.json"
 NODES = "nodes"
 # The order of the stages in a round, by the last part of a node's name.
 ORDER = ("problems", "sample", "verify-rollouts", "refine", "verify-refined", "distill", "eval")
@@ -23,16 +31,16 @@ BASE_EVAL = f"{BASE}/eval"
 
 @dataclass(frozen=True)
 class Node:
-    """One command. `argv` are the words after `trd`, `out` and other nodes' outputs in them relative to the run
-    directory.
+    """One command with its `config`, which says nothing of where the output goes.
 
-    `out` of a verify node is the set that it fills in. `arm` is None where the node belongs to no arm alone, `round`
-    and `seed` where it belongs to none. `arms` are those that need it.
+    `out` is the output directory, relative to the run directory; a verify node fills the set there in place. `arms` are
+    the arms that need the node, `arm` the one that it belongs to alone. `arm`, `round` and `seed` are None for a node
+    of several.
     """
 
     name: str
     stage: RunStage
-    argv: tuple[str, ...]
+    config: Config = field(compare=False, repr=False)
     inputs: tuple[str, ...]
     out: str
     digest: str
@@ -40,17 +48,27 @@ class Node:
     arms: tuple[str, ...] = ()
     round: int | None = None
     seed: int | None = None
-    config: Config = field(default_factory=Config, compare=False, repr=False)
 
     @property
     def kind(self) -> str:
-        """The stage, with verify told apart by what is verified: an entry of ORDER."""
+        """Return the entry of ORDER: the stage, and for verify the kind of rows too."""
         return self.name.rpartition("/")[2]
 
     @property
     def log(self) -> str:
-        """Its log file, relative to the run directory."""
+        """Return the path of the log file, relative to the run directory."""
         return f"logs/{self.name.replace('/', '_')}.log"
+
+    @property
+    def argv(self) -> tuple[str, ...]:
+        """Return the words after `trd`, with paths of outputs relative to the run directory."""
+        command, path = (self.stage,), self.out
+        if self.stage == "verify":
+            path = None
+        if self.stage == "problems":
+            command = ("data", "make" if isinstance(self.config, MakeConfig) else "import")
+            path = f"{self.out}/{PROBLEMS_FILE}"
+        return (*command, *self.config.model_copy(update={"out": path}).flags())
 
     def record(self) -> dict[str, Any]:
         """Return the node without keys, as graph.json holds it."""
@@ -74,11 +92,11 @@ class Graph:
         return self._by_name[name]
 
     def path(self, node: Node) -> Path:
-        """Where the node's output is."""
+        """Return the path of the node's output."""
         return self.directory / node.out
 
     def needed_by(self, names: Iterable[str]) -> set[str]:
-        """These nodes and all that they come from."""
+        """Return the names of these nodes and of all nodes that they are made from."""
         found: set[str] = set()
         todo = list(names)
         while todo:
@@ -89,7 +107,7 @@ class Graph:
         return found
 
     def made_from(self, names: Iterable[str]) -> set[str]:
-        """These nodes and all that come of them."""
+        """Return the names of these nodes and of all nodes that are made from them."""
         found = set(names)
         for node in self.nodes:  # each comes after its inputs
             if found & set(node.inputs):
@@ -97,7 +115,10 @@ class Graph:
         return found
 
     def chosen(self, only: Collection[str] = (), until: str | None = None) -> list[Node]:
-        """The nodes of some arms (none named: all; nodes of no arm that nobody reads are always in), up to a stage."""
+        """Return the nodes of the arms in `only` (all if empty), with all that these need, up to a stage.
+
+        The evaluation of the starting model is always among them. Raises InputError for an arm that is not there.
+        """
         for arm in only:
             if arm not in self.recipe.arms:
                 raise InputError(f"--only {arm}", "one of " + ", ".join(self.recipe.arms), "name an arm of the recipe")
@@ -113,10 +134,66 @@ class Graph:
         return list(kept.values())
 
     def record(self) -> dict[str, Any]:
-        """The graph as graph.json holds it."""
+        """Return the graph without keys, as graph.json holds it."""
         return {
             "format": FORMAT,
             "name": self.recipe.name,
             "recipe": self.recipe.record(),
             "nodes": [node.record() for node in self.nodes],
         }
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model by its name in a command line, and the node that makes it, if any."""
+
+    name: str
+    node: Node | None = None
+
+
+class Contents:
+    """Digests of local files and model directories. Each is read once."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, str] = {}
+
+    def file(self, path: str) -> str:
+        if path not in self._known:
+            try:
+                with open(path, "rb") as file:
+                    self._known[path] = hashlib.file_digest(file, "sha256").hexdigest()
+            except OSError as error:
+                raise InputError(f"{path}: {error.strerror}", "a file that can be read", "check the path") from None
+        return self._known[path]
+
+    def benchmark(self, name: str) -> str:
+        """Return a benchmark's name; for a file, the digest in place of the file's name."""
+        file, colon, options = name.partition(":")
+        return f"{self.file(file)}{colon}{options}" if Path(file).is_file() else name
+
+    def model(self, model: Model) -> str | None:
+        """Return the digest of the weights of a local model, or the name of any other.
+
+        A node's model counts by the node's digest: None for it, and EMA for its averaged weights.
+        """
+        if model.node is not None:
+            return EMA if model.name.endswith(f"/{EMA}") else None
+        if not Path(model.name).is_dir():
+            return model.name
+        if model.name not in self._known:
+            self._known[model.name] = fingerprint(Path(model.name))
+        return self._known[model.name]
+
+    def deciding(self, config: Config, setting: str) -> dict[str, Any]:
+        """Return the options that decide the result of a command, as JSON values.
+
+        Templates, built in or not, count by their text, files by their content.
+        """
+        chosen = config.deciding()
+        if "prompt" in chosen:
+            chosen["prompt"] = [template.sha256 for template in templates_for(config, setting).values()]
+        if isinstance(config, EvalConfig):
+            chosen["bench"] = [self.benchmark(name) for name in split_benchmarks(config.bench or "")]
+        if isinstance(config, ImportConfig) and Path(config.file).is_file():
+            chosen["file"] = self.file(config.file)
+        return chosen

@@ -1,29 +1,61 @@
-"""A recipe after `extends`, and the templates that its stages render."""
+"""A recipe: its TOML files with all they extend, and its sections as they were written."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, get_args
+import json
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, Strict, StrictInt
+from pydantic import BaseModel, ConfigDict, Field, Strict, StrictInt, model_serializer, model_validator
 
-from trd_cli.config.base import Config, Positive
-from trd_cli.config.commands import EvalConfig
-from trd_cli.config.generating import RefineConfig, SampleConfig
-from trd_cli.config.training import DistillConfig
-from trd_cli.prompting.templates import Template, load_template
-from trd_cli.recipes.files import Table
-from trd_cli.records import Task
+from trd_cli.atomic import has_text_name, read_text_once
+from trd_cli.config.base import Positive
+from trd_cli.config.training import Along, DistillConfig
+from trd_cli.errors import InputError
 from trd_cli.redaction import without_secrets
 
-# Sections that an arm may have of its own beside options of training.
-OF_AN_ARM = ("sample", "refine")
+# Keys whose values name files or models.
+_FILES = {"prompt", "file"}
+_MODELS = {"student", "teacher"}
 
+Table = dict[str, Any]
 Name = Annotated[str, Field(min_length=1)]
 Count = Annotated[Positive, Strict()]
 
 
+class Arm(BaseModel):
+    """The sections of one arm as they were written, without defaults.
+
+    In a recipe the options of trd distill stand in the arm's own table, the other sections in tables inside it.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    distill: Table = {}
+    sample: Table = {}
+    refine: Table = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _split(cls, table: Any) -> Table:
+        if not isinstance(table, dict):
+            raise ValueError("a table")
+        inner = {name: table[name] for name in OF_AN_ARM if name in table}
+        return {"distill": {key: value for key, value in table.items() if key not in inner}, **inner}
+
+    @model_serializer
+    def _written(self) -> Table:
+        return self.distill | {name: getattr(self, name) for name in OF_AN_ARM if name in self.model_fields_set}
+
+
+# Tables that an arm may have inside its own.
+OF_AN_ARM = ("sample", "refine")
+
+
 class Recipe(BaseModel):
-    """A recipe after `extends`, checked. Sections hold what was written, not the defaults."""
+    """A recipe after `extends`. Its sections are as they were written, without defaults."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -42,24 +74,23 @@ class Recipe(BaseModel):
     verify: Table = {}
     distill: Table = {}
     eval: Table | None = None
-    arms: dict[str, Table]
+    arms: dict[str, Arm]
 
     def sampling(self, arm: str) -> Table:
-        """Options of trd sample for this arm's rollouts."""
-        return self.sample | self.arms[arm].get("sample", {})
+        """Return the options of trd sample for this arm's rollouts."""
+        return self.sample | self.arms[arm].sample
 
     def refining(self, arm: str) -> Table:
-        """Options of trd refine for this arm's refined rows."""
-        return self.refine | self.arms[arm].get("refine", {})
+        """Return the options of trd refine for this arm's refined rows."""
+        return self.refine | self.arms[arm].refine
 
     def training(self, arm: str) -> Table:
-        """Options of trd distill for this arm, but for those that the graph fills in."""
-        own = {key: value for key, value in self.arms[arm].items() if key not in OF_AN_ARM}
-        return self.distill | own | {"setting": self.setting}
+        """Return the options of trd distill for this arm, without those that the graph fills in."""
+        return self.distill | self.arms[arm].distill | {"setting": self.setting}
 
-    def along(self, arm: str) -> str:
-        """What an arm trains along: "refined" (y_r) or "rollout" (y_o)."""
-        return DistillConfig.parse(self.training(arm)).stage or "refined"
+    def along(self, arm: str) -> Along:
+        """Return the kind of rows that an arm trains along: "refined" (y_r) or "rollout" (y_o)."""
+        return DistillConfig.parse(self.training(arm)).along()
 
     def record(self) -> Table:
         """Return the recipe without keys, as a run directory holds it."""
@@ -72,22 +103,109 @@ class Recipe(BaseModel):
         return tomli_w.dumps(self.record())
 
 
-def templates_of(config: Config, setting: str) -> list[Template]:
-    """The templates that a stage renders prompts with, for either task; none where its rows bring their prompts along.
+def read_recipe(path: Path, above: tuple[Path, ...]) -> tuple[Table, dict[str, Path]]:
+    """Return the values of a recipe over those that it extends, and the file of each dotted key.
 
-    Raises PromptError for one that cannot be used.
+    `above` are the files that extend this one. A recipe from a pipe counts as one in the working directory.
     """
-    own = getattr(config, "prompt", None)
-    if isinstance(config, (SampleConfig, EvalConfig)):
-        kind = "student"
-    elif isinstance(config, RefineConfig):
-        kind = f"refine-{setting}"
-    elif isinstance(config, DistillConfig):
-        along_refined = (config.stage or "refined") == "refined"
-        context = config.teacher_context or ("refine" if along_refined else "vanilla")
-        if along_refined and context == "refine":
-            return []
-        kind = f"{context}-{setting}"
-    else:
-        return []
-    return [load_template(kind, task, own) for task in get_args(Task)]
+    if not has_text_name(path):
+        raise InputError(f"recipe {path}: its path is not UTF-8", "one that a recipe can name", "rename it")
+    here, directory = (path, Path()) if path.is_fifo() else (path.resolve(), path.parent)
+    if here in above:
+        chain = " → ".join(p.name for p in (*above, here))
+        raise InputError(f"{path}: extends goes in a circle ({chain})", "a chain that ends", "take one out")
+    own = _read(path)
+    bases = own.pop("extends", [])
+    bases = [bases] if isinstance(bases, str) else bases
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        raise InputError(f"{path}: extends = {bases!r}", "a file name or a list of them", "change extends")
+    values: Table = {}
+    origins: dict[str, Path] = {}
+    for base in bases:
+        inherited, theirs = read_recipe(directory / base, (*above, here))
+        inherited.pop("name", None)
+        _put_over(values, inherited)
+        origins |= theirs
+    _put_over(values, _with_paths(own, directory))
+    return values, origins | dict.fromkeys(_dotted(own), path)
+
+
+def _read(path: Path) -> Table:
+    try:
+        table = tomllib.loads(read_text_once(path))
+        json.dumps(table)
+        return table
+    except TypeError:
+        raise InputError(
+            f"recipe {path} has a date or a time", "no such value in a recipe", "put it in quotes"
+        ) from None
+    except OSError as error:
+        raise InputError(f"recipe {path}: {error.strerror}", "a TOML file", "check the path") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"recipe {path}: {error}", "a TOML file", "mend it") from None
+
+
+def _put_over(values: Table, nearer: Mapping[str, Any]) -> None:
+    """Put the values of the nearer recipe over those of another.
+
+    Problems have one source: those of the nearer replace those of another kind.
+    """
+    far, near = (table.get("problems") for table in (values, nearer))
+    if isinstance(far, dict) and isinstance(near, dict):
+        values["problems"] = {kind: value for kind, value in far.items() if kind in near}
+    _merge(values, nearer)
+
+
+def _merge(values: Table, nearer: Mapping[str, Any]) -> None:
+    """Put `nearer` over `values`: tables key by key, anything else whole; false removes a table."""
+    for key, value in nearer.items():
+        if value is False and isinstance(values.get(key), dict):
+            del values[key]
+        elif isinstance(value, dict) and isinstance(values.get(key), dict):
+            values[key] = dict(values[key])
+            _merge(values[key], value)
+        else:
+            values[key] = value
+
+
+def _dotted(table: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Return the dotted keys of a table and of the tables in it."""
+    found: list[str] = []
+    for key, value in table.items():
+        found.append(prefix + key)
+        if isinstance(value, dict):
+            found += _dotted(value, f"{prefix}{key}.")
+    return found
+
+
+def _with_paths(table: Table, directory: Path) -> Table:
+    """Return the table with absolute paths for files and directories; other names stay.
+
+    They are looked for in the recipe's directory, then in the working directory.
+    """
+
+    def absolute(text: str) -> str:
+        there = (path for path in (directory / text, Path(text)) if text and path.exists())
+        found = next(there, None)
+        if found is not None and found.is_fifo():
+            raise InputError(f"{text} in a recipe is a pipe", "a file that each stage can read", "write it to one")
+        return text if found is None else str(found.resolve())
+
+    def benchmark(text: str) -> str:
+        # Options of a benchmark follow a colon; a directory with a benchmark's name is no file of questions.
+        name, colon, options = text.partition(":")
+        file = absolute(name)
+        return f"{file}{colon}{options}" if Path(file).is_file() else text
+
+    made: Table = {}
+    for key, value in table.items():
+        if isinstance(value, dict):
+            made[key] = _with_paths(value, directory)
+        elif key in _FILES | _MODELS and isinstance(value, str):
+            made[key] = absolute(value)
+        elif key == "bench":
+            items = value.split(",") if isinstance(value, str) else value
+            made[key] = [benchmark(i) if isinstance(i, str) else i for i in items] if isinstance(items, list) else items
+        else:
+            made[key] = value
+    return made

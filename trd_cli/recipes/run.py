@@ -1,4 +1,4 @@
-"""trd run: the stages of a recipe, each in a process of its own; what is done already is left alone."""
+"""Run the stages of a recipe, each in a process of its own, and leave alone those that are done."""
 
 from __future__ import annotations
 
@@ -14,18 +14,17 @@ from trd_cli.errors import InputError, UserError
 from trd_cli.progress import NodeState, RunProgress
 from trd_cli.recipes.done import Status, Verdicts, done_nodes, forget, is_done, is_whole, sweep
 from trd_cli.recipes.graph import build_graph
-from trd_cli.recipes.lanes import locked, stage_lock
 from trd_cli.recipes.loading import load_recipe
-from trd_cli.recipes.nodes import BASE_EVAL, FORMAT, Graph, Node
+from trd_cli.recipes.nodes import BASE_EVAL, FORMAT, GRAPH_FILE, Graph, Node
 from trd_cli.recipes.previews import first_prompts
-from trd_cli.recipes.processes import StageProcess
+from trd_cli.recipes.processes import StageProcess, locked, stage_lock
 from trd_cli.trajectories.stage_dir import DEFAULT_ROOT
 
 _TICK = 0.05
 _SAVE = 5.0  # seconds between two records of a running stage
 
 
-# Raises InputError where one of the nodes, stages of the recipe at the path, would refuse its models or options.
+# Raises InputError if one of these nodes of the recipe at this path would refuse its models or options.
 Check = Callable[[str, Graph, Sequence[Node]], None]
 
 
@@ -40,7 +39,7 @@ def run(config: RunConfig, progress: RunProgress, check: Check) -> Path:
     directory = graph.directory
     with locked(directory):
         _write(directory / "recipe.toml", graph.recipe.as_toml())
-        _write(directory / "graph.json", _json(graph.record()))
+        _write(directory / GRAPH_FILE, _json(graph.record()))
         status = Status(directory)
         with stage_lock(directory, progress.note) as lock:
             sweep(directory)
@@ -50,7 +49,7 @@ def run(config: RunConfig, progress: RunProgress, check: Check) -> Path:
 
 
 def dry_run(config: RunConfig) -> list[str]:
-    """What is done, what would run, and the first prompt of each stage; nothing is written."""
+    """Return lines on the state of each stage and the first prompt of each kind. Nothing is written."""
     graph, chosen, again = _planned(config)
     there = done_nodes(graph, graph.nodes)
     done = there - again
@@ -69,7 +68,7 @@ def dry_run(config: RunConfig) -> list[str]:
 
 
 def _planned(config: RunConfig) -> tuple[Graph, list[Node], set[str]]:
-    """The graph, the nodes that were asked for, and the names of those to do again."""
+    """Return the graph, the nodes to run, and the names of those to do again."""
     recipe = load_recipe(Path(config.recipe))
     graph = build_graph(recipe, Path(config.out) if config.out else DEFAULT_ROOT / recipe.name)
     chosen = graph.chosen(config.only, config.until)
@@ -79,7 +78,7 @@ def _planned(config: RunConfig) -> tuple[Graph, list[Node], set[str]]:
 
 
 def _again(graph: Graph, config: RunConfig, chosen: Sequence[Node]) -> set[str]:
-    """The nodes that --from does again: those of its stage, and all that is made from them."""
+    """Return the names of the nodes that --from does again: those of its stage, and all that are made from them."""
     if config.from_stage is None:
         return set()
     starts = [
@@ -95,7 +94,7 @@ def _again(graph: Graph, config: RunConfig, chosen: Sequence[Node]) -> set[str]:
     others = {graph[name].arm for name in again} - {None, *config.only}
     if config.only and others:
         raise InputError(
-            f"--from {config.from_stage} with --only {' --only '.join(config.only)}: others come of the same rows",
+            f"--from {config.from_stage} with --only {' --only '.join(config.only)}: others are made from the same rows",
             "all arms whose rows would change (also " + ", ".join(sorted(others)) + ")",
             "name them too, or leave --only out",
         )
@@ -103,10 +102,10 @@ def _again(graph: Graph, config: RunConfig, chosen: Sequence[Node]) -> set[str]:
 
 
 def _check_directory(directory: Path) -> None:
-    """Refuse a directory that holds something else, and one whose path no record can hold."""
+    """Raise InputError for a directory that holds other files, or whose path is not UTF-8, as records are."""
     if not has_text_name(directory):
         raise InputError(f"the path of {directory.resolve()} is not UTF-8", "one that is", "give another --out")
-    if directory.is_dir() and not (directory / "graph.json").is_file():
+    if directory.is_dir() and not (directory / GRAPH_FILE).is_file():
         others = [path.name for path in directory.iterdir() if not _may_be_left(path.name)]
         if others:
             raise InputError(
@@ -119,7 +118,7 @@ def _check_directory(directory: Path) -> None:
 
 
 def _may_be_left(name: str) -> bool:
-    """Whether a run that was killed at its very start may have left such a file."""
+    """Return True for a file that a run may leave when it is killed at its very start."""
     of_a_write = name.endswith(".tmp") and name.startswith((".recipe.toml.", ".graph.json."))
     return name in (".lock", ".stage", "recipe.toml") or of_a_write
 
@@ -129,13 +128,13 @@ def _json(value: Any) -> str:
 
 
 def _write(path: Path, text: str) -> None:
-    """Write a file unless it holds just that: a run that has nothing to do changes nothing."""
+    """Write a file unless it holds that text already: a run that has nothing to do changes nothing."""
     if not path.is_file() or path.read_text(encoding="utf-8") != text:
         write_text(path, text)
 
 
 class _Runner:
-    """Runs nodes one after the other, each after its inputs."""
+    """The runner of chosen nodes, one after the other, each after its inputs."""
 
     def __init__(
         self, graph: Graph, chosen: Sequence[Node], status: Status, lock: IO[str], progress: RunProgress
@@ -145,7 +144,7 @@ class _Runner:
         self._shown: dict[str, NodeState] = {}
 
     def run(self) -> None:
-        """Run what is missing. A node that fails takes along what is made from it, and nothing else."""
+        """Run what is missing. After a failure only the nodes that are made from the failed one are skipped."""
         status = self._status
         done = done_nodes(self._graph, self._chosen)
         for node in self._chosen:
@@ -161,7 +160,7 @@ class _Runner:
                         done.add(node.name)
                 else:
                     status.set(node.name, state="skipped", digest=node.digest)
-                    self._show(node, "skipped", "for want of its input")
+                    self._show(node, "skipped", "without its input")
         finally:
             self._progress.end()
         self._conclude(waiting)
@@ -184,7 +183,7 @@ class _Runner:
             process.stop()
             self._record(node, process, spent, "waiting")
             raise
-        except BaseException:  # as where a record cannot be written: no stage goes on that nobody watches
+        except BaseException:  # such as a record that cannot be written: no stage goes on unwatched
             process.stop()
             raise
         well = code == 0 and is_whole(self._graph, node)
@@ -192,14 +191,14 @@ class _Runner:
             verdicts.end(node)
         self._record(node, process, spent, "done" if well else "failed")
         if well:
-            self._show(node, "done", "", process.seconds)
+            self._show(node, "done", "", process.seconds, process)
         else:
-            said = process.last_line() if code else "it ended well, but its output is not whole"
-            self._show(node, "failed", f"{said} (exit code {code})", process.seconds)
+            reason = process.failure() if code else "it ended well, but its output is not whole"
+            self._show(node, "failed", f"{reason} (exit code {code})", process.seconds)
         return well
 
     def _watch(self, node: Node, process: StageProcess, spent: float) -> int:
-        """Wait for a stage, showing how far it is; gives its exit code."""
+        """Wait for a stage and show its progress. Return its exit code."""
         shown = saved = 0.0
         while (code := process.poll()) is None:
             if process.seconds - shown > 0.5:
@@ -224,14 +223,12 @@ class _Runner:
     def _show(
         self, node: Node, state: str, text: str, seconds: float = 0.0, process: StageProcess | None = None
     ) -> None:
-        progress = process.progress() if process else None
         before = self._shown.get(node.name)
-        if progress is None and before is not None and before.total is not None:
-            rows, total = (before.total if state == "done" else before.rows), before.total
-        else:
-            rows, total = (progress.done, progress.total) if progress else (None, None)
-        rest = text or (progress.rest if progress else "")
-        self._shown[node.name] = NodeState(node.name, state, rows, total, rest, seconds)
+        rows, total = (before.rows, before.total) if before else (None, None)
+        if process is not None and (work := process.progress()) is not None:
+            rows, total = (work.done, work.total) if work.total is not None else (None, None)
+            text = work.pace() if state == "running" else text
+        self._shown[node.name] = NodeState(node.name, state, total if state == "done" else rows, total, text, seconds)
         self._progress.show(list(self._shown.values()), node.name)
 
     def _conclude(self, waiting: Sequence[Node]) -> None:

@@ -1,9 +1,8 @@
-"""Checking the sections of a recipe against the stages' own options: every complaint names the file and the key."""
+"""Check the sections of a recipe against the options of their commands; every error names the file and the key."""
 
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -15,8 +14,11 @@ from trd_cli.config.commands import EvalConfig, ImportConfig, MakeConfig
 from trd_cli.config.generating import RefineConfig, SampleConfig
 from trd_cli.config.grading import VerifyConfig
 from trd_cli.config.training import DistillConfig
-from trd_cli.errors import InputError, UserError
-from trd_cli.recipes.files import Table
+from trd_cli.errors import OPTION, InputError, UserError
+from trd_cli.recipes.recipe import Table
+
+# The problem set that the first node of a run writes.
+PROBLEMS_FILE = "problems.parquet"
 
 SECTIONS: dict[str, type[Config]] = {
     "sample": SampleConfig,
@@ -26,12 +28,11 @@ SECTIONS: dict[str, type[Config]] = {
     "eval": EvalConfig,
 }
 SOURCES: dict[str, type[Config]] = {"make": MakeConfig, "import": ImportConfig}
-_FLAG = re.compile(r"--([a-z][a-z-]*)")
 _BY_SEEDS = "seeds, at the top of the recipe"
 _BY_SLICES = "problems_per_round, at the top of the recipe"
 _BY_GRAPH = "nothing: trd run fills it in"
 _INPUTS = dict.fromkeys(("inputs", "allow_partial", "parents", "out", "dry_run"), _BY_GRAPH)
-# What a section may not set, and what to set instead.
+# Options that a section may not set, and what to set instead.
 FILLED: dict[str, dict[str, str]] = {
     "sample": {
         "model": "student, at the top of the recipe",
@@ -61,45 +62,44 @@ FILLED: dict[str, dict[str, str]] = {
     "make": {"out": _BY_GRAPH},
     "import": {"out": _BY_GRAPH},
 }
-# What stands for the filled ones while a section is checked.
-STANDING: dict[str, dict[str, Any]] = {
-    "sample": {"problems": "problems.parquet"},
-    "make": {"out": "problems.parquet"},
-    "import": {"out": "problems.parquet"},
+# Values of required options that the graph fills in, for as long as a section is checked.
+_PLACEHOLDERS: dict[str, dict[str, Any]] = {
+    "sample": {"problems": PROBLEMS_FILE},
+    "refine": {"setting": "opsd"},
+    "make": {"out": PROBLEMS_FILE},
+    "import": {"out": PROBLEMS_FILE},
 }
 
 
 class Checker:
-    """What is wrong with a section, said with the file that the key is from."""
+    """Raise InputError for a wrong key of a recipe, with the file that the key is from."""
 
     def __init__(self, path: Path, origins: Mapping[str, Path]) -> None:
         self._path, self._origins = path, origins
 
-    def section(self, name: str, table: Table, where: str, extra: Mapping[str, Any] | None = None) -> Config:
-        """A section as its command's own configuration."""
+    def section(self, name: str, table: Table, where: str) -> Config:
+        """Return a section as the configuration of its command."""
         kind = SECTIONS.get(name) or SOURCES[name]
         filled = FILLED[name]
         for key in table:
             if key in filled or key not in kind.model_fields:
                 self.unknown(where, key, kind.model_fields, filled)
-        standing = dict(STANDING.get(name, {}))
-        if name == "refine":
-            standing = {"setting": "opsd"}
         try:
-            return kind(**{**table, **standing, **(extra or {})})
+            return kind(**table, **_PLACEHOLDERS.get(name, {}))
         except ValidationError as error:
             first = error.errors()[0]
-            self.invalid(where, str(first["loc"][0]), str(first["loc"][0]), first)
+            self.invalid(where, str(first["loc"][0]), first)
         except UserError as error:
             self.refuse(where, error)
 
     def refuse(self, where: str, error: UserError) -> NoReturn:
-        """What a command says of its options, of the keys that stand for them here."""
-        said = in_a_recipe(error)
-        self.fail(where, f"[{where}] {said.got}", said.expected, said.mend)
+        """Raise a command's error about its options as one about the keys of a section."""
+        keyed = in_a_recipe(error)
+        self.fail(".".join((where, *error.options[:1])), f"[{where}] {keyed.got}", keyed.expected, keyed.mend)
 
-    def invalid(self, where: str, key: str, shown: str, first: Mapping[str, Any]) -> NoReturn:
-        """One complaint of pydantic's."""
+    def invalid(self, where: str, key: str, first: Mapping[str, Any], shown: str = "") -> NoReturn:
+        """Raise the error that pydantic lists `first`; `shown` is the key as it is written, if not `key`."""
+        shown = shown or key
         expected = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
         expected = expected.replace("a valid dictionary", "a table")
         place = f"[{where}] " if where else ""
@@ -109,6 +109,7 @@ class Checker:
         self.fail(dotted, f"{place}{shown} = {first['input']!r}", expected, f"change {shown}")
 
     def unknown(self, where: str, key: str, known: Sequence[str], filled: Mapping[str, str]) -> NoReturn:
+        """Raise the error of a key that a section does not have, or that the graph fills in."""
         place, dotted = (f"[{where}] ", f"{where}.{key}") if where else ("", key)
         if key in filled:
             self.fail(dotted, f"{place}{key}", filled[key], f"leave {key} out")
@@ -121,7 +122,7 @@ class Checker:
         )
 
     def fail(self, dotted: str, got: str, expected: str, mend: str) -> NoReturn:
-        """Complain about a key; the file is the nearest that has it or the table it is in."""
+        """Raise InputError about a dotted key, with the file that sets the key or, failing that, a table around it."""
         parts = dotted.split(".")
         keys = [".".join(parts[:n]) for n in range(len(parts), 0, -1)]
         file = next((self._origins[key] for key in keys if key in self._origins), self._path)
@@ -129,12 +130,11 @@ class Checker:
 
 
 def in_a_recipe(error: UserError) -> UserError:
-    """Return what a command says of its flags, said of the keys that stand for them in a recipe."""
-    parts = (error.got, error.expected, error.mend)
-    return type(error)(*(_FLAG.sub(lambda flag: flag[1].replace("-", "_"), text) for text in parts))
+    """Return the error with its options named as keys of a recipe, not as flags."""
+    return type(error)(*(OPTION.sub(r"\1", part) for part in error.parts))
 
 
 def closest(key: str, names: Sequence[str] | Mapping[str, Any]) -> str | None:
-    """Words that suggest the name most like `key`, or None where none is."""
+    """Return words that suggest the name most like `key`, or None where none is like it."""
     close = difflib.get_close_matches(key, list(names), n=1)
     return f"did you mean {close[0]}?" if close else None

@@ -1,1 +1,1 @@
-"""What a run shows: figures collected from its directory, tables, plots, and one page with all of it."""
+"""The report on a run: figures collected from its directory, tables, plots, and one page with all of them."""

@@ -1,7 +1,7 @@
-"""From a run directory to the figures of a report. An unfinished or partly failed run is told as far as it is.
+"""Collect the figures of a report from a run directory. An unfinished or partly failed run gives the figures it has.
 
-What cannot be read, every node that is not done, and every node that is done but whose output is gone or incomplete, is
-named in `missing`; nothing here stops at it. Only a directory that is no run at all raises InputError.
+`missing` names every node that is not done, every done node whose output is gone or incomplete, and every file that
+cannot be read. None of these stops the report. Only a directory that is not a run raises InputError.
 """
 
 from __future__ import annotations
@@ -12,34 +12,30 @@ from typing import TypeVar
 
 from trd_cli.errors import InputError, UserError
 from trd_cli.evaluation.results import FILE, read_results
-from trd_cli.evaluation.tables import KINDS
-from trd_cli.report.costs import cost_of
-from trd_cli.report.data import BASE, Evaluation, Refinement, ReportData, Score, Selection, SetRef, Training
+from trd_cli.report.data import BASE, Evaluation, Refinement, ReportData, Selection, SetRef, Training
 from trd_cli.report.differences import corrected, within_run
 from trd_cli.report.layouts import Results, checked
-from trd_cli.report.outputs import lacking
+from trd_cli.report.logs import cost_of, training_of, with_training_nll
 from trd_cli.report.refinement import read_rollouts, refinement_of
-from trd_cli.report.run_files import Node, RunFiles, read_run
-from trd_cli.report.seeds import pooled, pooled_scores
-from trd_cli.report.trainings import training_of, with_training_nll
-from trd_cli.trajectories.run_json import read_run_json
+from trd_cli.report.run_directory import Node, Run, lacking, read_run
+from trd_cli.report.scores import pooled, pooled_scores, scores_of
+from trd_cli.trajectories.run_json import About, read_run_json
 
 _STAGES = ("problems", "sample", "verify", "refine", "distill", "eval")
 _STAGE_OF_SET = {"sample": "rollout", "refine": "refined"}
-_SHOWN_KEYS = ("value", "low", "high", "questions")
-# So many stages that wait are named.
+# Number of waiting stages that `missing` names.
 _NAMED = 3
 Value = TypeVar("Value")
 
 
 def collect(directory: Path) -> ReportData:
-    """All figures of a run. Raises InputError where `directory` is not a run directory."""
+    """Collect all figures of a run. Raises InputError if `directory` is not a run directory."""
     run = read_run(directory)
-    # By node, in the graph's order; what several figures lack is named once.
+    # By node, in the graph's order. A dictionary keeps a line that several figures give once.
     missing: dict[str, dict[str, None]] = {name: {} for name in run.nodes}
 
     def each(stages: Sequence[str], made: Callable[[Node], Value | None]) -> tuple[Value, ...]:
-        """`made` of every node of these stages; what it cannot read is named."""
+        """Return `made` of every node of these stages. A node that cannot be read is named in `missing`."""
         found = []
         for node in run.of_stage(*stages):
             try:
@@ -65,7 +61,7 @@ def collect(directory: Path) -> ReportData:
         reference_arm=reference,
         nodes=each(_STAGES, cost_of),
         evaluations=evaluations,
-        scores=(*(s for e in evaluations for s in scores_of(e)), *_of_all_seeds(evaluations, pools)),
+        scores=(*(s for e in evaluations for s in scores_of(e)), *pooled_scores(evaluations, pools)),
         differences=corrected(differences),
         refinements=refinements,
         trainings=trainings,
@@ -75,29 +71,10 @@ def collect(directory: Path) -> ReportData:
     )
 
 
-def scores_of(evaluation: Evaluation) -> Iterator[Score]:
-    """avg@k, pass@k, for mathematics maj@k, for EvalPlus's sets those of the base tests, as results.json has them."""
-    k = evaluation.results["k"]
-    for name, bench in evaluation.results["benchmarks"].items():
-        ends = {key: bench[key] for key in ("truncated", "no_answer", "error", "timeout")}
-        for score in (f"{kind}@{k}" for kind in KINDS):
-            # With one sample a question they are one and the same vote.
-            if score in bench["scores"] and score != "maj@1":
-                shown = {key: bench["scores"][score][key] for key in _SHOWN_KEYS}
-                whose = (evaluation.arm, evaluation.round, evaluation.seed)
-                yield Score(*whose, benchmark=name, score=score, **shown, **ends)
-
-
-def _of_all_seeds(evaluations: Sequence[Evaluation], pools: Sequence[Evaluation]) -> Iterator[Score]:
-    for pool in pools:
-        ks = (e.results["k"] for e in evaluations if (e.arm, e.round) == (pool.arm, pool.round))
-        yield from pooled_scores(pool, min(ks))
-
-
 def _not_whole(node: Node) -> tuple[str, str] | None:
-    """What is said of a node that is not done, or whose output is gone, and the node's name."""
+    """Describe a node that is not done, or whose output is gone, and return the line with the node's name."""
     if node.state == "waiting":
-        return None  # all of them are one line
+        return None  # `_waiting` puts all of them in one line.
     if node.state == "done":
         gone = lacking(node)
         return None if gone is None else (f"{node.name}: {gone}", node.name)
@@ -108,7 +85,7 @@ def _not_whole(node: Node) -> tuple[str, str] | None:
 
 
 def _waiting(names: Sequence[str], total: int) -> Iterator[str]:
-    """What is said of the nodes that have not been run."""
+    """Yield one line on the nodes that have not been run, if there are any."""
     if names:
         more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
         yield f"{len(names)} of {total} stages have not been run: {', '.join(names[:_NAMED])}{more}"
@@ -126,7 +103,7 @@ def _evaluation(node: Node) -> Evaluation | None:
     return Evaluation(node.name, node.arm or BASE, node.round, node.seed, results)
 
 
-def _refinement(run: RunFiles, node: Node, trainings: Sequence[Training]) -> Refinement | None:
+def _refinement(run: Run, node: Node, trainings: Sequence[Training]) -> Refinement | None:
     if not node.shards():
         return None
     parents = run.sources(node, "sample")
@@ -136,16 +113,15 @@ def _refinement(run: RunFiles, node: Node, trainings: Sequence[Training]) -> Ref
     if not rollouts:
         names = " and ".join(parent.name for parent in parents)
         raise InputError("the rollouts that were refined are gone", f"those of {names}", "run trd run again")
-    about = read_run_json(node.path)
-    if about is None:
+    record = read_run_json(node.path)
+    if record is None:
         raise InputError(f"{node.path} has no run.json", "one of trd refine", "run trd run again")
-    setting = about["about"]["setting"]
     whose = {key: getattr(node, key) for key in ("arm", "round", "seed")}
-    found = refinement_of(node.shards(), rollouts, {"node": node.name, "setting": setting, **whose})
+    found = refinement_of(node.shards(), rollouts, {"node": node.name, "setting": About.of(record).setting, **whose})
     return with_training_nll(run, found, trainings)
 
 
-def _set_ref(run: RunFiles, node: Node) -> SetRef | None:
+def _set_ref(run: Run, node: Node) -> SetRef | None:
     if not node.shards():
         return None
     parents = tuple(parent.path for parent in run.sources(node, "sample"))
@@ -156,13 +132,13 @@ def _set_ref(run: RunFiles, node: Node) -> SetRef | None:
     )
 
 
-def _selections(run: RunFiles, made: Node) -> Iterator[Selection]:
-    """What each training along a set has chosen of it."""
+def _selections(run: Run, made: Node) -> Iterator[Selection]:
+    """Yield the part of a set that each training along it has chosen."""
     for node in run.of_stage("distill"):
         try:
             config = (read_run_json(node.path) or {}).get("config")
         except InputError:
-            continue  # named where the training itself is read
+            continue  # Reading the training itself names it.
         # By the directory's name: a run may have been moved since.
         if config and made.path.name in (Path(name).name for name in config["inputs"]):
             yield Selection(node.arm or "", config["subset"], config["where"])

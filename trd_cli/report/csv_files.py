@@ -1,4 +1,4 @@
-"""The figures of a report as CSV: plain numbers, one line a figure, nothing rounded; an empty field is not known."""
+"""The figures of a report as CSV: plain numbers, one line a figure, nothing rounded. An empty field is unknown."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _SPREAD = ("rows", "mean", "p05", "p25", "p50", "p75", "p95")
 
 
 def csv_files(data: ReportData) -> dict[str, str | None]:
-    """All file names and their contents; None for a file that would have no line."""
+    """Return the content of every file by name, None for a file without a line."""
     made = {
         "scores.csv": _records(Score, data.scores),
         "differences.csv": _records(Difference, data.differences),
@@ -81,7 +81,7 @@ def _leaks(refinements: Iterable[Refinement]) -> Lines:
 
 
 def _steps(trainings: Iterable[Training]) -> Lines:
-    """All numbers of train.jsonl."""
+    """Return all numbers of train.jsonl."""
     trainings = list(trainings)
     steps = (step for training in trainings for step in training.steps)
     names = list(dict.fromkeys(name for step in steps for name, v in step.items() if isinstance(v, (int, float))))

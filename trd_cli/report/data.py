@@ -1,8 +1,8 @@
-"""The figures of a report: frozen values, made by `collect`, shown by the tables, the plots and the page. No IO here.
+"""The figures of a report: frozen values that `collect` makes and the tables, the plots and the page show. No IO here.
 
-Arms are named as in the recipe; "base" is the model that the run began with. In a report on two runs every arm, and
-every node, is named `run/…`. `round` counts from 0 and is None for what belongs to no round; `seed` is None where seeds
-share it and ALL_SEEDS for what is told of all of them together. A figure that is not known is None, never 0.
+Arms are named as in the recipe; "base" is the model that the run began with. In a report on two runs every arm and
+node is named `run/…`. `round` counts from 0 and is None outside rounds. `seed` is None for figures that seeds share,
+and ALL_SEEDS for figures of all seeds together. An unknown figure is None, never 0.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from typing import Any, Literal
 import numpy as np
 
 BASE = "base"
-# The seed of what is told of all seeds together.
+# The seed of figures of all seeds together.
 ALL_SEEDS = "all"
 Seed = int | str | None
 VERDICTS = ("correct", "incorrect", "error", "timeout")
-# What the matrix calls a row that was never graded.
+# The matrix's name for the verdict of a row that was never graded.
 UNVERIFIED = "unverified"
 
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """Mean and quantiles of a figure over rows; `values` are all of them, sorted.
+    """Mean and quantiles of a figure over rows. `values` are all of them, sorted.
 
-    Between two ranks a quantile is interpolated linearly (numpy's default), as every median of a report is.
+    Quantiles are interpolated linearly between two ranks (numpy's default), as all medians of a report are.
     """
 
     rows: int
@@ -41,7 +41,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread | None:
-        """The spread of these values; None where there are none."""
+        """Return the spread of these values, or None if there are none."""
         if not values:
             return None
         ordered = np.sort(np.asarray(values, dtype=np.float64))
@@ -51,12 +51,12 @@ class Spread:
 
 @dataclass(frozen=True, slots=True)
 class NodeCost:
-    """What a node of the run's graph took.
+    """Rows, tokens, time and memory that a node of the run's graph took.
 
     `tokens` are response tokens: generated, or for distill trained on, every epoch counted. `seconds` is wall time; for
-    a stage that was interrupted, of the invocations that are on record. `tokens_per_second` is over the time of the
-    stage itself, without starting the process. `peak_bytes` is resident memory of the host, for distill on a GPU the
-    allocator's peak where that is more; what sample, refine and eval take of a GPU is not known.
+    an interrupted stage it covers the recorded invocations. `tokens_per_second` is over the time of the stage itself,
+    without starting the process. `peak_bytes` is resident memory of the host, for distill on a GPU the allocator's
+    peak if that is more. The GPU memory of sample, refine and eval is unknown.
     """
 
     name: str
@@ -74,7 +74,7 @@ class NodeCost:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """One score of results.json with its 95 % interval; shares are of all samples of the benchmark."""
+    """One score of results.json with its 95 % interval. Shares are of all samples of the benchmark."""
 
     arm: str
     round: int | None
@@ -93,11 +93,12 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """Paired difference of avg@k of an arm to `against`, over the questions graded on both sides (core/comparison.py).
+    """Difference of an arm's avg@k to that of `against`, paired over the questions graded on both sides.
 
-    `p_holm` is corrected over all differences of the report that have the same `family`: those "to base", those to the
-    reference arm, those between two runs; those of all seeds together are families of their own. `k` is the number of
-    the arm's samples of a question that are compared. `gained` and `lost` count questions.
+    `evaluation.paired` computes it. `p_holm` is corrected over all differences of the report with the same `family`:
+    those "to base", those to the reference arm, those between two runs. Those of all seeds together are families of
+    their own. `k` is the number of the arm's samples of a question that are compared. `gained` and `lost` count
+    questions.
     """
 
     arm: str
@@ -119,7 +120,7 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Nll:
-    """Mean negative log-likelihood in nats a token, over all tokens of `rows` rows, and where the figure is from."""
+    """Mean negative log-likelihood in nats a token, over all tokens of `rows` rows, and its source in words."""
 
     value: float
     tokens: int
@@ -129,10 +130,10 @@ class Nll:
 
 @dataclass(frozen=True, slots=True)
 class Leaks:
-    """Shares of the rows of an OPSD refinement in which y_r shows that it was written with y* in view (core/leaks.py).
+    """Shares of an OPSD refinement's rows in which y_r shows that it was written with y* in view (`report.leaks`).
 
-    `talks_before` is the share of the same rows whose y_o, written without y*, talks so: what the patterns find anyway.
-    `copies` has by n the share of rows with an n-word run of y* that neither y_o nor the problem has.
+    `talks_before` is the same share for y_o, which was written without y*: the patterns' false alarms. `copies` has by
+    n the share of rows with an n-word run of y* that neither y_o nor the problem has.
     """
 
     rows: int
@@ -143,13 +144,13 @@ class Leaks:
 
 @dataclass(frozen=True)
 class Refinement:
-    """What the teacher made of a set of rollouts: y_o → y_r, over the refined rows whose parent is there.
+    """The teacher's changes to a set of rollouts: y_o → y_r, over the refined rows whose parent exists.
 
-    `matrix` counts rows by (verdict of y_o, verdict of y_r), UNVERIFIED without one; all other figures are over rows in
+    `matrix` counts rows by (verdict of y_o, verdict of y_r), UNVERIFIED without one. All other figures are over rows in
     which both have a response. `lengths` is in tokens, under "y_o" and "y_r". `edit_distance` is Levenshtein over
-    tokens divided by the longer of the two; `common_prefix` the share of y_o's tokens that y_r begins with. `nll` has,
-    as far as they are known, "y_o", "y_r" and "y*" under the student that wrote y_o, in the student's own context, and
-    "y_r, refiner" under the teacher in the refinement context. `leaks` is None but for opsd.
+    tokens divided by the longer of the two; `common_prefix` is the share of y_o's tokens that y_r begins with. `nll`
+    has the known ones of "y_o", "y_r" and "y*" under the student that wrote y_o, in the student's own context, and of
+    "y_r, refiner" under the teacher in the refinement context. `leaks` is None except for opsd.
     """
 
     node: str
@@ -167,17 +168,17 @@ class Refinement:
     leaks: Leaks | None
 
     def verdicts(self, side: int) -> list[str]:
-        """The verdicts that y_o (side 0) or y_r (side 1) has; correct and incorrect always."""
+        """Return the verdicts of y_o (side 0) or y_r (side 1), correct and incorrect always among them."""
         found = {pair[side] for pair in self.matrix} | {"correct", "incorrect"}
         return [verdict for verdict in (*VERDICTS, UNVERIFIED) if verdict in found]
 
 
 @dataclass(frozen=True)
 class Training:
-    """A training run: the lines of train.jsonl, and the divergence by tenth of the response.
+    """A training: the lines of train.jsonl, and the divergence by tenth of the response.
 
-    `kl_by_position` has for "correct" and "incorrect" (verdict of the parent y_o, or of y_o itself where that is
-    trained along) ten means in nats, None where no position fell; it is None where train.jsonl has no positions.
+    `kl_by_position` has ten means in nats for "correct" and for "incorrect", the verdict of y_o. A tenth without a
+    position is None; all of it is None if train.jsonl has no positions.
     """
 
     node: str
@@ -188,9 +189,9 @@ class Training:
     kl_by_position: Mapping[str, Sequence[float | None]] | None
 
     def mean(self, key: str, end: Literal["first", "last"]) -> float | None:
-        """Mean over the first or last tenth of the steps, of one step at least, weighted by their trajectories.
+        """Return the mean over the first or last tenth of the steps, at least one, weighted by their trajectories.
 
-        One step is a few rows, and the last of an epoch may have fewer still. None where no step of them has the key.
+        Returns None if none of these steps has the key. The last step of an epoch may have fewer rows than the others.
         """
         n = max(1, len(self.steps) // 10)
         steps = self.steps[:n] if end == "first" else self.steps[-n:]
@@ -200,7 +201,7 @@ class Training:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """What an arm trains on of a set: the rows in `subset` that satisfy `where`."""
+    """The part of a set that an arm trains on: the rows in `subset` that satisfy `where`."""
 
     arm: str
     subset: str
@@ -212,8 +213,8 @@ class SetRef:
     """A trajectory set of the run: `stage` is "rollout" or "refined". `parents` are the sets of a refined one's
     rollouts.
 
-    `selections` are of the arms that train along this set, as far as their training has begun; `users` are in words all
-    arms that need it, with the run where there are two.
+    `selections` belong to the arms whose training along this set has begun. `users` names all arms that need the set,
+    with their run in a report on two.
     """
 
     node: str
@@ -229,7 +230,7 @@ class SetRef:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The content of one results.json, and whose it is."""
+    """The content of one results.json, and the arm, round and seed it belongs to."""
 
     node: str
     arm: str
@@ -240,10 +241,10 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class ReportData:
-    """All of a report. `missing` says in words what is not there, and why where that is known; `notes` what else a
-    reader should know, as what could not be compared.
+    """All figures of a report. `missing` has a line for each missing part, with the reason if known. `notes` has other
+    remarks for the reader, such as pairs that could not be compared.
 
-    `runs` has one name, or two where two runs are compared, A and B; `directories` are theirs.
+    `runs` has one name, or two if runs A and B are compared; `directories` are theirs.
     """
 
     name: str
@@ -262,12 +263,12 @@ class ReportData:
     notes: tuple[str, ...] = ()
 
     def arms(self) -> list[str]:
-        """Every arm that has a score or a training, base first, then in order of appearance."""
+        """Return every arm that has a score or a training, base first, then in order of appearance."""
         found = dict.fromkeys([*(s.arm for s in self.scores), *(t.arm for t in self.trainings)])
         return sorted(found, key=lambda arm: not _is_base(arm))
 
     def last_scores(self) -> Iterator[Score]:
-        """The scores of every arm after its last evaluated round."""
+        """Return the scores of every arm after its last evaluated round."""
         last: dict[tuple[str, Seed], int] = {}
         for s in self.scores:
             key = (s.arm, s.seed)

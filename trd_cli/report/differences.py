@@ -11,16 +11,15 @@ from typing import Any
 from trd_cli.evaluation.paired import holm, paired_difference
 from trd_cli.evaluation.results import correct_matrix
 from trd_cli.report.data import ALL_SEEDS, BASE, Difference, Evaluation, ReportData, Seed
-from trd_cli.report.seeds import pooled
+from trd_cli.report.scores import pooled
 
 Found = tuple[list[Difference], tuple[str, ...]]
 
 
 def within_run(evaluations: Sequence[Evaluation], reference_arm: str | None) -> Found:
-    """Every arm against the base model, and against the reference arm of the same round and seed; what could not be
-    compared.
+    """Compare every arm with the base model, and with the reference arm of the same round and seed.
 
-    `evaluations` may hold pooled ones (report/seeds.py).
+    `evaluations` may hold pooled ones (`scores.pooled`). The second value names the pairs that cannot be compared.
     """
     found: list[Difference] = []
     notes: dict[str, None] = {}
@@ -35,9 +34,9 @@ def within_run(evaluations: Sequence[Evaluation], reference_arm: str | None) -> 
 
 
 def between_runs(a: tuple[ReportData, str], b: tuple[ReportData, str]) -> Found:
-    """B − A for every arm, round and seed that both have; arms are named with their run.
+    """Compute B − A for every arm, round and seed that both have. Arms are named with their run.
 
-    Without the base model where it is the same one: there is nothing to find, and it would weaken all other tests.
+    A base model that both share is left out: it has no difference, and its test would weaken all others.
     """
     (data_a, name_a), (data_b, name_b) = a, b
     there, here = ({(e.arm, e.round, e.seed): e for e in _with_pools(data)} for data in (data_a, data_b))
@@ -59,7 +58,7 @@ def between_runs(a: tuple[ReportData, str], b: tuple[ReportData, str]) -> Found:
 def _in_one_alone(
     evaluations: Iterable[Evaluation], others: Collection[tuple[str, int | None, Seed]], text: str
 ) -> dict[str, None]:
-    """What is said of the evaluations, as they were run, that have no counterpart."""
+    """Return a line for each evaluation that has no counterpart. Pooled ones get none: their seeds have theirs."""
     alone = (e for e in evaluations if (e.arm, e.round, e.seed) not in others and e.seed != ALL_SEEDS)
     return {text.replace("{}", e.node): None for e in alone}
 
@@ -69,7 +68,7 @@ def _with_pools(data: ReportData) -> list[Evaluation]:
 
 
 def corrected(differences: Iterable[Difference]) -> tuple[Difference, ...]:
-    """The differences with `p_holm` filled in, over all of the same family."""
+    """Return the differences with `p_holm` filled in, each corrected over its family."""
     differences = list(differences)
     families: dict[str, list[int]] = defaultdict(list)
     for i, difference in enumerate(differences):
@@ -82,7 +81,7 @@ def corrected(differences: Iterable[Difference]) -> tuple[Difference, ...]:
 
 
 def _counterpart(one: Evaluation, evaluations: Sequence[Evaluation], arm: str) -> Evaluation | None:
-    """The evaluation of `arm` to compare with: of the same seed and, but for the base model, round."""
+    """Return the evaluation of `arm` with the same seed and round. For the base model the round does not count."""
     same_arm = [e for e in evaluations if e.arm == arm]
     if arm == BASE:
         return next((e for e in same_arm if e.seed == one.seed), same_arm[0] if same_arm else None)
@@ -92,8 +91,8 @@ def _counterpart(one: Evaluation, evaluations: Sequence[Evaluation], arm: str) -
 def _differences(
     a: Evaluation, b: Evaluation, arm: str, against: str, family: str, notes: dict[str, None]
 ) -> Iterator[Difference]:
-    """B − A on every benchmark of the same content in both; others are named in `notes`."""
-    # As many samples of either side; but several seeds count with all of theirs.
+    """Yield B − A on every benchmark of the same content in both. Others are named in `notes`."""
+    # Both sides give equally many samples. Seeds together are the exception: all of their samples count.
     k = None if ALL_SEEDS in (a.seed, b.seed) else min(a.results["k"], b.results["k"])
     for name in {**a.results["benchmarks"], **b.results["benchmarks"]}:
         sides = [each.results["benchmarks"].get(name) for each in (a, b)]
@@ -116,7 +115,7 @@ def _differences(
 
 
 def _why_not(a: Mapping[str, Any] | None, b: Mapping[str, Any] | None) -> str | None:
-    """Why two results on a benchmark cannot be compared, or None."""
+    """Return the reason why two results on a benchmark cannot be compared, or None."""
     if a is None or b is None:
         return "only one of them was evaluated on it"
     if a["sha256"] != b["sha256"]:

@@ -1,7 +1,4 @@
-"""What all plots of a report share:
-
-their style, the look of an arm, lines of several seeds, and one legend a figure.
-"""
+"""Parts that all plots of a report share: style, the look of an arm, lines of several seeds, one legend a figure."""
 
 from __future__ import annotations
 
@@ -16,9 +13,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-# Contrast of 4.1 with white and 5.1 with black.
+# Its contrast is 4.1 with white and 5.1 with black.
 INK = "#7d7d7d"
-# After Okabe and Ito's, which colour-blind readers tell apart, with a contrast of 3 or more with white and with black.
+# After Okabe and Ito, whose colours colour-blind readers tell apart. Each contrast with white and black is at least 3.
 COLOURS = ("#0072b2", "#b87f00", "#009e73", "#d55e00", "#c06a9a", "#2f95cc")
 MARKS = "os^Dvp*XP"
 WIDE = 7.0
@@ -48,7 +45,7 @@ THICK = {"linewidth": 1.6}
 
 @dataclass(frozen=True)
 class Plot:
-    """A plot with its title and a sentence for those who do not see it.
+    """A plot with its title and a sentence for readers who do not see it.
 
     `svg` is for a page: text and axes take the colour of the text around them. `svg_file` and `png` stand alone.
     """
@@ -65,13 +62,13 @@ class Plot:
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """The colour and the mark of an arm: the same in all plots of a report."""
+    """The colour and the mark of an arm, the same in all plots of a report."""
 
     colour: str
     mark: str
 
     def entry(self, arm: str) -> Line2D:
-        """The arm's line in a legend."""
+        """Return the arm's line for a legend."""
         return Line2D([], [], color=self.colour, marker=self.mark, label=arm, **THICK)
 
 
@@ -80,13 +77,14 @@ Drawn = tuple[Figure, str, str]
 
 
 def looks_of(arms: Sequence[str]) -> dict[str, Look]:
+    """Return the look of each arm by name."""
     return {arm: Look(COLOURS[i % len(COLOURS)], MARKS[i % len(MARKS)]) for i, arm in enumerate(arms)}
 
 
 def panels(
     rows: int, columns: int, height: float, heights: Sequence[float] | None = None, shared: bool = False
 ) -> tuple[Figure, list[list[Axes]]]:
-    """A figure of so many panels, `height` inches high;
+    """Return a figure, `height` inches high, and its panels by row.
 
     `shared` panels have one x axis, and those of a row one y axis.
     """
@@ -96,7 +94,7 @@ def panels(
 
 
 def add_legend(figure: Figure, entries: Sequence[Artist]) -> None:
-    """One legend below all panels, in as few lines as have room beside each other. The figure grows by its height."""
+    """Add one legend below all panels, in as few lines as fit the width. The figure grows by its height."""
     renderer = FigureCanvasAgg(figure).get_renderer()
     for lines in range(1, len(entries) + 1):
         columns = -(-len(entries) // lines)
@@ -110,12 +108,12 @@ def add_legend(figure: Figure, entries: Sequence[Artist]) -> None:
 
 
 def seeds_legend(together: str) -> list[Line2D]:
-    """What thin and thick lines are where an arm has several seeds."""
+    """Return legend entries for the thin and the thick lines of arms with several seeds."""
     return [Line2D([], [], color=INK, label="one seed", **THIN), Line2D([], [], color=INK, label=together, **THICK)]
 
 
 def seeds_and_mean(axes: Axes, look: Look, curves: Sequence[Mapping[float, float]], style: str = "-") -> None:
-    """The curves (x to y) of an arm's seeds; of several, thin lines and their mean where all of them have a value."""
+    """Draw the curves (x to y) of an arm's seeds. Several are thin lines, with their mean wherever all have a value."""
     if len(curves) > 1:
         for curve in curves:
             axes.plot(list(curve), list(curve.values()), color=look.colour, linestyle=style, **THIN)
@@ -127,11 +125,13 @@ def seeds_and_mean(axes: Axes, look: Look, curves: Sequence[Mapping[float, float
 
 
 def whole_numbers(axes: Iterable[Axes]) -> None:
+    """Put ticks of the x axis at whole numbers only."""
     for each in axes:
         each.xaxis.get_major_locator().set_params(integer=True)
 
 
 def saved(figure: Figure, title: str, alt: str) -> Plot:
+    """Render a figure as SVG and PNG, without date and software, so that the bytes depend on the figures alone."""
     svg, png = io.StringIO(), io.BytesIO()
     figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
     figure.savefig(png, format="png", dpi=160, metadata={"Software": None})

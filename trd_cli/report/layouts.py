@@ -1,6 +1,6 @@
-"""What a report needs of the JSON files of a run, checked before any figure is made of them. Other keys may be there.
+"""The keys of a run's JSON files that a report needs, checked before a figure is computed. Other keys are allowed.
 
-The layouts themselves: `trd_cli.evaluation.results` (results.json), `trd_cli.recipes.nodes` (graph.json),
+The writers document the layouts: `trd_cli.evaluation.results` (results.json), `trd_cli.recipes.nodes` (graph.json),
 `trd_cli.training.trainer` (train.jsonl), `trd_cli.trajectories.stage_dir` (sessions.jsonl).
 """
 
@@ -91,7 +91,7 @@ class Step(BaseModel):
 
 
 class Session(BaseModel):
-    """A line of sessions.jsonl. What it does not tell is not known."""
+    """A line of sessions.jsonl. A missing figure is unknown."""
 
     seconds: float | None = None
     at_work: float | None = None
@@ -99,9 +99,9 @@ class Session(BaseModel):
 
 
 def checked(layout: type[Layout], value: Any, what: Path | str) -> Layout:
-    """The value as `layout`.
+    """Return the value as `layout`.
 
-    Raises InputError that names `what` and the first key that is missing or of another kind.
+    Raises InputError that names the file `what` and the first key that is missing or of another type.
     """
     try:
         return layout.model_validate(value)

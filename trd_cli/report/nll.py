@@ -1,13 +1,13 @@
-"""How likely y_o, y_r and y* are to the student that wrote y_o: nats a token in its own context, the problem alone.
+"""NLL of y_o, y_r and y* under the student that wrote y_o: nats a token in its own context, the problem alone.
 
-y* is the reference solution as the tokenizer has it, with the end of the turn; y_o and y_r are the ids as sampled.
+y* is the reference solution as the tokenizer encodes it, with the end of the turn. y_o and y_r are the ids as sampled.
 Probabilities are at temperature 1, in float32 on a CPU and bfloat16 elsewhere.
 
-The rows are chosen by their ids alone: only those that are scored are read as texts and token ids, N of them and a few
-more; of all others no more than one shard's columns are in memory at a time.
+Rows are chosen by their ids alone. Texts and token ids are read for little more than the N rows to score; of all other
+rows at most one shard's columns are in memory at a time.
 
-Not covered: rows without a reference solution, those of which a text does not fit the model beside the problem, and
-those with a token id that the model has no embedding for.
+Not covered: rows without a reference solution, rows with a text that does not fit the model beside the problem, and
+rows with a token id that the model has no embedding for.
 """
 
 from __future__ import annotations
@@ -24,18 +24,19 @@ import torch
 from trd_cli.engines.rope import switch_length
 from trd_cli.engines.transformers import check_device
 from trd_cli.errors import InputError, ModelError
+from trd_cli.losses import CHUNK
 from trd_cli.models import ModelRef, moved
 from trd_cli.progress import Progress
 from trd_cli.prompting.tokens import Tokenizer
 from trd_cli.report.data import Nll, SetRef
 from trd_cli.training.batches import Example, collate, plan_step
 from trd_cli.training.model import head_of, load, response_states
-from trd_cli.trajectories.run_json import read_run_json
+from trd_cli.trajectories.run_json import About, read_run_json
 from trd_cli.trajectories.shards import list_shards, read_table
 
 TEXTS = ("y_o", "y_r", "y*")
 _COLUMNS = ("trajectory_id", "parent_id", "response_token_ids", "student_prompt_token_ids", "reference_solution")
-_TOKENS_A_BATCH, _CHUNK = 4096, 256
+_TOKENS_A_BATCH = 4096
 
 
 @dataclass(frozen=True)
@@ -48,25 +49,24 @@ class Scored:
 
 
 def student_of(refined: SetRef, resolve: Callable[[str], ModelRef]) -> ModelRef:
-    """The student that wrote a refined set's rollouts.
+    """Return the student that wrote a refined set's rollouts.
 
-    Raises ModelError where it has no weights or they have changed.
+    Raises InputError if run.json does not name it, and ModelError if it has no weights or they have changed.
     """
-    about = (read_run_json(refined.path) or {}).get("about", {})
-    name = about.get("student")
-    if name is None:
+    about = About.of(read_run_json(refined.path))
+    if about.student is None:
         raise InputError(
-            f"{refined.path} does not say who wrote its rollouts", "run.json of trd refine", "leave --nll out"
+            f"{refined.path} does not name the student of its rollouts", "the run.json of trd refine", "leave --nll out"
         )
-    model = resolve(moved(name, refined.path))
+    model = resolve(moved(about.student, refined.path))
     if model.path is None:
         raise ModelError(f"--nll with {model.name}, which has no weights", "a real model", "leave --nll out")
-    model.check_revision(about.get("student_revision"), refined.path)
+    model.check_revision(about.student_revision, refined.path)
     return model
 
 
 def score(refined: SetRef, rows: int, model: ModelRef, device: str, report: Progress) -> dict[str, Nll]:
-    """The three figures over the same rows: the first `rows` by id that have all texts. {} where no row has."""
+    """Score the three texts of the same rows: the first `rows` by id that have all texts. Return {} if no row has."""
     chosen = choose(refined, rows, model)
     if not chosen:
         return {}
@@ -84,19 +84,19 @@ def score(refined: SetRef, rows: int, model: ModelRef, device: str, report: Prog
 
 
 def choose(refined: SetRef, rows: int, model: ModelRef) -> list[Scored]:
-    """The rows to score, by id. Ids are hashes of the content: the first of them are a choice that favours nothing."""
+    """Return the rows to score, the first by id. Ids are hashes of the content, so the choice favours nothing."""
     candidates = _candidates(refined)
     found: list[Scored] = []
     start, size = 0, rows
     while len(found) < rows and start < len(candidates):
         found += _fitting(refined, dict(candidates[start : start + size]), model)
-        # Each portion reads the set once: growing ones, so that a set of which few rows fit is not read often.
+        # Each portion reads the set once. Portions grow, so that a set with few fitting rows is not read often.
         start, size = start + size, 2 * size
     return found[:rows]
 
 
 def _candidates(refined: SetRef) -> list[tuple[str, str]]:
-    """Ids, in their order, of the rows that have all three texts, and of their parents."""
+    """Return the sorted ids of the rows that have all three texts, each with its parent's id."""
     written = {name for parent in refined.parents for (name,) in _ids(parent, ("trajectory_id",))}
     named = ("trajectory_id", "parent_id")
     rows = _ids(refined.path, named, "reference_solution")
@@ -104,19 +104,19 @@ def _candidates(refined: SetRef) -> list[tuple[str, str]]:
 
 
 def _ids(directory: Path, names: Sequence[str], text: str | None = None) -> Iterator[tuple[str, ...]]:
-    """Columns of ids of the rows that have a response and, where asked for, another text."""
+    """Yield the columns `names` of ids, for the rows that have a response and, if asked for, another text."""
     for path in list_shards(directory):
         table = read_table(path, [*names, "response_token_ids", *([text] if text else [])])
         there = pc.greater(pc.list_value_length(table["response_token_ids"]), 0)
         if text:
             there = pc.and_(there, pc.greater(pc.binary_length(table[text]), 0))
-        # `filter` drops rows of which nothing is known, too.
+        # `filter` drops rows with a null, too.
         kept = table.select(list(names)).filter(there)
         yield from zip(*(column.to_pylist() for column in kept.columns), strict=True)
 
 
 def _fitting(refined: SetRef, parent_of: Mapping[str, str], model: ModelRef) -> list[Scored]:
-    """The rows of these ids that fit the model and whose token ids it knows, by id."""
+    """Return the rows of these ids that fit the model and whose token ids it knows, sorted by id."""
     parents = set(parent_of.values())
     rollouts = {
         row["trajectory_id"]: row["response_token_ids"]
@@ -127,14 +127,14 @@ def _fitting(refined: SetRef, parent_of: Mapping[str, str], model: ModelRef) -> 
     found = (
         _scored(row, rollouts[row["parent_id"]], tokenizer) for row in _rows(refined.path, parent_of.keys(), _COLUMNS)
     )
-    # A model that names no length wrote these rows in a window that it was given.
+    # A model without a known length wrote these rows in a window set by its user.
     fitting = (row for row in found if longest is None or len(row.prompt) + max(map(len, row.responses)) <= longest)
     known = (r for r in fitting if all(model.unknown_id(ids) is None for ids in (r.prompt, *r.responses)))
     return sorted(known, key=lambda row: row.trajectory_id)
 
 
 def _rows(directory: Path, ids: Iterable[str], names: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """The rows of these ids."""
+    """Yield the rows of these ids."""
     wanted = pa.array(sorted(ids), pa.string())
     for path in list_shards(directory):
         table = read_table(path, list(names))
@@ -158,7 +158,7 @@ class _Scorer:
 
     @torch.no_grad()
     def nats(self, examples: Sequence[Example], report: Progress) -> float:
-        """Negative log-likelihood of all responses."""
+        """Return the negative log-likelihood of all responses together."""
         total = 0.0
         for group in plan_step(examples, _TOKENS_A_BATCH, switches=(self._switch, self._switch)).groups:
             total += self._batch(group)
@@ -169,8 +169,8 @@ class _Scorer:
         batch = collate(list(group), None).to(self._device)
         states_ND = response_states(self._model, batch.student, self._dtype)
         head_VD, total = head_of(self._model), 0.0
-        for start in range(0, len(states_ND), _CHUNK):
-            at = slice(start, start + _CHUNK)
+        for start in range(0, len(states_ND), CHUNK):
+            at = slice(start, start + CHUNK)
             logits_CV = (states_ND[at] @ head_VD.T).float()
             total += torch.nn.functional.cross_entropy(logits_CV, batch.response_N[at], reduction="sum").item()
         return total

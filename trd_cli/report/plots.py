@@ -1,8 +1,7 @@
-"""The plots of a report, as SVG and PNG, on no background and in colours that are seen on white and on black.
+"""The plots of a report, as SVG and PNG, without background, in colours that are visible on white and on black.
 
-Deterministic: the same figures give the same bytes with the same matplotlib. Colour and mark are those of an arm, the
-same in all plots, and tell nothing else. Seeds of an arm are thin lines or dots; what is told of all of them together
-is on top.
+Deterministic: the same figures give the same bytes with the same matplotlib. Colour and mark stand for the arm, in all
+plots the same, and for nothing else. Seeds of an arm are thin lines or dots, under the figures of all seeds together.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ from trd_cli.report.drawing import (
     seeds_legend,
     whole_numbers,
 )
-from trd_cli.report.rounds import are_several, curves_of
+from trd_cli.report.scores import are_several, curves_of
 from trd_cli.report.training_plots import losses, positions
 
 __all__ = ["INK", "Plot", "is_plot", "plots"]
@@ -44,7 +43,7 @@ _ALL = "all seeds, 95 % interval"
 
 
 def plots(data: ReportData) -> dict[str, Plot]:
-    """All plots for which there are figures, by name; a name begins with its section."""
+    """Return all plots that have figures, by name. A name begins with its section."""
     looks = looks_of(data.arms())
     made: dict[str, Callable[[], Drawn | None]] = {
         "scores-arms": partial(_arms, data, looks),
@@ -64,7 +63,7 @@ def plots(data: ReportData) -> dict[str, Plot]:
 
 
 def is_plot(name: str) -> bool:
-    """Whether some report has a plot of this name."""
+    """Return True if a report can have a plot of this name."""
     return _NAMES.fullmatch(name) is not None
 
 
@@ -73,14 +72,14 @@ def _numbered(refinements: Sequence[Refinement]) -> Iterator[tuple[str, Refineme
 
 
 def _apart(by_seed: Mapping[Seed, object]) -> tuple[list[Seed], list[Seed]]:
-    """The seeds of an arm that are drawn in full, with intervals, and those that are only hinted at."""
+    """Return the seeds of an arm to draw in full, with intervals, and those to draw as dots or thin lines."""
     if ALL_SEEDS in by_seed:
         return [ALL_SEEDS], [seed for seed in by_seed if seed != ALL_SEEDS]
     return list(by_seed), []
 
 
 def _arms(data: ReportData, looks: Mapping[str, Look]) -> Drawn | None:
-    """A panel for each benchmark, a line for each arm."""
+    """Draw a panel for each benchmark, with a line for each arm."""
     shown = [s for s in data.last_scores() if s.score.startswith("avg@") and s.value is not None]
     by_benchmark: dict[str, dict[str, dict[Seed, Score]]] = {}
     for s in shown:
@@ -101,8 +100,8 @@ def _arms(data: ReportData, looks: Mapping[str, Look]) -> Drawn | None:
     if any(s.seed == ALL_SEEDS for s in shown):
         marks = ((".", "one seed"), ("o", _ALL))
         add_legend(figure, [Line2D([], [], color=INK, ls="", marker=m, label=label) for m, label in marks])
-    told = "; ".join(f"{_named(s)} {100 * s.value:.1f} % on {s.benchmark}" for s in shown)
-    return figure, "Scores by arm", f"Scores of each arm with 95 % intervals: {told}."
+    values = "; ".join(f"{_named(s)} {100 * s.value:.1f} % on {s.benchmark}" for s in shown)
+    return figure, "Scores by arm", f"Scores of each arm with 95 % intervals: {values}."
 
 
 def _named(s: Score) -> str:
@@ -114,7 +113,7 @@ def _named(s: Score) -> str:
 def _intervals(axes: Axes, place: int, by_seed: Mapping[Seed, Score], look: Look) -> None:
     full, hinted = _apart(by_seed)
     dots = [100 * by_seed[seed].value for seed in hinted]
-    # Above the interval, whose line and ends they would be lost in.
+    # Above the interval, whose line and ends would hide them.
     axes.plot(dots, [place - 0.28] * len(dots), ls="", marker=".", color=look.colour)
     for i, seed in enumerate(full):
         s, shift = by_seed[seed], 0.5 * ((i + 0.5) / len(full) - 0.5)
@@ -133,7 +132,7 @@ def _rounds(data: ReportData, looks: Mapping[str, Look]) -> Drawn | None:
     for [axes], (benchmark, arms) in zip(rows, by_benchmark.items(), strict=True):
         for i, (arm, by_seed) in enumerate(arms.items()):
             full, hinted = _apart(by_seed)
-            # Beside each other, so that intervals of the same round do not cover each other.
+            # Intervals of the same round would cover each other.
             shift = 0.3 * ((i + 0.5) / len(arms) - 0.5)
             for seed in hinted:
                 _curve(axes, by_seed[seed], shift, looks[arm], False)
@@ -161,7 +160,7 @@ def _curve(axes: Axes, curve: Mapping[int, Score], shift: float, look: Look, in_
 
 
 def _matrix(refinement: Refinement) -> Drawn | None:
-    """Counts and shares in a grid; a bar in each cell is as long as its share."""
+    """Draw counts and shares in a grid. The bar in a cell is as long as its share."""
     if not refinement.matrix:
         return None
     befores, afters = (refinement.verdicts(side) for side in (0, 1))
@@ -186,7 +185,7 @@ def _matrix(refinement: Refinement) -> Drawn | None:
 
 
 def _lengths(refinement: Refinement) -> Drawn | None:
-    """Histograms over each other: y_o filled, y_r as an outline."""
+    """Draw one histogram over the other: y_o filled, y_r as an outline."""
     spreads = {name: spread for name, spread in refinement.lengths.items() if spread is not None}
     if not spreads:
         return None
@@ -201,6 +200,6 @@ def _lengths(refinement: Refinement) -> Drawn | None:
     axes.set_ylabel("rows")
     axes.grid(axis="y")
     add_legend(figure, [Patch(label=name, **looks[name]) for name in spreads])
-    told = " and ".join(f"{name} has a median of {spread.p50:g} tokens" for name, spread in spreads.items())
-    alt = f"Histogram of response lengths in {refinement.node}: {told}."
+    medians = " and ".join(f"{name} has a median of {spread.p50:g} tokens" for name, spread in spreads.items())
+    alt = f"Histogram of response lengths in {refinement.node}: {medians}."
     return figure, f"Lengths, {refinement.node}", alt

@@ -1,6 +1,10 @@
-"""What the teacher changed: figures of refined rows y_r against the rollouts y_o they were made from.
+"""Figures of refined rows y_r against the rollouts y_o they were made from: verdicts, lengths, edits, NLL, leaks.
 
-One shard of refined rows is in memory at a time, and the token ids of all rollouts of the set, at four bytes each.
+In memory are one shard of refined rows at a time, and the token ids of all rollouts of the set, at four bytes each.
+
+Edit distance is Levenshtein's (insertions, deletions and substitutions of a token cost 1 each) by RapidFuzz, which
+works on 64 cells of the table at once and on all cores: two sequences of 16,384 unrelated tokens took 0.07 s on one.
+A moved passage costs its deletion and its insertion.
 """
 
 from __future__ import annotations
@@ -12,10 +16,11 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from rapidfuzz.distance import Levenshtein
+from rapidfuzz.process import cpdist
 
 from trd_cli.datasets.ngrams import SIZES
 from trd_cli.report.data import UNVERIFIED, Leaks, Nll, Refinement, Spread
-from trd_cli.report.edits import edit_distances, prefix_share
 from trd_cli.report.leaks import copied_ngrams, talk_of_reference
 from trd_cli.trajectories.shards import read_table
 
@@ -27,7 +32,7 @@ _REFINED = ("parent_id", "verdict", "response", "response_token_ids", "logprobs"
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """What is needed of a y_o: `nll` is the sum over its tokens, None where no log-probabilities were stored."""
+    """The columns of a y_o that the figures need. `nll` sums over its tokens, None without stored log-probabilities."""
 
     verdict: str | None
     response: str | None
@@ -37,7 +42,7 @@ class Rollout:
 
 @dataclass
 class _Sums:
-    """Figures gathered over the shards."""
+    """Sums and lists gathered over the shards."""
 
     rows: int = 0
     errors: int = 0
@@ -54,7 +59,7 @@ class _Sums:
 
 
 def read_rollouts(shards: Iterable[Path]) -> dict[str, Rollout]:
-    """The rollouts of a set by their ids, token ids as views of what was read."""
+    """Return the rollouts of a set by id. Token ids are views of the tables read."""
     found = {}
     for path in shards:
         columns = _columns(read_table(path, list(_PARENT)), _PARENT)
@@ -64,9 +69,9 @@ def read_rollouts(shards: Iterable[Path]) -> dict[str, Rollout]:
 
 
 def refinement_of(shards: Sequence[Path], rollouts: Mapping[str, Rollout], about: Mapping[str, object]) -> Refinement:
-    """The figures of a refined set;
+    """Return the figures of a refined set. `about` has node, arm, round, seed and setting.
 
-    `about` has node, arm, round, seed and setting. Rows whose parent is gone are left out.
+    Rows whose parent is gone are left out.
     """
     sums, leaks = _Sums(), about["setting"] == "opsd"
     for path in shards:
@@ -137,7 +142,7 @@ def _stored_nll(sums: Mapping[str, np.ndarray]) -> dict[str, Nll]:
 
 
 def _columns(table: pa.Table, names: Sequence[str]) -> list[list]:
-    """The columns as lists; lists of numbers stay arrays."""
+    """Return the columns as lists. Cells with a value a token stay arrays."""
     per_token = ("response_token_ids", "logprobs")
     return [
         [cell.values.to_numpy() if cell.is_valid else None for cell in table[name]]
@@ -148,8 +153,38 @@ def _columns(table: pa.Table, names: Sequence[str]) -> list[list]:
 
 
 def _nll(logprobs: np.ndarray | None) -> float | None:
-    """Sum over the tokens; None where there are no log-probabilities, or one is not a number."""
+    """Return the sum over the tokens, or None if there are no log-probabilities or one is not finite."""
     if logprobs is None or not len(logprobs):
         return None
     total = -float(logprobs.astype(np.float64).sum())
     return total if np.isfinite(total) else None
+
+
+def edit_distances(pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[float]:
+    """Return Levenshtein's distance of each pair of token id sequences, divided by the length of the longer.
+
+    0 means equal, 1 nothing in common. Two empty sequences are equal.
+    """
+    if not pairs:
+        return []
+    # RapidFuzz would choose float32, which rounds 1/3 visibly.
+    distances = cpdist(*zip(*pairs, strict=True), scorer=Levenshtein.normalized_distance, workers=-1, dtype=float)
+    return distances.tolist()
+
+
+def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
+    """Return the number of tokens that both begin with."""
+    # Bisection compares slices in C; a loop over 16k tokens would run in Python.
+    low, high = 0, min(len(one), len(other))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if one[low:middle] == other[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def prefix_share(before: Sequence[int], after: Sequence[int]) -> float:
+    """Return the share of `before`'s tokens that `after` begins with. An empty `before` gives 1."""
+    return common_prefix(before, after) / len(before) if before else 1.0

@@ -9,9 +9,8 @@ from matplotlib.lines import Line2D
 
 from trd_cli.report.data import ReportData, Training
 from trd_cli.report.drawing import INK, Drawn, Look, add_legend, panels, seeds_and_mean, seeds_legend, whole_numbers
-from trd_cli.report.table import number
 
-# What train.jsonl says of a step, by panel.
+# Keys of a step in train.jsonl → labels, one a panel.
 _STEPS = {
     "loss": "loss, nats",
     "divergence_p50": "divergence,\nmedian, nats",
@@ -20,12 +19,12 @@ _STEPS = {
 }
 _BY_VERDICT = {"correct": "-", "incorrect": "--"}
 _MEAN = "mean of the seeds"
-# The trainings of an arm in a round, one a seed.
-Seeds = list[Training]
+# The trainings by arm and round, one a seed.
+Groups = dict[tuple[str, int | None], list[Training]]
 
 
 def losses(data: ReportData, looks: Mapping[str, Look]) -> Drawn | None:
-    """A row of panels for each figure of a step, a column for each round."""
+    """Draw a row of panels for each figure of a step, with a column for each round."""
     if not data.trainings:
         return None
     groups = _groups(data.trainings)
@@ -45,15 +44,13 @@ def losses(data: ReportData, looks: Mapping[str, Look]) -> Drawn | None:
     for axes in rows[-1]:
         axes.set_xlabel("optimiser step")
     add_legend(figure, _arms(groups, looks))
-    told = (
-        f"{t.node} from {number(t.mean('loss', 'first'))} to {number(t.mean('loss', 'last'))}" for t in data.trainings
-    )
-    alt = f"Loss by step, means over the first and the last tenth of the steps: {'; '.join(told)}."
+    losses = (f"{t.node} from {t.mean('loss', 'first'):.3g} to {t.mean('loss', 'last'):.3g}" for t in data.trainings)
+    alt = f"Loss by step, means over the first and the last tenth of the steps: {'; '.join(losses)}."
     return figure, "Loss, divergence and gradient norm", alt
 
 
 def positions(data: ReportData, looks: Mapping[str, Look]) -> Drawn | None:
-    """A panel for each arm and round."""
+    """Draw a panel for each arm and round."""
     groups = _groups([t for t in data.trainings if t.kl_by_position])
     if not groups:
         return None
@@ -71,12 +68,12 @@ def positions(data: ReportData, looks: Mapping[str, Look]) -> Drawn | None:
         axes.grid(axis="y")
     for row in rows:
         row[0].set_ylabel("divergence, nats")
-        # Only now: a limit ends the fitting of the axis that the panels of a row share.
+        # Only now: a limit ends the autoscaling of the axis that the panels of a row share.
         row[0].set_ylim(bottom=0)
     flat[0].set_xlim(0, 100)
     for i, axes in enumerate(flat):
         axes.set_visible(i < len(groups))
-        if len(groups) - columns <= i < len(groups):  # nothing below it
+        if len(groups) - columns <= i < len(groups):  # No panel is below it.
             axes.set_xlabel("place in the response, %")
             axes.tick_params(labelbottom=True)
     verdicts = [
@@ -87,22 +84,21 @@ def positions(data: ReportData, looks: Mapping[str, Look]) -> Drawn | None:
     return figure, "Divergence by position", alt
 
 
-def _groups(trainings: Sequence[Training]) -> dict[tuple[str, int | None], Seeds]:
-    """The trainings by arm and round."""
-    found: dict[tuple[str, int | None], Seeds] = {}
+def _groups(trainings: Sequence[Training]) -> Groups:
+    found: Groups = {}
     for t in trainings:
         found.setdefault((t.arm, t.round), []).append(t)
-    # An arm's rounds one after the other; arms stay in their order.
+    # An arm's rounds follow each other, and arms stay in their order.
     arms = list(dict.fromkeys(arm for arm, _ in found))
     return dict(sorted(found.items(), key=lambda item: (arms.index(item[0][0]), item[0][1] or 0)))
 
 
-def _rounds(groups: Mapping[tuple[str, int | None], Seeds]) -> list[int | None]:
+def _rounds(groups: Groups) -> list[int | None]:
     return sorted({of for _, of in groups}, key=lambda of: of or 0)
 
 
-def _arms(groups: Mapping[tuple[str, int | None], Seeds], looks: Mapping[str, Look]) -> list[Line2D]:
-    """The legend: the arms that have a look, and thin and thick lines where there are several seeds."""
+def _arms(groups: Groups, looks: Mapping[str, Look]) -> list[Line2D]:
+    """Return the legend: the arms that have a look, and thin and thick lines if there are several seeds."""
     arms = dict.fromkeys(arm for arm, _ in groups if arm in looks)
     several = any(len(trainings) > 1 for trainings in groups.values())
     return [*(looks[arm].entry(arm) for arm in arms), *(seeds_legend(_MEAN) if several else [])]

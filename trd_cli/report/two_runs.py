@@ -1,4 +1,4 @@
-"""Two runs in one report: all that belongs to one of them is named by it."""
+"""Two runs in one report. Every arm and node is named with its run."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from trd_cli.report.differences import between_runs, corrected
 
 
 def combine(a: ReportData, b: ReportData) -> ReportData:
-    """Two runs in one report: arms and nodes named `run/…`, and the differences B − A of the arms that both have.
+    """Combine two runs in one report: arms and nodes are named `run/…`, and arms that both have get differences B − A.
 
-    Runs of the same name are told apart by their directories' names, and where those are equal too, as A and B.
+    Runs of the same name take the names of their directories, and if those are equal too, A and B.
     """
     names = _told_apart(a, b)
     one, other = (_named(data, name) for data, name in zip((a, b), names, strict=True))
@@ -42,7 +42,7 @@ def _told_apart(a: ReportData, b: ReportData) -> tuple[str, str]:
 
 
 def _named(data: ReportData, run: str) -> ReportData:
-    """The figures of a run with its name before every arm and node."""
+    """Return the figures of a run with its name before every arm and node."""
 
     def of(name: str | None) -> str | None:
         return None if name is None else f"{run}/{name}"

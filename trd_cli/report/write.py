@@ -1,7 +1,7 @@
 """trd report: a run, or two beside each other, as tables, plots and one page.
 
-Writes report.html, report.md, a CSV file a table and plots/*.svg, plots/*.png into --out, in place of those of an
-earlier report; nll.json keeps what --nll has scored.
+Writes report.html, report.md, a CSV file a table, plots/*.svg and plots/*.png into --out, in place of those of an
+earlier report. nll.json keeps the figures that --nll has scored.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from trd_cli.report.data import Nll, Refinement, ReportData
 from trd_cli.report.plots import Plot, is_plot, plots
 from trd_cli.report.reader.page import write_page
 from trd_cli.report.reader.trajectories import trajectories
-from trd_cli.report.tables import markdown
+from trd_cli.report.tabulate import markdown
 from trd_cli.report.two_runs import combine
 from trd_cli.trajectories.run_json import read_run_json
 
@@ -30,9 +30,9 @@ PAGE = "report.html"
 
 
 def run(config: ReportConfig, resolve: Callable[[str], ModelRef], report: Progress) -> ReportData:
-    """Collect and write the report; gives its figures. A run that is not finished is reported as far as it is.
+    """Collect and write the report, and return its figures. An unfinished run is reported as far as it has come.
 
-    Raises InputError where a directory is no run, and where --nll cannot be had.
+    Raises InputError if a directory is not a run, or if the student that --nll needs is unknown.
     """
     runs = [collect(Path(name)) for name in config.runs]
     data = runs[0] if len(runs) == 1 else combine(*runs)
@@ -51,7 +51,7 @@ def run(config: ReportConfig, resolve: Callable[[str], ModelRef], report: Progre
 
 
 def _out(config: ReportConfig) -> Path:
-    """Where to write; a report on two runs does not take the place of one on B alone."""
+    """Return the directory to write to. A report on two runs does not replace the one on B alone."""
     if config.out:
         return Path(config.out)
     *against, run = map(Path, config.runs)
@@ -62,17 +62,17 @@ def _write(out: Path, data: ReportData) -> None:
     write_text(out / "report.md", markdown(data))
     for name, text in csv_files(data).items():
         if text is None:
-            (out / name).unlink(missing_ok=True)  # of an earlier report
+            (out / name).unlink(missing_ok=True)  # An earlier report may have left it.
         else:
             write_text(out / name, text)
     drawn = plots(data)
     _write_plots(out / "plots", drawn)
-    # Last: where it is, all the rest is.
+    # Last: its presence shows that the rest is complete.
     write_page(out / PAGE, data, drawn, trajectories(data.sets))
 
 
 def _write_plots(directory: Path, drawn: Mapping[str, Plot]) -> None:
-    """The plots as files; those that an earlier report has drawn and this one has not are removed, nothing else is."""
+    """Write the plots as files. Remove plots that only an earlier report has drawn, and nothing else."""
     for name, plot in drawn.items():
         write_text(directory / f"{name}.svg", plot.svg_file)
         write_bytes(directory / f"{name}.png", plot.png)
@@ -92,7 +92,7 @@ def _with_nll(
     for refinement in data.refinements:
         refined = sets[refinement.node]
         model = student_of(refined, resolve)
-        # A set that was made again has the same name, and may have other rows.
+        # A set made anew has the same name and may have other rows.
         made = (read_run_json(refined.path) or {}).get("created")
         key = f"{refined.path.name} of {made}, {model.revision}, {config.nll} rows of {refinement.rows}"
         if key not in kept:
@@ -106,7 +106,7 @@ def _with_nll(
 
 
 def _cached(path: Path) -> dict[str, Mapping[str, Mapping[str, float | str]]]:
-    """What an earlier report scored; a file that cannot be read is made anew."""
+    """Return the figures that an earlier report scored, {} if its file is missing or cannot be read."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -16,31 +16,27 @@ from trd_cli.models import ModelRef, own_teacher
 from trd_cli.progress import Progress
 from trd_cli.prompting.templates import digest_of
 from trd_cli.records import Trajectory
+from trd_cli.training import LOG
 from trd_cli.training.batches import Example, ids_array
 from trd_cli.training.state import clear_states
 from trd_cli.training.teacher_context import Contexts
+from trd_cli.trajectories.run_json import About
 from trd_cli.trajectories.sets import InputSet, check_complete, load_rows, open_sets, parent_column
 from trd_cli.trajectories.shards import read_table
 from trd_cli.trajectories.stage_dir import StageDir
 
-# What a run writes before its first state is saved: no work that another configuration would destroy.
-_SCRATCH = ("train.jsonl", "trd")
+# Files from before the first saved state: no work that another configuration would destroy.
+_SCRATCH = (LOG, "trd")
 
-# What all sets of one training run must have in common: contexts and defaults are made from it.
+# Fields that all sets of one training run must share: contexts and defaults are made from them.
 _SHARED = (
-    "tokenizer",
-    "model",
-    "model_revision",
-    "student",
-    "student_revision",
-    "setting",
-    "render",
-    "chat_template_kwargs",
+    *("tokenizer", "model", "model_revision", "student", "student_revision"),
+    *("setting", "render", "chat_template_kwargs"),
 )
 
 
 def run(config: DistillConfig, paths: Sequence[str], resolve: Callable[[str], ModelRef], progress: Progress) -> None:
-    """Train and write a checkpoint; a finished one of the same configuration is left as it is."""
+    """Train and write a checkpoint; a finished one of the same configuration stays as it is."""
     sets = open_sets(paths)
     if not config.allow_partial:
         check_complete(s.directory for s in sets)
@@ -66,7 +62,7 @@ def run(config: DistillConfig, paths: Sequence[str], resolve: Callable[[str], Mo
     if config.dry_run:
         progress.note(_preview(examples, student, teacher, stage_dir, config))
         return
-    if stage_dir.run["about"].get("finished"):
+    if stage_dir.state().is_finished:
         clear_states(stage_dir.path)
         progress.note(f"{stage_dir.path} is finished: nothing to do")
         progress.result(stage_dir.path)
@@ -77,8 +73,8 @@ def run(config: DistillConfig, paths: Sequence[str], resolve: Callable[[str], Mo
 def _read(
     config: DistillConfig, sets: Sequence[InputSet], resolve: Callable[[str], ModelRef], progress: Progress
 ) -> tuple[ModelRef, ModelRef, list[Example]]:
-    """Student, teacher and what is trained on; the rows themselves, with all their text, are let go."""
-    rows, used = _rows_of_stage(config, sets)
+    """Return the student, the teacher and the training examples; the rows, with all their text, are not kept."""
+    rows, used = _rows_of_kind(config, sets)
     student, teacher = _models(config, used[0], rows[0], resolve)
     if config.objective == "sampled":
         _warn_of_other_samples(config, rows, progress)
@@ -90,11 +86,8 @@ def _read(
 
 
 def _warn_of_other_samples(config: DistillConfig, rows: Sequence[Trajectory], progress: Progress) -> None:
-    """Monte-Carlo estimates are of what the student would sample itself, at the temperature of the loss and unfiltered."""
-    others = sum(
-        row.stage == "refined" or row.temperature != config.temperature or row.top_p < 1 or row.top_k > 0
-        for row in rows
-    )
+    """Report how many rows bias the sampled estimate, which needs unfiltered samples at the temperature of the loss."""
+    others = sum(config.is_drawn_otherwise(row.stage, row.temperature, row.top_p, row.top_k) for row in rows)
     if others:
         progress.note(
             f"{others} of {len(rows)} rows were not drawn from the student at temperature {config.temperature:g} without top-p and "
@@ -103,7 +96,7 @@ def _warn_of_other_samples(config: DistillConfig, rows: Sequence[Trajectory], pr
 
 
 def _digest(examples: Sequence[Example]) -> str:
-    """Of all that is trained on. The attempts' verdicts only sort the log."""
+    """Return a digest of all that is trained on. The attempts' verdicts only sort the log."""
     digest = hashlib.sha256()
     for e in examples:
         digest.update(e.trajectory_id.encode())
@@ -134,8 +127,8 @@ def _train(
         at_work = time.monotonic() - began
         trainer.save()
         if accelerator.is_main_process:
-            about = {"student": student.lasting_name, "teacher": teacher.lasting_name, "trajectories": len(examples)}
-            stage_dir.finish(about | asdict(trained))
+            told = {"student": student.lasting_name, "teacher": teacher.lasting_name, "trajectories": len(examples)}
+            stage_dir.finish(About(**told, **asdict(trained)))
             stage_dir.log_session(config.epochs * len(examples), trained.tokens, at_work)
             clear_states(stage_dir.path)
     progress.note(
@@ -159,32 +152,32 @@ def _selfcheck(
         )
 
 
-def _rows_of_stage(config: DistillConfig, sets: Sequence[InputSet]) -> tuple[list[Trajectory], list[InputSet]]:
-    """The rows to train on and the sets they are from;
+def _rows_of_kind(config: DistillConfig, sets: Sequence[InputSet]) -> tuple[list[Trajectory], list[InputSet]]:
+    """Return the rows to train on and the sets they are from.
 
-    raises InputError where two sets disagree on how they were made.
+    Raises InputError where there are none, or two sets disagree on how they were made.
     """
-    # By what the sets hold, not by what the subset leaves of them: a filter must not change what is trained along.
-    held = {stage for each in sets for stage in _stages_in(each)}
-    stage = config.stage or ("refined" if "refined" in held else "rollout")
-    if stage not in held:
-        why = f"--method {config.method}" if config.method else f"--stage {stage}"
+    # By the kinds in the sets, not in the subset: a filter must not change the kind that is trained along.
+    held = {kind for each in sets for kind in _kinds_in(each)}
+    kind = config.along(held)
+    if kind not in held:
+        why = f"--method {config.method}" if config.method else f"--stage {kind}"
         raise InputError(
-            f"{why} trains along {stage} rows, and {', '.join(str(s.directory) for s in sets)} hold {', '.join(sorted(held))} ones",
-            f"a set with {stage} rows",
+            f"{why} trains along {kind} rows, and {', '.join(str(s.directory) for s in sets)} hold {', '.join(sorted(held))} ones",
+            f"a set with {kind} rows",
             f"give one, or --stage {min(held)}",
         )
     loaded = [(each, load_rows([each], config.subset, config.where, config.parents)) for each in sets]
-    by_set = [(each, [row for row in rows if row.stage == stage]) for each, rows in loaded]
+    by_set = [(each, [row for row in rows if row.stage == kind]) for each, rows in loaded]
     used = [each for each, rows in by_set if rows]
     if not used:
         raise InputError(
-            f"no {stage} row in {', '.join(str(s.directory) for s in sets)} is in the subset",
+            f"no {kind} row in {', '.join(str(s.directory) for s in sets)} is in the subset",
             "at least one",
             "check --subset and --where, and that trd verify has run on the set, and on its parents, if they read verdicts",
         )
     for other in used[1:]:
-        differing = [key for key in _SHARED if other.about(key) != used[0].about(key)]
+        differing = [key for key in _SHARED if getattr(other.about, key) != getattr(used[0].about, key)]
         if differing:
             raise InputError(
                 f"{used[0].directory} and {other.directory} differ in {', '.join(differing)}",
@@ -194,16 +187,17 @@ def _rows_of_stage(config: DistillConfig, sets: Sequence[InputSet]) -> tuple[lis
     return [row for _, rows in by_set for row in rows], used
 
 
-def _stages_in(each: InputSet) -> set[str]:
-    return {stage for path in each.shards for stage in read_table(path, ["stage"])["stage"].to_pylist()}
+def _kinds_in(each: InputSet) -> set[str]:
+    return {kind for path in each.shards for kind in read_table(path, ["stage"])["stage"].to_pylist()}
 
 
 def _models(
     config: DistillConfig, source: InputSet, row: Trajectory, resolve: Callable[[str], ModelRef]
 ) -> tuple[ModelRef, ModelRef]:
-    """Student and teacher: as asked, else as the shards' run.json tells."""
+    """Return student and teacher: as asked, else as the run.json beside the shards names them."""
     refined = row.stage == "refined"
-    name = config.model or source.about("student" if refined else "model")
+    about = source.about
+    name = config.model or (about.student if refined else about.model)
     if name is None:
         raise InputError(
             f"{source.directory} does not say which model wrote the rollouts",
@@ -212,9 +206,9 @@ def _models(
         )
     student = resolve(name)
     if config.model is None:
-        student.check_revision(source.about("student_revision" if refined else "model_revision"), source.directory)
-    setting = config.setting or row.setting
-    if refined and config.teacher_context != "vanilla" and setting != row.setting:
+        student.check_revision(about.student_revision if refined else about.model_revision, source.directory)
+    setting = config.setting_of(row.setting)
+    if config.takes_stored_prompt(row.stage) and setting != row.setting:
         raise InputError(
             f"--setting {setting} along rows that were refined for {row.setting}",
             f"{row.setting}, or --teacher-context vanilla",
@@ -231,16 +225,16 @@ def _models(
         )
     if config.teacher:
         return student, resolve(config.teacher)
-    name = source.about("model") if refined else None
+    name = about.model if refined else None
     if name is None:
         raise InputError("no teacher", "--teacher MODEL, or --setting opsd for the student itself", "add one of them")
     teacher = resolve(name)
-    teacher.check_revision(source.about("model_revision"), source.directory)
+    teacher.check_revision(about.model_revision, source.directory)
     return student, teacher
 
 
 def _described(config: DistillConfig) -> str:
-    """What tells one ablation from another: the objective and every choice about it that is not the usual one."""
+    """Return the objective and each of its options that is not at its default: the terms that tell ablations apart."""
     told = [config.objective, f"along {config.stage}" if config.stage else "", "with an adapter" if config.lora else ""]
     usual = DistillConfig.parse({"objective": config.objective})
     for name in ObjectiveOptions.model_fields:

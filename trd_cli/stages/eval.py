@@ -1,6 +1,6 @@
 """trd eval: sample k attempts at every question of some benchmarks, grade them, and score with intervals.
 
-The samples stay as trajectory shards, so that another grader or a smaller k needs no model: see `rescore`.
+The samples stay as trajectory shards, so another grader or a smaller k needs no model: see `rescore`.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from trd_cli.datasets.benchmarks import Benchmark, load_benchmark, split_benchma
 from trd_cli.errors import InputError, ResumeRefused
 from trd_cli.evaluation.results import FILE, Classify, build_results, read_samples, results_text, samples_there
 from trd_cli.evaluation.tables import results_csv, results_markdown, sampling_text
-from trd_cli.generation import Backend, Outcome, Rendering, ShardFiller, plan_rollouts, preview, templates_for
+from trd_cli.generation import Backend, Outcome, ShardFiller, plan_rollouts, preview
 from trd_cli.graders.pool import GraderOptions, GraderPool
 from trd_cli.graders.sandbox import described
-from trd_cli.graders.shards import ShardGrader
+from trd_cli.graders.verdicts import ShardGrader
 from trd_cli.progress import Progress, WithoutResults
-from trd_cli.prompting.tokens import unread_names
+from trd_cli.prompting.rendering import Rendering, templates_for
 from trd_cli.records import Problem, Trajectory, content_hash
-from trd_cli.trajectories.run_json import read_run_json
+from trd_cli.trajectories.run_json import About, Asked, read_run_json
 from trd_cli.trajectories.shards import read_table
 from trd_cli.trajectories.stage_dir import StageDir, verdicts_held
 
@@ -34,21 +34,21 @@ _OF_THE_BENCHMARK = ("temperature", "top_p", "top_k", "max_tokens")
 
 @dataclass(frozen=True)
 class _Part:
-    """One benchmark as this command evaluates it: the questions it takes, and how it samples."""
+    """Hold one benchmark as this command evaluates it: the questions it takes, and how it samples."""
 
     benchmark: Benchmark
     problems: Sequence[Problem]
     sampling: SamplingOptions
 
-    def about(self) -> dict[str, Any]:
-        """What scoring needs later, when the benchmark itself may be gone."""
+    def asked(self) -> Asked:
+        """Return what scoring needs later."""
         benchmark = self.benchmark
-        return {
-            **{key: getattr(benchmark, key) for key in ("task", "source", "revision", "sha256", "known")},
-            "sampling": self.sampling.model_dump(mode="json"),
-            "limit": len(self.problems) if len(self.problems) < len(benchmark.problems) else None,
-            "questions": [problem.problem_id for problem in self.problems],
-        }
+        return Asked(
+            *(benchmark.task, benchmark.source, benchmark.revision, benchmark.sha256, benchmark.known),
+            sampling=self.sampling.model_dump(mode="json"),
+            limit=len(self.problems) if len(self.problems) < len(benchmark.problems) else None,
+            questions=[problem.problem_id for problem in self.problems],
+        )
 
 
 def run(config: EvalConfig, backend: Backend, progress: Progress) -> dict[str, Any] | None:
@@ -58,25 +58,25 @@ def run(config: EvalConfig, backend: Backend, progress: Progress) -> dict[str, A
     time.
     """
     parts = _parts(config)
-    templates = templates_for("student", (p.task for part in parts.values() for p in part.problems), config.prompt)
-    rendering = Rendering(config.render or "chat", config.chat_template_kwargs or {})
-    if unread := unread_names(backend.tokenizer, rendering.mode, rendering.kwargs):
+    templates = templates_for(config, tasks=(p.task for part in parts.values() for p in part.problems))
+    rendering = Rendering().with_options(config)
+    if unread := rendering.unread(backend.tokenizer):
         progress.note(unread)
     planned = [
         row
         for part in parts.values()
         for row in plan_rollouts(part.problems, config.samples, templates, rendering, backend, part.sampling)
     ]
+    asked = {name: part.asked() for name, part in parts.items()}
     identity = config.identity() | {
-        "questions": {name: content_hash(part.about()["questions"], 16) for name, part in parts.items()},
-        "sha256": {name: part.benchmark.sha256 for name, part in parts.items()},
-        "sampling": {name: part.sampling.model_dump(mode="json") for name, part in parts.items()},
+        "questions": {name: content_hash(each.questions, 16) for name, each in asked.items()},
+        "sha256": {name: each.sha256 for name, each in asked.items()},
+        "sampling": {name: each.sampling for name, each in asked.items()},
         "prompt": {task: template.sha256 for task, template in templates.items()},
         **rendering.identity(),
         **backend.identity(),
     }
-    about = backend.about() | {"benchmarks": {name: part.about() for name, part in parts.items()}}
-    stage_dir = StageDir(config.out, "eval", identity, config.record(), about=about)
+    stage_dir = StageDir(config.out, "eval", identity, config.record(), about=backend.about(benchmarks=asked))
     for line in _remarks(config, parts, backend):
         progress.note(line)
     if config.dry_run:
@@ -90,22 +90,21 @@ def run(config: EvalConfig, backend: Backend, progress: Progress) -> dict[str, A
 def rescore(config: EvalConfig, progress: Progress) -> dict[str, Any] | None:
     """Score the samples of an earlier evaluation again, without a model; returns the results (None for a dry run).
 
-    Rows without a verdict, with one of another grader, or that ended as error or timeout though there is a response,
-    are graded. The questions are those that run.json names: the benchmark is not read.
+    A row is graded when it has no verdict, one of another grader, or error or timeout in spite of a response. The
+    questions are those that run.json names: the benchmark is not read.
     """
     directory = Path(config.rescore)
     record = read_run_json(directory)
     if record is None or record["command"] != "eval":
         raise InputError(f"{directory} holds no evaluation", "a directory of trd eval", "check --rescore")
-    if "benchmarks" not in record["about"]:
+    about = About.of(record)
+    if about.benchmarks is None:
         raise InputError(
             f"{directory} does not say which questions it has",
             "a directory of this version of trd eval",
             "evaluate again into another --out",
         )
-    stage_dir = StageDir(
-        str(directory), "eval", record["identity"], record["config"], record["inputs"], record["about"]
-    )
+    stage_dir = StageDir(str(directory), "eval", record["identity"], record["config"], record["inputs"], about)
     k, there = _how_many(config, stage_dir)
     if config.dry_run:
         progress.note(f"would score the first {k} of {there} samples of every question in {directory}")
@@ -124,7 +123,7 @@ def check_errors(results: dict[str, Any], allowed: float) -> None:
 
 
 def _parts(config: EvalConfig) -> dict[str, _Part]:
-    """The benchmarks by their names, which are the sources of their rows: so two benchmarks never share a row."""
+    """Return the benchmarks by their names, which are the sources of their rows: two benchmarks never share a row."""
     benchmarks = [load_benchmark(name) for name in split_benchmarks(config.bench)]
     names = [benchmark.name for benchmark in benchmarks]
     twice = next((name for name in names if names.count(name) > 1), None)
@@ -146,14 +145,14 @@ def _check_gradable(benchmark: Benchmark) -> None:
 
 
 def _sampling(config: EvalConfig, benchmark: Benchmark) -> SamplingOptions:
-    """What the user gave, else what the benchmark is sampled with."""
+    """Return the sampling options: as given, else the benchmark's own."""
     given = {name: getattr(config, name) for name in _OF_THE_BENCHMARK}
     chosen = {name: getattr(benchmark, name) if value is None else value for name, value in given.items()}
     return SamplingOptions(**chosen, seed=config.seed)
 
 
 def _remarks(config: EvalConfig, parts: dict[str, _Part], backend: Backend) -> list[str]:
-    """What a person should know before the first sample."""
+    """Return the facts that matter before the first sample."""
     lines: list[str] = []
     for name, part in parts.items():
         sampling = sampling_text(part.sampling.model_dump())
@@ -164,7 +163,7 @@ def _remarks(config: EvalConfig, parts: dict[str, _Part], backend: Backend) -> l
             lines.append(f"{name}: other questions than trd knows by this name (SHA-256 {part.benchmark.sha256[:12]})")
         lines += [f"{name}: {note}" for note in part.benchmark.notes]
     if any(part.benchmark.task == "code" for part in parts.values()):
-        # Asked for now: a level that is not to be had must not come out after hours of sampling.
+        # Resolved now: a level that this machine lacks must not fail after hours of sampling.
         lines.append(f"programs will run in the sandbox: {described(config.sandbox)}")
     return lines
 
@@ -172,7 +171,7 @@ def _remarks(config: EvalConfig, parts: dict[str, _Part], backend: Backend) -> l
 def _generate(
     config: EvalConfig, backend: Backend, stage_dir: StageDir, planned: Sequence[Trajectory], progress: Progress
 ) -> None:
-    """Fill the directory; the engine starts once, whatever the number of benchmarks."""
+    """Fill the directory; the engine starts once for all benchmarks."""
     with ShardFiller(stage_dir, backend, config, WithoutResults(progress), len(planned)) as filler:
         indices = [read_table(path, ["sample_index"])["sample_index"].to_pylist() for path in stage_dir.shards()]
         most = 1 + max((index for some in indices for index in some), default=-1)
@@ -187,11 +186,12 @@ def _generate(
 
 
 def _how_many(config: EvalConfig, stage_dir: StageDir) -> tuple[int, int]:
-    """The k to score again with, and how many samples of every question there are; refuses a k beyond."""
-    benchmarks = stage_dir.run["about"]["benchmarks"]
-    there = samples_there(benchmarks, stage_dir.shards())
-    questions = sum(len(about["questions"]) for about in benchmarks.values())
-    k = config.k or max(1, (stage_dir.run["rows_expected"] or 0) // questions)
+    """Return the k to score again with and the samples of every question; raises InputError for a k beyond them."""
+    state = stage_dir.state()
+    asked = state.about.benchmarks
+    there = samples_there(asked, stage_dir.shards())
+    questions = sum(len(each.questions) for each in asked.values())
+    k = config.k or max(1, (state.expected or 0) // questions)
     if k > there:
         raise InputError(
             f"{stage_dir.path} has {there} samples of every question",
@@ -209,10 +209,10 @@ def _grade_and_score(
     target: Path,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Verdicts go into the shards, the results into the directory `target`."""
+    """Write verdicts into the shards and the results into the directory `target`, and return the results."""
     options = GraderOptions.of(config)
     shards = stage_dir.shards()
-    # The samples are this command's own: verdicts of another grader are simply made anew.
+    # The samples are this command's own, so verdicts of another grader are replaced.
     with verdicts_held(stage_dir.path), ShardGrader(options, WithoutResults(progress), regrade) as grader:
         progress.start("grade", sum(read_table(shard, ["verdict"]).num_rows for shard in shards))
         for shard in shards:
@@ -221,7 +221,7 @@ def _grade_and_score(
     changed = sum(count for (old, new), count in grader.changes.items() if old != new)
     if changed:
         progress.note(f"{changed} verdicts changed")
-    results = build_results(stage_dir.run["about"]["benchmarks"], read_samples(shards), k, _classify(options, progress))
+    results = build_results(stage_dir.state().about.benchmarks, read_samples(shards), k, _classify(options, progress))
     make_directory(target)
     if (target / FILE).is_file() and config.rescore:
         progress.note(f"replacing the results in {target}")
@@ -236,7 +236,7 @@ def _grade_and_score(
 
 
 def _classify(options: GraderOptions, progress: Progress) -> Classify:
-    """Equivalence of wrong answers by the graders' workers, which start when there is something to compare."""
+    """Return a function that compares wrong answers in the graders' workers, which start with the first comparison."""
 
     def classify(groups: Sequence[Sequence[str]]) -> Iterator[list[int]]:
         progress.start("compare wrong answers", None)

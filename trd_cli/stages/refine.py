@@ -9,23 +9,23 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from trd_cli.config.generating import RefineConfig
-from trd_cli.errors import InputError, ModelError
+from trd_cli.errors import InputError
 from trd_cli.generation import (
     Backend,
     Outcome,
     Prompt,
-    Rendering,
     ShardFiller,
     new_row,
     preview,
-    templates_for,
     too_long,
     unknown_id,
 )
 from trd_cli.progress import Progress
+from trd_cli.prompting.rendering import Rendering, room_for_prompt, templates_for, values_of
 from trd_cli.prompting.templates import Template
-from trd_cli.prompting.tokens import fit_attempt, unread_names
+from trd_cli.prompting.tokens import check_wrote, fit_attempt
 from trd_cli.records import Message, Trajectory
+from trd_cli.trajectories.run_json import About
 from trd_cli.trajectories.sets import InputSet, check_complete, load_rows, open_sets
 from trd_cli.trajectories.stage_dir import StageDir
 
@@ -33,27 +33,21 @@ from trd_cli.trajectories.stage_dir import StageDir
 def run(
     config: RefineConfig, waves: Iterable[Sequence[str]], backend_for: Callable[[str], Backend], progress: Progress
 ) -> Outcome:
-    """Refine the rollouts that each wave of paths names; a wave's rows are generated before the next wave is read.
+    """Refine the rollouts that each wave of paths names. A wave is generated before the next one is read.
 
     `backend_for` makes a backend from a model's name. There is at least one wave.
     """
     waves = iter(waves)
     sets = open_sets(next(waves))
-    if not (config.stream or config.allow_partial):
-        check_complete(s.directory for s in sets)
+    if not config.stream:
+        _check_complete(config, sets)
     refiner = Refiner(config, sets[0], backend_for(teacher_of(config, sets[0])))
-    rendering = refiner.rendering
-    if unread := unread_names(refiner.backend.tokenizer, rendering.mode, rendering.kwargs):
+    if unread := refiner.rendering.unread(refiner.backend.tokenizer):
         progress.note(unread)
-    stage_dir = StageDir(
-        config.out,
-        "refine",
-        refiner.identity(sets[:1] if config.stream else sets),
-        config.record(),
-        inputs=[s.lineage() for s in sets],
-        about=refiner.about(),
-    )
-    planned = refiner.plan(load_rows(sets, config.subset, config.where, config.parents))
+    identity = refiner.identity(sets[:1] if config.stream else sets)
+    inputs = [s.lineage() for s in sets]
+    stage_dir = StageDir(config.out, "refine", identity, config.record(), inputs=inputs, about=refiner.about())
+    planned = refiner.plan(sets)
     if config.dry_run:
         progress.note(preview(planned[0], len(planned), stage_dir.path) if planned else "no row is in the subset")
         return Outcome()
@@ -64,12 +58,11 @@ def run(
         filler.fill(planned)
         for wave in map(open_sets, waves):
             sets += wave
-            more = refiner.plan(load_rows(wave, config.subset, config.where, config.parents))
+            more = refiner.plan(wave)
             planned += more
             filler.fill(more)
         if config.stream:
-            if not config.allow_partial:
-                check_complete(s.directory for s in sets)
+            _check_complete(config, sets)
             filler.expect(planned)
     if not planned:
         progress.note("no row is in the subset: nothing to refine")
@@ -77,13 +70,21 @@ def run(
     return filler.outcome
 
 
+def _check_complete(config: RefineConfig, sets: Sequence[InputSet]) -> None:
+    if not config.allow_partial:
+        check_complete(s.directory for s in sets)
+
+
 def teacher_of(config: RefineConfig, source: InputSet) -> str:
-    """The teacher's name: as asked, or for opsd the model that wrote the rollouts."""
+    """Return the teacher's name: as asked, or for opsd the model that wrote the rollouts.
+
+    Raises InputError where neither is known.
+    """
     if config.teacher:
         return config.teacher
     if config.setting == "opd":
         raise InputError("--setting opd without --teacher", "a stronger model that refines", "add --teacher MODEL")
-    model = source.about("model")
+    model = source.about.model
     if model is None:
         raise InputError(
             f"{source.directory} does not say which model wrote it",
@@ -94,32 +95,23 @@ def teacher_of(config: RefineConfig, source: InputSet) -> str:
 
 
 class Refiner:
-    """Plans the refined row of each rollout."""
+    """Plan the refined row of each rollout of a set."""
 
     def __init__(self, config: RefineConfig, source: InputSet, backend: Backend) -> None:
-        """Raises ModelError when the teacher's tokenizer is not the student's: its tokens could not be trained on."""
-        student = source.about("tokenizer")
-        if student is not None and student != backend.tokenizer.fingerprint():
-            raise ModelError(
-                f"the tokenizer of {backend.model.name} is not that of the student in {source.directory}",
-                "the same tokens with the same ids",
-                "use a teacher of the student's family",
-            )
+        """Raise ModelError when the teacher's tokenizer is not the student's: its tokens could not be trained on."""
+        mend = "use a teacher of the student's family"
+        check_wrote(backend.model.name, backend.tokenizer, source.about.tokenizer, source.directory, mend)
         if config.teacher is None:
-            backend.model.check_revision(source.about("model_revision"), source.directory)
+            backend.model.check_revision(source.about.model_revision, source.directory)
         self.backend = backend
         self._config, self._source = config, source
-        kwargs = config.chat_template_kwargs
-        self.rendering = Rendering(
-            config.render or source.about("render") or "chat",
-            kwargs if kwargs is not None else source.about("chat_template_kwargs") or {},
-        )
-        self._templates = templates_for(f"refine-{config.setting}", ("math", "code"), config.prompt)
-        # Room for the response is kept first; where that is more than half of what the model takes, half of it.
-        self._room = backend.max_length - min(config.max_tokens, backend.max_length // 2)
+        recorded = Rendering.recorded(source.about.render, source.about.chat_template_kwargs)
+        self.rendering = recorded.with_options(config)
+        self._templates = templates_for(config, config.setting)
+        self._room = room_for_prompt(backend.max_length, config.max_tokens)
 
     def identity(self, sets: Sequence[InputSet]) -> dict[str, Any]:
-        """What decides the rows."""
+        """Return what decides the rows."""
         return self._config.identity() | {
             "inputs": [s.digest for s in sets],
             "prompt": {task: template.sha256 for task, template in self._templates.items()},
@@ -127,19 +119,19 @@ class Refiner:
             **self.backend.identity(),
         }
 
-    def about(self) -> dict[str, Any]:
-        """What distill needs to know: the teacher, how it was prompted, and the student's model."""
-        return {
-            **self.backend.about(),
+    def about(self) -> About:
+        """Return what trd distill reads: the teacher, how it was prompted, and the student's model."""
+        return self.backend.about(
             **self.rendering.identity(),
-            "setting": self._config.setting,
-            "student": self._source.about("model"),
-            "student_revision": self._source.about("model_revision"),
-        }
+            setting=self._config.setting,
+            student=self._source.about.model,
+            student_revision=self._source.about.model_revision,
+        )
 
-    def plan(self, rollouts: Sequence[Trajectory]) -> list[Trajectory]:
-        """The refined row of each rollout; one that cannot be asked for is an error row."""
-        return [self._plan_one(row) for row in rollouts]
+    def plan(self, sets: Sequence[InputSet]) -> list[Trajectory]:
+        """Return the refined row of each rollout in the subset; one that cannot be asked for is an error row."""
+        config = self._config
+        return [self._plan_one(row) for row in load_rows(sets, config.subset, config.where, config.parents)]
 
     def _plan_one(self, rollout: Trajectory) -> Trajectory:
         if rollout.stage != "rollout":
@@ -150,17 +142,12 @@ class Refiner:
         problem_with = _why_not(rollout, template)
         if problem_with:
             return self._row(rollout, Prompt((), (), template), error=problem_with)
-        values = {
-            "problem": rollout.problem,
-            "reference_solution": rollout.reference_solution or "",
-            "reference_answer": rollout.reference_answer or "",
-        }
 
         def messages(attempt: str) -> Sequence[Message]:
-            return template.render({**values, "attempt": attempt})
+            return template.render(values_of(rollout, attempt))
 
         def token_ids(attempt: str) -> list[int]:
-            return self.backend.tokenizer.render(messages(attempt), self.rendering.mode, self.rendering.kwargs)
+            return self.rendering.token_ids(self.backend.tokenizer, messages(attempt))
 
         whole = token_ids(rollout.response)
         if len(whole) <= self._room:
@@ -172,7 +159,7 @@ class Refiner:
                 rollout, Prompt((), (), template), error=too_long(bare, self._room) + " beside the response"
             )
         kept = len(self.backend.tokenizer.encode(text))
-        # The ids as sampled may be other ones, and fewer, than the text's own.
+        # The sampled ids may differ from the text's own and be fewer.
         trimmed = max(1, len(rollout.response_token_ids) - kept)
         return self._asked(rollout, Prompt(messages(text), token_ids(text), template), trimmed=trimmed)
 
@@ -198,11 +185,9 @@ class Refiner:
 
 
 def _why_not(rollout: Trajectory, template: Template) -> str | None:
-    """Why a rollout cannot be refined with this template, or None."""
+    """Return the reason why a rollout cannot be refined with this template, or None if it can."""
     if rollout.error is not None:
         return f"the rollout has no response: {rollout.error}"
-    # A template that shows both can do without the answer; what it cannot do without is the reference itself.
-    needed = next((n for n in ("reference_solution", "reference_answer") if n in template.placeholders), None)
-    if needed and not getattr(rollout, needed):
-        return f"the problem has no {needed}"
+    if template.needed and not getattr(rollout, template.needed):
+        return f"the problem has no {template.needed}"
     return None

@@ -7,21 +7,22 @@ from pathlib import Path
 
 from trd_cli.config.generating import SampleConfig
 from trd_cli.errors import InputError
-from trd_cli.generation import Backend, Outcome, Rendering, ShardFiller, plan_rollouts, preview, templates_for
+from trd_cli.generation import Backend, Outcome, ShardFiller, plan_rollouts, preview
 from trd_cli.progress import Progress
-from trd_cli.prompting.tokens import Tokenizer, unread_names
+from trd_cli.prompting.rendering import Rendering, templates_for
+from trd_cli.prompting.tokens import Tokenizer
 from trd_cli.records import Problem, Trajectory, content_hash
 from trd_cli.trajectories.shards import read_problems
 from trd_cli.trajectories.stage_dir import StageDir
 
 
 def run(config: SampleConfig, backend: Backend, progress: Progress) -> Outcome:
-    """Generate what is missing of `n` rollouts a problem; see `generation` for identity and resume."""
+    """Generate what is missing of `n` rollouts a problem; see `generation` for identity and resuming."""
     everything = read_problems(Path(config.problems))
     problems = _slice(config, everything)
-    templates = templates_for("student", (p.task for p in problems), config.prompt)
-    rendering = Rendering(config.render or "chat", config.chat_template_kwargs or {})
-    if unread := unread_names(backend.tokenizer, rendering.mode, rendering.kwargs):
+    templates = templates_for(config, tasks=(p.task for p in problems))
+    rendering = Rendering().with_options(config)
+    if unread := rendering.unread(backend.tokenizer):
         progress.note(unread)
     planned = plan_rollouts(problems, config.n, templates, rendering, backend, config, config.round)
     planned = _short_enough(config, problems, planned, backend.tokenizer, progress)
@@ -31,7 +32,7 @@ def run(config: SampleConfig, backend: Backend, progress: Progress) -> Outcome:
         **rendering.identity(),
         **backend.identity(),
     }
-    about = {**backend.about(), **rendering.identity()}
+    about = backend.about(**rendering.identity())
     stage_dir = StageDir(config.out, "sample", identity, config.record(), about=about)
     if config.dry_run:
         progress.note(preview(planned[0], len(planned), stage_dir.path))
@@ -44,7 +45,7 @@ def run(config: SampleConfig, backend: Backend, progress: Progress) -> Outcome:
 
 
 def _slice(config: SampleConfig, everything: Sequence[Problem]) -> Sequence[Problem]:
-    """`limit` problems after the first `skip`; raises InputError when none is left."""
+    """Return `limit` problems after the first `skip`; raises InputError when none is left."""
     if config.skip >= len(everything):
         raise InputError(
             f"--skip {config.skip}, and {config.problems} has {len(everything)} problems",
@@ -62,7 +63,7 @@ def _short_enough(
     tokenizer: Tokenizer,
     progress: Progress,
 ) -> list[Trajectory]:
-    """The rows of the problems whose prompt and reference are not too long; how many are left out is said.
+    """Return the rows of problems whose prompt and reference are short enough, and report how many are left out.
 
     Raises InputError when none is left.
     """

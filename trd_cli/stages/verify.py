@@ -15,7 +15,7 @@ from trd_cli.generation import Outcome
 from trd_cli.graders import math
 from trd_cli.graders.pool import GraderOptions
 from trd_cli.graders.sandbox import described
-from trd_cli.graders.shards import ShardGrader, lines
+from trd_cli.graders.verdicts import ShardGrader, lines
 from trd_cli.progress import Progress
 from trd_cli.records import Verdict
 from trd_cli.trajectories.run_json import read_run_json, write_run_json
@@ -25,7 +25,8 @@ from trd_cli.trajectories.stage_dir import verdicts_held
 
 
 def run(config: VerifyConfig, waves: Iterable[Sequence[str]], progress: Progress) -> Counter[str]:
-    """Grade what has no verdict yet; returns the verdicts of all rows seen. Each shard is replaced whole or not at all.
+    """Grade rows without a verdict and return the verdicts of all rows read. Each shard is replaced whole or not at
+    all.
 
     Raises ResumeRefused for a set in which another process fills in verdicts.
     """
@@ -99,7 +100,7 @@ def _about_references(problems: Counter[str]) -> str:
 
 
 class _Held(ExitStack):
-    """The sets whose verdicts this process fills in, each held from its first shard to the end."""
+    """Hold the sets whose verdicts this process fills in, each from its first shard to the end."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -113,7 +114,7 @@ class _Held(ExitStack):
 
 
 def _preview(each: InputSet, options: GraderOptions, regrade: bool) -> Iterator[str]:
-    """How many rows each grader would get."""
+    """Yield how many rows each grader would get."""
     counts: Counter[tuple[str, str]] = Counter()
     others: Counter[str] = Counter()
     for path in each.shards:
@@ -131,7 +132,7 @@ def _preview(each: InputSet, options: GraderOptions, regrade: bool) -> Iterator[
 
 
 def _confusion(changes: Counter[tuple[str, str]]) -> Iterator[str]:
-    """Old verdicts (lines) against new ones (columns)."""
+    """Yield a table of old verdicts (lines) against new ones (columns)."""
     changed = sum(count for (old, new), count in changes.items() if old != new)
     yield f"{changed} verdicts changed"
     names = [name for name in get_args(Verdict) if any(name in pair for pair in changes)]
@@ -141,7 +142,7 @@ def _confusion(changes: Counter[tuple[str, str]]) -> Iterator[str]:
 
 
 def _target(config: VerifyConfig, each: InputSet) -> Path:
-    """Where the verified shards of a set go: their own place, or --out when that is new or a copy of the same set."""
+    """Return where the verified shards go: in place, or --out when that is new or a copy of the same set."""
     if config.out is None:
         return each.directory
     target = Path(config.out)
@@ -156,20 +157,20 @@ def _target(config: VerifyConfig, each: InputSet) -> Path:
 
 
 def _is_foreign(path: Path, each: InputSet) -> bool:
-    """Whether a file in a directory without run.json is none that verifying this set has left there."""
+    """Return whether a file in a directory without run.json is not a copy that verifying this set has left."""
     source = each.directory / path.name
-    is_copy = not each.run and source.is_file() and _same_rows(source, path)
+    is_copy = not each.record and source.is_file() and _same_rows(source, path)
     return not (is_copy or path.name.startswith("."))
 
 
 def _prepare(each: InputSet, target: Path) -> None:
-    """Bring the set's run.json as it is now to its copies."""
-    if target != each.directory and each.run:
-        write_run_json(target, each.run)
+    """Copy the set's present run.json to the target."""
+    if target != each.directory and each.record:
+        write_run_json(target, each.record)
 
 
 def _settle(source: Path, target: Path) -> None:
-    """Bring the copies in line with what the source has become meanwhile: the rows it expects, the shards it holds."""
+    """Bring the copies in line with the source, which may have grown: the rows it expects, the shards it holds."""
     whole = open_sets([str(source)])[0]
     _prepare(whole, target)
     current = {shard.name for shard in whole.shards}
@@ -179,10 +180,7 @@ def _settle(source: Path, target: Path) -> None:
 
 
 def _newest(source: Path, copy: Path) -> Path:
-    """The copy where it already holds the source's rows, and so perhaps their verdicts;
-
-    else, or where it is damaged, the source.
-    """
+    """Return the copy where it is whole and has the source's rows, and so perhaps their verdicts; else the source."""
     if source == copy or not copy.is_file():
         return source
     try:
@@ -193,6 +191,6 @@ def _newest(source: Path, copy: Path) -> Path:
 
 
 def _same_rows(one: Path, other: Path) -> bool:
-    """Whether two shards hold the same trajectories, whatever their verdicts."""
+    """Return whether two shards hold the same trajectories, whatever their verdicts."""
     tables = [read_table(path, ["trajectory_id", "response", "error"]) for path in (one, other)]
     return tables[0].equals(tables[1])

@@ -1,5 +1,8 @@
 """One distillation step and the loop around it.
 
-`loss` divergence from hidden states, never all logits at once · `batches` rows to aligned tensors · `trainer` the loop
-· `checkpoints` a directory that transformers and vLLM load.
+`batches` turns rows into aligned tensors, `model` computes hidden states and the loss on them, `trainer` holds the
+loop, `state` saves and resumes it, and `checkpoints` writes a directory that transformers and vLLM load.
 """
+
+# The log of a training run in its output directory: one line of JSON a step.
+LOG = "train.jsonl"

@@ -1,4 +1,4 @@
-"""Which models can be trained or learnt from: rules on a model's files, asked before any weight is loaded.
+"""Refuse models that cannot be trained or learnt from, by their files, before any weight is loaded.
 
 The loss works on hidden states and the head's weight alone, so a model must do nothing else to its logits.
 """
@@ -14,7 +14,7 @@ from trd_cli.models import ModelRef
 if TYPE_CHECKING:
     from torch import nn
 
-# Fields of a configuration by which models scale or cap their logits; 1 does nothing.
+# Fields of a configuration that scale or cap the logits. A value of 1 does nothing.
 _LOGIT_TRANSFORMS = (
     "final_logit_softcapping",
     "logits_soft_cap",
@@ -28,9 +28,9 @@ _HEADS = ("lm_head", "embed_out")
 
 
 def check_trainable(model: ModelRef) -> None:
-    """Raise ModelError for a model without weights, with damaged ones, or whose logits are more than its head's output.
+    """Raise ModelError for a model without a directory, with damaged files, or with logits beyond its head's output.
 
-    Configuration and names of the weights tell; no weight is loaded, and weights that are not there are not missed.
+    Only the configuration and the names of the weights are read. Weight files may be missing.
     """
     if model.path is None:
         raise ModelError(

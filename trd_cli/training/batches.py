@@ -1,4 +1,4 @@
-"""From rows to tensors in which teacher and student score the same response tokens at the same places.
+"""Turn rows into tensors in which teacher and student score the same response tokens at the same positions.
 
 Axes: B rows, L padded length (one for each side), N response tokens of all rows that count.
 """
@@ -13,20 +13,20 @@ from typing import Literal
 
 import torch
 
-# A row joins a micro-batch only while padding stays below this share of it.
+# The largest share of a micro-batch that may be padding.
 _MOST_PADDING = 0.1
 
 
 def ids_array(ids: Iterable[int]) -> array[int]:
-    """Token ids at four bytes each: a list takes nine times that, and a run holds all of its rows."""
+    """Return token ids at four bytes each: a list takes nine times that, and a run holds all of its rows."""
     return array("i", ids)
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One trajectory to train on: two contexts, one response, as token ids.
+    """One trajectory to train on: two contexts and one response, as token ids.
 
-    `scored` are the places in the response that count; `parent_verdict` (the attempt's) only sorts the log.
+    `scored` are the positions in the response that count; `parent_verdict` (the attempt's) only sorts the log.
     """
 
     trajectory_id: str
@@ -44,30 +44,24 @@ class Example:
 
     @property
     def length(self) -> int:
-        """Tokens of the longer side."""
+        """Return the number of tokens on the longer side."""
         return max(len(self.student_prompt), len(self.teacher_prompt)) + len(self.response)
 
     @property
     def read(self) -> tuple[int, int]:
-        """Return the tokens that the student reads and those that the teacher reads:
-
-        all but the last of the response.
-        """
+        """Return the numbers of tokens that student and teacher read: all but the response's last one."""
         response = len(self.response) - 1
         return len(self.student_prompt) + response, len(self.teacher_prompt) + response
 
     @property
     def tokens(self) -> int:
-        """Return the tokens that both sides read together."""
+        """Return the number of tokens that both sides read together."""
         return sum(self.read)
 
 
 @dataclass(frozen=True)
 class Side:
-    """What one model reads:
-
-    ids (B, L), int64, padded on the right, and the flat places (N,) that predict the response.
-    """
+    """Hold one model's input: ids (B, L) int64, padded on the right, and flat positions (N,) before response tokens."""
 
     ids_BL: torch.Tensor
     places_N: torch.Tensor
@@ -78,9 +72,9 @@ class Side:
 
 @dataclass(frozen=True)
 class Batch:
-    """Aligned on N:
+    """Hold two sides aligned on N: position n of both predicts `response_N[n]`.
 
-    position n of both sides predicts `response_N[n]`, of row `row_N[n]`, with weight `weights_N[n]`.
+    The token belongs to row `row_N[n]` and counts with weight `weights_N[n]`.
     """
 
     student: Side
@@ -101,13 +95,13 @@ class Batch:
 
 @dataclass(frozen=True)
 class Weighting:
-    """What a response token counts in a step, whatever way the step is cut into micro-batches and spread over
-    processes.
+    """Weigh the response tokens of a step, however it is cut into micro-batches and spread over processes.
 
     sequence: 1 / (tokens of its response · trajectories of the step), the mean over tokens and then over rows
-    token:    1 / (tokens of the step)
 
-    Only tokens that are scored are counted.
+    token: 1 / (tokens of the step)
+
+    Only scored tokens are counted.
     """
 
     reduction: Literal["sequence", "token"]
@@ -125,9 +119,9 @@ class Weighting:
 
 
 def collate(examples: Sequence[Example], weighting: Weighting | None) -> Batch:
-    """One micro-batch.
+    """Return one micro-batch.
 
-    Without a weighting its tokens count nothing: a process that has no rows left keeps step with it.
+    Without a weighting its tokens count nothing: a process with no rows left uses it to keep step.
     """
     weights = [weighting.of_token(e) if weighting else 0.0 for e in examples for _ in e.scored]
     return Batch(
@@ -140,10 +134,10 @@ def collate(examples: Sequence[Example], weighting: Weighting | None) -> Batch:
 
 
 def _side(prompts: Sequence[Sequence[int]], examples: Sequence[Example]) -> Side:
-    # The last response token predicts nothing that is trained on, so it is not read.
+    # The last response token predicts no trained token, so it is not read.
     rows = [[*prompt, *e.response[:-1]] for prompt, e in zip(prompts, examples, strict=True)]
     longest = max(map(len, rows))
-    # Padding stands on the right, where causal attention never looks: its id is of no matter and no mask is needed.
+    # Padding stands on the right, where causal attention never looks: any id will do, and no mask is needed.
     ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows])
     places = [
         i * longest + len(prompt) - 1 + t
@@ -154,7 +148,7 @@ def _side(prompts: Sequence[Sequence[int]], examples: Sequence[Example]) -> Side
 
 
 def steps(examples: Sequence[Example], batch_size: int, epochs: int, seed: int) -> Iterator[list[Example]]:
-    """The rows of each optimiser step: shuffled anew every epoch, the last step of an epoch may be smaller."""
+    """Yield the rows of each optimiser step, shuffled anew every epoch; an epoch's last step may be smaller."""
     for epoch in range(epochs):
         order = list(examples)
         random.Random(f"{seed}-{epoch}").shuffle(order)
@@ -171,12 +165,12 @@ class Plan:
 
     @property
     def padding(self) -> float:
-        """Share of all tokens that are read, on both sides, that is padding."""
+        """Return the share of padding in all tokens that are read, on both sides."""
         read = sum(_padded(group) for group in self.groups)
         return 1.0 - sum(e.tokens for group in self.groups for e in group) / read
 
     def mine(self, process: int) -> list[Sequence[Example]]:
-        """As many micro-batches for every process; an empty one has nothing to do but keep step."""
+        """Return a process's micro-batches, as many for every process; an empty one only keeps step."""
         rounds = -(-len(self.groups) // self.processes)
         own = list(self.groups[process :: self.processes])
         return own + [()] * (rounds - len(own))
@@ -185,13 +179,12 @@ class Plan:
 def plan_step(
     step: Sequence[Example], max_tokens: int, processes: int = 1, switches: tuple[int | None, int | None] = (None, None)
 ) -> Plan:
-    """Rows of similar length together: at most `max_tokens` on either side of a micro-batch, padding at most a tenth of
-    it.
+    """Group rows of similar length, with at most `max_tokens` on either side and a tenth of padding in a micro-batch.
 
     A row that is longer than `max_tokens` stands alone. For several processes, micro-batches are halved until there is
     a multiple of their number, as far as there are rows. `switches` are the lengths at which the rotary factors of
-    student and teacher change, if they do: rows on the two sides of one are kept apart, so that each has the factors
-    that it would have alone.
+    student and teacher change, if they do. Rows on the two sides of such a length are kept apart, so that each has the
+    factors that it would have alone.
     """
     groups: list[list[Example]] = []
     for example in sorted(step, key=lambda e: (beyond(e, switches), -e.tokens, e.trajectory_id)):
@@ -210,7 +203,7 @@ def plan_step(
 
 
 def beyond(example: Example, switches: tuple[int | None, int | None]) -> tuple[bool, ...]:
-    """Say of student and teacher whether the row takes each beyond the length at which its rotary factors change."""
+    """Return, for student and teacher, True if the row exceeds the length at which its rotary factors change."""
     return tuple(s is not None and read > s for read, s in zip(example.read, switches, strict=True))
 
 
@@ -220,7 +213,7 @@ def _fits(group: Sequence[Example], max_tokens: int) -> bool:
 
 
 def _halves(group: list[Example], max_tokens: int) -> list[list[Example]]:
-    """Two parts as even as can be that each keep to the limits.
+    """Return two parts, as even as possible, that both keep to the limits.
 
     A head of a group always does, and so does a single row.
     """
@@ -230,5 +223,5 @@ def _halves(group: list[Example], max_tokens: int) -> list[list[Example]]:
 
 
 def _padded(group: Sequence[Example]) -> int:
-    """Tokens that are read on both sides, padding included."""
+    """Return the number of tokens that are read on both sides, padding included."""
     return len(group) * sum(max(side) for side in zip(*(e.read for e in group), strict=True))

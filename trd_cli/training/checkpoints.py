@@ -1,6 +1,6 @@
-"""Saving a trained model as a directory that transformers and vLLM load, an adapter beside its merged weights.
+"""Save a trained model as a directory that transformers and vLLM load, an adapter beside its merged weights.
 
-What can fail in it is tried before the first step, by `rehearse`: a training that cannot be saved is lost.
+`rehearse` tries all that can fail in it before the first step: a training that cannot be saved is lost.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from trd_cli.model_files import weights_dtype
 from trd_cli.models import ModelRef
 from trd_cli.training.model import DTYPES, load, with_adapter
 
-# What a tokenizer consists of, and what must travel with the weights; anything else beside them is not the model's.
+# A tokenizer's files, and those that must stay with the weights; no other file beside them belongs to the model.
 _KEPT = (
     "tokenizer*",
     "special_tokens_map.json",
@@ -34,16 +34,16 @@ _KEPT = (
     "*.model",
     "LICENSE*",
 )
-# Copied as it is: transformers refuses to write some of those that it reads, and would add to the others.
+# Copied unchanged: transformers refuses to write some that it reads, and would add to the others.
 _GENERATION = "generation_config.json"
 ADAPTER = "adapter"
 _GIB = 2**30
 
 
 def dtype_to_save(student: ModelRef, asked: str) -> torch.dtype:
-    """Return the dtype that a checkpoint is saved in:
+    """Return the dtype of a saved checkpoint.
 
-    as asked, or for `auto` that of the student's weights; float32 where it names none.
+    That is the one asked for; `auto` is the dtype of the student's weights, or float32 if it names none.
     """
     if asked != "auto":
         return DTYPES[asked]
@@ -53,12 +53,11 @@ def dtype_to_save(student: ModelRef, asked: str) -> torch.dtype:
 def save_model(
     weights: Mapping[str, torch.Tensor], student: ModelRef, options: LoraOptions, target: Path, dtype: torch.dtype
 ) -> None:
-    """Write the student with its trained `weights` (named as in `DistillStep`) into `target`, with its tokenizer files
-    as they are.
+    """Write the student with its trained `weights` (named as in `DistillStep`) and its tokenizer files into `target`.
 
     An adapter is written to `adapter/` and merged into the weights, in float32 before they are rounded to `dtype`.
-    Files appear under their final names only when all of them are written; config.json, which makes the directory a
-    model, is the last.
+    Files get their final names only when all of them are written; config.json, which makes the directory a model, is
+    the last.
     """
     model = load(student, torch.float32, torch.device("cpu"))
     if options.lora:
@@ -69,7 +68,7 @@ def save_model(
         if options.lora:
             _name_base(model, student)
             model.save_pretrained(building / ADAPTER)
-            (building / ADAPTER / "README.md").unlink(missing_ok=True)  # a form to fill in, which nobody did
+            (building / ADAPTER / "README.md").unlink(missing_ok=True)  # an empty form
             model = model.merge_and_unload()
         model.to(dtype).save_pretrained(building)
         _copy_kept(student, building)
@@ -87,11 +86,11 @@ def rehearse(
     dtype: torch.dtype,
     averaged: bool,
 ) -> None:
-    """Do all that `save_model` does but read and write weights, and leave nothing behind.
+    """Do everything that `save_model` does, except to read and write weights, and leave no file behind.
 
-    `shapes` are those of the trained weights; `averaged` says that their average is saved too. Raises InputError where
+    `shapes` are those of the trained weights; `averaged` is True if their average is saved too. Raises InputError if
     the files cannot be written or there is too little room, ModelError for a model that transformers does not save, and
-    TrdError where the weights' names or shapes are not the student's.
+    TrdError if the weights' names or shapes are not the student's.
     """
     with _building(target, ".rehearsal.tmp") as building:
         _copy_kept(student, building)
@@ -111,7 +110,7 @@ def rehearse(
         _check_names(model, [name for name in own if name not in found], other, options)
         model = (model.merge_and_unload() if options.lora else model).to(dtype)
         model.config.save_pretrained(building)
-        # Looks for weights that share memory undeclared, and writes nothing.
+        # This looks for weights that share memory undeclared, and writes no file.
         model.save_pretrained(building, is_main_process=False)
         free = shutil.disk_usage(building).free
         if free < needed:
@@ -123,7 +122,7 @@ def rehearse(
 
 
 def _without_weights(student: ModelRef) -> nn.Module | None:
-    """Return the student's model without storage, or None where its class cannot be made so."""
+    """Return the student's model without storage, or None if its class cannot be built that way."""
     try:
         return student.skeleton()
     except ModelError:
@@ -135,7 +134,7 @@ def _name_base(model: Any, student: ModelRef) -> None:
 
 
 def _check_names(model: nn.Module, missing: list[str], unexpected: list[str], options: LoraOptions) -> None:
-    """Raise TrdError where trained weights are not those that the student's model has."""
+    """Raise TrdError if the trained weights are not those of the student's model."""
     tied = getattr(model, "_tied_weights_keys", None) or ()
     untrained = [n for n in missing if ("lora_" in n if options.lora else n not in tied)]
     if unexpected or untrained:
@@ -145,7 +144,7 @@ def _check_names(model: nn.Module, missing: list[str], unexpected: list[str], op
 
 
 def _copy_kept(student: ModelRef, building: Path) -> None:
-    """Copy the files that are the student's own."""
+    """Copy the student's own files."""
     (building / _GENERATION).unlink(missing_ok=True)
     for path in {path for pattern in (*_KEPT, _GENERATION) for path in student.path.glob(pattern)}:
         if path.is_file():
@@ -154,9 +153,9 @@ def _copy_kept(student: ModelRef, building: Path) -> None:
 
 @contextmanager
 def _building(target: Path, name: str) -> Iterator[Path]:
-    """A directory in `target` for files that are not whole yet, gone after the block;
+    """Yield a directory in `target` for unfinished files, which is removed after the block.
 
-    what goes wrong in it is one line.
+    A failure inside the block is raised as an error of one line.
     """
     make_directory(target)
     building = target / name

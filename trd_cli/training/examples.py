@@ -1,121 +1,96 @@
-"""What the teacher reads before a response, and how it is cut where it does not fit:
+"""The prompt that the teacher reads before a response, cut where it does not fit.
 
-the attempt's tail, then the reference's.
+The attempt's tail is cut first, then the reference's; the problem never is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cache
 
 from trd_cli.config.training import DistillConfig
-from trd_cli.generation import templates_for
+from trd_cli.prompting.rendering import Rendering, template_for, values_of
 from trd_cli.prompting.templates import Template
 from trd_cli.prompting.tokens import Tokenizer, fit_attempt
-from trd_cli.records import Message, Trajectory
-from trd_cli.trajectories.sets import InputSet
+from trd_cli.records import Trajectory
 
-_TASKS = ("math", "code")
-# What may be cut, in this order; the problem never is.
+# The placeholders that may be cut, in this order, and their names in messages.
 _MAY_GO = {"attempt": "attempt", "reference_solution": "reference"}
 _MARK = "\ue000"  # of the private use area: in no text
 
 
 @dataclass(frozen=True)
-class Asked:
+class TeacherPrompt:
     """A teacher's prompt as ids, and the parts of it that had to be cut."""
 
     token_ids: Sequence[int]
     cut: tuple[str, ...] = ()
 
 
-class Asking:
-    """Makes the teacher's prompt of each row: as refine stored it, or rendered from a template."""
+class TeacherPrompts:
+    """Make the teacher's prompt of each row: as refine stored it, or rendered from a template."""
 
-    def __init__(self, config: DistillConfig, source: InputSet, tokenizer: Tokenizer, limit: int) -> None:
+    def __init__(self, config: DistillConfig, rendering: Rendering, tokenizer: Tokenizer, limit: int) -> None:
         """`limit` is the most tokens a row may have, its response included."""
-        self._config, self._source, self._tokenizer, self._limit = config, source, tokenizer, limit
-        self._templates: dict[str, dict[str, Template]] = {}
+        self._config, self._rendering, self._tokenizer, self._limit = config, rendering, tokenizer, limit
+        self._template = cache(lambda setting, task, along: template_for(config, setting, task, along))
 
-    def ask(self, row: Trajectory, response_tokens: int) -> Asked | str:
-        """The prompt of a row, with room for its response, or why there is none."""
+    def prompt_of(self, row: Trajectory, response_tokens: int) -> TeacherPrompt | str:
+        """Return the prompt of a row, with room for its response, or why there is none."""
         room = self._limit - response_tokens
-        context = self._config.teacher_context or ("refine" if row.stage == "refined" else "vanilla")
-        if context == "refine" and row.stage == "refined":
-            if len(row.prompt_token_ids) <= room:
-                return Asked(row.prompt_token_ids)
-            values = _values(row) | {"attempt": _MARK}
-            setting = row.setting
-        else:
-            setting = self._config.setting or row.setting or "opd"
-            if setting == "opsd" and not row.reference_solution:
-                return "no reference solution"
-            values = _values(row) | {"attempt": row.response or ""}
+        setting = self._config.setting_of(row.setting)
+        is_stored = self._config.takes_stored_prompt(row.stage)
+        if is_stored and len(row.prompt_token_ids) <= room:
+            return TeacherPrompt(row.prompt_token_ids)
+        if not is_stored and setting == "opsd" and not row.reference_solution:
+            return "no reference solution"
         too_long = too_long_for(self._limit, "the teacher's context and the response")
-        if self._config.overflow == "error" and values["attempt"] == _MARK:
+        if is_stored and self._config.overflow == "error":
             return too_long
-        template = self._template(f"{context}-{setting}", row)
-        if values["attempt"] == _MARK:
-            attempt = _attempt_in(row, template, values)
-            if attempt is None:
-                return f"{too_long}, and the template that made the context is not at hand (--prompt) to cut it"
-            values["attempt"] = attempt
-        ids = self._rendered(template.render(values))
+        template = self._template(setting, row.task, row.stage)
+        attempt = _attempt_in(row, template) if is_stored else row.response or ""
+        if attempt is None:
+            return f"{too_long}, and the template that made the context is not at hand (--prompt) to cut it"
+        values = values_of(row, attempt)
+        ids = self._rendering.token_ids(self._tokenizer, template.render(values))
         if len(ids) <= room:
-            return Asked(ids)
+            return TeacherPrompt(ids)
         if self._config.overflow == "error":
             return too_long
         return self._cut(template, values, room) or too_long
 
-    def _template(self, kind: str, row: Trajectory) -> Template:
-        if kind not in self._templates:
-            self._templates[kind] = templates_for(kind, _TASKS, self._config.prompt)
-        return self._templates[kind][row.task]
-
-    def _rendered(self, messages: Sequence[Message]) -> list[int]:
-        kwargs = self._source.about("chat_template_kwargs") or {}
-        return self._tokenizer.render(messages, self._source.about("render") or "chat", kwargs)
-
-    def _cut(self, template: Template, values: dict[str, Any], room: int) -> Asked | None:
+    def _cut(self, template: Template, values: dict[str, str], room: int) -> TeacherPrompt | None:
         cut: list[str] = []
         for name, called in _MAY_GO.items():
             if name not in template.placeholders or not values[name]:
                 continue
 
-            def ids_with(text: str, name: str = name, values: dict[str, Any] = values) -> list[int]:
-                return self._rendered(template.render({**values, name: text}))
+            def ids_with(text: str, name: str = name, values: dict[str, str] = values) -> list[int]:
+                return self._rendering.token_ids(self._tokenizer, template.render({**values, name: text}))
 
             text = fit_attempt(self._tokenizer, values[name], ids_with, room) or ""
             values = {**values, name: text}
             cut.append(called)
             ids = ids_with(text)
             if len(ids) <= room:
-                return Asked(ids, tuple(cut))
+                return TeacherPrompt(ids, tuple(cut))
         return None
 
 
 def too_long_for(limit: int, what: str) -> str:
-    """Why a row is left out."""
+    """Return the reason why a row that is too long is left out."""
     return f"{what} are longer than {limit} tokens (--max-length, or what the models take)"
 
 
-def _values(row: Trajectory) -> dict[str, str]:
-    return {
-        "problem": row.problem,
-        "reference_solution": row.reference_solution or "",
-        "reference_answer": row.reference_answer or "",
-    }
+def _attempt_in(row: Trajectory, template: Template) -> str | None:
+    """Return the attempt as the stored prompt shows it, or None where another template made that prompt.
 
-
-def _attempt_in(row: Trajectory, template: Template, values: dict[str, str]) -> str | None:
-    """The attempt as refine showed it, which may be less than the student wrote;
-
-    None where another template was used.
+    It may be shorter than what the student wrote.
     """
     if template.sha256 != row.prompt_sha256:
         return None
     content = row.messages[0]["content"]
-    before, _, after = template.render(values)[0]["content"].partition(_MARK)
+    before, _, after = template.render(values_of(row, _MARK))[0]["content"].partition(_MARK)
     fits = len(before) + len(after) <= len(content) and content.startswith(before) and content.endswith(after)
     return content[len(before) : len(content) - len(after)] if fits else None

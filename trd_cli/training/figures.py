@@ -1,4 +1,4 @@
-"""What the log says of a step, gathered over its micro-batches and over all processes."""
+"""Gather the figures that the log reports of a step, over its micro-batches and over all processes."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from trd_cli.losses.fused import Figures
 from trd_cli.training.batches import Batch, Example
 
 _QUANTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
-# Parts of a response by which the divergence is told: tenths of its tokens.
+# Equal parts of a response for which the divergence is reported.
 TENTHS = 10
 _MEANS = tuple(name for name in Figures._fields if name != "divergence")
 
 
 @dataclass
 class StepFigures:
-    """Sums over the micro-batches of one process; `merge` adds another process's."""
+    """Hold sums over the micro-batches of one process; `merge` adds another process's."""
 
     loss: float = 0.0
     tokens: int = 0
     divergence: list[torch.Tensor] = field(default_factory=list)
     sums: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     counts: dict[str, int] = field(default_factory=lambda: defaultdict(int))
-    # By the verdict of the attempt: sum of the divergence and number of positions in each tenth, (2, TENTHS).
+    # By the attempt's verdict (2, TENTHS): in each tenth the sum of the divergence and the number of positions.
     tenths: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def add(self, loss: float, figures: Figures, batch: Batch, rows: Sequence[Example]) -> None:
-        """Take in a micro-batch of `rows`; its tensors are moved to the CPU."""
+        """Add a micro-batch of `rows`; its tensors are moved to the CPU."""
         self.loss += loss
         self.tokens += len(batch.response_N)
         self.divergence.append(figures.divergence.cpu())
@@ -49,10 +49,7 @@ class StepFigures:
         self._add_tenths(rows)
 
     def _add_tenths(self, rows: Sequence[Example]) -> None:
-        """Sort the last micro-batch's divergence by place in the response;
-
-        its positions stand row by row, as collated.
-        """
+        """Add the last micro-batch's divergence by position in the response; rows follow each other, as collated."""
         by_row = self.divergence[-1].double().split([len(row.scored) for row in rows])
         for row, divergence_S in zip(rows, by_row, strict=True):
             if row.parent_verdict is not None:
@@ -74,9 +71,9 @@ class StepFigures:
             self._tenths_of(verdict).add_(sums_2T)
 
     def by_tenth(self) -> dict[str, list[float]]:
-        """For each verdict of the attempt, by tenth of the response:
+        """Return, for each verdict of the attempt, two lists by tenth of the response.
 
-        mean divergence (0 where there is none), and positions.
+        They hold the mean divergence (0 for no positions) and the number of positions.
         """
         found: dict[str, list[float]] = {}
         for verdict, (sum_T, count_T) in sorted(self.tenths.items()):
@@ -85,7 +82,7 @@ class StepFigures:
         return found
 
     def summary(self) -> dict[str, float]:
-        """Quantiles over the step's positions, and means over positions (over rows for `loss_parent_…`)."""
+        """Return quantiles over the step's positions, and means over positions (over rows for `loss_parent_…`)."""
         divergence_N = torch.cat(self.divergence).sort().values
         last = len(divergence_N) - 1
         found = {f"divergence_{name}": divergence_N[round(q * last)].item() for name, q in _QUANTILES.items()}

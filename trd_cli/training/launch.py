@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from trd_cli.config.training import DistillConfig
-from trd_cli.errors import InputError, UserError, first_line
+from trd_cli.errors import InputError, UserError, first_line, flag
 from trd_cli.training.model import compute_dtype
 from trd_cli.training.sharding import complete_settings, is_asked_for
 
@@ -81,7 +81,7 @@ def check_training_device(asked: str, device: torch.device | None = None) -> Non
         return
     device = device or torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     if asked not in ("auto", device.type, str(device)):
-        raise InputError(f"--device {asked}", f"auto or {device}", "change --device")
+        raise InputError(f"{flag('device')} {asked}", f"auto or {device}", f"change {flag('device')}")
 
 
 def check_tracker(name: str) -> None:
@@ -89,7 +89,7 @@ def check_tracker(name: str) -> None:
     from importlib.util import find_spec
 
     if find_spec(name) is None:
-        raise InputError(f"--tracker {name}", "a tracker that is installed", f"pip install {name}")
+        raise InputError(f"{flag('tracker')} {name}", "a tracker that is installed", f"pip install {name}")
 
 
 def _processes_wanted() -> int:

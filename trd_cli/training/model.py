@@ -1,7 +1,4 @@
-"""The networks of a distillation:
-
-loading them, putting an adapter on one, and reading what both say along a response.
-"""
+"""Load the networks of a distillation, put an adapter on the student, and compute the loss along a response."""
 
 from __future__ import annotations
 
@@ -14,14 +11,14 @@ import torch
 from torch import nn
 
 from trd_cli.config.training import DistillConfig, LoraOptions
-from trd_cli.errors import InputError, ModelError, TrdError, first_line
+from trd_cli.errors import InputError, ModelError, TrdError, first_line, flag
 from trd_cli.losses.fused import Figures, fused_divergence
 from trd_cli.losses.objectives import Objective
 from trd_cli.models import ModelRef, cannot_load
 from trd_cli.training.admission import check_head, check_trainable
 from trd_cli.training.batches import Batch, Side
 
-# Of transformers 5.23, about a name that peft 0.21 uses.
+# transformers 5.23 warns about a name that peft 0.21 uses.
 warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -36,13 +33,13 @@ def compute_dtype(config: DistillConfig) -> torch.dtype:
 def load(
     model: ModelRef, dtype: torch.dtype, device: torch.device, attn_implementation: str | None = None
 ) -> nn.Module:
-    """A causal language model whose logits are its head's output, nothing more; raises ModelError for others."""
+    """Return a causal language model whose logits are its head's output alone; raise ModelError for others."""
     from transformers import AutoModelForCausalLM, GenerationConfig
     from transformers.utils import logging
 
     check_trainable(model)
     logging.disable_progress_bar()
-    # One of its own: nothing is generated, and transformers refuses some of those that models bring.
+    # A fresh one: no text is generated, and transformers refuses some of those that models bring.
     more: dict[str, Any] = {"generation_config": GenerationConfig()}
     more |= {"attn_implementation": attn_implementation} if attn_implementation else {}
     try:
@@ -53,7 +50,7 @@ def load(
         raise TrdError(
             f"out of memory loading {model.name}; expected room for its weights; use a larger device, --lora, or more processes"
         ) from None
-    except Exception as error:  # of any type: each architecture checks its own sizes
+    except Exception as error:  # each architecture checks its own sizes and raises any kind
         raise cannot_load(model, error, attn_implementation) from None
     check_head(model.name, loaded)
     return loaded
@@ -66,12 +63,12 @@ def check_logits(model: nn.Module, name: str, compute: torch.dtype) -> None:
     except (RuntimeError, ValueError, ImportError) as error:
         raise ModelError(
             f"cannot run {name}: {first_line(error)}",
-            "a model that runs with this --dtype and --attn-implementation",
+            f"a model that runs with this {flag('dtype')} and {flag('attn_implementation')}",
             "change one of them",
         ) from None
     if not off <= _HEAD_LIMIT[compute]:
         raise ModelError(
-            f"{name} does more to its logits than its head (they differ by a share of {off:.2g})",
+            f"{name} changes its head's output to get its logits (they differ by a share of {off:.2g})",
             "a model whose logits are its head's output",
             "use another model",
         )
@@ -79,7 +76,7 @@ def check_logits(model: nn.Module, name: str, compute: torch.dtype) -> None:
 
 @torch.no_grad()
 def logits_off(model: nn.Module, compute: torch.dtype) -> float:
-    """How far head · hidden state is from the model's own logits on a few ids, as a share of the largest of them."""
+    """Return how far head · hidden state is from the model's own logits on a few ids, as a share of the largest one."""
     side = Side(torch.arange(8)[None], torch.arange(8)).to(head_of(model).device)
     autocast = torch.autocast(side.ids_BL.device.type, compute, enabled=compute != torch.float32)
     with _as_it_answers(model), autocast:
@@ -89,7 +86,7 @@ def logits_off(model: nn.Module, compute: torch.dtype) -> float:
 
 
 def with_adapter(model: nn.Module, options: LoraOptions, seed: int) -> nn.Module:
-    """The model with a float32 low-rank adapter as its only trainable weights; its start depends on `seed` alone."""
+    """Return the model with a float32 low-rank adapter as its only trainable weights; `seed` decides its start."""
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(seed)
@@ -103,23 +100,23 @@ def with_adapter(model: nn.Module, options: LoraOptions, seed: int) -> nn.Module
     tied = embedding_is_tied(model)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # of transformers 5.23, about a name that peft 0.21 uses
+            warnings.simplefilter("ignore", FutureWarning)  # transformers 5.23 warns about a name that peft 0.21 uses
             adapted = get_peft_model(model, config)
     except ValueError as error:
         raise InputError(
-            f"--lora-targets {', '.join(options.lora_targets)}: {first_line(error)}",
-            "names of linear layers, as q_proj",
-            "change --lora-targets",
+            f"{flag('lora_targets')} {', '.join(options.lora_targets)}: {first_line(error)}",
+            "names of linear layers, such as q_proj",
+            f"change {flag('lora_targets')}",
         ) from None
     if hasattr(base_of(adapted).get_output_embeddings(), "lora_A"):
         raise InputError(
-            "--lora-targets with the output head",
+            f"{flag('lora_targets')} with the output head",
             "layers before it: the loss reads the head's own weight",
             "leave it out",
         )
     if tied and hasattr(base_of(adapted).get_input_embeddings(), "lora_A"):
         raise InputError(
-            "--lora-targets with an embedding that is the output head too",
+            f"{flag('lora_targets')} with an embedding that is the output head too",
             "layers after it: merged into the embedding, the adapter would change the head",
             "leave it out",
         )
@@ -133,42 +130,44 @@ def allow_checkpointing(model: nn.Module) -> None:
     try:
         enable({"use_reentrant": False})
     except ValueError as error:
-        raise ModelError(f"--gradient-checkpointing: {first_line(error)}", "a model that can", "leave it out") from None
+        raise ModelError(
+            f"{flag('gradient_checkpointing')}: {first_line(error)}", "a model that can", "leave it out"
+        ) from None
 
 
 def base_of(model: nn.Module) -> nn.Module:
-    """The Hugging Face model, whether or not an adapter is on it."""
+    """Return the Hugging Face model, with or without an adapter on it."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def head_of(model: nn.Module) -> torch.Tensor:
-    """The output head's weight (V, D)."""
+    """Return the output head's weight (V, D)."""
     return base_of(model).get_output_embeddings().weight
 
 
 def embedding_is_tied(model: nn.Module) -> bool:
-    """Return True where the output head is the input embedding's own weight."""
+    """Return True if the output head is the input embedding's own weight."""
     base = base_of(model)
     embedding, head = base.get_input_embeddings(), base.get_output_embeddings()
     return head is not None and getattr(embedding, "weight", None) is head.weight
 
 
 def response_states(model: nn.Module, side: Side, compute: torch.dtype, autocast: bool = True) -> torch.Tensor:
-    """Return the final hidden states (N, D), in `compute`, at the places that predict the response.
+    """Return the final hidden states (N, D), in `compute`, at the positions that predict the response.
 
     Prompt positions never reach the head. `autocast` is off for a model whose weights are in `compute` while it runs.
     """
     device = side.ids_BL.device.type
     with torch.autocast(device, compute, enabled=autocast and compute != torch.float32):
         hidden_BLD = base_of(model).get_decoder()(input_ids=side.ids_BL, use_cache=False).last_hidden_state
-    # Autocast hands on float32 from the last norm; the head's products are taken in the compute dtype too.
+    # Autocast yields float32 from the last norm; the head's products are taken in the compute dtype too.
     return hidden_BLD.flatten(0, 1)[side.places_N].to(compute)
 
 
 class Teacher:
     """A frozen model that scores the response in its own context.
 
-    Not a module: its weights are no part of what is trained, saved or kept in step between processes.
+    It is no module: its weights are not trained, saved or synchronised between processes.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -176,24 +175,24 @@ class Teacher:
 
     @contextmanager
     def weights(self, student: nn.Module) -> Iterator[nn.Module]:
-        """The model to read with, while the block lasts."""
+        """Yield the model to read with, while the block lasts."""
         yield self.model
 
     def read(
         self, student: nn.Module, side: Side, compute: torch.dtype, autocast: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the states (N, E) along the response and the output head (V, E), which is there until `release`."""
+        """Return the states (N, E) along the response and the output head (V, E), which is valid until `release`."""
         with torch.no_grad(), self.weights(student) as model:
             return response_states(model, side, compute, autocast), head_of(model).detach()
 
     def release(self) -> None:
-        """Let go of the head: the loss has been computed."""
+        """Free the head, after the loss has been computed."""
 
     def follow(self, student: nn.Module) -> None:
-        """Called after every step of the student."""
+        """Follow the student; called after each of its steps."""
 
     def state(self) -> dict[str, Any]:
-        """What a resumed run needs beside the weights it starts from."""
+        """Return the state that a resumed run needs beside the initial weights."""
         return {}
 
     def load_state(self, state: dict[str, Any]) -> None: ...
@@ -212,10 +211,10 @@ class AdapterOff(Teacher):
 
 
 class Average(Teacher):
-    """Exponential moving average of what the student trains: θ_T ← d·θ_T + (1 − d)·θ after each step.
+    """Exponential moving average of the student's trained weights: θ_T ← d·θ_T + (1 − d)·θ after each step.
 
-    Holds a second copy of the trained weights only, in float32: all of them, or the adapter's. It begins at the
-    student's own, or at those of `start`, where an earlier round left them.
+    It holds a second copy, in float32, of the trained weights only: all of them, or the adapter's. It begins with the
+    student's own, or with those that an earlier round left in `start`.
     """
 
     def __init__(self, student: nn.Module, decay: float, start: nn.Module | None = None) -> None:
@@ -253,7 +252,7 @@ def _trained(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 
 @contextmanager
 def _as_it_answers(model: nn.Module) -> Iterator[None]:
-    """Without dropout, while the block lasts."""
+    """Switch dropout off while the block lasts."""
     training = model.training
     model.eval()
     try:
@@ -263,10 +262,7 @@ def _as_it_answers(model: nn.Module) -> Iterator[None]:
 
 
 class DistillStep(nn.Module):
-    """A micro-batch in, its loss out:
-
-    everything that needs the student's parameters happens inside one forward call.
-    """
+    """Map a micro-batch to its loss, with all use of the student's parameters inside one forward call."""
 
     def __init__(
         self,
@@ -277,7 +273,10 @@ class DistillStep(nn.Module):
         temperature: float = 1.0,
         autocast: bool = True,
     ) -> None:
-        """`compute` is the dtype of matrix products: weights are cast to it by autocast, or by whoever gathers them."""
+        """Hold student and teacher; `compute` is the dtype of matrix products.
+
+        Autocast casts weights to it, or the process that gathers them does.
+        """
         super().__init__()
         self.student, self.teacher = student, teacher
         self.objective, self.compute, self.temperature = objective, compute, temperature
@@ -285,7 +284,7 @@ class DistillStep(nn.Module):
 
     @property
     def _no_split_modules(self) -> list[str] | None:
-        """Name the layers that accelerate shards one by one."""
+        """Return the names of the layers that accelerate shards one by one."""
         return getattr(base_of(self.student), "_no_split_modules", None)
 
     def tie_weights(self) -> None:
@@ -293,11 +292,11 @@ class DistillStep(nn.Module):
         base_of(self.student).tie_weights()
 
     def get_input_embeddings(self) -> nn.Module | None:
-        """Return what accelerate shards apart: the embedding, but where the head is its weight too."""
+        """Return the embedding, which accelerate shards apart, or None if the head shares its weight."""
         return None if embedding_is_tied(self.student) else base_of(self.student).get_input_embeddings()
 
     def forward(self, batch: Batch) -> tuple[torch.Tensor, Figures]:
-        """Weighted divergence of a micro-batch (scalar) and figures of each position."""
+        """Return the weighted divergence of a micro-batch (scalar) and figures of each position."""
         teacher_NE, teacher_head_VE = self.teacher.read(self.student, batch.teacher, self.compute, self.autocast)
         student_ND = response_states(self.student, batch.student, self.compute, self.autocast)
         found = fused_divergence(

@@ -1,4 +1,4 @@
-"""Checks of the loss on a user's own model and rows: what must be zero is zero, and two ways to one number agree."""
+"""Check the loss on a user's own model and rows: what must be zero is zero, and two ways to one number agree."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from trd_cli.training.sharding import is_sharded
 from trd_cli.training.trainer import Trainer, objective_of
 
 _ROWS, _POSITIONS, _ENTRIES = 4, 64, 4096
-# 0 on a CPU; elsewhere the two passes may take kernels that round differently.
+# 0 on a CPU; elsewhere the two passes may use kernels that round differently.
 _EQUAL = {torch.float32: 1e-6, torch.bfloat16: 1e-3}
 _PADDED = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
-# Largest share of the largest entry by which two ways may differ: rounding of the compute dtype, summed over layers.
+# Two ways may differ by this share of the largest entry: rounding of the compute dtype, summed over layers.
 _LIMITS = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
 
 
 @dataclass(frozen=True)
 class Check:
-    """A figure that must not exceed its limit."""
+    """One figure that must not exceed its limit."""
 
     what: str
     value: float
@@ -39,14 +39,13 @@ class Check:
 
     @property
     def ok(self) -> bool:
-        return self.value <= self.limit  # not a number is not ok
+        return self.value <= self.limit  # False for NaN
 
 
 def run_checks(config: DistillConfig, examples: Sequence[Example], student: ModelRef, teacher: ModelRef) -> list[Check]:
     """Run the checks in the dtype and with the objective of `config`.
 
-    They take four rows from the shortest to the middling, all on one side of the lengths at which rotary factors
-    change.
+    They use four rows of short to medium length, all on one side of the lengths at which rotary factors change.
     """
     accelerator = accelerator_for(config)
     if is_sharded(accelerator):
@@ -67,7 +66,7 @@ def run_checks(config: DistillConfig, examples: Sequence[Example], student: Mode
 
 
 class _Itself(Teacher):
-    """The student as its own teacher, with all it has learnt."""
+    """The student as its own teacher, with its current weights."""
 
     def __init__(self) -> None:
         pass
@@ -80,13 +79,9 @@ class _Itself(Teacher):
 def _same_context(
     step: DistillStep, rows: Sequence[Example], weighting: Weighting, device: torch.device, switch: int | None
 ) -> list[Check]:
-    """A teacher that is the student, in the student's context, has nothing to teach;
-
-    nor where only its padding differs.
-    """
+    """Check that a teacher with the student's weights and context has nothing to teach, even if its padding differs."""
     itself = DistillStep(step.student, _Itself(), step.objective, step.compute, step.temperature)
-    # One more row in the teacher's half of the batch, longer than all others, shifts and pads it as contexts of their
-    # own do.
+    # A further, longer row on the teacher's side shifts and pads the others, as contexts of their own would.
     same = [replace(e, teacher_prompt=e.student_prompt) for e in rows]
     longest = max(rows, key=lambda e: len(e.student_prompt))
     more = 7 if switch is None or longest.read[0] > switch else min(7, switch - longest.read[0])
@@ -108,8 +103,9 @@ def _same_context(
 
 
 def _chunked_against_dense(step: DistillStep, batch: Batch, objective: Objective) -> list[Check]:
-    """The loss in chunks against one over all logits at once, in float64 from the logits on, with autograd's own
-    gradient.
+    """Compare the loss and gradient in chunks with those over all logits at once.
+
+    The latter are computed in float64 from the logits on, with autograd's own gradient.
     """
     with torch.no_grad(), step.teacher.weights(step.student) as teacher:
         teacher_NE = response_states(teacher, batch.teacher, step.compute)[:_POSITIONS]
@@ -142,7 +138,7 @@ def _chunked_against_dense(step: DistillStep, batch: Batch, objective: Objective
 
 
 def _splits(step: DistillStep, rows: Sequence[Example], weighting: Weighting, device: torch.device) -> list[Check]:
-    """One step's gradient, its rows in one micro-batch and each in one of its own."""
+    """Compare one step's gradient for its rows in one micro-batch and for each row in its own."""
 
     def gradient(groups: Sequence[Sequence[Example]]) -> Tensor:
         step.zero_grad()
@@ -155,12 +151,12 @@ def _splits(step: DistillStep, rows: Sequence[Example], weighting: Weighting, de
 
 
 def _sampled_gradient(module: nn.Module) -> Tensor:
-    """Evenly spaced entries of each gradient: as telling as all of them and no second copy of a large model's."""
+    """Return evenly spaced entries of each gradient, which tell as much as all without a second copy of them."""
     grads = [p.grad.flatten() for p in module.parameters() if p.grad is not None]
     return torch.cat([g[:: max(1, len(g) // _ENTRIES)].float().cpu() for g in grads])
 
 
 def _off(found: Tensor, expected: Tensor) -> float:
-    """Largest difference as a share of the largest entry."""
+    """Return the largest difference as a share of the largest entry."""
     largest = expected.abs().max().clamp(min=1e-12)
     return ((found.to(expected.dtype) - expected).abs().max() / largest).item()

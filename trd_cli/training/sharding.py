@@ -1,8 +1,8 @@
-"""Weights in shards, one for each process: FSDP2 as accelerate sets it up, and what it leaves to its user.
+"""Cut weights into shards, one for each process, with FSDP2 as accelerate sets it up.
 
 Every weight, gradient and moment is cut over the processes; a layer is whole only while it computes. accelerate shards
-what is trained. Here its settings are completed, so that layers are units, weights are cast as they are gathered, and
-the main process alone reads them from disk; and the teacher, which is not trained, is sharded in a group of its own.
+what is trained. This module completes its settings, so that layers are units, weights are cast as they are gathered,
+and only the main process reads them from disk. It shards the teacher, which is not trained, in a group of its own.
 """
 
 from __future__ import annotations
@@ -27,31 +27,27 @@ if TYPE_CHECKING:
 
 
 def is_asked_for() -> bool:
-    """Return True where the launcher was told to shard: accelerate says so to its processes."""
+    """Return True if the launch asks for shards; accelerate tells its processes by environment variables."""
     return os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
 
 
 def is_sharded(accelerator: Accelerator) -> bool:
-    """Return True where the weights are cut over the processes."""
+    """Return True if the weights are cut over the processes."""
     return accelerator.distributed_type == "FSDP"
 
 
 def complete_settings(accelerator: Accelerator, config: DistillConfig, compute: torch.dtype) -> None:
-    """Turn on FSDP where the launch asks for it.
+    """Turn on FSDP if the launch asks for it, also on CPUs, where accelerate reads its settings and shards nothing.
 
-    Reading on the main process and casting while gathering are set whatever was given; what is one unit is only filled
-    in.
-
-    accelerate reads the settings on CPUs too, and then shards nothing: there the processes are told to.
-
-    Raises InputError for settings with which trd cannot train as asked.
+    Only the main process reads the weights, and they are cast as they are gathered, whatever the settings say. Layers
+    are the units unless the settings name others. Raises InputError for settings with which trd cannot train as asked.
     """
     from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 
     if not is_asked_for() or accelerator.distributed_type not in ("FSDP", "MULTI_CPU"):
         return
     accelerator.state.distributed_type = DistributedType.FSDP
-    # A fresh one for each training: the first that uses a plugin writes its own model's layers into it.
+    # A fresh one for each training: a training writes its own model's layers into the plugin.
     plugin = accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()
     _check(plugin, config)
     _complete(plugin, compute)
@@ -79,7 +75,7 @@ def _complete(plugin: FullyShardedDataParallelPlugin, compute: torch.dtype) -> N
 
 
 def check_recomputation(accelerator: Accelerator, student: nn.Module) -> None:
-    """Raise InputError where accelerate would recompute a layer with another dropout mask than it was computed with."""
+    """Raise InputError if accelerate would recompute a layer with another dropout mask than the first time."""
     recomputes = is_sharded(accelerator) and accelerator.state.fsdp_plugin.activation_checkpointing
     if recomputes and _drops_out(student):
         raise InputError(
@@ -97,9 +93,9 @@ def _drops_out(model: nn.Module) -> bool:
 def load_to_share(
     accelerator: Accelerator, model: ModelRef, dtype: torch.dtype, attn_implementation: str | None
 ) -> nn.Module:
-    """Load a model on the CPU of the main process;
+    """Load a model on the CPU of the main process.
 
-    the others get one of its form whose weights are not filled in, nor in memory.
+    The other processes get a model of the same form, with weights that are neither filled in nor in memory.
     """
     if accelerator.is_main_process:
         return load(model, dtype, torch.device("cpu"), attn_implementation)
@@ -113,18 +109,17 @@ def _unfilled(model: ModelRef, dtype: torch.dtype, attn_implementation: str | No
     check_trainable(model)
     config = model.architecture()
     attention = {"attn_implementation": attn_implementation} if attn_implementation else {}
-    # Buffers that no file holds (the rotary frequencies) are not shared: they are made here.
+    # Buffers that no file holds (the rotary frequencies) are not shared between processes, so they are real here.
     with init_empty_weights(include_buffers=False):
         empty = AutoModelForCausalLM.from_config(config, dtype=dtype, **attention)
-    empty.tie_weights()  # registering a parameter there makes another of it
-    # accelerate tells parameters apart by their addresses, which those of the meta device lack. Pages never written
-    # cost nothing.
+    empty.tie_weights()  # a parameter that is registered there becomes another one
+    # accelerate distinguishes parameters by address, and meta tensors have none. Pages never written cost no memory.
     _replace_parameters(empty, lambda p: torch.empty_like(p, device="cpu"))
     return empty
 
 
 def _replace_parameters(model: nn.Module, made) -> None:
-    """Put `made(parameter)` in the place of each parameter, one for those that are tied."""
+    """Replace each parameter by `made(parameter)`; tied ones share the new one."""
     by_parameter: dict[nn.Parameter, nn.Parameter] = {}
     for module in model.modules():
         for name, p in module.named_parameters(recurse=False, remove_duplicate=False):
@@ -137,7 +132,7 @@ class ShardedTeacher(Teacher):
     """A frozen model cut over the processes; its head is whole from reading until `release`."""
 
     def __init__(self, accelerator: Accelerator, model: nn.Module) -> None:
-        """`model` comes from `load_to_share`: its weights are those of the main process."""
+        """Shard `model`, which comes from `load_to_share`: the main process holds its weights."""
         super().__init__(model)
         self._reader = _shard(accelerator, _Reader(model))
 
@@ -152,7 +147,7 @@ class ShardedTeacher(Teacher):
 
 
 class _Reader(nn.Module):
-    """Everything that reads the teacher's weights in one forward call: FSDP gathers them around it."""
+    """Hold every use of the teacher's weights in one forward call, around which FSDP gathers them."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -163,9 +158,7 @@ class _Reader(nn.Module):
 
 
 def _shard(accelerator: Accelerator, reader: _Reader) -> nn.Module:
-    """Cut a model over the processes, layer by layer, without ever holding it whole anywhere but on the main process's
-    CPU.
-    """
+    """Cut a model over the processes, layer by layer; it is never whole but on the main process's CPU."""
     from accelerate.utils import fsdp2_load_full_state_dict
     from torch.distributed.fsdp import CPUOffloadPolicy, fully_shard
 
@@ -180,10 +173,7 @@ def _shard(accelerator: Accelerator, reader: _Reader) -> nn.Module:
 
 
 def units_of(model: nn.Module) -> Iterator[nn.Module]:
-    """Yield the parts of a model that are gathered one at a time:
-
-    its layers, and the embedding where the head has other weights.
-    """
+    """Yield the parts of a model that are gathered one by one: layers, and the embedding if it is not the head."""
     names = set(getattr(base_of(model), "_no_split_modules", None) or ())
     yield from (m for m in model.modules() if type(m).__name__ in names)
     if not embedding_is_tied(model):

@@ -1,8 +1,8 @@
-"""The state of a training that is under way: written so that it is there whole or not at all, and the last N kept.
+"""Save and resume the state of a training: a file is there whole or not at all, and the last N are kept.
 
-One file a state, `step-000012.pt`: trained weights, optimiser, teacher's average, random generators of each process,
-and how many steps are done, which with the seed is the position in the data. Weights that are not trained are not in
-it.
+A state is one file, `step-000012.pt`. It holds the trained weights, the optimiser, the teacher's average, the random
+generators of each process, and the number of finished steps, which with the seed gives the position in the data.
+Weights that are not trained are not in it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 _NAME = "states"
-# What accelerate's activation checkpointing puts into the names of a layer's parameters.
+# accelerate's activation checkpointing puts this into the names of a layer's parameters.
 _RECOMPUTED = "_checkpoint_wrapped_module."
 _WHOLE = {"full_state_dict": True, "ignore_frozen_params": True}
 _TO_CPU = StateDictOptions(**_WHOLE, cpu_offload=True)
@@ -37,16 +37,16 @@ _IN_PLACE = StateDictOptions(ignore_frozen_params=True)
 
 
 def trained_weights(model: nn.Module, whole: bool = True) -> dict[str, torch.Tensor]:
-    """Return the trained weights by the names of the bare module, whole and on the CPU, in the main process; every
-    process takes part.
+    """Return the trained weights by the names of the bare module, whole and on the CPU, in the main process.
 
-    Without `whole`, each process returns its own tensors, not copied; a shard has the shape of the whole.
+    Every process takes part. Without `whole`, each process returns its own tensors, not copied; a shard has the shape
+    of the whole.
     """
     return get_model_state_dict(model, options=_TO_CPU if whole else _IN_PLACE)
 
 
 class States:
-    """The saved states of one run directory."""
+    """Hold the saved states of one run directory."""
 
     def __init__(self, run_directory: Path, keep: int) -> None:
         self._directory, self._keep = run_directory / _NAME, keep
@@ -59,9 +59,9 @@ class States:
         step: int,
         extra: dict[str, Any],
     ) -> None:
-        """Write the state after `step` steps;
+        """Write the state after `step` steps; every process takes part, and the main one writes.
 
-        every process takes part, the main one writes. Raises InputError when it cannot.
+        Raises InputError if it cannot be written.
         """
         from accelerate.utils import gather_object
 
@@ -77,19 +77,19 @@ class States:
         try:
             with replacing(path) as file:
                 torch.save(state, file)
-        except RuntimeError as error:  # what torch.save makes of a full disk
+        except RuntimeError as error:  # torch.save raises it for a full disk
             raise refused(path, error) from None
         before = [other for other in self.paths() if other.name <= path.name]
-        # Later ones are left from before a resume that could not read them.
+        # Later ones are left over from before a resume that could not read them.
         for other in {*self.paths()} - {*before[-self._keep :]}:
             other.unlink()
 
     def paths(self) -> list[Path]:
-        """Saved states, oldest first."""
+        """Return the saved states, oldest first."""
         return sorted(self._directory.glob("step-*.pt"))
 
     def latest(self, accelerator: Accelerator) -> dict[str, Any] | None:
-        """Return the last state that is whole, None where there is none.
+        """Return the last state that is whole, or None.
 
         The main process chooses; its tensors are mapped from disk.
         """
@@ -107,10 +107,7 @@ class States:
     def restore(
         self, accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]
     ) -> None:
-        """Put weights, optimiser and random generators where they were.
-
-        Raises InputError for a state of other weights.
-        """
+        """Restore weights, optimiser and random generators; raise InputError for a state of other weights."""
         bare = accelerator.unwrap_model(model)
         trained = (n.replace(_RECOMPUTED, "") for n, p in bare.named_parameters() if p.requires_grad)
         missing = [name for name in trained if name not in state["model"]]
@@ -134,11 +131,11 @@ class States:
 
 
 def _is_whole(path: Path) -> bool:
-    """Whether the bytes of a state match the checksums in it, which torch writes and does not look at."""
+    """Return True if a state's bytes match the checksums in it, which torch writes but does not check."""
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.testzip() is None
-    except Exception:  # damaged bytes make zipfile raise about anything
+    except Exception:  # damaged bytes make zipfile raise errors of any kind
         return False
 
 
@@ -146,16 +143,16 @@ def _read(path: Path) -> dict[str, Any] | None:
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError):
-        return None  # a disk that lost it: the one before it is as good, only older
+        return None  # the disk lost it: the state before it is as good, only older
 
 
 def clear_states(run_directory: Path) -> None:
-    """Remove all states, once the model itself is saved."""
+    """Remove all states after the model itself has been saved."""
     shutil.rmtree(run_directory / _NAME, ignore_errors=True)
 
 
 def _bare(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-    """Without accelerate's wrapper."""
+    """Return the optimiser without accelerate's wrapper."""
     return getattr(optimizer, "optimizer", optimizer)
 
 

@@ -1,25 +1,24 @@
-"""From stored rows to what is trained on:
-
-the student's own prompt, what the teacher is shown, and the response that both score.
-"""
+"""From stored rows to examples: the student's own prompt, the teacher's context, and the response that both score."""
 
 from __future__ import annotations
 
 import functools
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from trd_cli.config.training import DistillConfig
 from trd_cli.engines.rope import steady_length
-from trd_cli.errors import InputError, ModelError
+from trd_cli.errors import InputError, ModelError, flag
 from trd_cli.models import ModelRef
 from trd_cli.progress import Progress
-from trd_cli.prompting.tokens import Tokenizer, check_same_tokens, unread_names
+from trd_cli.prompting.rendering import Rendering
+from trd_cli.prompting.tokens import Tokenizer, check_same_tokens, check_wrote
 from trd_cli.records import Trajectory
 from trd_cli.training.admission import check_trainable
 from trd_cli.training.batches import Example, ids_array
-from trd_cli.training.examples import Asking, too_long_for
+from trd_cli.training.examples import TeacherPrompts, too_long_for
 from trd_cli.trajectories.sets import InputSet
 
 ALL_SPECIAL = "special"
@@ -28,7 +27,7 @@ ParentColumn = Callable[[str], Mapping[str, Any]]
 
 
 class Contexts:
-    """Builds the examples of one training run and counts what had to be left out or cut."""
+    """Build the examples of one training run; count the rows that are left out and the contexts that are cut."""
 
     def __init__(
         self,
@@ -39,7 +38,7 @@ class Contexts:
         teacher: ModelRef,
         progress: Progress,
     ) -> None:
-        """`parents` gives a column of the rows' parents by their ids, as far as they are there.
+        """`parents` maps a column's name to its values by the parents' ids; parents that are lost are not in it.
 
         Raises ModelError when the two tokenizers differ: the response ids would mean different tokens.
         """
@@ -49,33 +48,27 @@ class Contexts:
         self._tokenizer: Tokenizer = student.tokenizer()
         teachers = self._tokenizer if teacher.path == student.path else teacher.tokenizer()
         check_same_tokens(student.name, self._tokenizer, teacher.name, teachers)
-        written = source.about("tokenizer")
-        if written is not None and written != self._tokenizer.fingerprint():
-            raise ModelError(
-                f"the tokenizer of {student.name} is not the one that wrote {source.directory}",
-                "the same",
-                "give --model",
-            )
+        check_wrote(student.name, self._tokenizer, source.about.tokenizer, source.directory, "give --model")
         if teachers.eos_ids != self._tokenizer.eos_ids:
             progress.note(
                 f"{student.name} ends a response with {_ids(self._tokenizer)}, {teacher.name} with {_ids(teachers)}: "
                 "an end that only the teacher knows is replaced by the student's"
             )
         self._teacher_eos_ids = teachers.eos_ids
-        longest = [longest_row(model, config.max_length) for model in (student, teacher)]
-        # Longer rows would change what the others read, see `rope`.
-        longest += filter(None, (steady_length(model.architecture().get_text_config()) for model in (student, teacher)))
-        self._limit = min(longest)
+        self._limit = min(longest_row(model, config.max_length) for model in (student, teacher))
         self._masked = masked_ids(config.mask_tokens, self._tokenizer)
         self._config, self._progress = config, progress
         self._parents = functools.cache(parents)
-        self._asking = Asking(config, source, teachers, self._limit)
-        mode, kwargs = source.about("render") or "chat", source.about("chat_template_kwargs") or {}
-        if unread := unread_names(teachers, mode, kwargs):
+        rendering = Rendering.recorded(source.about.render, source.about.chat_template_kwargs)
+        self._prompts = TeacherPrompts(config, rendering, teachers, self._limit)
+        if unread := rendering.unread(teachers):
             progress.note(f"{teacher.name}: {unread}")
 
     def examples(self, rows: Sequence[Trajectory]) -> list[Example]:
-        """The rows that can be trained on; what is left out or cut is counted and said."""
+        """Return the rows that can be trained on, and note how many were left out or cut.
+
+        Raises InputError when all are left out.
+        """
         made: list[Example] = []
         left_out: Counter[str] = Counter()
         self._cut: Counter[str] = Counter()
@@ -85,7 +78,7 @@ class Contexts:
                 made.append(example)
             else:
                 left_out[example] += 1
-        # Shards hold rows in the order in which they finished: training must not depend on that.
+        # Training must not depend on the order in which rows finished and entered the shards.
         made.sort(key=lambda example: example.trajectory_id)
         for what, count in self._cut.items():
             self._progress.note(
@@ -98,72 +91,82 @@ class Contexts:
         return made
 
     def _example(self, row: Trajectory) -> Example | str:
-        """The row as an example, or why it is none."""
+        """Return the row as an example, or the reason to leave it out."""
         if row.error is not None or not row.response_token_ids:
             return "no response"
-        response = self._response(row)
-        if not response:
+        response_ids = self._response(row)
+        if not response_ids:
             return "no response"
-        scored: Sequence[int] = range(len(response))
+        scored: Sequence[int] = range(len(response_ids))
         if self._masked:
-            scored = ids_array(t for t, token in enumerate(response) if token not in self._masked)
+            scored = ids_array(t for t, token in enumerate(response_ids) if token not in self._masked)
         if not scored:
             return "every token of the response is masked"
         students = row.student_prompt_token_ids if row.stage == "refined" else row.prompt_token_ids
         if unknown := (
             _unknown(self._student, students, "the student's prompt")
-            or _unknown(self._student, response, "the response")
-            or _unknown(self._teacher, response, "the response")
+            or _unknown(self._student, response_ids, "the response")
+            or _unknown(self._teacher, response_ids, "the response")
         ):
             return unknown
-        if len(students) + len(response) > self._limit:
+        if len(students) + len(response_ids) > self._limit:
             return too_long_for(self._limit, "problem and response")
-        asked = self._asking.ask(row, len(response))
-        if isinstance(asked, str):
-            return asked
-        if unknown := _unknown(self._teacher, asked.token_ids, "the teacher's context"):
+        teachers = self._prompts.prompt_of(row, len(response_ids))
+        if isinstance(teachers, str):
+            return teachers
+        if unknown := _unknown(self._teacher, teachers.token_ids, "the teacher's context"):
             return unknown
-        self._cut.update(asked.cut)
-        return Example(row.trajectory_id, students, asked.token_ids, response, scored, self._attempts_verdict(row))
+        self._cut.update(teachers.cut)
+        return Example(
+            row.trajectory_id, students, teachers.token_ids, response_ids, scored, self._attempts_verdict(row)
+        )
 
     def _response(self, row: Trajectory) -> list[int]:
-        """The ids as sampled, ending with an end of turn that the student knows where the response has one."""
-        response = list(row.response_token_ids)
+        """Return the ids as sampled. A finished response ends with an end of turn that the student knows."""
+        response_ids = list(row.response_token_ids)
         ends = self._tokenizer.eos_ids | self._teacher_eos_ids
         if row.finish_reason != "stop":
-            return response
+            return response_ids
         if not self._config.eos:
-            return response[:-1] if response[-1] in ends else response
-        if response[-1] not in self._tokenizer.eos_ids:
-            # A teacher with an end-of-turn id of its own: the student must learn to stop with one it knows.
-            teachers_end = response[-1] in self._teacher_eos_ids
-            response = [*(response[:-1] if teachers_end else response), self._tokenizer.end_of_turn_id]
-        return response
+            return response_ids[:-1] if response_ids[-1] in ends else response_ids
+        if response_ids[-1] not in self._tokenizer.eos_ids:
+            # The student must learn to stop with an end of turn that it knows, not with the teacher's own.
+            teachers_end = response_ids[-1] in self._teacher_eos_ids
+            response_ids = [*(response_ids[:-1] if teachers_end else response_ids), self._tokenizer.end_of_turn_id]
+        return response_ids
 
     def _attempts_verdict(self, row: Trajectory) -> str | None:
         return self._parents("verdict").get(row.parent_id) if row.stage == "refined" else row.verdict
 
 
 def _unknown(model: ModelRef, token_ids: Sequence[int], what: str) -> str | None:
-    """Return why a row is left out whose ids the model does not all know, None where it does."""
+    """Return the reason to leave out a row with an id that the model does not know, or None where it knows all."""
     if model.unknown_id(token_ids) is None:
         return None
     return f"{what} has a token id that {model.name} has no embedding for"
 
 
 def longest_row(model: ModelRef, asked: int | None) -> int:
-    """Return how many tokens a row may have for this model; raises ModelError when nobody says how many."""
+    """Return how many tokens a row may have for this model: as `asked`, and no more than the model takes.
+
+    Longer rows would change the rotary factors of the others, see `rope`. Raises ModelError where neither `asked` nor
+    the configuration tells.
+    """
+    steady = None
+    if model.path:
+        with suppress(ModelError):  # a configuration that transformers does not know is refused by check_trainable
+            steady = steady_length(model.architecture().get_text_config())
     try:
         longest = model.max_length()
     except ModelError as error:
         if asked is None:
-            raise ModelError(error.got, error.expected, "give --max-length") from None
-        return asked
-    return min(asked or longest, longest)
+            raise ModelError(error.got, error.expected, f"give {flag('max_length')}") from None
+        longest = asked
+    return min(filter(None, (asked, longest, steady)))
 
 
 def masked_ids(names: Sequence[str], tokenizer: Tokenizer) -> frozenset[int]:
-    """Return the ids of tokens that do not count: by name, or all special ones but the end of a turn.
+    """Return the ids of the tokens that the loss leaves out: by name, or all special ones but the end of a turn.
 
     Raises InputError for a name that is no token.
     """
@@ -174,7 +177,7 @@ def masked_ids(names: Sequence[str], tokenizer: Tokenizer) -> frozenset[int]:
         elif name in vocabulary:
             found.add(vocabulary[name])
         else:
-            raise InputError(f"--mask-tokens {name}", "a token of the vocabulary, or special", "check the name")
+            raise InputError(f"{flag('mask_tokens')} {name}", "a token of the vocabulary, or special", "check the name")
     return frozenset(found)
 
 

@@ -1,7 +1,4 @@
-"""The distillation loop:
-
-AdamW on float32 weights, one step after another, on any number of processes, resumed where it was cut off.
-"""
+"""Train the student: AdamW on float32 weights, one step after another, on any number of processes, with resuming."""
 
 from __future__ import annotations
 
@@ -21,13 +18,14 @@ import torch
 from torch import nn
 
 from trd_cli.atomic import write_text
-from trd_cli.config.training import DistillConfig
+from trd_cli.config.training import OWN_OPTIONS, DistillConfig
 from trd_cli.engines.rope import switch_length
 from trd_cli.errors import TrdError
 from trd_cli.interrupts import stop_signals
 from trd_cli.losses.objectives import Objective
 from trd_cli.models import EMA, ModelRef
 from trd_cli.progress import Progress
+from trd_cli.training import LOG
 from trd_cli.training.batches import Example, Weighting, collate, plan_step, steps
 from trd_cli.training.checkpoints import dtype_to_save, rehearse, save_model
 from trd_cli.training.figures import StepFigures
@@ -48,13 +46,12 @@ from trd_cli.training.state import States, trained_weights
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-LOG = "train.jsonl"
 _WORTH_SAVING = 60.0  # seconds of training
 
 
 @dataclass(frozen=True)
 class Trained:
-    """Sum of a run: optimiser steps, response tokens that counted, first and last loss."""
+    """Hold the sums of a run: optimiser steps, response tokens that counted, first and last loss."""
 
     steps: int = 0
     tokens: int = 0
@@ -66,9 +63,10 @@ class Trained:
 
 
 def rate_at(done: int, total: int, warmup_ratio: float, min_ratio: float) -> float:
-    """Share of the peak learning rate after `done` of `total` steps: a linear rise, then a cosine down to `min_ratio`.
+    """Return the share of the peak learning rate after `done` of `total` steps: a linear rise, then a cosine.
 
-    The first step has a rate above zero and the last of the rise has the peak, so that no step is spent on nothing.
+    The cosine ends at `min_ratio`. The first step has a rate above zero and the last of the rise has the peak, so that
+    no step is spent on nothing.
     """
     warmup = round(warmup_ratio * total)
     if done < warmup:
@@ -78,21 +76,13 @@ def rate_at(done: int, total: int, warmup_ratio: float, min_ratio: float) -> flo
 
 
 def objective_of(config: DistillConfig) -> Objective:
-    """The objective that the options describe."""
-    return Objective(
-        name=config.objective,
-        beta=config.beta,
-        k=config.top_k,
-        top_k_mode=config.top_k_mode,
-        estimator=config.estimator,
-        entropy_threshold=config.entropy_threshold,
-        clip_entry=config.clip_entry,
-        clip_position=config.clip_position,
-    )
+    """Return the objective that the options describe."""
+    own = {name: getattr(config, name) for name in OWN_OPTIONS}
+    return Objective(config.objective, clip_entry=config.clip_entry, clip_position=config.clip_position, **own)
 
 
 class Trainer:
-    """Trains `student` towards `teacher` on examples and saves it."""
+    """Train `student` towards `teacher` on examples, and save it."""
 
     def __init__(
         self,
@@ -109,7 +99,7 @@ class Trainer:
         self._config, self._student_ref, self._directory = config, student, directory
         self._accelerator, self._is_main = accelerator, accelerator.is_main_process
         compute = compute_dtype(config)
-        # An adapter's float32 is enough for what changes; the weights under it are only read.
+        # Only trained weights need float32; the weights under an adapter are only read.
         self._student = self._load(student, compute if config.lora else torch.float32, compute).train()
         if config.gradient_checkpointing:
             allow_checkpointing(self._student)
@@ -131,14 +121,14 @@ class Trainer:
         )
 
     def _load(self, model: ModelRef, dtype: torch.dtype, compute: torch.dtype) -> nn.Module:
-        """A network on the device, or, where it will be sharded, on the main process's CPU."""
+        """Return a network on the device, or on the main process's CPU if it will be sharded."""
         accelerator, attention = self._accelerator, self._config.attn_implementation
         if not is_sharded(accelerator):
             loaded = load(model, dtype, accelerator.device, attention)
             check_logits(loaded, model.name, compute)
             return loaded
         loaded = load_to_share(accelerator, model, dtype, attention)
-        # Not where training is on GPUs: some kinds of attention run there alone.
+        # Not for a training on GPUs: some kinds of attention cannot run on this CPU.
         if self._is_main and accelerator.device.type == "cpu":
             check_logits(loaded, model.name, compute)
         return loaded
@@ -154,10 +144,10 @@ class Trainer:
         return ShardedTeacher(self._accelerator, model) if is_sharded(self._accelerator) else Teacher(model)
 
     def train(self, examples: Sequence[Example], progress: Progress) -> Trained:
-        """Run the steps that are left; one JSON line a step goes to the log.
+        """Run the remaining steps; write one line of JSON a step to the log.
 
-        Raises TrdError at a loss or a gradient that is not finite or explodes, and KeyboardInterrupt when told to stop:
-        the state after the last whole step is saved then.
+        Raises TrdError for a loss or a gradient that is not finite or explodes, and KeyboardInterrupt on a signal to
+        stop, after the state of the last whole step is saved.
         """
         config, accelerator = self._config, self._accelerator
         self._model, self.optimizer = accelerator.prepare(self.step, self._adamw())
@@ -193,7 +183,7 @@ class Trainer:
         return torch.optim.AdamW(weights, lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=config.weight_decay)
 
     def _numbered(self, examples: Sequence[Example], start: int, stop: int) -> Iterator[tuple[int, list[Example]]]:
-        """Steps `start` to `stop`, counted from 0, and their rows; the same in every process and after every resume."""
+        """Yield steps `start` to `stop`, counted from 0, with their rows: the same in every process and resume."""
         config = self._config
         for number, rows in enumerate(steps(examples, config.batch_size, config.epochs, config.seed)):
             if start <= number < stop:
@@ -243,7 +233,7 @@ class Trainer:
         )
 
     def _accumulate(self, rows: Sequence[Example], groups: Sequence[Sequence[Example]]) -> StepFigures:
-        """Gradients of one step's loss, micro-batch by micro-batch."""
+        """Accumulate the gradients of one step's loss, micro-batch by micro-batch."""
         figures, weighting = StepFigures(), Weighting.of(rows, self._config.reduction)
         for i, group in enumerate(groups):
             batch = collate(group, weighting) if group else collate([min(rows, key=lambda e: e.tokens)], None)
@@ -257,14 +247,14 @@ class Trainer:
         return figures
 
     def _syncs(self, is_last: bool) -> bool:
-        """Whether gradients go to the other processes after a micro-batch:
+        """Return True if gradients go to the other processes after a micro-batch.
 
-        what is not sent is held whole, which shards are to avoid.
+        Gradients that are not sent are held whole, which shards must avoid.
         """
         return is_last or is_sharded(self._accelerator)
 
     def _clip_gradients(self) -> float:
-        """Scale the gradients down to the largest norm that is allowed; returns the norm they had."""
+        """Scale the gradients down to the largest allowed norm; return the norm they had."""
         norm = self._accelerator.clip_grad_norm_(self._model.parameters(), self._config.max_grad_norm)
         return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
 
@@ -301,11 +291,11 @@ class Trainer:
             self._accelerator.log(values, step=record["step"])
 
     def _resume(self, progress: Progress) -> Trained:
-        """Go on from the last saved state; without one, begin."""
+        """Restore the last saved state, or begin."""
         self._saved_at = time.monotonic()
         state = self._states.latest(self._accelerator)
         trained = Trained(**state["trained"]) if state else Trained()
-        # For dropout; a state brings its own.
+        # For dropout; a saved state has its own.
         torch.manual_seed(self._config.seed + self._accelerator.process_index)
         if state:
             self._states.restore(self._accelerator, self._model, self.optimizer, state)
@@ -317,7 +307,7 @@ class Trainer:
         return trained
 
     def _cut_log(self, steps_done: int) -> None:
-        """Lines of steps that are run again go; they would be there twice."""
+        """Remove the log's lines of steps that will run again, so that none is there twice."""
         log = self._directory / LOG
         lines = log.read_text(encoding="utf-8").splitlines(keepends=True) if log.is_file() else []
         kept = [line for line in lines if line.endswith("}\n") and json.loads(line)["step"] <= steps_done]
@@ -336,7 +326,7 @@ class Trainer:
         self._saved_at = time.monotonic()
 
     def _all_agree(self, decision: bool) -> bool:
-        """The main process's decision: clocks and signals differ between processes, what they do together must not."""
+        """Return the main process's decision: clocks and signals differ between processes, but all must act alike."""
         if self._accelerator.num_processes == 1:
             return decision
         from accelerate.utils import broadcast_object_list
@@ -356,10 +346,7 @@ class Trainer:
         self._on_main(write)
 
     def _rehearse_saving(self) -> None:
-        """Try, before there is anything to lose, whether the student can be saved;
-
-        all processes end together where it cannot.
-        """
+        """Raise in all processes if the student cannot be saved, before a step is made."""
         shapes = {name: w.shape for name, w in trained_weights(self._model, whole=False).items()}
         config, student = self._config, self._student_ref
 
@@ -373,7 +360,7 @@ class Trainer:
         return isinstance(self._teacher, Average) and not self._config.lora
 
     def _on_main(self, work: Callable[[], None]) -> None:
-        """Let the main process work while the others wait; they all raise the TrdError that it ends in."""
+        """Let the main process work while the others wait; if it raises TrdError, all do."""
         failure = None
         if self._is_main:
             try:
@@ -389,9 +376,9 @@ class Trainer:
 
 
 class _Signals:
-    """The first SIGINT, SIGTERM or SIGHUP asks to stop after the step under way; a second one interrupts at once.
+    """Stop at the first SIGINT, SIGTERM or SIGHUP after the current step; interrupt at once at a second one.
 
-    A second SIGHUP does not: a terminal that is closed sends several.
+    A second SIGHUP does not interrupt: a closing terminal sends several.
     """
 
     def __init__(self, progress: Progress) -> None:
@@ -407,7 +394,7 @@ class _Signals:
                 return
             raise KeyboardInterrupt
         self.stop = True
-        self._progress.note("stopping after this step and saving its state; once more to stop at once")
+        self._progress.note("stopping after this step and saving its state; interrupt again to stop at once")
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
@@ -415,7 +402,7 @@ class _Signals:
 
 
 def _peak_memory(device: torch.device) -> int:
-    """Bytes: of the device's allocator, or resident on a CPU."""
+    """Return bytes: the peak of the device's allocator, or resident memory on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

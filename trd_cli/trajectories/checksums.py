@@ -1,13 +1,13 @@
 """CRC-32 checksums of a whole Parquet file, kept in its own footer.
 
-Parquet's page checksums cover the data of each page. They do not cover the headers of pages, the footer, or which page
-stands where: two pages that have changed places pass. The footer of a sealed file therefore has the key
-`trd.checksums`. Its value is `trd-crc32:`, then eight hexadecimal digits a checksum, then `;`. The first checksum is
-that of the leading magic number, of the footer's place (eight bytes) and of the footer to the end of the file, with its
-own digits as zeros. One of each column follows, in the order of the schema, over its chunks with all their headers and
+Parquet's page checksums cover the data of each page. They do not cover the headers of pages, the footer, or the order
+of pages: two that have changed places pass. The footer of a sealed file therefore has the key `trd.checksums`. Its
+value is `trd-crc32:`, then eight hexadecimal digits a checksum, then `;`. The first checksum is that of the leading
+magic number, of the footer's place (eight bytes) and of the footer to the end of the file, with its own digits as
+zeros. One checksum of each column follows, in the order of the schema, over its chunks with all their headers and
 pages.
 
-So every byte of the file is under a checksum, the file is sealed before it gets its name, and other readers see a key
+So every byte of the file is under a checksum, the file is sealed before it gets its name, and other readers see one key
 more.
 """
 
@@ -29,7 +29,7 @@ _MAGIC = b"PAR1"
 
 
 class Damage(Exception):
-    """The bytes of a file are not those that were written; the message says which."""
+    """Say which bytes of a file are not those that were written."""
 
 
 def write_sealed(file: IO[bytes], table: pa.Table, **options: object) -> None:
@@ -54,10 +54,10 @@ def write_sealed(file: IO[bytes], table: pa.Table, **options: object) -> None:
 
 
 class Checksums:
-    """The checksums of an open Parquet file; those of a file without any pass everything."""
+    """Hold the checksums of an open Parquet file; a file without any passes every check."""
 
     def __init__(self, file: IO[bytes]) -> None:
-        """Read the footer before any reader parses it; raises Damage where it is not what was written."""
+        """Read the footer before any reader parses it; raises Damage where it is not as it was written."""
         self._file = file
         footer = _footer(file)
         digits = footer[_digits(footer)]
@@ -104,14 +104,14 @@ def _footer(file: IO[bytes]) -> bytes:
 
 
 def _digits(footer: bytes) -> slice:
-    """Return where the digits of all checksums are; empty where there are none."""
+    """Return the place of the digits of all checksums; empty where there are none."""
     # The last one: before it the footer holds values of columns, which may be any text.
     found = _VALUE.match(footer, max(0, footer.rfind(_PREFIX)))
     return slice(*found.span(1)) if found else slice(0, 0)
 
 
 def _crc_outside(file: IO[bytes], footer: bytes) -> int:
-    """Return the checksum of what is in no column, with zeros for its own digits."""
+    """Return the checksum of all bytes outside the columns, with zeros for its own digits."""
     place = file.seek(0, os.SEEK_END) - len(footer)
     file.seek(0)
     start = _digits(footer).start
@@ -135,10 +135,7 @@ def _blocks(file: IO[bytes], start: int, length: int, size: int = 1 << 17) -> It
 
 
 def _chunks(metadata: pq.FileMetaData) -> dict[str, list[tuple[int, int]]]:
-    """Return the first byte and the length of every chunk, by the column of the schema;
-
-    the leaves of a nested column go together.
-    """
+    """Return the first byte and the length of every chunk by its column; the leaves of a nested column go together."""
     found: dict[str, list[tuple[int, int]]] = {}
     for group in map(metadata.row_group, range(metadata.num_row_groups)):
         for chunk in map(group.column, range(group.num_columns)):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,86 @@ NAME = "run.json"
 FORMAT = "trd-run-1"
 
 
+@dataclass(frozen=True)
+class Asked:
+    """Hold what an evaluation has asked of a benchmark, for scoring when the benchmark itself may be gone.
+
+    `questions` are ids in the order of the benchmark. `limit` is their number where they are only its first ones.
+    """
+
+    task: str
+    source: str
+    revision: str | None
+    sha256: str
+    known: bool | None
+    sampling: Mapping[str, Any]
+    limit: int | None
+    questions: Sequence[str]
+
+
+@dataclass(frozen=True)
+class About:
+    """Hold what a stage tells the stages after it: the key `about` of run.json.
+
+    `model` wrote the rows, so it is the teacher in a refined set, where `student` wrote the rollouts; in a checkpoint
+    `student` is the model that was trained. `tokenizer` is a fingerprint. A stage writes the fields in `_TOLD`; a field
+    that it does not write, or that the file lacks, is None.
+    """
+
+    model: str | None = None
+    model_revision: str | None = None
+    tokenizer: str | None = None
+    render: str | None = None
+    chat_template_kwargs: Mapping[str, Any] | None = None
+    setting: str | None = None
+    student: str | None = None
+    student_revision: str | None = None
+    teacher: str | None = None
+    trajectories: int | None = None
+    steps: int | None = None
+    tokens: int | None = None
+    first_loss: float | None = None
+    last_loss: float | None = None
+    benchmarks: Mapping[str, Asked] | None = None
+    finished: bool = False
+
+    @classmethod
+    def of(cls, run: Mapping[str, Any] | None) -> About:
+        """Read the fields from the content of a run.json, None for a directory without one."""
+        told = (run or {}).get("about", {})
+        values = {field.name: told[field.name] for field in fields(cls) if field.name in told}
+        if values.get("benchmarks"):
+            values["benchmarks"] = {name: Asked(**asked) for name, asked in values["benchmarks"].items()}
+        return cls(**values)
+
+    def record(self, command: str) -> dict[str, Any]:
+        """Return the fields that a command tells, as run.json holds them; {} before there is anything to tell."""
+        values = asdict(self)
+        return {name: values[name] for name in _TOLD[command]} if self != About() else {}
+
+
+_ROWS = ("model", "model_revision", "tokenizer")
+_PROMPTED = (*_ROWS, "render", "chat_template_kwargs")
+_TOLD = {
+    "sample": _PROMPTED,
+    "refine": (*_PROMPTED, "setting", "student", "student_revision"),
+    "eval": (*_ROWS, "benchmarks"),
+    "distill": ("student", "teacher", "trajectories", "steps", "tokens", "first_loss", "last_loss", "finished"),
+}
+# Options whose values are paths of sets, problems or models.
+_PATHS = ("inputs", "parents", "problems", "model", "teacher")
+
+
+def source_paths(run: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the paths and names of all that a directory was made from: sets, problems and models."""
+    yield from (entry["path"] for entry in run.get("inputs", []))
+    for name in _PATHS:
+        value = run.get("config", {}).get(name) or ()
+        yield from [value] if isinstance(value, str) else value
+    about = About.of(run)
+    yield from filter(None, (about.model, about.student, about.teacher))
+
+
 def write_run_json(directory: Path, run: Mapping[str, Any]) -> None:
     """Replace the `run.json` of a directory."""
     write_text(directory / NAME, json.dumps(with_checksum(run), indent=2, ensure_ascii=False) + "\n")
@@ -23,7 +104,7 @@ def write_run_json(directory: Path, run: Mapping[str, Any]) -> None:
 def read_run_json(directory: Path) -> dict[str, Any] | None:
     """Return the `run.json` of a directory, or None where there is none.
 
-    Raises InputError when it is not one of ours, DamagedFile when it is not what was written.
+    Raises InputError for a file of another format, DamagedFile for one that is not as it was written.
     """
     try:
         run = json.loads((directory / NAME).read_text(encoding="utf-8"))
@@ -47,7 +128,7 @@ def _damaged(directory: Path, how: str) -> DamagedFile:
 
 
 def maker_of(directory: Path) -> str | None:
-    """Return the command that makes the content of a directory, None where no `run.json` tells."""
+    """Return the command that makes the content of a directory, None where no `run.json` names one."""
     try:
         run = read_run_json(directory)
     except (InputError, OSError):

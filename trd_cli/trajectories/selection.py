@@ -11,9 +11,15 @@ A verdict that is missing, `error` or `timeout` belongs to none of them.
 from __future__ import annotations
 
 import re
+import signal
 
-from trd_cli.errors import InputError, first_line
-from trd_cli.trajectories.frames import pl
+import polars as pl
+
+from trd_cli.errors import InputError, first_line, flag
+
+# Polars is imported here alone. It puts a handler of its own before Python's, after which the kernel resumes the call
+# that was interrupted: an endless wait, as for a grader, would ignore Ctrl-C.
+signal.siginterrupt(signal.SIGINT, True)
 
 SUBSETS: dict[str, str] = {
     "all": "TRUE",
@@ -31,14 +37,15 @@ _PARENT_COLUMN = re.compile(r"\bparent_(?!id\b)")
 
 
 def needs_parents(subset: str, where: str | None) -> bool:
-    """Whether the filter reads a parent's column."""
+    """Return whether the filter reads a parent's column."""
     return any(_PARENT_COLUMN.search(text) for text in (SUBSETS[subset], where or ""))
 
 
 def select(rows: pl.DataFrame, subset: str, where: str | None) -> pl.DataFrame:
-    """The rows of `rows` (trajectory columns, and `parent_` columns where needed) in `subset` that satisfy `where`.
+    """Return the rows that are in `subset` and satisfy `where`.
 
-    Raises InputError when `where` is not a Polars SQL expression over those columns that gives a boolean.
+    `rows` has the columns of trajectories, and `parent_` columns where the filter reads them. Raises InputError when
+    `where` is not a Polars SQL expression over those columns that gives a boolean.
     """
     chosen = rows.filter(pl.sql_expr(SUBSETS[subset]))
     if where is None:
@@ -48,7 +55,7 @@ def select(rows: pl.DataFrame, subset: str, where: str | None) -> pl.DataFrame:
     except pl.exceptions.PolarsError as error:
         reason = first_line(error)
         raise InputError(
-            f"--where {where!r}: {reason}",
+            f"{flag('where')} {where!r}: {reason}",
             "a Polars SQL condition over " + ", ".join(rows.columns),
             "mend the expression",
         ) from None

@@ -1,8 +1,8 @@
-"""Opening trajectory sets that an earlier command made: complete or refused, joined with their parents on demand."""
+"""Open trajectory sets that an earlier command made: complete or refused, joined with their parents on demand."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,45 +12,50 @@ import pyarrow as pa
 from trd_cli.atomic import as_text, from_text
 from trd_cli.errors import InputError
 from trd_cli.records import Trajectory, content_hash
-from trd_cli.trajectories.frames import pl
-from trd_cli.trajectories.run_json import maker_of, read_run_json
-from trd_cli.trajectories.selection import needs_parents, select
-from trd_cli.trajectories.shards import SCHEMA, ShardInfo, list_shards, read_table, shard_info, shard_number
+from trd_cli.trajectories.run_json import About, read_run_json
+from trd_cli.trajectories.selection import needs_parents, pl, select
+from trd_cli.trajectories.shards import SCHEMA, list_shards, read_table, shard_number
+from trd_cli.trajectories.state import state_of
 
 _PER_TOKEN = {"prompt_token_ids", "student_prompt_token_ids", "response_token_ids", "logprobs"}
-# A filter reads a parent's columns but those that hold a value a token, which are most of a set.
+# A filter reads all columns of a parent but those that hold a value a token, which are most of a set.
 _OF_PARENTS = [name for name in SCHEMA.names if name not in _PER_TOKEN]
-# No column that a filter could mean.
+# A name that no filter can mean.
 _PLACE = "_place"
 
 
 @dataclass(frozen=True)
 class InputSet:
-    """The shards to read of one set, and its run.json ({} where it has none)."""
+    """Hold the shards to read of one set, and its run.json ({} where it has none)."""
 
     directory: Path
     shards: tuple[Path, ...]
-    run: dict[str, Any]
+    record: dict[str, Any]
 
     @property
     def digest(self) -> str:
-        """What made the set; for shards without run.json, their rows' ids."""
-        if self.run:
-            return self.run["digest"]
+        """Return the digest in run.json; without one, a digest of the ids of the rows."""
+        if self.record:
+            return self.record["digest"]
         return content_hash(
             [read_table(path, ["trajectory_id"])["trajectory_id"].to_pylist() for path in self.shards], 16
         )
 
     def lineage(self) -> dict[str, str]:
-        """How a stage that reads this set names it in its own run.json."""
-        return {"path": as_text(self.directory), "digest": self.digest, "command": self.run.get("command", "")}
+        """Return the entry for this set among the inputs in the run.json of a stage that reads it."""
+        return {"path": as_text(self.directory), "digest": self.digest, "command": self.record.get("command", "")}
 
-    def about(self, key: str) -> Any:
-        return self.run.get("about", {}).get(key)
+    @property
+    def about(self) -> About:
+        """Return what the stage that made the set tells; all fields are None without run.json."""
+        return About.of(self.record)
 
 
 def open_sets(paths: Sequence[str]) -> list[InputSet]:
-    """Sets (directories) and single shards, grouped by directory in order of appearance; refuses what is not there."""
+    """Return the sets (directories) and single shards at `paths`, by directory in order of appearance.
+
+    Raises InputError for a path that is neither.
+    """
     found: dict[Path, list[Path]] = {}
     for name in paths:
         path = Path(name)
@@ -76,53 +81,15 @@ def open_sets(paths: Sequence[str]) -> list[InputSet]:
 
 
 def check_complete(directories: Iterable[Path]) -> None:
-    """Refuse a set whose own run has not finished: its rows would silently be fewer than asked for.
-
-    A set is refused too where a shard is of another set, or has the rows of another shard, as after a copy to a wrong
-    name.
-    """
+    """Raise InputError for a set that is not finished or has shards that are not its own; see `State.check`."""
     for directory in dict.fromkeys(directories):
-        run = read_run_json(directory)
-        shards = {path: shard_info(path) for path in list_shards(directory)}
-        _check_doubles(shards)
-        if run is None:
-            continue
-        again = f"run its trd {run['command']} again"
-        for path, info in shards.items():
-            if info.set_digest not in (None, run["digest"]):
-                raise InputError(f"{path} is of another set", f"a shard of {directory}", f"{again} to mend it")
-        rows = sum(info.rows for info in shards.values())
-        expected = run["rows_expected"]
-        if expected is None or rows < expected:
-            of = "an unknown number of" if expected is None else expected
-            raise InputError(
-                f"{directory} is unfinished: {rows} of {of} rows",
-                "a finished set",
-                f"{again} to finish it, or pass --allow-partial",
-            )
-
-
-def _check_doubles(shards: Mapping[Path, ShardInfo]) -> None:
-    """Raise InputError where two shards have the same rows; ids are compared only where their checksums are equal."""
-    by_sum: dict[tuple[int, int], Path] = {}
-    for path, info in shards.items():
-        if info.ids_sum is None or not info.rows:
-            continue
-        other = by_sum.setdefault((info.rows, info.ids_sum), path)
-        if other != path and _ids(other).equals(_ids(path)):
-            maker = maker_of(path.parent)
-            mend = f"run its trd {maker} again to mend it" if maker else "take one away"
-            raise InputError(f"{path} has the rows of {other.name}", "each row once", mend)
-
-
-def _ids(path: Path) -> pa.Table:
-    return read_table(path, ["trajectory_id"])
+        state_of(directory).check()
 
 
 def load_rows(
     sets: Sequence[InputSet], subset: str = "all", where: str | None = None, parents: Sequence[str] = ()
 ) -> list[Trajectory]:
-    """The rows of `sets` in the subset, in stored order. Parents are looked up only when the filter reads them."""
+    """Return the rows of `sets` in the subset, in stored order. Parents are read only when the filter needs them."""
     return [
         Trajectory(**row)
         for each in sets
@@ -134,7 +101,7 @@ def load_rows(
 def selected_ids(
     each: InputSet, subset: str = "all", where: str | None = None, parents: Sequence[str] = ()
 ) -> list[str]:
-    """Ids of the rows that `load_rows` would give, without their texts where the filter reads none."""
+    """Return the ids of the rows that `load_rows` returns, without reading texts where the filter needs none."""
     columns = ("trajectory_id", "parent_id", "verdict") if where is None else None
     tables = _chosen(each, subset, where, parents, columns)
     return [name for table in tables for name in table["trajectory_id"].to_pylist()]
@@ -149,7 +116,7 @@ def check_filter(where: str) -> None:
 def _chosen(
     each: InputSet, subset: str, where: str | None, parents: Sequence[str], columns: Sequence[str] | None = None
 ) -> Iterator[pa.Table]:
-    """The rows of each shard of a set that are in the subset, with all columns or some."""
+    """Yield the rows of each shard of a set that are in the subset, with all columns or some."""
     lookup = parent_frame(each, parents) if needs_parents(subset, where) else None
     for path in each.shards:
         table = read_table(path, columns and list(columns))
@@ -174,11 +141,11 @@ def _filtered(
 
 
 def parent_frame(each: InputSet, parents: Sequence[str] = ()) -> pl.DataFrame:
-    """All rows of the sets that `each` was made from, columns prefixed with `parent_`, keyed by `parent_id`.
+    """Return all rows of the sets that `each` was made from, columns prefixed with `parent_`, keyed by `parent_id`.
 
-    Without the columns that hold a value a token: they are most of a set and no filter reads them.
+    Columns that hold a value a token are left out: they are most of a set and no filter reads them.
     """
-    if each.run.get("command") == "sample":
+    if each.record.get("command") == "sample":
         raise InputError(
             f"{each.directory} holds rollouts, which have no parents",
             "refined rows",
@@ -197,14 +164,14 @@ def parent_frame(each: InputSet, parents: Sequence[str] = ()) -> pl.DataFrame:
 
 
 def _as_parents(frame: pl.DataFrame) -> pl.DataFrame:
-    """Rows with `parent_` before the names of their columns, and `parent_id` to join them by."""
+    """Return rows with `parent_` before the names of their columns, and `parent_id` to join them by."""
     renamed = frame.rename({name: f"parent_{name}" for name in frame.columns})
-    # A row's own parent_id must stay the join key; the grandparent's id is of no use here.
+    # A row's own parent_id must stay the join key; nothing reads the grandparent's id.
     return renamed.drop("parent_parent_id").with_columns(parent_id=pl.col("parent_trajectory_id"))
 
 
 def parent_column(sets: Sequence[InputSet], name: str, parents: Sequence[str] = ()) -> dict[str, Any]:
-    """One column of all parents of the sets, by trajectory id; without those that are not there any more."""
+    """Return one column of all parents of the sets by trajectory id, without parents whose set is gone."""
     found: dict[str, Any] = {}
     for directory in dict.fromkeys(d for each in sets for d in parent_directories(each, parents)):
         for path in list_shards(directory):
@@ -214,14 +181,14 @@ def parent_column(sets: Sequence[InputSet], name: str, parents: Sequence[str] = 
 
 
 def parent_directories(each: InputSet, parents: Sequence[str] = ()) -> list[Path]:
-    """`--parents` where given, else the inputs that run.json names."""
+    """Return `--parents` where given, else the inputs that run.json names and that are still there."""
     if parents:
         return [s.directory for s in open_sets(parents)]
-    return [path for path in (from_text(entry["path"]) for entry in each.run.get("inputs", [])) if path.is_dir()]
+    return [path for path in (from_text(entry["path"]) for entry in each.record.get("inputs", [])) if path.is_dir()]
 
 
 def find_row(sets: Sequence[InputSet], identity: str | None) -> tuple[Trajectory, InputSet]:
-    """The row whose id starts with `identity` (None: the first row), and the set it is in."""
+    """Return the row whose id starts with `identity` (None: the first row), and its set; InputError without one."""
     for each in sets:
         for path in each.shards:
             ids = read_table(path, ["trajectory_id"])["trajectory_id"].to_pylist()

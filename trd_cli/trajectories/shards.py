@@ -1,9 +1,9 @@
 """Parquet trajectory shards: one schema, atomic writes, reads that refuse what does not match.
 
 A set is a directory of `shard-NNNNN.parquet` files. Each is written to a temporary name, fsynced and renamed, so a
-shard is there whole or not at all. The schema's version, the digest of the set and checksums are in the file's footer.
-What a disk or a copy has changed since is refused by whoever reads it. Files of before there were checksums are read
-too; of these only what breaks their encoding is noticed.
+shard is there whole or not at all. Its footer has the version of the schema, the digest of the set and checksums.
+Readers refuse a shard that a disk or a copy has changed since. Shards older than the checksums are read too; only
+damage that breaks their encoding is noticed.
 """
 
 from __future__ import annotations
@@ -81,11 +81,11 @@ SCHEMA = pa.schema(
         _field("error", pa.string()),
     ]
 )
-_OF_A_RESPONSE = ("response", "response_token_ids", "logprobs", "finish_reason", "ids_exact")
+OF_A_RESPONSE = ("response", "response_token_ids", "logprobs", "finish_reason", "ids_exact")
 _OF_A_VERDICT = frozenset({"verdict", "extracted_answer", "grader", "grader_version", "verdict_detail"})
-# What stands in a required column for a value that cannot be written; a list is empty.
+# Replaces a value that cannot be written in a required column; a list becomes empty.
 _EMPTY = {pa.string(): "", pa.int32(): 0, pa.int64(): 0, pa.float64(): 0.0}
-# Whatever Arrow and Python raise over a value that is not of its column's type.
+# Raised by Arrow and Python for a value that is not of its column's type.
 _UNBUILDABLE = (pa.ArrowException, TypeError, ValueError, OverflowError)
 PROBLEM_SCHEMA = pa.schema(
     [
@@ -129,9 +129,9 @@ def write_problems(path: Path, problems: Sequence[Problem]) -> None:
 
 
 def _writable(row: Trajectory) -> Trajectory:
-    """Return the row, or the nearest to it that a table can hold:
+    """Return the row, or the nearest to it that a table can hold.
 
-    its text well formed, else an error row that names the columns.
+    That is the row with its text well formed, else an error row that names the columns.
     """
     for candidate in (row, replace(row, **{name: _in_utf8(getattr(row, name)) for name in SCHEMA.names})):
         unfit = [name for name in SCHEMA.names if not _fits(SCHEMA.field(name), getattr(candidate, name))]
@@ -142,7 +142,7 @@ def _writable(row: Trajectory) -> Trajectory:
     emptied = dict.fromkeys(unfit) | {name: _EMPTY.get(SCHEMA.field(name).type, ()) for name in required}
     if set(unfit) <= _OF_A_VERDICT:
         return replace(candidate, **emptied | {"verdict": "error", "verdict_detail": reason})
-    return replace(candidate, **emptied | dict.fromkeys(_OF_A_RESPONSE) | {"error": reason})
+    return replace(candidate, **emptied | dict.fromkeys(OF_A_RESPONSE) | {"error": reason})
 
 
 def _in_utf8(value: Any) -> Any:
@@ -163,12 +163,12 @@ def _fits(column: pa.Field, value: Any) -> bool:
 
 
 def read_rows(path: Path) -> list[Trajectory]:
-    """All rows of one shard."""
+    """Return all rows of one shard."""
     return [Trajectory(**row) for row in read_table(path).to_pylist()]
 
 
 def read_problems(path: Path) -> list[Problem]:
-    """All problems of a problem set; raises InputError when there are none or two share an id."""
+    """Return all problems of a problem set; raises InputError when there are none or two share an id."""
     problems = [Problem(**row) for row in read_table(path, schema=PROBLEM_SCHEMA).to_pylist()]
     if not problems:
         raise InputError(f"{path} has no problems", "at least one", "make or import a problem set with trd data")
@@ -181,9 +181,9 @@ def read_problems(path: Path) -> list[Problem]:
 
 
 def read_table(path: Path, columns: list[str] | None = None, schema: pa.Schema = SCHEMA) -> pa.Table:
-    """Read all or some columns of a Parquet file that is exactly of `schema` and of this version.
+    """Read all or some columns of a Parquet file of exactly `schema` and this version.
 
-    Raises InputError that names the file for anything else, DamagedFile where what is read is not what was written.
+    Raises InputError that names the file for any other, DamagedFile for one that is not as it was written.
     """
     with _opened(path, schema) as (checksums, parquet):
         checksums.check_columns(parquet.metadata, columns)
@@ -194,10 +194,7 @@ def read_table(path: Path, columns: list[str] | None = None, schema: pa.Schema =
 
 
 def check_whole(path: Path, schema: pa.Schema = SCHEMA) -> None:
-    """Raise DamagedFile where any part of a file is not what was written;
-
-    nothing is decoded, but of files without checksums.
-    """
+    """Raise DamagedFile where any part of a file is not as it was written. Only files without checksums are decoded."""
     with _opened(path, schema) as (checksums, parquet):
         checksums.check_columns(parquet.metadata)
         if not checksums:
@@ -206,9 +203,9 @@ def check_whole(path: Path, schema: pa.Schema = SCHEMA) -> None:
 
 @dataclass(frozen=True)
 class ShardInfo:
-    """The footer of a shard: how many rows it has, the digest of its set, and the checksum of their ids.
+    """Hold the footer of a shard: the number of rows, the digest of its set, and the checksum of the ids.
 
-    Digest and checksum are None in shards of before there were any.
+    Digest and checksum are None in shards older than them.
     """
 
     rows: int
@@ -226,10 +223,7 @@ def shard_info(path: Path, schema: pa.Schema = SCHEMA) -> ShardInfo:
 
 @contextmanager
 def _opened(path: Path, schema: pa.Schema) -> Iterator[tuple[Checksums, pq.ParquetFile]]:
-    """A file whose footer is whole and says that it is of `schema`.
-
-    What goes wrong with it in the block is raised as DamagedFile.
-    """
+    """Open a file whose footer is whole and names `schema`; errors of reading it in the block become DamagedFile."""
     if path.is_dir():
         raise InputError(f"{path} is a directory", "a Parquet file", "name the file in it")
     try:
@@ -241,7 +235,7 @@ def _opened(path: Path, schema: pa.Schema) -> Iterator[tuple[Checksums, pq.Parqu
     except FileNotFoundError:
         raise InputError(f"no such file: {path}", "a Parquet file", "check the path") from None
     except pa.ArrowMemoryError:
-        raise  # no fault of the file's
+        raise  # not the file's fault
     except (Damage, pa.ArrowException, OSError, UnicodeDecodeError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise InputError(
@@ -253,7 +247,7 @@ def _opened(path: Path, schema: pa.Schema) -> Iterator[tuple[Checksums, pq.Parqu
 def source_of(path: Path) -> pa.OSFile:
     """Open a Parquet file for pyarrow, whatever the bytes of its name. Raises InputError for a pipe, and OSError.
 
-    Not Python's own file: pyarrow's threads let go of one even while Python ends, which aborts the process.
+    It is not a Python file: pyarrow's threads may release one while Python ends, which aborts the process.
     """
     if path.exists() and not path.is_file():
         raise InputError(
@@ -303,7 +297,7 @@ def _to_table(rows: Sequence[Any], schema: pa.Schema) -> pa.Table:
 
 
 def shard_number(path: Path) -> int | None:
-    """The number in a shard's file name, or None when it is not a shard's name."""
+    """Return the number in a shard's file name, None for any other name."""
     match = _SHARD_NAME.fullmatch(path.name)
     return int(match.group(1)) if match else None
 
@@ -313,12 +307,12 @@ def shard_path(directory: Path, number: int) -> Path:
 
 
 def list_shards(directory: Path) -> list[Path]:
-    """The finished shards of a set, in the order of their numbers."""
+    """Return the finished shards of a set, in the order of their numbers."""
     numbered = ((shard_number(path), path) for path in directory.iterdir())
     return [path for _, path in sorted((n, path) for n, path in numbered if n is not None)]
 
 
 def iter_rows(shards: Iterable[Path]) -> Iterator[Trajectory]:
-    """The rows of many shards, one shard in memory at a time."""
+    """Yield the rows of many shards, one shard in memory at a time."""
     for path in shards:
         yield from read_rows(path)

@@ -1,4 +1,4 @@
-"""trd show and trd diff: one trajectory with its lineage; what the teacher changed."""
+"""trd show and trd diff: one trajectory with its lineage; the words that the teacher changed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _WORDS = re.compile(r"\s+|[^\s]+")
 
 
 def show(config: ShowConfig, paths: Sequence[str]) -> Group:
-    """Everything a row says of itself, with its parent where it has one."""
+    """Return all facts and texts of a row, with its parent where it has one."""
     row, source = find_row(open_sets(paths), config.id)
     parts: list[Panel | Table] = [_facts(row, source)]
     parent = parent_of(row, source, config.parents)
@@ -44,7 +44,7 @@ def show(config: ShowConfig, paths: Sequence[str]) -> Group:
 
 
 def diff(config: ShowConfig, paths: Sequence[str]) -> Group:
-    """y_o against y_r, word by word: removed in red, added in green."""
+    """Return y_o against y_r, word by word: removed in red, added in green."""
     row, source = find_row(open_sets(paths), config.id)
     parent = parent_of(row, source, config.parents)
     if parent is None:
@@ -58,7 +58,7 @@ def diff(config: ShowConfig, paths: Sequence[str]) -> Group:
 
 
 def parent_of(row: Trajectory, source: InputSet, parents: Sequence[str]) -> Trajectory | None:
-    """The rollout a refined row was made from; None for rollouts and where its set is gone."""
+    """Return the rollout that a refined row was made from; None for rollouts and where its set is gone."""
     directories = [str(path) for path in parent_directories(source, parents)]
     if row.parent_id is None or not directories:
         return None
@@ -69,8 +69,8 @@ def _facts(row: Trajectory, source: InputSet) -> Table:
     table = Table.grid(padding=(0, 2))
     facts = {
         "trajectory": row.trajectory_id,
-        "set": f"{source.directory} ({source.run.get('command', 'no run.json')} {source.run.get('digest', '')})",
-        "made from": ", ".join(entry["path"] for entry in source.run.get("inputs", [])),
+        "set": f"{source.directory} ({source.record.get('command', 'no run.json')} {source.record.get('digest', '')})",
+        "made from": ", ".join(entry["path"] for entry in source.record.get("inputs", [])),
         "problem": f"{row.problem_id} ({row.task})",
         "place": f"{row.stage}, round {row.round}, sample {row.sample_index}"
         + (f", {row.setting}" if row.setting else ""),

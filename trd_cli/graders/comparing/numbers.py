@@ -1,6 +1,6 @@
-"""Rational numbers as they are written, decimals with their digits, and when two are the same.
+"""Read rational numbers and decimals with their digits, and compare them.
 
-Exact values are compared exactly. A decimal stands for what rounds to it, from six digits and six places on.
+Exact values are compared exactly. A decimal stands for the values that round to it, from six digits and six places on.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
-# From so many digits and places on a decimal stands for what rounds to it.
+# From this many digits and places on a decimal stands for the values that round to it.
 LEAST_DIGITS = 6
 _OF_A_FLOAT = 16
 _INTEGER = r"[+-]?\s?\d{1,2000}"
@@ -28,10 +28,7 @@ _TRAILING = re.compile(r"(\d*)\.(\d+)\s?\\ldots")
 
 @dataclass(frozen=True)
 class Digits:
-    """How a decimal was written:
-
-    significant digits without zeros at its end, and places behind the point of its mantissa.
-    """
+    """The digits of a decimal: significant ones without final zeros, and places after the point of its mantissa."""
 
     significant: int
     places: int
@@ -39,16 +36,16 @@ class Digits:
 
 @dataclass(frozen=True)
 class Number:
-    """A rational number, and how many digits it was written with where it is a decimal."""
+    """A rational number and, if it was a decimal, the digits it was written with."""
 
     value: Fraction
     digits: Digits | None = None
 
 
 def number(latex: str) -> Number | None:
-    """Return what is plainly a rational number:
+    """Return a plain rational number, or None for any other text.
 
-    `5`, `-0.25`, `1\\frac{1}{2}`, `2/3`, `1.5\\times10^{6}`; None for all else.
+    Plain are `5`, `-0.25`, `1\\frac{1}{2}`, `2/3` and `1.5\\times10^{6}`.
     """
     text = latex.strip()
     while len(text) > 2 and text[0] in "({" and text[-1] in ")}" and text[1:-1].count(text[0]) == 0:
@@ -87,7 +84,7 @@ def number(latex: str) -> Number | None:
 
 
 def with_fractions(latex: str) -> tuple[str, Digits | None]:
-    """Return the text with repeating decimals and decimals as fractions, and the digits of the shortest decimal in it."""
+    """Return the text with repeating and other decimals as fractions, and the digits of its shortest decimal."""
     least: list[Digits] = []
 
     def decimal(match: re.Match[str]) -> str:
@@ -119,10 +116,7 @@ def _repeated(whole: str, head: str, period: str) -> str:
 
 
 def _continued(match: re.Match[str]) -> str:
-    """Return `0.333…` as a fraction where the last digits are one period at least twice over;
-
-    else the decimal alone.
-    """
+    """Return `0.333…` as a fraction if its last digits repeat one period at least twice, else the decimal alone."""
     whole, places = match[1], match[2]
     for length in range(1, len(places) // 2 + 1):
         period = places[-length:]
@@ -158,9 +152,9 @@ def _last_place(decimal: Fraction, digits: Digits) -> Fraction:
 
 
 def same_number(one: Number, other: Number, places: int | None = None) -> bool:
-    """Return whether two rational numbers are the same: exactly, or where one is a decimal as `agree` has it.
+    """Return whether two rational numbers are the same: exactly, or by `agree` if one is a decimal.
 
-    With `places` decimals are the same that round to the same one of so many places.
+    With `places`, decimals are the same if they round to the same number at that many places.
     """
     if one.value == other.value:
         return True
@@ -171,6 +165,6 @@ def same_number(one: Number, other: Number, places: int | None = None) -> bool:
         return False
     longer = other if shorter is one else one
     if longer.digits and longer.digits.significant >= _OF_A_FLOAT:
-        # What a program prints for 0.1 + 0.2.
+        # A program prints 0.1 + 0.2 with as many digits, the last one wrong.
         return abs(one.value - other.value) * 10**15 <= abs(one.value)
     return agree(longer.value, shorter.value, shorter.digits)

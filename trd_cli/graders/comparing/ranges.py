@@ -1,4 +1,4 @@
-"""Inequalities and unions of intervals as sets of real numbers."""
+"""Read inequalities and unions of intervals as sets of real numbers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from functools import lru_cache
 from typing import Any
 
-from trd_cli.graders.comparing import values
+from trd_cli.graders.comparing import parsing
 from trd_cli.graders.reading import read
 from trd_cli.graders.reading.brackets import split
 from trd_cli.graders.reading.kinds import Items, Other, Reading, Relation, Scalar, Value
@@ -19,7 +19,7 @@ def range_of(relation: Relation) -> tuple[str, Any] | None:
 
     if not set(relation.relations) <= {"<", ">", "\\le", "\\ge", "\\neq"}:
         return None
-    parsed = [values.parse(side) for side in relation.sides]
+    parsed = [parsing.parse(side) for side in relation.sides]
     if None in parsed:
         return None
     try:
@@ -43,7 +43,7 @@ def range_of(relation: Relation) -> tuple[str, Any] | None:
 
 
 def _named_range(relation: Relation) -> tuple[str, Any] | None:
-    """Return the interval between bounds that hold variables themselves: `a < x \\le b`, `x > a`."""
+    """Return the interval between bounds that contain variables themselves: `a < x \\le b`, `x > a`."""
     from sympy import Interval, oo
 
     signs = relation.relations
@@ -51,7 +51,7 @@ def _named_range(relation: Relation) -> tuple[str, Any] | None:
     if len(middle) != 1 or not (set(signs) <= {"<", "\\le"} or set(signs) <= {">", "\\ge"}):
         return None
     sides, place = list(relation.sides), middle[0]
-    bounds = [values.parse(side) for side in sides]
+    bounds = [parsing.parse(side) for side in sides]
     if signs[0] in (">", "\\ge"):
         bounds, signs, place = bounds[::-1], signs[::-1], len(sides) - 1 - place
     low = bounds[place - 1] if place else None
@@ -65,7 +65,7 @@ def _named_range(relation: Relation) -> tuple[str, Any] | None:
 
 
 def set_of(value: Value) -> Any:
-    """Return the set of real numbers that an answer is; None for what is none."""
+    """Return the set of real numbers that an answer describes, or None."""
     from sympy import FiniteSet, Interval, Set
 
     try:
@@ -97,7 +97,7 @@ def set_of(value: Value) -> Any:
 
 
 def _union(latex: str) -> Any:
-    """Return the set that unions, intersections and differences of intervals and sets are."""
+    """Return the set that results from unions, intersections and differences of intervals and sets."""
     from sympy import Interval, S, oo
 
     pieces, signs = split(latex, re.compile(r"\s?\\(?:cup|cap|setminus)(?![A-Za-z])\s?"))
@@ -132,7 +132,7 @@ def _union(latex: str) -> Any:
 
 
 def upwards(relation: Relation) -> tuple[tuple[str, str], str] | None:
-    """Return the sides of an inequality with the smaller one first, and whether it is strict."""
+    """Return the sides of an inequality with the smaller one first and `<` or `\\le`; None for other relations."""
     small, large = relation.sides
     sign = relation.relations[0]
     if sign in ("<", "\\le"):
@@ -143,7 +143,7 @@ def upwards(relation: Relation) -> tuple[tuple[str, str], str] | None:
 
 
 def constant_quotient(left: Any, right: Any) -> Any:
-    """Return the number that one expression is another's multiple by; None where it is none."""
+    """Return the first expression divided by the second if that is a number other than 0, else None."""
     from sympy import Rational, fraction, together
 
     left, right = (fraction(together(side))[0] for side in (left, right))
@@ -162,7 +162,10 @@ def constant_quotient(left: Any, right: Any) -> Any:
 
 
 def _either(items: Items) -> Any:
-    """Return what one or the other of several inequalities allows; what all of them do where that is everything."""
+    """Return the values that one or another of several inequalities allows.
+
+    If that is every real number, return the values that all of them allow.
+    """
     from sympy import Intersection, S, Union
 
     parts = [range_of(item[0]) if item and isinstance(item[0], Relation) else None for item in items.items]
@@ -173,7 +176,7 @@ def _either(items: Items) -> Any:
 
 
 def same_pieces(one: str, other: str) -> bool:
-    """Return whether two unions, or two intersections, of sets that are letters have the same parts, in any order."""
+    """Return whether two unions, or two intersections, of sets named by letters have the same parts in any order."""
     (pieces, signs), (others, of_other) = (split(text, _OPERATION) for text in (one, other))
     return (
         len({*signs, *of_other}) == 1
@@ -186,6 +189,6 @@ _OPERATION = re.compile(r"\\(?:cup|cap|setminus)(?![A-Za-z])")
 
 
 def _expression(item: Reading) -> Any:
-    """Return the expression that an end of an interval or an element of a set is."""
+    """Return the parsed expression of an interval's end or a set's element."""
     latex = next((value.latex for value in item if isinstance(value, Scalar) and value.unit is None), None)
-    return None if latex is None else values.parse(latex)
+    return None if latex is None else parsing.parse(latex)

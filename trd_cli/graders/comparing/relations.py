@@ -1,4 +1,4 @@
-"""The comparisons of equations, inequalities and sets."""
+"""Compare equations, inequalities and sets."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ from fractions import Fraction
 from typing import Any
 
 from trd_cli.errors import first_line
-from trd_cli.graders.comparing import numbers, ranges, values
+from trd_cli.graders.comparing import numbers, parsing, ranges, values
 from trd_cli.graders.comparing.expressions import Expressions
 from trd_cli.graders.reading import read
-from trd_cli.graders.reading.equations import is_label, label_and_value, spelling
+from trd_cli.graders.reading.framing import is_label, label_and_value, spelling
 from trd_cli.graders.reading.kinds import Choice, Other, Phrase, Relation, Scalar, Value
 from trd_cli.graders.reading.notation import TEXT
 
 
 class Relations(Expressions):
-    """Compares statements, and what they stand for."""
+    """Compare statements and the values that they stand for."""
 
     def _relations(self, gold: Value, found: Value) -> bool:
         """Compare equations and inequalities with each other, with the value that they give a name, and with intervals.
 
-        Refuses values under two names, an inequality for a number, and a strict one for another.
+        Refuses values under two names, an inequality for a number, and a strict inequality for one that is not strict.
         """
         for one, other in ((gold, found), (found, gold)):
             if isinstance(one, Relation) and one.relations[0] in ("\\in", "\\equiv") and len(one.sides) == 2:
@@ -72,7 +72,7 @@ class Relations(Expressions):
         )
 
     def _equations(self, gold: tuple[str, ...], found: tuple[str, ...]) -> bool:
-        """Compare equations in the same variables, one of which may be a multiple of the other."""
+        """Compare equations in the same variables; one may be a multiple of the other."""
         if len(gold) != 2:
             return all(self.texts(a, b) for a, b in zip(gold, found, strict=True))
         if all(self._expressions(a, b) for a, b in zip(gold, found, strict=True)):
@@ -80,7 +80,7 @@ class Relations(Expressions):
         return self._multiple(gold, found, positive=False)
 
     def _multiple(self, gold: tuple[str, ...], found: tuple[str, ...], positive: bool) -> bool:
-        parsed = [values.parse(side) for side in (*gold, *found)]
+        parsed = [parsing.parse(side) for side in (*gold, *found)]
         if None in parsed:
             return False
         try:
@@ -96,7 +96,10 @@ class Relations(Expressions):
         return quotient is not None and (not positive or quotient > 0)
 
     def _inequalities(self, gold: Relation, found: Relation) -> bool:
-        """Compare single inequalities in several variables; refuses another direction and a strict one for another."""
+        """Compare single inequalities in several variables.
+
+        Refuses another direction, and a strict inequality for one that is not strict.
+        """
         if len(gold.sides) != 2 or len(found.sides) != 2:
             return gold.relations == found.relations and all(
                 self.texts(a, b) for a, b in zip(gold.sides, found.sides, strict=True)
@@ -128,7 +131,7 @@ class Relations(Expressions):
                 if (here.left_open, here.right_open) != (there.left_open, there.right_open):
                     return False
                 return all(
-                    values.same_value(values.Parsed(a, None), values.Parsed(b, None), self._places)
+                    values.same_value(parsing.Parsed(a, None), parsing.Parsed(b, None), self._places)
                     for a, b in ((here.start, there.start), (here.end, there.end))
                 )
             difference = here.symmetric_difference(there)
@@ -143,13 +146,13 @@ class Relations(Expressions):
 
 
 def _stands_for(relation: Relation, is_reference: bool) -> str | None:
-    """Return the side that an equation is only a name or a derivation for; None for one that is a statement."""
+    """Return the side that an equation only names or derives; None for an equation that is a statement."""
     name, value = label_and_value(relation)
     if is_label(name) or len(relation.sides) > 2:
         return value
-    number = values.parse(value)
+    number = parsing.parse(value)
     constant = number is not None and not getattr(number.value, "free_symbols", True)
-    left = values.parse(name)
+    left = parsing.parse(name)
     if left is not None and not getattr(left.value, "free_symbols", True):
         return value if constant else None
     if is_reference or not constant or numbers.number(value) == numbers.Number(Fraction(0)):

@@ -1,4 +1,4 @@
-"""The comparisons of several values: lists, sets, tuples, ellipses, residues, matrices."""
+"""Compare several values: lists, sets, tuples, ellipses, residues, matrices."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from itertools import pairwise
 from trd_cli.graders.comparing import numbers
 from trd_cli.graders.comparing.expressions import Expressions
 from trd_cli.graders.reading import read
-from trd_cli.graders.reading.equations import is_label, spelling
+from trd_cli.graders.reading.framing import is_label, spelling
 from trd_cli.graders.reading.kinds import ELLIPSIS, Choice, Items, Matrix, Reading, Relation, Scalar, Value
 
 
 class Sequences(Expressions):
-    """Compares several values at once."""
+    """Compare several values at once."""
 
     def _items(self, gold: Value, found: Value) -> bool:
         """Compare lists and sets in any order, tuples in theirs, intervals with their brackets.
 
-        A list without brackets may stand for a set, and in its order for a tuple. Refuses one of several values for all
-        of them, a bracket for another, and a tuple for a set.
+        A list without brackets may stand for a set and, in its order, for a tuple. Refuses one of several values for
+        all of them, one kind of bracket for another, and a tuple for a set.
         """
         if not (isinstance(gold, Items) and isinstance(found, Items)):
             items, other, first = (gold, found, True) if isinstance(gold, Items) else (found, gold, False)
@@ -63,21 +63,21 @@ class Sequences(Expressions):
         return True
 
     def _by_label(self, items: Items) -> Items:
-        """Return the values of a system in the order of its variables."""
+        """Return the values of a system of equations in the order of its variables."""
         labels = _system(items)
         if not labels:
             return items
         return Items("tuple", tuple(read(labels[name]) for name in sorted(labels)), "()")
 
     def _letters(self, items: Items, other: Scalar) -> bool:
-        """Compare the letters of several choices with the same ones written together (`A, C` and `AC`)."""
+        """Compare the letters of several choices with the same letters written together (`A, C` and `AC`)."""
         letters = [value.letter for item in items.items for value in item if isinstance(value, Choice)]
         return len(letters) == len(items.items) > 1 and other.latex == "".join(sorted(letters)) and not other.unit
 
     def _ellipses(self, gold: Items, found: Items) -> bool:
-        """Compare what stands before and after the dots.
+        """Compare the terms before and after the dots.
 
-        Refuses other last terms, and further first terms that do not go on as the shorter list begins.
+        Refuses other last terms, and further first terms that do not continue the shorter list.
         """
         if gold.kind.startswith("sum") != found.kind.startswith("sum") or (
             gold.kind != found.kind and gold.kind.startswith("sum")
@@ -102,7 +102,7 @@ class Sequences(Expressions):
         return all(same) and (here == there or _progresses(longer, shorter))
 
     def _congruent(self, gold: Items, found: Items) -> bool:
-        """Compare residues and modulus; the residues may differ by a multiple of it."""
+        """Compare residues and modulus; the residues may differ by a multiple of the modulus."""
         if not self.readings(gold.items[1], found.items[1]):
             return False
         if self.readings(gold.items[0], found.items[0]):
@@ -111,7 +111,7 @@ class Sequences(Expressions):
         return None not in numbers and bool(numbers[2]) and (numbers[0] - numbers[1]) % numbers[2] == 0
 
     def _matrices(self, gold: Value, found: Value) -> bool:
-        """Compare matrices entry by entry, and one of a single row or column with a tuple. Refuses another shape."""
+        """Compare matrices entry by entry, and a single row or column with a tuple; refuses another shape."""
         if isinstance(gold, Matrix) and isinstance(found, Matrix):
             if [len(row) for row in gold.rows] != [len(row) for row in found.rows] or gold.bars != found.bars:
                 return False
@@ -134,10 +134,7 @@ class Sequences(Expressions):
 
 
 def _system(items: Items) -> dict[str, str] | None:
-    """Return the right sides of a list of equations by the different variables that they are for;
-
-    None for any other list.
-    """
+    """Return the right sides of equations by their variables, which must differ; None for any other list."""
     labels: dict[str, str] = {}
     for item in items.items:
         relation = item[0] if item else None
@@ -153,7 +150,7 @@ def _whole(item: Reading) -> int | None:
 
 
 def _progresses(longer: tuple[Reading, ...], count: int) -> bool:
-    """Return whether further terms go on from the first ones by equal steps or equal quotients."""
+    """Return whether further terms continue the first ones by equal steps or equal quotients."""
     terms = [_fraction(item) for item in longer]
     if None in terms:
         return True

@@ -1,165 +1,28 @@
-"""The value of one expression in plain LaTeX, and whether two have the same.
+"""Compare the values of two parsed expressions.
 
-Whole numbers, fractions and decimals are read here; all else by latex2sympy2_extended, math-verify's parser, with every
-variable under a name of its own, so that neither the case of letters nor `I`, `E` and `\\Gamma` get a meaning that they
-were not given.
-
-Exact values are compared exactly. A decimal stands for what rounds to it, from six digits and six places on.
-Expressions with variables are compared at points: at positive ones, and at others where both sides are real and not
-both hold roots, so that `\\sqrt{1/n}` is `1/\\sqrt n` but `\\sqrt{x^2}` is not `x`. Not covered: identities that hold
+Exact values are compared exactly. A decimal stands for the values that round to it, from six digits and six places on.
+Expressions with variables are compared at points: at positive ones, and at others if both sides are real there and do
+not both hold roots. So `\\sqrt{1/n}` is `1/\\sqrt n`, but `\\sqrt{x^2}` is not `x`. Not covered: identities that hold
 for whole numbers only.
 """
 
 from __future__ import annotations
 
 import random
-import re
-from dataclasses import dataclass
 from fractions import Fraction
-from functools import lru_cache
+from math import log2
 from typing import Any
 
-from trd_cli.graders.comparing.numbers import LEAST_DIGITS, Digits, Number, number, same_number, with_fractions
-from trd_cli.graders.comparing.sizes import is_huge
-from trd_cli.graders.reading.vocabulary import words
+from trd_cli.graders.comparing.numbers import LEAST_DIGITS, Digits, Number, same_number
+from trd_cli.graders.comparing.parsing import Parsed
 
-# The parser takes ages to pair more bars than this.
-_MOST_BARS = 12
 _POINTS, _PRECISION = 5, 50
-_NAME = re.compile(
-    r"(?P<accent>\\(?:vec|hat|bar|overline|tilde|overrightarrow|dot|ddot|mathcal|mathbb|mathfrak|overleftrightarrow|widetilde)\s?"
-    r"(?:\{[^{}]*\}|\\?[A-Za-z]+))"
-    r"|(?P<command>\\[A-Za-z]+)|(?P<text>\\text\{[^{}]*\})|(?P<letter>[^\W\d_])"
-)
-_SUBSCRIPT = re.compile(r"\s?_\s?(\{(?:[^{}]|\{[^{}]*\})*\}|\\[A-Za-z]+|\w)")
-_PRIMES = re.compile(r"'+")
-_GREEK = frozenset(
-    words(
-        "alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu "
-        "nu xi rho varrho sigma varsigma tau upsilon phi varphi chi psi omega Gamma Delta Theta "
-        "Lambda Xi Pi Sigma Upsilon Phi Psi Omega hbar nabla triangle angle ell star circ"
-    )
-)
-_ANGLED = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-z])")
-_DEGREES = re.compile(r"(\d+)\s?\^\{\\circ\}")
-_BINDING = re.compile(r"\\(?:int|sum|prod|lim|iint|oint|partial)(?![A-Za-z])")
-_PRODUCT = re.compile(r"(?<=\))\s?(?=\()")
-_DOUBLE_FACTORIAL = re.compile(r"(\d{1,3})!!")
-_ORDERLESS = re.compile(r"\\(gcd|lcm)\s?\(([^()]*)\)")
-
-
-@dataclass(frozen=True)
-class Parsed:
-    """A SymPy expression and the digits of the shortest decimal in it."""
-
-    value: Any
-    digits: Digits | None
-
-
-@lru_cache(maxsize=128)
-def parse(latex: str) -> Parsed | None:
-    """Return the expression as SymPy has it; None for what cannot be read."""
-    known = number(latex)
-    if known is not None:
-        from sympy import Rational
-
-        return Parsed(Rational(known.value.numerator, known.value.denominator), known.digits)
-    if latex.count("|") > _MOST_BARS:
-        return None
-    if "\\circ" in latex and _ANGLED.search(latex):
-        latex = _DEGREES.sub(r"\\frac{\1\\pi}{180}", latex)
-    latex, digits = with_fractions(latex)
-    value = _converted(_with_names(latex))
-    return None if value is None else Parsed(value, digits)
-
-
-def _with_names(latex: str) -> str:
-    """Return the text with each variable as `\\variable{name}`; bound variables and differentials stay as they are."""
-    latex = _DOUBLE_FACTORIAL.sub(lambda m: str(_double_factorial(int(m[1]))), latex)
-    latex = _ORDERLESS.sub(lambda m: _function_of(m[1], sorted(part.strip() for part in m[2].split(","))), latex)
-    if _BINDING.search(latex):
-        return latex.replace(r"\ldots", r"\variable{ldots}")
-    out: list[str] = []
-    place = 0
-    while match := _NAME.search(latex, place):
-        out.append(latex[place : match.start()])
-        place = match.end()
-        found = match[0]
-        is_function = bool(match["command"]) and found[1:] not in _GREEK
-        if is_function:
-            if found in (r"\variable", r"\begin", r"\end", r"\mathbb", r"\operatorname"):
-                place = latex.index("}", place) + 1 if "}" in latex[place:] else place
-            out.append(latex[match.start() : place])
-            continue
-        if subscript := _SUBSCRIPT.match(latex, place):
-            place = subscript.end()
-            found += "_" + subscript[1].strip("{} ")
-        if primes := _PRIMES.match(latex, place):
-            place = primes.end()
-            found += primes[0]
-        found = found.replace("\\overline", "\\bar")
-        if found in ("e", "\\pi"):
-            out.append(found if found == "\\pi" else " e ")
-        elif re.fullmatch(r"[fghFGP]'*", found) and latex[place : place + 1] == "(" and "'" not in found:
-            out.append(found)
-        else:
-            out.append(rf"\variable{{{_encoded(found)}}}")
-    return "".join(out) + latex[place:]
-
-
-def _double_factorial(n: int) -> int:
-    product = 1
-    while n > 1:
-        product, n = product * n, n - 2
-    return product
-
-
-def _function_of(name: str, arguments: list[str]) -> str:
-    if all(argument.lstrip("-").isdigit() for argument in arguments):
-        return rf"\operatorname{{{name}}}({','.join(arguments)})"
-    return rf"\variable{{{_encoded(name + '(' + ','.join(arguments) + ')')}}}"
-
-
-def _encoded(name: str) -> str:
-    """Return a name in letters alone, a different one for each name."""
-    return "".join(
-        character
-        if character.isascii() and character.isalpha() and character not in "QZ"
-        else f"Z{ord(character):x}Q".translate(_HEX)
-        for character in name.replace(" ", "")
-    )
-
-
-_HEX = str.maketrans("0123456789", "ghijklmnop")
-
-
-def _converted(latex: str) -> Any:
-    """Return what the parser makes of a text that is prepared for it, or None."""
-    from latex2sympy2_extended import latex2sympy
-    from latex2sympy2_extended.latex2sympy2 import ConversionConfig
-    from sympy import Basic, I, MatrixBase
-
-    latex = _PRODUCT.sub(r"\\cdot ", latex) if ")" in latex or "(" in latex else latex
-    try:
-        value = latex2sympy(
-            latex,
-            is_real=True,
-            convert_degrees=False,
-            normalization_config=None,
-            conversion_config=ConversionConfig(lowercase_symbols=False),
-        )
-    except MemoryError:
-        raise
-    except Exception:
-        return None
-    if not isinstance(value, (Basic, MatrixBase)):
-        return None
-    imaginary = [symbol for symbol in value.free_symbols if symbol.name == "i"] if "i" in latex else []
-    return value.subs(dict.fromkeys(imaginary, I)) if imaginary else value
+# Larger numbers are not computed.
+_MOST_BITS = 200_000
 
 
 def same_value(one: Parsed, other: Parsed, places: int | None = None) -> bool | None:
-    """Return whether two expressions have the same value wherever both have one; None where that cannot be told."""
+    """Return whether two expressions have the same value wherever both have one, or None if that cannot be decided."""
     from sympy import Expr, nan, zoo
 
     a, b = one.value, other.value
@@ -209,7 +72,7 @@ def _apart(x: Any, y: Any, digits: int) -> bool:
 
 
 def _near(x: Any, y: Any, one: Parsed, other: Parsed, places: int | None) -> bool | None:
-    """Compare real and imaginary parts where a decimal is among the two values."""
+    """Compare real and imaginary parts if one of the two values is a decimal."""
     same = True
     for part in (0, 1):
         numbers = []
@@ -228,13 +91,16 @@ def _near(x: Any, y: Any, one: Parsed, other: Parsed, places: int | None) -> boo
 
 
 def _same_at_points(one: Parsed, other: Parsed, names: list[str]) -> bool | None:
-    """Compare at positive points, then at points of any sign where no root or logarithm of a negative number is taken."""
+    """Compare at positive points, then at points of any sign.
+
+    Of the latter only those count at which no side takes a root or a logarithm of a negative number.
+    """
     draws = random.Random(7)
     decimal = one.digits or other.digits
     rooted = [any(_has_root(p.value) for p in pair) for pair in ((one,), (other,))]
     compared = 0
     for number_of in range(_POINTS):
-        # Where both hold roots their variables are quantities, which are positive.
+        # If both hold roots, their variables are quantities, which are positive.
         positive = number_of < 3 or all(rooted)
         at = {name: _draw(draws, positive) for name in names}
         x, y = _at(one.value, at), _at(other.value, at)
@@ -275,10 +141,7 @@ def _draw(draws: random.Random, positive: bool) -> Any:
 
 
 def _at(expression: Any, at: dict[str, Any]) -> tuple[Any, bool] | None:
-    """Return the value at a point and whether a root or a logarithm of a negative number was taken;
-
-    None without a value.
-    """
+    """Return the value at a point and whether it takes a root or logarithm of a negative number, or None."""
     from sympy import Pow, Product, Sum, log, nan, preorder_traversal, zoo
 
     if expression.has(Sum, Product):
@@ -310,3 +173,45 @@ def _equal_at(x: Any, y: Any, decimal: bool, digits: Digits | None) -> bool:
     if decimal:
         return digits is not None and digits.significant >= LEAST_DIGITS and not _apart(x, y, LEAST_DIGITS)
     return not _apart(x, y, _PRECISION - 12)
+
+
+def is_huge(value: Any) -> bool:
+    """Return whether a constant holds a power or a factorial with too many digits to compute."""
+    from sympy import Pow, factorial, preorder_traversal
+
+    for part in preorder_traversal(value):
+        if isinstance(part, Pow) and part.exp.is_number and part.base.is_number and _size(part) > _MOST_BITS:
+            return True
+        if isinstance(part, factorial) and part.args[0].is_number and _magnitude(part.args[0]) > 10_000:
+            return True
+    return False
+
+
+def _size(power: Any) -> float:
+    """Return about how many bits a power has."""
+    return _magnitude(power.exp) * max(1.0, abs(_bits(power.base)))
+
+
+def _bits(value: Any) -> float:
+    """Return about the binary logarithm of a constant, from its parts, without computing a large number."""
+    from sympy import Add, Mul, Pow, factorial
+
+    if isinstance(value, factorial):
+        count = _magnitude(value.args[0])
+        return count * log2(max(2.0, count))
+    if isinstance(value, Pow):
+        return _size(value) if _bits(value.base) >= 0 else -_size(value)
+    if isinstance(value, (Add, Mul)):
+        sizes = [_bits(part) for part in value.args]
+        return sum(sizes) if isinstance(value, Mul) else max(sizes)
+    if value.is_Rational:
+        return abs(int(value.p)).bit_length() - int(value.q).bit_length()
+    try:
+        return log2(abs(complex(value.evalf(5))) or 1.0)
+    except (TypeError, ValueError, OverflowError):
+        return 1.0
+
+
+def _magnitude(value: Any) -> float:
+    bits = _bits(value)
+    return float("inf") if bits > 900 else 2.0**bits

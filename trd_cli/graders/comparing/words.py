@@ -1,4 +1,4 @@
-"""The comparisons of words, choices and numerals."""
+"""Compare words, choices and numerals."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from trd_cli.graders.reading.vocabulary import is_wordlike
 
 
 class Words(Expressions):
-    """Compares what is told apart by how it is written."""
+    """Compare answers by the way they are written."""
 
     def _choices(self, gold: Value, found: Value) -> bool:
-        """Compare letters, whatever their case, and what stands beside a letter with an answer without one.
+        """Compare letters regardless of case, or the text beside a letter with an answer without one.
 
-        Refuses one letter for another even where the same text stands beside them.
+        Refuses one letter for another even if the same text stands beside them.
         """
         if isinstance(gold, Choice) and isinstance(found, Choice):
             return gold.letter.upper() == found.letter.upper()
@@ -28,9 +28,9 @@ class Words(Expressions):
         return any(self.values(other, value) if first else self.values(value, other) for value in beside)
 
     def _phrases(self, gold: Value, found: Value) -> bool:
-        """Compare words one by one, in order, without regard to capitals and plurals.
+        """Compare words one by one, in order, regardless of capitals and plurals.
 
-        Refuses a phrase for a part of it, and letters in another case where they may be variables.
+        Refuses a phrase for a part of it, and letters in another case if they may be variables.
         """
         if isinstance(gold, Scalar) and gold.unit is None:
             gold = Phrase((gold.latex.replace(" ", ""),), bare=True)
@@ -54,9 +54,9 @@ class Words(Expressions):
         return singular(gold.casefold()) == singular(found.casefold())
 
     def _numerals(self, gold: Value, found: Value) -> bool:
-        """Compare digits and base;
+        """Compare digits and base; an answer without a base is read in the reference's.
 
-        an answer without a base is read in the reference's. Refuses other digits in another base.
+        Refuses other digits in another base.
         """
         if isinstance(gold, Numeral) and isinstance(found, Numeral):
             return gold == found

@@ -1,14 +1,15 @@
-"""Messages between a program under test and what judges it. Standard library only: it runs inside the sandbox too.
+"""Encode messages between a program under test and its judge. Standard library only: it also runs inside the sandbox.
 
-A message is its length in eight bytes, then a pickle, for its speed and because it sends a string that occurs a million
-times once. A pickle can name no object but those of `_MAKERS`, none of which it can change: it can call them with
-values of the kinds they are made for, and nothing else in it can run. Plain values keep their type: None, bool, int,
-float, complex, str, bytes, list, tuple (a named one with its names), set, frozenset, dict and its views, deque,
-Counter, OrderedDict, defaultdict, range, Fraction, Decimal, dates and times without a zone, numpy's scalars and arrays
-of numbers, and the list and tree nodes of LeetCode's tests, which keep their identity in a message. What is derived
-from one of them is sent as that one, read by the base class's own methods, so that an overridden `__eq__` is left
-behind. Anything else arrives as a reference where both sides agreed on that (see `objects`), else as `Opaque`, which
-equals nothing.
+A message is its length in eight bytes, then a pickle, which is fast and sends a string that occurs a million times
+once. A pickle may name only the objects in `_MAKERS` and cannot change them. It can call them with values of fixed
+kinds, and nothing else in it can run.
+
+These plain values keep their type: None, bool, int, float, complex, str, bytes, list, tuple (a named one with its
+names), set, frozenset, dict and its views, deque, Counter, OrderedDict, defaultdict, range, Fraction, Decimal, dates
+and times without a zone, numpy's scalars and arrays of numbers, and the list and tree nodes of LeetCode's tests. Nodes
+keep their identity within a message. A value of a class derived from one of these types is sent as that type, read by
+the base class's own methods, so that an overridden `__eq__` is left behind. Anything else arrives as a reference if
+both sides agreed on that (see `objects`), else as `Opaque`, which equals nothing.
 """
 
 from __future__ import annotations
@@ -30,35 +31,37 @@ from typing import Any
 
 _LENGTH = struct.Struct(">Q")
 HEADER = _LENGTH.size
-_PLAIN = frozenset("int float str bool complex bytes bytearray list tuple dict set frozenset range object".split())
+_PLAIN = frozenset({"int", "float", "str", "bool", "complex", "bytes", "bytearray", "range", "object"}) | {
+    *("list", "tuple", "dict", "set", "frozenset"),
+}
 _NUMPY = frozenset({"bool", "bool_", "float64", "float32", "float16"}) | {
     f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)
 }
 
 
 class Clock:
-    """The time a process has left of `limit` seconds: by the clock, and where others kept it from running, of its own
-    CPU time.
+    """The time that a process has left of `limit` seconds.
 
-    So a busy machine does not make a program late. One that sleeps is late after `PATIENCE` times the limit.
+    It runs by the wall clock and, if others kept the process from running, by the process's own CPU time. So a busy
+    machine does not make a program late. One that sleeps is late after `PATIENCE` times the limit.
     """
 
     PATIENCE = 4
 
     def __init__(self, process: int | None, limit: float) -> None:
-        """`process` None, or one whose time cannot be read (not Linux): by the clock alone."""
+        """Start the clock; it uses wall time alone if `process` is None or its CPU time cannot be read (not Linux)."""
         self._process, self._limit = process, limit
         self._began, self._used = time.monotonic(), self._cpu()
 
     def _cpu(self) -> float | None:
         try:
-            # The clock of a process by its number (clock_getcpuclockid(3)): readable without /proc.
+            # The CPU clock of a process by its number (clock_getcpuclockid(3)): readable without /proc.
             return None if self._process is None else time.clock_gettime((~self._process << 3) | 2)
         except (OSError, AttributeError):
             return None
 
     def left(self) -> float:
-        """Seconds until the next look; 0 or less when the time is over."""
+        """Return the seconds until the next look; 0 or less if the time is over."""
         passed = time.monotonic() - self._began
         if passed < self._limit:
             return self._limit - passed
@@ -70,7 +73,7 @@ class Clock:
 
 
 class Opaque:
-    """A value that cannot be sent: not None, and equal to nothing."""
+    """A value that could not be sent: not None, and equal to nothing."""
 
     def __eq__(self, other: object) -> bool:
         return False
@@ -79,14 +82,14 @@ class Opaque:
 
 
 class ListNode:
-    """A node of a singly linked list, as LeetCode has it."""
+    """A node of a singly linked list, as in LeetCode."""
 
     def __init__(self, val: Any = 0, next: Any = None) -> None:
         self.val, self.next = val, next
 
 
 class TreeNode:
-    """A node of a binary tree, as LeetCode has it."""
+    """A node of a binary tree, as in LeetCode."""
 
     def __init__(self, val: Any = 0, left: Any = None, right: Any = None) -> None:
         self.val, self.left, self.right = val, left, right
@@ -96,21 +99,24 @@ _LINKS = {"ListNode": (ListNode, ("next",)), "TreeNode": (TreeNode, ("left", "ri
 
 
 def links(value: Any) -> tuple[str, ...]:
-    """Return the attributes in which a node of a list or a tree, of whichever class of that name, holds others."""
+    """Return the attributes by which a node of a list or tree holds other nodes; none for any other value.
+
+    Every class of the right name and attributes counts as one of nodes.
+    """
     name = type(value).__name__
-    if isinstance(value, type) or hasattr(type(value), "_of"):  # or what stands for one that is elsewhere
+    if isinstance(value, type) or hasattr(type(value), "_of"):  # a stand-in, which would ask the other side
         return ()
     return _LINKS[name][1] if name in _LINKS and hasattr(value, "val") and hasattr(value, _LINKS[name][1][0]) else ()
 
 
 class _Graph:
-    """Nodes that lead to each other: the name of their class, and the value and the links of each.
+    """Nodes that lead to each other: the name of their class, and a row for each node of its value and its links.
 
     A link is None, the place of a node of this graph, or a node of another.
     """
 
     def __init__(self, head: Any, places: dict[int, tuple[_Graph, int]]) -> None:
-        """Note the place of each node in `places`, by the node's identity."""
+        """Collect the nodes that `head` leads to; note the place of each in `places`, by the node's identity."""
         self.kind, nodes = type(head).__name__, [head]
         names, self._nodes = links(head), nodes
         places[id(head)] = self, 0
@@ -128,7 +134,7 @@ class _Graph:
 
 
 def graph(kind: str, rows: list[tuple[Any, ...]]) -> list[Any]:
-    """Return the nodes of a graph."""
+    """Return the nodes of a graph; raises KeyError for another class, IndexError for a link that leads nowhere."""
     make, names = _LINKS[kind]
     nodes = [make(row[0]) for row in rows]
     for node, row in zip(nodes, rows, strict=True):
@@ -142,25 +148,8 @@ def node_at(nodes: list[Any], place: int) -> Any:
     return nodes[place]
 
 
-def default_dict(builtin: str, factory: Any, items: dict[Any, Any]) -> Any:
-    """Return a dict with a factory of its missing values: a type of Python's by name, or a callable."""
-    return defaultdict(builtin_type(builtin) if builtin else factory if callable(factory) else None, items)
-
-
-def builtin_type(name: str) -> Any:
-    """Return the type of Python's of a plain value; ValueError for another name."""
-    if name not in _PLAIN:
-        raise ValueError(f"no plain type {name!r}")
-    return getattr(builtins, name)
-
-
-def is_plain_type(value: Any) -> bool:
-    """Return whether a value is a type of Python's that a message may name: calling it gives a plain value."""
-    return isinstance(value, type) and value.__name__ in _PLAIN and getattr(builtins, value.__name__) is value
-
-
 def list_node(values: list[Any]) -> ListNode | None:
-    """The linked list of `values`; None for none."""
+    """Return the linked list of `values`; None if there are none."""
     head = None
     for value in reversed(values):
         head = ListNode(value, head)
@@ -168,7 +157,7 @@ def list_node(values: list[Any]) -> ListNode | None:
 
 
 def list_values(node: Any) -> list[Any]:
-    """The values of a linked list; ValueError where it runs in a circle."""
+    """Return the values of a linked list; raises ValueError if it runs in a circle."""
     values, seen = [], set()
     while node is not None:
         if id(node) in seen:
@@ -180,7 +169,7 @@ def list_values(node: Any) -> list[Any]:
 
 
 def tree_node(values: list[Any]) -> TreeNode | None:
-    """The tree of `values` in level order, None where a child is missing."""
+    """Return the tree of `values` in level order, in which None marks a missing child."""
     if not values:
         return None
     rest = iter(values)
@@ -200,7 +189,10 @@ def tree_node(values: list[Any]) -> TreeNode | None:
 
 
 def tree_values(node: Any) -> list[Any]:
-    """The values of a tree in level order, without the missing children at its end; ValueError where it is no tree."""
+    """Return the values of a tree in level order; raises ValueError if a node occurs twice.
+
+    Missing children at the end are left out.
+    """
     values, level, seen = [], deque([node]), set()
     while level:
         node = level.popleft()
@@ -215,8 +207,25 @@ def tree_values(node: Any) -> list[Any]:
     return values
 
 
+def default_dict(builtin: str, factory: Any, items: dict[Any, Any]) -> Any:
+    """Return a dict whose missing values come from a plain type by name, or from a callable."""
+    return defaultdict(builtin_type(builtin) if builtin else factory if callable(factory) else None, items)
+
+
+def builtin_type(name: str) -> Any:
+    """Return Python's type of a plain value; raises ValueError for another name."""
+    if name not in _PLAIN:
+        raise ValueError(f"no plain type {name!r}")
+    return getattr(builtins, name)
+
+
+def is_plain_type(value: Any) -> bool:
+    """Return whether a value is a type that a message may name, because calling it returns a plain value."""
+    return isinstance(value, type) and value.__name__ in _PLAIN and getattr(builtins, value.__name__) is value
+
+
 def numpy_scalar(name: str, value: Any) -> Any:
-    """A scalar of numpy; ValueError for another name."""
+    """Return a scalar of numpy; raises ValueError for an unknown name."""
     import numpy
 
     if name not in _NUMPY:
@@ -225,7 +234,7 @@ def numpy_scalar(name: str, value: Any) -> Any:
 
 
 def numpy_array(kind: str, shape: tuple[int, ...], data: bytes) -> Any:
-    """An array of numpy's numbers; ValueError for another kind or another size."""
+    """Return an array of numpy's numbers; raises ValueError for another kind or a size that does not fit."""
     import numpy
 
     if kind not in _NUMPY:
@@ -234,7 +243,7 @@ def numpy_array(kind: str, shape: tuple[int, ...], data: bytes) -> Any:
 
 
 def named_tuple(name: str, fields: tuple[str, ...], values: tuple[Any, ...]) -> Any:
-    """A tuple whose places have names."""
+    """Return a tuple whose places have names."""
     return _tuple_class(name, fields)(*values)
 
 
@@ -246,7 +255,7 @@ def _tuple_class(name: str, fields: tuple[str, ...]) -> Any:
 
 
 def dict_view(kind: str, values: list[Any]) -> Any:
-    """The keys, the values or the items of a dict; ValueError for another kind."""
+    """Return the keys, the values or the items of a dict; raises ValueError for another kind."""
     if kind == "dict_keys":
         return dict.fromkeys(values).keys()
     if kind == "dict_items":
@@ -258,7 +267,7 @@ def dict_view(kind: str, values: list[Any]) -> Any:
 
 _VIEWS = (type({}.keys()), type({}.values()), type({}.items()))
 
-# How each base class is read from something derived from it; a base before its own base.
+# Functions that read each base class from a value derived from it; a base comes before its own base.
 _READ_AS = (
     (int, int.__int__),
     (float, float.__float__),
@@ -274,7 +283,8 @@ _READ_AS = (
     (bytes, lambda v: bytes(bytes.__iter__(v))),
     (bytearray, lambda v: bytes(bytearray.__iter__(v))),
 )
-# How the others are taken apart. (Their own ways need names and conversions that a made-up message must not have.)
+# Functions that take the other types apart. (Their own pickling needs names and conversions that no forged message may
+# have.)
 _PARTS: dict[type, Callable[[Any], tuple[Any, ...]]] = {
     complex: lambda v: (v.real, v.imag),
     range: lambda v: (v.start, v.stop, v.step),
@@ -284,14 +294,14 @@ _PARTS: dict[type, Callable[[Any], tuple[Any, ...]]] = {
     datetime.timedelta: lambda v: (v.days, v.seconds, v.microseconds),
 }
 _CLOCK = ("hour", "minute", "second", "microsecond")
-# Longer numbers take time that grows with the square of their length.
+# Limits the digits of a number: reading takes time that grows with the square of their count.
 _LONGEST = 20_000
 
 
 class _Maker:
-    """Makes values of one type, each argument being of the types given, or of any where none are.
+    """Make values of one type from arguments of fixed types; an empty tuple of types allows any.
 
-    No pickle can change it, as it could a class.
+    No pickle can change a maker, as it could a class.
     """
 
     __slots__ = ("_kinds", "_make")
@@ -324,7 +334,7 @@ def _decimal(digits: str) -> Decimal:
 
 
 def made(name: str, parts: tuple[Any, ...]) -> Any:
-    """Return a value of one of Python's types of its parts; KeyError for another type, ValueError for other parts."""
+    """Return a value of a type of `_TYPES`; raises KeyError for another name, ValueError for parts that do not fit."""
     return _TYPES[name](*parts)
 
 
@@ -335,7 +345,7 @@ class _Writer(pickle.Pickler):
         self._places: dict[int, tuple[_Graph, int]] = {}
 
     def reducer_override(self, value: Any) -> Any:
-        """Asked for all but the exact built-in types."""
+        """Return how to rebuild a value; pickle calls this for all but the exact built-in types."""
         if id(value) in self._places:
             return node_at, self._places[id(value)]
         kind = type(value)
@@ -372,7 +382,7 @@ class _Writer(pickle.Pickler):
 
 
 def reference(*parts: Any) -> Any:
-    """Stand in a message for an object that stays where it is; its reader is told how to read it."""
+    """Stand in a message for an object that stays on its side; the reader gets a function that resolves it."""
     raise ValueError("a reference where none is read")
 
 
@@ -398,10 +408,10 @@ _MOST = 8_000_000
 
 
 def _refuse_changes(data: bytes) -> None:
-    """Raise UnpicklingError where a message changes or makes objects by what it refers to, as `dumps` never does."""
+    """Raise UnpicklingError if a message changes an object or makes one of a class, as `dumps` never does."""
     for count, (code, _, _) in enumerate(pickletools.genops(data)):
         if code.name in _CHANGING or count > _MOST:
-            raise pickle.UnpicklingError("a message that changes what it refers to, or is too long to tell")
+            raise pickle.UnpicklingError("a message that changes what it refers to, or is too long to check")
 
 
 _MADE_HERE = (
@@ -438,13 +448,13 @@ _SELF = sys.modules[__name__]
 
 
 def dumps(message: Any, refer: Callable[[Any], tuple[Any, ...]] | None = None) -> bytes:
-    """One message, its length before it; RecursionError for what is nested too deep.
+    """Return one message with its length before it; raises RecursionError if it is nested too deep.
 
-    `refer` gives the parts of a `reference` (text, number, text, tuple, tuple) to each value that cannot be sent.
+    `refer` returns the parts of a `reference` (text, number, text, tuple, tuple) for each value that cannot be sent.
     """
     buffer = io.BytesIO(bytes(HEADER))
     buffer.seek(HEADER)
-    # A pickle names what it calls by its module, which is hidden from programs.
+    # A pickle names functions by their module, and this module is hidden from programs.
     is_hidden = sys.modules.setdefault(__name__, _SELF) is _SELF and _is_hidden
     try:
         _Writer(buffer, refer).dump(message)
@@ -457,7 +467,7 @@ def dumps(message: Any, refer: Callable[[Any], tuple[Any, ...]] | None = None) -
 
 
 def length(header: bytes) -> int:
-    """How long the message behind a header is."""
+    """Return the length of the message after a header."""
     return _LENGTH.unpack(header)[0]
 
 
@@ -465,23 +475,71 @@ _is_hidden = False
 
 
 def hide() -> None:
-    """Take this module away from the modules that a program sees, but while a message is written."""
+    """Hide this module from programs, except while a message is written."""
     global _is_hidden
     _is_hidden = True
     sys.modules.pop(__name__, None)
 
 
 def loads(data: bytes, resolve: Callable[..., Any] | None = None, is_suspect: bool = True) -> Any:
-    """The message whose bytes these are (without the header); ValueError for anything that `dumps` does not write.
+    """Return the message in these bytes (without the header).
 
-    `resolve` makes a value of the parts of a `reference`; one that comes from a program is suspect.
+    `resolve` returns the value for the parts of a `reference`. A message from a program is suspect. Raises ValueError
+    for anything that `dumps` does not write.
     """
     try:
+        if is_suspect:
+            _refuse_endless(data)
         return _Reader(io.BytesIO(data), resolve, is_suspect).load()
-    except Exception as error:  # a pickle made up to mislead can raise nearly anything
+    except Exception as error:  # a forged pickle can raise nearly anything
         raise ValueError(f"not a message: {type(error).__name__}: {error}") from None
 
 
+# How many values a message may stand for, each counted as often as it is held.
+_MOST_VALUES = 50_000_000
+_REFERS = b"h", b"j", b"g", b"2"  # BINGET, LONG_BINGET and two that only a forged message has: GET and DUP
+_FOREIGN = {"GET", "DUP"}
+_FILLING = {"APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS", "BUILD"}
+# Nodes and stand-ins are compared by identity, so what they are made of counts once, however often they are held.
+_COUNTED_ONCE = {"graph", "reference"}
+
+
+def _refuse_endless(data: bytes) -> None:
+    """Raise ValueError if values hold each other so often that comparing or hashing them would take for ever."""
+    references = sum(map(data.count, _REFERS))
+    # With so many references the values can be held at most 3 ** (references / 3) times each.
+    if references < 3 or len(data) * 3 ** min(references / 3, 40) <= _MOST_VALUES:
+        return
+    # A cell of the stack holds the number of the values there, and their text or the name of the function. Cells are
+    # shared as the values are. `marks` holds the places where marks were set.
+    stack: list[list[Any]] = []
+    marks: list[int] = []
+    memo: dict[int, list[Any]] = {}
+    apart = 0
+    for code, argument, _ in pickletools.genops(data):
+        name = code.name
+        if name in _FOREIGN:
+            raise ValueError(f"a message with {name}")
+        if name in ("BINGET", "LONG_BINGET"):
+            stack.append(memo[argument])
+        elif name == "MEMOIZE":
+            memo[len(memo)] = stack[-1]
+        elif name == "MARK":
+            marks.append(len(stack))
+        elif name in _FILLING or code.stack_before:
+            start = marks.pop() if pickletools.stackslice in code.stack_before else len(stack) - len(code.stack_before)
+            start -= name in ("APPENDS", "SETITEMS", "ADDITEMS")
+            filled = stack[start] if name in _FILLING else [1, stack[-1][1] if name == "STACK_GLOBAL" else None]
+            filled[0] += sum(cell[0] for cell in stack[start + (name in _FILLING) :])
+            if filled[0] + apart > _MOST_VALUES:
+                raise ValueError("values that hold each other without end")
+            if name == "REDUCE" and stack[start][1] in _COUNTED_ONCE:
+                apart, filled = apart + filled[0], [1, None]
+            stack[start:] = [filled] if code.stack_after else []
+        elif code.stack_after:
+            stack.append([1, argument if name == "SHORT_BINUNICODE" else None])
+
+
 def allow_long_integers() -> None:
-    """Python refuses to print or read integers of more than 4300 digits; tests have some."""
+    """Let Python print and read integers of more than 4300 digits, which some tests have."""
     sys.set_int_max_str_digits(0)

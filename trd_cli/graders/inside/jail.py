@@ -1,26 +1,26 @@
-"""Started as a script: closes the sandbox around itself, then serves requests (see runner). Standard library only.
+"""Close a sandbox around this process, then serve requests (see runner). Runs as a script; standard library only.
 
     python -s -S -P jail.py     a prepared parent: each message on its standard input, a socket, asks for one sandbox
 
-It has loaded what every sandbox needs and never a program. A message is a JSON object of OPTIONS with the descriptors
-that the new process reads requests from and writes replies to; the reply is that process's number. A message {"end":
-number} ends it. Messages and replies end with a line.
+A parent has loaded what every sandbox needs and never a program. A message is a JSON object of OPTIONS, sent with the
+descriptors from which the new process reads requests and to which it writes replies; the parent replies with that
+process's number. The message {"end": number} ends it. Messages and replies end with a line.
 
-    python -s -S -P jail.py OPTIONS     one sandbox, where another program has closed it (bwrap)
+    python -s -S -P jail.py OPTIONS     one sandbox that another program has closed (bwrap)
 
-OPTIONS: `level` ("namespaces", "limits", or "bwrap" where that has closed it already), `root` (an empty
-directory), `work` (where programs work: `/tmp` or below it), `shown` (directories that stay visible, read-only), `site`
+OPTIONS: `level` ("namespaces", "limits", or "bwrap" if that has closed it already), `root` (an empty directory), `work`
+(the directory in which programs work: `/tmp` or below it), `shown` (directories that stay visible, read-only), `site`
 (directories of packages), `memory` and `file_size` in bytes, `processes`, `seconds` of CPU, `environment` (variables
 besides those of the parent), and `other` (two more descriptors, see runner.Pipes) or null.
 
-Level "namespaces", Linux: new user, mount, process, network, IPC and host-name namespaces. The file system is a new,
-small one: the directories shown, read-only, and an empty /tmp that holds at most `file_size` bytes. There is no network
-but a loopback that is down. All processes end when this one does. Level "limits" is what remains where the kernel
-refuses that: a session of its own, no core files, and resource limits.
+Level "namespaces", Linux: new user, mount, process, network, IPC and host-name namespaces. The new file system holds
+the visible directories, read-only, and an empty /tmp of at most `file_size` bytes. The only network is a loopback that
+is down. All processes end with this one. Level "limits" is for kernels that refuse namespaces: a session of its own, no
+core files, and resource limits.
 
-The processes: this one starts the keeper, which enters the namespaces and is given its user ids by this one (a process
-cannot map more than one by itself); the keeper starts the first process of the new process namespace, and that one
-starts the runner, so that the runner may fall to any signal and everything it started falls with the first process.
+The processes: this one starts the keeper and maps its user ids once the keeper is in the namespaces (a process cannot
+map more than one by itself). The keeper starts the first process of the new process namespace, which starts the runner.
+Any signal may end the runner, and all that it started ends with the first process.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ import types
 
 _NAMESPACES = 0x10000000 | 0x00020000 | 0x20000000 | 0x40000000 | 0x08000000 | 0x04000000
 _MS_BIND, _MS_REC, _MS_PRIVATE, _MS_NOSUID, _MS_NODEV = 4096, 16384, 1 << 18, 2, 4
-# Where the pipes to another sandbox are.
+# Descriptors of the pipes to another sandbox.
 _OTHERS = (50, 51)
 _PR_SET_DUMPABLE = 4
 _PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS, _PR_CAPBSET_DROP, _PR_SET_CHILD_SUBREAPER = 1, 38, 24, 36
@@ -68,7 +68,7 @@ def _mount(libc: ctypes.CDLL, source: str, target: str, kind: str, flags: int, d
 
 
 def _read_only(libc: ctypes.CDLL, path: str, undo: bool = False) -> None:
-    """Make a mount, and all that was mounted below it with it, read-only; or undo that of the mount alone."""
+    """Make a mount and all mounts below it read-only, or undo that for the mount alone."""
     attributes = (ctypes.c_uint64 * 4)(*((0, _MOUNT_ATTR_RDONLY) if undo else (_MOUNT_ATTR_RDONLY, 0)), 0, 0)
     flags = 0 if undo else _AT_RECURSIVE
     result = libc.syscall(_SYS_MOUNT_SETATTR, _AT_FDCWD, path.encode(), flags, ctypes.byref(attributes), 32)
@@ -76,11 +76,11 @@ def _read_only(libc: ctypes.CDLL, path: str, undo: bool = False) -> None:
 
 
 def _build_root(libc: ctypes.CDLL, options: dict) -> None:
-    """A file system of what is shown, devices and an empty /tmp; then it is the only one there is."""
+    """Build a file system of the visible directories, devices and an empty /tmp, and make it the only one."""
     root = options["root"]
     _mount(libc, "none", "/", "", _MS_REC | _MS_PRIVATE)
     _mount(libc, "tmpfs", root, "tmpfs", _MS_NOSUID | _MS_NODEV, "size=1m,mode=755")
-    # Before what is shown, which may lie below it.
+    # Mounted before the visible directories, which may lie below it.
     os.mkdir(f"{root}/tmp")
     _mount(libc, "tmpfs", f"{root}/tmp", "tmpfs", _MS_NOSUID | _MS_NODEV, f"size={options['file_size']},mode=1777")
     for path in options["shown"]:
@@ -103,12 +103,12 @@ def _build_root(libc: ctypes.CDLL, options: dict) -> None:
     if options["work"] != "/tmp":
         os.mkdir(root + options["work"])
         os.chmod(root + options["work"], 0o1777)
-    with contextlib.suppress(OSError):  # a container that hides parts of /proc does not allow a new one
+    with contextlib.suppress(OSError):  # a container that hides parts of /proc forbids a new one
         _mount(libc, "proc", f"{root}/proc", "proc", _MS_NOSUID | _MS_NODEV)
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         os.symlink(f"/proc/self/fd/{number}", f"{root}/dev/{name}")
     os.symlink("/proc/self/fd", f"{root}/dev/fd")
-    # In a user namespace of its own a program could mount file systems without bound.
+    # In a user namespace of its own a program could mount any number of file systems.
     with contextlib.suppress(OSError):
         _write("/proc/sys/user/max_user_namespaces", "0")
     os.chdir(root)
@@ -128,9 +128,9 @@ def _touch(path: str) -> str:
 
 
 def _map_ids(keeper: int) -> bool:
-    """Give the keeper's namespace its user ids:
+    """Give the keeper's namespace its user ids and return whether there are two.
 
-    root's own and nobody where we may, else our own. Whether there are two.
+    As root they are root's own id and nobody, otherwise our own id alone.
     """
     lines = [f"0 {os.geteuid()} 1\n1 {_NOBODY} 1\n"] if os.geteuid() == 0 else []
     for text in [*lines, f"0 {os.geteuid()} 1\n"]:
@@ -158,11 +158,11 @@ def _die_with_parent(libc: ctypes.CDLL) -> None:
 
 
 def _drop_capabilities(libc: ctypes.CDLL, as_nobody: bool) -> None:
-    """No capability is left, and none comes back by running a program."""
+    """Drop all capabilities, so that none comes back by running a program."""
     for number in range(64):
         if libc.prctl(_PR_CAPBSET_DROP, number, 0, 0, 0) != 0:
             break
-    # Not before: it takes the right to drop the others away.
+    # This comes after the loop because it takes away the right to drop capabilities.
     if as_nobody:
         os.setresuid(1, 1, 1)
     header, data = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
@@ -191,11 +191,11 @@ def _limit(options: dict) -> None:
 
 
 def _fork_and_wait() -> None:
-    """Go on in a child; the parent ends with it, with the same code."""
+    """Return in a child; the parent waits for it and ends with the same code."""
     child = os.fork()
     if child == 0:
         return
-    # What the child reads and writes must end with it.
+    # The child's pipes must end with the child.
     for descriptor in range(3):
         os.close(descriptor)
     while True:
@@ -205,7 +205,7 @@ def _fork_and_wait() -> None:
 
 
 def _enter_namespaces(options: dict) -> None:
-    """Returns in the runner's process, inside; the processes around it stay behind to wait."""
+    """Return in the runner's process inside the namespaces; the processes around it stay behind and wait."""
     libc = _libc()
     ready, mapped = os.pipe(), os.pipe()
     keeper = os.fork()
@@ -239,7 +239,7 @@ def _enter_namespaces(options: dict) -> None:
 
 
 def _reap_for_ever() -> None:
-    """What the keeper does until the judge ends it, and with it all that is below it."""
+    """Reap processes in the keeper until the judge ends it, and with it all processes below it."""
     for descriptor in range(3):
         os.close(descriptor)
     while True:
@@ -255,7 +255,7 @@ def _enter_limits(options: dict) -> None:
         libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
         if options["level"] == "bwrap":
             return
-        # A daemon stays below this process, where it is found and ended, even if the runner is gone.
+        # Daemons stay below this process, which can find and end them even if the runner is gone.
         libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         if os.fork():
             _reap_for_ever()
@@ -263,18 +263,12 @@ def _enter_limits(options: dict) -> None:
 
 
 def _seal_ourselves(libc: ctypes.CDLL, sealed: bool) -> None:
-    """Keep other processes of the user out of this one's memory, or undo it:
-
-    what is sealed cannot be given user ids.
-    """
+    """Keep other processes of the user out of this one's memory, or undo it: a sealed process cannot get user ids."""
     libc.prctl(_PR_SET_DUMPABLE, 0 if sealed else 1, 0, 0, 0)
 
 
 def main() -> None:
-    """Serve as the parent of sandboxes until the other end of standard input is closed;
-
-    with OPTIONS become a sandbox.
-    """
+    """Serve as the parent of sandboxes until standard input closes; with OPTIONS become a sandbox."""
     sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
     import runner
 
@@ -283,12 +277,12 @@ def main() -> None:
     libc = _libc() if sys.platform == "linux" else None
     if libc:
         _die_with_parent(libc)
-        with contextlib.suppress(OSError):  # where memory runs out, it is a program that the kernel ends
+        with contextlib.suppress(OSError):  # if memory runs out, the kernel must end a program
             _write("/proc/self/oom_score_adj", "1000")
     if len(sys.argv) > 1:
         options = json.loads(sys.argv[1])
         _become_sandbox(runner, options, options["other"] or [])
-    # Its owner's bounds are of a row.
+    # The owner's bounds are for one row.
     for kind in (resource.RLIMIT_CPU, resource.RLIMIT_AS):
         with contextlib.suppress(ValueError, OSError):
             resource.setrlimit(kind, (resource.getrlimit(kind)[1],) * 2)
@@ -318,7 +312,7 @@ def main() -> None:
 
 
 def _received(channel: socket.socket) -> tuple[bytes, list[int]]:
-    """One line and the descriptors that came with it; nothing at the end."""
+    """Return one line and the descriptors that came with it; nothing at the end."""
     message, descriptors, _, _ = socket.recv_fds(channel, 1 << 16, 4)
     while message and not message.endswith(b"\n"):
         message += channel.recv(1 << 16) or b"\n"
@@ -326,7 +320,7 @@ def _received(channel: socket.socket) -> tuple[bytes, list[int]]:
 
 
 def _take(descriptors: list[int]) -> None:
-    """In the child: have the descriptors given as standard input and output and as `_OTHERS`, and no other one."""
+    """In the child, make the descriptors standard input and output and `_OTHERS`, and close all others."""
     os.setsid()
     apart = [fcntl.fcntl(descriptor, fcntl.F_DUPFD, 100) for descriptor in descriptors]
     nothing = os.open(os.devnull, os.O_RDWR)
@@ -339,7 +333,7 @@ def _take(descriptors: list[int]) -> None:
 
 
 def _end(child: int) -> None:
-    """End a child of this process, which has not been waited for, so that its number is still its own."""
+    """End a child of this process; its number is still its own, because nobody has waited for it."""
     for end in (os.kill, os.killpg):
         with contextlib.suppress(ProcessLookupError, PermissionError):
             end(child, signal.SIGKILL)
@@ -348,7 +342,7 @@ def _end(child: int) -> None:
 
 
 def _become_sandbox(runner: types.ModuleType, options: dict, others: list[int]) -> None:
-    """In the child: close the sandbox around this process and serve. Never returns."""
+    """In the child, close the sandbox around this process and serve; never return."""
     try:
         os.environ.update(options["environment"])
         other = runner.Pipes(*others) if others else None

@@ -1,8 +1,7 @@
-"""Names of programs and of test programs: which they use, which they define, and what is given to them. Standard
-library only.
+"""Find the names that programs and test programs use and define, and the names given to them. Standard library only.
 
-What LeetCode and its kin give to a program before its first line is given to those that use it and define nothing of
-that name.
+LeetCode and similar sites give some names to a program before its first line. A program gets them if it uses them and
+does not define them.
 """
 
 from __future__ import annotations
@@ -16,14 +15,14 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
-# The later ones win where two have a name.
+# If two modules have a name, the later one wins.
 MODULES = (
     *("bisect", "collections", "copy", "datetime", "functools", "heapq", "io", "itertools", "json", "math"),
     *("operator", "random", "re", "statistics", "string", "sys", "typing"),
 )
 
 
-# Under which names test programs import what they test.
+# Test programs import the tested program under these names.
 IMPORTED_AS = (
     *("solution", "main", "submission", "candidate", "program", "answer", "task", "my_solution", "my_module"),
     *("your_solution", "your_module", "solution_module", "module", "implementation"),
@@ -35,15 +34,15 @@ _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 def load_modules() -> None:
-    """Import what programs are given, outside of any program's time."""
+    """Import the modules given to programs, outside of any program's time."""
     for name in MODULES:
         importlib.import_module(name)
 
 
 def global_names(source: str) -> tuple[set[str], set[str]]:
-    """Return the names a program looks up outside of its functions, and those it defines there;
+    """Return the names that a program looks up outside of its functions' own, and those that it defines there.
 
-    SyntaxError as of `compile`.
+    Raises SyntaxError as `compile` does.
     """
     used: set[str] = set()
     bound: set[str] = set()
@@ -62,7 +61,7 @@ def global_names(source: str) -> tuple[set[str], set[str]]:
 
 
 def given(name: str) -> Any:
-    """Return what a name means that nobody defined; KeyError where it is given no meaning."""
+    """Return the meaning of a name that nobody defined; raises KeyError if it has none."""
     if name in MODULES:
         return sys.modules[name]
     for module in reversed(MODULES):
@@ -72,12 +71,15 @@ def given(name: str) -> Any:
 
 
 def public_names(module: ModuleType) -> list[str]:
-    """Return the names that `from module import *` gives."""
+    """Return the names that `from module import *` provides."""
     return list(getattr(module, "__all__", None) or [name for name in vars(module) if not name.startswith("_")])
 
 
 def given_names(source: str, more: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Return what a program uses without defining it, as far as it is given, `more` besides the modules' names."""
+    """Return the given names, with their meanings, that a program uses without defining them.
+
+    `more` holds meanings besides those of the modules' names.
+    """
     try:
         used, bound = global_names(source)
         starred = [
@@ -87,7 +89,7 @@ def given_names(source: str, more: Mapping[str, Any] | None = None) -> dict[str,
             for name in public_names(sys.modules[node.module])
         ]
     except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return {}  # its own compilation says so
+        return {}  # compiling it will report this
     found = {}
     for name in used - bound - set(dir(builtins)) - set(starred):
         try:
@@ -98,7 +100,7 @@ def given_names(source: str, more: Mapping[str, Any] | None = None) -> dict[str,
 
 
 def is_given(name: str) -> bool:
-    """Return whether a name means something that nobody need define."""
+    """Return whether a name has a meaning without being defined."""
     try:
         given(name)
     except KeyError:
@@ -107,10 +109,7 @@ def is_given(name: str) -> bool:
 
 
 def asked_by(tests: str) -> set[str]:
-    """Return the names that a test program asks a solution for:
-
-    those it imports from one, and those it uses and nobody defines.
-    """
+    """Return the names that a test program expects of a solution: its imports from one, and undefined names it uses."""
     load_modules()
     used, bound = global_names(tests)
     wanted = used - bound - set(dir(builtins))
@@ -144,13 +143,13 @@ def uncalled(tree: ast.Module, used: set[str]) -> list[str]:
 
 
 def is_only_called(tree: ast.AST, name: str) -> bool:
-    """Return whether a test program uses a name for calls of at most one argument alone."""
+    """Return whether a test program uses a name only in calls of it with at most one argument."""
     calls = [node.func for node in ast.walk(tree) if isinstance(node, ast.Call) and len(node.args) <= 1]
     return sum(_last_name(each) == name for each in ast.walk(tree)) == sum(_last_name(each) == name for each in calls)
 
 
 def asked_module_names(tree: ast.AST) -> set[str]:
-    """Return the names under which a test program imports what it tests, or parts of it."""
+    """Return the names under which a test program imports the tested program or parts of it."""
     found: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module in IMPORTED_AS:
@@ -167,10 +166,9 @@ def parameters(tree: ast.AST) -> dict[str, set[str]]:
 
 
 def reached(tree: ast.AST, asked: set[str], skipped: set[str] | None = None) -> set[str]:
-    """Return `asked` and the names of variables, functions and attributes of a test program that hold or use what
-    `asked` gives.
+    """Return `asked` and the names in a test program that hold or use a result of it: variables, functions, attributes.
 
-    Arguments of calls of `skipped` do not count; without them, parameters that are given it do.
+    Arguments of calls of `skipped` do not count. Without `skipped`, parameters that are given such a result do.
     """
     found, taken = set(asked), parameters(tree)
     while True:
@@ -191,17 +189,17 @@ def reached(tree: ast.AST, asked: set[str], skipped: set[str] | None = None) -> 
 
 
 def statement_names(tree: ast.AST, line: int) -> set[str]:
-    """Return the names and attributes in the innermost statement at a line of a test program, its body aside."""
+    """Return the names and attributes in the innermost statement at a line of a test program, without its body."""
     around = [node for node in ast.walk(tree) if isinstance(node, ast.stmt) and node.lineno <= line <= node.end_lineno]
     parts = ast.iter_child_nodes(max(around, key=lambda node: (node.lineno, -node.end_lineno))) if around else ()
     return set().union(*(_loads(each) for each in parts if not isinstance(each, (ast.stmt, ast.excepthandler))))
 
 
 def helpers(tree: ast.AST, asked: set[str], names: set[str]) -> set[str]:
-    """Return those of `names` that a test program uses as helpers beside what `asked` gives: to compare it or what is
-    expected of it, or to decide whether it is asked.
+    """Return those of `names` that a test program uses as helpers beside results of `asked`.
 
-    A call of what `asked` gives, and of nothing else, whose value is compared is no such use: as of `loads(encode(1))`.
+    A helper compares a result or what is expected, or decides whether the program is asked. A call with such a result
+    alone whose value is compared is no such use: `loads(encode(1))`.
     """
     held = reached(tree, asked) if names else set()
     callees = held - set(parameters(tree))
@@ -214,6 +212,7 @@ def helpers(tree: ast.AST, asked: set[str], names: set[str]) -> set[str]:
 
 
 def _is_beside(node: ast.AST, made: set[str], held: set[str], callees: set[str]) -> bool:
+    """Return whether a node uses what a helper made (`made`) beside results of the program (`held`)."""
     heads = [getattr(node, key, None) for key in ("iter", "test", "items", "generators")]
     heads = [each for head in heads if head for each in (head if isinstance(head, list) else [head])]
     if heads and not isinstance(node, ast.Assert):
@@ -239,7 +238,7 @@ def _is_beside(node: ast.AST, made: set[str], held: set[str], callees: set[str])
 
 
 def _is_verdict(node: ast.AST, made: set[str], held: set[str]) -> bool:
-    """Return whether what stands for true or false is made by a helper of what is held."""
+    """Return whether a helper makes the truth of an expression from results of the program."""
     while isinstance(node, ast.UnaryOp):
         node = node.operand
     parts = node.values if isinstance(node, ast.BoolOp) else [node]
@@ -250,7 +249,7 @@ def _is_verdict(node: ast.AST, made: set[str], held: set[str]) -> bool:
 
 
 def _loads(node: ast.AST, skipped: set[str] | None = None) -> set[str]:
-    """Return the names and attributes in an expression or statement, those in arguments of calls of `skipped` aside."""
+    """Return the names and attributes in a node, except those in arguments of calls of `skipped`."""
     found: set[str] = set()
     waiting = [node]
     while waiting:

@@ -1,24 +1,19 @@
-"""What runs inside the sandbox: a program, called or fed as its judge asks. Standard library only.
+"""Serve inside the sandbox: call or feed a program as its judge asks. Standard library only.
 
-The judge sits outside, on the other side of two pipes of messages (see codec). It sends the program, then one message a
-call or a test, and gets one back for each. No expected result ever comes in here. Requests:
+The judge sits outside, at the other end of two pipes of messages (see codec). It sends the program, then one message
+for each call or test, and gets a reply to each. No expected result ever comes in here. Requests and replies:
 
-    {"load": source, "prelude": bool}            → {"ok": true} | {"raised": text}     defines what is then called
-    {"script": source}                           → {"ok": true}                        names what is then run, once a test
+    {"load": source, "prelude": bool}            → {"ok": true} | {"raised": text}
+        defines the names that are called later
+    {"script": source}                           → {"ok": true}
+        names the program that runs once for each test
     {"target": name, "args": …, "kwargs": …}     → {"done": true}, then {"value": …} | {"raised": text}
-                                                                                       a function, or a method of
-                                                                                       Solution; two messages, as
-                                                                                       sending a large value is not the
-                                                                                       program's time
-    {"calls": name, "inputs": [args, …]}         → {"value": …} | {"raised": text} for each of them
+        calls a function or a method of Solution; two replies, as sending a large value is not the program's time
+    {"calls": name, "inputs": [args, …]}         → {"value": …} | {"raised": text} for each of the inputs
     {"stdin": text, "limit": seconds}            → {"stdout": text, "status": int, "flooded": bool, "late": bool}
-    {"check": source, "names": […], "limit": seconds}
-                                                 → {"ok": true} | {"raised": text} | {"fault": text}
-                                                                                       a test program (see asking); what
-                                                                                       it asks goes to another runner,
-                                                                                       through the two pipes named at
-                                                                                       the start
-    {"op": name, "args": …, "kwargs": …}         → what that test program asks (see objects)
+    {"check": source, "names": […], "limit": seconds} → {"ok": true} | {"raised": text} | {"fault": text}
+        runs a test program (see checking), whose calls go to another runner through the two pipes named at the start
+    {"op": name, "args": …, "kwargs": …}         → a reply to that test program (see objects)
 """
 
 from __future__ import annotations
@@ -35,10 +30,11 @@ import types
 from collections.abc import Callable
 from typing import Any
 
-import asking
+import checking
 import codec
 import names
 import objects
+from exceptions import message_of
 
 MAX_OUTPUT = 32 << 20
 _NODES = {"ListNode": codec.ListNode, "TreeNode": codec.TreeNode}
@@ -47,7 +43,7 @@ _HELD, _HELD_SECONDS = 1 << 15, 0.002
 
 
 class Pipes:
-    """Messages in, messages out, on file descriptors of their own."""
+    """Messages in and out through file descriptors."""
 
     def __init__(self, source: int, target: int) -> None:
         self._in, self._out, self._buffer = source, target, bytearray()
@@ -55,7 +51,7 @@ class Pipes:
     def receive(
         self, limit: float | None = None, resolve: Callable[..., Any] | None = None, is_suspect: bool = True
     ) -> Any:
-        """The next message, None at the end; TimeoutError where it has not come whole after `limit` seconds."""
+        """Return the next message, None at the end; raises TimeoutError if it is incomplete after `limit` seconds."""
         deadline = None if limit is None else time.monotonic() + limit
         header = self._read(codec.HEADER, deadline)
         data = None if header is None else self._read(codec.length(header), deadline)
@@ -75,6 +71,7 @@ class Pipes:
         return data
 
     def send(self, message: Any, refer: Callable[[Any], tuple[Any, ...]] | None = None) -> None:
+        """Write one message."""
         self.write(codec.dumps(message, refer))
 
     def write(self, data: bytes | bytearray) -> None:
@@ -85,14 +82,14 @@ class Pipes:
 
 
 def prepare() -> None:
-    """Load what every sandbox needs, once for all that are forked from this process."""
+    """Load what every sandbox needs, once for all sandboxes that are forked from this process."""
     names.load_modules()
 
 
 def serve(pipes: Pipes, other: Pipes | None) -> None:
     """Answer requests until the judge hangs up."""
     codec.allow_long_integers()
-    # Programs call them; the module `site`, which is not loaded here, defines them.
+    # Programs call these, but the module `site`, which defines them, is not loaded here.
     builtins.exit = builtins.quit = sys.exit
     sys.setrecursionlimit(_RECURSION)
     sys.argv = ["solution.py"]
@@ -112,13 +109,13 @@ def serve(pipes: Pipes, other: Pipes | None) -> None:
         try:
             pipes.send(reply)
         except BaseException as error:
-            pipes.send({"raised": objects.told(error)})
+            pipes.send({"raised": message_of(error)})
 
 
 def _hide_ourselves() -> None:
-    """Leave no module of ours where a program or a test program would find or import it."""
+    """Remove our modules from those that a program or a test program could find or import."""
     codec.hide()
-    for name in ("runner", "objects", "names", "asking"):
+    for name in ("runner", "objects", "stand_ins", "exceptions", "containers", "names", "checking"):
         sys.modules.pop(name, None)
     sys.modules["__main__"] = types.ModuleType("__main__")
 
@@ -144,7 +141,7 @@ class _Program:
                 return _checked(self._other, request)
             return self._call(request)
         except BaseException as error:
-            return {"raised": objects.told(error)}
+            return {"raised": message_of(error)}
 
     def _load(self, source: str, prelude: bool) -> dict[str, Any]:
         code = compile(source, "<string>", "exec", dont_inherit=True)
@@ -163,13 +160,13 @@ class _Program:
         return {"value": self._targets[name](*request["args"], **request["kwargs"])}
 
     def answer_all(self, request: dict[str, Any], pipes: Pipes) -> None:
-        """Reply to each of many calls, the replies held back for a moment: they cost more than a usual call does."""
+        """Reply to each of many calls; hold replies back for a moment, as each costs more to send than a usual call."""
         held, sent = bytearray(), time.monotonic()
         for args in request["inputs"]:
             try:
                 data = codec.dumps(self._call({"target": request["calls"], "args": args, "kwargs": {}}))
             except BaseException as error:
-                data = codec.dumps({"raised": objects.told(error)})
+                data = codec.dumps({"raised": message_of(error)})
             held += data
             if len(held) > _HELD or time.monotonic() - sent > _HELD_SECONDS:
                 pipes.write(held)
@@ -177,11 +174,11 @@ class _Program:
         pipes.write(held)
 
     def _target(self, name: str) -> Any:
-        # Not what is given under that name: `merge` is one of heapq's functions and of LeetCode's problems.
+        # A given name does not count: `merge` is one of heapq's functions and of LeetCode's problems.
         return self.get(name) if self._defines(name) else getattr(self._globals["Solution"](), name)
 
     def own(self) -> list[str]:
-        """The names the program defines."""
+        """Return the names that the program defines."""
         return [name for name in self._globals if name != "__builtins__" and self._defines(name)]
 
     def _defines(self, name: str) -> bool:
@@ -191,7 +188,7 @@ class _Program:
         return self._globals[name]
 
     def functions(self) -> list[str]:
-        """The names of the functions the program defines, in their order."""
+        """Return the names of the functions that the program defines, in order."""
         return [
             name
             for name in self.own()
@@ -200,11 +197,11 @@ class _Program:
 
 
 def _checked(other: Pipes | None, request: dict[str, Any]) -> dict[str, Any]:
-    return asking.run(other, request["check"], request["names"], request["limit"])
+    return checking.run(other, request["check"], request["names"], request["limit"])
 
 
 def _run(source: str, text: str, limit: float) -> dict[str, Any]:
-    """Run the program as a script, once, with `text` on its standard input."""
+    """Run the program once as a script, with `text` on its standard input."""
     stdin = os.memfd_create("stdin") if hasattr(os, "memfd_create") else _temporary()
     _write_all(stdin, text.encode("utf-8", "surrogatepass"))
     os.lseek(stdin, 0, os.SEEK_SET)
@@ -243,7 +240,7 @@ def _write_all(descriptor: int, data: bytes) -> None:
 
 
 def _become(source: str, stdin: int, stdout: int) -> None:
-    """In the child: the script itself. Never returns."""
+    """In the child, run the script; never return."""
     code = 1
     try:
         os.setsid()
@@ -251,7 +248,7 @@ def _become(source: str, stdin: int, stdout: int) -> None:
         os.dup2(stdout, 1)
         _run_as_main(source)
         code = 0
-    except SystemExit:  # whatever its code: what was written decides, as for LiveCodeBench
+    except SystemExit:  # any exit code: the output decides, as in LiveCodeBench
         code = 0
     except BaseException:
         pass
@@ -267,7 +264,7 @@ def _run_as_main(source: str) -> None:
         main.__dict__.update(names.given_names(source))
         exec(compile(source, "solution.py", "exec", dont_inherit=True), main.__dict__)
     finally:
-        # As Python does at its end: threads first, executors with them, then what is registered.
+        # Python ends in this order: threads, with them executors, then registered functions.
         if "threading" in sys.modules:
             with contextlib.suppress(BaseException):
                 sys.modules["threading"]._shutdown()
@@ -278,7 +275,7 @@ def _run_as_main(source: str) -> None:
 
 
 def _drain(descriptor: int, child: int, limit: float) -> tuple[bytes, bool]:
-    """All that the program writes, up to a bound; and whether it was still at it when its time was over."""
+    """Return what the program writes, up to a bound, and whether its time ended before it did."""
     parts, size, clock = [], 0, codec.Clock(child, limit)
     while size <= MAX_OUTPUT:
         left = clock.left()
@@ -303,5 +300,5 @@ def _end_group(child: int) -> None:
 
 
 def _reap(child: int) -> int:
-    """Exit code of the child, negative for a signal."""
+    """Return the exit code of the child, negative for a signal."""
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])

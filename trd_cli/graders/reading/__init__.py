@@ -1,7 +1,6 @@
-"""From the text of an answer to what it means."""
+"""Read the meaning of an answer from its text."""
 
 from trd_cli.graders.reading.kinds import Reading, Value
-from trd_cli.graders.reading.references import reference_answer
 from trd_cli.graders.reading.structure import read
 
-__all__ = ["Reading", "Value", "read", "reference_answer"]
+__all__ = ["Reading", "Value", "read"]

@@ -1,4 +1,4 @@
-"""Brackets that belong together, and what stands outside of them."""
+"""Match brackets and split a text outside of them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ class Unbalanced(ValueError):
 
 
 def group_end(text: str, start: int, opening: str = "{", closing: str = "}") -> int:
-    """Return the index of the bracket that closes the one at `start`; raises Unbalanced where there is none."""
+    """Return the index of the bracket that closes the one at `start`; raises Unbalanced if there is none."""
     depth = 0
     place = start
     while place < len(text):
@@ -64,7 +64,7 @@ def split(text: str, pattern: re.Pattern[str]) -> tuple[list[str], list[str]]:
 
 
 def depth_stays(text: str) -> bool:
-    """Return whether the first bracket is closed by the last character and not before."""
+    """Return whether the last character, and none before it, closes the first bracket."""
     depth, place = 0, 0
     while place < len(text):
         character = text[place]

@@ -1,4 +1,4 @@
-"""Unicode as LaTeX: superscripts, fractions, root signs, dashes, spaces, letters of mathematics."""
+"""Rewrite Unicode as LaTeX: superscripts, fractions, root signs, dashes, spaces, letters of mathematics."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ GREEK = dict(
 
 
 def _pairs(table: str) -> dict[str, str]:
-    """Return the second of two words by the first."""
+    """Return a mapping from each first to each second word of a table of pairs."""
     found = words(table)
     return dict(zip(found[::2], found[1::2], strict=True))
 
 
-# Before compatibility forms are taken apart, which would lose what these mean.
+# Replaced before compatibility forms are taken apart, which would lose the meaning of these characters.
 _BEFORE = str.maketrans(
     {
         **dict.fromkeys("‐‑‒–—―−﹣－˗", "-"),
@@ -49,7 +49,7 @@ _SYMBOLS = str.maketrans(
         **{"°": r"^{\circ}", "∣": "|", "、": ", ", "∶": ":", "′": "'"},
     }
 )
-# What is left of a backslash and a letter where a program took them for one character.
+# Restores a backslash and a letter that a program read as one control character.
 CONTROLS = str.maketrans({"\x07": "\\a", "\x08": "\\b", "\x0b": "\\v", "\x0c": "\\f"})
 _INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufe00-\ufe0f\ufeff]")
 _SUPERSCRIPTS = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ⁿⁱᵃᵇᶜᵏᵐˣʸ]+")
@@ -62,7 +62,7 @@ _RADICAND = re.compile(r"\d+(?:\.\d+)?|[A-Za-z]|\\[A-Za-z]+")
 
 
 def in_latex(text: str) -> str:
-    """Return the text in ASCII as far as it is mathematics; letters of words stay."""
+    """Return the text with its mathematics in ASCII; letters of words stay."""
     text = _INVISIBLE.sub("", text).translate(_BEFORE)
     text = _OVERLINED.sub(lambda m: rf"\overline{{{m[0][::2]}}}", text)
     text = _DOTTED.sub(r"\\dot{\1}", text)
@@ -82,7 +82,7 @@ def _vulgar(match: re.Match[str]) -> str:
 
 
 def _rooted(sign: str, rest: str) -> str:
-    """Return a root sign's whole radicand in braces: the digits, one letter, or what stands in brackets."""
+    """Return a root sign with its whole radicand in braces: the digits, one letter, or the content of brackets."""
     root = {"√": r"\sqrt", "∛": r"\sqrt[3]", "∜": r"\sqrt[4]"}[sign]
     pair = {"(": ")", "{": "}"}.get(rest[:1])
     if pair:

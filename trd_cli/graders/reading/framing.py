@@ -1,10 +1,12 @@
-"""What stands around an answer: marks, the words that announce it, the conditions that it holds under."""
+"""Remove what surrounds an answer: marks, announcing words, the label of an equation, conditions."""
 
 from __future__ import annotations
 
 import re
 
 from trd_cli.graders.reading.brackets import group_end, split
+from trd_cli.graders.reading.kinds import Relation
+from trd_cli.graders.reading.notation import TEXT
 from trd_cli.graders.reading.vocabulary import ANNOUNCING
 
 _CONDITION = re.compile(
@@ -23,7 +25,7 @@ RELATIONS = re.compile(
 
 
 def tidy(text: str) -> str:
-    """Return the text without space, full stop and superfluous braces around it."""
+    """Return the text without surrounding space, a final full stop and superfluous braces."""
     before = None
     while before != text:
         before = text
@@ -69,7 +71,7 @@ def without_condition(text: str) -> str:
 
 
 def is_condition(piece: str, first: str) -> bool:
-    """Return whether a piece of a list only says what a variable of the first one may be."""
+    """Return whether a piece of a list only limits a variable of the first piece."""
     sides, relations = split(piece, RELATIONS)
     if re.search(r"\\(?:pmod|bmod|mod)", piece):
         return False
@@ -85,8 +87,49 @@ def is_condition(piece: str, first: str) -> bool:
 
 
 def signs(text: str) -> tuple[str, str]:
-    """Return a text with `\\pm` as the two that it stands for."""
+    """Return the two texts that a text with `\\pm` stands for."""
     return (
         text.replace("\\pm", "+").replace("\\mp", "-").lstrip("+ "),
         text.replace("\\pm", "-").replace("\\mp", "+").lstrip("+ "),
     )
+
+
+def is_label(side: str) -> bool:
+    """Return whether the left side of an equation only names the right side.
+
+    Such names are `x`, `f(2)`, `\\text{Area}`, `|AB|` and `(x,y)`.
+    """
+    side = side.strip()
+    if TEXT.search(side) or re.match(r"m?\s?\\(?:angle|triangle|overline|vec|overrightarrow)", side):
+        return True
+    if re.fullmatch(r"[A-Z]{2,3}|\|[A-Z]{2}\||[a-z]{4,}|[A-Z][a-z]+", side):
+        return True
+    # Proportions of lengths, areas and the like.
+    piece = r"(?:[A-Z]{1,3}|[A-Z]\s?_\s?(?:\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\}|\w|\\[A-Za-z]+))"
+    if re.fullmatch(rf"\\frac\{{{piece}\}}\{{{piece}\}}|{piece}\s?[:/]\s?{piece}", side):
+        return True
+    name = r"(?:\\[A-Za-z]+|[A-Za-z])(?:\s?_\s?(?:\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\}|\w|\\[A-Za-z]+))?'*(?:\^\{\\(?:circ|prime|star)\})?(?:\^\{-1\})?"
+    return bool(
+        re.fullmatch(
+            rf"{name}(?:\s?\([^()]*(?:\([^()]*\))?[^()]*\))?|\((?:{name}\s?,\s?)+{name}\)|\\frac\{{d.*\}}\{{d.*\}}",
+            side,
+        )
+    )
+
+
+def label_and_value(value: Relation) -> tuple[str, str]:
+    """Return the first and the last side of an equation, exchanged if only the right one is a label (`5 = x`)."""
+    first, last = value.sides[0], value.sides[-1]
+    if (
+        len(value.sides) == 2
+        and not is_label(first)
+        and re.fullmatch(r"[A-Za-z]|\\[a-z]+", last)
+        and last not in ("\\pi", "e", "i")
+    ):
+        return last, first
+    return first, last
+
+
+def spelling(name: str) -> str:
+    """Return a name without spaces and braces."""
+    return re.sub(r"[\s{}]", "", name)

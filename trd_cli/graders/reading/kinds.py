@@ -1,4 +1,4 @@
-"""What an answer can be: the values that reading finds and comparing compares."""
+"""The kinds of value that reading finds in an answer and that comparing compares."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from trd_cli.graders.reading.units import Unit
 
 @dataclass(frozen=True)
 class Scalar:
-    """An expression in plain LaTeX with what stands beside it: a unit, a percent sign, a count such as a million."""
+    """An expression in plain LaTeX and the things beside it: a unit, a percent sign, a count such as a million."""
 
     latex: str
     unit: Unit | None = None
@@ -20,7 +20,7 @@ class Scalar:
 
 @dataclass(frozen=True)
 class Phrase:
-    """Words, or words and expressions, in order; `bare` where they stand as letters of mathematics."""
+    """Words, or words and expressions, in order; `bare` if they were written as letters of mathematics."""
 
     parts: tuple[str, ...]
     bare: bool = False
@@ -28,7 +28,7 @@ class Phrase:
 
 @dataclass(frozen=True)
 class Choice:
-    """The letter of a multiple choice and what is written beside it."""
+    """The letter of a multiple choice and the text beside it."""
 
     letter: str
     beside: str = ""
@@ -36,7 +36,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Numeral:
-    """Digits with the base that they are written in."""
+    """Digits and the base they are written in."""
 
     digits: str
     base: str
@@ -44,7 +44,7 @@ class Numeral:
 
 @dataclass(frozen=True)
 class Ratio:
-    """The parts of `3:4`, of a time of day or of a score."""
+    """The parts of a ratio `3:4`, a time of day or a score."""
 
     parts: tuple[str, ...]
     unit: Unit | None = None
@@ -72,7 +72,7 @@ class Relation:
 
 @dataclass(frozen=True)
 class Matrix:
-    """Rows of expressions, and the text they were read from; `bars` for a determinant."""
+    """Rows of expressions and their source text; `bars` is true for a determinant."""
 
     rows: tuple[tuple[Reading, ...], ...]
     latex: str
@@ -81,12 +81,12 @@ class Matrix:
 
 @dataclass(frozen=True)
 class Other:
-    """What is left to math-verify as it is: unions of intervals, set-builders."""
+    """A text that is left to math-verify unread: a union of intervals or a set-builder."""
 
     latex: str
 
 
 Value = Scalar | Phrase | Choice | Numeral | Ratio | Items | Relation | Matrix | Other
-# What a text can mean, the likeliest first.
+# The possible meanings of a text, the likeliest first.
 Reading = tuple[Value, ...]
 ELLIPSIS: Reading = (Phrase(("…",)),)

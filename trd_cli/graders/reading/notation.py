@@ -1,7 +1,7 @@
-"""One plain LaTeX for the many ways in which an answer is written: Unicode, wrappers, source code, digit groups.
+"""Rewrite the many notations of an answer as one plain LaTeX: Unicode, wrappers, source code, digit groups.
 
-`plain` changes how an answer is written and never what it says. Words come out as `\\text{word}` one by one, so that
-who reads them can account for each. Letters of mathematics stay letters, in their case.
+`plain` changes the notation of an answer and never its meaning. Each word becomes a `\\text{word}` of its own, so that
+a reader can account for every one. Letters of mathematics stay letters and keep their case.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from trd_cli.graders.reading.characters import CONTROLS, in_latex
 from trd_cli.graders.reading.source import FUNCTIONS, NAMED, arguments, from_source
 from trd_cli.graders.reading.vocabulary import words
 
-# Commands that change how their argument looks; of those with two arguments the second counts.
+# Commands that change the look of their argument; of those with two arguments the second counts.
 _STYLES = frozenset(
     words(
         "boxed fbox underline mathbf mathit mathbfit boldsymbol bm pmb mathnormal ensuremath "
@@ -62,7 +62,7 @@ _COMMAND_SPACE = re.compile(r"(\\[A-Za-z]+) (?![A-Za-z])")
 
 @lru_cache(maxsize=128)
 def plain(text: str) -> str:
-    """Return the answer in plain LaTeX; raises Unbalanced where its braces do not match."""
+    """Return the answer in plain LaTeX; raises Unbalanced if its braces do not match."""
     text = text.translate(CONTROLS).strip()
     if not text.isascii():
         text = in_latex(text)
@@ -86,10 +86,7 @@ def plain(text: str) -> str:
 
 
 def _without_marks(text: str) -> str:
-    """Return the text without marks of mathematics and emphasis around it or its parts;
-
-    a dollar sign before a number stays.
-    """
+    """Return the text without marks of mathematics and emphasis; a dollar sign before a number stays."""
     while len(text) > 4 and text.startswith(("**", "__")) and text.endswith(text[:2]):
         text = text[2:-2].strip()
     for opening, closing in ((r"\(", r"\)"), (r"\[", r"\]")):
@@ -109,7 +106,7 @@ def _without_marks(text: str) -> str:
 
 
 def _simplified(text: str) -> str:
-    """Return the text with each command replaced by the plainest that means the same."""
+    """Return the text with each command replaced by the plainest one of the same meaning."""
     out: list[str] = []
     place = 0
     while match := TOKEN.search(text, place):
@@ -204,7 +201,7 @@ def _worded(text: str, place: int, name: str) -> tuple[int, str]:
 
 
 def words_marked(content: str) -> str:
-    """Return a piece of text with every word in a `\\text` of its own and all else as mathematics."""
+    """Return a piece of text with every word in a `\\text` of its own and everything else as mathematics."""
     out, place = [], 0
     content = re.sub(r"(?<=[^\W\d_])\.(?=\s|$)", "", content) if "." in content else content
     for part in re.split(r"(\\text\{[^{}]*\}|\\[A-Za-z]+)", content):

@@ -1,4 +1,4 @@
-"""A number or an expression with what stands beside it, or the phrase or the choice that it is."""
+"""Read a number or an expression with its unit, a phrase, or a choice."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _CURRENCY = re.compile(r"(-?)\s?(?:\\text\{)?(US\\\$|\\\$|€|£|¥|₹|₽|₩|
 _TAIL = re.compile(
     r"\\text\{[^{}]*\}|\^\{\\circ\}|\\circ(?![A-Za-z])|\\Omega|\\mu|\\%|\\\$|[^\W\d_]+|[€£¥₹₽₩¢$]|\^\{-?\d\}|/\s?\([^()]*\)|/|\\cdot|\s|(?<=[A-Za-z}])\d(?=$)"
 )
-# What stands behind a function is its argument's, as the degrees of a sine are.
+# A unit after a function belongs to its argument, as the degrees of a sine do.
 _FUNCTION = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)\s?[\d{(]?[\d.]*$")
 _TWO_QUANTITIES = re.compile(
     r"(\d+(?:\.\d+)?)\s?(\\text\{[^\W\d_]+\}|[^\W\d_]+)\s?(\d+(?:\.\d+)?)\s?(\\text\{[^\W\d_]+\}|[^\W\d_]+)"
@@ -40,7 +40,7 @@ _LETTER_RUN = re.compile(r"[^\W\d_]+(?:['-][^\W\d_]+)*")
 
 
 def choice(text: str) -> Choice | None:
-    """Return the letter of a multiple choice; None where a second letter hedges it."""
+    """Return the letter of a multiple choice, or None if a second letter hedges it."""
     shown = TEXT.sub(lambda m: m[1] if len(m[1]) == 1 else m[0], text)
     if re.fullmatch(r"[A-Za-z]", shown):
         return Choice(shown) if shown in "ABCDEFGHIJ" or shown in "abcdfgh" else None
@@ -61,7 +61,7 @@ def choice(text: str) -> Choice | None:
 
 
 def scalar(text: str) -> Iterator[Value]:
-    """Return an expression with its unit, or the phrase that it is."""
+    """Yield an expression with its unit, or a phrase."""
     text = _ORDINALS.sub("", text)
     text = APART.sub(lambda m: re.sub("[ '_]", "", m[0]), text)
     text = re.sub(r"(?<=\d),(?=\d{3}(?:\D|$))", "", text)
@@ -94,7 +94,7 @@ def _degrees(match: re.Match[str]) -> str:
 
 
 def _number_words(text: str) -> str | None:
-    """Return a number that is written out, alone or before a noun, in digits."""
+    """Return a number in words, alone or before a noun, in digits."""
     match = re.match(
         r"(?:\\text\{([A-Za-z]+(?:-[A-Za-z]+)?)\}|([A-Za-z]{3,}(?:-[a-z]+)?)(?![A-Za-z]))(.*)$", text, re.DOTALL
     )
@@ -141,7 +141,7 @@ def _measured(text: str) -> Iterator[Value]:
 
 
 def _added(text: str) -> Scalar | None:
-    """Return `1 hour 30 minutes` as minutes: two quantities of one dimension, the larger unit first."""
+    """Return `1 hour 30 minutes` in minutes: two quantities of one dimension, the larger unit first."""
     match = _TWO_QUANTITIES.fullmatch(text)
     if match is None:
         return None
@@ -155,15 +155,12 @@ def _added(text: str) -> Scalar | None:
 
 
 def _outermost(text: str) -> str:
-    """Return the text without what stands in braces, as indices and arguments do, but with its words."""
+    """Return the text without the subscripts in braces."""
     return re.sub(r"_\{(?:[^{}]|\{[^{}]*\})*\}", "", text)
 
 
 def _with_unit(text: str) -> tuple[Scalar, bool] | None:
-    """Return the value before a unit, and whether the unit is written in letters that may be variables;
-
-    None without a unit.
-    """
+    """Return the value before a unit and whether the unit's letters may be variables; None if there is no unit."""
     starts = _tail_starts(text)
     for start in starts:
         head, tail = text[:start].rstrip(), text[start:]
@@ -176,8 +173,7 @@ def _with_unit(text: str) -> tuple[Scalar, bool] | None:
 
 
 def _tail_starts(text: str) -> list[int]:
-    """Return where the tail of units, words and marks may begin, the longest tail first."""
-    tokens: list[tuple[int, int]] = []
+    """Return the places at which a tail of units, words and marks may begin, that of the longest tail first."""
     end = len(text)
     place = 0
     run: list[int] = []
@@ -198,12 +194,11 @@ def _tail_starts(text: str) -> list[int]:
             continue
         run.append(place)
         place = match.end()
-    del tokens
     return [start for start in run if not text[start].isspace()]
 
 
 def _beside(head: str, tail: str, spaced: bool) -> tuple[Scalar, bool] | None:
-    """Return the value of a head with such a tail: a percentage, a count, a unit."""
+    """Return the value of a head with such a tail: a percentage, a count or a quantity with a unit."""
     named = [m[1].lower() for m in TEXT.finditer(tail)] or [m[0].lower() for m in _LETTER_RUN.finditer(tail)]
     marked = "\\text{" in tail or any(not word.isascii() for word in named)
     bare = not tail.lstrip().startswith("^{\\circ}") and bool(
@@ -258,7 +253,7 @@ def _beside(head: str, tail: str, spaced: bool) -> tuple[Scalar, bool] | None:
 
 
 def _without_of(text: str) -> str:
-    """Return `cups of flour` as `cups`, and `red balls` as `balls`: what is counted decides."""
+    """Return `cups of flour` as `cups` and `red balls` as `balls`: the counted thing decides."""
     words = [word for word in _SHARE.sub("", text).split(" ") if word]
     while len(words) > 1 and words[-1].lower() in EACH | {"left", "remaining"}:
         words = words[:-1]
@@ -278,7 +273,7 @@ def _without_of(text: str) -> str:
 
 
 def _is_value(head: str, marked: bool) -> bool:
-    """Return whether a unit may stand behind this: a number, or any expression where the unit is marked as a text."""
+    """Return whether a unit may follow this text: a number, or any expression if the unit is marked as text."""
     if TEXT.search(head) or _FUNCTION.search(head):
         return False
     if not re.search(r"[\d)}]$|\\pi$|!$|[A-Za-z|]$|\\infty$", head) or re.search(r"[_^]$", head):

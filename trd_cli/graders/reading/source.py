@@ -1,4 +1,4 @@
-"""What is written as in a program or a plain text as LaTeX, and every argument in braces."""
+"""Rewrite notation of programs and plain text as LaTeX, and put every argument in braces."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _CHOOSE_REVERSED = re.compile(r"(?<![A-Za-z\\])C\^\{?(\d+|[a-z])\}?_\{?(\d+|[a-z
 
 
 def from_source(text: str) -> str:
-    """Return what is written as in a program or a plain text as LaTeX: `pi/2`, `x**2`, `1e-7`, `sqrt(5)`, `C(5,2)`."""
+    """Return notation of programs and plain text as LaTeX: `pi/2`, `x**2`, `1e-7`, `sqrt(5)`, `C(5,2)`."""
     return "".join(
         part if part.startswith(("\\begin", "\\end")) else _sourced(part) for part in _ENVIRONMENT.split(text)
     )
@@ -70,7 +70,7 @@ def _sourced(text: str) -> str:
 
 
 def _named(run: re.Match[str]) -> str:
-    """Return the command of a name such as `pi`, `sqrt` or `sinx`; any other run of letters as it is."""
+    """Return the LaTeX command of a name such as `pi`, `sqrt` or `sinx`, and any other run of letters unchanged."""
     word = run[0]
     if word in NAMED:
         return NAMED[word]
@@ -83,9 +83,7 @@ def _named(run: re.Match[str]) -> str:
 
 
 def arguments(text: str) -> str:
-    """Return the text with every argument of a fraction, root, binomial coefficient, power and absolute value in
-    braces.
-    """
+    """Return the text with each argument of a fraction, root, binomial, power or absolute value in braces."""
     if "\\over" in text or "\\choose" in text:
         text = _infix(text)
     for command, count in (("\\frac", 2), ("\\binom", 2), ("\\sqrt", 1)):
@@ -106,7 +104,7 @@ def arguments(text: str) -> str:
 
 
 def _powers(text: str) -> str:
-    """Return `x^(n+1)` as `x^{n+1}`, and a prime or a degree as they are."""
+    """Return `x^(n+1)` as `x^{n+1}`; leave primes and degrees unchanged."""
     place = 0
     while (place := text.find("^", place)) >= 0:
         rest = place + 1
@@ -139,18 +137,18 @@ def _with_braces(text: str, command: str, count: int) -> str:
         if called:
             text = f"{text[:place]}{{{called[1].strip()}}}{{{called[2].strip()}}}{text[called.end() :]}"
             continue
-        arguments = []
+        braced = []
         for _ in range(count):
             rest, argument = _argument(text, rest, whole=spaced and command == "\\sqrt")
-            arguments.append(f"{{{argument}}}")
-        text = text[:place] + head + "".join(arguments) + text[rest:]
+            braced.append(f"{{{argument}}}")
+        text = text[:place] + head + "".join(braced) + text[rest:]
     return text
 
 
 def _argument(text: str, place: int, whole: bool) -> tuple[int, str]:
-    """Return the end and the content of one argument:
+    """Return the end and the content of one argument.
 
-    a group, brackets after a name, all digits after a name, else one token.
+    It is a group in braces or brackets, all digits if `whole` is true, or else one token.
     """
     while text[place : place + 1].isspace():
         place += 1

@@ -1,9 +1,8 @@
-"""From the text of an answer to what it means: a number with its unit, words, a choice, a list, an equation, a matrix.
+"""Read the meaning of an answer: a number with its unit, words, a choice, a list, an equation, a matrix.
 
-Every word and letter of an answer is accounted for: as a unit, as a label (`Answer: 5`), as a condition (`for all x`),
-as a count (`million`), or as a symbol. An answer with a word that is none of these is a phrase, which only the same
-phrase equals, so that `3 or more` is not 3. Where a text can mean two things (`5 m`, `1,234`) both readings are
-returned.
+Every word and letter of an answer must be accounted for: as a unit, as a label (`Answer: 5`), as a condition (`for all
+x`), as a count (`million`), or as a symbol. An answer with any other word is a phrase, which only the same phrase
+equals, so that `3 or more` is not 3. If a text can mean two things (`5 m`, `1,234`), both readings are returned.
 """
 
 from __future__ import annotations
@@ -13,8 +12,15 @@ from collections.abc import Iterator
 from functools import lru_cache
 
 from trd_cli.graders.reading.brackets import Unbalanced, depth_stays, split
-from trd_cli.graders.reading.equations import is_label
-from trd_cli.graders.reading.framing import RELATIONS, is_condition, signs, tidy, unannounced, without_condition
+from trd_cli.graders.reading.framing import (
+    RELATIONS,
+    is_condition,
+    is_label,
+    signs,
+    tidy,
+    unannounced,
+    without_condition,
+)
 from trd_cli.graders.reading.kinds import (
     ELLIPSIS,
     Items,
@@ -41,7 +47,7 @@ _ENVIRONMENT = re.compile(
     re.DOTALL,
 )
 _MATRICES = frozenset(words("matrix pmatrix bmatrix Bmatrix vmatrix Vmatrix smallmatrix array"))
-# Digits in groups never begin with a zero.
+# Digits in groups never begin with a zero, so this comma is a decimal point.
 _COMMA_DECIMAL = re.compile(r"[+-]?0,\d{3,}")
 _GROUPED = re.compile(r"[+-]?\d{1,3}(?:,\d{3})+(?:\.\d+)?|[+-]?\d{1,2}(?:,\d{2})+,\d{3}(?:\.\d+)?")
 _INDIVIDUAL = re.compile(r"-?\d+(?:\.\d+)?(?: \d+(?:\.\d+)?)+")
@@ -52,7 +58,7 @@ _DERIVATIVE = re.compile(r"\\frac\{(?:d|\\mathrm\{d\})\s?([a-zA-Z])\}\{d\s?[a-zA
 
 @lru_cache(maxsize=128)
 def read(text: str) -> Reading:
-    """Return what an answer can mean; empty where its brackets do not match."""
+    """Return the possible meanings of an answer, none if its brackets do not match."""
     try:
         return tuple(dict.fromkeys(_readings(plain(text))))
     except Unbalanced:
@@ -101,7 +107,7 @@ def _readings(text: str) -> Iterator[Value]:
 
 
 def _grouped(text: str) -> Iterator[Value]:
-    """Return the number whose digits stand in groups."""
+    """Yield the number whose digits are written in groups."""
     if _COMMA_DECIMAL.fullmatch(text):
         yield Scalar(text.replace(",", "."))
     elif _GROUPED.fullmatch(text):
@@ -144,7 +150,7 @@ def _items(kind: str, pieces: list[str], brackets: str = "") -> Items:
 
 
 def _enclosed(text: str) -> list[Value]:
-    """Return the tuple, interval or set that stands in brackets from the first to the last character."""
+    """Return the tuple, interval or set if brackets enclose the whole text, else nothing."""
     if transposed := re.fullmatch(r"([(\[].*[)\]])\^\{?(?:T|\\top|\\text\{T\})\}?", text):
         pieces, separators = split(transposed[1][1:-1], _COMMA)
         return [_items("tuple", pieces, "()")] if separators else []
@@ -244,7 +250,7 @@ def _related(text: str, sides: list[str], relations: list[str]) -> Iterator[Valu
 
 
 def _single(text: str) -> Iterator[Value]:
-    """Read an answer without lists, relations and brackets around it."""
+    """Yield the readings of an answer that has no lists, relations or brackets around it."""
     named = NAMED_SETS.get(TEXT.sub(r"\1", text).lower())
     if named:
         yield Other(named)
@@ -292,7 +298,7 @@ def _untexted(text: str) -> str:
 
 
 def _with_colons(text: str, parts: list[str]) -> Iterator[Value]:
-    """Return a ratio, a time of day, or what stands behind a label."""
+    """Yield a ratio, a time of day, or the value after a label."""
     if all(re.search(r"\d", part) or len(part) <= 3 for part in parts) and not denies(parts[0]):
         last = next(scalar(parts[-1]), None)
         if isinstance(last, Scalar) and last.times == 1 and not last.percent:
@@ -305,10 +311,7 @@ def _with_colons(text: str, parts: list[str]) -> Iterator[Value]:
 
 
 def is_plain_answer(text: str) -> bool:
-    """Return whether a text is an answer and nothing else:
-
-    mathematics of which each part has a meaning, or a few words.
-    """
+    """Return whether a text is an answer and nothing else: mathematics that is wholly understood, or a few words."""
     readings = read(text)
     return bool(readings) and _is_plain(readings[0])
 

@@ -1,4 +1,4 @@
-"""The units that are known, by dimension and size, and the words that are never one."""
+"""The known units by dimension and size, and the words that are never units."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from fractions import Fraction
 
 from trd_cli.graders.reading.vocabulary import words
 
-# base: {size in base units: names}. Names are compared in lower case unless `CASED` has them.
+# base: {size in base units: names}. Names are compared in lower case unless they are in `CASED`.
 TABLE: dict[str, dict[str, str]] = {
     "metre": {
         "1": "meter metre metres meters mètre mètres metro metros метр метра метров м m 米 公尺 メートル 미터",
@@ -123,7 +123,7 @@ TABLE: dict[str, dict[str, str]] = {
     "before-christ": {"1": "bc bce"},
     "anno-domini": {"1": "ad ce"},
 }
-# What is counted in no unit in particular.
+# Words that count without a particular unit.
 GENERIC = frozenset(
     words(
         "unit units square-units unidades einheiten points point pts pt marks mark ways way "
@@ -131,7 +131,7 @@ GENERIC = frozenset(
         "in-total in-all each 单位"
     )
 )
-# Units whose names are told apart by capitals, where they stand for more than one thing otherwise.
+# Units that capitals tell apart from other meanings of the same letters.
 CASED = {
     "N": "newton", "J": "joule", "W": "watt", "V": "volt", "A": "ampere", "K": "kelvin", "C": "coulomb", "F": "farad",
     "T": "tesla", "L": "litre", "Ω": "ohm", "Pa": "pascal", "Hz": "hertz",
@@ -142,14 +142,14 @@ COMPOUND = {
     "kwh": "kw h", "mps": "m/s", "bpm": "beat/min", "平方千米": "km^2", "平方公里": "km^2", "км/ч": "km/h", "м/с": "m/s",
     "平方分米": "dm^2", "立方分米": "dm^3", "千米/时": "km/h", "千米每小时": "km/h", "米/秒": "m/s",
 }  # fmt: skip
-# Short names that stand right behind a number without being the product of two letters.
+# Short names that are a unit right after a number rather than a product of two letters.
 GLUED = frozenset(
     words(
         "cm mm km kg ft lb lbs oz hz khz mhz ghz kw kwh kj kpa mph kph kmh kmph hr hrs min mins "
         "sec secs yd yds inch mol gal gb mb fps rpm mpg usd eur gbp rs atm deg rad"
     )
 )
-# Words that change what they stand beside, which therefore are never counted things.
+# Words that change the meaning of their neighbours and are therefore never counted things.
 NO_NOUNS = frozenset(
     words(
         "less plus minus times halves thirds fourths quarters fifths sixths sevenths eighths "

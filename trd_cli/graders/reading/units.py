@@ -1,8 +1,8 @@
-"""Units of measurement, money and counting: which dimension a unit has, and how many base units it is.
+"""Units of measurement, money and counting, with their dimensions and their sizes in base units.
 
-Two quantities are the same where their dimensions agree and their values in base units do, so that 1 h is 60 min and 5
-m is not 5 cm. A noun that the table lacks is a dimension of its own: apples are not oranges. A word that is neither
-(`doubled`, `below`) is no unit, so that the reader of answers has to account for it otherwise.
+Two quantities are the same if their dimensions and their values in base units agree, so that 1 h is 60 min and 5 m is
+not 5 cm. A noun that the table lacks is a dimension of its own: apples are not oranges. A word that is neither
+(`doubled`, `below`) is no unit, so that the reader of answers must account for it otherwise.
 
 Not covered: temperatures are compared by name, without conversion; exchange rates.
 """
@@ -30,7 +30,7 @@ from trd_cli.graders.reading.unit_table import (
 
 @dataclass(frozen=True)
 class Unit:
-    """A dimension as sorted (base, exponent) pairs, the size in base units, and the power of pi to be multiplied in."""
+    """A dimension as sorted (base, exponent) pairs, its size in base units, and the power of pi to multiply by."""
 
     dimension: tuple[tuple[str, int], ...]
     factor: Fraction = Fraction(1)
@@ -56,14 +56,14 @@ def _names() -> dict[str, tuple[str, Fraction]]:
 
 
 def is_unit_name(word: str) -> bool:
-    """Return whether the table knows a word, so that it needs no plural to be a unit."""
+    """Return whether the table knows a word, so that it is a unit even without a plural."""
     return word in CASED or word.lower() in _names() or word.lower() in COMPOUND or word.lower() in GENERIC
 
 
 def may_stand_bare(text: str, spaced: bool) -> bool:
-    """Return whether letters of mathematics behind a number may be a unit:
+    """Return whether letters of mathematics after a number may be a unit.
 
-    `5 m`, `5cm`, `9.8m/s^2`, but not `5m` nor `5xy`.
+    They may in `5 m`, `5cm` and `9.8m/s^2`, but not in `5m` or `5xy`.
     """
     compact = text.replace(" ", "")
     if _BARE_COMPOUND.fullmatch(compact):
@@ -76,11 +76,10 @@ def may_stand_bare(text: str, spaced: bool) -> bool:
 
 @lru_cache(maxsize=4096)
 def read_unit(text: str) -> Unit | None:
-    """Return the unit that a text names as a whole, without dimension for `units`; None where any of its words is no
-    unit.
+    """Return the unit that a whole text names, or None if one of its words is no unit; `units` has no dimension.
 
-    Words are separated by spaces; `^2`, `/`, `per` and `square` combine them. A noun that is not in the table counts in
-    its plural.
+    Spaces separate words; `^2`, `/`, `per` and `square` combine them. A noun that is not in the table counts in its
+    plural.
     """
     text = _BELOW.sub(lambda m: "/" + re.sub(r"[\s*·]+", "/", m[1].strip()), text)
     dimension: Counter[str] = Counter()
@@ -134,7 +133,7 @@ def read_unit(text: str) -> Unit | None:
 
 
 def _reduced(unit: Unit) -> Unit:
-    """Return volumes and areas in metres, whatever they are named after."""
+    """Return the unit with volumes, areas and derived units in terms of base units."""
     dimension = Counter(dict(unit.dimension))
     factor = unit.factor
     for name, (size, parts) in DERIVED.items():
@@ -150,7 +149,7 @@ def _reduced(unit: Unit) -> Unit:
 
 
 def _one(word: str) -> Unit | None:
-    """Return the unit of one word: of the table, of a compound, generic, or a noun in the plural."""
+    """Return the unit of one word: one of the table, a compound, a generic one, or a noun in the plural."""
     if word in CASED:
         base, size = (
             _names()[word.lower()]
@@ -171,9 +170,9 @@ def _one(word: str) -> Unit | None:
 
 
 def named_thing(text: str) -> Unit | None:
-    """Return what words behind a number count, as a unit of its own; None where one of them may change the number.
+    """Return the things that words after a number count as a unit of their own; None if a word may change the number.
 
-    For words that are marked as text, where nouns also stand in the singular.
+    For words that are marked as text, among which nouns may be in the singular.
     """
     words = text.lower().split()
     if not words or not all(word.isalpha() and len(word) > 2 for word in words):

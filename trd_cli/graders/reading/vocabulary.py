@@ -32,7 +32,7 @@ PERCENT = frozenset(words("percent percentage pct percents процентов п
 AND = frozenset(words("and or und oder y o et ou e и или 或 和 与 及 又 또는 および または"))
 BARE_AND = frozenset(words("and or und oder или"))
 EACH = frozenset(words("each apiece total altogether exactly"))
-# Words before an answer that say no more than that it is one.
+# Words before an answer that only announce it.
 ANNOUNCING = frozenset(
     words(
         "approximately approx about roughly around exactly precisely just only answer answers final the is are option choice correct result solution solutions ans "
@@ -40,7 +40,7 @@ ANNOUNCING = frozenset(
     )
 )
 DENYING = frozenset(words("not no never wrong neither nor without except incorrect false cannot isn't non"))
-# Sets that are named in words.
+# Sets with a name in words.
 NAMED_SETS = {
     "all real numbers": r"\mathbb{R}",
     "all reals": r"\mathbb{R}",
@@ -59,7 +59,7 @@ NOT_ADJECTIVES = frozenset(
 
 
 def is_wordlike(word: str) -> bool:
-    """Return whether a run of letters is a word rather than a product of variables, so that its capitals do not matter."""
+    """Return whether a run of letters is a word, whose capitals do not matter, rather than a product of variables."""
     low = word.lower()
     if low in _SHORT_WORDS or not word.isascii():
         return True
@@ -74,5 +74,5 @@ def is_wordlike(word: str) -> bool:
 
 
 def denies(text: str) -> bool:
-    """Return whether a text has a word in it that takes back or excludes."""
+    """Return whether a text contains a word that takes back or excludes."""
     return any(word.lower() in DENYING for word in re.findall(r"[^\W\d_]+(?:'[a-z]+)?", text))

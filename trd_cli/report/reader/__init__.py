@@ -1,1 +1,1 @@
-"""The page that a report is: its HTML, its assets, and the trajectories it shows."""
+"""The report's page: its HTML, its assets, and the trajectories it shows. Only `report.write` uses it."""

@@ -1,15 +1,15 @@
 """Trajectories as the page holds them: an index of small facts for the list and its filters, and chunks of whole rows.
 
-Both are JSON, compressed with gzip and written in base64, which no text of a model can break out of. The page
-decompresses the index at once and a chunk when one of its rows is chosen.
+Both are JSON, compressed with gzip and written in base64, so that a model's text cannot break out of its place. The
+page decompresses the index at once, and a chunk when one of its rows is chosen.
 
 index  {count, starts (first row of each chunk), pattern (formulas.PATTERN), verdicts, flags (their names),
-        problems [[id, beginning of the text, which is what can be searched]], sets [[node, label]], arms [name],
+        problems [[id, beginning of the text, the part that can be searched]], sets [[node, label]], arms [name],
         id [], parent [], problem [], set [], trained [places in `arms`],
         before [], after [], tokens_before [], tokens_after [], flag_bits []}
-       `parent` is the id of the y_o that a y_r was made from, there or not; null for a y_o. `before` and `after` are
-       places in `verdicts`, of y_o and y_r; -1 where there is no such row. Nodes and labels of sets are unique; ids
-       need not be: two runs may share rows
+       `parent` is the id of the y_o that a y_r was made from, even if that row is missing; null for a y_o. `before`
+       and `after` are places in `verdicts`, of y_o and y_r; -1 without such a row. Nodes and labels of sets are
+       unique. Ids need not be: two runs may share rows
 chunk  [{id, task, problem, answer, reference, facts [[name, value]], before, after, math {formula: tree}}]
        with `before` and `after` null or {id, verdict, text, error, facts, messages}
 """
@@ -25,13 +25,13 @@ from dataclasses import dataclass, field
 from typing import IO, Any
 
 from trd_cli.report.data import UNVERIFIED, VERDICTS, SetRef
-from trd_cli.report.formulas import PATTERN, typeset
+from trd_cli.report.reader.formulas import PATTERN, typeset
 from trd_cli.report.reader.trajectories import Entry, Row
 
 CHUNK = 200
-# A browser takes a chunk apart in one go.
+# A browser parses a chunk in one go.
 _CHUNK_CHARACTERS = 2_000_000
-# Of an attempt that the teacher's prompt repeats; a shorter text may be there by chance.
+# Least length of an attempt that the teacher's prompt repeats. A shorter text may be there by chance.
 _REPEATED = 200
 _VERDICTS = (*VERDICTS, UNVERIFIED)
 _FLAGS = ("talks of the reference", "copies 8 words of it", "copies 13 words of it", "cut off", "no response")
@@ -40,10 +40,7 @@ SEARCHED = 2000
 
 @dataclass
 class Packed:
-    """What goes into the page:
-
-    `index` and each of `chunks` is base64 of gzip of JSON. `chunks` are there to be read once.
-    """
+    """The trajectories to put in the page. `index` and each chunk is base64 of gzip of JSON; `chunks` is read once."""
 
     count: int
     index: str
@@ -70,7 +67,7 @@ class _Index:
 
     def add(self, entry: Entry) -> None:
         row, before, after = entry.row, entry.rollout, entry.refined
-        # By their text too: two runs may have different problems of one name.
+        # The key has the text too: two runs may have different problems of one name.
         named = (row["problem_id"], row["problem"][:SEARCHED])
         values = {
             "id": row["trajectory_id"],
@@ -102,8 +99,10 @@ class _Index:
 
 
 def pack(entries: Iterable[Entry], spool: IO[str]) -> Packed:
-    """The index and the chunks of these entries. Chunks are written to `spool`, an empty file to write and read: one of
-    them is in memory at a time."""
+    """Pack these entries into an index and chunks.
+
+    Chunks go to `spool`, an empty file open for writing and reading, so that only one is in memory at a time.
+    """
     index = _Index()
     for chunk in _chunks(entries):
         index.starts.append(len(index.columns["id"]))
@@ -116,7 +115,7 @@ def pack(entries: Iterable[Entry], spool: IO[str]) -> Packed:
 
 
 def _chunks(entries: Iterable[Entry]) -> Iterator[list[Entry]]:
-    """At most CHUNK entries each, and none after _CHUNK_CHARACTERS of responses."""
+    """Yield chunks of at most CHUNK entries; one that reaches _CHUNK_CHARACTERS of responses ends there."""
     chunk: list[Entry] = []
     characters = 0
     for entry in entries:
@@ -130,14 +129,14 @@ def _chunks(entries: Iterable[Entry]) -> Iterator[list[Entry]]:
 
 
 def set_labels(refs: Iterable[SetRef]) -> list[str]:
-    """Sets as a reader knows them; with the node's name where two would be called the same."""
+    """Return the labels of sets, with the node's name if two would have the same."""
     labels = {ref: _set_label(ref) for ref in refs}
     times = Counter(labels.values())
     return [label if times[label] == 1 else f"{label} · {ref.node}" for ref, label in labels.items()]
 
 
 def _set_label(ref: SetRef) -> str:
-    """Arms, round, seed; and whether the set is of attempts alone."""
+    """Return a set's arms, round and seed, and a word if it has rollouts alone."""
     parts = [ref.users] if ref.users else []
     parts += [f"{name} {value}" for name, value in (("round", ref.round), ("seed", ref.seed)) if value is not None]
     return " · ".join([*parts, *(["y_o only"] if ref.stage == "rollout" else [])])
@@ -145,7 +144,7 @@ def _set_label(ref: SetRef) -> str:
 
 def _compressed(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-    # Without the time of day, the same run gives the same page.
+    # gzip would write the time, and the same run must give the same page.
     return base64.b64encode(gzip.compress(text.encode(), compresslevel=6, mtime=0)).decode()
 
 
@@ -172,7 +171,7 @@ def _shown(entry: Entry) -> dict[str, Any]:
     attempt = (entry.rollout or {}).get("response") or ""
     for side in sides:
         for message in side["messages"]:
-            # Its formulas are those of y_o, which are found already.
+            # The formulas of a repeated attempt are y_o's, which are in `texts` already.
             repeats = len(attempt) >= _REPEATED and attempt in message["content"]
             texts.append(message["content"].replace(attempt, "\n") if repeats else message["content"])
     return {

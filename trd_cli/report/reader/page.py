@@ -1,12 +1,11 @@
-"""The page of a report: one HTML file with its style, its script, its plots and its trajectories, which fetches
-nothing.
+"""The page of a report: one HTML file with its style, script, plots and trajectories, which fetches nothing.
 
-What a model wrote is untrusted. It is in the file as base64 alone, and the script puts it on the page as text, never as
-HTML. Besides, a Content-Security-Policy in the file allows no script but the one in it (by its hash), no request
-of any kind, and no assignment of HTML from a script.
+A model's text is untrusted. The file holds it only as base64, and the script puts it on the page as text, never as
+HTML. A Content-Security-Policy in the file also forbids every script but the file's own (by its hash), requests of any
+kind, and assignments of HTML from a script.
 
-Needs a browser from 2024 or later (`light-dark()`, DecompressionStream, MathML Core). Without JavaScript the tables and
-plots are there, the reader is not.
+Needs a browser from 2024 or later (`light-dark()`, DecompressionStream, MathML Core). Without JavaScript the page shows
+tables and plots, but not the reader.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from trd_cli.atomic import replacing
 from trd_cli.report.data import ReportData
 from trd_cli.report.reader.packing import SEARCHED, pack
 from trd_cli.report.reader.trajectories import CHARACTERS, LIMIT, Trajectories
-from trd_cli.report.tables import Table, tables
+from trd_cli.report.tabulate import Table, tables
 
 if TYPE_CHECKING:
     from trd_cli.report.plots import Plot
@@ -61,7 +60,7 @@ class _Section:
 
 
 def write_page(path: Path, data: ReportData, plots: Mapping[str, Plot], trajectories: Trajectories) -> None:
-    """Write the page to `path`, atomically. `plots` by names that begin with their section's, as `scores-arms`."""
+    """Write the page to `path`, atomically. The names of `plots` begin with their section's, as `scores-arms`."""
     import jinja2
     from markupsafe import Markup
 
@@ -100,7 +99,7 @@ def _policy(script: str) -> str:
 
 
 def _facts(data: ReportData, trajectories: Trajectories) -> list[tuple[str, str]]:
-    """What the report is on, for its top."""
+    """Return names and values of the report's runs, arms, benchmarks and the like, for the top of the page."""
     rounds = {node.round for node in data.nodes if node.round is not None}
     runs = list(zip(data.runs, data.directories, strict=True))
     seeds = sorted({node.seed for node in data.nodes if node.seed is not None})
@@ -118,7 +117,7 @@ def _facts(data: ReportData, trajectories: Trajectories) -> list[tuple[str, str]
 
 
 def _arms(data: ReportData) -> list[str]:
-    """The arms; of two runs each arm once, with the run where only one has it."""
+    """Return the arms. Of two runs each arm comes once, with the run's name if only one has it."""
     if len(data.runs) == 1:
         return data.arms()
     runs: dict[str, list[str]] = {}
@@ -129,7 +128,7 @@ def _arms(data: ReportData) -> list[str]:
 
 
 def _sections(all_tables: Iterable[Table], plots: Mapping[str, Plot], markup: type[Any]) -> list[_Section]:
-    """The sections that have something to show, in order."""
+    """Return the sections that have a table or a plot, in order."""
     by_section: dict[str, tuple[list[Table], list[_Plot]]] = {name: ([], []) for name in SECTIONS}
     for table in all_tables:
         by_section[table.section][0].append(table)
@@ -140,6 +139,6 @@ def _sections(all_tables: Iterable[Table], plots: Mapping[str, Plot], markup: ty
 
 
 def inline_svg(svg: str, name: str) -> str:
-    """An SVG document as an element of an HTML page: its ids made its own, without the XML prologue and metadata."""
+    """Return an SVG document as an element of a page: ids begin with `name`, XML prologue and metadata are gone."""
     body = _METADATA.sub("", _PROLOGUE.sub("", svg, count=1))
     return _REFERENCE.sub(rf"\g<1>{name}-", body).strip()

@@ -1,12 +1,11 @@
-"""The trajectories that the page's reader shows: every y_r with its y_o, and every y_o of which there is no y_r.
+"""The trajectories that the page's reader shows: every y_r with its y_o, and every y_o that has no y_r.
 
-The rows of one shard of a set and their parents are in memory at a time, without token ids and log-probabilities; of
-all others the id, the parent's id, the shard and a length. Where there are more than the page is to hold, those with
-the smallest ids are taken: ids are hashes of the content, so that it is a choice that depends on no order and favours
-nothing.
+In memory are the rows of one shard of a set and their parents at a time, without token ids and log-probabilities, and
+of all other rows the id, the parent's id, the shard and a length. If the page cannot hold all, it takes those with the
+smallest ids: ids are hashes of the content, so the choice depends on no order and favours nothing.
 
-Not covered: samples of evaluations. A shard that cannot be read is left out (`collect` names it): y_r is then shown
-without its y_o, or y_o without its y_r.
+Not covered: samples of evaluations. A shard that cannot be read is left out (`collect` names it): the page then shows
+y_r without its y_o, or y_o without its y_r.
 """
 
 from __future__ import annotations
@@ -24,30 +23,30 @@ from trd_cli.datasets.ngrams import SIZES
 from trd_cli.errors import InputError
 from trd_cli.report.data import SetRef
 from trd_cli.report.leaks import copied_ngrams, talk_of_reference
-from trd_cli.trajectories.frames import pl
+from trd_cli.trajectories.selection import pl
 from trd_cli.trajectories.sets import open_sets, selected_ids
 from trd_cli.trajectories.shards import SCHEMA, list_shards, read_table
 
 LIMIT = 10_000
-# Of y_o and y_r together: on made-up mathematics a page of 26 MiB, made in 40 seconds on one core.
+# Of y_o and y_r together. On made-up mathematics this makes a page of 26 MiB in 40 seconds on one core.
 CHARACTERS = 100_000_000
 _PER_TOKEN = ("prompt_token_ids", "response_token_ids")
 _UNREAD = {*_PER_TOKEN, "student_prompt_token_ids", "logprobs", "tests"}
 _TEXTS = [name for name in SCHEMA.names if name not in _UNREAD]
 _NO_LINES = pl.DataFrame(schema={"id": pl.String, "parent": pl.String, "shard": pl.String, "characters": pl.UInt32})
 
-# Columns of SCHEMA but those a value a token and the tests, and `prompt_tokens`, `response_tokens` (None without a
-# response).
+# Columns of SCHEMA without the tests and those with a value a token, and `prompt_tokens`, `response_tokens` (None
+# without a response).
 Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What one place of the reader's list shows. At least one of `rollout` (y_o) and `refined` (y_r) is there.
+    """One entry of the reader's list, with at least one of `rollout` (y_o) and `refined` (y_r).
 
-    `talks` and `copies` are the leaks of core/leaks.py, looked for in refined rows of OPSD; `copies` is the largest n
-    for which y_r has an n-word run of the reference that neither y_o nor the problem has, 0 where there is none or y_o
-    is not there. `arms` are those that train along one of the two.
+    `talks` and `copies` are leaks (`report.leaks`), searched for in refined rows of OPSD. `copies` is the largest n for
+    which y_r has an n-word run of the reference that neither y_o nor the problem has, 0 if there is none or no y_o.
+    `arms` are those that train along one of the two.
     """
 
     source: SetRef
@@ -59,16 +58,13 @@ class Entry:
 
     @property
     def row(self) -> Row:
-        """The row that gives the entry its id: y_r, or y_o where there is no y_r."""
+        """Return the row that gives the entry its id: y_r, or y_o if there is no y_r."""
         return self.refined or self.rollout or {}
 
 
 @dataclass(frozen=True, slots=True)
 class Trajectories:
-    """`entries` in the order of the sets and their shards, to be read once;
-
-    `total` counts those there are without a limit.
-    """
+    """`entries` in the order of the sets and their shards, to read once. `total` counts them without a limit."""
 
     entries: Iterator[Entry]
     shown: int
@@ -76,10 +72,7 @@ class Trajectories:
 
 
 def trajectories(sets: Sequence[SetRef], limit: int = LIMIT, characters: int = CHARACTERS) -> Trajectories:
-    """The entries of these sets, refined sets first;
-
-    at most `limit`, with at most so many `characters` of y_o and y_r.
-    """
+    """Return the entries of these sets, refined sets first: at most `limit`, and `characters` of y_o and y_r in all."""
     ordered = sorted(sets, key=lambda ref: ref.stage != "refined")
     lines = _lines_of_sets(ordered)
     least = lines.sort("id", "place").head(limit).filter(pl.col("characters").cum_sum() <= characters)
@@ -87,10 +80,7 @@ def trajectories(sets: Sequence[SetRef], limit: int = LIMIT, characters: int = C
 
 
 def _lines_of_sets(sets: Sequence[SetRef]) -> pl.DataFrame:
-    """A line an entry:
-
-    `place` in the order of all, `set` in that of the sets, id, parent, shard, parent_shard, characters.
-    """
+    """Return a line for each entry: `place` among all, `set` by number, id, parent, shard, parent_shard, characters."""
     read = cache(_lines)
     found = [_NO_LINES.with_columns(parent_shard=pl.lit(None, pl.String), set=pl.lit(0))]
     for number, ref in enumerate(sets):
@@ -102,12 +92,12 @@ def _lines_of_sets(sets: Sequence[SetRef]) -> pl.DataFrame:
             lines = read(ref.path).join(used, left_on="id", right_on="parent", how="anti", maintain_order="left")
             lines = lines.with_columns(parent_shard=pl.lit(None, pl.String))
         found.append(lines.with_columns(set=pl.lit(number)))
-    # Sums of characters pass what 32 bits hold.
+    # Sums of characters exceed 32 bits.
     return pl.concat(found).cast({"characters": pl.Int64}).with_row_index("place")
 
 
 def _with_parents(lines: pl.DataFrame, parents: Sequence[pl.DataFrame]) -> pl.DataFrame:
-    """With the shard of each row's parent (null where there is none), and its characters added."""
+    """Add the shard of each row's parent (null without one), and the parent's characters to the row's."""
     there = pl.concat(parents).unique("id", keep="first")
     joined = lines.join(
         there.select(parent="id", parent_shard="shard", more="characters"),
@@ -119,7 +109,7 @@ def _with_parents(lines: pl.DataFrame, parents: Sequence[pl.DataFrame]) -> pl.Da
 
 
 def _lines(directory: Path) -> pl.DataFrame:
-    """Id, parent, shard and characters of the response of every row of a set that can be read."""
+    """Return id, parent, shard and characters of the response of every readable row of a set."""
     found = [_NO_LINES]
     for shard in list_shards(directory) if directory.is_dir() else ():
         table = _table(shard, ["trajectory_id", "parent_id", "response"])
@@ -132,7 +122,7 @@ def _lines(directory: Path) -> pl.DataFrame:
 
 
 def _table(shard: Path, columns: list[str]) -> pa.Table | None:
-    """Columns of a shard; None where it cannot be read."""
+    """Return columns of a shard, or None if it cannot be read."""
     try:
         return read_table(shard, columns)
     except (InputError, OSError):
@@ -140,9 +130,9 @@ def _table(shard: Path, columns: list[str]) -> pa.Table | None:
 
 
 def _trained(sets: Iterable[SetRef]) -> dict[Path, dict[str, list[str]]]:
-    """By set and id of a row, the arms that train along it;
+    """Return the arms that train along a row, by set and id.
 
-    without those whose filter reads what is not there any more.
+    Arms whose filter needs files that are gone are left out.
     """
     arms: dict[Path, dict[str, list[str]]] = {}
     for ref in sets:
@@ -174,7 +164,7 @@ def _entries(
 
 
 def _parents(lines: pl.DataFrame) -> dict[str, Row]:
-    """The parents of these rows by their ids; each of their shards is read once, whatever the order."""
+    """Return the parents of these rows by id. Each of their shards is read once, in any order."""
     found = {}
     for (shard,), wanted in lines.drop_nulls("parent_shard").group_by("parent_shard"):
         found |= {row["trajectory_id"]: row for row in _rows(Path(shard), wanted["parent"])}
@@ -193,7 +183,7 @@ def _leaks(row: Row, parent: Row | None) -> tuple[bool, int]:
 
 
 def _rows(shard: Path, names: pl.Series) -> list[Row]:
-    """The rows of a shard with these ids, in stored order; none where it cannot be read."""
+    """Return the rows of a shard with these ids, in stored order, [] if it cannot be read."""
     table = _table(shard, [*_TEXTS, *_PER_TOKEN])
     if table is None:
         return []

@@ -1,11 +1,11 @@
-// What differs between two sequences of tokens. Myers' greedy algorithm (An O(ND) Difference Algorithm, 1986) over numbered keys.
+// The differences between two sequences of tokens. Myers' greedy algorithm (An O(ND) Difference Algorithm, 1986) over numbered keys.
 
-// The search holds (edits)² numbers and takes as much time: beyond this many the texts are compared by lines.
+// The search takes (edits)² numbers and time. Texts with more edits are compared by lines.
 const MOST_EDITS = 2500;
-// A run of equal words this short between changes that are much longer is chance, and reads better as changed.
+// A run of equal words this short between much longer changes is chance, and reads better as changed.
 const CHANCE = 2;
 
-// Pairs [from, to, length] of equal runs of two Int32Arrays, in order; null where there are more than MOST_EDITS edits.
+// Pairs [from, to, length] of equal runs of two Int32Arrays, in order; null with more than MOST_EDITS edits.
 function equalRuns(one, other) {
   const n = one.length, m = other.length, most = Math.min(n + m, MOST_EDITS), middle = most + 1;
   const furthest = new Int32Array(2 * most + 3), trace = [];
@@ -37,7 +37,7 @@ function backwards(trace, n, m) {
   return runs.reverse();
 }
 
-// Leaves out equal runs of CHANCE words or fewer between two changes that are four times as long together.
+// Leave out equal runs of CHANCE words or fewer between two changes that together are four times as long.
 function withoutChance(runs, n, m) {
   const kept = [[0, 0, 0]];
   runs.forEach(([x, y, length], i) => {
@@ -59,7 +59,7 @@ function numbered(...sequences) {
   return sequences.map((keys) => Int32Array.from(keys, number));
 }
 
-// Flags (Uint8Array, 1: changed) for two lists of keys; null where they differ in too much.
+// Flags (Uint8Array, 1: changed) for two lists of keys; null if they differ in too much.
 function flagsOf(keysBefore, keysAfter) {
   const [one, other] = numbered(keysBefore, keysAfter);
   let start = 0, end = 0;
@@ -77,7 +77,7 @@ function flagsOf(keysBefore, keysAfter) {
   return flags;
 }
 
-// Tokens put together to lines: [first token, one after the last, key].
+// Group tokens to lines: [first token, one after the last, key].
 function linesOf(tokens) {
   const lines = [];
   let first = 0;
@@ -89,7 +89,7 @@ function linesOf(tokens) {
   return lines;
 }
 
-// {before, after: flags, unit}: unit is "word", "line", or "all" where nothing but the whole could be marked.
+// {before, after: flags, unit}: unit is "word", "line", or "all" if only the whole could be marked.
 function difference(before, after) {
   const words = flagsOf(before.map((t) => t.key), after.map((t) => t.key));
   if (words) return { before: words[0], after: words[1], unit: "word" };

@@ -1,8 +1,8 @@
-// What is around the reader: light and dark, and which section is in view.
+// The parts around the reader: the theme, and the mark of the section in view.
 
 const $ = (id) => document.getElementById(id);
 
-// ---- light and dark
+// ---- the theme
 
 function showTheme() {
   const chosen = document.documentElement.dataset.theme;
@@ -28,7 +28,7 @@ matchMedia("(prefers-color-scheme: dark)").addEventListener("change", showTheme)
 if (["light", "dark"].includes(remembered())) document.documentElement.dataset.theme = remembered();
 showTheme();
 
-// ---- which section is in view
+// ---- the section in view
 
 const links = [...document.querySelectorAll("nav ul a")];
 const sections = links.map((link) => $(link.hash.slice(1)));
@@ -39,7 +39,7 @@ function markSection() {
   sections.forEach((section, i) => { if (section.getBoundingClientRect().top < line) current = i; });
   if (links[current]?.getAttribute("aria-current") === "true") return;
   links.forEach((link, i) => link.setAttribute("aria-current", String(i === current)));
-  // On a phone the list of sections is wider than the window.
+  // On a phone the list of sections is wider than the window and scrolls.
   const list = document.querySelector("nav ul"), link = links[current];
   if (link) list.scrollLeft = link.offsetLeft - list.offsetLeft - (list.clientWidth - link.clientWidth) / 2;
 }

@@ -15,7 +15,7 @@ const verdicts = (i) => [verdict("before", i), verdict("after", i)];
 
 function changeName(before, after) {
   if (after === null) return `y_o ${before}, no y_r`;
-  if (before === null) return `y_r ${after}, y_o not there`;
+  if (before === null) return `y_r ${after}, y_o missing`;
   const name = CHANGES.find(([, from, to]) => from === before && to === after)?.[0];
   return `${before} → ${after}${name ? ` (${name})` : ""}`;
 }
@@ -46,7 +46,7 @@ function fillFilters() {
   hideFilters();
 }
 
-// A filter that has nothing to choose is not shown.
+// Hide filters that leave no choice.
 function hideFilters() {
   for (const [id, least] of [["arm", 2], ["set", 3], ["flag", 2]]) $(id).closest("label").hidden = $(id).options.length < least;
 }
@@ -96,7 +96,7 @@ function row(at) {
     element("span", { class: "hidden" }, `, ${changeName(before, after)}`));
 }
 
-// Only the rows in view, and a few around them, are elements.
+// Only the rows in view and a few around them are elements.
 function drawList() {
   const list = $("list"), first = Math.max(0, Math.floor(list.scrollTop / ROW) - SPARE);
   const last = Math.min(shown.length, Math.ceil((list.scrollTop + list.clientHeight) / ROW) + SPARE);
@@ -143,13 +143,13 @@ const redraw = () => place >= 0 && open(shown[place]);
 
 // ---- links and keys
 
-// The address of a row: its id, and its set where the id alone could be another row.
+// The address of a row: its id, and its set if another row has the same id.
 function fragment(i) {
   const id = index.id[i];
   return `#t=${id}${repeated.has(id) ? `&set=${encodeURIComponent(index.sets[index.set[i]][0])}` : ""}`;
 }
 
-// The first row whose id begins so, or else whose y_o's does; of the set of this node where one is given.
+// Find the first row whose id begins with `id`, or else whose y_o's does; in the set of `node` if one is given.
 function find(id, node) {
   for (const names of [index.id, index.parent]) {
     const i = names.findIndex((name, at) => name?.startsWith(id) && (!node || index.sets[index.set[at]][0] === node));
@@ -169,7 +169,7 @@ function openFromHash() {
   return true;
 }
 
-// A link to what this page does not hold must not show something else.
+// A link to a row that the page lacks must not show another row.
 function notHere(id) {
   asked++;
   place = -1;
@@ -239,7 +239,7 @@ function connect() {
   addEventListener("resize", drawList);
 }
 
-// The first row that is let through is opened where the one that was open is not.
+// Open the first row that passes if the open one does not.
 function filtered() {
   applyFilters();
   if (place < 0 && shown.length) choose(0);

@@ -1,4 +1,4 @@
-// The trajectories in the page: blocks of base64 of gzip of JSON, opened when they are needed.
+// The trajectories in the page: blocks of base64 of gzip of JSON, opened on demand.
 
 const MOST_CHUNKS = 6;
 
@@ -15,7 +15,7 @@ async function unpacked(id) {
   return new Response(stream).json();
 }
 
-// The last few chunks that were opened, by their numbers; a promise each, so that none is opened twice at a time.
+// The last few opened chunks by number. Each is a promise, so that none is opened twice at a time.
 const chunks = new Map();
 
 function chunk(number) {

@@ -1,8 +1,8 @@
-// The text of models on the page: split into words, formulas and lines of code, and drawn as text nodes and MathML elements.
-// Nothing in it ever becomes HTML.
+// A model's text on the page: split into words, formulas and lines of code, and drawn as text nodes and MathML elements.
+// None of it ever becomes HTML.
 
 const MATHML = "http://www.w3.org/1998/Math/MathML";
-// Combining marks, variation selectors, skin tones, and what a joiner joins belong to the character before them.
+// Combining marks, variation selectors, skin tones and joined characters belong to the character before them.
 const ALONG = "(?:[\\p{Grapheme_Extend}\\p{M}\\p{Emoji_Modifier}]|\\u200d\\p{Extended_Pictographic}?)";
 const BLANK = `(?:\\s(?!${ALONG}))`;
 const WORDS = new RegExp(
@@ -50,7 +50,7 @@ function tokensOf(text, pattern) {
   return tokens;
 }
 
-// A fenced block: its opening, its lines, its end where there is one. All lines know the pieces they are drawn from.
+// A fenced block: its opening, its lines, its end if it has one. Each line has the pieces it is drawn from.
 function fenced(source) {
   const lines = source.split("\n"), opening = lines.shift();
   const closing = /^[ \t]*```/.test(lines[lines.length - 1] ?? "") ? lines.pop() : null;
@@ -61,7 +61,7 @@ function fenced(source) {
     const end = closing === null && i === lines.length - 1 ? "" : "\n";
     if (line + end) tokens.push({ kind: "line", source: line + end, key: line.trimEnd(), pieces: pieces[i] });
   });
-  // An end is never taken for a beginning.
+  // A closing fence must never count as equal to an opening one.
   if (closing !== null) tokens.push({ kind: "fence", source: closing, key: `end ${closing.trimEnd()}`, closes: true });
   return tokens;
 }
@@ -85,7 +85,7 @@ function highlighted(code, language) {
   return lines;
 }
 
-// A tree [tag, {attributes}?, child or text, …] as elements; formulas.py lets only MathML's own through.
+// A tree [tag, {attributes}?, child or text, …] as elements; formulas.py keeps only MathML's own.
 function mathElement([tag, ...rest]) {
   const made = document.createElementNS(MATHML, tag);
   for (const part of rest) {
@@ -109,10 +109,10 @@ function codeLine(token, raw) {
 }
 
 // Tokens on the page. `flags` (or null) marks those that changed, as <del> or <ins> by `tag`; neighbours share one mark.
-// With `raw`, the text of what is drawn is the text of the tokens, character by character.
+// With `raw`, the text drawn is the text of the tokens, character by character.
 function drawn(tokens, flags, tag, math, raw) {
   const root = element("div", { class: "text" });
-  // `ended` is what stands on lines of its own right before a token: the line break after it is not to be seen twice.
+  // `ended` is a block right before the token. The line break after the block must not show twice.
   let block = null, mark = null, ended = null;
   tokens.forEach((token, i) => {
     const changed = flags !== null && flags[i] === 1 && Boolean(token.key || token.pieces), after = ended;

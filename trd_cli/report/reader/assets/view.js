@@ -1,4 +1,4 @@
-// One trajectory: its problem, y_o beside y_r, and what is folded away. The state that it reads is page.js's.
+// One trajectory: its problem, y_o beside y_r, and the folded parts. page.js holds the state it reads.
 
 function plain(text, math) { return drawn(tokensOf(text, index.pattern), null, "", math, raw); }
 
@@ -12,7 +12,7 @@ function facts(pairs) {
   return element("dl", { class: "facts" }, ...pairs.flatMap(([name, value]) => [element("dt", {}, name), element("dd", {}, value)]));
 }
 
-// What is folded away is drawn when it is unfolded.
+// A folded part is drawn when it is unfolded.
 function folded(title, content, open = false) {
   const made = element("details", open ? { open: "" } : {}, element("summary", {}, title));
   const fill = () => { if (made.open && made.children.length === 1) made.append(...content()); };
@@ -29,8 +29,8 @@ function side(name, about, body) {
 
 function legend(unit) {
   if (!marks) return "Differences are off.";
-  const units = { word: "Marked by words, formulas and lines of code: ", line: "They differ in much: marked by lines: ",
-    all: "They differ in too much to be told apart. " };
+  const units = { word: "Marked by words, formulas and lines of code: ", line: "The texts differ in much and are marked by lines: ",
+    all: "The texts differ in too much to be marked. " };
   const note = element("span", {}, units[unit]);
   if (unit !== "all") note.append(element("del", {}, "only in y_o"), " ", element("ins", {}, "only in y_r"));
   return note;
