@@ -26,7 +26,7 @@ import pytest
 from click.testing import Result
 from support.children import start_child
 
-from trd_cli.graders.inside import codec
+from trd_cli.graders.inside import codec, nodes
 from trd_cli.graders.sandbox import (
     LEVELS,
     Ended,
@@ -240,7 +240,7 @@ def test_no_module_flag_or_argument_of_the_runner_is_seen(level: Level) -> None:
     source = "import sys\ndef f(x: Nothing): return x"
     with Sandbox(level, LIMITS) as sandbox:
         assert "NameError" in sandbox.ask({"load": source, "prelude": True}, 10.0)["raised"]
-    source = "import sys\ndef f(x: int):\n    ours = {'jail', 'runner', 'codec', 'objects', 'stand_ins', 'exceptions', 'containers', 'names', 'checking'} & set(sys.modules)\n    return ours, f.__annotations__['x'] is int, sys.argv, [n for n in globals() if not n.startswith('__')]"
+    source = "import sys\ndef f(x: int):\n    ours = {'jail', 'runner', 'codec', 'objects', 'stand_ins', 'exceptions', 'containers', 'names', 'nodes', 'forgeries', 'checking'} & set(sys.modules)\n    return ours, f.__annotations__['x'] is int, sys.argv, [n for n in globals() if not n.startswith('__')]"
     assert answer(level, source, 0) == (set(), True, ["solution.py"], ["sys", "f"])
 
 
@@ -616,26 +616,26 @@ def test_anything_else_is_equal_to_nothing(value: Any) -> None:
 
 
 def test_nodes_of_lists_and_trees_arrive_whole() -> None:
-    assert codec.list_values(sent(codec.list_node([1, 2, 3]))) == [1, 2, 3]
+    assert nodes.list_values(sent(nodes.list_node([1, 2, 3]))) == [1, 2, 3]
     tree = [1, None, 2, 3]
-    assert codec.tree_values(sent(codec.tree_node(tree))) == tree
-    assert (codec.list_node([]), codec.tree_node([])) == (None, None)
+    assert nodes.tree_values(sent(nodes.tree_node(tree))) == tree
+    assert (nodes.list_node([]), nodes.tree_node([])) == (None, None)
 
 
 def test_nodes_in_a_circle_and_nodes_of_two_lists_arrive_as_such() -> None:
-    node, shared = codec.ListNode(1), codec.ListNode(3)
+    node, shared = nodes.ListNode(1), nodes.ListNode(3)
     node.next = node
-    found = sent([node, codec.ListNode(1, shared), codec.ListNode(2, shared)])
+    found = sent([node, nodes.ListNode(1, shared), nodes.ListNode(2, shared)])
     assert found[0].next is found[0]
     assert found[1].next is found[2].next
     assert found[1].next.val == 3
 
 
 def test_a_message_may_hold_each_node_of_a_long_list() -> None:
-    nodes = [codec.ListNode(str(value % 10)) for value in range(5000)]
-    for node, after in pairwise(nodes):
+    chain = [nodes.ListNode(str(value % 10)) for value in range(5000)]
+    for node, after in pairwise(chain):
         node.next = after
-    found = sent(nodes)
+    found = sent(chain)
     assert all(node.next is after for node, after in pairwise(found))
 
 
@@ -647,10 +647,10 @@ def test_values_may_be_held_often_by_what_is_compared_by_identity() -> None:
 
 
 def test_nodes_in_a_circle_have_no_list_of_values() -> None:
-    node = codec.ListNode(1)
+    node = nodes.ListNode(1)
     node.next = node
     with pytest.raises(ValueError, match="circle"):
-        codec.list_values(node)
+        nodes.list_values(node)
 
 
 class Runs:

@@ -14,8 +14,8 @@ import sys
 import types
 from typing import Any
 
-import codec
 import names
+import nodes
 import objects
 import stand_ins
 from exceptions import message_of
@@ -276,12 +276,12 @@ class _Finder:
 
 
 _HELPERS: dict[str, Any] = {
-    "list_node": codec.list_node,
-    "tree_node": codec.tree_node,
-    "is_same_list": lambda a, b: codec.list_values(a) == codec.list_values(b),
-    "is_same_tree": lambda a, b: codec.tree_values(a) == codec.tree_values(b),
-    "ListNode": codec.ListNode,
-    "TreeNode": codec.TreeNode,
+    "list_node": nodes.list_node,
+    "tree_node": nodes.tree_node,
+    "is_same_list": lambda a, b: nodes.list_values(a) == nodes.list_values(b),
+    "is_same_tree": lambda a, b: nodes.tree_values(a) == nodes.tree_values(b),
+    "ListNode": nodes.ListNode,
+    "TreeNode": nodes.TreeNode,
 }
 
 

@@ -18,7 +18,6 @@ import builtins
 import datetime
 import io
 import pickle
-import pickletools
 import struct
 import sys
 import time
@@ -28,6 +27,13 @@ from decimal import Decimal
 from fractions import Fraction
 from functools import lru_cache
 from typing import Any
+
+if __package__:
+    from trd_cli.graders.inside.forgeries import refuse_changes, refuse_endless
+    from trd_cli.graders.inside.nodes import LINKS, Graph, links
+else:  # inside the sandbox, where there is no package
+    from forgeries import refuse_changes, refuse_endless
+    from nodes import LINKS, Graph, links
 
 _LENGTH = struct.Struct(">Q")
 HEADER = _LENGTH.size
@@ -81,61 +87,9 @@ class Opaque:
     __hash__ = object.__hash__
 
 
-class ListNode:
-    """A node of a singly linked list, as in LeetCode."""
-
-    def __init__(self, val: Any = 0, next: Any = None) -> None:
-        self.val, self.next = val, next
-
-
-class TreeNode:
-    """A node of a binary tree, as in LeetCode."""
-
-    def __init__(self, val: Any = 0, left: Any = None, right: Any = None) -> None:
-        self.val, self.left, self.right = val, left, right
-
-
-_LINKS = {"ListNode": (ListNode, ("next",)), "TreeNode": (TreeNode, ("left", "right"))}
-
-
-def links(value: Any) -> tuple[str, ...]:
-    """Return the attributes by which a node of a list or tree holds other nodes; none for any other value.
-
-    Every class of the right name and attributes counts as one of nodes.
-    """
-    name = type(value).__name__
-    if isinstance(value, type) or hasattr(type(value), "_of"):  # a stand-in, which would ask the other side
-        return ()
-    return _LINKS[name][1] if name in _LINKS and hasattr(value, "val") and hasattr(value, _LINKS[name][1][0]) else ()
-
-
-class _Graph:
-    """Nodes that lead to each other: the name of their class, and a row for each node of its value and its links.
-
-    A link is None, the place of a node of this graph, or a node of another.
-    """
-
-    def __init__(self, head: Any, places: dict[int, tuple[_Graph, int]]) -> None:
-        """Collect the nodes that `head` leads to; note the place of each in `places`, by the node's identity."""
-        self.kind, nodes = type(head).__name__, [head]
-        names, self._nodes = links(head), nodes
-        places[id(head)] = self, 0
-        for node in nodes:
-            for each in (getattr(node, name, None) for name in names):
-                if links(each) == names and id(each) not in places:
-                    places[id(each)] = self, len(nodes)
-                    nodes.append(each)
-
-        def link(node: Any) -> Any:
-            graph, place = places.get(id(node), (None, 0))
-            return place if graph is self else node
-
-        self.rows = [(node.val, *(link(getattr(node, name, None)) for name in names)) for node in nodes]
-
-
 def graph(kind: str, rows: list[tuple[Any, ...]]) -> list[Any]:
     """Return the nodes of a graph; raises KeyError for another class, IndexError for a link that leads nowhere."""
-    make, names = _LINKS[kind]
+    make, names = LINKS[kind]
     nodes = [make(row[0]) for row in rows]
     for node, row in zip(nodes, rows, strict=True):
         for name, link in zip(names, row[1:], strict=True):
@@ -146,65 +100,6 @@ def graph(kind: str, rows: list[tuple[Any, ...]]) -> list[Any]:
 def node_at(nodes: list[Any], place: int) -> Any:
     """Return one node of a graph."""
     return nodes[place]
-
-
-def list_node(values: list[Any]) -> ListNode | None:
-    """Return the linked list of `values`; None if there are none."""
-    head = None
-    for value in reversed(values):
-        head = ListNode(value, head)
-    return head
-
-
-def list_values(node: Any) -> list[Any]:
-    """Return the values of a linked list; raises ValueError if it runs in a circle."""
-    values, seen = [], set()
-    while node is not None:
-        if id(node) in seen:
-            raise ValueError("the list runs in a circle")
-        seen.add(id(node))
-        values.append(node.val)
-        node = node.next
-    return values
-
-
-def tree_node(values: list[Any]) -> TreeNode | None:
-    """Return the tree of `values` in level order, in which None marks a missing child."""
-    if not values:
-        return None
-    rest = iter(values)
-    root = TreeNode(next(rest))
-    waiting = deque([root])
-    for parent in iter(waiting.popleft, None):
-        for side in ("left", "right"):
-            value = next(rest, rest)
-            if value is rest:
-                return root
-            if value is not None:
-                setattr(parent, side, TreeNode(value))
-                waiting.append(getattr(parent, side))
-        if not waiting:
-            return root
-    return root
-
-
-def tree_values(node: Any) -> list[Any]:
-    """Return the values of a tree in level order; raises ValueError if a node occurs twice.
-
-    Missing children at the end are left out.
-    """
-    values, level, seen = [], deque([node]), set()
-    while level:
-        node = level.popleft()
-        values.append(None if node is None else node.val)
-        if node is not None:
-            if id(node) in seen:
-                raise ValueError("a node occurs twice in the tree")
-            seen.add(id(node))
-            level.extend((node.left, node.right))
-    while values and values[-1] is None:
-        values.pop()
-    return values
 
 
 def default_dict(builtin: str, factory: Any, items: dict[Any, Any]) -> Any:
@@ -342,7 +237,7 @@ class _Writer(pickle.Pickler):
     def __init__(self, buffer: io.BytesIO, refer: Callable[[Any], tuple[Any, ...]] | None) -> None:
         super().__init__(buffer, protocol=5)
         self._refer = refer
-        self._places: dict[int, tuple[_Graph, int]] = {}
+        self._places: dict[int, tuple[Graph, int]] = {}
 
     def reducer_override(self, value: Any) -> Any:
         """Return how to rebuild a value; pickle calls this for all but the exact built-in types."""
@@ -354,10 +249,10 @@ class _Writer(pickle.Pickler):
         name = kind.__name__
         if kind in _PARTS:
             return made, (name, _PARTS[kind](value))
-        if kind is _Graph:
+        if kind is Graph:
             return graph, (value.kind, value.rows)
         if links(value):
-            _Graph(value, self._places)
+            Graph(value, self._places)
             return node_at, self._places[id(value)]
         if kind in _VIEWS:
             return dict_view, (name, list(value))
@@ -396,22 +291,11 @@ class _Reader(pickle.Unpickler):
         if known == ("codec", "reference") and self._resolve:
             if self._is_suspect:
                 self._is_suspect = False
-                _refuse_changes(self._buffer.getvalue())
+                refuse_changes(self._buffer.getvalue())
             return _Maker(self._resolve, (str,), (int,), (str,), (tuple,), (tuple,))
         if known not in _MAKERS:
             raise pickle.UnpicklingError(f"a message with {module}.{name}")
         return _MAKERS[known]
-
-
-_CHANGING = frozenset({"BUILD", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX"})
-_MOST = 8_000_000
-
-
-def _refuse_changes(data: bytes) -> None:
-    """Raise UnpicklingError if a message changes an object or makes one of a class, as `dumps` never does."""
-    for count, (code, _, _) in enumerate(pickletools.genops(data)):
-        if code.name in _CHANGING or count > _MOST:
-            raise pickle.UnpicklingError("a message that changes what it refers to, or is too long to check")
 
 
 _MADE_HERE = (
@@ -489,55 +373,10 @@ def loads(data: bytes, resolve: Callable[..., Any] | None = None, is_suspect: bo
     """
     try:
         if is_suspect:
-            _refuse_endless(data)
+            refuse_endless(data)
         return _Reader(io.BytesIO(data), resolve, is_suspect).load()
     except Exception as error:  # a forged pickle can raise nearly anything
         raise ValueError(f"not a message: {type(error).__name__}: {error}") from None
-
-
-# How many values a message may stand for, each counted as often as it is held.
-_MOST_VALUES = 50_000_000
-_REFERS = b"h", b"j", b"g", b"2"  # BINGET, LONG_BINGET and two that only a forged message has: GET and DUP
-_FOREIGN = {"GET", "DUP"}
-_FILLING = {"APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS", "BUILD"}
-# Nodes and stand-ins are compared by identity, so what they are made of counts once, however often they are held.
-_COUNTED_ONCE = {"graph", "reference"}
-
-
-def _refuse_endless(data: bytes) -> None:
-    """Raise ValueError if values hold each other so often that comparing or hashing them would take for ever."""
-    references = sum(map(data.count, _REFERS))
-    # With so many references the values can be held at most 3 ** (references / 3) times each.
-    if references < 3 or len(data) * 3 ** min(references / 3, 40) <= _MOST_VALUES:
-        return
-    # A cell of the stack holds the number of the values there, and their text or the name of the function. Cells are
-    # shared as the values are. `marks` holds the places where marks were set.
-    stack: list[list[Any]] = []
-    marks: list[int] = []
-    memo: dict[int, list[Any]] = {}
-    apart = 0
-    for code, argument, _ in pickletools.genops(data):
-        name = code.name
-        if name in _FOREIGN:
-            raise ValueError(f"a message with {name}")
-        if name in ("BINGET", "LONG_BINGET"):
-            stack.append(memo[argument])
-        elif name == "MEMOIZE":
-            memo[len(memo)] = stack[-1]
-        elif name == "MARK":
-            marks.append(len(stack))
-        elif name in _FILLING or code.stack_before:
-            start = marks.pop() if pickletools.stackslice in code.stack_before else len(stack) - len(code.stack_before)
-            start -= name in ("APPENDS", "SETITEMS", "ADDITEMS")
-            filled = stack[start] if name in _FILLING else [1, stack[-1][1] if name == "STACK_GLOBAL" else None]
-            filled[0] += sum(cell[0] for cell in stack[start + (name in _FILLING) :])
-            if filled[0] + apart > _MOST_VALUES:
-                raise ValueError("values that hold each other without end")
-            if name == "REDUCE" and stack[start][1] in _COUNTED_ONCE:
-                apart, filled = apart + filled[0], [1, None]
-            stack[start:] = [filled] if code.stack_after else []
-        elif code.stack_after:
-            stack.append([1, argument if name == "SHORT_BINUNICODE" else None])
 
 
 def allow_long_integers() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from typing import Any
 
-import codec
+import nodes
 
 _NESTING = (list, tuple, deque)
 _MUTABLE = (list, dict, set, bytearray, deque)
@@ -21,7 +21,7 @@ def containers(values: Any) -> list[Any]:
         if id(value) in seen:
             continue
         seen.add(id(value))
-        links = codec.links(value)
+        links = nodes.links(value)
         is_array = type(value).__name__ == "ndarray" and type(value).__module__ == "numpy"
         if links or is_array or isinstance(value, _MUTABLE):
             found.append(value)
@@ -36,7 +36,7 @@ def change(old: list[Any], new: Any) -> dict[int, Any]:
     pairs = [(mine, theirs) for mine, theirs in zip(old, new, strict=False) if _are_alike(mine, theirs)]
     ours = {id(theirs): mine for mine, theirs in pairs}
     for mine, theirs in pairs:
-        if links := codec.links(mine):
+        if links := nodes.links(mine):
             for name in ("val", *links):
                 value = getattr(theirs, name)
                 setattr(mine, name, ours.get(id(value), value))
@@ -59,4 +59,4 @@ def change(old: list[Any], new: Any) -> dict[int, Any]:
 
 
 def _are_alike(mine: Any, theirs: Any) -> bool:
-    return type(mine) is type(theirs) or (codec.links(mine) == codec.links(theirs) != ())
+    return type(mine) is type(theirs) or (nodes.links(mine) == nodes.links(theirs) != ())

@@ -33,12 +33,14 @@ from typing import Any
 import checking
 import codec
 import names
+import nodes
 import objects
 from exceptions import message_of
 
 MAX_OUTPUT = 32 << 20
-_NODES = {"ListNode": codec.ListNode, "TreeNode": codec.TreeNode}
+_NODES = {"ListNode": nodes.ListNode, "TreeNode": nodes.TreeNode}
 _RECURSION = 50_000
+_OURS = ("runner", "checking", "objects", "stand_ins", "exceptions", "containers", "names", "nodes", "forgeries")
 _HELD, _HELD_SECONDS = 1 << 15, 0.002
 
 
@@ -115,7 +117,7 @@ def serve(pipes: Pipes, other: Pipes | None) -> None:
 def _hide_ourselves() -> None:
     """Remove our modules from those that a program or a test program could find or import."""
     codec.hide()
-    for name in ("runner", "objects", "stand_ins", "exceptions", "containers", "names", "checking"):
+    for name in _OURS:
         sys.modules.pop(name, None)
     sys.modules["__main__"] = types.ModuleType("__main__")
 
