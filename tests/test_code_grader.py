@@ -113,7 +113,7 @@ VALUES = {
     "a dict with numbers": ({1: 2}, {"1": 2}, True),
     "a dict with a truth": ({True: 1}, {"true": 1}, True),
     "a number of numpy": (np.int64(5), 5, True),
-    "an array of numpy": (np.array([[1, 2]]), [[1, 2]], True),
+    "an array of numpy": (np.array([1, 2]), [1, 2], False),
     "an array of one for its number": (np.array([[5]]), 5, False),
     "a rounded number of numpy": (np.float16(2048), 2049, False),
     "an infinity of numpy": ([np.float16("inf")], [10**9], False),

@@ -37,6 +37,7 @@ STDIN = {"kind": "stdin", "inputs": ["1\n", "2\n"], "outputs": ["42\n", "43\n"]}
 CALL = {"kind": "call", "fn_name": "f", "inputs": [[1], [2]], "outputs": [42, [43, 44]]}
 FIND = {"kind": "call", "fn_name": "f", "inputs": [[1]], "outputs": [HIDDEN]}
 LEFT = {"kind": "stdin", "inputs": ["1\n"], "outputs": ["42\n"]}
+ASSERTS = {"kind": "functional", "code": "class Box: pass\nassert f(Box) == 42"}
 CHECKS = {"kind": "functional", "code": f"answer = '{HIDDEN}'\nassert Solution().f(1) == answer"}
 
 # Before each program. `message` and `value` write replies as the runner does; `contained` is where harm may be tried.
@@ -56,6 +57,10 @@ def value(pickled):
     return b'\x80\x04}}\x8c\x05value' + pickled + b's.'
 def name(module, name):
     return b'\x8c' + bytes([len(module)]) + module + b'\x8c' + bytes([len(name)]) + name + b'\x93'
+def text(name):
+    return b'\x8c' + bytes([len(name)]) + name
+def builtin(kind):
+    return name(b'codec', b'reference') + b'(' + text(b'builtin') + b'K\0' + text(kind) + b'))tR'
 DONE, OK = b'\x80\x04}}\x8c\x04done\x88s.', b'\x80\x04}}\x8c\x02ok\x88s.'
 def found(text):
     match = re.search(rb'answer-[0-9a-f]{{12}}' if isinstance(text, bytes) else 'answer-[0-9a-f]{{12}}', text)
@@ -169,6 +174,24 @@ EVERYWHERE: dict[str, tuple[dict, str]] = {
     "a message of an array": (
         CALL,
         "def f(x):\n    say(DONE, value(name(b'codec', b'numpy_scalar') + b'\\x8c\\x07float64](K\\x01K\\x02e\\x86R'))\n    time.sleep(60)",
+    ),
+    "a class made by a message": (
+        ASSERTS,
+        """
+def f(x):
+    a_class = builtin(b'type') + b'(' + text(b'A') + builtin(b'object') + b'\\x85}' + text(b'__eq__') + builtin(b'bool')
+    say(value(a_class + b'stR)R'))
+    time.sleep(60)
+""",
+    ),
+    "a class of the tests changed by a message": (
+        ASSERTS,
+        """
+def f(x):
+    a_class = name(b'codec', b'reference') + b'(' + text(b'yours') + b'K\\0' + text(b'') + b'))tR'
+    say(value(a_class + b'N}' + text(b'__eq__') + builtin(b'bool') + b's\\x86b)R'))
+    time.sleep(60)
+""",
     ),
     "a message of all memory": (
         CALL,

@@ -253,6 +253,139 @@ OBJECTS: dict[str, tuple[str, Any, str]] = {
         "assert M.f(1)==2\nassert M.g()==7\nassert M.K==7",
         "correct",
     ),
+    "hash": (
+        "class V:\n    def __init__(s,x): s.x=x\n    def __eq__(s,o): return s.x==o.x\n    def __hash__(s): return hash(s.x)",
+        "assert len({V(1),V(1)})==1 and hash(V(1))==hash(V(1))",
+        "correct",
+    ),
+    "hash of results": (
+        "from dataclasses import dataclass\n@dataclass(frozen=True)\nclass P:\n    x: int\n    y: int\ndef nb(p): return {P(p.x+1,p.y),P(p.x,p.y+1)}",
+        "assert nb(P(0,0))=={P(1,0),P(0,1)}",
+        "correct",
+    ),
+    "hash of what is expected": (
+        "class V:\n    def __eq__(s,o): return True\n    def __hash__(s): return hash(42)\ndef f(x): return V()",
+        "assert f(1) in {42}",
+        "incorrect",
+    ),
+    "no hash": (
+        "class V:\n    def __eq__(s,o): return True",
+        "try: hash(V())\nexcept TypeError: pass\nelse: assert False",
+        "correct",
+    ),
+    "contains": (
+        "class I:\n    def __init__(s,a,b): s.a,s.b=a,b\n    def __contains__(s,x): return s.a<=x<=s.b",
+        "assert 5 in I(1,9)\nassert 10 not in I(1,9)",
+        "correct",
+    ),
+    "contains and iter": (
+        "class CI:\n    def __init__(s,w): s.w=w\n    def __iter__(s): return iter(s.w)\n    def __contains__(s,x): return x.lower() in s.w",
+        "assert 'AB' in CI(['ab'])",
+        "correct",
+    ),
+    "contains of a class for a function": (
+        "class f:\n    def __init__(s,x): pass\n    def __contains__(s,o): return True",
+        "assert 42 in f(1)",
+        "incorrect",
+    ),
+    "in place operator": (
+        "class A:\n    def __init__(s): s.l=[]\n    def __iadd__(s,x): s.l.append(x); return s",
+        "a=A()\na+=3\nassert a.l==[3]",
+        "correct",
+    ),
+    "in place operator of a result": (
+        "class A:\n    def __isub__(s,o): return 0\ndef f(x): return A()",
+        "x=f(1)\nx-=42\nassert abs(x)<1e-9",
+        "incorrect",
+    ),
+    "unary": (
+        "class A:\n    def __invert__(s): return 5\n    def __round__(s,n=None): return 6",
+        "assert ~A()==5 and round(A())==6",
+        "correct",
+    ),
+    "deepcopy": (
+        "class A:\n    def __init__(s): s.x=1",
+        "import copy\na=A()\nb=copy.deepcopy(a)\nb.x=2\nassert a.x==1 and copy.copy(a).x==1",
+        "correct",
+    ),
+    "type": (
+        "class A: pass\nclass B(A): pass\ndef f(): return A()",
+        "assert type(f()) is A and type(f()) is not B and type(3) is int",
+        "correct",
+    ),
+    "type wrong": ("class A: pass\nclass B(A): pass\ndef f(): return B()", "assert type(f()) is A", "incorrect"),
+    "class of the tests": (
+        "from abc import ABC,abstractmethod\nclass A(ABC):\n    @abstractmethod\n    def f(s): ...\n    def g(s): return s.f()*2",
+        "class B(A):\n    def __init__(self,x): self.x=x\n    def f(self): return self.x\nassert B(4).g()==8 and isinstance(B(1),A) and issubclass(B,A)",
+        "correct",
+    ),
+    "class of the tests that asks the one above": (
+        "class A:\n    def __init__(s,x): s.x=x\n    def show(s): return f'{s.x} {s.area()}'",
+        "class B(A):\n    def __init__(self,w):\n        super().__init__('b')\n        self.w=w\n    def area(self): return self.w**2\n    def show(self): return super().show()+'!'\nassert B(3).show()=='b 9!'\nclass C(list):\n    def append(self,x): super().append(x+1)\nc=C()\nc.append(1)\nassert c==[2]",
+        "correct",
+    ),
+    "coroutine": (
+        "async def f(x): return x+1",
+        "import asyncio\nasync def main():\n    assert await asyncio.gather(f(1),f(2))==[2,3]\nasyncio.run(main())\nassert asyncio.run(f(1))==2",
+        "correct",
+    ),
+    "coroutine wrong": ("async def f(x): return x", "import asyncio\nassert asyncio.run(f(1))==2", "incorrect"),
+    "decorator": (
+        "import functools\ndef memo(func):\n    c={}\n    @functools.wraps(func)\n    def inner(*a):\n        if a not in c: c[a]=func(*a)\n        return c[a]\n    return inner",
+        "@memo\ndef sq(x): return x*x\nassert sq(3)==9 and sq.__name__=='sq'",
+        "correct",
+    ),
+    "stream": ("def f(s): return s.read()", "import io\nassert f(io.StringIO('abc'))=='abc'", "correct"),
+    "attributes of the tests' objects": (
+        "def connect(n):\n    n.left.next=n.right\n    return n",
+        "class Node:\n    def __init__(s,v,l=None,r=None): s.val,s.left,s.right,s.next=v,l,r,None\nn=Node(1,Node(2),Node(3))\nconnect(n)\nassert n.left.next is n.right",
+        "correct",
+    ),
+    "operators of the tests' objects": (
+        "def srt(a): return sorted(a)\ndef size(a): return len(a)",
+        "class It:\n    def __init__(s,x): s.x=x\n    def __lt__(s,o): return s.x<o.x\n    def __len__(s): return s.x\nassert [i.x for i in srt([It(2),It(1)])]==[1,2] and size(It(4))==4",
+        "correct",
+    ),
+    "types as arguments": (
+        "def f(schema,v): return all(isinstance(v[k],t) for k,t in schema.items())\ndef conv(a,t): return [t(x) for x in a]",
+        "assert f({'a':int,'b':str},{'a':1,'b':'x'}) and conv(['1'],int)==[1]",
+        "correct",
+    ),
+    "context manager of a generator": (
+        "from contextlib import contextmanager\n@contextmanager\ndef quiet():\n    try: yield 5\n    except ValueError: pass",
+        "with quiet() as v:\n    assert v==5\n    raise ValueError",
+        "correct",
+    ),
+    "output": (
+        "def f(x): print('hi')",
+        "import io,contextlib\nb=io.StringIO()\nwith contextlib.redirect_stdout(b): f(1)\nassert b.getvalue()=='hi\\n'",
+        "correct",
+    ),
+    "output wrong": (
+        "def f(x): print('ho')",
+        "import io,contextlib\nb=io.StringIO()\nwith contextlib.redirect_stdout(b): f(1)\nassert b.getvalue()=='hi\\n'",
+        "incorrect",
+    ),
+    "input": (
+        "def f(): return int(input())+1",
+        "import io\nfrom unittest.mock import patch\nwith patch('builtins.input',return_value='4'): assert f()==5\nwith patch('sys.stdin',io.StringIO('4\\n')): assert f()==5",
+        "correct",
+    ),
+    "warning": (
+        "import warnings\ndef f(x):\n    if x: warnings.warn('old',DeprecationWarning)\n    return 1",
+        "import unittest\nclass T(unittest.TestCase):\n    def test(self):\n        with self.assertWarns(DeprecationWarning): self.assertEqual(f(1),1)",
+        "correct",
+    ),
+    "filters of warnings": (
+        "import warnings\ndef strict(): warnings.simplefilter('error')\ndef f(): warnings.warn('old')",
+        "strict()\ntry: f()\nexcept UserWarning: pass\nelse: assert False",
+        "correct",
+    ),
+    "warning lacking": (
+        "import warnings\ndef f(x):\n    if x: warnings.warn('old',DeprecationWarning)\n    return 1",
+        "import unittest\nclass T(unittest.TestCase):\n    def test(self):\n        with self.assertWarns(DeprecationWarning): self.assertEqual(f(0),1)",
+        "incorrect",
+    ),
 }
 
 
@@ -283,6 +416,51 @@ EXCEPTIONS: dict[str, tuple[str, Any, str]] = {
     "os._exit in try": ("import os\ndef f(x): os._exit(0)", "try:\n    f(1)\nexcept Exception:\n    pass", "incorrect"),
     "zero div uncaught": ("def f(x): return 1/x", "assert f(0)==1", "incorrect"),
     "lookup base": ("def f(x): return [][0]", "try: f(0)\nexcept LookupError: pass\nelse: assert False", "correct"),
+    "two of one name": (
+        "import struct,re\ndef f(): struct.unpack('I',b'')\ndef g(): re.compile('(')",
+        "import struct,re\ntry: f()\nexcept struct.error: pass\ntry: g()\nexcept re.error: pass",
+        "correct",
+    ),
+    "one for another of its name": (
+        "import struct,re\ndef f(): struct.unpack('I',b'')\ndef g(): re.compile('(')",
+        "import struct,re\nfor h in (f,g):\n    try: h()\n    except struct.error: pass",
+        "incorrect",
+    ),
+    "the tests' own through the program": (
+        "def retry(f,n):\n    for i in range(n):\n        try: return f()\n        except Exception as e: last=e\n    raise last",
+        "class MyErr(Exception): pass\nmine=MyErr('x')\ndef bad(): raise mine\ntry:\n    retry(bad,2)\n    assert False\nexcept MyErr as e: assert e is mine",
+        "correct",
+    ),
+    "attributes of the tests' own": (
+        "def f(g):\n    try: g()\n    except Exception as e: return e.code",
+        "class MyErr(Exception):\n    def __init__(self,code): self.code=code\ndef bad(): raise MyErr(7)\nassert f(bad)==7",
+        "correct",
+    ),
+    "a class of the tests'": (
+        "def retry(f,n,kinds):\n    for i in range(n):\n        try: return f()\n        except kinds: pass\n    raise kinds('spent')",
+        "class MyErr(Exception): pass\ndef bad(): raise MyErr\ntry:\n    retry(bad,2,MyErr)\n    assert False\nexcept MyErr as e: assert str(e)=='spent'",
+        "correct",
+    ),
+    "derived in the tests": (
+        "class E(Exception): pass\ndef f(cb): cb()",
+        "class F(E): pass\ndef cb(): raise F('a')\ntry: f(cb)\nexcept E as e: assert str(e)=='a'\nelse: assert False",
+        "correct",
+    ),
+    "StopIteration of a method": (
+        "class It:\n    def __init__(s,a): s.a=list(a)\n    def next(s):\n        if not s.a: raise StopIteration\n        return s.a.pop(0)",
+        "import unittest\nclass T(unittest.TestCase):\n    def test(self):\n        i=It([1]); out=[]\n        while True:\n            try: out.append(i.next())\n            except StopIteration: break\n        self.assertEqual(out,[1])\n        with self.assertRaises(StopIteration): i.next()\n        self.assertRaises(StopIteration, i.next)",
+        "correct",
+    ),
+    "parts of Python's": (
+        "import json,sys\ndef f(): sys.exit(3)\ndef g():\n    yield 1\n    return 5\ndef h(s): return json.loads(s)\ndef k(s): return s.decode()\ndef o(): open('/nosuch')",
+        "import json\ntry: f()\nexcept SystemExit as e: assert e.code==3\ni=g(); next(i)\ntry: next(i)\nexcept StopIteration as e: assert e.value==5\ntry: h('{')\nexcept json.JSONDecodeError as e: assert e.pos==1\ntry: k(b'\\xff')\nexcept UnicodeDecodeError as e: assert e.reason=='invalid start byte' and e.start==0\ntry: o()\nexcept OSError as e: assert e.errno==2 and e.filename=='/nosuch'",
+        "correct",
+    ),
+    "cause": (
+        "def f():\n    try: {}[1]\n    except KeyError as e: raise ValueError('x') from e",
+        "try: f()\nexcept ValueError as e: assert isinstance(e.__cause__,KeyError)",
+        "correct",
+    ),
 }
 
 
@@ -332,6 +510,19 @@ RESULTS: dict[str, tuple[str, Any, str]] = {
         "import datetime\nassert h()==datetime.date(2020,1,2)",
         "correct",
     ),
+    "defaultdict": (
+        "from collections import defaultdict\ndef f(): return defaultdict(list)\ndef g(): return defaultdict(lambda: 7)",
+        "assert f()['x']==[] and g()['x']==7",
+        "correct",
+    ),
+    "iterator without end": ("def f(n):\n    while True: yield 1", "assert list(f(3))==[1,1,1]", "incorrect"),
+    "a file that a result names": (
+        "def f(x): return '/nope'",
+        "with open(f(3)) as file: assert file.read()=='a'",
+        "incorrect",
+    ),
+    "an expression that does not parse": ("def f(x): return '('", "assert eval(f(3))==3", "incorrect"),
+    "an expression of unknown names": ("def f(x): return 'zzz'", "assert eval(f(3))==3", "incorrect"),
 }
 
 
@@ -359,6 +550,46 @@ IN_PLACE: dict[str, tuple[str, Any, str]] = {
     "matrix rotate": (
         "class Solution:\n    def rotate(self,m): m[:]=[list(r) for r in zip(*m[::-1])]",
         "m=[[1,2],[3,4]]\nSolution().rotate(m)\nassert m==[[3,1],[4,2]]",
+        "correct",
+    ),
+    "beside a node of the tests' own class": (
+        "def f(a,b,h): a.append(1)",
+        "class ListNode:\n    def __init__(s,val=0,next=None): s.val,s.next=val,next\na,b=[],[]\nf(a,b,ListNode(1))\nassert a==[1] and b==[]",
+        "correct",
+    ),
+    "the wrong list beside such a node": (
+        "def f(a,b,h): b.append(1)",
+        "class ListNode:\n    def __init__(s,val=0,next=None): s.val,s.next=val,next\na,b=[],[]\nf(a,b,ListNode(1))\nassert a==[1] and b==[]",
+        "incorrect",
+    ),
+    "nodes of the tests' own class": (
+        "class Solution:\n    def double(self,h):\n        while h: h.val*=2; h=h.next",
+        "class ListNode:\n    def __init__(s,val=0,next=None): s.val,s.next=val,next\nh=ListNode(1,ListNode(2))\nSolution().double(h)\nassert h.val==2 and h.next.val==4",
+        "correct",
+    ),
+    "nodes in a circle": (
+        "class Solution:\n    def hasCycle(self,h):\n        seen=set()\n        while h:\n            if h in seen: return True\n            seen.add(h); h=h.next\n        return False",
+        "h=ListNode(1);h.next=ListNode(2);h.next.next=h\nassert Solution().hasCycle(h) is True\nassert Solution().hasCycle(list_node([1,2])) is False",
+        "correct",
+    ),
+    "a node of two lists": (
+        "class Solution:\n    def getIntersectionNode(self,a,b):\n        s=set()\n        while a: s.add(a); a=a.next\n        while b:\n            if b in s: return b\n            b=b.next",
+        "c=ListNode(8)\na=ListNode(4,c);b=ListNode(5,c)\nassert Solution().getIntersectionNode(a,b) is c",
+        "correct",
+    ),
+    "nodes of a tree by identity": (
+        "class Solution:\n    def lca(self,r,p,q):\n        if r is None or r is p or r is q: return r\n        a=self.lca(r.left,p,q);b=self.lca(r.right,p,q)\n        return r if a and b else a or b",
+        "r=tree_node([3,5,1])\nassert Solution().lca(r,r.left,r.right) is r",
+        "correct",
+    ),
+    "a defaultdict": (
+        "def f(d): d['a']+=1",
+        "from collections import defaultdict\nd=defaultdict(int)\nf(d)\nassert d['a']==1",
+        "correct",
+    ),
+    "an array": (
+        "def f(a): a.sort()",
+        "import numpy as np\na=np.array([3,1,2])\nf(a)\nassert a.tolist()==[1,2,3]",
         "correct",
     ),
 }
@@ -435,6 +666,50 @@ AT_FAULT: dict[str, tuple[str, Any, str]] = {
         "error",
     ),
     "zero division by tests": ("def f(a): return a+1", "x=1/0\nassert f(1)==2", "error"),
+    "an object before a pytest function": (
+        "class Solution:\n    def f(self,x): return 0",
+        "from solution import Solution\nsol=Solution()\ndef test_1():\n    assert sol.f(1)==2\n",
+        "error",
+    ),
+    "a call before a check that nobody calls": (
+        "def f(x): return 0",
+        "warm=f(0)\ndef check(candidate):\n    assert candidate(1)==2",
+        "error",
+    ),
+    "a call before a check of the row": (
+        "def f(x): return 0",
+        {
+            "kind": "functional",
+            "code": "warm=f(0)\ndef check(candidate):\n    assert candidate(1)==2",
+            "entry_point": "f",
+        },
+        "incorrect",
+    ),
+    "a class of pytest": (
+        "def f(x): return 0",
+        "warm=f(0)\nclass TestF:\n    def test_1(self): assert f(1)==2",
+        "error",
+    ),
+    "test functions called in a loop": (
+        "def f(x): return x+1",
+        "def test_a(): assert f(1)==2\ndef test_b(): assert f(2)==3\nfor test in (test_a,test_b): test()",
+        "correct",
+    ),
+    "test functions called by their decorator": (
+        "def f(x): return x+1",
+        "def now(test): test()\n@now\ndef test_a(): assert f(1)==2",
+        "correct",
+    ),
+    "a file that the tests lack, of which the program is asked": (
+        "def f(x): return 1",
+        "assert f('')==1\nwith open('/nosuch') as file:\n    assert f(file.read())==1",
+        "error",
+    ),
+    "a file that the tests lack": (
+        "def f(x): return 1",
+        "assert f(3)\nwith open('/nosuch') as file: assert file.read()=='a'",
+        "error",
+    ),
 }
 
 
@@ -472,6 +747,159 @@ NAMES: dict[str, tuple[str, Any, str]] = {
     "prelude helper replaced": (
         "class Counter:\n    def __init__(s,*a): pass\n    def __eq__(s,o): return True\nclass Solution:\n    def f(self): return [9]",
         "assert Counter(Solution().f())==Counter([1])",
+        "incorrect",
+    ),
+    "imported beside all": (
+        "def all(x): return True\ndef f(x): return 0",
+        "from solution import f\nassert all(f(i)==i+7 for i in range(3))",
+        "incorrect",
+    ),
+    "imported beside abs": (
+        "def abs(x): return 0\ndef f(x): return 0",
+        "from solution import f\nassert abs(f(1)-42)<1e-9",
+        "incorrect",
+    ),
+    "imported class beside set": (
+        "def set(x): return 0\nclass Solution:\n    def f(self): return 0",
+        "from solution import Solution\nassert set(Solution().f())==set([1,2])",
+        "incorrect",
+    ),
+    "imported as a module beside abs": (
+        "def abs(x): return 0\ndef f(x): return 0",
+        "import solution\nassert abs(solution.f(1)-42)<1e-9",
+        "incorrect",
+    ),
+    "imported with all names beside all": (
+        "def all(x): return True\ndef f(x): return 0",
+        "from solution import *\nassert all(f(i)==i+7 for i in range(3))",
+        "incorrect",
+    ),
+    "imported beside range": (
+        "def range(x): return []\ndef f(x): return 0",
+        "from solution import f\nfor i in range(3): assert f(i)==3",
+        "incorrect",
+    ),
+    "unittest beside sorted": (
+        "def sorted(x): return 0\ndef f(x): return 0",
+        "from solution import f\nimport unittest\nclass T(unittest.TestCase):\n    def test(self):\n        self.assertEqual(sorted(f(1)), sorted([3,4]))",
+        "incorrect",
+    ),
+    "check of the row beside abs": (
+        "def abs(x): return 0\ndef f(x): return 0",
+        {
+            "kind": "functional",
+            "code": "def check(candidate):\n    assert abs(candidate(1)-42)<1e-6",
+            "entry_point": "f",
+        },
+        "incorrect",
+    ),
+    "check of the row beside all": (
+        "def all(x): return True\ndef f(x): return 0",
+        {
+            "kind": "functional",
+            "code": "def check(candidate):\n    assert all(candidate(i)==i+7 for i in range(3))",
+            "entry_point": "f",
+        },
+        "incorrect",
+    ),
+    "check of the row beside isclose": (
+        "def isclose(a,b): return True\ndef f(x): return 0",
+        {"kind": "functional", "code": "def check(fn):\n    assert isclose(fn(1),3.)", "entry_point": "f"},
+        "incorrect",
+    ),
+    "sorted of the row": (
+        "def sorted(x): return x",
+        {
+            "kind": "functional",
+            "code": "def check(candidate):\n    assert candidate([2,1])==[1,2]",
+            "entry_point": "sorted",
+        },
+        "incorrect",
+    ),
+    "sorted imported": (
+        "def sorted(x): return x",
+        "from solution import sorted\nassert sorted([2,1])==[1,2]",
+        "incorrect",
+    ),
+    "sorted imported right": (
+        "def sorted(x):\n    x=list(x); x.sort(); return x",
+        "from solution import sorted\nassert sorted([2,1])==[1,2]",
+        "correct",
+    ),
+    "gcd imported": ("def gcd(a,b): return 1", "from solution import gcd\nassert gcd(12,18)==6", "incorrect"),
+    "add beside multiply": (
+        "def add(a,b): return a+b\ndef multiply(a,b): return a*b",
+        "assert add(2,3)==5\nassert multiply(add(1,2),3)==9",
+        "correct",
+    ),
+    "add wrong beside multiply": (
+        "def add(a,b): return a-b\ndef multiply(a,b): return a*b",
+        "assert add(2,3)==5\nassert multiply(2,3)==6",
+        "incorrect",
+    ),
+    "add wrong in unittest beside multiply": (
+        "def add(a,b): return a-b\ndef multiply(a,b): return a*b",
+        "import unittest\nclass T(unittest.TestCase):\n    def test(self):\n        self.assertEqual(multiply(2,3),6)\n        self.assertEqual(add(2,3),5)",
+        "incorrect",
+    ),
+    "loads of what encode gives": (
+        "def encode(l): return ','.join(l)\ndef loads(s): return s.split(',')",
+        "assert loads(encode(['a','b']))==['a','b']",
+        "correct",
+    ),
+    "loads of what dumps gives": (
+        "def dumps(l): return ','.join(l)\ndef loads(s): return s.split(',')",
+        "assert loads(dumps(['a','b']))==['a','b']\nassert dumps(['a'])=='a'",
+        "correct",
+    ),
+    "loads of what dumps gives, wrong": (
+        "def dumps(l): return ','.join(l)\ndef loads(s): return s",
+        "assert loads(dumps(['a','b']))==['a','b']",
+        "incorrect",
+    ),
+    "isclose of what it is told": (
+        "def isclose(a,b): return True\ndef area(r): return 0",
+        "def check(found): return isclose(found,3.14)\nassert check(area(1))",
+        "incorrect",
+    ),
+    "Counter replaced in a comparison of the tests": (
+        "class Counter:\n    def __init__(s,*a): pass\n    def __eq__(s,o): return True\ndef f(x): return [9]",
+        "def same(a,b): return Counter(a)==Counter(b)\nassert same(f(1),[1])",
+        "incorrect",
+    ),
+    "sorted beside merge": (
+        "def sorted(x): return [1,2]\ndef merge(a,b): return 0",
+        "assert sorted(merge([2],[1]))==[1,2]",
+        "incorrect",
+    ),
+    "Counter replaced": (
+        "class Counter:\n    def __init__(s,*a): pass\n    def __eq__(s,o): return True\ndef f(x): return [9]",
+        "assert Counter(f(1))==Counter([1])",
+        "incorrect",
+    ),
+    "Counter replaced by way of variables": (
+        "class Counter:\n    def __init__(s,*a): pass\n    def __eq__(s,o): return True\ndef f(x): return [9]",
+        "r=f(1)\nwant=Counter([1])\nassert Counter(r)==want",
+        "incorrect",
+    ),
+    "Counter replaced in a function": (
+        "class Counter:\n    def __init__(s,*a): pass\n    def __eq__(s,o): return True\ndef f(x): return [9]",
+        "def norm(x): return Counter(x)\nassert norm(f(1))==norm([1])",
+        "incorrect",
+    ),
+    "Counter compared with a result": (
+        "class Counter:\n    def __init__(s,*a): pass\n    def __eq__(s,o): return True\ndef f(x): return Counter()",
+        "assert f(1)==Counter([1])",
+        "incorrect",
+    ),
+    "math replaced": (
+        "class math:\n    isclose=staticmethod(lambda a,b: True)\ndef area(r): return 0",
+        "assert math.isclose(area(1),3.14159)",
+        "incorrect",
+    ),
+    "permutations replaced": (
+        "def permutations(x): return []\ndef f(x): return 0",
+        "for p in permutations([1,2]):\n    assert f(p)==3",
         "incorrect",
     ),
 }
@@ -523,7 +951,9 @@ CALLS: dict[str, tuple[str, Any, str]] = {
 
 
 @pytest.mark.parametrize("case", CALLS)
-def test_calls_of_what_is_no_function_of_that_kind_fail(case: str, options: code.CodeOptions) -> None:
+def f(
+    case: str, options: code.CodeOptions
+) -> None:
     source, tests, right = CALLS[case]
     found, detail = verdict(f"```python\n{source}\n```\n", tests, options)
     assert found == right, detail
@@ -561,6 +991,30 @@ HOSTILE: dict[str, tuple[str, str]] = {
     "the checker replaced in its own process": (
         "import sys\ndef f(x):\n    import unittest\n    unittest.TestCase.assertEqual = lambda *a: None\n    return 0",
         "import unittest\nclass T(unittest.TestCase):\n    def test(self): self.assertEqual(f(1), 2)",
+    ),
+    "an assertion in a with": (
+        "class C:\n    def __enter__(s): return s\n    def __exit__(s,*a): return True\n    def get(s): return 0",
+        "with C() as c:\n    assert c.get() == 5",
+    ),
+    "an assertion in a with of a generator": (
+        "from contextlib import contextmanager\n@contextmanager\ndef quiet():\n    try: yield 0\n    except BaseException: pass",
+        "with quiet() as c:\n    assert c == 5",
+    ),
+    "the words of an assertion in a with": (
+        "class C:\n    said = 0\n    def __enter__(s): return s\n    def __exit__(s,t,e,tb): C.said = int(str(e).split()[-1]); return True\n    def get(s): return C.said",
+        "import unittest\nclass T(unittest.TestCase):\n    def test(self):\n        try:\n            with C() as c: self.assertEqual(c.get(), 5)\n        except AssertionError: pass\n        self.assertEqual(c.get(), 5)",
+    ),
+    "an assertion in a function that it is given": (
+        "def f(g):\n    try: g(0)\n    except BaseException: pass",
+        "def g(x): assert x == 5\nf(g)",
+    ),
+    "a loop ended under a try": (
+        "def f(x): raise StopIteration",
+        "try:\n    for found, expected in zip(map(f, [1, 2]), [2, 3]): assert found == expected\nexcept StopIteration: raise",
+    ),
+    "a method of an object that it is given": (
+        "def f(n): n.check = print",
+        "class N:\n    x = 1\n    def check(self, v): assert self.x == v\nn = N()\nf(n)\nn.check(2)",
     ),
 }
 

@@ -1,9 +1,9 @@
 """Run a test program unchanged, in a sandbox of its own, with the names of the tested program within reach.
 
 A test program's names are its own, Python's, those of the tested program and those that LeetCode gives. `Solution` and
-other names that the tests do not define are asked of the program. Names of Python, of our helpers and (if `Solution` is
-tested) of LeetCode come from the program only if the tests ask for nothing else, so that no program replaces what its
-results are compared with.
+other names that the tests do not define are asked of the program. Names of Python, of our helpers and of LeetCode come
+from the program only if the tests do not use them as helpers, so that no program replaces what its results are compared
+with.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ import sys
 import types
 from typing import Any
 
-import codec
 import names
+import nodes
 import objects
 import stand_ins
+from exceptions import message_of
 
 
 class Fault(Exception):
@@ -45,7 +46,7 @@ def run(wire: objects.Wire, source: str, named: list[str], limit: float) -> dict
     except objects.Gone as gone:
         return {"raised": str(gone)}
     except BaseException as error:
-        return {"raised": objects.message_of(error)}
+        return {"raised": message_of(error)}
     return {"raised": peer.broken} if peer.broken else {"ok": True}
 
 
@@ -57,10 +58,11 @@ class _Tests:
             self._tree = ast.parse(source)
             self._used, self._bound = names.global_names(source)
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-            raise Fault(f"the tests do not compile: {objects.message_of(error)}") from None
+            raise Fault(f"the tests do not compile: {message_of(error)}") from None
         self._own = list(peer.ask("names"))
         self._plain_asked = 0
         self._missing: set[str] = set()
+        self._asked: set[str] = set()
         self._module = types.ModuleType("__main__")
 
     def run(self) -> None:
@@ -74,14 +76,18 @@ class _Tests:
             _silence_unittest()
         try:
             exec(self._code, self._module.__dict__)
-            if "check" in self._bound and not self._peer.asked:
+            uncalled = names.uncalled(self._tree, self._used)
+            if "check" in uncalled and self._named:
                 self._check_named()
+                uncalled.remove("check")
             if runs_unittest:
                 _run_cases(self._module)
+            if uncalled:
+                raise Fault(f"the tests ask nothing where no line calls {', '.join(uncalled)}")
         except SystemExit as end:
-            if end in self._peer.raised or end.code not in (None, 0):
+            if end in self._peer.exceptions.raised or end.code not in (None, 0):
                 raise
-        except _Lacks:
+        except (_Lacks, Fault):
             raise
         except Exception as error:
             self._attribute(error)
@@ -107,22 +113,33 @@ class _Tests:
 
     def _attribute(self, error: Exception) -> None:
         """Raise Fault if an exception is the tests' own, or _Lacks if the program defines too little."""
-        if any(error is raised for raised in self._peer.raised) or isinstance(error, AssertionError):
+        if any(error is raised for raised in self._peer.exceptions.raised) or isinstance(error, AssertionError):
             return
-        text = objects.message_of(error)
+        text = message_of(error)
         if isinstance(error, NameError):
             if error.name in self._missing:
                 raise _Lacks(f"NameError: the program defines no {error.name!r}")
-            raise Fault(f"the tests fail by themselves: {text}")
+            if error.name in self._used or not self._is_of_result(error):
+                raise Fault(f"the tests fail by themselves: {text}")
+            return
         meant = self._called() - self._bound
         if isinstance(error, (TypeError, ValueError)) and meant and all(hasattr(builtins, name) for name in meant):
             # For example `sum(2, 3)`, if the program should have defined `sum`.
             raise _Lacks(f"the program defines none of {', '.join(sorted(meant))} ({text})")
-        is_own = isinstance(error, (ImportError, SyntaxError, OSError))
+        is_own = isinstance(error, (ImportError, SyntaxError, OSError)) and not self._is_of_result(error)
         if isinstance(error, AttributeError):
             is_own = isinstance(error.obj, types.ModuleType) or hasattr(error.obj, "assertEqual")
         if is_own or not self._peer.asked:
             raise Fault(f"the tests fail by themselves: {text}")
+
+    def _is_of_result(self, error: BaseException) -> bool:
+        """Return whether the statement of the tests that raised uses a result of the program, as `open(f(1))` does."""
+        lines, place = [], error.__traceback__
+        while place:
+            lines += [place.tb_lineno] if place.tb_frame.f_code.co_filename == self._code.co_filename else []
+            place = place.tb_next
+        used = names.statement_names(self._tree, lines[-1]) if lines else set()
+        return bool(used & names.reached(self._tree, self._asked))
 
     # Names
 
@@ -130,18 +147,25 @@ class _Tests:
         wanted = self._used - self._bound
         own, python = set(self._own), set(dir(builtins))
         uses_solution = "Solution" in wanted
-        # Names that can only be the program's.
-        unmistakable = {
-            name for name in wanted if name not in python and name not in _HELPERS and not names.is_given(name)
-        }
         called = self._called()
-        asks_others = uses_solution or bool(unmistakable & (own | called))
+        # Names that can only be the program's.
+        asked = {name for name in wanted if not _is_ambient(name)} & (own | called | {"Solution"})
+        asked |= set(self._named) | names.asked_module_names(self._tree)
+        if self._named:
+            asked |= names.parameters(self._tree).get("check", set())
+        asked |= {"candidate"} & wanted
+        kept = self._kept({name for name in wanted & own if _is_ambient(name)} - asked, asked)
+        self._starred = [name for name in self._own if not _is_ambient(name) or name in wanted - kept]
+        self._asked = asked | (wanted & own - kept)
+        asks_others = bool(asked)
         imports_it = bool(self._imports() & set(names.IMPORTED_AS))
         found: dict[str, Any] = {"__name__": "__main__"}
+        if names.is_only_called(self._tree, "type"):
+            found["type"] = stand_ins.class_of
+        if names.is_only_called(self._tree, "super"):
+            found["super"] = stand_ins.above
         for name in wanted:
-            if name in self._named or (
-                name in own and name not in _HELPERS and self._is_theirs(name, asks_others, uses_solution)
-            ):
+            if name in self._named or (name in own and name not in kept):
                 if name in own:
                     found[name] = self._value(name)
                 else:
@@ -162,10 +186,15 @@ class _Tests:
                 self._missing.add(name)
         return found
 
-    def _is_theirs(self, name: str, asks_others: bool, uses_solution: bool) -> bool:
-        if hasattr(builtins, name):
-            return not asks_others
-        return not (uses_solution and names.is_given(name))
+    def _kept(self, ambient: set[str], asked: set[str]) -> set[str]:
+        """Return those of `ambient`, names that the program defines too, that the tests use as helpers."""
+        ours, python = ambient & set(_HELPERS), ambient & set(dir(builtins))
+        ambient = ambient - ours
+        if asked:
+            return ours | python | names.helpers(self._tree, asked, ambient - python)
+        kept = {name for name in ambient if names.helpers(self._tree, ambient - {name}, {name})}
+        kept |= python if ambient - python else set()
+        return ours | (kept if kept != ambient else set())
 
     def _called(self) -> set[str]:
         """Return the names that the tests call, pass to one of their functions, or use as a class."""
@@ -204,8 +233,8 @@ class _Tests:
         return self._value(name)
 
     @property
-    def own(self) -> list[str]:
-        return self._own
+    def starred(self) -> list[str]:
+        return self._starred
 
 
 class _Functions:
@@ -235,7 +264,7 @@ class _Finder:
         class Program(types.ModuleType):
             def __getattr__(self, name: str) -> Any:
                 if name == "__all__":
-                    return tests.own
+                    return tests.starred
                 if name.startswith("__"):
                     raise AttributeError(name)
                 return tests.imported(name)
@@ -247,13 +276,19 @@ class _Finder:
 
 
 _HELPERS: dict[str, Any] = {
-    "list_node": codec.list_node,
-    "tree_node": codec.tree_node,
-    "is_same_list": lambda a, b: codec.list_values(a) == codec.list_values(b),
-    "is_same_tree": lambda a, b: codec.tree_values(a) == codec.tree_values(b),
-    "ListNode": codec.ListNode,
-    "TreeNode": codec.TreeNode,
+    "list_node": nodes.list_node,
+    "tree_node": nodes.tree_node,
+    "is_same_list": lambda a, b: nodes.list_values(a) == nodes.list_values(b),
+    "is_same_tree": lambda a, b: nodes.tree_values(a) == nodes.tree_values(b),
+    "ListNode": nodes.ListNode,
+    "TreeNode": nodes.TreeNode,
 }
+
+
+def _is_ambient(name: str) -> bool:
+    """Return whether a name has a meaning if no program defines it."""
+    is_flag = len(name) == 1 and name.isupper()  # of `re`; programs give such names to classes
+    return hasattr(builtins, name) or name in _HELPERS or (names.is_given(name) and not is_flag)
 
 
 # unittest

@@ -33,11 +33,14 @@ from typing import Any
 import checking
 import codec
 import names
+import nodes
 import objects
+from exceptions import message_of
 
 MAX_OUTPUT = 32 << 20
-_NODES = {"ListNode": codec.ListNode, "TreeNode": codec.TreeNode}
+_NODES = {"ListNode": nodes.ListNode, "TreeNode": nodes.TreeNode}
 _RECURSION = 50_000
+_OURS = ("runner", "checking", "objects", "stand_ins", "exceptions", "containers", "names", "nodes", "forgeries")
 _HELD, _HELD_SECONDS = 1 << 15, 0.002
 
 
@@ -47,12 +50,14 @@ class Pipes:
     def __init__(self, source: int, target: int) -> None:
         self._in, self._out, self._buffer = source, target, bytearray()
 
-    def receive(self, limit: float | None = None, resolve: Callable[..., Any] | None = None) -> Any:
+    def receive(
+        self, limit: float | None = None, resolve: Callable[..., Any] | None = None, is_suspect: bool = True
+    ) -> Any:
         """Return the next message, None at the end; raises TimeoutError if it is incomplete after `limit` seconds."""
         deadline = None if limit is None else time.monotonic() + limit
         header = self._read(codec.HEADER, deadline)
         data = None if header is None else self._read(codec.length(header), deadline)
-        return None if data is None else codec.loads(data, resolve)
+        return None if data is None else codec.loads(data, resolve, is_suspect)
 
     def _read(self, size: int, deadline: float | None) -> bytes | None:
         while len(self._buffer) < size:
@@ -93,7 +98,7 @@ def serve(pipes: Pipes, other: Pipes | None) -> None:
     _hide_ourselves()
     program = _Program(other)
     peer = objects.Peer(pipes, extra={"names": program.own, "name": program.get, "functions": program.functions})
-    while (request := pipes.receive(resolve=peer.resolve)) is not None:
+    while (request := pipes.receive(resolve=peer.resolve, is_suspect=False)) is not None:
         if "op" in request:
             peer.serve(request)
             continue
@@ -106,13 +111,13 @@ def serve(pipes: Pipes, other: Pipes | None) -> None:
         try:
             pipes.send(reply)
         except BaseException as error:
-            pipes.send({"raised": objects.message_of(error)})
+            pipes.send({"raised": message_of(error)})
 
 
 def _hide_ourselves() -> None:
     """Remove our modules from those that a program or a test program could find or import."""
     codec.hide()
-    for name in ("runner", "objects", "stand_ins", "names", "checking"):
+    for name in _OURS:
         sys.modules.pop(name, None)
     sys.modules["__main__"] = types.ModuleType("__main__")
 
@@ -138,7 +143,7 @@ class _Program:
                 return _checked(self._other, request)
             return self._call(request)
         except BaseException as error:
-            return {"raised": objects.message_of(error)}
+            return {"raised": message_of(error)}
 
     def _load(self, source: str, prelude: bool) -> dict[str, Any]:
         code = compile(source, "<string>", "exec", dont_inherit=True)
@@ -163,7 +168,7 @@ class _Program:
             try:
                 data = codec.dumps(self._call({"target": request["calls"], "args": args, "kwargs": {}}))
             except BaseException as error:
-                data = codec.dumps({"raised": objects.message_of(error)})
+                data = codec.dumps({"raised": message_of(error)})
             held += data
             if len(held) > _HELD or time.monotonic() - sent > _HELD_SECONDS:
                 pipes.write(held)
