@@ -951,7 +951,7 @@ CALLS: dict[str, tuple[str, Any, str]] = {
 
 
 @pytest.mark.parametrize("case", CALLS)
-def f(
+def test_calls_of_what_is_no_function_of_that_kind_fail(
     case: str, options: code.CodeOptions
 ) -> None:
     source, tests, right = CALLS[case]
