@@ -951,9 +951,7 @@ CALLS: dict[str, tuple[str, Any, str]] = {
 
 
 @pytest.mark.parametrize("case", CALLS)
-def test_calls_of_what_is_no_function_of_that_kind_fail(
-    case: str, options: code.CodeOptions
-) -> None:
+def test_calls_of_what_is_no_function_of_that_kind_fail(case: str, options: code.CodeOptions) -> None:
     source, tests, right = CALLS[case]
     found, detail = verdict(f"```python\n{source}\n```\n", tests, options)
     assert found == right, detail
