@@ -139,6 +139,11 @@ def test_what_old_stages_tell_is_read_and_written_as_it_stands(old: Path) -> Non
         assert (list(told), told) == (list(run["about"]), run["about"]), path
 
 
+def test_a_benchmark_in_the_record_of_another_version_is_read_as_far_as_it_is_known() -> None:
+    about = About.of({"about": {"benchmarks": {"aime25": {"task": "math", "source": "s", "of_tomorrow": 1}}}})
+    assert (about.benchmarks["aime25"].source, about.benchmarks["aime25"].limit) == ("s", None)
+
+
 def test_an_old_row_is_shown_with_its_parent(old: Path, ok: Trd) -> None:
     refined, rollouts = (again(old, f"{ROUND}/{stage}")[0] for stage in ("refine", "sample"))
     shown = ok("show", refined, "--parents", rollouts).stdout

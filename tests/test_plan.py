@@ -195,6 +195,14 @@ def test_a_window_that_the_model_does_not_have_is_an_error(write: Write, plan: A
     told(findings, "error", "lengths", "sample: max_model_len 9,000", "takes 2,048")
 
 
+def test_a_refused_window_leaves_the_other_findings_as_the_model_s_own_gives_them(write: Write, plan: Any) -> None:
+    def others(window: int) -> Findings:
+        found = plan(write(sample={"max_tokens": 5000, "max_model_len": window}))
+        return [f for f in found if "max_model_len" not in f["what"]]
+
+    assert others(9000) == others(2048)
+
+
 def test_prompts_beyond_the_window_are_an_error_when_too_many_rows_fail(write: Write, plan: Any) -> None:
     findings = plan(write(refine={"max_tokens": 32, "max_model_len": 200}), code=1)
     told(findings, "error", "lengths", "refine: 100 % of the prompts do not fit")

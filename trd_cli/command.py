@@ -24,7 +24,7 @@ from trd_cli.config.base import Config, Panel, value_type
 from trd_cli.console import show_remarks
 from trd_cli.errors import InputError, Interrupted, TrdError, UserError
 from trd_cli.interrupts import raise_when_told, stop_signals
-from trd_cli.progress import tell_run
+from trd_cli.progress import PARENT_VARIABLE, tell_run
 from trd_cli.records import well_formed
 
 STYLE = {"add_completion": False, "no_args_is_help": True, "rich_markup_mode": None, "pretty_exceptions_enable": False}
@@ -194,7 +194,7 @@ def end_with_the_run() -> None:
 
     Only on Linux. Elsewhere the next `trd run` ends the stage.
     """
-    parent = os.environ.pop("TRD_RUN_PID", None)
+    parent = os.environ.pop(PARENT_VARIABLE, None)
     if parent is None or not sys.platform.startswith("linux"):
         return
     import ctypes

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-EVENTS_VARIABLE = "TRD_EVENTS"
+# What `trd run` tells a stage: where its events go, and which process it ends with.
+EVENTS_VARIABLE, PARENT_VARIABLE = "TRD_EVENTS", "TRD_RUN_PID"
 
 
 class Progress(Protocol):

@@ -54,11 +54,11 @@ class Planned:
         return self.shape.vocabulary if self.shape else max(self.tokenizer.vocabulary().values()) + 1
 
     def window(self, options: EngineOptions) -> int | None:
-        """Return the longest prompt and response that an engine takes, or None where it refuses or nothing tells."""
+        """Return the longest prompt and response that an engine takes, or None where nothing tells."""
         try:
             return window(choose_engine(options, self.name), self.ref, options)
-        except UserError:  # check_stages says so
-            return None
+        except UserError:  # check_stages says so; the other findings take what the model can do
+            return min(filter(None, (options.max_model_len, self.longest)), default=None)
 
 
 def longest_training_row(student: Planned, teacher: Planned, asked: int | None) -> int | None:

@@ -95,7 +95,7 @@ def _shown(graph: Graph, tasks: Sequence[Task]) -> dict[str, float]:
                 templates = templates_for(config, graph.recipe.setting, tasks).values()
             except PromptError:
                 continue  # `_rows` of the plan reports it
-            for field in {template.needed for template in templates} - {None}:
+            for field in dict.fromkeys(filter(None, (template.needed for template in templates))):
                 shown[field] = min(shown.get(field, config.max_errors), config.max_errors)
         elif isinstance(config, DistillConfig) and not config.takes_stored_prompt():
             # Training leaves rows without a reference out, however many they are.

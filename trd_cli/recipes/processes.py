@@ -26,12 +26,11 @@ from typing import IO
 from trd_cli.atomic import make_directory
 from trd_cli.errors import ResumeRefused
 from trd_cli.locks import hold, holder, sign, signature, take
-from trd_cli.progress import EVENTS_VARIABLE, Work
+from trd_cli.progress import EVENTS_VARIABLE, PARENT_VARIABLE, Work
 from trd_cli.recipes.nodes import NODES, Graph, Node
 from trd_cli.redaction import scrubbed
 
 # The process that a stage ends with; read by the command line when it starts.
-PARENT_VARIABLE = "TRD_RUN_PID"
 _LOOK = 1.0  # seconds between two looks at the memory of a stage's processes
 _TAIL = 8192
 # Seconds that a stage has to end its step and to write what it has finished, once it must stop.

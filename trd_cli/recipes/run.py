@@ -226,7 +226,8 @@ class _Runner:
         before = self._shown.get(node.name)
         rows, total = (before.rows, before.total) if before else (None, None)
         if process is not None and (work := process.progress()) is not None:
-            rows, total = (work.done, work.total) if work.total is not None else (None, None)
+            # A last piece of work that cannot be counted leaves the rows of the one before it.
+            rows, total = (work.done, work.total) if work.total is not None else (rows, total)
             text = work.pace() if state == "running" else text
         self._shown[node.name] = NodeState(node.name, state, total if state == "done" else rows, total, text, seconds)
         self._progress.show(list(self._shown.values()), node.name)

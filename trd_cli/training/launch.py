@@ -96,7 +96,7 @@ def _launched_as() -> str:
     """Return how many processes the launcher was asked for: a number, or "several" where it does not say.
 
     `accelerate launch` starts a single process where it cannot start more, as on CPUs without MPI. The environment then
-    has the address for several processes, but no WORLD_SIZE.
+    has the address for several processes, accelerate's own and not a cluster's, but no WORLD_SIZE.
     """
-    several = {"MASTER_ADDR", "ACCELERATE_MIXED_PRECISION"} <= os.environ.keys()
+    several = os.environ.get("MASTER_ADDR") == "127.0.0.1" and "ACCELERATE_MIXED_PRECISION" in os.environ
     return os.environ.get("WORLD_SIZE", "several" if several else "1")

@@ -39,8 +39,8 @@ class TeacherPrompts:
     def prompt_of(self, row: Trajectory, response_tokens: int) -> TeacherPrompt | str:
         """Return the prompt of a row, with room for its response, or why there is none."""
         room = self._limit - response_tokens
-        setting = self._config.setting_of(row.setting)
         is_stored = self._config.takes_stored_prompt(row.stage)
+        setting = row.setting if is_stored else self._config.setting_of(row.setting)
         if is_stored and len(row.prompt_token_ids) <= room:
             return TeacherPrompt(row.prompt_token_ids)
         if not is_stored and setting == "opsd" and not row.reference_solution:

@@ -32,6 +32,11 @@ class Asked:
     limit: int | None
     questions: Sequence[str]
 
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> Asked:
+        """Read the fields. One that the record lacks is None, and others are ignored, as in `About`."""
+        return cls(**{field.name: record.get(field.name) for field in fields(cls)})
+
 
 @dataclass(frozen=True)
 class About:
@@ -65,7 +70,7 @@ class About:
         told = (run or {}).get("about", {})
         values = {field.name: told[field.name] for field in fields(cls) if field.name in told}
         if values.get("benchmarks"):
-            values["benchmarks"] = {name: Asked(**asked) for name, asked in values["benchmarks"].items()}
+            values["benchmarks"] = {name: Asked.of(asked) for name, asked in values["benchmarks"].items()}
         return cls(**values)
 
     def record(self, command: str) -> dict[str, Any]:
