@@ -85,7 +85,6 @@ def _json_or_text(text: str) -> Any:
         return text
 
 
-Pairs = Annotated[dict[str, str], BeforeValidator(pairs)]
 JsonPairs = Annotated[dict[str, Any], BeforeValidator(json_pairs)]
 
 
