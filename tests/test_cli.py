@@ -182,7 +182,7 @@ BAD: dict[str, Bad] = {
     "empty pipe": Bad("verify", ("the pipe brought no path", "at least one shard")),
     "blank pipe": Bad("refine --setting opsd -", ("the pipe brought no path",), stdin="\n\n"),
     "pipe to train on": Bad("distill", ("the pipe brought no path",)),
-    "pipe of a model": Bad("eval --bench arithmetic", ("the pipe brought no path",)),
+    "pipe of a model": Bad("eval --bench arithmetic", ("the pipe brought no path", "expected a model;", "name one")),
     "pipe of nonsense": Bad("verify", ("no such file or directory: hello",), stdin="hello\n"),
     # refine
     "opd without teacher": Bad("refine --setting opd y_o", ("--setting opd without --teacher", "add --teacher")),
@@ -280,6 +280,7 @@ def test_an_engine_that_cannot_start_leaves_a_directory_that_the_mended_command_
 
 USAGE = {
     "unknown flag": (f"{S} --colour red", "No such option: --colour"),
+    "flag of another command": ("diff --tokens y_r", "No such option: --tokens"),
     "bad int": (f"{S} -n many", "Invalid value for '--n' / '-n'"),
     "bad float": (f"{S} --temperature hot", "Invalid value for '--temperature'"),
     "bad choice": ("refine --setting both y_o", "Invalid value for '--setting'"),

@@ -64,6 +64,10 @@ def option(node: Node, flag: str) -> str | None:
 WRONG: dict[str, tuple[str, tuple[str, ...]]] = {
     "no TOML": ("a = ", ("recipe.toml", "expected a TOML file")),
     "unknown at the top": (BASE + ARM, ("sudent, which is no key there", "did you mean student?")),
+    "a flag of another name": (
+        BASE + ARM + 'kind = "rollout"\n',
+        ("kind, which is no key there", "did you mean stage?"),
+    ),
     "no student": (BASE.replace('student = "scripted"', "") + ARM, ("no student", "add student")),
     "no problems": ('setting = "opsd"\nstudent = "scripted"\n' + ARM, ("no [problems]",)),
     "no arms": (BASE, ("no [arms]",)),

@@ -17,6 +17,7 @@ from trd_cli import __version__, streams
 from trd_cli.command import STYLE, command, end_with_the_run, is_first_process, launched_as_many, waves
 from trd_cli.config.commands import (
     CompareConfig,
+    DiffConfig,
     EvalConfig,
     ImportConfig,
     ListConfig,
@@ -136,7 +137,7 @@ def evaluate(config: EvalConfig) -> None:
     if config.rescore is not None:
         results = stage.rescore(config, progress)
     else:
-        names = next(waves([config.model] if config.model else [], stream=False))
+        names = next(waves([config.model] if config.model else [], stream=False, wanted="a model"))
         if len(names) != 1:
             raise InputError(f"{len(names)} models", "one", "run trd eval once a model")
         results = stage.run(config, _backend(config, names[0]), progress)
@@ -245,8 +246,8 @@ def show(config: ShowConfig) -> None:
         Console().print(shown)
 
 
-@command(app, "diff", ShowConfig, "trd diff runs/y_r --id 3fa9")
-def diff(config: ShowConfig) -> None:
+@command(app, "diff", DiffConfig, "trd diff runs/y_r --id 3fa9")
+def diff(config: DiffConfig) -> None:
     """Show what the teacher changed from y_o to y_r, word by word."""
     from rich.console import Console
 

@@ -149,20 +149,25 @@ def launched_as_many() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
-def waves(inputs: Sequence[str], stream: bool) -> Iterator[list[str]]:
-    """Yield the paths given, or those on standard input: all at once or, with `stream`, as they come."""
+def waves(
+    inputs: Sequence[str], stream: bool, wanted: str = "a trajectory set (at least one shard)"
+) -> Iterator[list[str]]:
+    """Yield the paths given, or those on standard input: all at once or, with `stream`, as they come.
+
+    Raises InputError, which names what is `wanted`, if there is none.
+    """
     if inputs and tuple(inputs) != ("-",):
         yield list(inputs)
         return
     if sys.stdin.isatty():
-        raise InputError("no input", "a trajectory set, or paths on standard input", "name a directory")
+        raise InputError("no input", f"{wanted}, or paths on standard input", "name one")
     count = 0
     for paths in _arriving() if stream else iter([list(streams.lines())]):
         count += len(paths)
         if paths:
             yield paths
     if count == 0:
-        raise InputError("the pipe brought no path", "at least one shard", "see what the command before it said")
+        raise InputError("the pipe brought no path", wanted, "name one, or see what the command before it said")
 
 
 def _arriving() -> Iterator[list[str]]:

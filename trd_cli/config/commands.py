@@ -221,10 +221,13 @@ class ListConfig(Config):
     """`trd data list` has no options."""
 
 
-class ShowConfig(InputOptions):
+class DiffConfig(InputOptions):
     id: str | None = option(
         None, "Input", "Trajectory id, or its first characters. Default: the first row.", rows=False
     )
+
+
+class ShowConfig(DiffConfig):
     tokens: bool = option(False, "Output", "Also print token ids.", rows=False)
 
 

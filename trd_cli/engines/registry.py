@@ -123,6 +123,8 @@ def build_engine(name: EngineName, model: ModelRef, tokenizer: Tokenizer, option
         from trd_cli.engines.vllm import VllmEngine
 
         return VllmEngine(model, tokenizer, options)
-    from trd_cli.engines.transformers import TransformersEngine
+    if name == "transformers":
+        from trd_cli.engines.transformers import TransformersEngine
 
-    return TransformersEngine(model, tokenizer, options)
+        return TransformersEngine(model, tokenizer, options)
+    raise ValueError(f"build_engine has no branch for {name}")

@@ -118,7 +118,7 @@ class Checker:
             dotted,
             f"{place}{key}, which is no key there",
             "one of " + ", ".join(names),
-            closest(key, names) or "take it out",
+            _of_flag(key, names) or closest(key, names) or "take it out",
         )
 
     def fail(self, dotted: str, got: str, expected: str, mend: str) -> NoReturn:
@@ -132,6 +132,14 @@ class Checker:
 def in_a_recipe(error: UserError) -> UserError:
     """Return the error with its options named as keys of a recipe, not as flags."""
     return type(error)(*(OPTION.sub(r"\1", part) for part in error.parts))
+
+
+def _of_flag(key: str, names: Sequence[str]) -> str | None:
+    """Return words that suggest the key whose flag is spelt like `key`, or None where there is none."""
+    spelt = f"--{key.replace('_', '-')}"
+    kinds = (*SECTIONS.values(), *SOURCES.values())
+    found = (name for kind in kinds for name in names if name in kind.model_fields and spelt in kind.flags_of(name))
+    return next((f"did you mean {name}?" for name in found), None)
 
 
 def closest(key: str, names: Sequence[str] | Mapping[str, Any]) -> str | None:

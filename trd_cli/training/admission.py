@@ -36,7 +36,7 @@ def check_trainable(model: ModelRef) -> None:
         raise ModelError(
             f"{model.name} has no weights to train or to learn from",
             "a real model",
-            "give another model; a run without training ends with the stage verify",
+            "give another model, or stop a recipe before training by trd run --until verify",
         )
     config = model.architecture().get_text_config()
     for name in _LOGIT_TRANSFORMS:

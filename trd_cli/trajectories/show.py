@@ -11,7 +11,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from trd_cli.config.commands import ShowConfig
+from trd_cli.config.commands import DiffConfig, ShowConfig
 from trd_cli.errors import InputError
 from trd_cli.records import Trajectory
 from trd_cli.trajectories.sets import InputSet, find_row, open_sets, parent_directories
@@ -43,7 +43,7 @@ def show(config: ShowConfig, paths: Sequence[str]) -> Group:
     return Group(*parts)
 
 
-def diff(config: ShowConfig, paths: Sequence[str]) -> Group:
+def diff(config: DiffConfig, paths: Sequence[str]) -> Group:
     """Return y_o against y_r, word by word: removed in red, added in green."""
     row, source = find_row(open_sets(paths), config.id)
     parent = parent_of(row, source, config.parents)
