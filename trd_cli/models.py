@@ -19,7 +19,6 @@ from trd_cli.model_files import CONFIG, configs, context_length, damage, read_se
 from trd_cli.prompting.tokens import ByteTokenizer, HubTokenizer, Tokenizer
 from trd_cli.trajectories.run_json import NAME as RUN_JSON
 from trd_cli.trajectories.run_json import About, read_run_json
-from trd_cli.trajectories.state import state_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -175,6 +174,8 @@ def _local(name: str, directory: Path) -> ModelRef:
         raise ModelError(
             f"the path of {directory.resolve()} is not UTF-8", "one that the tokenizers package takes", "rename it"
         )
+    from trd_cli.trajectories.state import state_of
+
     state = state_of(directory)
     if state.command == "distill" and not state.is_finished:
         raise ModelError(f"{directory} is an unfinished checkpoint", "a finished one", "run its trd distill again")
