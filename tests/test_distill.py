@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 import torch
 from conftest import Trd
+from support.launches import ENGINE, make_world
 from support.sets import by_hand
-from support.tiny import END, OTHER_END, SHAPE, build_model, reference_model, set_eos, write_tokenizer
+from support.tiny import END, OTHER_END, SHAPE, build_model, reference_model, write_tokenizer
 
 from trd_cli.models import fingerprint, resolve_model
 from trd_cli.records import Trajectory
 from trd_cli.trajectories.shards import iter_rows, list_shards, read_rows, write_shard
 
-ENGINE = ("--engine", "transformers", "--dtype", "float32", "--device", "cpu", "--max-tokens", 12)
 TRAIN = ("--dtype", "float32", "--device", "cpu")
 OVERFIT = (*TRAIN, "--epochs", 12, "--lr", 1e-2, "--batch-size", 4)
 ALONG_ROLLOUTS = ("--kind", "rollout", "--setting", "opd")
@@ -40,15 +40,8 @@ class World:
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory, ok: Trd) -> World:
     root = tmp_path_factory.mktemp("world")
-    student, teacher = build_model(root / "student"), build_model(root / "teacher", seed=1)
-    for model in (student, teacher):
-        set_eos(model, [END, OTHER_END])
-    problems, rollouts = root / "problems.parquet", root / "y_o"
-    ok("data", "make", "arithmetic", "--n", 6, "--out", problems)
-    ok("sample", "-m", student, "-p", problems, "-n", 2, *ENGINE, "--out", rollouts)
-    ok("refine", rollouts, "--setting", "opd", "--teacher", teacher, *ENGINE, "--out", root / "opd")
-    ok("refine", rollouts, "--setting", "opsd", *ENGINE, "--out", root / "opsd")
-    return World(student, teacher, rollouts, root / "opd", root / "opsd")
+    made = make_world(root, ok)
+    return World(made.student, made.teacher, root / "y_o", made.by_teacher, made.by_student)
 
 
 @pytest.fixture(scope="module")

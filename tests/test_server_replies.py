@@ -415,7 +415,7 @@ def test_one_answer_among_the_first_prompts_makes_the_refusals_errors_of_their_r
 
 
 def test_a_few_rows_that_are_all_there_are_never_stop_a_run(serve):
-    """Such rows are left when only errors are tried again."""
+    """Cover a set where only errors are tried again, which leaves such rows."""
     answers = ask(serve(failed(400, "bad parameter")), *"abc")
     assert [answer.error for answer in answers.values()] == ["the server answered 400: bad parameter"] * 3
 

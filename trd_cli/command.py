@@ -28,12 +28,8 @@ from trd_cli.progress import PARENT_VARIABLE, tell_run
 from trd_cli.records import well_formed
 
 STYLE = {"add_completion": False, "no_args_is_help": True, "rich_markup_mode": None, "pretty_exceptions_enable": False}
-
-
 # Seconds. The processes of one launch rarely start further apart.
 _PATIENCE = 15.0
-
-
 # Errors of the system that a user cannot cause.
 _OUR_MISTAKES = (errno.EBADF, errno.EFAULT, errno.ECHILD, errno.ENOTSOCK)
 

@@ -186,6 +186,8 @@ def _compared(sandbox: Sandbox, run: _Run) -> str:
         values.close()
     if over_time:
         return TIMEOUT
+    if status.value is None:
+        raise SandboxError("EvalPlus did not come to compare: it could not make its temporary directory")
     # EvalPlus stops at the first failure, so its status is enough. (It counts no result at all for HumanEval/32, and
     # untrusted_check of evalplus 0.3.1 therefore fails every solution, the reference too.)
     return PASS if status.value == 0 else FAIL
