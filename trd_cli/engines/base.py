@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from importlib import metadata
 from typing import Protocol
 
@@ -23,10 +23,12 @@ class Engine(Protocol):
     name: str
     version: str
 
-    def generate(self, requests: Sequence[Request]) -> Iterator[Completion]:
+    def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
         """Yield one completion a request, in any order, each as soon as it is finished.
 
-        A request's completion depends on its prompt, its sampling and its seed alone, never on the other requests.
+        An engine takes requests as it has room for them, a bounded number ahead, and only while its own iterator is
+        advanced: a request is made when it is taken. A request's completion depends on its prompt, its sampling and its
+        seed alone, never on the other requests.
         """
         ...
 

@@ -93,7 +93,7 @@ def load_rows(
     return [
         Trajectory(**row)
         for each in sets
-        for table in _chosen(each, subset, where, parents)
+        for table in selected_tables(each, subset, where, parents)
         for row in table.to_pylist()
     ]
 
@@ -103,7 +103,7 @@ def selected_ids(
 ) -> list[str]:
     """Return the ids of the rows that `load_rows` returns, without reading texts where the filter needs none."""
     columns = ("trajectory_id", "parent_id", "verdict") if where is None else None
-    tables = _chosen(each, subset, where, parents, columns)
+    tables = selected_tables(each, subset, where, parents, columns)
     return [name for table in tables for name in table["trajectory_id"].to_pylist()]
 
 
@@ -113,10 +113,10 @@ def check_filter(where: str) -> None:
     select(own.hstack(_as_parents(own.select(_OF_PARENTS)).drop("parent_id")), "all", where)
 
 
-def _chosen(
+def selected_tables(
     each: InputSet, subset: str, where: str | None, parents: Sequence[str], columns: Sequence[str] | None = None
 ) -> Iterator[pa.Table]:
-    """Yield the rows of each shard of a set that are in the subset, with all columns or some."""
+    """Yield the rows of each shard of a set that are in the subset, with all columns or some, one shard in memory."""
     lookup = parent_frame(each, parents) if needs_parents(subset, where) else None
     for path in each.shards:
         table = read_table(path, columns and list(columns))
