@@ -3,11 +3,11 @@
 A worker has its rows in flight and a few more, so that its batch stays full; each completion makes room for the next
 request. At the end of the work the rows that are left are shared evenly.
 
-If a worker dies, or the engine in it fails, its unfinished rows go to the others and a new worker takes its place. A row
-may be to blame: rows that were present at one death are spread thinly, a row present at two is run alone, and one
+If a worker dies, or the engine in it fails, its unfinished rows go to the others and a new worker takes its place. A
+row may be to blame: rows that were present at one death are spread thinly, a row present at two is run alone, and one
 present at three becomes an error row. A worker that dies four times in a row without finishing a row is given up. With
 none left the command ends with the last one's reason. An engine that cannot start while none has started yet is not
-tried again: the others would mostly refuse for the same reason.
+tried again: it would refuse for the same reason.
 
 Not covered: a worker that hangs without dying.
 """
