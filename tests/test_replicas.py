@@ -85,3 +85,112 @@ def test_the_rows_of_a_worker_that_is_killed_are_made_by_others(
     assert by_id(out) == by_id(alone)
     assert run.stderr.read_text().count("was ended by SIGKILL; it starts again") == KILLS
     assert gone([run.pid], 5)
+
+
+def test_a_row_that_kills_every_worker_ends_as_an_error_and_all_others_are_right(
+    problems: Path, alone: Path, tmp_path: Path, ok: Trd
+) -> None:
+    expected = {name: row for name, row in by_id(alone).items() if row.sample_index == 0}
+    deadly = next(row.reference_answer for row in expected.values())
+    command = ("sample", "-m", "scripted", "-p", problems, "--replicas", 2, "--engine-arg", f"dies_on={deadly}")
+    ok(*command, "--max-errors", 5, "--out", tmp_path)
+    made = by_id(tmp_path)
+    assert made.keys() == expected.keys()
+    for name, row in made.items():
+        if row.reference_answer == deadly:
+            assert row.error.startswith("3 workers died with this row")
+        else:
+            assert row == expected[name]
+
+
+def test_an_engine_that_fails_now_and_then_is_started_again(
+    problems: Path, alone: Path, tmp_path: Path, ok: Trd
+) -> None:
+    command = ("sample", "-m", "scripted", "-p", problems, "-n", 3, "--replicas", 2, "--engine-arg", "crash_after=40")
+    done = ok(*command, "--out", tmp_path)
+    assert by_id(tmp_path) == by_id(alone)
+    assert "replica 1 failed: the scripted engine crashed; it starts again" in done.stderr
+
+
+def test_replicas_that_only_fail_are_given_up(problems: Path, tmp_path: Path, trd: Trd) -> None:
+    command = ("sample", "-m", "scripted", "-p", problems, "--replicas", 2, "--engine-arg", "crash_after=0")
+    done = trd(*command, "--out", tmp_path)
+    assert done.exit_code == 1
+    *_, last = done.stderr.splitlines()
+    assert last == (
+        "trd sample: error: none of 2 replicas is left, the last one failed: the scripted engine crashed; "
+        "expected no crash_after; run again without it"
+    )
+    assert done.stderr.count("it is given up") == 2
+    assert done.stderr.count("it starts again") == 2 * 3
+
+
+def test_with_no_replica_left_the_command_ends_and_keeps_its_rows(
+    start: Start, problems: Path, alone: Path, tmp_path: Path
+) -> None:
+    out, command = tmp_path / "out", ("sample", "-m", "scripted", "-p", problems, "-n", 3, "--shard-rows", 1)
+    run = start(*command, "--replicas", 2, "--engine-arg", "delay=0.4", "--out", out)
+    wait_for(lambda: list(out.glob("shard-*.parquet")))
+    while alive(run.pid):
+        for victim in workers(run.pid):
+            os.kill(victim, signal.SIGKILL)
+        time.sleep(0.01)
+    assert run.wait() == 1
+    assert by_id(out).items() <= by_id(alone).items()
+    *_, last = run.stderr.read_text().splitlines()
+    assert last.startswith("trd sample: error: none of 2 replicas is left, the last one was ended by SIGKILL; expected")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 130), (signal.SIGKILL, -9)])
+def test_no_worker_outlives_a_command_that_is_stopped(
+    number: signal.Signals, code: int, start: Start, problems: Path, alone: Path, tmp_path: Path
+) -> None:
+    out, command = tmp_path / "out", ("sample", "-m", "scripted", "-p", problems, "-n", 3, "--shard-rows", 1)
+    run = start(*command, "--replicas", 2, "--engine-arg", "delay=0.1", "--out", out)
+    wait_for(lambda: list(out.glob("shard-*.parquet")))
+    assert len(workers(run.pid)) == 2
+    assert run.kill(number) == code
+    assert gone([run.pid], 10)
+    assert by_id(out).items() <= by_id(alone).items()
+    assert "Traceback" not in run.stderr.read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--replicas", "0"], "--replicas '0'; expected a whole number of at least 1, or auto;"),
+        (["--replicas", "two"], "--replicas 'two'; expected a whole number of at least 1, or auto;"),
+        (["--replicas", "2", "--device", "cuda:1"], "--device cuda:1 with several replicas; expected each replica on"),
+        (["--batch-invariant"], "--batch-invariant with --engine scripted; expected vllm, which has such kernels;"),
+    ],
+)
+def test_replicas_that_cannot_be_are_refused(
+    options: list[str], told: str, problems: Path, tmp_path: Path, trd: Trd
+) -> None:
+    done = trd("sample", "-m", "scripted", "-p", problems, "--out", tmp_path / "out", *options)
+    assert done.exit_code == 1
+    assert done.stderr.startswith(f"trd sample: error: {told}")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_engine_of_servers_has_no_replicas(problems: Path, trd: Trd) -> None:
+    command = (
+        "sample",
+        "-m",
+        "smollm2-135m",
+        "-p",
+        problems,
+        "--engine",
+        "openai",
+        "--base-url",
+        "http://localhost/v1",
+    )
+    done = trd(*command, "--replicas", 2)
+    assert done.exit_code == 1
+    assert "--replicas 2 with --engine openai; expected one engine that asks the servers" in done.stderr
+
+
+def test_automatic_replicas_without_a_gpu_are_one_engine(problems: Path, alone: Path, tmp_path: Path, ok: Trd) -> None:
+    ok("sample", "-m", "scripted", "-p", problems, "-n", 3, "--replicas", "auto", "--out", tmp_path)
+    assert by_id(tmp_path) == by_id(alone)
+    assert "replicas" not in json.loads((tmp_path / "sessions.jsonl").read_text())
