@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ import psutil
 import pytest
 from conftest import Trd
 from support.children import wait_for
+from support.cluster_page import in_small, lines
 from support.sets import by_id
 from support.tiny import build_model
 
@@ -89,6 +91,23 @@ def test_a_command_makes_its_rows_on_a_cluster(tmp_path: Path, problems: Path, r
     assert by_id(tmp_path / "out") == by_id(rollouts)
     assert "2 replicas on Ray" in done.stderr
     assert len(json.loads((tmp_path / "out" / "sessions.jsonl").read_text())["replicas"]) == 2
+
+
+def test_the_commands_of_the_manual_for_a_cluster_work(
+    problems: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ok: Trd
+) -> None:
+    from ray.scripts.scripts import start  # the cluster of these tests is started otherwise
+
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(problems, "train.parquet")
+    starts = [line.split()[2:] for line in lines() if line.startswith("ray start")]
+    assert [sorted(start.make_context("start", words).params.items() & {("head", True)}) for words in starts] == [
+        [("head", True)],
+        [],
+    ]
+    [command] = [line for line in lines() if "--ray" in line]
+    ok(*in_small(command))
+    assert len(by_id(tmp_path / "runs" / "y_o")) == 48
 
 
 def test_the_rows_of_an_actor_that_is_killed_are_made_by_others(expected: dict[str, Completion]) -> None:

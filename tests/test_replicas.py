@@ -6,6 +6,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 from conftest import Trd
 from support.children import Start, alive, forking, gone, wait_for
+from support.cluster_page import in_small, lines
 from support.sets import by_id
 
 # More take longer: TRD_KILLS=20 python -m pytest tests/test_replicas.py
@@ -194,3 +196,20 @@ def test_automatic_replicas_without_a_gpu_are_one_engine(problems: Path, alone: 
     ok("sample", "-m", "scripted", "-p", problems, "-n", 3, "--replicas", "auto", "--out", tmp_path)
     assert by_id(tmp_path) == by_id(alone)
     assert "replicas" not in json.loads((tmp_path / "sessions.jsonl").read_text())
+
+
+def test_the_commands_of_the_manual_for_one_machine_make_the_same_rows(
+    problems: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ok: Trd
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(problems, "train.parquet")
+    commands = [line for line in lines() if line.startswith("trd ") and "--ray" not in line and "status" not in line]
+    one, several, refine = map(in_small, commands)
+    ok(*one)
+    rows = by_id(Path("runs/y_o"))
+    shutil.rmtree("runs/y_o")
+    ok(*several)
+    assert "--replicas" in several
+    assert by_id(Path("runs/y_o")) == rows
+    ok(*refine)
+    assert len(by_id(Path("runs/y_r"))) == len(rows)
