@@ -135,7 +135,7 @@ def failed(status: int, message: str) -> Reply:
 
 
 def engine_for(url: str | None, batch_size: int | None = None, **arguments: Any) -> OpenAIEngine:
-    options = EngineOptions(engine="openai", base_url=url, batch_size=batch_size, engine_arg=arguments)
+    options = EngineOptions(engine="openai", base_url=url or (), batch_size=batch_size, engine_arg=arguments)
     return OpenAIEngine(ModelRef("scripted", None, "x"), TOKENIZER, options)
 
 
