@@ -44,10 +44,10 @@ class OpenAIEngine:
 
     A request is tried again, at another server if there is one, after 408, 409, 429, 5xx, lost connections, timeouts, a
     body that is cut off, and an error in a body with status 200. If the last try fails, the row gets the error. A
-    server that refuses the key or lacks the model (401 to 405), or has no credit, gets no more requests; one that cannot
-    be reached or has used up a quota gets one from time to time. EngineError is raised where no server is left, where
-    two servers have different models, and for the same refusal of the first three prompts. No request is sent before
-    the first completion is asked for.
+    server that refuses the key or lacks the model (401 to 405), or has no credit, gets no more requests. One that
+    cannot be reached or has used up a quota is asked again from time to time. EngineError is raised where no server is
+    left, where two servers have different models, and for the same refusal of the first three prompts. No request is
+    sent before the first completion is asked for.
     """
 
     name = "openai"
@@ -118,7 +118,7 @@ class OpenAIEngine:
             connection.close()
 
     def _next(self, queue: Queue, done: SimpleQueue[_Event], seconds: float) -> _Event:
-        """Wait for the next event, at most so many seconds, and return it, or the EngineError that no server is left."""
+        """Wait at most so many seconds for the next event and return it, or the EngineError that no server is left."""
         now = time.monotonic()
         self._start(queue, done, now)
         seconds = min(seconds, queue.next_time(now))
@@ -179,7 +179,7 @@ class OpenAIEngine:
             host.model = self._connections[host].model()
         other = next((each for each in self._connections if each.model and each.model != host.model), None)
         if host.model and other is not None:
-            got = f"{other.shown} serves {other.model} and {host.shown} {host.model}"
+            got = f"{host.shown} serves {host.model}, and {other.shown} {other.model}"
             raise EngineError(got, "one model on all servers", f"start them alike, or leave one {flag('base_url')} out")
 
     def _ask_model(self, host: Host) -> None:

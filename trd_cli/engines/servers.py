@@ -18,7 +18,7 @@ from threading import Lock
 from trd_cli.errors import EngineError
 from trd_cli.records import Request
 
-_FIRST_WAIT, _LONGEST_WAIT = 0.5, 60.0
+_FIRST_WAIT, _LONGEST_WAIT = 0.5, 8.0
 
 
 class Fault(Exception):
@@ -47,8 +47,8 @@ class Fault(Exception):
 class Host:
     """Hold the health of a server with at most `limit` open requests.
 
-    It is out for good, or down after more than `patience` failures in a row that its `error` explains. `model`
-    describes its model: "" if it does not tell, None if it is to be asked.
+    It is out for good, or down after more than `patience` failures in a row if they have an `error`. `model` describes
+    its model: "" if it does not tell, None if it is to be asked.
     """
 
     shown: str
@@ -73,7 +73,12 @@ class Host:
     @property
     def is_left(self) -> bool:
         """Return True if the server may still answer."""
-        return not self.is_out and (self.error is None or self._failures <= self.patience)
+        return not self.is_out and not (self.is_worn and self.error)
+
+    @property
+    def is_worn(self) -> bool:
+        """Return True if the server has failed so often in a row that waiting for it has no end."""
+        return self._failures > self.patience
 
     def rests_until(self) -> float:
         """Return the time before which the server gets no request."""
@@ -116,18 +121,15 @@ class Host:
 
 @dataclass(eq=False)
 class Task:
-    """Hold a request, its last fault at each server that has failed it and when it was sent there.
+    """Hold a request, its last fault at each server that has failed it, and when it was sent there.
 
-    These servers do not get it again before the time `not_before`.
+    These servers do not get it again before the time `not_before`, nor before each other one that is left has had it.
     """
 
     request: Request
     faults: dict[Host, tuple[Fault, float]] = field(default_factory=dict)
     failures: int = 0
     not_before: float = 0.0
-
-    def suits(self, host: Host, now: float) -> bool:
-        return host not in self.faults or now >= self.not_before
 
 
 class Queue:
@@ -169,7 +171,7 @@ class Queue:
         with self._lock:
             if self._is_closed or not host.has_room(now):
                 return None
-            task = next((task for task in self._again if task.suits(host, now)), None)
+            task = next((task for task in self._again if self._suits(task, host, now)), None)
             if task is not None:
                 self._again.remove(task)
             elif self._new:
@@ -186,7 +188,7 @@ class Queue:
             return min(later) - now if later and self.waiting() else math.inf
 
     def answered(self, host: Host, task: Task, tokens: int, now: float) -> None:
-        """Record an answer of so many tokens. A refusal of the same request was a failure of the server that refused it."""
+        """Record an answer of so many tokens. A server that refused the same request has failed."""
         with self._lock:
             host.open -= 1
             host.tokens, host.latest = host.tokens + tokens, now
@@ -198,8 +200,8 @@ class Queue:
     def failed(self, host: Host, task: Task, fault: Fault, sent: float, now: float) -> bool:
         """Record a fault and return True if it is the request's end; otherwise the request waits for another try.
 
-        A fault about the request alone is its end, and so is the refusal, or after `retries` tries the failure, of the
-        last server that is left.
+        A fault about the request alone is its end. Any other is once it has failed at every server that is left, and
+        if the fault is passing, once the request or the server has used up its retries.
         """
         with self._lock:
             host.open -= 1
@@ -212,21 +214,20 @@ class Queue:
                 task.faults[host] = (fault, sent)
                 task.failures += 1
                 task.not_before = now + (fault.wait or backoff(task.failures))
-                is_tried = all(each in task.faults for each in self._hosts if each.is_left)
-                if is_tried and not (fault.is_passing and task.failures <= self._retries):
+                is_worn = not fault.is_passing or task.failures > self._retries or host.is_worn
+                if is_worn and self._is_tried(task):
                     return True
             self._again.append(task)
             return False
 
-    def exclude(self, host: Host, error: EngineError, task: Task | None = None) -> None:
+    def exclude(self, host: Host, error: EngineError, task: Task) -> None:
         """Use a server no more; its request goes to another."""
         with self._lock:
-            if task is not None:
-                host.open -= 1
-                self._again.append(task)
+            host.open -= 1
+            self._again.append(task)
             if not host.is_out:
                 host.is_out, host.error = True, error
-                self._tell(f"{error.got}: it gets no more requests")
+                self._tell(f"{host.shown} gets no more requests: {error.got}")
 
     def check_left(self) -> None:
         """Raise EngineError, with each server's last word, if none is left that may answer."""
@@ -242,11 +243,17 @@ class Queue:
             "mend one of them and run the same command again",
         )
 
+    def _suits(self, task: Task, host: Host, now: float) -> bool:
+        return host not in task.faults or (now >= task.not_before and self._is_tried(task))
+
+    def _is_tried(self, task: Task) -> bool:
+        return all(host in task.faults for host in self._hosts if host.is_left)
+
     def _strike(self, host: Host, fault: Fault, sent: float, now: float) -> None:
         was_left = host.is_left
         host.fails(fault, sent, now)
         if was_left and not host.is_left:
-            self._tell(f"{fault.ends.got}: its requests go to the other servers until it answers")
+            self._tell(f"{host.shown} is left alone until it answers: {fault.ends.got}")
 
     def _revive(self, host: Host) -> None:
         was_left = host.is_left
