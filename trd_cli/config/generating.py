@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from trd_cli.config.base import (
+    ArrayOptions,
     Config,
     InputOptions,
     JsonPairs,
@@ -128,7 +129,7 @@ class RenderOptions(Config):
     )
 
 
-class SampleConfig(OutputOptions, EngineOptions, SamplingOptions, RenderOptions):
+class SampleConfig(OutputOptions, ArrayOptions, EngineOptions, SamplingOptions, RenderOptions):
     model: str = option(
         "smollm2-135m",
         "Model",
@@ -151,7 +152,9 @@ class SampleConfig(OutputOptions, EngineOptions, SamplingOptions, RenderOptions)
     round: NonNegative = option(0, "Input", "Number of the round; part of each row's identity.")
 
 
-class RefineConfig(InputOptions, SelectOptions, OutputOptions, EngineOptions, SamplingOptions, RenderOptions):
+class RefineConfig(
+    InputOptions, SelectOptions, OutputOptions, ArrayOptions, EngineOptions, SamplingOptions, RenderOptions
+):
     setting: Literal["opd", "opsd"] = option(
         ..., "Model", "opd: a stronger --teacher sees problem and attempt. opsd: the student sees the reference too."
     )
