@@ -34,7 +34,7 @@ _RESTARTS = 3
 _SUSPECTS = 8
 # A worker waits for its next request as long as the driver is busy with a shard: at least this many rows, or this share
 # of its batch, lie ready for it.
-_LEAST_READY, _SHARE_READY = 16, 4
+_LEAST_READY, _SHARE_READY = 4, 4
 # Requests that are made before the driver looks for completions again, and the seconds that it waits for them.
 _AT_A_TIME, _TICK = 32, 1.0
 
