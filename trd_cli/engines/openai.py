@@ -7,7 +7,7 @@ server renders the messages with its own).
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from queue import Empty, SimpleQueue
 from threading import Event, Thread
 from typing import Annotated, Any, Literal
@@ -114,11 +114,12 @@ class OpenAIEngine:
             got = f"no client for {self._server.shown}: {self._line(error)}"
             raise EngineError(got, "an address and proxies it can use", "check --base-url and *_PROXY") from None
 
-    def generate(self, requests: Sequence[Request]) -> Iterator[Completion]:
+    def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
         """Yield one completion a request, as they finish; raise EngineError if the server can answer no request.
 
         If the iterator is closed, requests that have not started are dropped, and the others are not waited for.
         """
+        requests = list(requests)
         todo = deque(requests)
         done: SimpleQueue[tuple[Request, Any]] = SimpleQueue()
         # Daemon threads, not an executor's: the interpreter joins those at exit, and an open request may take an hour.

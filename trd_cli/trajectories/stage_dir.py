@@ -29,6 +29,7 @@ from trd_cli.atomic import sweep
 from trd_cli.errors import DamagedFile, InputError, ResumeRefused
 from trd_cli.locks import hold
 from trd_cli.records import content_hash
+from trd_cli.trajectories.id_set import IdSet
 from trd_cli.trajectories.run_json import FORMAT, About, read_run_json, write_run_json
 from trd_cli.trajectories.run_json import NAME as RUN_JSON
 from trd_cli.trajectories.shards import (
@@ -97,10 +98,10 @@ def _short(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Finished:
-    """Hold the ids of rows in a set, those of error rows, and the shards that were set aside, under their new names."""
+    """Hold the ids of rows in a set, the number of error rows, and the shards set aside, under their new names."""
 
-    ids: frozenset[str]
-    error_ids: frozenset[str]
+    ids: IdSet
+    errors: int
     set_aside: tuple[Path, ...] = ()
 
 
@@ -126,6 +127,7 @@ class StageDir:
         self.digest = content_hash({"command": command, **identity}, 16)
         self.path = Path(path) if path else DEFAULT_ROOT / f"{command}-{self.digest[:10]}"
         self._started = time.monotonic()
+        self._last_shard: int | None = None
         previous = self._previous()
         holds_work = self.path.is_dir() and any(_is_work(path, scratch) for path in self.path.iterdir())
         if previous is None and holds_work and not self._is_of_this_set():
@@ -211,8 +213,8 @@ class StageDir:
     def _save(self) -> None:
         write_run_json(self.path, self.record)
 
-    def expect(self, rows: int) -> None:
-        """Record how many rows the finished set has, and this invocation's configuration with it."""
+    def expect(self, rows: int | None) -> None:
+        """Record how many rows the finished set has (None: not known yet), and this invocation's configuration."""
         self.record["rows_expected"] = rows
         self._save()
 
@@ -241,24 +243,23 @@ class StageDir:
             return self._finished(retry_errors)
 
     def _finished(self, retry_errors: bool) -> Finished:
-        ids: set[str] = set()
-        errors: set[str] = set()
-        seen: set[str] = set()
+        ids, dropped, errors = IdSet(), IdSet(), 0
         set_aside: list[Path] = []
         for path in self.shards():
             table = self._own_rows(path)
             names = [] if table is None else table["trajectory_id"].to_pylist()
-            if table is None or (names and seen.issuperset(names)):
+            if table is None or (names and all(name in ids or name in dropped for name in names)):
                 set_aside.append(path.rename(path.with_suffix(".torn")))
                 continue
-            seen |= set(names)
-            failed = {i for i, error in zip(names, table["error"].to_pylist(), strict=True) if error}
-            if failed and retry_errors:
+            failed = [bool(error) for error in table["error"].to_pylist()]
+            for name, has_failed in zip(names, failed, strict=True):
+                if has_failed and retry_errors:
+                    dropped.add(name)
+                else:
+                    errors += ids.add(name) and has_failed
+            if retry_errors and any(failed):
                 self._drop_errors(path)
-            else:
-                errors |= failed
-            ids |= set(names) - (failed if retry_errors else set())
-        return Finished(frozenset(ids), frozenset(errors), tuple(set_aside))
+        return Finished(ids, errors, tuple(set_aside))
 
     def _own_rows(self, path: Path) -> pa.Table | None:
         """Return the ids and errors of a shard; None where it is damaged or of another set."""
@@ -278,9 +279,12 @@ class StageDir:
             path.unlink()
 
     def next_shard(self) -> Path:
-        """Return the path of the next shard: after all that are there, torn ones too."""
-        used = [n for n in (shard_number(p.with_suffix(".parquet")) for p in self.path.iterdir()) if n is not None]
-        return shard_path(self.path, max(used, default=-1) + 1)
+        """Return the path of the next shard: after all that are there, torn ones too. It is given out once."""
+        if self._last_shard is None:
+            numbers = (shard_number(path.with_suffix(".parquet")) for path in self.path.iterdir())
+            self._last_shard = max((number for number in numbers if number is not None), default=-1)
+        self._last_shard += 1
+        return shard_path(self.path, self._last_shard)
 
     def log_session(self, rows: int, tokens: int, at_work: float) -> None:
         """Append this invocation to `sessions.jsonl`; `at_work` are the seconds in which it made its rows.
