@@ -18,7 +18,7 @@ import random
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from importlib import metadata
 from itertools import islice
 from typing import Any
@@ -143,10 +143,10 @@ def _longest_first(rows: Iterable[_Row]) -> list[_Row]:
 class _Queue:
     """Rows that wait, those with short and those with long rotary factors apart.
 
-    Rows are taken from `source` in windows of `size`, longest prompts first.
+    Rows are taken from `source` in windows of `size`, longest prompts first; None there ends a window early.
     """
 
-    def __init__(self, source: Iterator[_Row], size: int, switch: int | None) -> None:
+    def __init__(self, source: Iterator[_Row | None], size: int, switch: int | None) -> None:
         self.short: deque[_Row] = deque()
         self.long: deque[_Row] = deque()
         self._source, self._size = source, size
@@ -156,7 +156,8 @@ class _Queue:
         """Take windows until a row of this side is there, or a window of the other; return True if one is there."""
         other = self.long if side is self.short else self.short
         while not side and len(other) < self._size:
-            window = _longest_first(islice(self._source, self._size))
+            ready = iter(partial(next, self._source, None), None)
+            window = _longest_first(islice(ready, self._size))
             if not window:
                 break
             for row in window:
@@ -178,7 +179,7 @@ class TransformersEngine:
         self._window = getattr(self._config, "sliding_window", None)
         self._switch, self._steady_length = switch_length(self._config), steady_length(self._config)
         check_attention(model.name, self.model)
-        self._slots = options.batch_size or (32 if self.device.type == "cpu" else 64)
+        self._slots = self.rows_at_once = options.batch_size or (32 if self.device.type == "cpu" else 64)
 
     def close(self) -> None:
         del self.model
@@ -186,9 +187,10 @@ class TransformersEngine:
             torch.cuda.empty_cache()
 
     @torch.inference_mode()
-    def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
+    def generate(self, requests: Iterable[Request | None]) -> Iterator[Completion]:
         """See `Engine.generate`. At most `--batch-size` rows are in flight, longest prompts of a window first."""
-        queue = _Queue(map(self._row, requests), _WAITING_PER_SLOT * self._slots, self._switch)
+        rows = (request and self._row(request) for request in requests)
+        queue = _Queue(rows, _WAITING_PER_SLOT * self._slots, self._switch)
         while queue.fill(queue.short) or queue.long:
             yield from self._run(queue, queue.short, grown=queue.long)
             queue.long = deque(_longest_first(queue.long))  # those that have grown are at its end
