@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from trd_cli.config.base import (
     Config,
@@ -50,6 +50,16 @@ def _for_a_template(value: dict[str, Any]) -> dict[str, Any]:
     return value
 
 
+def _replicas(value: Any) -> str:
+    """Return a number of replicas, or auto, as the command line has it; a recipe may have a number."""
+    text = str(value).strip()
+    if text == "auto":
+        return text
+    if not (text.isascii() and text.isdecimal() and int(text)):
+        raise ValueError("a whole number of at least 1, or auto")
+    return str(int(text))
+
+
 EngineName = Literal["transformers", "vllm", "openai", "scripted"]
 
 
@@ -74,6 +84,21 @@ class EngineOptions(Config):
     )
     tensor_parallel_size: Positive = option(1, "Engine", "GPUs that share one model (vllm).", rows=False)
     gpu_memory_utilization: Share = option(0.9, "Engine", "Share of GPU memory for vllm.", rows=False)
+    replicas: Annotated[str, BeforeValidator(_replicas)] = option(
+        "1",
+        "Engine",
+        "Engines over the same model, each on devices of its own. auto: as many as the visible GPUs allow (with --ray: the cluster's).",
+        rows=False,
+    )
+    ray: str | None = option(
+        None, "Engine", "Ray cluster that runs the replicas: auto (the one of this machine) or HOST:PORT.", rows=False
+    )
+    batch_invariant: bool = option(
+        False,
+        "Engine",
+        "Use kernels whose results do not depend on the batch (vllm, slower): the same rows with any number of replicas.",
+        rows=False,
+    )
     base_url: str | None = option(
         None, "Engine", "Server of openai, as http://localhost:8000/v1; its key is in OPENAI_API_KEY.", rows=False
     )

@@ -95,7 +95,7 @@ class OpenAIEngine:
         self._served_model = self._arguments.served_model or model.name
         self._tokenizer = tokenizer
         self._ends = [token for token, i in tokenizer.vocabulary().items() if i in tokenizer.eos_ids]
-        self._in_flight = options.batch_size or _DEFAULT_IN_FLIGHT
+        self._in_flight = self.rows_at_once = options.batch_size or _DEFAULT_IN_FLIGHT
         self._closed = Event()
         seconds = self._arguments.timeout
         connection = {

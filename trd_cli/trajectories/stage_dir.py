@@ -282,13 +282,16 @@ class StageDir:
         used = [n for n in (shard_number(p.with_suffix(".parquet")) for p in self.path.iterdir()) if n is not None]
         return shard_path(self.path, max(used, default=-1) + 1)
 
-    def log_session(self, rows: int, tokens: int, at_work: float) -> None:
+    def log_session(self, rows: int, tokens: int, at_work: float, replicas: Sequence[float] = ()) -> None:
         """Append this invocation to `sessions.jsonl`; `at_work` are the seconds in which it made its rows.
 
-        Where the disk refuses, only this record is lost, with a warning.
+        `replicas` are the tokens a second of each replica, if there are several. Where the disk refuses, only this
+        record is lost, with a warning.
         """
         seconds = round(time.monotonic() - self._started, 3)
         record = {"seconds": seconds, "at_work": round(at_work, 6), "rows": rows, "tokens": tokens}
+        if replicas:
+            record["replicas"] = [round(rate, 1) for rate in replicas]
         try:
             with open(self.path / SESSIONS, "a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
