@@ -108,6 +108,8 @@ student = "scripted"
 devices = ["cpu", "cpu"]
 [problems]
 make = {{kind = "arithmetic", n = 2}}
+[sample]
+replicas = "auto"
 [verify]
 workers = 1
 [arms.one]
@@ -173,6 +175,13 @@ class Held:
         return self.process.communicate(timeout=60)[1]
 
 
+def test_as_many_replicas_as_there_are_free_slots_sample(sampled: Path) -> None:
+    record = status(sampled / "run")["seed-0/round-0/sample"]
+    assert (record["replicas"], record["devices"]) == (2, ["cpu", "cpu"])
+    log = sampled / "run" / "logs" / "seed-0_round-0_sample.log"
+    assert log.read_text().partition("\n")[0].endswith("--replicas 2")
+
+
 def test_an_arm_that_fails_leaves_the_one_beside_it_alone(sampled: Path, tmp_path: Path) -> None:
     held = Held(sampled, tmp_path, more=", crash_after = 1")
     assert held.stages().keys() == {ONE, TWO}
@@ -236,9 +245,9 @@ def test_devices_that_are_no_slots_are_refused(devices: str, expected: str, tmp_
 @pytest.mark.parametrize(
     ("old", "new", "expected"),
     [
-        ("[verify]", "[sample]\ntensor_parallel_size = 3\n[verify]", "sample needs 3 devices"),
+        ('replicas = "auto"', "replicas = 3", "sample needs 3 devices (replicas = 3"),
         ('["cpu", "cpu"]', '["cuda:97"]', "devices names cuda:97"),
-        ("[verify]", "[sample]\ndevice = 'cuda:1'\n[verify]", "device = 'cuda:1' in [sample]"),
+        ('replicas = "auto"', "device = 'cuda:1'", "device = 'cuda:1' in [sample]"),
     ],
 )
 def test_a_stage_that_needs_other_devices_is_refused_before_anything_runs(

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 from trd_cli.config.training import DistillConfig
+from trd_cli.engines.placement import gpus_each, visible_gpus
+from trd_cli.engines.registry import choose_engine
 from trd_cli.errors import InputError, counted
 from trd_cli.recipes.nodes import Graph, Node
 from trd_cli.recipes.recipe import Recipe
@@ -23,8 +24,6 @@ from trd_cli.recipes.slots import Slot, Task
 WHOLE: Slot = ("machine",)
 _LIGHT = ("problems", "verify")
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
-# Files of the drivers of NVIDIA, of WSL and of AMD: without one there is no GPU, and torch need not be loaded.
-_DRIVERS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
 
 
 def slots_of(recipe: Recipe) -> tuple[Slot, ...]:
@@ -32,17 +31,6 @@ def slots_of(recipe: Recipe) -> tuple[Slot, ...]:
     if recipe.devices is not None:
         return tuple(tuple(each.split(",")) for each in recipe.devices)
     return tuple((f"cuda:{index}",) for index in range(len(visible_gpus()))) or (WHOLE,)
-
-
-def visible_gpus() -> list[str]:
-    """Return the GPUs that this process may use, each as CUDA_VISIBLE_DEVICES names it."""
-    if not any(Path(driver).exists() for driver in _DRIVERS):
-        return []
-    import torch
-
-    count = torch.cuda.device_count()
-    named = [name.strip() for name in os.environ.get(_VISIBLE, "").split(",") if name.strip()]
-    return named[:count] if named else [str(index) for index in range(count)]
 
 
 def environment_of(devices: Sequence[str]) -> dict[str, str]:
@@ -103,13 +91,14 @@ def _need(recipe: Recipe, node: Node, slots: Sequence[Slot]) -> tuple[int, bool]
         return (1 if on_cpu or len(slots) == 1 else 0), False
     if isinstance(node.config, DistillConfig):
         return (1 if node.config.device == "cpu" else recipe.processes), False
-    replicas = replicas_of(node)
-    return node.config.tensor_parallel_size * (1 if replicas == "auto" else replicas), replicas == "auto"
+    each, replicas = _devices_each(node), node.config.replicas
+    return (each, True) if replicas == "auto" else (each * int(replicas), False)
 
 
-def replicas_of(node: Node) -> int | str:
-    """Return `replicas` of a stage that generates."""
-    return getattr(node.config, "replicas", 1)
+def _devices_each(node: Node) -> int:
+    """Return the devices of one replica: one also for an engine that needs no GPU, so that it runs in a slot."""
+    model = node.config.teacher if node.stage == "refine" else node.config.model
+    return max(1, gpus_each(choose_engine(node.config, model or ""), node.config))
 
 
 def _key(node: Node) -> str:
@@ -121,7 +110,7 @@ def _key(node: Node) -> str:
 def _why(graph: Graph, node: Node) -> str:
     if isinstance(node.config, DistillConfig):
         return f"processes = {graph.recipe.processes}"
-    return f"replicas = {replicas_of(node)}, tensor_parallel_size = {node.config.tensor_parallel_size}"
+    return f"replicas = {node.config.replicas}, tensor_parallel_size = {node.config.tensor_parallel_size}"
 
 
 def grading_workers(slots: Sequence[Slot], node: Node, held: Sequence[Slot]) -> int | None:

@@ -35,8 +35,8 @@ def run(config: RunConfig, progress: RunProgress, check: Check) -> Path:
     missing = [node for node in chosen if node.name in again or not is_done(graph, node)]
     slots = slots_of(graph.recipe)
     check_devices(slots)
-    check_fits(graph, missing, slots)
     check(config.recipe, graph, missing)
+    check_fits(graph, missing, slots)
     directory = graph.directory
     with locked(directory):
         _write(directory / "recipe.toml", graph.recipe.as_toml())

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from trd_cli.errors import UserError, counted
 from trd_cli.interrupts import held_back
 from trd_cli.progress import NodeState, RunProgress
-from trd_cli.recipes.devices import environment_of, grading_workers, replicas_of, shown, tasks_of
+from trd_cli.recipes.devices import environment_of, grading_workers, shown, tasks_of
 from trd_cli.recipes.done import Status, Verdicts, done_nodes, is_whole
 from trd_cli.recipes.nodes import Graph, Node
 from trd_cli.recipes.processes import StageProcess, stop_all
@@ -147,7 +147,7 @@ class _Stage:
         self._spent = _spent(self.node, status)
         self._verdicts = Verdicts(graph.path(self.node)) if self.node.stage == "verify" else None
         more = ["--regrade"] if self._verdicts is not None and self._verdicts.begin(self.node) else []
-        replicas = placement.times if replicas_of(self.node) == "auto" and placement.task.takes_free else None
+        replicas = placement.times if placement.task.takes_free else None
         workers = grading_workers(slots, self.node, placement.slots)
         for flag, value in (("--replicas", replicas), ("--workers", workers)):
             more += [flag, str(value)] if value is not None else []
