@@ -82,7 +82,7 @@ SCHEMA = pa.schema(
     ]
 )
 OF_A_RESPONSE = ("response", "response_token_ids", "logprobs", "finish_reason", "ids_exact")
-_OF_A_VERDICT = frozenset({"verdict", "extracted_answer", "grader", "grader_version", "verdict_detail"})
+OF_A_VERDICT = ("verdict", "extracted_answer", "grader", "grader_version", "verdict_detail")
 # Replaces a value that cannot be written in a required column; a list becomes empty.
 _EMPTY = {pa.string(): "", pa.int32(): 0, pa.int64(): 0, pa.float64(): 0.0}
 # Raised by Arrow and Python for a value that is not of its column's type.
@@ -140,7 +140,7 @@ def _writable(row: Trajectory) -> Trajectory:
     reason = f"could not be written: no table holds its {', '.join(unfit)}"
     required = (name for name in unfit if not SCHEMA.field(name).nullable)
     emptied = dict.fromkeys(unfit) | {name: _EMPTY.get(SCHEMA.field(name).type, ()) for name in required}
-    if set(unfit) <= _OF_A_VERDICT:
+    if set(unfit) <= set(OF_A_VERDICT):
         return replace(candidate, **emptied | {"verdict": "error", "verdict_detail": reason})
     return replace(candidate, **emptied | dict.fromkeys(OF_A_RESPONSE) | {"error": reason})
 
