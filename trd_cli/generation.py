@@ -16,9 +16,8 @@ from typing import Any
 
 from trd_cli.config.base import OutputOptions, errors_allowed
 from trd_cli.config.generating import SamplingOptions
-from trd_cli.engines.base import Engine
+from trd_cli.engines.base import Engine, Rated
 from trd_cli.engines.border import answered
-from trd_cli.engines.replicas import Replicas
 from trd_cli.errors import ModelError, ResumeRefused, TooManyRowErrors, counted
 from trd_cli.models import ModelRef
 from trd_cli.progress import Progress
@@ -280,7 +279,7 @@ class ShardFiller:
 
     def _rates(self) -> Sequence[float]:
         """Return the tokens a second of each replica; nothing for a single engine."""
-        return self._engine.rates() if isinstance(self._engine, Replicas) else ()
+        return self._engine.rates() if isinstance(self._engine, Rated) else ()
 
     def _load(self) -> None:
         if self._engine is None:

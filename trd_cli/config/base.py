@@ -87,6 +87,8 @@ def _json_or_text(text: str) -> Any:
 
 
 JsonPairs = Annotated[dict[str, Any], BeforeValidator(json_pairs)]
+# A recipe may also give a single text.
+Texts = Annotated[tuple[str, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)]
 
 
 def _typed(value: Any) -> str:

@@ -17,6 +17,7 @@ from trd_cli.config.base import (
     Positive,
     SelectOptions,
     Share,
+    Texts,
     option,
 )
 from trd_cli.errors import InputError, flag
@@ -78,7 +79,10 @@ class EngineOptions(Config):
     )
     device: str = option("auto", "Engine", "cpu, cuda, cuda:1 or mps. auto: the fastest on this machine.", rows=False)
     batch_size: Positive | None = option(
-        None, "Engine", "Rows at a time: transformers' batch, vllm's max_num_seqs, openai's open requests.", rows=False
+        None,
+        "Engine",
+        "Rows at a time: transformers' batch, vllm's max_num_seqs, openai's open requests a server.",
+        rows=False,
     )
     max_model_len: Positive | None = option(
         None, "Engine", "Longest prompt and response together, in tokens. Default: the model's limit."
@@ -100,8 +104,11 @@ class EngineOptions(Config):
         "Use kernels whose results do not depend on the batch (vllm, slower): the same rows with any number of replicas.",
         rows=False,
     )
-    base_url: str | None = option(
-        None, "Engine", "Server of openai, as http://localhost:8000/v1; its key is in OPENAI_API_KEY.", rows=False
+    base_url: Texts = option(
+        (),
+        "Engine",
+        "Server of openai, as http://localhost:8000/v1 (repeatable: several that serve one model); the key is in OPENAI_API_KEY.",
+        rows=False,
     )
 
 

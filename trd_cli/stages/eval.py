@@ -18,7 +18,8 @@ from trd_cli.config.commands import EvalConfig
 from trd_cli.config.generating import SamplingOptions
 from trd_cli.datasets.benchmarks import Benchmark, load_benchmark, split_benchmarks
 from trd_cli.errors import InputError, ResumeRefused, counted
-from trd_cli.evaluation.results import FILE, Classify, build_results, read_samples, results_text, samples_there
+from trd_cli.evaluation.results import FILE, Classify, build_results, results_text
+from trd_cli.evaluation.samples import read_samples, samples_there
 from trd_cli.evaluation.tables import results_csv, results_markdown, sampling_text
 from trd_cli.generation import Asker, Backend, Outcome, ShardFiller, preview
 from trd_cli.graders.pool import GraderOptions, GraderPool
@@ -252,7 +253,7 @@ def _grade_and_score(
 def _classify(options: GraderOptions, progress: Progress) -> Classify:
     """Return a function that compares wrong answers in the graders' workers, which start with the first comparison."""
 
-    def classify(groups: Sequence[Sequence[str]]) -> Iterator[list[int]]:
+    def classify(groups: Iterable[Sequence[str]]) -> Iterator[list[int]]:
         progress.start("compare wrong answers", None)
         with GraderPool(options) as pool:
             for classes in pool.classes(groups):
