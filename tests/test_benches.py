@@ -54,3 +54,15 @@ def test_the_check_of_a_gpu_runs_on_a_cpu_and_finds_all_equal(tmp_path: Path) ->
     assert any(name.endswith("sharded off by") for name in report["goals"])
     steps = [name for name in report["figures"] if name.endswith("tokens a second")]
     assert len(steps) == 4, "all weights and an adapter, recomputed and not"
+
+
+def test_the_growth_of_memory_is_measured_through_the_commands_themselves(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "examples" / "bench" / "scale.py"), "--short", "80", "--long", "20"]
+    done = subprocess.run(
+        command, env={**os.environ, "TMPDIR": str(tmp_path)}, capture_output=True, text=True, timeout=600, check=False
+    )
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert done.returncode == (0 if report["ok"] else 1), done.stderr
+    peaks = [goal["value"] for name, goal in report["goals"].items() if name.endswith(": MiB")]
+    assert len(peaks) == 3 and min(peaks) > 50, "those of sample, verify and refine, which load Arrow"
+    assert not list(tmp_path.iterdir()), "its files are removed"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -32,6 +32,7 @@ class ConsoleProgress:
         self._broken = False
         self._bar = None
         self._what = ""
+        self._rates: Callable[[], Sequence[float]] = tuple
 
     def start(self, what: str, total: int | None, done: int = 0) -> None:
         self.end()
@@ -57,6 +58,9 @@ class ConsoleProgress:
         elif time.monotonic() - self._said > _INTERVAL:
             self._said = time.monotonic()
             self.note(self._line())
+
+    def replicas(self, rates: Callable[[], Sequence[float]]) -> None:
+        self._rates = rates
 
     def end(self) -> None:
         if self._what:
@@ -88,7 +92,7 @@ class ConsoleProgress:
 
     def _work(self) -> Work:
         seconds = time.monotonic() - self._began
-        return Work(self._what, self._total, self._done, self._rows, self._tokens, seconds)
+        return Work(self._what, self._total, self._done, self._rows, self._tokens, seconds, self._rates())
 
     def _tell(self) -> None:
         self._told = time.monotonic()

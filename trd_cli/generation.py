@@ -15,7 +15,7 @@ from typing import Any
 
 from trd_cli.config.base import OutputOptions, errors_allowed
 from trd_cli.config.generating import SamplingOptions
-from trd_cli.engines.base import Engine
+from trd_cli.engines.base import Engine, Rated
 from trd_cli.engines.border import answered
 from trd_cli.errors import ModelError, ResumeRefused, TooManyRowErrors, counted
 from trd_cli.models import ModelRef
@@ -31,7 +31,10 @@ from trd_cli.trajectories.stage_dir import StageDir
 
 @dataclass(frozen=True)
 class Backend:
-    """Represent a model behind an engine that is not loaded yet; `start()` loads it."""
+    """Represent a model behind an engine that is not loaded yet; `start()` loads it.
+
+    `manner` tells a person how the engine runs, where that is not as usual: "2 replicas".
+    """
 
     model: ModelRef
     tokenizer: Tokenizer
@@ -39,6 +42,7 @@ class Backend:
     engine_version: str
     max_length: int
     start: Callable[[], Engine]
+    manner: str = ""
 
     def identity(self) -> dict[str, Any]:
         return {"model_revision": self.model.revision, "engine": self.engine}
@@ -222,7 +226,8 @@ class ShardFiller:
                 self._engine.close()
             self._progress.end()
             if self.outcome.generated:
-                self._stage_dir.log_session(self.outcome.generated, self.outcome.tokens, self.outcome.seconds)
+                outcome = self.outcome
+                self._stage_dir.log_session(outcome.generated, outcome.tokens, outcome.seconds, self._rates())
 
     def expect(self, planned: Sequence[Trajectory]) -> None:
         """Record all rows the finished set has; raises ResumeRefused when the directory holds any other."""
@@ -255,10 +260,16 @@ class ShardFiller:
             self._generate(ready, missing)
         self._flush()
 
+    def _rates(self) -> Sequence[float]:
+        """Return the tokens a second of each replica; nothing for a single engine."""
+        return self._engine.rates() if isinstance(self._engine, Rated) else ()
+
     def _load(self) -> None:
         if self._engine is None:
-            self._progress.note(f"loading {self._backend.model.name} with {self._backend.engine}")
+            manner = f", {self._backend.manner}" if self._backend.manner else ""
+            self._progress.note(f"loading {self._backend.model.name} with {self._backend.engine}{manner}")
             self._engine = self._backend.start()
+            self._progress.replicas(self._rates)
 
     def _generate(self, ready: Sequence[Trajectory], missing: Mapping[str, Trajectory]) -> None:
         began = time.monotonic()

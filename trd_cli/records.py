@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
+
+from trd_cli.errors import InputError, flag
 
 Task = Literal["math", "code"]
 Kind = Literal["rollout", "refined"]
@@ -43,6 +46,34 @@ def with_checksum(record: Mapping[str, Any]) -> dict[str, Any]:
 def is_intact(record: Mapping[str, Any]) -> bool:
     """Return whether a JSON object is the one that was written; one without a checksum counts as intact."""
     return CHECKSUM not in record or with_checksum(record)[CHECKSUM] == record[CHECKSUM]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Hold which part of a set a task of a job array makes: number `index`, from 1, of `count`."""
+
+    index: int
+    count: int
+
+    @classmethod
+    def parse(cls, text: str) -> Part:
+        """Read `2/5`; raises InputError for any other text, and for a number beyond the last."""
+        found = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", text)
+        if found is None or not 1 <= int(found[1]) <= int(found[2]):
+            raise InputError(
+                f"{flag('shard')} {text}",
+                "part I of N as I/N, from 1/N to N/N",
+                f"change {flag('shard')}: in a Slurm array 1-N it is $SLURM_ARRAY_TASK_ID/N",
+            )
+        return cls(int(found[1]), int(found[2]))
+
+    def owns(self, problem_id: str) -> bool:
+        """Return whether the rows of a problem belong to this part; every problem belongs to one of `count` parts."""
+        digest = hashlib.sha256(problem_id.encode("utf-8", "surrogatepass")).digest()
+        return int.from_bytes(digest[:8]) % self.count == self.index - 1
+
+    def __str__(self) -> str:
+        return f"part {self.index} of {self.count}"
 
 
 @dataclass(frozen=True, slots=True)

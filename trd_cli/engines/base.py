@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from importlib import metadata
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from trd_cli import __version__
 from trd_cli.config.generating import EngineName
@@ -15,25 +15,37 @@ from trd_cli.records import Completion, Request
 class Engine(Protocol):
     """Generates completions.
 
-    `name` and `version` go into every row. If one request fails, its Completion has an `error`. If the engine itself
-    fails, it raises EngineError, and all completions yielded before stay valid. A value that a row cannot hold becomes
-    that row's error (see `border`).
+    `name` and `version` go into every row. `rows_at_once` is the number of rows that it computes side by side. If one
+    request fails, its Completion has an `error`. If the engine itself fails, it raises EngineError, and all completions
+    yielded before stay valid. A value that a row cannot hold becomes that row's error (see `border`).
     """
 
     name: str
     version: str
+    rows_at_once: int
 
-    def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
+    def generate(self, requests: Iterable[Request | None]) -> Iterator[Completion]:
         """Yield one completion a request, in any order, each as soon as it is finished.
 
         An engine takes requests as it has room for them, a bounded number ahead, and only while its own iterator is
-        advanced: a request is made when it is taken. A request's completion depends on its prompt, its sampling and its
-        seed alone, never on the other requests.
+        advanced: a request is made when it is taken. None in place of a request means that none is ready yet: the
+        engine goes on with the rows in flight and asks again after its next step. It gets None only while a request
+        that it took is unanswered. A request's completion depends on its prompt, its sampling and its seed alone, never
+        on the other requests.
         """
         ...
 
     def close(self) -> None:
         """Free the memory; the engine is not used afterwards."""
+        ...
+
+
+@runtime_checkable
+class Rated(Protocol):
+    """An engine that may be several: replicas, or servers."""
+
+    def rates(self) -> Sequence[float]:
+        """Return the tokens a second of each so far; nothing for one alone."""
         ...
 
 

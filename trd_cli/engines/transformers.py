@@ -147,7 +147,7 @@ class TransformersEngine:
         self._window = getattr(self._config, "sliding_window", None)
         self._switch = switch_length(self._config)
         check_attention(model.name, self.model)
-        self._slots = options.batch_size or (32 if self.device.type == "cpu" else 64)
+        self._slots = self.rows_at_once = options.batch_size or (32 if self.device.type == "cpu" else 64)
 
     def close(self) -> None:
         del self.model

@@ -1,9 +1,10 @@
 """The fast engine: vLLM offline, token ids in and out, each completion yielded as it finishes.
 
 A row draws from its own seed, whatever its neighbours. The logits themselves move a little with the size of the batch:
-by about 1e-5 in float32, where that seldom changes a token, by far more in half precision (VLLM_BATCH_INVARIANT=1 rules
-it out on some GPUs). Extra engine arguments go to `vllm.LLM` and override the defaults here. Those that an option of
-trd sets, or that would break rows in silence, are refused (`registry.check_arguments`).
+by about 1e-5 in float32, where that seldom changes a token, by far more in half precision (`--batch-invariant`, which
+sets VLLM_BATCH_INVARIANT=1, rules it out on some GPUs). Extra engine arguments go to `vllm.LLM` and override the
+defaults here. Those that an option of trd sets, or that would break rows in silence, are refused
+(`registry.check_arguments`).
 
 vLLM and its processes write to a log file, never to standard output, which carries the paths of shards. The file is
 deleted when the engine is closed, and kept and named when the engine fails. VLLM_LOGGING_LEVEL (default WARNING) sets
@@ -73,7 +74,8 @@ class VllmEngine:
             mend = "change --model, --max-model-len, --batch-size, --engine-arg or --gpu-memory-utilization "
             mend += "(on a CPU: the variable VLLM_CPU_KVCACHE_SPACE, in GiB)"
             raise EngineError(got, "an engine", mend + _pointer(self._log)) from None
-        self._in_flight = _QUEUED_PER_SLOT * self.llm.llm_engine.vllm_config.scheduler_config.max_num_seqs
+        self.rows_at_once = self.llm.llm_engine.vllm_config.scheduler_config.max_num_seqs
+        self._in_flight = _QUEUED_PER_SLOT * self.rows_at_once
 
     def generate(self, requests: Sequence[Request]) -> Iterator[Completion]:
         """See `Engine.generate`. A request that vLLM refuses (too long, temperature out of range) ends as an error."""
@@ -167,9 +169,11 @@ class VllmEngine:
 
 
 def _set_environment(options: EngineOptions) -> None:
-    """Set the variables that vLLM reads at import, unless the user has set them."""
+    """Set the variables that vLLM reads at import, those for its log and its cache unless the user has set them."""
     os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    if options.batch_invariant:
+        os.environ["VLLM_BATCH_INVARIANT"] = "1"
     if "kv_cache_memory_bytes" not in options.engine_arg:  # the variable would override the argument
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", _CPU_CACHE_GIB)
 

@@ -25,9 +25,10 @@ from trd_cli.graders.verdicts import ShardGrader
 from trd_cli.progress import Progress, WithoutResults
 from trd_cli.prompting.rendering import Rendering, templates_for
 from trd_cli.records import Problem, Trajectory, content_hash
+from trd_cli.trajectories.parts import verdicts_held
 from trd_cli.trajectories.run_json import About, Asked, read_run_json
 from trd_cli.trajectories.shards import read_table
-from trd_cli.trajectories.stage_dir import StageDir, verdicts_held
+from trd_cli.trajectories.stage_dir import StageDir
 
 _OF_THE_BENCHMARK = ("temperature", "top_p", "top_k", "max_tokens")
 

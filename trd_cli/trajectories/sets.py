@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from trd_cli.atomic import as_text, from_text
 from trd_cli.errors import InputError
-from trd_cli.records import Trajectory, content_hash
+from trd_cli.records import Part, Trajectory, content_hash
 from trd_cli.trajectories.run_json import About, read_run_json
 from trd_cli.trajectories.selection import needs_parents, pl, select
 from trd_cli.trajectories.shards import SCHEMA, list_shards, read_table, shard_number
@@ -80,10 +80,10 @@ def open_sets(paths: Sequence[str]) -> list[InputSet]:
     ]
 
 
-def check_complete(directories: Iterable[Path]) -> None:
+def check_complete(directories: Iterable[Path], part: Part | None = None) -> None:
     """Raise InputError for a set that is not finished or has shards that are not its own; see `State.check`."""
     for directory in dict.fromkeys(directories):
-        state_of(directory).check()
+        state_of(directory).check(part)
 
 
 def load_rows(

@@ -1,9 +1,9 @@
 """Parquet trajectory shards: one schema, atomic writes, reads that refuse what does not match.
 
-A set is a directory of `shard-NNNNN.parquet` files. Each is written to a temporary name, fsynced and renamed, so a
-shard is there whole or not at all. Its footer has the version of the schema, the digest of the set and checksums.
-Readers refuse a shard that a disk or a copy has changed since. Shards older than the checksums are read too; only
-damage that breaks their encoding is noticed.
+A set is a directory of `shard-NNNNN.parquet` files; those of part 2 of 5 are `shard-2of5-NNNNN.parquet`. Each is
+written to a temporary name, fsynced and renamed, so a shard is there whole or not at all. Its footer has the version of
+the schema, the digest of the set and checksums. Readers refuse a shard that a disk or a copy has changed since. Shards
+older than the checksums are read too; only damage that breaks their encoding is noticed.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import astuple, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +21,15 @@ import pyarrow.parquet as pq
 
 from trd_cli.atomic import make_directory, replacing
 from trd_cli.errors import DamagedFile, InputError, first_line
-from trd_cli.records import Problem, Trajectory, well_formed
+from trd_cli.records import Part, Problem, Trajectory, well_formed
 from trd_cli.trajectories.checksums import Checksums, Damage, write_sealed
+from trd_cli.trajectories.parts import named
 from trd_cli.trajectories.run_json import maker_of
 
 SCHEMA_VERSION = "1"
 _VERSION_KEY = b"trd.schema_version"
 _SET_KEY = b"trd.set"
-_SHARD_NAME = re.compile(r"shard-(\d{5,})\.parquet")
+_SHARD_NAME = re.compile(r"shard-(?:(\d+)of(\d+)-)?(\d{5,})\.parquet")
 
 
 def _field(name: str, kind: pa.DataType, required: bool = False) -> pa.Field:
@@ -299,17 +300,41 @@ def _to_table(rows: Sequence[Any], schema: pa.Schema) -> pa.Table:
 def shard_number(path: Path) -> int | None:
     """Return the number in a shard's file name, None for any other name."""
     match = _SHARD_NAME.fullmatch(path.name)
-    return int(match.group(1)) if match else None
+    return int(match[3]) if match else None
 
 
-def shard_path(directory: Path, number: int) -> Path:
-    return directory / f"shard-{number:05d}.parquet"
+def part_of(path: Path) -> Part | None:
+    """Return the part that a shard's file name has, None for a shard of a set that was made whole."""
+    match = _SHARD_NAME.fullmatch(path.name)
+    return Part(int(match[1]), int(match[2])) if match and match[1] else None
 
 
-def list_shards(directory: Path) -> list[Path]:
-    """Return the finished shards of a set, in the order of their numbers."""
+def shard_path(directory: Path, number: int, part: Part | None = None) -> Path:
+    return directory / f"{named('shard', part)}-{number:05d}.parquet"
+
+
+def list_shards(directory: Path, part: Part | None = None) -> list[Path]:
+    """Return the finished shards of a set, or those of one part, by parts and numbers."""
     numbered = ((shard_number(path), path) for path in directory.iterdir())
-    return [path for _, path in sorted((n, path) for n, path in numbered if n is not None)]
+    found = [(part_of(path), number, path) for number, path in numbered if number is not None]
+    kept = [each for each in found if part in (None, each[0])]
+    return [path for _, _, path in sorted(kept, key=lambda each: ((each[0] and astuple(each[0])) or (), each[1]))]
+
+
+def may_hold(path: Path, part: Part | None) -> bool:
+    """Return whether a shard may have rows of a part: not one of another part of as many."""
+    of = part_of(path)
+    return part is None or of is None or of.count != part.count or of == part
+
+
+def graded_by(path: Path, part: Part | None) -> bool:
+    """Return whether a part of `trd verify` replaces a shard: one of its own, else by the numbers in the name."""
+    if part is None:
+        return True
+    of = part_of(path)
+    if of is not None and of.count == part.count:
+        return of == part
+    return (shard_number(path) + (of.index if of else 0)) % part.count == part.index - 1
 
 
 def iter_rows(shards: Iterable[Path]) -> Iterator[Trajectory]:
