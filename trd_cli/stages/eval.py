@@ -6,7 +6,7 @@ The samples stay as trajectory shards, so another grader or a smaller k needs no
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +16,8 @@ from trd_cli.config.commands import EvalConfig
 from trd_cli.config.generating import SamplingOptions
 from trd_cli.datasets.benchmarks import Benchmark, load_benchmark, split_benchmarks
 from trd_cli.errors import InputError, ResumeRefused, counted
-from trd_cli.evaluation.results import FILE, Classify, build_results, read_samples, results_text, samples_there
+from trd_cli.evaluation.results import FILE, Classify, build_results, results_text
+from trd_cli.evaluation.samples import read_samples, samples_there
 from trd_cli.evaluation.tables import results_csv, results_markdown, sampling_text
 from trd_cli.generation import Backend, Outcome, ShardFiller, plan_rollouts, preview
 from trd_cli.graders.pool import GraderOptions, GraderPool
@@ -239,7 +240,7 @@ def _grade_and_score(
 def _classify(options: GraderOptions, progress: Progress) -> Classify:
     """Return a function that compares wrong answers in the graders' workers, which start with the first comparison."""
 
-    def classify(groups: Sequence[Sequence[str]]) -> Iterator[list[int]]:
+    def classify(groups: Iterable[Sequence[str]]) -> Iterator[list[int]]:
         progress.start("compare wrong answers", None)
         with GraderPool(options) as pool:
             for classes in pool.classes(groups):
