@@ -190,14 +190,10 @@ def _as_parents(frame: pl.DataFrame) -> pl.DataFrame:
     return renamed.drop("parent_parent_id", strict=False).with_columns(parent_id=pl.col("parent_trajectory_id"))
 
 
-def parent_column(sets: Sequence[InputSet], name: str, parents: Sequence[str] = ()) -> dict[str, Any]:
-    """Return one column of all parents of the sets by trajectory id, without parents whose set is gone."""
-    found: dict[str, Any] = {}
+def parent_tables(sets: Sequence[InputSet], columns: Sequence[str], parents: Sequence[str] = ()) -> Iterator[pa.Table]:
+    """Yield some columns of all parents of the sets, shard by shard, without parents whose set is gone."""
     for directory in dict.fromkeys(d for each in sets for d in parent_directories(each, parents)):
-        for path in list_shards(directory):
-            table = read_table(path, ["trajectory_id", name])
-            found |= zip(*(table[c].to_pylist() for c in ("trajectory_id", name)), strict=True)
-    return found
+        yield from (read_table(path, list(columns)) for path in list_shards(directory))
 
 
 def parent_directories(each: InputSet, parents: Sequence[str] = ()) -> list[Path]:
