@@ -11,6 +11,7 @@ import shutil
 import signal
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from conftest import Trd
 from support.children import Start, alive, forking, gone, wait_for
 from support.cluster_page import in_small, lines
 from support.sets import by_id
+from support.tiny import build_model
 
 # More take longer: TRD_KILLS=20 python -m pytest tests/test_replicas.py
 KILLS = int(os.environ.get("TRD_KILLS", "4"))
@@ -53,6 +55,11 @@ def alone(problems: Path, ok: Trd) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_model(tmp_path_factory.mktemp("tiny"))
+
+
 def workers(session: int) -> list[int]:
     """Return the worker processes of a command, the oldest first."""
     found = []
@@ -80,6 +87,42 @@ def test_replicas_make_the_rows_of_one_engine(
     assert any(session["replicas"])
     shown = r"replica 1 \d+, 2 \d+" + r", \d \d+" * (replicas - 2) + " tok/s"
     assert re.search(shown, done.stderr)
+
+
+def test_replicas_of_a_real_model_make_its_tokens(tiny: Path, problems: Path, tmp_path: Path, ok: Trd) -> None:
+    command = ("sample", "-m", tiny, "-p", problems, "--limit", 12, "-n", 2, "--max-tokens", 24, "--dtype", "float32")
+    ok(*command, "--batch-size", 4, "--out", tmp_path / "one")
+    ok(*command, "--batch-size", 4, "--replicas", 2, "--out", tmp_path / "two")
+    one, two = (
+        {name: replace(row, logprobs=None) for name, row in by_id(tmp_path / n).items()} for n in ("one", "two")
+    )
+    assert two == one
+    assert len({tuple(row.response_token_ids) for row in one.values()}) > 12, "the model does not always say the same"
+
+
+def test_workers_that_die_as_they_start_are_given_up(
+    problems: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trd: Trd
+) -> None:
+    monkeypatch.setenv("PYTHONHOME", str(tmp_path))  # no Python starts
+    done = trd("sample", "-m", "scripted", "-p", problems, "--replicas", 2, "--out", tmp_path / "out")
+    assert done.exit_code == 1
+    *_, last = done.stderr.splitlines()
+    assert last.startswith("trd sample: error: none of 2 replicas is left, the last one ended with exit code 1: ")
+    assert done.stderr.count("; it starts again") == 2 * 3
+
+
+def test_an_engine_that_cannot_start_is_an_error_of_one_line(
+    tiny: Path, problems: Path, tmp_path: Path, trd: Trd
+) -> None:
+    command = ("sample", "-m", tiny, "-p", problems, "--engine-arg", "attn_implementation=none", "--replicas", 2)
+    done = trd(*command, "--out", tmp_path)
+    assert done.exit_code == 1
+    *_, last = done.stderr.splitlines()
+    assert last.startswith(
+        "trd sample: error: none of 2 replicas is left, the last one failed: transformers cannot load"
+    )
+    assert done.stderr.count("it is given up") == 2
+    assert "starts again" not in done.stderr
 
 
 def test_the_rows_of_a_worker_that_is_killed_are_made_by_others(
