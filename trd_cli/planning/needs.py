@@ -17,6 +17,7 @@ from trd_cli.planning.estimates import BYTES, GIB, Need, Shape
 from trd_cli.planning.findings import Finding, error, grouped, ok, warning
 from trd_cli.planning.lengths import arm_of
 from trd_cli.planning.pair import Planned, longest_training_row
+from trd_cli.recipes.devices import slots_of
 from trd_cli.recipes.nodes import ORDER, Graph, Node
 
 GENERATING = ("sample", "refine", "eval")
@@ -194,11 +195,14 @@ def check_disk(graph: Graph, works: Sequence[Work], student: Planned) -> Iterato
         if w.node.stage in GENERATING
     )
     training = [w.node for w in works if w.node.stage == "distill"]
+    devices = sum(map(len, slots_of(graph.recipe)))
+    at_once = max(1, min(len(graph.recipe.arms) * len(graph.recipe.seeds), devices // graph.recipe.processes))
     kept = states = 0
     if student.shape is not None:
         kept = sum(_checkpoint(node, student, student.shape) for node in training)
-        states = max((_states(node, student, student.shape) for node in training), default=0)
-    what = f"at most {_size(shards)} of shards before compression, {_size(kept)} of checkpoints, {_size(states)} of states while one arm trains"
+        states = sum(sorted(_states(node, student, student.shape) for node in training)[-at_once:])
+    while_training = "one arm trains" if at_once == 1 else f"{at_once} arms train"
+    what = f"at most {_size(shards)} of shards before compression, {_size(kept)} of checkpoints, {_size(states)} of states while {while_training}"
     free = shutil.disk_usage(
         next(p for p in (graph.directory.resolve(), *graph.directory.resolve().parents) if p.exists())
     ).free
