@@ -47,6 +47,7 @@ HEAVY = {
     "polars",
     "pyarrow",
     "rapidfuzz",
+    "ray",
     "sympy",
     "torch",
     "transformers",

@@ -176,7 +176,7 @@ def test_an_address_with_a_password_is_shown_without_it_where_no_server_is(
         assert f"no connection to http://***@127.0.0.1:{port}/v1 " in result.stderr
         assert_hidden((KEY, PASSWORD), result, out)
         base_url = json.loads((out / "run.json").read_text())["config"]["base_url"]
-        assert base_url == f"http://***@127.0.0.1:{port}/v1?token=***"
+        assert base_url == [f"http://***@127.0.0.1:{port}/v1?token=***"]
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,7 @@ from trd_cli.errors import InputError
 from trd_cli.progress import SilentProgress
 
 if TYPE_CHECKING:
+    from trd_cli.engines.base import Engine
     from trd_cli.generation import Backend
 
 app = typer.Typer(
@@ -51,17 +52,24 @@ app.add_typer(data_app)
 def _backend(options: EngineOptions, name: str) -> Backend:
     """Find the model and choose its engine, which starts when the first row needs it."""
     from trd_cli.engines.base import engine_version
-    from trd_cli.engines.registry import build_engine, check_arguments, choose_engine, window
+    from trd_cli.engines.placement import check_replicas
+    from trd_cli.engines.registry import check_arguments, choose_engine, window
+    from trd_cli.engines.starting import manner, start_engine
     from trd_cli.generation import Backend
     from trd_cli.models import resolve_model
 
     engine = choose_engine(options, name)
     version = engine_version(engine)
     check_arguments(engine, options)
+    check_replicas(engine, options)
     model = resolve_model(name, weights=engine != "openai")
     tokenizer = model.tokenizer()
     limit = window(engine, model, options)
-    return Backend(model, tokenizer, engine, version, limit, lambda: build_engine(engine, model, tokenizer, options))
+
+    def start() -> Engine:
+        return start_engine(engine, model, tokenizer, options)
+
+    return Backend(model, tokenizer, engine, version, limit, start, manner(options))
 
 
 @command(app, "sample", SampleConfig, "trd sample -m Qwen/Qwen3-1.7B -p train.parquet -n 4 --out runs/y_o | trd verify")

@@ -15,9 +15,12 @@ import json
 import logging
 import os
 import platform
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
+
+from trd_cli.errors import ResumeRefused
 
 if TYPE_CHECKING:
     import psutil
@@ -48,6 +51,34 @@ def hold(path: Path) -> Iterator[bool]:
         finally:
             if is_held:
                 _give_back(file)
+
+
+@contextlib.contextmanager
+def awaited(path: Path, seconds: float = 60) -> Iterator[None]:
+    """Hold the lock file at `path` for the length of the block, after those that hold it now.
+
+    Raises ResumeRefused where that takes more than so many seconds.
+    """
+    until = time.monotonic() + seconds
+    with open(path, "a+", encoding="utf-8") as file:
+        while not take(file):
+            if time.monotonic() > until:
+                raise ResumeRefused(
+                    f"{path} has been held by another process for {seconds:g} seconds", "its turn", "end that process"
+                )
+            time.sleep(0.02)
+        try:
+            yield
+        finally:
+            _give_back(file)
+
+
+def is_held(path: Path) -> bool:
+    """Return whether a process holds the lock file at `path`; it is not taken for longer than this look."""
+    with contextlib.suppress(OSError), open(path, "r+", encoding="utf-8") as file:
+        locked = flock(file)
+        return holder(file) is not None if locked is None else not locked
+    return False
 
 
 def take(file: IO[str]) -> bool:

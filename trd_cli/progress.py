@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,6 +27,10 @@ class Progress(Protocol):
 
     def advance(self, rows: int = 1, tokens: int = 0) -> None:
         """Count rows that are finished, with so many response tokens."""
+        ...
+
+    def replicas(self, rates: Callable[[], Sequence[float]]) -> None:
+        """Show also the tokens a second of each replica, which `rates` returns."""
         ...
 
     def end(self) -> None:
@@ -53,6 +57,8 @@ class SilentProgress:
 
     def advance(self, rows: int = 1, tokens: int = 0) -> None: ...
 
+    def replicas(self, rates: Callable[[], Sequence[float]]) -> None: ...
+
     def end(self) -> None: ...
 
     def note(self, text: str) -> None:
@@ -67,6 +73,7 @@ class WithoutResults:
 
     def __init__(self, progress: Progress) -> None:
         self.start, self.advance, self.end, self.note = (progress.start, progress.advance, progress.end, progress.note)
+        self.replicas = progress.replicas
 
     def result(self, path: Path) -> None: ...
 
@@ -75,7 +82,8 @@ class WithoutResults:
 class Work:
     """A piece of work: `before` of `total` rows (None if unknown) were finished earlier, and `rows` since its start.
 
-    `tokens` are the response tokens of these rows, `seconds` the time since the start.
+    `tokens` are the response tokens of these rows, `seconds` the time since the start, `replicas` the tokens a second
+    of each replica, where there are several.
     """
 
     what: str
@@ -84,6 +92,7 @@ class Work:
     rows: int = 0
     tokens: int = 0
     seconds: float = 0.0
+    replicas: Sequence[float] = ()
 
     @property
     def done(self) -> int:
@@ -93,7 +102,11 @@ class Work:
         """Return rows and tokens a second in words."""
         seconds = max(self.seconds, 1e-6)
         per_row = f"{self.rows / seconds:.1f} rows/s"
-        return f"{per_row} · {self.tokens / seconds:.0f} tok/s" if self.tokens else per_row
+        return f"{per_row} · {self.tokens / seconds:.0f} tok/s{self._by_replica()}" if self.tokens else per_row
+
+    def _by_replica(self) -> str:
+        rates = ", ".join(f"{number} {rate:.0f}" for number, rate in enumerate(self.replicas, 1))
+        return f" (replica {rates} tok/s)" if rates else ""
 
     def pace(self) -> str:
         """Return the rate and the time left, or the time taken, in words; "" before the first row."""
@@ -126,7 +139,10 @@ def tell_run(**event: Any) -> None:
 
 @dataclass(frozen=True)
 class NodeState:
-    """The state of a stage of a run: done, running, waiting, failed or skipped; and its rows, if it counts any."""
+    """The state of a stage of a run: done, running, waiting, failed or skipped; and its rows, if it counts any.
+
+    `devices` names those that the stage has of several.
+    """
 
     name: str
     state: str
@@ -134,6 +150,7 @@ class NodeState:
     total: int | None = None
     text: str = ""
     seconds: float = 0.0
+    devices: str = ""
 
 
 class RunProgress(Protocol):

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
+
+from trd_cli.errors import InputError, flag
 
 Task = Literal["math", "code"]
 Kind = Literal["rollout", "refined"]
@@ -20,6 +23,16 @@ def content_hash(value: Any, length: int = 32) -> str:
     """Return the first `length` hex digits of the SHA-256 of a JSON value, independent of the order of keys."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:length]
+
+
+def sequence_hash(texts: Iterable[str], length: int = 32) -> str:
+    """Return the `content_hash` of the list of some texts without holding them all."""
+    digest, separator = hashlib.sha256(b"["), ""
+    for text in texts:
+        digest.update((separator + json.dumps(text, ensure_ascii=False)).encode("utf-8", "surrogatepass"))
+        separator = ","
+    digest.update(b"]")
+    return digest.hexdigest()[:length]
 
 
 def well_formed(text: str) -> str:
@@ -43,6 +56,34 @@ def with_checksum(record: Mapping[str, Any]) -> dict[str, Any]:
 def is_intact(record: Mapping[str, Any]) -> bool:
     """Return whether a JSON object is the one that was written; one without a checksum counts as intact."""
     return CHECKSUM not in record or with_checksum(record)[CHECKSUM] == record[CHECKSUM]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Hold which part of a set a task of a job array makes: number `index`, from 1, of `count`."""
+
+    index: int
+    count: int
+
+    @classmethod
+    def parse(cls, text: str) -> Part:
+        """Read `2/5`; raises InputError for any other text, and for a number beyond the last."""
+        found = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", text)
+        if found is None or not 1 <= int(found[1]) <= int(found[2]):
+            raise InputError(
+                f"{flag('shard')} {text}",
+                "part I of N as I/N, from 1/N to N/N",
+                f"change {flag('shard')}: in a Slurm array 1-N it is $SLURM_ARRAY_TASK_ID/N",
+            )
+        return cls(int(found[1]), int(found[2]))
+
+    def owns(self, problem_id: str) -> bool:
+        """Return whether the rows of a problem belong to this part; every problem belongs to one of `count` parts."""
+        digest = hashlib.sha256(problem_id.encode("utf-8", "surrogatepass")).digest()
+        return int.from_bytes(digest[:8]) % self.count == self.index - 1
+
+    def __str__(self) -> str:
+        return f"part {self.index} of {self.count}"
 
 
 @dataclass(frozen=True, slots=True)

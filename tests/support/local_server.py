@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -45,12 +45,34 @@ class Received:
 
 @dataclass
 class Server:
-    """A server whose replies `answer(prompt, tries)` returns; `tries` counts the times this prompt has come, from 1."""
+    """A server whose replies `answer(prompt, tries)` returns; `tries` counts the times this prompt has come, from 1.
+
+    `models` is its list of models: None for a server without one.
+    """
 
     answer: Callable[[str, int], Reply]
     received: list[Received] = field(default_factory=list)
     url: str = ""
+    models: list[dict[str, Any]] | None = None
     over: threading.Event = field(default_factory=threading.Event)
+    is_dead: bool = False
+    _http: ThreadingHTTPServer | None = None
+
+    def listen(self, port: int = 0) -> None:
+        self._http, self.is_dead = _Quiet(("127.0.0.1", port), _handler(self)), False
+        self.url = f"http://127.0.0.1:{self._http.server_port}/v1"
+        threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+
+    def die(self) -> None:
+        """Refuse new connections and drop open ones at their next request or reply; `listen(port)` ends this."""
+        if not self.is_dead:
+            self.is_dead = True
+            self._http.shutdown()
+            self._http.server_close()
+
+    @property
+    def port(self) -> int:
+        return int(self.url.split(":")[2].partition("/")[0])
 
     def prompts(self) -> list[str]:
         return [one.prompt for one in self.received]
@@ -64,8 +86,14 @@ def _handler(server: Server) -> type[BaseHTTPRequestHandler]:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             prompt = TOKENIZER.decode(body["prompt"][0]) if "prompt" in body else body["messages"][-1]["content"]
             server.received.append(Received(prompt, self.path, body, self.headers))
-            reply = server.answer(prompt, server.prompts().count(prompt))
-            if reply.drop or reply.raw is not None:
+            self._send(server.answer(prompt, server.prompts().count(prompt)))
+
+        def do_GET(self) -> None:
+            body = {"object": "list", "data": server.models}
+            self._send(failed(404, "no list") if server.models is None else Reply(body))
+
+        def _send(self, reply: Reply) -> None:
+            if reply.drop or reply.raw is not None or server.is_dead:
                 self.wfile.write(reply.raw or b"")
                 self.close_connection = True
                 return
@@ -93,23 +121,19 @@ class _Quiet(ThreadingHTTPServer):
 @contextmanager
 def servers() -> Iterator[Callable[..., Server]]:
     """Yield a function that starts a server from its reply, or from a function of the prompt and the try's number."""
-    opened: list[tuple[Server, ThreadingHTTPServer]] = []
+    opened: list[Server] = []
 
     def start(answer: Callable[[str, int], Reply] | Reply) -> Server:
-        server = Server(answer if callable(answer) else lambda _prompt, _tries: answer)
-        http = _Quiet(("127.0.0.1", 0), _handler(server))
-        server.url = f"http://127.0.0.1:{http.server_port}/v1"
-        threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-        opened.append((server, http))
-        return server
+        opened.append(Server(answer if callable(answer) else lambda _prompt, _tries: answer))
+        opened[-1].listen()
+        return opened[-1]
 
     try:
         yield start
     finally:
-        for server, http in opened:
+        for server in opened:
             server.over.set()
-            http.shutdown()
-            http.server_close()
+            server.die()
 
 
 def _encoded(body: Any) -> bytes:
@@ -134,8 +158,8 @@ def failed(status: int, message: str) -> Reply:
     return Reply({"error": {"message": message, "type": "scripted", "code": status}}, status)
 
 
-def engine_for(url: str | None, batch_size: int | None = None, **arguments: Any) -> OpenAIEngine:
-    options = EngineOptions(engine="openai", base_url=url, batch_size=batch_size, engine_arg=arguments)
+def engine_for(url: str | Sequence[str] | None, batch_size: int | None = None, **arguments: Any) -> OpenAIEngine:
+    options = EngineOptions(engine="openai", base_url=url or (), batch_size=batch_size, engine_arg=arguments)
     return OpenAIEngine(ModelRef("scripted", None, "x"), TOKENIZER, options)
 
 

@@ -11,9 +11,10 @@ import types
 import typing
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from trd_cli.errors import InputError
+from trd_cli.records import Part
 from trd_cli.redaction import without_secrets
 
 Positive = Annotated[int, Field(ge=1)]
@@ -86,6 +87,8 @@ def _json_or_text(text: str) -> Any:
 
 
 JsonPairs = Annotated[dict[str, Any], BeforeValidator(json_pairs)]
+# A recipe may also give a single text.
+Texts = Annotated[tuple[str, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)]
 
 
 def _typed(value: Any) -> str:
@@ -179,6 +182,12 @@ def errors_allowed(max_errors: float, rows: int) -> float:
     return max_errors * rows if max_errors < 1 else max_errors
 
 
+def _is_part(text: str) -> str:
+    """Raise InputError for a text that names no part."""
+    Part.parse(text)
+    return text
+
+
 class OutputOptions(Config):
     out: str | None = option(
         None, "Output", "Directory to write to. Default: trd-runs/<command>-<digest of the options>.", rows=False
@@ -194,6 +203,20 @@ class OutputOptions(Config):
     dry_run: bool = option(
         False, "Output", "Print the first rendered prompt and what would run, then stop.", rows=False
     )
+
+
+class ArrayOptions(Config):
+    shard: Annotated[str, AfterValidator(_is_part)] | None = option(
+        None,
+        "Output",
+        "I/N, from 1/N to N/N: make this part alone, beside the other tasks of a job array. Slurm: --array=1-N and $SLURM_ARRAY_TASK_ID/N.",
+        rows=False,
+    )
+
+    @property
+    def part(self) -> Part | None:
+        """Return the part to make, None for the whole."""
+        return Part.parse(self.shard) if self.shard else None
 
 
 class InputOptions(Config):

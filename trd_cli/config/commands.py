@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from trd_cli.config.base import (
     AboveZero,
+    ArrayOptions,
     Config,
     InputOptions,
     NonNegative,
@@ -24,7 +25,7 @@ from trd_cli.config.grading import GraderConfig
 from trd_cli.errors import InputError
 
 
-class EvalConfig(OutputOptions, EngineOptions, RenderOptions, GraderConfig):
+class EvalConfig(OutputOptions, ArrayOptions, EngineOptions, RenderOptions, GraderConfig):
     model: str | None = option(
         None,
         "Input",

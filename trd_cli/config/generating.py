@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from trd_cli.config.base import (
+    ArrayOptions,
     Config,
     InputOptions,
     JsonPairs,
@@ -16,6 +17,7 @@ from trd_cli.config.base import (
     Positive,
     SelectOptions,
     Share,
+    Texts,
     option,
 )
 from trd_cli.errors import InputError, flag
@@ -50,6 +52,16 @@ def _for_a_template(value: dict[str, Any]) -> dict[str, Any]:
     return value
 
 
+def _replicas(value: Any) -> str:
+    """Return a number of replicas, or auto, as the command line has it; a recipe may have a number."""
+    text = str(value).strip()
+    if text == "auto":
+        return text
+    if not (text.isascii() and text.isdecimal() and int(text)):
+        raise ValueError("a whole number of at least 1, or auto")
+    return str(int(text))
+
+
 EngineName = Literal["transformers", "vllm", "openai", "scripted"]
 
 
@@ -67,15 +79,36 @@ class EngineOptions(Config):
     )
     device: str = option("auto", "Engine", "cpu, cuda, cuda:1 or mps. auto: the fastest on this machine.", rows=False)
     batch_size: Positive | None = option(
-        None, "Engine", "Rows at a time: transformers' batch, vllm's max_num_seqs, openai's open requests.", rows=False
+        None,
+        "Engine",
+        "Rows at a time: transformers' batch, vllm's max_num_seqs, openai's open requests a server.",
+        rows=False,
     )
     max_model_len: Positive | None = option(
         None, "Engine", "Longest prompt and response together, in tokens. Default: the model's limit."
     )
     tensor_parallel_size: Positive = option(1, "Engine", "GPUs that share one model (vllm).", rows=False)
     gpu_memory_utilization: Share = option(0.9, "Engine", "Share of GPU memory for vllm.", rows=False)
-    base_url: str | None = option(
-        None, "Engine", "Server of openai, as http://localhost:8000/v1; its key is in OPENAI_API_KEY.", rows=False
+    replicas: Annotated[str, BeforeValidator(_replicas)] = option(
+        "1",
+        "Engine",
+        "Engines over the same model, each on devices of its own. auto: as many as the visible GPUs allow (with --ray: the cluster's).",
+        rows=False,
+    )
+    ray: str | None = option(
+        None, "Engine", "Ray cluster that runs the replicas: auto (the one of this machine) or HOST:PORT.", rows=False
+    )
+    batch_invariant: bool = option(
+        False,
+        "Engine",
+        "Use kernels whose results do not depend on the batch (vllm, slower): the same rows with any number of replicas.",
+        rows=False,
+    )
+    base_url: Texts = option(
+        (),
+        "Engine",
+        "Server of openai, as http://localhost:8000/v1 (repeatable: several that serve one model); the key is in OPENAI_API_KEY.",
+        rows=False,
     )
 
 
@@ -103,7 +136,7 @@ class RenderOptions(Config):
     )
 
 
-class SampleConfig(OutputOptions, EngineOptions, SamplingOptions, RenderOptions):
+class SampleConfig(OutputOptions, ArrayOptions, EngineOptions, SamplingOptions, RenderOptions):
     model: str = option(
         "smollm2-135m",
         "Model",
@@ -126,7 +159,9 @@ class SampleConfig(OutputOptions, EngineOptions, SamplingOptions, RenderOptions)
     round: NonNegative = option(0, "Input", "Number of the round; part of each row's identity.")
 
 
-class RefineConfig(InputOptions, SelectOptions, OutputOptions, EngineOptions, SamplingOptions, RenderOptions):
+class RefineConfig(
+    InputOptions, SelectOptions, OutputOptions, ArrayOptions, EngineOptions, SamplingOptions, RenderOptions
+):
     setting: Literal["opd", "opsd"] = option(
         ..., "Model", "opd: a stronger --teacher sees problem and attempt. opsd: the student sees the reference too."
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from trd_cli.config.base import AboveZero, Config, InputOptions, NotNegative, Positive, Share, option
+from trd_cli.config.base import AboveZero, ArrayOptions, Config, InputOptions, NotNegative, Positive, Share, option
 
 
 class GraderConfig(Config):
@@ -36,7 +36,7 @@ class GraderConfig(Config):
     memory: AboveZero = option(4.0, "Grading", "GiB of memory for a program, and for a grader process.", decides=True)
 
 
-class VerifyConfig(InputOptions, GraderConfig):
+class VerifyConfig(InputOptions, ArrayOptions, GraderConfig):
     out: str | None = option(
         None, "Output", "Write verified copies here. Default: fill in the verdicts in place.", rows=False
     )

@@ -128,7 +128,7 @@ def _check_options(config: OverlapConfig) -> None:
     if config.responses and not is_set:
         raise InputError(
             f"--responses and {config.train}, a problem set",
-            "a trajectory set: a directory or shard-NNNNN.parquet",
+            "a trajectory set: a directory or a shard",
             "leave --responses out",
         )
     names = (config.train, *split_benchmarks(",".join(config.bench)))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from importlib import metadata
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from trd_cli import __version__
 from trd_cli.config.generating import EngineName
@@ -37,6 +37,15 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Free the memory; the engine is not used afterwards."""
+        ...
+
+
+@runtime_checkable
+class Rated(Protocol):
+    """An engine that may be several: replicas, or servers."""
+
+    def rates(self) -> Sequence[float]:
+        """Return the tokens a second of each so far; nothing for one alone."""
         ...
 
 

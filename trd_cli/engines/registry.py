@@ -71,7 +71,7 @@ def check_arguments(name: EngineName, options: EngineOptions) -> None:
 
         read_script(options.engine_arg)
     elif name == "openai":
-        from trd_cli.engines.openai import read_arguments
+        from trd_cli.engines.server import read_arguments
 
         read_arguments(options.engine_arg)
     for argument, value in options.engine_arg.items():
@@ -89,9 +89,9 @@ def check_arguments(name: EngineName, options: EngineOptions) -> None:
 def check_server(name: EngineName, options: EngineOptions) -> None:
     """Raise EngineError if the openai engine has no server to ask."""
     if name == "openai":
-        from trd_cli.engines.server import read_server
+        from trd_cli.engines.server import read_servers
 
-        read_server(options.base_url)
+        read_servers(options.base_url)
 
 
 def window(name: EngineName, model: ModelRef, options: EngineOptions) -> int:

@@ -1,4 +1,4 @@
-"""Read the replies of OpenAI-compatible servers: answers, reasons to end, and complaints.
+"""Read the replies of OpenAI-compatible servers: answers, reasons to end, complaints, and lists of models.
 
 The known forms are those of vLLM, SGLang, llama.cpp, TGI, Ollama, LM Studio, LiteLLM, OpenRouter, Together and Mistral,
 and those of Anthropic's, Google's and Cohere's models that a gateway passes on.
@@ -123,6 +123,18 @@ def choice_of(body: Any) -> Mapping[str, Any] | None:
     choices = body.get("choices") if isinstance(body, Mapping) else None
     choice = choices[0] if isinstance(choices, list) and choices else None
     return choice if isinstance(choice, Mapping) else None
+
+
+def model_in(body: Any, name: str) -> str:
+    """Describe the model of this name in a server's list, or the list where the name is missing; "" without a list."""
+    listed = body.get("data") if isinstance(body, Mapping) else None
+    models = {str(each.get("id")): each for each in listed or () if isinstance(each, Mapping)}
+    if name not in models:
+        return f"only {', '.join(sorted(models))}" if models else ""
+    # The same checkpoint may lie in another place on each machine.
+    root = str(models[name].get("root") or name).rstrip("/").rpartition("/")[2]
+    length = models[name].get("max_model_len")
+    return root if length is None else f"{root} for up to {length} tokens"
 
 
 def complaint_in(body: Any) -> Complaint | None:

@@ -2,15 +2,16 @@
 
 A reply depends on the request's seed alone. Arguments (`--engine-arg`): `accuracy` share of replies that give the
 reference answer (0.5); `delay` seconds a reply takes (0); `length` filler words (8); `faults` share of requests that
-fail (0); `crash_after` replies after which the engine itself fails (never); `log` a file that gets a line with the id
-of each request as its reply is made (none).
+fail (0); `crash_after` replies after which the engine itself fails (never); `dies_on` a reference answer whose requests
+kill the engine's process (none); `log` a file that gets a line with the id of each request as its reply is made (none).
 """
 
 from __future__ import annotations
 
 import random
+import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -52,6 +53,7 @@ class Script(BaseModel):
     length: Annotated[int, Field(ge=0)] = 8
     faults: Annotated[float, Field(ge=0, le=1)] = 0.0
     crash_after: int | None = None
+    dies_on: str | int | float | None = None
     log: str | None = None
 
 
@@ -74,6 +76,7 @@ class ScriptedEngine:
 
     name = "scripted"
     version = __version__
+    rows_at_once = 1
 
     def __init__(self, tokenizer: Tokenizer, options: EngineOptions) -> None:
         self._script = read_script(options.engine_arg)
@@ -81,7 +84,7 @@ class ScriptedEngine:
 
     def close(self) -> None: ...
 
-    def generate(self, requests: Sequence[Request]) -> Iterator[Completion]:
+    def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
         """See `Engine.generate`."""
         for count, request in enumerate(requests):
             if self._script.crash_after is not None and count >= self._script.crash_after:
@@ -91,6 +94,8 @@ class ScriptedEngine:
             if self._script.log is not None:
                 with open(self._script.log, "a", encoding="utf-8") as file:
                     file.write(f"{request.request_id}\n")
+            if str(self._script.dies_on) == request.hints.get("reference_answer"):
+                signal.raise_signal(signal.SIGKILL)
             yield self._reply(request)
 
     def _reply(self, request: Request) -> Completion:

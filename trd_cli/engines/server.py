@@ -1,17 +1,35 @@
-"""Read and check the address and the key of the openai engine's server before the first request."""
+"""Read and check the settings of the openai engine before the first request: addresses, key, arguments."""
 
 from __future__ import annotations
 
 import base64
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
 from urllib.parse import parse_qsl, unquote, urlsplit, urlunsplit
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from trd_cli.errors import EngineError, flag
 from trd_cli.redaction import is_secret_name, scrubbed
 
 _EXAMPLE = f"give {flag('base_url')}, for example http://localhost:8000/v1"
+
+
+class Arguments(BaseModel):
+    """The keys of `--engine-arg`.
+
+    `timeout` is in seconds for one try. A request has 1 + `retries` tries, and at least one at each server.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    api: Literal["completions", "chat"] = "completions"
+    served_model: str | None = None
+    timeout: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 600.0
+    retries: Annotated[int, Field(ge=0)] = 5
+    logprobs: bool = True
 
 
 @dataclass(frozen=True)
@@ -28,12 +46,18 @@ class Server:
     secrets: frozenset[str] = field(repr=False)
 
 
-def read_server(base_url: str | None) -> Server:
-    """Return the server of `base_url`, else of OPENAI_BASE_URL, with the key in OPENAI_API_KEY ("none" without one).
+def read_servers(base_urls: Sequence[str]) -> list[Server]:
+    """Return the servers of `base_urls`, else the one of OPENAI_BASE_URL, with the key in OPENAI_API_KEY.
 
-    Raises EngineError for an address or a key that cannot be used, without showing the key.
+    The key is "none" without one. Raises EngineError for an address or a key that cannot be used, without showing the
+    key.
     """
-    given = (base_url or os.environ.get("OPENAI_BASE_URL") or "").strip()
+    given = [url.strip() for url in base_urls if url.strip()]
+    given = given or [os.environ.get("OPENAI_BASE_URL", "").strip()]
+    return [_server(url) for url in dict.fromkeys(given)]
+
+
+def _server(given: str) -> Server:
     if not given:
         raise EngineError(
             f"{flag('engine')} openai without a server", f"{flag('base_url')} or OPENAI_BASE_URL", _EXAMPLE
@@ -79,3 +103,18 @@ def _of_the_user(name: str | None, password: str | None) -> set[str]:
     pair = f"{unquote(name or '')}:{unquote(password or '')}"
     sent = base64.b64encode(pair.encode("utf-8", "replace")).decode() if secret else ""
     return {secret, unquote(secret), sent}
+
+
+def read_arguments(given: dict[str, Any]) -> Arguments:
+    """Return the keys of `--engine-arg`; raise EngineError for an unknown key or a value of another type."""
+    try:
+        return Arguments(**given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key, allowed = first["loc"][0], ", ".join(Arguments.model_fields)
+        if first["type"] == "extra_forbidden":
+            raise EngineError(
+                f"{flag('engine_arg')} {key}", f"one of {allowed}", "these are all the openai engine takes"
+            ) from None
+        expected = first["msg"].removeprefix("Input should be ")
+        raise EngineError(f"{flag('engine_arg')} {key}={first['input']!r}", expected, f"change {key}") from None

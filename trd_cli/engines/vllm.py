@@ -1,9 +1,10 @@
 """The fast engine: vLLM offline, token ids in and out, each completion yielded as it finishes.
 
 A row draws from its own seed, whatever its neighbours. The logits themselves move a little with the size of the batch:
-by about 1e-5 in float32, where that seldom changes a token, by far more in half precision (VLLM_BATCH_INVARIANT=1 rules
-it out on some GPUs). Extra engine arguments go to `vllm.LLM` and override the defaults here. Those that an option of
-trd sets, or that would break rows in silence, are refused (`registry.check_arguments`).
+by about 1e-5 in float32, where that seldom changes a token, by far more in half precision (`--batch-invariant`, which
+sets VLLM_BATCH_INVARIANT=1, rules it out on some GPUs). Extra engine arguments go to `vllm.LLM` and override the
+defaults here. Those that an option of trd sets, or that would break rows in silence, are refused
+(`registry.check_arguments`).
 
 vLLM and its processes write to a log file, never to standard output, which carries the paths of shards. The file is
 deleted when the engine is closed, and kept and named when the engine fails. VLLM_LOGGING_LEVEL (default WARNING) sets
@@ -22,8 +23,7 @@ import re
 import sys
 import tempfile
 import threading
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -73,17 +73,19 @@ class VllmEngine:
             mend = "change --model, --max-model-len, --batch-size, --engine-arg or --gpu-memory-utilization "
             mend += "(on a CPU: the variable VLLM_CPU_KVCACHE_SPACE, in GiB)"
             raise EngineError(got, "an engine", mend + _pointer(self._log)) from None
-        self._in_flight = _QUEUED_PER_SLOT * self.llm.llm_engine.vllm_config.scheduler_config.max_num_seqs
+        self.rows_at_once = self.llm.llm_engine.vllm_config.scheduler_config.max_num_seqs
+        self._in_flight = _QUEUED_PER_SLOT * self.rows_at_once
 
-    def generate(self, requests: Sequence[Request]) -> Iterator[Completion]:
+    def generate(self, requests: Iterable[Request | None]) -> Iterator[Completion]:
         """See `Engine.generate`. A request that vLLM refuses (too long, temperature out of range) ends as an error."""
-        waiting, running = deque(requests), dict[str, Request]()
+        waiting, running = iter(requests), dict[str, Request]()
         try:
-            while waiting or running:
-                yield from self._admit(waiting, running)
-                for output in self._step() if running else []:
+            yield from self._admit(waiting, running)
+            while running:
+                for output in self._step():
                     if output.finished and output.request_id in running:
                         yield self._completion(running.pop(output.request_id), output.outputs[0])
+                yield from self._admit(waiting, running)
         finally:
             self._abort(running)
 
@@ -98,12 +100,12 @@ class VllmEngine:
         if not self._failed:
             self._log.unlink(missing_ok=True)
 
-    def _admit(self, waiting: deque[Request], running: dict[str, Request]) -> Iterator[Completion]:
+    def _admit(self, waiting: Iterator[Request | None], running: dict[str, Request]) -> Iterator[Completion]:
         """Top up vLLM's queue. It is kept short: each request in it costs memory and scheduling time."""
         from vllm.v1.engine.exceptions import EngineDeadError
 
-        while waiting and len(running) < self._in_flight:
-            request, ticket = waiting.popleft(), str(next(self._tickets))
+        while len(running) < self._in_flight and (request := next(waiting, None)) is not None:
+            ticket = str(next(self._tickets))
             try:
                 self.llm.llm_engine.add_request(ticket, _prompt(request), self._params(request))
                 running[ticket] = request
@@ -167,9 +169,11 @@ class VllmEngine:
 
 
 def _set_environment(options: EngineOptions) -> None:
-    """Set the variables that vLLM reads at import, unless the user has set them."""
+    """Set the variables that vLLM reads at import, those for its log and its cache unless the user has set them."""
     os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    if options.batch_invariant:
+        os.environ["VLLM_BATCH_INVARIANT"] = "1"
     if "kv_cache_memory_bytes" not in options.engine_arg:  # the variable would override the argument
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", _CPU_CACHE_GIB)
 

@@ -31,7 +31,7 @@ SOURCES: dict[str, type[Config]] = {"make": MakeConfig, "import": ImportConfig}
 _BY_SEEDS = "seeds, at the top of the recipe"
 _BY_SLICES = "problems_per_round, at the top of the recipe"
 _BY_GRAPH = "nothing: trd run fills it in"
-_INPUTS = dict.fromkeys(("inputs", "allow_partial", "parents", "out", "dry_run"), _BY_GRAPH)
+_INPUTS = dict.fromkeys(("inputs", "allow_partial", "parents", "out", "shard", "dry_run"), _BY_GRAPH)
 # Options that a section may not set, and what to set instead.
 FILLED: dict[str, dict[str, str]] = {
     "sample": {
@@ -40,7 +40,7 @@ FILLED: dict[str, dict[str, str]] = {
         "seed": _BY_SEEDS,
         "limit": _BY_SLICES,
         "skip": _BY_SLICES,
-        **dict.fromkeys(("out", "round", "dry_run"), _BY_GRAPH),
+        **dict.fromkeys(("out", "round", "shard", "dry_run"), _BY_GRAPH),
     },
     "refine": {
         **_INPUTS,
@@ -58,7 +58,7 @@ FILLED: dict[str, dict[str, str]] = {
         "seed": _BY_SEEDS,
         "selfcheck": _BY_GRAPH,
     },
-    "eval": dict.fromkeys(("model", "model_flag", "rescore", "out", "dry_run"), _BY_GRAPH),
+    "eval": dict.fromkeys(("model", "model_flag", "rescore", "out", "shard", "dry_run"), _BY_GRAPH),
     "make": {"out": _BY_GRAPH},
     "import": {"out": _BY_GRAPH},
 }

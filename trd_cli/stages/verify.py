@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -17,11 +18,11 @@ from trd_cli.graders.pool import GraderOptions
 from trd_cli.graders.sandbox import described
 from trd_cli.graders.verdicts import ShardGrader, lines
 from trd_cli.progress import Progress
-from trd_cli.records import Verdict
-from trd_cli.trajectories.run_json import read_run_json, write_run_json
+from trd_cli.records import Part, Verdict
+from trd_cli.trajectories.parts import named, verdicts_held
+from trd_cli.trajectories.run_json import copy_parts, read_run_json, write_run_json
 from trd_cli.trajectories.sets import InputSet, check_complete, open_sets
-from trd_cli.trajectories.shards import check_whole, list_shards, read_table
-from trd_cli.trajectories.stage_dir import verdicts_held
+from trd_cli.trajectories.shards import check_whole, graded_by, list_shards, read_table
 
 
 def run(config: VerifyConfig, waves: Iterable[Sequence[str]], progress: Progress) -> Counter[str]:
@@ -35,13 +36,13 @@ def run(config: VerifyConfig, waves: Iterable[Sequence[str]], progress: Progress
     progress.start("verify", None)
     regrade = "all" if config.regrade else "none"
     differing: defaultdict[Path, str] = defaultdict(str)
-    with _Held() as held, ShardGrader(options, progress, regrade, config.audit) as grader:
+    with _Held(config.part) as held, ShardGrader(options, progress, regrade, config.audit) as grader:
         for paths in waves:
             sets = open_sets(paths)
             directories += [each.directory for each in sets]
             if config.out is not None and len(set(directories)) > 1:
                 raise InputError("--out with more than one set", "one set", "verify them one by one, or in place")
-            for each in sets:
+            for each in (_own(each, config.part) for each in sets):
                 target = _target(config, each)
                 if config.dry_run:
                     for line in _preview(each, options, config.regrade):
@@ -55,12 +56,12 @@ def run(config: VerifyConfig, waves: Iterable[Sequence[str]], progress: Progress
                     grader.fill(_newest(shard, target / shard.name), target / shard.name)
                 if config.audit:
                     differing[target] += lines(grader.audit.differing[seen:])
-                    _list_differing(target, differing[target], progress)
+                    _list_differing(audit_file(target, config.part), differing[target], progress)
         progress.end()
         if config.out is not None and not config.dry_run:
-            _settle(directories[0], Path(config.out))
+            _settle(directories[0], Path(config.out), config.part)
     if not (config.allow_partial or config.dry_run):
-        check_complete(directories)
+        check_complete(directories, config.part)
     if grader.counts:
         progress.note("verdicts: " + ", ".join(f"{count} {verdict}" for verdict, count in grader.counts.most_common()))
     if config.regrade and not config.dry_run:
@@ -75,15 +76,19 @@ def run(config: VerifyConfig, waves: Iterable[Sequence[str]], progress: Progress
     return grader.counts
 
 
-def audit_file(directory: Path) -> Path:
+def _own(each: InputSet, part: Part | None) -> InputSet:
+    """Return the set with the shards that this part replaces: two tasks of an array never write the same file."""
+    return replace(each, shards=tuple(shard for shard in each.shards if graded_by(shard, part)))
+
+
+def audit_file(directory: Path, part: Part | None = None) -> Path:
     """Return the file beside a set that lists the rows on which the second method differs."""
     place = directory.absolute()
-    return place.with_name(f"{place.name}.audit.jsonl")
+    return place.with_name(named(f"{place.name}.audit.jsonl", part))
 
 
-def _list_differing(directory: Path, text: str, progress: Progress) -> None:
-    """Write the rows on which the two methods differ beside the set; without any no file is left."""
-    file = audit_file(directory)
+def _list_differing(file: Path, text: str, progress: Progress) -> None:
+    """Write the rows on which the two methods differ; without any no file is left."""
     if text:
         write_text(file, text)
         progress.note(f"the rows on which the second method differs: {file}")
@@ -102,14 +107,15 @@ def _about_references(problems: Counter[str]) -> str:
 class _Held(ExitStack):
     """Hold the sets whose verdicts this process fills in, each from its first shard to the end."""
 
-    def __init__(self) -> None:
+    def __init__(self, part: Part | None) -> None:
         super().__init__()
+        self._part = part
         self._known: set[Path] = set()
 
     def add(self, directory: Path) -> None:
         """Hold a set, unless it is held already; raises ResumeRefused where another process has it."""
         if directory.resolve() not in self._known:
-            self.enter_context(verdicts_held(directory))
+            self.enter_context(verdicts_held(directory, self._part))
             self._known.add(directory.resolve())
 
 
@@ -146,10 +152,12 @@ def _target(config: VerifyConfig, each: InputSet) -> Path:
     if config.out is None:
         return each.directory
     target = Path(config.out)
+    # Another task of the array may write run.json now: looked at last, it is there if any shard is.
+    is_foreign = target.is_dir() and any(_is_foreign(path, each) for path in target.iterdir())
     existing = read_run_json(target)
     if existing is not None and existing["digest"] != each.digest:
         raise InputError(f"{target} holds another set", f"a copy of {each.directory} or nothing", "give another --out")
-    if existing is None and target.is_dir() and any(_is_foreign(path, each) for path in target.iterdir()):
+    if existing is None and is_foreign:
         raise InputError(
             f"{target} holds other files and no run.json", "a new or empty directory", "give another --out"
         )
@@ -158,9 +166,10 @@ def _target(config: VerifyConfig, each: InputSet) -> Path:
 
 def _is_foreign(path: Path, each: InputSet) -> bool:
     """Return whether a file in a directory without run.json is not a copy that verifying this set has left."""
+    if path.name.startswith("."):
+        return False
     source = each.directory / path.name
-    is_copy = not each.record and source.is_file() and _same_rows(source, path)
-    return not (is_copy or path.name.startswith("."))
+    return bool(each.record) or not source.is_file() or not _same_rows(source, path)
 
 
 def _prepare(each: InputSet, target: Path) -> None:
@@ -169,13 +178,15 @@ def _prepare(each: InputSet, target: Path) -> None:
         write_run_json(target, each.record)
 
 
-def _settle(source: Path, target: Path) -> None:
+def _settle(source: Path, target: Path, part: Part | None) -> None:
     """Bring the copies in line with the source, which may have grown: the rows it expects, the shards it holds."""
     whole = open_sets([str(source)])[0]
     _prepare(whole, target)
+    if source != target:
+        copy_parts(source, target)
     current = {shard.name for shard in whole.shards}
     for copy in list_shards(target):
-        if copy.name not in current:
+        if copy.name not in current and graded_by(copy, part):
             copy.unlink()
 
 

