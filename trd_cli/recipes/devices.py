@@ -11,12 +11,12 @@ after the other.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from trd_cli.config.training import DistillConfig
 from trd_cli.engines.placement import gpus_each, visible_gpus
 from trd_cli.engines.registry import choose_engine
-from trd_cli.errors import InputError, counted
+from trd_cli.errors import InputError, UserError, counted
 from trd_cli.recipes.nodes import Graph, Node
 from trd_cli.recipes.recipe import Recipe
 from trd_cli.recipes.slots import Slot, Task
@@ -43,38 +43,53 @@ def environment_of(devices: Sequence[str]) -> dict[str, str]:
     return {_VISIBLE: ",".join(visible[_index(name)] for name in devices)}
 
 
-def check_devices(slots: Sequence[Slot]) -> None:
-    """Raise InputError for a GPU that is not on this machine."""
+def check_devices(slots: Sequence[Slot]) -> InputError | None:
+    """Return the error of GPUs that are not on this machine, None where all are."""
     wanted = [name for slot in slots for name in slot if name.startswith("cuda:")]
     count = len(visible_gpus()) if wanted else 0
     missing = [name for name in wanted if _index(name) >= count]
-    if missing:
-        raise InputError(
-            f"devices names {', '.join(missing)}, and there {'is' if count == 1 else 'are'} {counted(count, 'GPU')}",
-            f"cuda:0 to cuda:{count - 1}" if count else "no GPU",
-            "change devices at the top of the recipe, or leave it out",
-        )
+    if not missing:
+        return None
+    return InputError(
+        f"devices names {', '.join(missing)}, and there {'is' if count == 1 else 'are'} {counted(count, 'GPU')}",
+        f"cuda:0 to cuda:{count - 1}" if count else "no GPU",
+        "change devices at the top of the recipe, or leave it out",
+    )
 
 
-def check_fits(graph: Graph, nodes: Sequence[Node], slots: Sequence[Slot]) -> None:
-    """Raise InputError for a stage that needs more devices than there are, or one that it would not see."""
+def misfits(graph: Graph, nodes: Sequence[Node], slots: Sequence[Slot]) -> Iterator[tuple[Node, InputError]]:
+    """Yield each stage that needs more devices than there are, or one that it would not see."""
     there = sum(map(len, slots))
     for task in tasks_of(graph, nodes, slots):
         node = graph[task.name]
-        if task.devices > there:
-            raise InputError(
-                f"{task.name} needs {counted(task.devices, 'device')} ({_why(graph, node)})",
-                f"at most {there}, as many as there are ({shown(slots)})",
-                f"lower {_key(node)}, or give trd run more devices",
-            )
         device = getattr(node.config, "device", "auto")
         seen = max(task.devices, min(map(len, slots)))
-        if tuple(slots) != (WHOLE,) and device.startswith("cuda:") and _index(device) >= seen:
-            raise InputError(
-                f"device = {device!r} in [{node.stage}], where {task.name} sees {counted(seen, 'device')} of its own",
-                "auto, cpu or cuda",
-                "leave device out, or name the devices of the run by devices at the top of the recipe",
+        if task.devices > there:
+            yield (
+                node,
+                InputError(
+                    f"{counted(task.devices, 'device')} ({_why(graph, node)}) of {there} ({shown(slots)})",
+                    f"at most {there}",
+                    f"lower {_key(node)}, or give the run more devices",
+                ),
             )
+        elif tuple(slots) != (WHOLE,) and device.startswith("cuda:") and _index(device) >= seen:
+            yield (
+                node,
+                InputError(
+                    f"device = {device!r}, and a stage sees the {counted(seen, 'device')} of its own slot alone",
+                    "auto, cpu or cuda",
+                    "leave device out; devices at the top of the recipe names those of the run",
+                ),
+            )
+
+
+def check_fits(graph: Graph, nodes: Sequence[Node], slots: Sequence[Slot]) -> None:
+    """Raise InputError for a stage that does not fit the devices of this machine."""
+    if missing := check_devices(slots):
+        raise missing
+    for node, error in misfits(graph, nodes, slots):
+        raise InputError(f"{node.name}: {error.got}", error.expected, error.mend)
 
 
 def tasks_of(graph: Graph, nodes: Sequence[Node], slots: Sequence[Slot]) -> list[Task]:
@@ -98,7 +113,10 @@ def _need(recipe: Recipe, node: Node, slots: Sequence[Slot]) -> tuple[int, bool]
 def _devices_each(node: Node) -> int:
     """Return the devices of one replica: one also for an engine that needs no GPU, so that it runs in a slot."""
     model = node.config.teacher if node.stage == "refine" else node.config.model
-    return max(1, gpus_each(choose_engine(node.config, model or ""), node.config))
+    try:
+        return max(1, gpus_each(choose_engine(node.config, model or ""), node.config))
+    except UserError:  # an engine that is refused with its stage
+        return 1
 
 
 def _key(node: Node) -> str:

@@ -11,7 +11,7 @@ from trd_cli.atomic import has_text_name, write_text
 from trd_cli.config.commands import RunConfig
 from trd_cli.errors import InputError, counted
 from trd_cli.progress import RunProgress
-from trd_cli.recipes.devices import check_devices, check_fits, slots_of
+from trd_cli.recipes.devices import check_fits, slots_of
 from trd_cli.recipes.done import Status, done_nodes, forget, is_done, sweep
 from trd_cli.recipes.graph import build_graph
 from trd_cli.recipes.loading import load_recipe
@@ -34,7 +34,6 @@ def run(config: RunConfig, progress: RunProgress, check: Check) -> Path:
     graph, chosen, again = _planned(config)
     missing = [node for node in chosen if node.name in again or not is_done(graph, node)]
     slots = slots_of(graph.recipe)
-    check_devices(slots)
     check(config.recipe, graph, missing)
     check_fits(graph, missing, slots)
     directory = graph.directory

@@ -86,6 +86,8 @@ OF_A_RESPONSE = ("response", "response_token_ids", "logprobs", "finish_reason", 
 OF_A_VERDICT = ("verdict", "extracted_answer", "grader", "grader_version", "verdict_detail")
 # Replaces a value that cannot be written in a required column; a list becomes empty.
 _EMPTY = {pa.string(): "", pa.int32(): 0, pa.int64(): 0, pa.float64(): 0.0}
+# Without a limit Arrow reads a column of a row group as one piece.
+_READ_AT_ONCE = 1 << 20
 # A row group of a problem set ends at either.
 _GROUP_ROWS, _GROUP_CHARACTERS = 10_000, 64 << 20
 # Raised by Arrow and Python for a value that is not of its column's type.
@@ -220,12 +222,26 @@ def read_table(path: Path, columns: list[str] | None = None, schema: pa.Schema =
         return table
 
 
+def iter_tables(
+    path: Path, columns: list[str] | None = None, schema: pa.Schema = SCHEMA, rows: int = 1024
+) -> Iterator[pa.Table]:
+    """Read as `read_table` does, `rows` rows at a time, without holding the file."""
+    with _opened(path, schema) as (checksums, parquet):
+        checksums.check_columns(parquet.metadata, columns)
+        for batch in parquet.iter_batches(rows, columns=columns):
+            table = pa.Table.from_batches([batch])
+            if not checksums:
+                table.validate(full=True)
+            yield table
+
+
 def check_whole(path: Path, schema: pa.Schema = SCHEMA) -> None:
     """Raise DamagedFile where any part of a file is not as it was written. Only files without checksums are decoded."""
     with _opened(path, schema) as (checksums, parquet):
         checksums.check_columns(parquet.metadata)
         if not checksums:
-            parquet.read().validate(full=True)
+            for batch in parquet.iter_batches():
+                batch.validate(full=True)
 
 
 @dataclass(frozen=True)
@@ -256,7 +272,7 @@ def _opened(path: Path, schema: pa.Schema) -> Iterator[tuple[Checksums, pq.Parqu
     try:
         with source_of(path) as source, open(path, "rb") as file:
             checksums = Checksums(file)
-            with pq.ParquetFile(source, page_checksum_verification=True) as parquet:
+            with pq.ParquetFile(source, page_checksum_verification=True, buffer_size=_READ_AT_ONCE) as parquet:
                 _check_schema(path, parquet.schema_arrow, schema)
                 yield checksums, parquet
     except FileNotFoundError:
