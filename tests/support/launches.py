@@ -165,10 +165,14 @@ def run(*command: object, **more: str) -> subprocess.CompletedProcess[str]:
 
 @dataclass(frozen=True)
 class Order:
-    """A trd command for the processes of a launch, with variables that are set while it runs."""
+    """A trd command for the processes of a launch, with variables that are set while it runs.
+
+    With `program`, a path, the words are those of another Python program.
+    """
 
     words: Sequence[str]
     variables: Mapping[str, str] = field(default_factory=dict)
+    program: str | None = None
 
 
 def carry_out(root: Path, orders: Sequence[Order], **more: str) -> Launch:
@@ -186,7 +190,10 @@ def _run_orders(path: str) -> None:
         sys.argv[1:] = order["words"]
         os.environ.update(order["variables"])
         try:
-            runpy.run_module("trd_cli", run_name="__main__")
+            if order["program"]:
+                runpy.run_path(order["program"], run_name="__main__")
+            else:
+                runpy.run_module("trd_cli", run_name="__main__")
         except SystemExit as end:
             if end.code:
                 raise
