@@ -64,5 +64,6 @@ def test_the_growth_of_memory_is_measured_through_the_commands_themselves(tmp_pa
     report = json.loads(done.stdout.splitlines()[-1])
     assert done.returncode == (0 if report["ok"] else 1), done.stderr
     peaks = [goal["value"] for name, goal in report["goals"].items() if name.endswith(": MiB")]
-    assert len(peaks) == 3 and min(peaks) > 50, "those of sample, verify and refine, which load Arrow"
+    assert len(peaks) == 3
+    assert min(peaks) > 50, "each loads Arrow"
     assert not list(tmp_path.iterdir()), "its files are removed"

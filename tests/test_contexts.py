@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,8 +24,9 @@ from trd_cli.prompting.tokens import Tokenizer
 from trd_cli.records import Trajectory
 from trd_cli.training.batches import Example
 from trd_cli.training.examples import Contexts
-from trd_cli.trajectories.sets import open_sets, parent_column
-from trd_cli.trajectories.shards import list_shards, read_rows, write_shard
+from trd_cli.training.reading import choose, write_examples
+from trd_cli.trajectories.sets import open_sets
+from trd_cli.trajectories.shards import list_shards, read_rows, shard_path, write_shard
 
 Setting = Literal["opd", "opsd"]
 ENGINE = ("--engine", "transformers", "--dtype", "float32", "--device", "cpu", "--max-tokens", 12)
@@ -100,7 +102,7 @@ class Shown:
 
     @classmethod
     def of(cls, e: Example) -> Shown:
-        ids = (list(x) for x in (e.student_prompt, e.teacher_prompt, e.response_ids, e.scored))
+        ids = (x.tolist() for x in (e.student_prompt, e.teacher_prompt, e.response_ids, e.scored))
         return cls(*ids, e.parent_verdict)
 
 
@@ -116,25 +118,24 @@ def examples_of(
     world: World,
     directory: Path,
     rows: Sequence[Trajectory] | None = None,
-    parents: Callable[[str], Mapping[str, Any]] | None = None,
     student: Path | None = None,
     teacher: Path | None = None,
     progress: SilentProgress | None = None,
     **options: Any,
 ) -> Made:
-    """Return the examples that a run would train on, from the set's own rows and parents unless others are given."""
-    (source,) = open_sets([str(directory)])
+    """Return the examples that a run would train on, from the set's own rows unless others are given."""
     progress = progress or SilentProgress()
-    contexts = Contexts(
-        DistillConfig.parse({"inputs": (str(directory),), **options}),
-        source,
-        parents or (lambda column: parent_column([source], column)),
-        resolve_model(str(student or world.student)),
-        resolve_model(str(teacher or world.teacher)),
-        progress,
-    )
-    made = contexts.examples(rows_of(directory) if rows is None else rows)
-    return Made({e.trajectory_id: Shown.of(e) for e in made}, progress.notes)
+    models = (resolve_model(str(student or world.student)), resolve_model(str(teacher or world.teacher)))
+    with tempfile.TemporaryDirectory() as scratch, tempfile.TemporaryFile() as file:
+        if rows is not None:
+            shutil.copy(directory / "run.json", scratch)
+            write_shard(shard_path(Path(scratch), 0), rows)
+            directory = Path(scratch)
+        config = DistillConfig.parse({"inputs": (str(directory),), **options})
+        chosen = choose(config, open_sets([str(directory)]))
+        contexts = Contexts(config, chosen.sets[0], *models, progress)
+        made = write_examples(config, chosen, contexts, "", file, progress)
+        return Made({e.trajectory_id: Shown.of(e) for e in made}, [*progress.notes, *made.about["notes"]])
 
 
 def content_of(world: World, token_ids: Sequence[int]) -> str:
@@ -526,24 +527,14 @@ def refined_row(
     )
 
 
-def parent_of(world: World, row: Trajectory, attempt: str) -> Callable[[str], Mapping[str, Any]]:
-    """Return a function that gives the columns of a row's one parent."""
-    rollout = replace(
-        by_id(world.rollouts)[row.parent_id],
-        response=attempt,
-        response_token_ids=[*world.tokenizer.encode(attempt), END],
-    )
-    return lambda column: {row.parent_id: getattr(rollout, column)}
-
-
 def cut_messages(world: World, setting: Setting, row: Trajectory, attempt: str, limits: Sequence[int]) -> list[str]:
     """Return the teacher's message at each of the limits, except for those at which the row is left out."""
     found = []
     for limit in limits:
         options = {"max_length": limit, "teacher": world.teacher_of(setting)}
-        directory, parents = world.of("refined", setting), parent_of(world, row, attempt)
+        directory = world.of("refined", setting)
         try:
-            made = examples_of(world, directory, rows=[row], parents=parents, **options)
+            made = examples_of(world, directory, rows=[row], **options)
         except InputError:  # the one row is left out
             continue
         example = made.examples[row.trajectory_id]
@@ -684,9 +675,7 @@ def test_a_text_that_the_tokenizer_normalises_loses_its_tail_alone(
     attempt, reference = (CHANGED, "7") if cut == "attempt" else ("3 + 4", CHANGED)
     row = refined_row(other, "opsd", PROBLEM, attempt, reference)
     limit = len(row.prompt_token_ids) + len(row.response_token_ids) - 30
-    made = examples_of(
-        other, world.opsd, rows=[row], parents=parent_of(other, row, attempt), teacher=other.student, max_length=limit
-    )
+    made = examples_of(other, world.opsd, rows=[row], teacher=other.student, max_length=limit)
     read = made.examples[row.trajectory_id].teacher_prompt
     shown = [(attempt[:n], reference) for n in range(len(attempt))] + [
         ("", reference[:n]) for n in range(len(reference))
@@ -803,21 +792,15 @@ def test_without_their_parents_rows_that_fit_stay_and_longer_ones_are_cut_or_lef
     assert any(f"context of {cut} of 6 rows" in note for note in made.notes) == (cut > 0)
 
 
-def test_the_verdict_that_sorts_the_log_is_the_attempts(world: World) -> None:
+def test_the_verdict_that_sorts_the_log_is_the_attempts(world: World, tmp_path: Path) -> None:
     rollouts = by_id(world.rollouts)
     wrong = min(rollouts)
     verdicts = {i: "incorrect" if i == wrong else "correct" for i in rollouts}
-    rows = [replace(row, verdict="timeout") for row in rows_of(world.opd)]
-    made = examples_of(
-        world,
-        world.opd,
-        rows=rows,
-        parents=lambda column: (
-            verdicts if column == "verdict" else {i: getattr(r, column) for i, r in rollouts.items()}
-        ),
-    )
-    assert {row.parent_id: made.examples[row.trajectory_id].parent_verdict for row in rows} == verdicts
     attempts = [replace(row, verdict=verdicts[i]) for i, row in rollouts.items()]
+    write_shard(shard_path(tmp_path, 0), attempts)
+    rows = [replace(row, verdict="timeout") for row in rows_of(world.opd)]
+    made = examples_of(world, world.opd, rows=rows, parents=(str(tmp_path),))
+    assert {row.parent_id: made.examples[row.trajectory_id].parent_verdict for row in rows} == verdicts
     of_attempts = examples_of(world, world.rollouts, rows=attempts)
     assert {i: e.parent_verdict for i, e in of_attempts.examples.items()} == verdicts
 

@@ -6,6 +6,7 @@ import gzip
 import importlib.util
 import json
 import os
+import random
 import re
 import subprocess
 import sys
@@ -20,7 +21,9 @@ import pytest
 from trd_cli.config.commands import ImportConfig
 from trd_cli.datasets.arithmetic import LEVELS, capacity, make_arithmetic
 from trd_cli.datasets.importing import PRESETS, Imported, import_problems
+from trd_cli.datasets.make import import_
 from trd_cli.errors import InputError
+from trd_cli.progress import SilentProgress
 from trd_cli.records import Problem, content_hash
 from trd_cli.trajectories.shards import read_problems, write_problems
 
@@ -337,6 +340,28 @@ def test_shuffling_is_deterministic_and_the_limit_comes_after_it(tmp_path: Path)
     assert texts(import_rows(tmp_path, rows, limit=10).problems) == plain[:10]
 
 
+def test_a_set_of_many_row_groups_is_the_one_that_a_list_would_make(tmp_path: Path) -> None:
+    """The last 1,000 rows repeat the first ones; some bring the answer that the first one lacks."""
+    rows = [{"id": f"{n % 11_000}", "problem": f"p {n % 11_000}"} for n in range(12_000)]
+    for n in range(0, 12_000, 7):
+        rows[n]["answer"] = str(n)
+    path = tmp_path / "many.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    import_(ImportConfig(file=str(path), out=str(tmp_path / "set.parquet"), shuffle_seed=4), SilentProgress())
+
+    answers: dict[str, str] = {}
+    for row in rows:
+        if "answer" in row:
+            answers.setdefault(row["id"], row["answer"])
+    names = list(dict.fromkeys(row["id"] for row in rows))
+    chance = random.Random(4)
+    names.sort(key=lambda _: chance.random())
+    found = read_problems(tmp_path / "set.parquet")
+    assert [(p.problem_id, p.reference_answer) for p in found] == [(f"many-{n}", answers.get(n)) for n in names]
+    assert pq.read_metadata(tmp_path / "set.parquet").num_row_groups > 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["many.jsonl", "set.parquet"]
+
+
 def test_written_sets_read_back_and_import_again_unchanged(tmp_path: Path) -> None:
     row = {
         "question": "ß ∑ 😀",
@@ -348,8 +373,8 @@ def test_written_sets_read_back_and_import_again_unchanged(tmp_path: Path) -> No
     for problems in (code, make_arithmetic(50, seed=1, level=2)):
         path = tmp_path / "set.parquet"
         write_problems(path, problems)
-        assert read_problems(path) == problems
-        assert import_file(path).problems == problems
+        assert read_problems(path) == list(problems)
+        assert list(import_file(path).problems) == list(problems)
 
 
 # Files
@@ -462,6 +487,7 @@ def import_in_new_process(before: str, **environment: str) -> str:
 from trd_cli.config.commands import ImportConfig
 from trd_cli.datasets.importing import import_problems
 from trd_cli.errors import InputError
+from trd_cli.progress import SilentProgress
 try:
     import_problems(ImportConfig(file="openai/gsm8k", out="x", preset="gsm8k"))
 except InputError as error:
@@ -510,7 +536,7 @@ def test_real_training_sets_import_whole_and_round_trip(
     assert (len(imported.problems), imported.duplicates, imported.skipped, imported.unreadable) == (rows, 0, 0, ())
     assert {parsed_tests(p)["kind"] if p.tests else None for p in imported.problems} == {kind}
     write_problems(tmp_path / "set.parquet", imported.problems)
-    assert read_problems(tmp_path / "set.parquet") == imported.problems
+    assert read_problems(tmp_path / "set.parquet") == list(imported.problems)
 
 
 @pytest.mark.parametrize(

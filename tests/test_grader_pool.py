@@ -75,6 +75,21 @@ def test_rows_of_both_tasks_keep_their_order() -> None:
     assert verdicts(rows, workers=2) == expected
 
 
+def test_questions_are_taken_as_the_workers_have_room_for_them() -> None:
+    taken = 0
+
+    def asked() -> Iterator[Question]:
+        nonlocal taken
+        for each in numbers(900):
+            taken += 1
+            yield each
+
+    with GraderPool(GraderOptions(workers=1)) as pool:
+        ahead = [taken - graded for graded, _ in enumerate(pool.grade(asked()))]
+    assert (len(ahead), taken) == (900, 900)
+    assert max(ahead) < 450
+
+
 def test_a_temporary_directory_with_too_long_a_path_is_one_line(rollouts: Path, tmp_path: Path) -> None:
     long = tmp_path / ("t" * 100)
     long.mkdir()

@@ -431,18 +431,23 @@ def test_a_directory_with_other_files_is_refused(tmp_path: Path, trd: Trd) -> No
     assert {p.name for p in tmp_path.iterdir()} == {"recipe.toml", "notes.txt"}
 
 
-def test_a_stage_that_an_earlier_run_left_behind_is_ended_first(finished: Path, tmp_path: Path, ok: Trd) -> None:
+def test_the_stages_that_an_earlier_run_left_behind_are_ended_first(finished: Path, tmp_path: Path, ok: Trd) -> None:
     run = copied(finished, tmp_path / "run")
     import psutil
 
-    with open(run / ".stage", "w+") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        left = start_child(["sleep", "300"], pass_fds=[lock.fileno()])
-        created = psutil.Process(left.pid).create_time()
-        lock.write(json.dumps({"node": "seed-0/round-0/refine", "pid": left.pid, "created": created}))
+    left = {}
+    (run / ".stages").mkdir()
+    for name in ("refine", "sample"):
+        with open(run / ".stages" / f"{name}.lock", "w+") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            left[name] = start_child(["sleep", "300"], pass_fds=[lock.fileno()])
+            created = psutil.Process(left[name].pid).create_time()
+            lock.write(json.dumps({"node": f"seed-0/round-0/{name}", "pid": left[name].pid, "created": created}))
     result = ok(*command(run))
-    assert "waiting for the end of seed-0/round-0/refine" in result.stderr
-    assert left.wait(timeout=1) == -signal.SIGTERM
+    for name, process in left.items():
+        assert f"waiting for the end of seed-0/round-0/{name}" in result.stderr
+        assert process.wait(timeout=1) == -signal.SIGTERM
+    assert list((run / ".stages").iterdir()) == []
 
 
 def test_a_stage_tells_its_run_rows_and_errors_as_json(
@@ -561,18 +566,22 @@ def check_nothing_twice(run: Path) -> None:
     assert not list((run / "nodes").glob(".*"))
 
 
-def test_rows_survive_that_their_run_is_killed_at_any_moment(tmp_path: Path, ok: Trd) -> None:
+TWO_SLOTS = 'devices = ["cpu", "cpu"]\n'
+
+
+@pytest.mark.parametrize("devices", [TWO_SLOTS, *[""] * bool(KILLS)], ids=["two-slots", *["one-slot"] * bool(KILLS)])
+def test_rows_survive_that_their_run_is_killed_at_any_moment(devices: str, tmp_path: Path, ok: Trd) -> None:
     log = tmp_path / "engine.log"
     engine = f'engine_arg = {{delay = 0.03, log = "{log}"}}\nshard_rows = 1\n'
     slow = BASE.replace("[sample]", f"[sample]\n{engine}").replace("shard_rows = 3\n", "")
-    text = "seeds = [0, 1]" + slow + f"[refine]\n{engine}" + TRD_ARM
+    text = "seeds = [0, 1]\n" + devices + slow + f"[refine]\n{engine}" + TRD_ARM
     path = written(tmp_path, text + '[arms.own]\nmethod = "trd"\nrefine = {top_k = 5}\n')
     ok("run", path, "--out", tmp_path / "undisturbed", *UP_TO_VERIFY)
     assert len(generated(log)) == len(set(generated(log))) == 48, "2 seeds, 8 rollouts, refined in 2 ways"
     kills, made, round_number = int(KILLS or 3), 0, 0
     while made < kills:
         run = tmp_path / f"run-{round_number}"
-        log.unlink()
+        log.unlink(missing_ok=True)
         made += survive(path, UP_TO_VERIFY, run, kills - made, seed=round_number, longest=4, log=log)
         round_number += 1
         assert rows_in(run) == rows_in(tmp_path / "undisturbed")
@@ -585,6 +594,7 @@ def test_rows_survive_that_their_run_is_killed_at_any_moment(tmp_path: Path, ok:
 TINY = """
 setting = "opsd"
 student = "{student}"
+devices = ["cpu", "cpu"]
 rounds = 2
 problems_per_round = 2
 [problems]

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from click.testing import Result
 from support.sets import by_id, rows_of
@@ -17,7 +18,7 @@ from trd_cli.config.grading import VerifyConfig
 from trd_cli.progress import SilentProgress
 from trd_cli.records import Trajectory
 from trd_cli.stages import verify as stage
-from trd_cli.trajectories.shards import list_shards, read_rows, shard_path, write_shard
+from trd_cli.trajectories.shards import list_shards, read_rows, read_table, shard_info, shard_path, write_shard
 
 Trd = Callable[..., Result]
 VERIFY = ("verify", "--workers", 1, "--max-errors", 1000)
@@ -77,6 +78,25 @@ def test_verdicts_are_filled_in_place_and_nothing_else_is_changed(rollouts: Path
     assert len(counts) == 2
     assert f"verdicts: {', '.join(f'{n} {verdict}' for verdict, n in counts.most_common())}" in result.stderr
     assert result.stdout.splitlines() == [str(path) for path in list_shards(rollouts)]
+
+
+def test_the_other_columns_keep_every_bit(template: Trajectory, tmp_path: Path, ok: Trd) -> None:
+    odd = [float("nan"), -0.0, float("-inf")]
+    rows = [replace(template, trajectory_id=f"{i:032x}", logprobs=odd, verdict_detail="old") for i in range(3)]
+    shard = shard_path(tmp_path, 0)
+    write_shard(shard, rows, "0123456789abcdef")
+
+    def content() -> tuple[bytes, str | None]:
+        kept = read_table(shard).drop_columns(list(VERDICT_FIELDS)).replace_schema_metadata()
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, kept.schema) as stream:
+            stream.write_table(kept.combine_chunks())
+        return sink.getvalue().to_pybytes(), shard_info(shard).set_digest
+
+    before = content()
+    ok(*VERIFY, tmp_path)
+    assert {row.verdict for row in read_rows(shard)} <= {"correct", "incorrect"}
+    assert content() == before
 
 
 def test_verified_rows_are_not_graded_again(rollouts: Path, ok: Trd) -> None:

@@ -48,32 +48,35 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     if path.exists() and not path.is_file():
         raise InputError(f"{path} is no regular file", "one, or nothing yet", "name another place")
     try:
-        with _temporary(path) as file:
-            temporary = Path(file.name)
-            try:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-                # Renamed while it is locked: no other process may take it for a leftover.
-                os.replace(temporary, path)
-            finally:
-                with contextlib.suppress(OSError):
-                    temporary.unlink(missing_ok=True)
+        with temporary(path) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+            # Renamed while it is locked: no other process may take it for a leftover.
+            os.replace(file.name, path)
         sync_directory(path.parent)
     except OSError as error:
         raise refused(path, error) from None
 
 
 @contextmanager
-def _temporary(path: Path) -> Iterator[IO[bytes]]:
-    """Open a new file beside `path`. Its name is of this process alone; its lock shows that it is being written."""
+def temporary(path: Path, mode: str = "xb") -> Iterator[IO[bytes]]:
+    """Open a new file beside `path`; remove it after the block unless it was renamed.
+
+    Its name is of this process alone; its lock shows that it is being written.
+    """
     sweep(path.parent, path.name)
     while True:
-        with open(path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp"), "xb") as file:
+        with open(path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp"), mode) as file:
             # A sweep may have removed the file before it was locked.
-            if flock(file) is not False and os.path.exists(file.name):
+            if flock(file) is False or not os.path.exists(file.name):
+                continue
+            try:
                 yield file
-                return
+            finally:
+                with contextlib.suppress(OSError):
+                    os.unlink(file.name)
+            return
 
 
 def sweep(directory: Path, name: str | None = None) -> None:

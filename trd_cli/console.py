@@ -156,14 +156,14 @@ def _print_for_people(
 class RunTable:
     """Show all stages of a run: as a live table on a terminal, elsewhere as a line for each change.
 
-    Elsewhere a line on progress follows every ten seconds at most.
+    Elsewhere a line on the progress of each running stage follows every ten seconds at most.
     """
 
     def __init__(self) -> None:
         self._live = None
         self._wants_live = sys.stderr.isatty() and sys.stdout.isatty() and sys.stdin.isatty()
         self._said: dict[str, tuple[str, str]] = {}
-        self._said_at = time.monotonic()
+        self._said_at: dict[str, float] = {}
 
     def show(self, states: Sequence[NodeState], changed: str) -> None:
         if self._wants_live:
@@ -172,15 +172,14 @@ class RunTable:
         node = next(state for state in states if state.name == changed)
         before = self._said.get(changed, ("", ""))
         if node.state != before[0]:
-            self._said[changed] = (node.state, node.text)
+            self._said[changed], self._said_at[changed] = (node.state, node.text), time.monotonic()
             if node.state not in ("waiting", "done") or before[0] == "running":
                 self.note(_sentence(node))
-        elif node.text != before[1] and time.monotonic() - self._said_at > _INTERVAL:
-            self._said[changed] = (node.state, node.text)
+        elif node.text != before[1] and time.monotonic() - self._said_at[changed] > _INTERVAL:
+            self._said[changed], self._said_at[changed] = (node.state, node.text), time.monotonic()
             self.note(_sentence(node))
 
     def note(self, text: str) -> None:
-        self._said_at = time.monotonic()
         _say("run", text)
 
     def end(self) -> None:
@@ -201,30 +200,41 @@ class RunTable:
 def _sentence(node: NodeState) -> str:
     rows = f"{node.rows}/{node.total} · " if node.state == "running" and node.total is not None else ""
     took = f"in {clock(node.seconds)}" if node.state in ("done", "failed") else ""
-    return " ".join(filter(None, (f"{node.name}: {node.state}", took, (rows + node.text).rstrip(" ·"))))
+    place = f"on {node.devices}" if node.devices and node.state == "running" else ""
+    return " ".join(filter(None, (f"{node.name}: {node.state}", took, place, (rows + node.text).rstrip(" ·"))))
 
 
 def _table(states: Sequence[NodeState], height: int):
-    """Return a table of the stages no higher than the terminal. Stages done are dropped first, then the last to run."""
+    """Return a table of the stages no higher than the terminal."""
     from rich.table import Table
     from rich.text import Text
 
-    room = max(height - 5, 3)
-    at = next((i for i, s in enumerate(states) if s.state in ("running", "waiting")), len(states))
-    start = max(0, min(at - room // 3, len(states) - room))
     done = sum(state.state == "done" for state in states)
     table = Table(box=None, title=Text(f"{done} of {counted(len(states), 'stage')} done"), title_justify="left")
-    for name in ("stage", "state", "rows", "time", ""):
+    has_slots = any(state.devices for state in states)
+    for name in ("stage", "state", *(["devices"] * has_slots), "rows", "time", ""):
         table.add_column(name, justify="right" if name in ("rows", "time") else "left", no_wrap=True)
-    for node in states[start : start + room]:
+    for node in _foremost(states, max(height - 5, 3)):
         rows = "" if node.total is None else f"{node.rows}/{node.total}"
         took = clock(node.seconds) if node.seconds else ""
-        cells = (node.name, Text(node.state, style=_COLOURS.get(node.state, "")), rows, took, Text(node.text))
-        table.add_row(*cells)
+        place = [node.devices if node.state == "running" else ""] * has_slots
+        state = Text(node.state, style=_COLOURS.get(node.state, ""))
+        table.add_row(node.name, state, *place, rows, took, Text(node.text))
     return table
 
 
-_COLOURS = {"done": "green", "running": "cyan", "failed": "red", "skipped": "yellow", "waiting": "dim"}
+def _foremost(states: Sequence[NodeState], room: int) -> list[NodeState]:
+    """Return as many states as there is room for: running ones before failed, waiting, skipped and done ones."""
+    order = list(_COLOURS)
+    # Of those done the last ones stay, of those that wait the first.
+    ranked = sorted(
+        range(len(states)), key=lambda i: (order.index(states[i].state), -i if states[i].state == "done" else i)
+    )
+    return [states[index] for index in sorted(ranked[:room])]
+
+
+# In the order in which stages are shown where there is no room for all.
+_COLOURS = {"running": "cyan", "failed": "red", "waiting": "dim", "skipped": "yellow", "done": "green"}
 
 
 def _bar():

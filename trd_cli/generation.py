@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from trd_cli.prompting.rendering import Rendering, room_for_response, values_of
 from trd_cli.prompting.templates import Template
 from trd_cli.prompting.tokens import Tokenizer
 from trd_cli.records import Completion, Kind, Message, Problem, Request, Sampling, Trajectory, content_hash
+from trd_cli.trajectories.id_set import IdSet
 from trd_cli.trajectories.run_json import About
 from trd_cli.trajectories.shards import OF_A_RESPONSE, write_shard
 from trd_cli.trajectories.stage_dir import StageDir
@@ -117,41 +119,47 @@ def row_seed(trajectory_id: str) -> int:
     return int.from_bytes(hashlib.sha256(trajectory_id.encode()).digest()[:8]) >> 2
 
 
-def plan_rollouts(
-    problems: Sequence[Problem],
-    n: int,
-    templates: Mapping[str, Template],
-    rendering: Rendering,
-    backend: Backend,
-    sampling: SamplingOptions,
-    round: int = 0,
-) -> list[Trajectory]:
-    """Return `n` planned attempts at each problem.
+@dataclass(frozen=True)
+class Asker:
+    """Plan the student's attempts at problems: from a problem to its prompt, and to its rows."""
 
-    A prompt that leaves no room for a response, or has an id that the model does not know, becomes an error row. Raises
-    ModelError when no prompt at all fits.
-    """
-    rows: list[Trajectory] = []
-    shortest = None
-    for problem in problems:
-        template = templates[problem.task]
+    templates: Mapping[str, Template]
+    rendering: Rendering
+    backend: Backend
+
+    def prompt(self, problem: Problem) -> Prompt:
+        template = self.templates[problem.task]
         messages = template.render(values_of(problem))
-        prompt = Prompt(messages, rendering.token_ids(backend.tokenizer, messages), template)
-        length = len(prompt.token_ids)
-        shortest = length if shortest is None else min(shortest, length)
-        fits = length < backend.max_length
-        error = unknown_id(backend.model, prompt) if fits else too_long(length, backend.max_length)
-        rows.extend(
-            new_row(problem, prompt, backend, sampling, kind="rollout", round=round, sample_index=i, error=error)
-            for i in range(n)
-        )
-    if shortest is not None and shortest >= backend.max_length:
-        raise ModelError(
-            f"every prompt is too long: the shortest has {shortest} tokens",
-            f"fewer than the {backend.max_length} the model takes",
-            "use a longer --max-model-len, a shorter prompt, or another model",
-        )
-    return rows
+        return Prompt(messages, self.rendering.token_ids(self.backend.tokenizer, messages), template)
+
+    def check_fit(self, problems: Iterable[Problem]) -> None:
+        """Raise ModelError when no prompt at all leaves room for a response. Reads on until the first that does."""
+        limit, shortest = self.backend.max_length, None
+        for problem in problems:
+            length = len(self.prompt(problem).token_ids)
+            if length < limit:
+                return
+            shortest = length if shortest is None else min(shortest, length)
+        if shortest is not None:
+            raise ModelError(
+                f"every prompt is too long: the shortest has {shortest} tokens",
+                f"fewer than the {limit} the model takes",
+                "use a longer --max-model-len, a shorter prompt, or another model",
+            )
+
+    def rows(
+        self, problem: Problem, prompt: Prompt, n: int, sampling: SamplingOptions, round: int = 0
+    ) -> Iterator[Trajectory]:
+        """Yield `n` planned attempts at a problem.
+
+        A prompt that leaves no room for a response, or has an id that the model does not know, makes error rows.
+        """
+        length, limit = len(prompt.token_ids), self.backend.max_length
+        error = unknown_id(self.backend.model, prompt) if length < limit else too_long(length, limit)
+        for i in range(n):
+            yield new_row(
+                problem, prompt, self.backend, sampling, kind="rollout", round=round, sample_index=i, error=error
+            )
 
 
 def too_long(length: int, limit: int) -> str:
@@ -192,8 +200,9 @@ class Outcome:
 class ShardFiller:
     """Run an engine over planned rows and write finished ones into the shards of one stage directory.
 
-    The engine starts at the first row that is missing, and never when none is. Use as a context manager: on the way
-    out, whatever the reason, finished rows are written and the engine is closed.
+    Rows are planned as the engine takes them: only those in flight and those of the shard that is being filled are in
+    memory, and 16 bytes of every other. The engine starts at the first row that is missing, and never when none is. Use
+    as a context manager: on the way out, whatever the reason, finished rows are written and the engine is closed.
     """
 
     def __init__(
@@ -203,17 +212,19 @@ class ShardFiller:
         self._stage_dir, self._backend, self._options, self._progress = stage_dir, backend, options, progress
         self._total = total
         self._engine: Engine | None = None
+        self._open: dict[str, Trajectory] = {}
         self._buffer: list[Trajectory] = []
         self._target: Path | None = None
         self._opened = time.monotonic()
-        self._done = stage_dir.finished(options.retry_errors)
-        for path in self._done.set_aside:
+        finished = stage_dir.finished(options.retry_errors)
+        for path in finished.set_aside:
             progress.note(
                 f"a shard was damaged, not of this set or a copy of another, and is {path} now: rows that only it had are made again"
             )
-        self._known = set(self._done.ids)
-        self._announced = False
-        self.outcome = Outcome(rows=len(self._done.ids), errors=len(self._done.error_ids))
+        self.outcome = Outcome(rows=len(finished.ids), errors=finished.errors)
+        # Rows from before that no plan has named yet, and those that plans have named.
+        self._unplanned, self._planned = finished.ids, IdSet()
+        self._announced = self._begun = False
 
     def __enter__(self) -> ShardFiller:
         return self
@@ -229,36 +240,42 @@ class ShardFiller:
                 outcome = self.outcome
                 self._stage_dir.log_session(outcome.generated, outcome.tokens, outcome.seconds, self._rates())
 
-    def expect(self, planned: Sequence[Trajectory]) -> None:
-        """Record all rows the finished set has; raises ResumeRefused when the directory holds any other."""
-        strangers = self._done.ids - {row.trajectory_id for row in planned}
-        if strangers:
-            raise ResumeRefused(
-                f"{self._stage_dir.path} holds {counted(len(strangers), 'row')} that this command would not make",
-                "only rows of the same problems and attempts",
-                "give another --out, or ask for at least what it was made with",
-            )
-        self._stage_dir.expect(len({row.trajectory_id for row in planned}))
+    @property
+    def planned(self) -> int:
+        """Return how many rows have been planned so far, those from before included."""
+        return len(self._planned)
 
-    def fill(self, planned: Sequence[Trajectory]) -> None:
+    def fill(self, planned: Iterable[Trajectory]) -> None:
         """Generate the rows that are not there yet; shards from before are reported first."""
         if not self._announced:
             self._announced = True
             for path in self._stage_dir.shards():
                 self._progress.result(path)
-        missing = {row.trajectory_id: row for row in planned if row.trajectory_id not in self._known}
-        self._known |= missing.keys()
-        ready = [row for row in missing.values() if row.error is None]
-        if ready:
+        self._begun = False
+        requests = self._requests(planned)
+        first = next(requests, None)
+        if first is not None:
             self._load()
-        if missing:
-            self._progress.start(self._stage_dir.state().command, self._total, self.outcome.rows)
-        for row in missing.values():
-            if row.error is not None:
-                self._add(row, 0)
-        if ready:
-            self._generate(ready, missing)
+            self._begin()
+            self._generate(chain([first], requests))
         self._flush()
+
+    def end_of_plan(self) -> None:
+        """Record how many rows the finished set has; raises ResumeRefused when the directory holds any other."""
+        check_strangers(self._stage_dir.path, len(self._unplanned))
+        self._stage_dir.expect(len(self._planned))
+
+    def _requests(self, planned: Iterable[Trajectory]) -> Iterator[Request]:
+        """Yield the requests of missing rows; a row that cannot be asked for goes to the shard at once."""
+        for row in planned:
+            if not self._planned.add(row.trajectory_id) or self._unplanned.discard(row.trajectory_id):
+                continue
+            if row.error is None:
+                self._open[row.trajectory_id] = row
+                yield request_for(row, self._backend.max_length)
+            else:
+                self._begin()
+                self._add(row, 0)
 
     def _rates(self) -> Sequence[float]:
         """Return the tokens a second of each replica; nothing for a single engine."""
@@ -271,13 +288,18 @@ class ShardFiller:
             self._engine = self._backend.start()
             self._progress.replicas(self._rates)
 
-    def _generate(self, ready: Sequence[Trajectory], missing: Mapping[str, Trajectory]) -> None:
+    def _begin(self) -> None:
+        if not self._begun:
+            self._begun = True
+            if self._total is None and self._stage_dir.state().expected is not None:
+                self._stage_dir.expect(None)  # a count from before would make a growing set look finished
+            self._progress.start(self._stage_dir.state().command, self._total, self.outcome.rows)
+
+    def _generate(self, requests: Iterable[Request]) -> None:
         began = time.monotonic()
-        requests = [request_for(row, self._backend.max_length) for row in ready]
-        completions = self._engine.generate(requests)
         try:
-            for completion in answered(requests, completions, self._backend.tokenizer, self._progress.note):
-                row = with_completion(missing[completion.request_id], completion)
+            for completion in answered(requests, self._engine.generate, self._backend.tokenizer, self._progress.note):
+                row = with_completion(self._open.pop(completion.request_id), completion)
                 self._add(row, len(row.response_token_ids or ()))
         finally:
             self.outcome.seconds += time.monotonic() - began
@@ -308,6 +330,16 @@ class ShardFiller:
         self._opened = time.monotonic()
 
 
+def check_strangers(directory: Path, count: int) -> None:
+    """Raise ResumeRefused where a directory holds rows that a command would not make."""
+    if count:
+        raise ResumeRefused(
+            f"{directory} holds {counted(count, 'row')} that this command would not make",
+            "only rows of the same problems and attempts",
+            "give another --out, or ask for at least what it was made with",
+        )
+
+
 def request_for(row: Trajectory, max_length: int) -> Request:
     """Return the engine's view of a planned row; its new tokens end where the model's context does."""
     room = room_for_response(max_length, len(row.prompt_token_ids), row.max_tokens)
@@ -335,11 +367,14 @@ def with_completion(row: Trajectory, completion: Completion) -> Trajectory:
     )
 
 
-def preview(row: Trajectory, total: int, where: Path) -> str:
-    """Return the text of --dry-run: the first prompt as the model sees it, and the rows that would be made."""
+def preview(row: Trajectory, total: int, where: Path, is_most: bool = False) -> str:
+    """Return the text of --dry-run: the first prompt as the model sees it, and the rows that would be made.
+
+    With `is_most` the total is the most there can be.
+    """
     text = "\n\n".join(f"[{m['role']}]\n{m['content']}" for m in row.messages)
     return (
         f"first prompt ({row.prompt_template}, {counted(len(row.prompt_token_ids), 'token')}):\n{text}\n\n"
-        f"would make {counted(total, 'row')} with {row.model} on {row.engine}, "
+        f"would make {'at most ' * is_most}{counted(total, 'row')} with {row.model} on {row.engine}, "
         f"T {row.temperature:g}, top-p {row.top_p:g}, top-k {row.top_k}, at most {row.max_tokens} new tokens, in {where}"
     )

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
+import threading
+from collections.abc import Iterator
 
 
 def stop_signals() -> tuple[signal.Signals, ...]:
@@ -19,6 +22,23 @@ def raise_when_told() -> None:
     for number in stop_signals():
         if number != signal.SIGINT:
             signal.signal(number, _interrupt)
+
+
+@contextlib.contextmanager
+def held_back() -> Iterator[None]:
+    """Let no signal interrupt the block. One that came meanwhile raises KeyboardInterrupt at its end."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    handlers = {number: signal.signal(number, lambda n, _: came.append(n)) for number in stop_signals()}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    if came:
+        raise KeyboardInterrupt
 
 
 def _interrupt(*_: object) -> None:

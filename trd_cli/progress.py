@@ -139,7 +139,10 @@ def tell_run(**event: Any) -> None:
 
 @dataclass(frozen=True)
 class NodeState:
-    """The state of a stage of a run: done, running, waiting, failed or skipped; and its rows, if it counts any."""
+    """The state of a stage of a run: done, running, waiting, failed or skipped; and its rows, if it counts any.
+
+    `devices` names those that the stage has of several.
+    """
 
     name: str
     state: str
@@ -147,6 +150,7 @@ class NodeState:
     total: int | None = None
     text: str = ""
     seconds: float = 0.0
+    devices: str = ""
 
 
 class RunProgress(Protocol):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
@@ -23,6 +23,16 @@ def content_hash(value: Any, length: int = 32) -> str:
     """Return the first `length` hex digits of the SHA-256 of a JSON value, independent of the order of keys."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:length]
+
+
+def sequence_hash(texts: Iterable[str], length: int = 32) -> str:
+    """Return the `content_hash` of the list of some texts without holding them all."""
+    digest, separator = hashlib.sha256(b"["), ""
+    for text in texts:
+        digest.update((separator + json.dumps(text, ensure_ascii=False)).encode("utf-8", "surrogatepass"))
+        separator = ","
+    digest.update(b"]")
+    return digest.hexdigest()[:length]
 
 
 def well_formed(text: str) -> str:

@@ -259,7 +259,7 @@ def gkd(job: Job, options: dict[str, Any]) -> tuple[type, Any, dict[str, list]]:
 
     columns = {
         "prompt": [""] * len(job.rows),  # it asks for one, and takes the ids
-        "input_ids": [[*row.student_prompt, *row.response_ids] for row in job.rows],
+        "input_ids": [[*row.student_prompt.tolist(), *row.response_ids.tolist()] for row in job.rows],
         "completion_mask": [[0] * len(row.student_prompt) + [1] * len(row.response_ids) for row in job.rows],
     }
     return GKDTrainer, GKDConfig(**options, lmbda=0.0), columns
@@ -272,7 +272,13 @@ def distillation(job: Job, options: dict[str, Any]) -> tuple[type, Any, dict[str
     class OnGivenResponses(DistillationTrainer):
         def _generate(self, prompts: list[str]) -> tuple[Any, ...]:
             chosen = [job.rows[int(prompt)] for prompt in prompts]
-            return ([list(e.student_prompt) for e in chosen], [list(e.response_ids) for e in chosen], None, None, [])
+            return (
+                [e.student_prompt.tolist() for e in chosen],
+                [e.response_ids.tolist() for e in chosen],
+                None,
+                None,
+                [],
+            )
 
     columns = {"prompt": [str(i) for i in range(len(job.rows))]}
     return OnGivenResponses, DistillationConfig(**options), columns

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from trd_cli.errors import InputError
 from trd_cli.records import Problem, content_hash
+from trd_cli.trajectories.id_set import IdSet
 
 Operation = Literal["+", "-", "*", "/"]
 Place = Literal["first", "middle", "last"]
@@ -182,6 +183,11 @@ _SHAPES = (
 
 
 def make_arithmetic(n: int, seed: int, level: int) -> list[Problem]:
+    """Return the problems of `draw_arithmetic`."""
+    return list(draw_arithmetic(n, seed, level))
+
+
+def draw_arithmetic(n: int, seed: int, level: int) -> Iterator[Problem]:
     """Return `n` distinct problems of `level` steps (1 to 3), the same ones for the same seed and level.
 
     The first n of a larger set are the smaller set. Two seeds draw independently from the same space (`capacity`), so
@@ -190,14 +196,17 @@ def make_arithmetic(n: int, seed: int, level: int) -> list[Problem]:
     to the capacity, but even the smallest one exceeds memory.)
     """
     _check(n, level)
+    return _distinct(n, seed, level)
+
+
+def _distinct(n: int, seed: int, level: int) -> Iterator[Problem]:
     # A text seed goes through SHA-512, so neighbouring seeds and levels draw unrelated problems.
     rng = random.Random(f"{seed}/{level}")
-    problems: dict[str, Problem] = {}
-    while len(problems) < n:
+    drawn = IdSet()
+    while len(drawn) < n:
         problem = _draw(rng, level)
-        if problem is not None:
-            problems.setdefault(problem.problem, problem)
-    return list(problems.values())
+        if problem is not None and drawn.add(problem.problem):
+            yield problem
 
 
 def capacity(level: int) -> int:

@@ -1,25 +1,32 @@
 """Import problem sets from files and from the Hugging Face Hub: presets for known sets, column maps for all others.
 
-Rows are read one at a time, and only the problems are held. No answer is lost in silence: each one that is not taken is
-counted, and `Imported.remarks` reports it.
+Rows are read one at a time, and their problems go to a temporary file: in memory are the digest of each id and a few
+numbers, some 160 bytes a problem. No answer is lost in silence: each one that is not taken is counted, and
+`Imported.remarks` reports it.
 
 Not covered: whether a reference answer or a test is right.
 """
 
 from __future__ import annotations
 
+import hashlib
 import random
 import sys
-from collections.abc import Iterator, Mapping
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from trd_cli.config.commands import ImportConfig
 from trd_cli.datasets.columns import From, found, has, paths
 from trd_cli.datasets.presets import ANSWERS, PRESETS
 from trd_cli.datasets.problem_rows import Counts, listed, problem_of
 from trd_cli.datasets.rows import Row, rows_of
+from trd_cli.datasets.spool import Spool, Spooled
 from trd_cli.datasets.values import RowFault
 from trd_cli.errors import InputError, counted
 from trd_cli.graders.answers import reference_answer
@@ -35,18 +42,20 @@ class Imported:
     """Hold the problems of a file. The first of those with the same id stays; `duplicates` counts the others.
 
     `skipped` counts the rows without a problem text. `unreadable` has one line for each row that was left out because
-    of a value that could not be understood (such as tests that are not JSON): "row 7: …", counted from 1. `unanswered`
-    are the rows whose problem of mathematics is in `problems` without one reference answer, `untested` those of code
-    without tests. `remarks` are lines for people on changed and omitted values.
+    of a value that could not be understood (such as tests that are not JSON): "row 7: …", counted from 1.
+    `mathematics` is the number of such problems in `problems`. `unanswered` are the rows of those without one reference
+    answer, `untested` the rows of those of code without tests. `remarks` are lines for people on changed and omitted
+    values.
     """
 
-    problems: list[Problem]
+    problems: Sequence[Problem]
     duplicates: int
     skipped: int
     unreadable: tuple[str, ...]
-    unanswered: tuple[int, ...] = ()
-    untested: tuple[int, ...] = ()
-    remarks: tuple[str, ...] = ()
+    mathematics: int
+    unanswered: Sequence[int]
+    untested: Sequence[int]
+    remarks: tuple[str, ...]
 
     def left_out(self) -> str:
         """Return the numbers of rows left out, by reason; empty where there is none."""
@@ -65,20 +74,19 @@ class Imported:
                 yield f"no {lacking} in {listed(rows)}: no verdict will say right or wrong"
 
 
-def import_problems(config: ImportConfig) -> Imported:
+def import_problems(config: ImportConfig, scratch: Path | None = None) -> Imported:
     """Return the problems of `config.file`, shuffled by `shuffle_seed` and cut to `limit` at the end.
+
+    They stay in a temporary file in the directory `scratch` (default: the one for temporary files).
 
     Raises InputError for a file or Hub set that cannot be read, a malformed line, a field or column that does not
     exist, a column that holds objects where one value is needed, two different problems with one mapped id, and a file
     without any problem.
     """
     sources = _fields(config)
-    seen = _Seen(sources)
-    problems: dict[str, Problem] = {}
-    row_of: dict[str, int] = {}
-    counts = Counts()
+    seen, found, counts = _Seen(sources), _Found(scratch), Counts()
     unreadable: list[str] = []
-    skipped = duplicates = 0
+    skipped = 0
     with _integers_of_any_length():
         for counts.row, row in enumerate(rows_of(config.file, config.split), start=1):
             seen.add(row)
@@ -89,33 +97,18 @@ def import_problems(config: ImportConfig) -> Imported:
                 continue
             if problem is None:
                 skipped += 1
-                continue
-            row_of.setdefault(problem.problem_id, counts.row)
-            known = problems.setdefault(problem.problem_id, problem)
-            if known is not problem:
-                duplicates += 1
-                problems[problem.problem_id] = _joined(known, problem, counts)
+            else:
+                found.add(problem, counts)
     seen.check(config, counts.row)
-    if not problems:
+    if not found.spool:
         why = unreadable[0] if unreadable else f"{counted(counts.row, 'row')} without a problem text"
         raise InputError(f"{config.file} gives no problem ({why})", "at least one", "check --preset and --map")
-    selected = _selected(list(problems.values()), config)
-    unanswered = [row_of[p.problem_id] for p in selected if p.task == "math" and not _has_answer(p)]
-    untested = [row_of[p.problem_id] for p in selected if p.task == "code" and not p.tests]
-    return Imported(
-        selected,
-        duplicates,
-        skipped,
-        tuple(unreadable),
-        tuple(sorted(unanswered)),
-        tuple(sorted(untested)),
-        tuple(counts.remarks()),
-    )
+    return found.imported(_order(len(found.spool), config), skipped, unreadable, counts)
 
 
 def check_answers(imported: Imported, config: ImportConfig) -> None:
     """Raise InputError if no problem of mathematics has a reference answer, unless `config.no_answers` allows that."""
-    asked = sum(problem.task == "math" for problem in imported.problems)
+    asked = imported.mathematics
     if asked and asked == len(imported.unanswered) and not config.no_answers:
         raise InputError(
             f"{config.file} gives {counted(asked, 'problem')} of mathematics but no reference answer",
@@ -124,16 +117,65 @@ def check_answers(imported: Imported, config: ImportConfig) -> None:
         )
 
 
-def _has_answer(problem: Problem) -> bool:
-    return bool(problem.reference_answer and reference_answer(problem.reference_answer))
+def _order(count: int, config: ImportConfig) -> np.ndarray:
+    """Return the numbers of the problems to take, in order."""
+    if config.shuffle_seed is None:
+        return np.arange(count)[: config.limit]
+    # Python promises only for random() that its numbers stay the same in future versions.
+    rng = random.Random(config.shuffle_seed)
+    return np.argsort(np.fromiter((rng.random() for _ in range(count)), float, count), kind="stable")[: config.limit]
 
 
-def _selected(problems: list[Problem], config: ImportConfig) -> list[Problem]:
-    if config.shuffle_seed is not None:
-        # Python promises only for random() that its numbers stay the same in future versions.
-        rng = random.Random(config.shuffle_seed)
-        problems = sorted(problems, key=lambda _: rng.random())
-    return problems[: config.limit]
+# Kinds of problems: those of mathematics and of code, each with and without what its grader needs.
+_ANSWERED, _UNANSWERED, _TESTED, _UNTESTED = range(4)
+
+
+def _kind(problem: Problem) -> int:
+    if problem.task == "code":
+        return _TESTED if problem.tests else _UNTESTED
+    return _ANSWERED if problem.reference_answer and reference_answer(problem.reference_answer) else _UNANSWERED
+
+
+class _Found:
+    """Collect the problems of a file: the first one with each id, completed by the later ones."""
+
+    def __init__(self, scratch: Path | None) -> None:
+        self.spool = Spool(scratch)
+        self._duplicates = 0
+        self._numbers: dict[bytes, int] = {}
+        # Of each problem: the number of its row, and its kind.
+        self._rows, self._kinds = array("Q"), bytearray()
+
+    def add(self, problem: Problem, counts: Counts) -> None:
+        """Take the problem of the current row; raises InputError where a different one has its id."""
+        digest = hashlib.blake2b(problem.problem_id.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+        number = self._numbers.setdefault(digest, len(self.spool))
+        if number == len(self.spool):
+            self.spool.append(problem)
+            self._rows.append(counts.row)
+            self._kinds.append(_kind(problem))
+            return
+        self._duplicates += 1
+        kept = self.spool[number]
+        whole = _joined(kept, problem, counts)
+        if whole != kept:
+            self.spool[number] = whole
+            self._kinds[number] = _kind(whole)
+
+    def imported(self, chosen: np.ndarray, skipped: int, unreadable: Sequence[str], counts: Counts) -> Imported:
+        """Return the problems of these numbers, with the remarks on all."""
+        rows, kinds = np.frombuffer(self._rows, np.uint64)[chosen], np.frombuffer(self._kinds, np.uint8)[chosen]
+        unanswered, untested = (array("Q", np.sort(rows[kinds == kind]).tobytes()) for kind in (_UNANSWERED, _UNTESTED))
+        return Imported(
+            Spooled(self.spool, chosen),
+            self._duplicates,
+            skipped,
+            tuple(unreadable),
+            mathematics=int((kinds <= _UNANSWERED).sum()),
+            unanswered=unanswered,
+            untested=untested,
+            remarks=tuple(counts.remarks()),
+        )
 
 
 # Fields and their columns

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
+from trd_cli.atomic import make_directory
 from trd_cli.config.commands import ImportConfig, MakeConfig
-from trd_cli.datasets.arithmetic import make_arithmetic
+from trd_cli.datasets.arithmetic import draw_arithmetic
 from trd_cli.datasets.benchmarks import FILES
 from trd_cli.datasets.importing import check_answers, import_problems
 from trd_cli.datasets.known_sets import GRADERS, KNOWN, Known
@@ -18,15 +19,15 @@ from trd_cli.trajectories.shards import write_problems
 
 def make(config: MakeConfig, progress: Progress) -> None:
     """Write a generated problem set."""
-    problems = make_arithmetic(config.n, config.seed, config.level)
-    write_problems(Path(config.out), problems)
-    progress.note(f"{counted(len(problems), 'problem')} in {config.out}")
+    write_problems(Path(config.out), draw_arithmetic(config.n, config.seed, config.level))
+    progress.note(f"{counted(config.n, 'problem')} in {config.out}")
     progress.result(Path(config.out))
 
 
 def import_(config: ImportConfig, progress: Progress) -> None:
     """Write an imported problem set."""
-    imported = import_problems(config)
+    make_directory(Path(config.out).parent)
+    imported = import_problems(config, scratch=Path(config.out).parent)
     check_answers(imported, config)
     write_problems(Path(config.out), imported.problems)
     progress.note(f"{counted(len(imported.problems), 'problem')} in {config.out}")

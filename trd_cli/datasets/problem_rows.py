@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import get_args
@@ -23,16 +24,20 @@ _LIKELY = ("ground_truth", "answer", "final_answer", "content", "value", "text")
 Texts = dict[str, str | None]
 
 
+def _numbers() -> array[int]:
+    return array("Q")
+
+
 @dataclass
 class Counts:
     """Hold the number of the current row, from 1, and of the rows in which something was changed or left out."""
 
     row: int = 0
-    mended: list[int] = field(default_factory=list)
-    worked: list[int] = field(default_factory=list)
-    differing: list[int] = field(default_factory=list)
-    repeated: list[int] = field(default_factory=list)
-    systems: list[int] = field(default_factory=list)
+    mended: array[int] = field(default_factory=_numbers)
+    worked: array[int] = field(default_factory=_numbers)
+    differing: array[int] = field(default_factory=_numbers)
+    repeated: array[int] = field(default_factory=_numbers)
+    systems: array[int] = field(default_factory=_numbers)
     columns: tuple[str, str] = ("", "")
 
     def remarks(self) -> Iterator[str]:

@@ -7,8 +7,9 @@ added. Any other fault is the error of its own row, so that a batch never loses 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
+from itertools import chain
 from numbers import Real
 from typing import Any, get_args
 
@@ -30,16 +31,26 @@ class Malformed(ValueError):
 
 
 def answered(
-    requests: Sequence[Request], completions: Iterable[Completion], tokenizer: Tokenizer, note: Callable[[str], None]
+    requests: Iterable[Request],
+    generate: Callable[[Iterable[Request]], Iterable[Completion]],
+    tokenizer: Tokenizer,
+    note: Callable[[str], None],
 ) -> Iterator[Completion]:
     """Yield exactly one checked completion for each request, in the order in which an engine yields them.
 
-    A request that the engine leaves unanswered ends as an error. A completion that answers no open request is left out,
-    and `note` reports how many there were.
+    `generate` is the engine's: it takes requests as it has room for them. A request that the engine leaves unanswered
+    ends as an error. A completion that answers no open request is left out, and `note` reports how many there were.
     """
-    waiting = {request.request_id: None for request in requests}
+    waiting: dict[str, None] = {}
+
+    def taken() -> Iterator[Request]:
+        for request in requests:
+            waiting[request.request_id] = None
+            yield request
+
+    asked = taken()
     strangers = 0
-    for completion in completions:
+    for completion in generate(asked):
         identity = completion.request_id if isinstance(completion, Completion) else None
         if not isinstance(identity, str) or identity not in waiting:
             strangers += 1
@@ -48,7 +59,7 @@ def answered(
         yield checked(completion, tokenizer)
     if strangers:
         note(f"left out {strangers} answers of the engine that belong to no open request")
-    for identity in waiting:
+    for identity in chain(list(waiting), (request.request_id for request in asked)):
         yield Completion(identity, error="the engine ended without an answer to this request")
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from pathlib import Path
 
 from trd_cli.config.generating import EngineName, EngineOptions
 from trd_cli.errors import EngineError, counted, flag
 
 _LOADING = ("transformers", "vllm")
+# Of NVIDIA, of WSL and of AMD: without one there is no GPU, and torch need not be loaded to count them.
+_DRIVERS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
 
 
 def check_replicas(name: EngineName, options: EngineOptions) -> None:
@@ -80,6 +83,8 @@ def too_few(options: EngineOptions, count: int, each: int, there: str) -> Engine
 
 def visible_gpus() -> list[str]:
     """Return the GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    if not any(Path(driver).exists() for driver in _DRIVERS):
+        return []
     import torch
 
     count, named = torch.cuda.device_count(), os.environ.get("CUDA_VISIBLE_DEVICES")

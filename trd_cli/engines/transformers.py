@@ -1,11 +1,11 @@
 """The engine that runs anywhere: a Hugging Face model, batched, with rows that come and go.
 
-Prompts are prefilled in groups of similar length. A finished row is yielded at once and the next prompt takes its slot,
-so that no step computes a row that has ended.
+Requests are taken a window at a time, a few for each slot, and prompts are prefilled in groups of similar length. A
+finished row is yielded at once and the next prompt takes its slot, so that no step computes a row that has ended.
 
-If a model's rotary factors switch at a length (see `rope`), short rows run first and long ones after them. A row that
-grows past that length leaves its slot. Its cached keys have the short factors, so it is prefilled again once, among the
-long rows, and continues from there.
+If a model's rotary factors switch at a length (see `rope`), short and long rows are never in flight together: long ones
+wait until a window of them has come, or until no short one is left. A row that grows past that length leaves its slot.
+Its cached keys have the short factors, so it is prefilled again once, among the long rows, and continues from there.
 
 Not covered: models whose cache is not plain keys and values (state-space, linear attention); they are refused, and vllm
 runs them.
@@ -13,12 +13,14 @@ runs them.
 
 from __future__ import annotations
 
+import math
 import random
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from importlib import metadata
+from itertools import islice
 from typing import Any
 
 import torch
@@ -34,6 +36,7 @@ from trd_cli.prompting.tokens import Tokenizer
 from trd_cli.records import Completion, Request, Sampling
 
 _PREFILL_TOKENS = 4096
+_WAITING_PER_SLOT = 8
 _ALIBI = {"bloom", "mpt"}
 _KNOWN_LAYERS = {"full_attention", "sliding_attention"}
 
@@ -133,6 +136,35 @@ class _Row:
         return "length" if len(self.token_ids) >= self.request.sampling.max_tokens else None
 
 
+def _longest_first(rows: Iterable[_Row]) -> list[_Row]:
+    return sorted(rows, key=lambda row: -row.length)
+
+
+class _Queue:
+    """Rows that wait, those with short and those with long rotary factors apart.
+
+    Rows are taken from `source` in windows of `size`, longest prompts first; None there ends a window early.
+    """
+
+    def __init__(self, source: Iterator[_Row | None], size: int, switch: int | None) -> None:
+        self.short: deque[_Row] = deque()
+        self.long: deque[_Row] = deque()
+        self._source, self._size = source, size
+        self._switch = math.inf if switch is None else switch
+
+    def fill(self, side: deque[_Row]) -> bool:
+        """Take windows until a row of this side is there, or a window of the other; return True if one is there."""
+        other = self.long if side is self.short else self.short
+        while not side and len(other) < self._size:
+            ready = iter(partial(next, self._source, None), None)
+            window = _longest_first(islice(ready, self._size))
+            if not window:
+                break
+            for row in window:
+                (self.long if row.length > self._switch else self.short).append(row)
+        return bool(side)
+
+
 class TransformersEngine:
     """See the module. Extra engine arguments go to `from_pretrained` (attn_implementation, for example)."""
 
@@ -145,7 +177,7 @@ class TransformersEngine:
         self._config = self.model.config.get_text_config()
         self._layer_types = getattr(self._config, "layer_types", None)
         self._window = getattr(self._config, "sliding_window", None)
-        self._switch = switch_length(self._config)
+        self._switch, self._steady_length = switch_length(self._config), steady_length(self._config)
         check_attention(model.name, self.model)
         self._slots = self.rows_at_once = options.batch_size or (32 if self.device.type == "cpu" else 64)
 
@@ -155,35 +187,34 @@ class TransformersEngine:
             torch.cuda.empty_cache()
 
     @torch.inference_mode()
-    def generate(self, requests: Sequence[Request]) -> Iterator[Completion]:
-        """See `Engine.generate`. At most `--batch-size` rows are in flight, longest prompts first."""
-        self._check_growth(requests)
-        rows = [_Row(request, len(request.prompt_token_ids)) for request in requests]
-        if self._switch is None:
-            yield from self._run(rows)
-            return
-        long = [row for row in rows if row.length > self._switch]
-        yield from self._run([row for row in rows if row.length <= self._switch], grown=long)
-        yield from self._run(long)
+    def generate(self, requests: Iterable[Request | None]) -> Iterator[Completion]:
+        """See `Engine.generate`. At most `--batch-size` rows are in flight, longest prompts of a window first."""
+        rows = (request and self._row(request) for request in requests)
+        queue = _Queue(rows, _WAITING_PER_SLOT * self._slots, self._switch)
+        while queue.fill(queue.short) or queue.long:
+            yield from self._run(queue, queue.short, grown=queue.long)
+            queue.long = deque(_longest_first(queue.long))  # those that have grown are at its end
+            yield from self._run(queue, queue.long)
 
-    def _check_growth(self, requests: Sequence[Request]) -> None:
-        longest = max((len(r.prompt_token_ids) + r.sampling.max_tokens for r in requests), default=0)
-        limit = steady_length(self._config)
+    def _row(self, request: Request) -> _Row:
+        """Return the row of a request. Raises EngineError for one so long that it would change its neighbours."""
+        longest = len(request.prompt_token_ids) + request.sampling.max_tokens
+        limit = self._steady_length
         if limit is not None and longest > limit:
             raise EngineError(
                 f"{self._name} has dynamic rotary factors, which grow with the longest row of a batch, here {longest} tokens",
                 f"at most {limit} tokens a row",
                 "lower --max-model-len, or use --engine vllm",
             )
+        return _Row(request, len(request.prompt_token_ids))
 
-    def _run(self, todo: Sequence[_Row], grown: list[_Row] | None = None) -> Iterator[Completion]:
+    def _run(self, queue: _Queue, waiting: deque[_Row], grown: deque[_Row] | None = None) -> Iterator[Completion]:
         """Generate the rows on one side of the switch of factors; a row that is about to pass it moves to `grown`."""
-        waiting = deque(sorted(todo, key=lambda row: -row.length))
         cache = SlotCache(self._config.num_hidden_layers, self._slots)
         rows: list[_Row] = []
         refill_at = self._slots - max(1, self._slots // 8)
-        while waiting or rows:
-            if waiting and len(rows) <= refill_at:
+        while rows or queue.fill(waiting):
+            if len(rows) <= refill_at and queue.fill(waiting):
                 yield from self._prefill(cache, rows, waiting)
             if grown is not None:
                 self._set_apart(cache, rows, grown)
@@ -213,7 +244,7 @@ class TransformersEngine:
             rows.extend(new)
             yield from self._release(cache, rows)
 
-    def _set_apart(self, cache: SlotCache, rows: list[_Row], grown: list[_Row]) -> None:
+    def _set_apart(self, cache: SlotCache, rows: list[_Row], grown: deque[_Row]) -> None:
         """Take out the rows whose next token is the first beyond the short factors: their cached keys are of no use."""
         for slot in range(len(rows) - 1, -1, -1):
             if rows[slot].length == self._switch:

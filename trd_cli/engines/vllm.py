@@ -23,8 +23,7 @@ import re
 import sys
 import tempfile
 import threading
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -77,15 +76,16 @@ class VllmEngine:
         self.rows_at_once = self.llm.llm_engine.vllm_config.scheduler_config.max_num_seqs
         self._in_flight = _QUEUED_PER_SLOT * self.rows_at_once
 
-    def generate(self, requests: Sequence[Request]) -> Iterator[Completion]:
+    def generate(self, requests: Iterable[Request | None]) -> Iterator[Completion]:
         """See `Engine.generate`. A request that vLLM refuses (too long, temperature out of range) ends as an error."""
-        waiting, running = deque(requests), dict[str, Request]()
+        waiting, running = iter(requests), dict[str, Request]()
         try:
-            while waiting or running:
-                yield from self._admit(waiting, running)
-                for output in self._step() if running else []:
+            yield from self._admit(waiting, running)
+            while running:
+                for output in self._step():
                     if output.finished and output.request_id in running:
                         yield self._completion(running.pop(output.request_id), output.outputs[0])
+                yield from self._admit(waiting, running)
         finally:
             self._abort(running)
 
@@ -100,12 +100,12 @@ class VllmEngine:
         if not self._failed:
             self._log.unlink(missing_ok=True)
 
-    def _admit(self, waiting: deque[Request], running: dict[str, Request]) -> Iterator[Completion]:
+    def _admit(self, waiting: Iterator[Request | None], running: dict[str, Request]) -> Iterator[Completion]:
         """Top up vLLM's queue. It is kept short: each request in it costs memory and scheduling time."""
         from vllm.v1.engine.exceptions import EngineDeadError
 
-        while waiting and len(running) < self._in_flight:
-            request, ticket = waiting.popleft(), str(next(self._tickets))
+        while len(running) < self._in_flight and (request := next(waiting, None)) is not None:
+            ticket = str(next(self._tickets))
             try:
                 self.llm.llm_engine.add_request(ticket, _prompt(request), self._params(request))
                 running[ticket] = request

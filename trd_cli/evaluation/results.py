@@ -29,122 +29,58 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
-from itertools import count
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from trd_cli import __version__
 from trd_cli.errors import DamagedFile, InputError
 from trd_cli.evaluation.metrics import Estimate, avg_at_k, maj_at_k, pass_at_k
-from trd_cli.graders.answers import thinking_is_open
+from trd_cli.evaluation.samples import first_samples
 from trd_cli.graders.base import NO_ANSWER
 from trd_cli.graders.evalplus import BASE_PASSED
 from trd_cli.graders.evalplus import NAME as EVALPLUS
-from trd_cli.graders.thinking import TAIL, Prompts
 from trd_cli.records import is_intact, with_checksum
 from trd_cli.trajectories.run_json import Asked
-from trd_cli.trajectories.shards import SCHEMA, read_table
 
 FORMAT = "trd-results-1"
 FILE = "results.json"
 VERDICTS = ("correct", "incorrect", "error", "timeout")
-_MARK = {"correct": "1", "incorrect": "0"}
+_MARK = {"correct": b"1", "incorrect": b"0"}
 _VALUE = {"1": 1.0, "0": 0.0, ".": math.nan}
 
 # Wrong answers of each question to the number of each answer's equivalence class, as `GraderPool.classes`.
-Classify = Callable[[Sequence[Sequence[str]]], Iterable[Sequence[int]]]
+Classify = Callable[[Iterable[Sequence[str]]], Iterable[Sequence[int]]]
 
 
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """Hold the columns of a row that scoring reads. `tokens` is None where there is no response."""
-
-    source: str
-    problem_id: str
-    sample_index: int
-    model: str
-    model_revision: str
-    engine: str
-    engine_version: str
-    prompt_sha256: str
-    finish_reason: str | None
-    verdict: str | None
-    extracted_answer: str | None
-    grader: str | None
-    grader_version: str | None
-    verdict_detail: str | None
-    tokens: int | None
-    open_thinking: bool
-
-
-# Those that are columns.
-_COLUMNS = tuple(field.name for field in fields(Sample) if field.name in SCHEMA.names)
-# Benchmark → problem id → sample index → sample.
-Samples = Mapping[str, Mapping[str, Mapping[int, Sample]]]
-
-
-def read_samples(shards: Iterable[Path]) -> Samples:
-    """Read all samples of an evaluation; neither token ids nor texts stay in memory."""
-    found: dict[str, dict[str, dict[int, Sample]]] = {}
-    prompts = Prompts()
-    for path in shards:
-        table = read_table(path, [*_COLUMNS, "response", "response_token_ids", "prompt_token_ids", "ids_exact"])
-        lengths = pc.list_value_length(table["response_token_ids"]).to_pylist()
-        texts = (text.as_py() for text in table["response"])
-        ends = (ids.values[-TAIL:].to_pylist() for ids in table["prompt_token_ids"])
-        exact = table["ids_exact"].to_pylist()
-        rows = zip(table.select(_COLUMNS).to_pylist(), lengths, texts, ends, exact, strict=True)
-        for row, tokens, text, end, is_exact in rows:
-            opened = prompts.open_thinking(row["model"], end, text or "", is_exact, row["finish_reason"])
-            sample = Sample(**row, tokens=tokens, open_thinking=thinking_is_open(text or "", opened))
-            found.setdefault(sample.source, {}).setdefault(sample.problem_id, {})[sample.sample_index] = sample
-    return found
-
-
-def samples_there(benchmarks: Mapping[str, Asked], shards: Iterable[Path]) -> int:
-    """Return the largest k such that every question has its first k samples."""
-    there: dict[tuple[str, str], set[int]] = {}
-    for path in shards:
-        columns = read_table(path, ["source", "problem_id", "sample_index"]).to_pydict()
-        for *question, index in zip(columns["source"], columns["problem_id"], columns["sample_index"], strict=True):
-            there.setdefault(tuple(question), set()).add(index)
-    indices_Q = (there.get((name, q), set()) for name, asked in benchmarks.items() for q in asked.questions)
-    return min((next(i for i in count() if i not in indices) for indices in indices_Q), default=0)
-
-
-def build_results(benchmarks: Mapping[str, Asked], samples: Samples, k: int, classify: Classify) -> dict[str, Any]:
-    """Return the content of results.json, from the first `k` samples of every question.
+def build_results(benchmarks: Mapping[str, Asked], samples: pa.Table, k: int, classify: Classify) -> dict[str, Any]:
+    """Return the content of results.json, from the first `k` samples of every question in `read_samples`'s table.
 
     All of the k samples must be there and graded.
     """
-    chosen = {
-        name: [[samples[name][question][i] for i in range(k)] for question in asked.questions]
-        for name, asked in benchmarks.items()
-    }
-    rows = [row for rows_QK in chosen.values() for rows_K in rows_QK for row in rows_K]
+    chosen = {name: first_samples(samples, name, asked.questions, k) for name, asked in benchmarks.items()}
     # All benchmarks at once, so that the workers who compare start once.
-    math_QK = [rows_K for name, rows_QK in chosen.items() if _votes(benchmarks[name]) for rows_K in rows_QK]
-    classes_QK = iter(_classes(math_QK, classify))
+    voting = [rows for name, rows in chosen.items() if _votes(benchmarks[name])]
+    classes_QK = _classes(pa.concat_tables(voting), k, classify) if voting else np.empty((0, k))
+    ends = np.cumsum([len(rows) // k for rows in voting])[:-1]
+    parts = iter(np.split(classes_QK, ends))
+    every = pa.concat_tables(list(chosen.values()))
     return {
         "format": FORMAT,
         "trd": __version__,
-        "model": rows[0].model,
-        "model_revision": rows[0].model_revision,
-        "engine": _distinct(f"{row.engine} {row.engine_version}" for row in rows),
+        "model": every["model"][0].as_py(),
+        "model_revision": every["model_revision"][0].as_py(),
+        "engine": _distinct(every, "engine", "engine_version"),
         "k": k,
         "benchmarks": {
-            name: _benchmark(
-                benchmarks[name],
-                rows_QK,
-                np.array([next(classes_QK) for _ in rows_QK]) if _votes(benchmarks[name]) else None,
-            )
-            for name, rows_QK in chosen.items()
+            name: _benchmark(benchmarks[name], rows, k, next(parts) if _votes(benchmarks[name]) else None)
+            for name, rows in chosen.items()
         },
     }
 
@@ -154,45 +90,67 @@ def _votes(asked: Asked) -> bool:
     return asked.task == "math"
 
 
-def _benchmark(asked: Asked, rows_QK: Sequence[Sequence[Sample]], classes_QK: np.ndarray | None) -> dict[str, Any]:
-    rows = [row for rows_K in rows_QK for row in rows_K]
-    marks = {rows_K[0].problem_id: "".join(_MARK.get(r.verdict, ".") for r in rows_K) for rows_K in rows_QK}
-    counts = {verdict: sum(row.verdict == verdict for row in rows) for verdict in VERDICTS}
-    lengths = [row.tokens for row in rows if row.tokens is not None]
+def _benchmark(asked: Asked, rows: pa.Table, k: int, classes_QK: np.ndarray | None) -> dict[str, Any]:
+    """Return a benchmark's part of the results. `rows` are its Q × k samples, those of a question together."""
+    marks = dict(zip(asked.questions, _marks(rows, k), strict=True))
+    counts = {verdict: _count(pc.equal(rows["verdict"], verdict)) for verdict in VERDICTS}
     return {
         **{key: getattr(asked, key) for key in ("task", "source", "revision", "sha256", "known", "limit", "sampling")},
-        "prompt": _distinct(row.prompt_sha256 for row in rows),
-        "grader": _distinct(f"{row.grader} {row.grader_version}" for row in rows),
-        "scores": {name: json_ready(asdict(e)) for name, e in _all_scores(marks, rows_QK, classes_QK)},
+        "prompt": _distinct(rows, "prompt_sha256"),
+        "grader": _distinct(rows, "grader", "grader_version"),
+        "scores": {name: json_ready(asdict(e)) for name, e in _all_scores(marks, rows, k, classes_QK)},
         "verdicts": counts,
-        "truncated": sum(row.finish_reason == "length" for row in rows) / len(rows),
-        "no_answer": sum(row.verdict_detail == NO_ANSWER for row in rows) / len(rows),
-        "unclosed_thinking": sum(row.open_thinking for row in rows) / len(rows),
+        "truncated": _count(pc.equal(rows["finish_reason"], "length")) / len(rows),
+        "no_answer": _count(pc.equal(rows["verdict_detail"], NO_ANSWER)) / len(rows),
+        "unclosed_thinking": _count(rows["open_thinking"]) / len(rows),
         "error": counts["error"] / len(rows),
         "timeout": counts["timeout"] / len(rows),
-        "tokens": {
-            "total": sum(lengths),
-            "mean": sum(lengths) / max(1, len(lengths)),
-            "median": median(lengths) if lengths else 0,
-        },
+        "tokens": _lengths(rows["tokens"].drop_null().to_numpy()),
         "questions": {name: [mark.count("1"), len(mark) - mark.count(".")] for name, mark in marks.items()},
         "samples": marks,
     }
 
 
+def _count(mask: pa.ChunkedArray) -> int:
+    return pc.sum(mask).as_py() or 0
+
+
+def _lengths(lengths: np.ndarray) -> dict[str, float]:
+    total, middle = int(lengths.sum(dtype=np.int64)), np.sort(lengths)[(len(lengths) - 1) // 2 : len(lengths) // 2 + 1]
+    return {
+        "total": total,
+        "mean": total / max(1, len(lengths)),
+        "median": median(middle.tolist()) if len(lengths) else 0,
+    }
+
+
 def _all_scores(
-    marks: Mapping[str, str], rows_QK: Sequence[Sequence[Sample]], classes_QK: np.ndarray | None
+    marks: Mapping[str, str], rows: pa.Table, k: int, classes_QK: np.ndarray | None
 ) -> Iterable[tuple[str, Estimate]]:
     yield from _scores(correct_matrix(marks), classes_QK)
-    if any(row.grader == EVALPLUS for rows_K in rows_QK for row in rows_K):
-        base = {rows_K[0].problem_id: "".join(map(_base_mark, rows_K)) for rows_K in rows_QK}
+    if _count(pc.equal(rows["grader"], EVALPLUS)):
+        base = dict(zip(marks, _marks(rows, k, _base_passed(rows)), strict=True))
         yield from ((f"base_{name}", estimate) for name, estimate in _scores(correct_matrix(base), None))
 
 
-def _base_mark(row: Sample) -> str:
-    """Return the mark by EvalPlus's base tests, which its grader names in the detail of a failure."""
-    passed = row.verdict == "incorrect" and (row.verdict_detail or "").startswith(BASE_PASSED)
-    return "1" if passed else _MARK.get(row.verdict, ".")
+def _marks(rows: pa.Table, k: int, also_right: np.ndarray | None = None) -> list[str]:
+    """Return the marks of each question's samples, by their verdicts; those of `also_right` count as right too."""
+    marks = np.full(len(rows), b".")
+    for verdict, mark in _MARK.items():
+        marks[_mask(pc.equal(rows["verdict"], verdict))] = mark
+    if also_right is not None:
+        marks[also_right] = _MARK["correct"]
+    return [marks_K.tobytes().decode() for marks_K in marks.reshape(-1, k)]
+
+
+def _base_passed(rows: pa.Table) -> np.ndarray:
+    """Return which failures passed EvalPlus's base tests; its grader says so in the detail."""
+    details = rows["verdict_detail"].cast(pa.string())
+    return _mask(pc.and_(pc.equal(rows["verdict"], "incorrect"), pc.starts_with(details, BASE_PASSED)))
+
+
+def _mask(values: pa.ChunkedArray) -> np.ndarray:
+    return pc.fill_null(values, False).to_numpy()
 
 
 def _scores(correct_QK: np.ndarray, classes_QK: np.ndarray | None) -> Iterable[tuple[str, Estimate]]:
@@ -208,37 +166,37 @@ def correct_matrix(marks: Mapping[str, str]) -> np.ndarray:
     return np.array([[_VALUE[mark] for mark in marks_K] for marks_K in marks.values()])
 
 
-def _classes(rows_QK: Sequence[Sequence[Sample]], classify: Classify) -> list[list[int]]:
+def _classes(rows: pa.Table, k: int, classify: Classify) -> np.ndarray:
     """Return classes_QK: correct samples of a question are class 0, equal wrong answers share a class, -1 is no answer.
 
     Answers with the same text are equal by any grader. A single wrong answer is compared with nothing.
     """
-    texts_QU = [
-        list(dict.fromkeys(row.extracted_answer for row in rows_K if _is_wrong_answer(row))) for rows_K in rows_QK
-    ]
-    several = [texts for texts in texts_QU if len(texts) > 1]
-    compared = iter(list(classify(several)) if several else ())
-    class_Q = [
-        dict(zip(texts, next(compared) if len(texts) > 1 else range(len(texts)), strict=True)) for texts in texts_QU
-    ]
-    return [[_class_of(row, classes) for row in rows_K] for rows_K, classes in zip(rows_QK, class_Q, strict=True)]
+    classes_QK = np.where(_mask(pc.equal(rows["verdict"], "correct")), 0, -1).reshape(-1, k)
+    several = (list(texts) for texts in _wrong_answers(rows, k) if len(texts) > 1)
+    compared = iter(classify(several)) if any(len(texts) > 1 for texts in _wrong_answers(rows, k)) else iter(())
+    for classes_K, texts in zip(classes_QK, _wrong_answers(rows, k), strict=True):
+        numbers = next(compared) if len(texts) > 1 else range(len(texts))
+        for number, places in zip(numbers, texts.values(), strict=True):
+            classes_K[places] = 1 + number
+    return classes_QK
 
 
-def _is_wrong_answer(row: Sample) -> bool:
-    return row.verdict == "incorrect" and row.extracted_answer is not None
+def _wrong_answers(rows: pa.Table, k: int) -> Iterator[dict[str, list[int]]]:
+    """Yield the wrong answers of each question, in order, with the numbers of the samples that gave them."""
+    for start in range(0, len(rows), k):
+        samples_K = rows.slice(start, k)
+        found: dict[str, list[int]] = {}
+        answers = zip(samples_K["verdict"].to_pylist(), samples_K["extracted_answer"].to_pylist(), strict=True)
+        for i, (verdict, answer) in enumerate(answers):
+            if verdict == "incorrect" and answer is not None:
+                found.setdefault(answer, []).append(i)
+        yield found
 
 
-def _class_of(row: Sample, classes: Mapping[str, int]) -> int:
-    if row.verdict == "correct":
-        return 0
-    if _is_wrong_answer(row):
-        return 1 + classes[row.extracted_answer]
-    return -1
-
-
-def _distinct(values: Iterable[str]) -> str:
-    """Return one value where all agree, and several where more than one version has filled the directory."""
-    return ", ".join(sorted(set(values)))
+def _distinct(rows: pa.Table, *names: str) -> str:
+    """Return one text where all rows agree, and several where more than one version has filled the directory."""
+    pairs = rows.select(names).group_by(list(names)).aggregate([]).to_pylist()
+    return ", ".join(sorted({" ".join(str(pair[name]) for name in names) for pair in pairs}))
 
 
 def json_ready(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
+from functools import cache
 from importlib import metadata
 from typing import Any
 
@@ -53,6 +54,7 @@ def name_of(tests: str | None) -> str:
     return evalplus.NAME if tests and '"evalplus"' in tests[:200] else NAME
 
 
+@cache
 def version(name: str, options: CodeOptions) -> str:
     """Return the version of the rules, with the limits that can change a verdict."""
     memory = f"{options.memory >> 20}MiB"

@@ -15,6 +15,7 @@ values at points (see `points`).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from importlib import metadata
 
 from trd_cli.graders import answers, by_math_verify, comparing, points, reading
@@ -40,6 +41,7 @@ _UNREADABLE = f"not read: longer than {answers.MAX_CHARACTERS} characters or nes
 NOT_ONE_ANSWER = "the reference is not one answer: a worked solution needs a box or #### before its answer"
 
 
+@cache
 def version(lenient: bool) -> str:
     """Return the stored version of the grader: the package's, the way answers are found, the number of our rules."""
     return f"{metadata.version(NAME)}+{'lenient' if lenient else 'boxed'}.{_RULES}"

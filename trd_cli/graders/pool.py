@@ -16,13 +16,15 @@ import resource
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from itertools import groupby
+from itertools import groupby, islice
 from multiprocessing import forkserver
-from typing import Any, Literal
+from queue import SimpleQueue
+from typing import Any, Literal, TypeVar
 
 from trd_cli.config.grading import GraderConfig
 from trd_cli.errors import InputError
@@ -42,6 +44,9 @@ _STARTS, _PAUSE, _ROOM = 5, 0.2, 16 << 20
 # Sending a task to a worker costs more than grading a usual row of mathematics. Such rows therefore go together, at
 # most `_CHUNK_ROWS`, and one by one if the chunk has not ended after `_CHUNK_SECONDS`.
 _CHUNK_ROWS, _CHUNK_SECONDS = 32, 3.0
+# As many pieces of work a worker are under way at a time, so that none waits for the next one.
+_AHEAD = 4
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -103,24 +108,23 @@ def _grade_all(questions: Sequence[Question], lenient: bool) -> list[Grade]:
     return [math.grade(question, lenient) for question in questions]
 
 
-def _chunks(questions: Sequence[Question], workers: int) -> list[Sequence[Question]]:
-    """Return the questions in order, in chunks.
+def _chunks(questions: Iterable[Question], workers: int) -> Iterator[Sequence[Question]]:
+    """Yield the questions in order, in chunks.
 
-    Consecutive rows of mathematics share chunks of one size; any other row is alone.
+    Consecutive rows of mathematics share chunks of one size; any other row is alone. Questions are taken as many at a
+    time as make four full chunks a worker, which is where the chunks of a short row of questions get their size.
     """
-    size = max(1, min(_CHUNK_ROWS, len(questions) // (4 * workers)))
-    chunks: list[Sequence[Question]] = []
-    for task, rows in groupby(questions, key=lambda question: question.task):
-        run = list(rows)
-        step = size if task == "math" else 1
-        chunks.extend(run[start : start + step] for start in range(0, len(run), step))
-    return chunks
+    for taken in _portions(questions, 4 * workers * _CHUNK_ROWS):
+        size = max(1, min(_CHUNK_ROWS, len(taken) // (4 * workers)))
+        for task, rows in groupby(taken, key=lambda question: question.task):
+            yield from _portions(rows, size if task == "math" else 1)
 
 
-def _grades(future: Future[Any]) -> list[Grade] | None:
-    """Return the grades of a chunk, or None if it was killed, died or raised, so that its rows must go one by one."""
-    found = _result(future, 0.0)
-    return found if isinstance(found, list) else None
+def _portions(questions: Iterable[Question], size: int) -> Iterator[Sequence[Question]]:
+    """Yield the questions in order, so many at a time; the last portion may have fewer."""
+    rest = iter(questions)
+    while portion := list(islice(rest, size)):
+        yield portion
 
 
 class GraderPool:
@@ -179,34 +183,51 @@ class GraderPool:
             self._code = replace(self._options.code, sandbox=choose_level(self._options.sandbox))
         return self._code
 
-    def grade(self, questions: Sequence[Question]) -> Iterator[Grade]:
-        """Yield one grade for each question, in order."""
+    def grade(self, questions: Iterable[Question]) -> Iterator[Grade]:
+        """Yield one grade for each question, in order. Questions are taken as the workers have room for them."""
         chunks = _chunks(questions, self._workers)
-        together = {n: self._submit_chunk(chunk) for n, chunk in enumerate(chunks) if len(chunk) > 1}
-        alone = {n: [self._submit(chunk[0])] for n, chunk in enumerate(chunks) if n not in together}
-        for n, chunk in enumerate(chunks):
-            if n in together and _grades(together[n]) is None:
-                # Rows of all dead chunks are sent together, so that rows that hang do so side by side.
-                dead = [later for later in together if later >= n and _grades(together[later]) is None]
-                alone |= {later: [self._submit(q) for q in chunks[later]] for later in dead}
-                together = {later: future for later, future in together.items() if later not in dead}
-            if n in together:
-                yield from _grades(together[n]) or ()
+        # Rows of chunks that were killed, died or raised: they go one by one, those that hang side by side.
+        alone: deque[tuple[int, Sequence[Question]]] = deque()
+        working: dict[Future[Any], tuple[int, Sequence[Question]]] = {}
+        ended: SimpleQueue[Future[Any]] = SimpleQueue()
+        grades: dict[int, Grade] = {}
+        taken = yielded = 0
+        while True:
+            while len(working) < _AHEAD * self._workers:
+                if alone:
+                    start, chunk = alone.popleft()
+                elif chunk := next(chunks, None):
+                    start, taken = taken, taken + len(chunk)
+                else:
+                    break
+                future = self._submit(chunk)
+                working[future] = start, chunk
+                future.add_done_callback(ended.put)
+            if not working:
+                return
+            future = ended.get()
+            start, chunk = working.pop(future)
+            found = _result(future, self._options.seconds(chunk[0]))
+            if isinstance(found, list):
+                grades |= enumerate(found, start)
+            elif len(chunk) > 1:
+                alone += [(start + i, [question]) for i, question in enumerate(chunk)]
             else:
-                for question, future in zip(chunk, alone[n], strict=True):
-                    yield _result(future, self._options.seconds(question))
+                grades[start] = found
+            while yielded in grades:
+                yield grades.pop(yielded)
+                yielded += 1
 
-    def _submit_chunk(self, questions: Sequence[Question]) -> Future[Any]:
-        # Never longer than a single row may take: a verdict must not depend on the chunking.
-        seconds = min(_CHUNK_SECONDS, self._options.timeout)
-        return self._schedule(seconds, _grade_all, questions, self._options.lenient, tries=1)
-
-    def _submit(self, question: Question) -> Future[Any]:
-        if question.task == "math":
-            work = (math.grade, question, self._options.lenient)
-        else:
-            work = (code.grade, question, self._code_options())
-        return self._schedule(self._options.seconds(question), *work)
+    def _submit(self, questions: Sequence[Question]) -> Future[Any]:
+        """Have a chunk graded, which gives a list of grades, or a single row, which gives its grade."""
+        first, lenient = questions[0], self._options.lenient
+        seconds = self._options.seconds(first)
+        if len(questions) > 1:
+            # Never longer than a single row may take: a verdict must not depend on the chunking.
+            return self._schedule(min(_CHUNK_SECONDS, seconds), _grade_all, questions, lenient, tries=1)
+        if first.task == "math":
+            return self._schedule(seconds, math.grade, first, lenient)
+        return self._schedule(seconds, code.grade, first, self._code_options())
 
     def _schedule(self, seconds: float, *work: Any, tries: int = 2) -> Future[Any]:
         function, *arguments = work
@@ -269,32 +290,44 @@ class GraderPool:
         worker.kill()
         worker.close()
 
-    def second_opinions(self, questions: Sequence[Question]) -> Iterator[Verdict | None]:
+    def second_opinions(self, questions: Iterable[Question]) -> Iterator[Verdict | None]:
         """Yield the verdict of another method on each question, in order, or None if it cannot judge.
 
         For mathematics the method is math-verify called plainly, with its own extraction. For code the tests run again.
         """
-        futures = [
-            self._schedule(self._options.timeout, math.second_opinion, q) if q.task == "math" else self._submit(q)
-            for q in questions
-        ]
-        for question, future in zip(questions, futures, strict=True):
+        for question, future in self._ahead(self._ask_again, questions):
             second = _result(future, 0.0)
             if question.task == "code":
                 yield second.verdict
             else:
                 yield ("correct" if second else "incorrect") if isinstance(second, bool) else None
 
-    def classes(self, groups: Sequence[Sequence[str]]) -> Iterator[list[int]]:
+    def _ask_again(self, question: Question) -> Future[Any]:
+        if question.task == "math":
+            return self._schedule(self._options.timeout, math.second_opinion, question)
+        return self._submit([question])
+
+    def classes(self, groups: Iterable[Sequence[str]]) -> Iterator[list[int]]:
         """Yield the equivalence classes of each group of answers, by text alone if comparing them takes too long."""
-        futures = [self._schedule(_CLASSES_SECONDS, math.answer_classes, list(group)) for group in groups]
-        for group, future in zip(groups, futures, strict=True):
+        for group, future in self._ahead(self._compare, groups):
             found = _result(future, _CLASSES_SECONDS)
             if isinstance(found, list):
                 yield found
             else:
                 numbers: dict[str, int] = {}
                 yield [numbers.setdefault(answer, len(numbers)) for answer in group]
+
+    def _compare(self, group: Sequence[str]) -> Future[Any]:
+        return self._schedule(_CLASSES_SECONDS, math.answer_classes, list(group))
+
+    def _ahead(self, submit: Callable[[T], Future[Any]], items: Iterable[T]) -> Iterator[tuple[T, Future[Any]]]:
+        """Yield each item with the future of its work, in order; the work of a bounded number begins ahead."""
+        begun: deque[tuple[T, Future[Any]]] = deque()
+        for item in items:
+            begun.append((item, submit(item)))
+            if len(begun) > _AHEAD * self._workers:
+                yield begun.popleft()
+        yield from begun
 
 
 def _result(future: Future[Any], seconds: float) -> Any:

@@ -7,9 +7,11 @@ thoughts apart from the answer, unless it cut the response off.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from trd_cli.graders.answers import CLOSE, OPEN
 from trd_cli.models import SCRIPTED
@@ -19,7 +21,17 @@ from trd_cli.prompting.tokens import ByteTokenizer, HubTokenizer
 TAIL = 24
 _FILE = "tokenizer.json"
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 Decode = Callable[[Sequence[int]], str]
+
+
+def tails(prompts: pa.ListArray) -> Iterator[list[int]]:
+    """Yield the last TAIL ids of each prompt of a column `prompt_token_ids`."""
+    ids = prompts.values.to_numpy()
+    for start, end in pairwise(prompts.offsets.to_pylist()):
+        yield ids[max(start, end - TAIL) : end].tolist()
 
 
 class Prompts:

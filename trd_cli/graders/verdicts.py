@@ -4,21 +4,32 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
+
+import pyarrow as pa
 
 from trd_cli.errors import InputError, counted
 from trd_cli.graders.base import Grade, Question
 from trd_cli.graders.math import NOT_ONE_ANSWER
 from trd_cli.graders.pool import GraderOptions, GraderPool
-from trd_cli.graders.thinking import TAIL, Prompts
+from trd_cli.graders.thinking import Prompts, tails
 from trd_cli.progress import Progress
-from trd_cli.records import Trajectory, well_formed
-from trd_cli.trajectories.shards import read_rows, shard_info, write_shard
+from trd_cli.records import well_formed
+from trd_cli.trajectories.shards import OF_A_VERDICT, read_table, shard_info, write_table
 
 _SETTLED = ("correct", "incorrect")
+# Columns that decide whether a row has to be graded.
+_KNOWN = (*OF_A_VERDICT, "problem_id", "task", "tests", "error")
+# Columns of a question, and those that grading reads.
+_ASKED = ("task", "response", "reference_answer", "tests", "model", "ids_exact", "finish_reason")
+_READ = (*_ASKED, "prompt_token_ids", "error")
+_ROWS_AT_ONCE = 32
+
+# The columns of a shard's verdicts by name, a value a row.
+Verdicts = dict[str, list[str | None]]
 
 
 @dataclass(frozen=True)
@@ -58,7 +69,7 @@ def lines(rows: Sequence[Differing]) -> str:
 
 
 class ShardGrader:
-    """Grade whole shards.
+    """Grade whole shards, one in memory at a time. Only the columns of verdicts are made anew.
 
     `counts` holds the verdicts of all rows seen, `changes` the (old, new) verdicts of rows that were graded again, and
     `worked_references` the number of rows of each problem whose reference is not one answer.
@@ -93,95 +104,104 @@ class ShardGrader:
 
     def fill(self, source: Path, target: Path) -> None:
         """Write `source` with all its verdicts to `target`, which may be `source`; write nothing if none is missing."""
-        rows = read_rows(source)
-        todo = [i for i, row in enumerate(rows) if self._is_owed(row, source)]
-        for i, row in zip(todo, self._grade([rows[i] for i in todo]), strict=True):
-            if rows[i].verdict is not None:
-                self.changes[rows[i].verdict, row.verdict] += 1
-            rows[i] = row
-        if self._share:
-            self._check([row for row in rows if row.verdict in _SETTLED and self._is_sampled(row)])
-        if todo or source != target:
-            rows = write_shard(target, rows, shard_info(source).set_digest)
-        self.counts.update(row.verdict for row in rows)
-        self.worked_references.update(row.problem_id for row in rows if row.verdict_detail == NOT_ONE_ANSWER)
+        known = read_table(source, list(_KNOWN))
+        verdicts = {name: known[name].to_pylist() for name in OF_A_VERDICT}
+        owed = self._owed(known, verdicts, source)
+        if owed or self._share or source != target:
+            table = read_table(source)
+            self._grade(table, owed, verdicts)
+            if self._share:
+                self._check(table, verdicts)
+            if owed or source != target:
+                write_table(target, _with(table, verdicts), shard_info(source).set_digest)
+        self.counts.update(verdicts["verdict"])
+        details = zip(known["problem_id"].to_pylist(), verdicts["verdict_detail"], strict=True)
+        self.worked_references.update(problem_id for problem_id, detail in details if detail == NOT_ONE_ANSWER)
         self._progress.result(target)
 
-    def _is_owed(self, row: Trajectory, path: Path) -> bool:
-        """Return whether a row still has to be graded.
+    def _owed(self, table: pa.Table, verdicts: Verdicts, path: Path) -> list[int]:
+        """Return the places of the rows that still have to be graded.
 
         Raises InputError for a verdict of another grader if `regrade` is "none".
         """
-        if row.verdict is None or self._regrade == "all":
-            return True
-        name, version = self._options.grader(row.task, row.tests)
-        stale = (row.grader, row.grader_version) != (name, version)
-        if stale and self._regrade == "none":
-            raise InputError(
-                f"{path} was graded by {row.grader} {row.grader_version}",
-                f"{name} {version}",
-                "pass --regrade to grade it again",
-            )
-        unsettled = row.verdict not in _SETTLED and row.error is None
-        return stale or (unsettled and self._regrade == "unsettled")
-
-    def _grade(self, rows: list[Trajectory]) -> list[Trajectory]:
-        answered = [row for row in rows if row.error is None]
-        self._say_sandbox(answered)
-        grades = iter(self._pool.grade(self._questions(answered)))
-        graded: list[Trajectory] = []
-        for row in rows:
-            grade = next(grades) if row.error is None else Grade("error", detail=f"no response: {row.error}")
-            self._progress.advance(1)
-            name, version = self._options.grader(row.task, row.tests)
-            graded.append(
-                replace(
-                    row,
-                    verdict=grade.verdict,
-                    extracted_answer=grade.extracted_answer and well_formed(grade.extracted_answer),
-                    verdict_detail=grade.detail and well_formed(grade.detail),
-                    grader=name,
-                    grader_version=version,
+        if self._regrade == "all":
+            return list(range(table.num_rows))
+        owed = []
+        old = zip(verdicts["verdict"], verdicts["grader"], verdicts["grader_version"], strict=True)
+        for i, ((verdict, *by), now, error) in enumerate(
+            zip(old, self._graders(table), table["error"].to_pylist(), strict=True)
+        ):
+            is_stale = verdict is not None and tuple(by) != now
+            if is_stale and self._regrade == "none":
+                raise InputError(
+                    f"{path} was graded by {' '.join(map(str, by))}",
+                    " ".join(now),
+                    "pass --regrade to grade it again",
                 )
-            )
-        return graded
+            is_unsettled = verdict not in _SETTLED and error is None and self._regrade == "unsettled"
+            if verdict is None or is_stale or is_unsettled:
+                owed.append(i)
+        return owed
 
-    def _say_sandbox(self, rows: Sequence[Trajectory]) -> None:
-        if not self._said_sandbox and any(row.task == "code" for row in rows):
+    def _graders(self, table: pa.Table) -> Iterator[tuple[str, str]]:
+        """Yield the name and version of each row's grader."""
+        for task, tests in zip(table["task"].to_pylist(), table["tests"], strict=True):
+            yield self._options.grader(task, tests.as_py() if task == "code" else None)
+
+    def _grade(self, table: pa.Table, owed: Sequence[int], verdicts: Verdicts) -> None:
+        """Grade the rows at these places and put the results into `verdicts`."""
+        rows = table.select(_READ).take(pa.array(owed, pa.int64()))
+        answered = rows.filter(rows["error"].is_null())
+        self._say_sandbox(answered)
+        grades = self._pool.grade(self._questions(answered))
+        for i, by, error in zip(owed, self._graders(rows), rows["error"].to_pylist(), strict=True):
+            grade = next(grades) if error is None else Grade("error", detail=f"no response: {error}")
+            self._progress.advance(1)
+            if verdicts["verdict"][i] is not None:
+                self.changes[verdicts["verdict"][i], grade.verdict] += 1
+            answer = grade.extracted_answer and well_formed(grade.extracted_answer)
+            detail = grade.detail and well_formed(grade.detail)
+            for name, value in zip(OF_A_VERDICT, (grade.verdict, answer, *by, detail), strict=True):
+                verdicts[name][i] = value
+
+    def _say_sandbox(self, rows: pa.Table) -> None:
+        if not self._said_sandbox and "code" in rows["task"].unique().to_pylist():
             self._said_sandbox = True
             self._progress.note(f"programs run in the sandbox: {self._pool.sandbox_described}")
 
-    def _is_sampled(self, row: Trajectory) -> bool:
-        return int(row.trajectory_id[:8], 16) < self._share * 16**8
-
-    def _check(self, rows: Sequence[Trajectory]) -> None:
-        for row, second in zip(rows, self._pool.second_opinions(self._questions(rows)), strict=True):
+    def _check(self, table: pa.Table, verdicts: Verdicts) -> None:
+        ids = table["trajectory_id"].to_pylist()
+        sampled = [
+            i for i, verdict in enumerate(verdicts["verdict"]) if verdict in _SETTLED and self._is_sampled(ids[i])
+        ]
+        rows = table.select(_READ).take(pa.array(sampled, pa.int64()))
+        seconds = self._pool.second_opinions(self._questions(rows))
+        about = zip(sampled, rows["task"].to_pylist(), rows["reference_answer"].to_pylist(), seconds, strict=True)
+        for i, task, reference, second in about:
+            verdict, answer = verdicts["verdict"][i], verdicts["extracted_answer"][i]
             if second is None:
                 self.audit.untold += 1
-            elif second == row.verdict:
+            elif second == verdict:
                 self.audit.agreed += 1
             else:
-                self.audit.differing.append(
-                    Differing(
-                        row.trajectory_id,
-                        row.task,
-                        row.reference_answer,
-                        row.extracted_answer,
-                        str(row.verdict),
-                        second,
-                    )
-                )
+                self.audit.differing.append(Differing(ids[i], task, reference, answer, verdict, second))
 
-    def _questions(self, rows: Sequence[Trajectory]) -> list[Question]:
-        return [
-            Question(
-                row.task,
-                row.response or "",
-                row.reference_answer,
-                row.tests,
-                self._prompts.open_thinking(
-                    row.model, row.prompt_token_ids[-TAIL:], row.response or "", row.ids_exact, row.finish_reason
-                ),
-            )
-            for row in rows
-        ]
+    def _is_sampled(self, trajectory_id: str) -> bool:
+        return int(trajectory_id[:8], 16) < self._share * 16**8
+
+    def _questions(self, rows: pa.Table) -> Iterator[Question]:
+        """Yield the questions of rows with the columns `_READ`, few at a time as Python objects."""
+        for batch in rows.to_batches(max_chunksize=_ROWS_AT_ONCE):
+            columns = (batch[name].to_pylist() for name in _ASKED)
+            for row in zip(*columns, tails(batch["prompt_token_ids"]), strict=True):
+                task, response, reference, tests, model, exact, finish_reason, tail = row
+                opens = self._prompts.open_thinking(model, tail, response or "", exact, finish_reason)
+                yield Question(task, response or "", reference, tests, opens)
+
+
+def _with(table: pa.Table, verdicts: Verdicts) -> pa.Table:
+    """Return the table with these verdicts; all other columns are the same memory."""
+    for name in OF_A_VERDICT:
+        place = table.schema.get_field_index(name)
+        table = table.set_column(place, table.schema.field(place), pa.array(verdicts[name], pa.string()))
+    return table

@@ -1,9 +1,9 @@
 """The processes of a run: one for each stage, with its log, its events and its peak memory, and the locks around them.
 
-.lock     held by trd run itself: one at a time in a directory
-.stage    held by the stage that runs. It outlives a trd run that is killed; the next one waits for its end, or ends it,
-          before it starts any other
-.events   facts that the stage tells (see `progress`)
+.lock                  held by trd run itself: one at a time in a directory
+.stages/NODE.lock      held by a stage that runs. It outlives a trd run that is killed; the next one waits for its end,
+                       or ends it, before it starts any other
+.stages/NODE.events    facts that the stage tells (see `progress`)
 
 Memory is the larger of the kernel's peak of the stage's own process and of the sum over its process tree, taken once a
 second; pages that processes share count for each of them. Not covered: GPU memory.
@@ -19,18 +19,18 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
 from trd_cli.atomic import make_directory
 from trd_cli.errors import ResumeRefused
-from trd_cli.locks import hold, holder, sign, signature, take
+from trd_cli.locks import flock, hold, holder, sign, signature, take
 from trd_cli.progress import EVENTS_VARIABLE, PARENT_VARIABLE, Work
 from trd_cli.recipes.nodes import NODES, Graph, Node
 from trd_cli.redaction import scrubbed
 
-# The process that a stage ends with; read by the command line when it starts.
+_STAGES = ".stages"
 _LOOK = 1.0  # seconds between two looks at the memory of a stage's processes
 _TAIL = 8192
 # Seconds that a stage has to end its step and to write what it has finished, once it must stop.
@@ -52,8 +52,8 @@ def command_of(graph: Graph, node: Node, more: Sequence[str] = ()) -> list[str]:
 class StageProcess:
     """A node's command in a process and a session of its own. Standard error is appended to the node's log."""
 
-    def __init__(self, graph: Graph, node: Node, lock: IO[str], more: Sequence[str] = ()) -> None:
-        """Start the process. It inherits `lock` (from `stage_lock`), which is held for as long as the stage lives."""
+    def __init__(self, graph: Graph, node: Node, environment: Mapping[str, str], more: Sequence[str] = ()) -> None:
+        """Start the process, with more variables and words. It holds its lock for as long as it lives."""
         words = command_of(graph, node, more)
         self.log = graph.directory / node.log
         self.log.parent.mkdir(exist_ok=True)
@@ -61,15 +61,19 @@ class StageProcess:
         self._work: Work | None = None
         self._error: str | None = None
         self._began, self._looked = time.monotonic(), 0.0
-        self._events, self._heard = graph.directory.resolve() / ".events", 0
+        stages = graph.directory.resolve() / _STAGES
+        stages.mkdir(exist_ok=True)
+        self._events, self._heard = stages / f"{self.log.stem}.events", 0
         self._events.write_bytes(b"")
         # The log is read back as UTF-8, whatever the user's terminal has.
-        environment = os.environ | {"PYTHONIOENCODING": "utf-8", EVENTS_VARIABLE: str(self._events)}
+        told = {"PYTHONIOENCODING": "utf-8", EVENTS_VARIABLE: str(self._events)}
         # The processes of a launcher are not children of this one, and the launcher itself would not notice its death.
         launched = node.stage == "distill" and graph.recipe.processes > 1
         self._ends_with_run = sys.platform.startswith("linux") and not launched
         if self._ends_with_run:
-            environment[PARENT_VARIABLE] = str(os.getpid())
+            told[PARENT_VARIABLE] = str(os.getpid())
+        self._lock = open(stages / f"{self.log.stem}.lock", "a+", encoding="utf-8")  # noqa: SIM115
+        take(self._lock)
         with open(self.log, "ab") as log:
             typed = shlex.join(words[words.index("trd_cli") + 1 :])
             log.write(os.fsencode(f"$ trd {scrubbed(typed)}\n"))
@@ -80,11 +84,11 @@ class StageProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=log,
-                env=environment,
-                pass_fds=[lock.fileno()],
+                env=os.environ | environment | told,
+                pass_fds=[self._lock.fileno()],
                 start_new_session=True,
             )
-        sign(lock, self._process.pid, {"node": node.name, "ends_with_run": self._ends_with_run})
+        sign(self._lock, self._process.pid, {"node": node.name, "ends_with_run": self._ends_with_run})
 
     @property
     def seconds(self) -> float:
@@ -108,19 +112,25 @@ class StageProcess:
             self.peak = max(self.peak, _resident(self._process.pid))
         return self.exit_code
 
-    def stop(self) -> None:
-        """Stop the stage; wait until it has written what it has finished. A second Ctrl-C, or ten minutes, kill it."""
+    def tell_to_stop(self) -> None:
+        """Ask the stage to end as soon as it has written what it has finished."""
         with contextlib.suppress(ProcessLookupError):
             self._process.send_signal(signal.SIGTERM)
-        until = time.monotonic() + _PATIENCE
-        try:
-            while self.poll() is None and time.monotonic() < until:
+
+    def kill(self) -> None:
+        """End the stage and its processes at once."""
+        if self.poll() is None:
+            _kill_tree(self._process.pid)
+            while self.poll() is None:
                 time.sleep(0.02)
-        finally:
-            if self.poll() is None:
-                _kill_tree(self._process.pid)
-                while self.poll() is None:
-                    time.sleep(0.02)
+
+    def close(self) -> None:
+        """Remove the files of a stage that has ended. A lock that a process of it still holds stays."""
+        self._events.unlink(missing_ok=True)
+        self._lock.close()
+        with open(self._lock.name, "a", encoding="utf-8") as lock:
+            if flock(lock) is not False:
+                os.unlink(lock.name)
 
     def progress(self) -> Work | None:
         """Return the piece of work that the stage is at, or None before it has begun one."""
@@ -177,35 +187,55 @@ def locked(directory: Path) -> Iterator[None]:
         yield
 
 
-@contextlib.contextmanager
-def stage_lock(directory: Path, note: Callable[[str], None]) -> Iterator[IO[str]]:
-    """Yield the file that each stage holds while it runs. A stage that a killed run left behind is ended first."""
-    with open(directory / ".stage", "a+", encoding="utf-8") as file:
-        if not take(file):
-            _end_left_behind(file, note)
-        yield file
+def stop_all(processes: Sequence[StageProcess]) -> None:
+    """Stop stages; wait until each has written what it has finished. A second Ctrl-C, or ten minutes, kill them."""
+    for process in processes:
+        process.tell_to_stop()
+    until = time.monotonic() + _PATIENCE
+    try:
+        while None in [process.poll() for process in processes] and time.monotonic() < until:
+            time.sleep(0.02)
+    finally:
+        for process in processes:
+            process.kill()
 
 
-def _end_left_behind(file: IO[str], note: Callable[[str], None]) -> None:
-    """Stop a stage, unless the death of its run does, and wait until it has written what it has finished."""
+def end_left_behind(directory: Path, note: Callable[[str], None]) -> None:
+    """End the stages that a killed run has left behind, each once it has written what it has finished."""
+    with contextlib.ExitStack() as stack:
+        paths = sorted((directory / _STAGES).glob("*"))
+        locks = [stack.enter_context(open(p, "a+", encoding="utf-8")) for p in paths if p.suffix == ".lock"]
+        left = [lock for lock in locks if not take(lock)]
+        for lock in left:
+            name = signature(lock).get("node", "a stage")
+            note(f"waiting for the end of {name}, which an earlier run has left behind")
+            _tell_to_stop(lock)
+        if not _all_taken(left, _PATIENCE):
+            for lock in left:
+                if not take(lock) and (process := holder(lock)) is not None:
+                    _kill_tree(process.pid)
+            if not _all_taken(left, _GRACE):
+                raise ResumeRefused(
+                    "a stage of an earlier trd run does not end", "none", "end its processes, then run again"
+                )
+        for path in paths:
+            path.unlink()
+
+
+def _tell_to_stop(lock: IO[str]) -> None:
+    """Stop the stage that holds a lock, unless the death of its run does."""
     import psutil
 
-    left, process = signature(file), holder(file)
-    note(f"waiting for the end of {left.get('node', 'a stage')}, which an earlier run has left behind")
-    if process is not None and not left.get("ends_with_run"):
+    process = holder(lock)
+    if process is not None and not signature(lock).get("ends_with_run"):
         with contextlib.suppress(psutil.Error):
             process.terminate()
-    if _locked_within(file, _PATIENCE):
-        return
-    if process is not None:
-        _kill_tree(process.pid)
-    if not _locked_within(file, _GRACE):
-        raise ResumeRefused("a stage of an earlier trd run does not end", "none", "end its processes, then run again")
 
 
-def _locked_within(file: IO[str], seconds: float) -> bool:
+def _all_taken(locks: Sequence[IO[str]], seconds: float) -> bool:
+    """Take locks as soon as they are free; return False if one is still held after so many seconds."""
     until = time.monotonic() + seconds
-    while not take(file):
+    while locks := [lock for lock in locks if not take(lock)]:
         if time.monotonic() > until:
             return False
         time.sleep(0.05)

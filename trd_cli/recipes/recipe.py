@@ -8,12 +8,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, Strict, StrictInt, model_serializer, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    Strict,
+    StrictInt,
+    model_serializer,
+    model_validator,
+)
 
 from trd_cli.atomic import has_text_name, read_text_once
 from trd_cli.config.base import Positive
 from trd_cli.config.training import Along, DistillConfig
 from trd_cli.errors import InputError
+from trd_cli.recipes.slots import read_devices
 from trd_cli.redaction import without_secrets
 
 # Keys whose values name files or models.
@@ -67,6 +77,9 @@ class Recipe(BaseModel):
     problems_per_round: Count | None = None
     seeds: tuple[StrictInt, ...] = (0,)
     processes: Count = 1
+    nodes: Count = 1
+    devices: Annotated[tuple[str, ...] | None, BeforeValidator(read_devices)] = None
+    ray: Name | None = None
     reference_arm: str | None = None
     problems: Table
     sample: Table = {}
@@ -94,7 +107,11 @@ class Recipe(BaseModel):
 
     def record(self) -> Table:
         """Return the recipe without keys, as a run directory holds it."""
-        return without_secrets(self.model_dump(mode="json", exclude_none=True))
+        table = self.model_dump(mode="json", exclude_none=True)
+        # A run that was recorded before there was this key keeps its record.
+        if self.nodes == 1:
+            del table["nodes"]
+        return without_secrets(table)
 
     def as_toml(self) -> str:
         """Return `record` as TOML that extends no other file."""

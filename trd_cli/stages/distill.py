@@ -2,143 +2,247 @@
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
+import platform
+import tempfile
 import time
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
-from dataclasses import asdict
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
 
-from trd_cli.atomic import has_text_name
+from trd_cli.atomic import has_text_name, refused, temporary
 from trd_cli.config.training import DistillConfig, ObjectiveOptions
-from trd_cli.errors import InputError, TrdError, counted
+from trd_cli.errors import InputError, ModelError, TrdError, UserError, counted
 from trd_cli.models import ModelRef, own_teacher
 from trd_cli.progress import Progress
 from trd_cli.prompting.templates import digest_of
-from trd_cli.records import Trajectory
 from trd_cli.training import LOG
-from trd_cli.training.batches import Example, ids_array
 from trd_cli.training.examples import Contexts
+from trd_cli.training.launch import Processes, accelerator_for, end_of_others_said
+from trd_cli.training.reading import Chosen, choose, key_of, write_examples
 from trd_cli.training.state import clear_states
+from trd_cli.training.stored import NAME as EXAMPLES
+from trd_cli.training.stored import Examples
 from trd_cli.trajectories.run_json import About
-from trd_cli.trajectories.sets import InputSet, check_complete, load_rows, open_sets, parent_column
-from trd_cli.trajectories.shards import read_table
-from trd_cli.trajectories.stage_dir import StageDir
+from trd_cli.trajectories.sets import InputSet, check_complete, open_sets
+from trd_cli.trajectories.stage_dir import DEFAULT_ROOT, StageDir, differing_keys
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 # Files from before the first saved state: no work that another configuration would destroy.
-_SCRATCH = (LOG, "trd")
+_SCRATCH = (LOG, "trd", EXAMPLES)
+# Seconds. A network file system may take some to show a file that another machine has written.
+_VISIBLE_WITHIN = 5.0
 
-# Fields that all sets of one training run must share: contexts and defaults are made from them.
-_SHARED = (
-    *("tokenizer", "model", "model_revision", "student", "student_revision"),
-    *("setting", "render", "chat_template_kwargs"),
-)
+
+@dataclass(frozen=True)
+class _Training:
+    """Hold what one process trains with; the main process holds the output directory too."""
+
+    student: ModelRef
+    teacher: ModelRef
+    examples: Examples
+    directory: Path
+    accelerator: Accelerator
+    stage_dir: StageDir | None = None
+
+
+@dataclass(frozen=True)
+class _Order:
+    """Tell the other processes, on other machines too, what the main process has read and decided."""
+
+    student: ModelRef
+    teacher: ModelRef
+    examples: Path
+    digest: str
+    directory: Path
+
+    @classmethod
+    def of(cls, training: _Training) -> _Order:
+        path, directory = training.examples.path.absolute(), training.directory.absolute()
+        return cls(training.student, training.teacher, path, training.examples.digest, directory)
+
+    def taken(self, config: DistillConfig, resolve: Callable[[str], ModelRef]) -> _Training:
+        """Find models and examples on this machine. Raises UserError where they are others here."""
+        student, teacher = (_same_here(model, resolve) for model in (self.student, self.teacher))
+        until = time.monotonic() + _VISIBLE_WITHIN
+        while (examples := Examples.at(self.examples)) is None and time.monotonic() < until:
+            time.sleep(0.1)
+        if examples is None or examples.digest != self.digest:
+            raise InputError(
+                f"{platform.node()} does not find {self.examples}, which the main process has written",
+                "an output directory on storage that all machines of the launch share",
+                "give such an --out",
+            )
+        return _Training(student, teacher, examples, self.directory, accelerator_for(config, self.directory))
 
 
 def run(config: DistillConfig, paths: Sequence[str], resolve: Callable[[str], ModelRef], progress: Progress) -> None:
     """Train and write a checkpoint; a finished one of the same configuration stays as it is."""
+    with end_of_others_said(), contextlib.ExitStack() as held:
+        processes = Processes(config)
+        of_main = processes.from_main(config.record)
+        processes.all_or_none(lambda: _check_same(of_main, config.record()))
+        main: _Training | None = None
+
+        def prepared() -> _Order | None:
+            nonlocal main
+            main = _prepared(config, paths, resolve, progress, held)
+            return main and _Order.of(main)
+
+        order = processes.from_main(prepared)
+        if order is not None:
+            _train(config, processes.all_or_none(lambda: main or order.taken(config, resolve)), progress)
+
+
+def _check_same(of_main: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    """Raise UserError where this process was started with other options than the main one."""
+    if differing := differing_keys(of_main, own):
+        raise UserError(
+            f"{platform.node()} was started with other options than the main process: {', '.join(differing)}",
+            "one command on all machines",
+            "start them alike",
+        )
+
+
+def _same_here(model: ModelRef, resolve: Callable[[str], ModelRef]) -> ModelRef:
+    here = resolve(model.lasting_name)
+    if here.revision != model.revision:
+        raise ModelError(
+            f"{model.name} is {here.revision} on {platform.node()}",
+            f"{model.revision}, as for the main process",
+            "give all machines the same model",
+        )
+    return here
+
+
+def _prepared(
+    config: DistillConfig,
+    paths: Sequence[str],
+    resolve: Callable[[str], ModelRef],
+    progress: Progress,
+    held: contextlib.ExitStack,
+) -> _Training | None:
+    """Read the sets and open the output directory, which `held` closes; return None if nothing is to be trained."""
     sets = open_sets(paths)
     if not config.allow_partial:
         check_complete(s.directory for s in sets)
-    student, teacher, examples = _read(config, sets, resolve, progress)
-    if config.selfcheck:
-        _selfcheck(config, examples, student, teacher, progress)
-        return
-    identity = config.identity() | {
-        "inputs": [s.digest for s in sets],
-        "rows": _digest(examples),
-        # By its text: the path of a pipe is another one each time.
-        "prompt": config.prompt and digest_of(config.prompt),
-        "student_revision": student.revision,
-        "teacher_revision": teacher.revision,
-    }
-    stage_dir = StageDir(
-        config.out, "distill", identity, config.record(), [s.lineage() for s in sets], scratch=_SCRATCH
-    )
-    if not has_text_name(stage_dir.path):
-        raise InputError(
-            f"the path of {stage_dir.path.resolve()} is not UTF-8", "one that safetensors takes", "give another --out"
+    with _new_file(config) as file:
+        student, teacher, examples = read(config, sets, resolve, progress, file)
+        if config.selfcheck:
+            _selfcheck(config, examples, student, teacher, progress)
+            return None
+        identity = config.identity() | {
+            "inputs": [s.digest for s in sets],
+            "rows": examples.digest,
+            # By its text: the path of a pipe is another one each time.
+            "prompt": config.prompt and digest_of(config.prompt),
+            "student_revision": student.revision,
+            "teacher_revision": teacher.revision,
+        }
+        stage_dir = StageDir(
+            config.out, "distill", identity, config.record(), [s.lineage() for s in sets], scratch=_SCRATCH
         )
-    if config.dry_run:
-        progress.note(_preview(examples, student, teacher, stage_dir, config))
+        if not has_text_name(stage_dir.path):
+            raise InputError(
+                f"the path of {stage_dir.path.resolve()} is not UTF-8",
+                "one that safetensors takes",
+                "give another --out",
+            )
+        if config.dry_run:
+            progress.note(_preview(examples, student, teacher, stage_dir, config))
+            return None
+        if stage_dir.state().is_finished:
+            _clear(stage_dir.path)
+            progress.note(f"{stage_dir.path} is finished: nothing to do")
+            progress.result(stage_dir.path)
+            return None
+        accelerator = accelerator_for(config, stage_dir.path)
+        held.enter_context(stage_dir)
+        if examples.path == Path(file.name):
+            examples.move_to(stage_dir.path / EXAMPLES)
+    return _Training(student, teacher, examples, stage_dir.path, accelerator, stage_dir)
+
+
+@contextlib.contextmanager
+def _new_file(config: DistillConfig) -> Iterator[IO[bytes]]:
+    """Open a file for examples that is removed after the block unless it was moved.
+
+    It lies on the file system of the output directory, or among temporary files where nothing is to be trained.
+    """
+    if config.dry_run or config.selfcheck:
+        with tempfile.TemporaryFile() as file:
+            yield file
         return
-    if stage_dir.state().is_finished:
-        clear_states(stage_dir.path)
-        progress.note(f"{stage_dir.path} is finished: nothing to do")
-        progress.result(stage_dir.path)
-        return
-    _train(config, examples, student, teacher, stage_dir, progress)
+    wanted = Path(config.out) if config.out else DEFAULT_ROOT / "distill"
+    above = next(path for path in (wanted, *wanted.absolute().parents) if path.is_dir())
+    with contextlib.ExitStack() as removed:
+        try:
+            file = removed.enter_context(temporary(above / EXAMPLES, "x+b"))
+        except OSError as error:
+            raise refused(above / EXAMPLES, error) from None
+        yield file
 
 
-def _read(
-    config: DistillConfig, sets: Sequence[InputSet], resolve: Callable[[str], ModelRef], progress: Progress
-) -> tuple[ModelRef, ModelRef, list[Example]]:
-    """Return the student, the teacher and the training examples; the rows, with all their text, are not kept."""
-    rows, used = _rows_of_kind(config, sets)
-    student, teacher = _models(config, used[0], rows[0], resolve)
-    if config.objective == "sampled":
-        _warn_of_other_samples(config, rows, progress)
+def read(
+    config: DistillConfig,
+    sets: Sequence[InputSet],
+    resolve: Callable[[str], ModelRef],
+    progress: Progress,
+    file: IO[bytes],
+) -> tuple[ModelRef, ModelRef, Examples]:
+    """Return the student, the teacher and the examples to train on, without loading a model's weights.
 
-    def parents(column: str) -> dict[str, Any]:
-        return parent_column(used, column, config.parents)
-
-    return student, teacher, Contexts(config, used[0], parents, student, teacher, progress).examples(rows)
-
-
-def _warn_of_other_samples(config: DistillConfig, rows: Sequence[Trajectory], progress: Progress) -> None:
-    """Report how many rows bias the sampled estimate, which needs unfiltered samples at the temperature of the loss."""
-    others = sum(config.is_drawn_otherwise(row.stage, row.temperature, row.top_p, row.top_k) for row in rows)
-    if others:
+    The examples are written into `file`, which is empty and open for writing and reading, unless an earlier run has
+    left the same ones in the output directory.
+    """
+    chosen = choose(config, sets)
+    student, teacher = _models(config, chosen, resolve)
+    if config.objective == "sampled" and chosen.otherwise:
         progress.note(
-            f"{others} of {len(rows)} rows were not drawn from the student at temperature {config.temperature:g} without top-p and "
+            f"{chosen.otherwise} of {chosen.rows} rows were not drawn from the student at temperature {config.temperature:g} without top-p and "
             "top-k: along them the sampled estimate of reverse KL is biased"
         )
+    contexts = Contexts(config, chosen.sets[0], student, teacher, progress)
+    key = key_of(config, chosen, student, teacher)
+    left = [Path(config.out) / EXAMPLES] if config.out else DEFAULT_ROOT.glob(f"distill-*/{EXAMPLES}")
+    examples = Examples.found(left, key) or write_examples(config, chosen, contexts, key, file, progress)
+    for note in examples.about["notes"]:
+        progress.note(note)
+    return student, teacher, examples
 
 
-def _digest(examples: Sequence[Example]) -> str:
-    """Return a digest of all that is trained on. The attempts' verdicts only sort the log."""
-    digest = hashlib.sha256()
-    for e in examples:
-        digest.update(e.trajectory_id.encode())
-        for ids in (e.student_prompt, e.teacher_prompt, e.response_ids, ids_array(e.scored)):
-            digest.update(len(ids).to_bytes(8))
-            digest.update(ids)
-    return digest.hexdigest()[:16]
+def _clear(directory: Path) -> None:
+    """Remove the states and the examples after the model itself has been saved."""
+    clear_states(directory)
+    (directory / EXAMPLES).unlink(missing_ok=True)
 
 
-def _train(
-    config: DistillConfig,
-    examples: Sequence[Example],
-    student: ModelRef,
-    teacher: ModelRef,
-    stage_dir: StageDir,
-    progress: Progress,
-) -> None:
-    from trd_cli.training.launch import accelerator_for
+def _train(config: DistillConfig, training: _Training, progress: Progress) -> None:
     from trd_cli.training.trainer import Trainer
 
-    accelerator = accelerator_for(config, stage_dir.path)
-    # One process holds the directory; the others train along.
-    with stage_dir if accelerator.is_main_process else nullcontext():
-        progress.note(f"loading {student.name} and its teacher {teacher.name} for {_described(config)}")
-        trainer = Trainer(config, student, teacher, accelerator, stage_dir.path)
-        began = time.monotonic()
-        trained = trainer.train(examples, progress)
-        at_work = time.monotonic() - began
-        trainer.save()
-        if accelerator.is_main_process:
-            told = {"student": student.lasting_name, "teacher": teacher.lasting_name, "trajectories": len(examples)}
-            stage_dir.finish(About(**told, **asdict(trained)))
-            stage_dir.log_session(config.epochs * len(examples), trained.tokens, at_work)
-            clear_states(stage_dir.path)
+    student, teacher, examples = training.student, training.teacher, training.examples
+    progress.note(f"loading {student.name} and its teacher {teacher.name} for {_described(config)}")
+    trainer = Trainer(config, student, teacher, training.accelerator, training.directory)
+    began = time.monotonic()
+    trained = trainer.train(examples, progress)
+    at_work = time.monotonic() - began
+    trainer.save()
+    if training.stage_dir is not None:
+        told = {"student": student.lasting_name, "teacher": teacher.lasting_name, "trajectories": len(examples)}
+        training.stage_dir.finish(About(**told, **asdict(trained)))
+        training.stage_dir.log_session(config.epochs * len(examples), trained.tokens, at_work)
+        _clear(training.directory)
     progress.note(
-        f"loss {trained.first_loss:.4f} → {trained.last_loss:.4f} over {counted(trained.steps, 'step')}, saved in {stage_dir.path}"
+        f"loss {trained.first_loss:.4f} → {trained.last_loss:.4f} over {counted(trained.steps, 'step')}, saved in {training.directory}"
     )
-    progress.result(stage_dir.path)
+    progress.result(training.directory)
 
 
 def _selfcheck(
-    config: DistillConfig, examples: Sequence[Example], student: ModelRef, teacher: ModelRef, progress: Progress
+    config: DistillConfig, examples: Examples, student: ModelRef, teacher: ModelRef, progress: Progress
 ) -> None:
     from trd_cli.training.selfcheck import run_checks
 
@@ -152,50 +256,9 @@ def _selfcheck(
         )
 
 
-def _rows_of_kind(config: DistillConfig, sets: Sequence[InputSet]) -> tuple[list[Trajectory], list[InputSet]]:
-    """Return the rows to train on and the sets they are from.
-
-    Raises InputError where there are none, or two sets disagree on how they were made.
-    """
-    # By the kinds in the sets, not in the subset: a filter must not change the kind that is trained along.
-    held = {kind for each in sets for kind in _kinds_in(each)}
-    kind = config.along(held)
-    if kind not in held:
-        why = f"--method {config.method}" if config.method else f"--kind {kind}"
-        raise InputError(
-            f"{why} trains along {kind} rows, and {', '.join(str(s.directory) for s in sets)} hold {', '.join(sorted(held))} ones",
-            f"a set with {kind} rows",
-            f"give one, or --kind {min(held)}",
-        )
-    loaded = [(each, load_rows([each], config.subset, config.where, config.parents)) for each in sets]
-    by_set = [(each, [row for row in rows if row.stage == kind]) for each, rows in loaded]
-    used = [each for each, rows in by_set if rows]
-    if not used:
-        raise InputError(
-            f"no {kind} row in {', '.join(str(s.directory) for s in sets)} is in the subset",
-            "at least one",
-            "check --subset and --where, and that trd verify has run on the set, and on its parents, if they read verdicts",
-        )
-    for other in used[1:]:
-        differing = [key for key in _SHARED if getattr(other.about, key) != getattr(used[0].about, key)]
-        if differing:
-            raise InputError(
-                f"{used[0].directory} and {other.directory} differ in {', '.join(differing)}",
-                "sets made alike",
-                "train on one of them, or on each in turn",
-            )
-    return [row for _, rows in by_set for row in rows], used
-
-
-def _kinds_in(each: InputSet) -> set[str]:
-    return {kind for path in each.shards for kind in read_table(path, ["stage"])["stage"].to_pylist()}
-
-
-def _models(
-    config: DistillConfig, source: InputSet, row: Trajectory, resolve: Callable[[str], ModelRef]
-) -> tuple[ModelRef, ModelRef]:
+def _models(config: DistillConfig, chosen: Chosen, resolve: Callable[[str], ModelRef]) -> tuple[ModelRef, ModelRef]:
     """Return student and teacher: as asked, else as the run.json beside the shards names them."""
-    refined = row.stage == "refined"
+    refined, source = chosen.kind == "refined", chosen.sets[0]
     about = source.about
     name = config.model or (about.student if refined else about.model)
     if name is None:
@@ -207,11 +270,11 @@ def _models(
     student = resolve(name)
     if config.model is None:
         student.check_revision(about.student_revision if refined else about.model_revision, source.directory)
-    setting = config.setting_of(row.setting)
-    if config.takes_stored_prompt(row.stage) and setting != row.setting:
+    setting = config.setting_of(chosen.setting)
+    if config.takes_stored_prompt(chosen.kind) and setting != chosen.setting:
         raise InputError(
-            f"--setting {setting} along rows that were refined for {row.setting}",
-            f"{row.setting}, or --teacher-context vanilla",
+            f"--setting {setting} along rows that were refined for {chosen.setting}",
+            f"{chosen.setting}, or --teacher-context vanilla",
             "leave --setting out",
         )
     if config.teacher is None and setting == "opsd":
@@ -244,14 +307,14 @@ def _described(config: DistillConfig) -> str:
 
 
 def _preview(
-    examples: Sequence[Example], student: ModelRef, teacher: ModelRef, stage_dir: StageDir, config: DistillConfig
+    examples: Examples, student: ModelRef, teacher: ModelRef, stage_dir: StageDir, config: DistillConfig
 ) -> str:
     tokenizer, first = student.tokenizer(), examples[0]
     return (
         f"first row {first.trajectory_id[:12]}\n"
-        f"student reads ({len(first.student_prompt)} tokens):\n{tokenizer.decode(first.student_prompt)}\n\n"
-        f"teacher reads ({len(first.teacher_prompt)} tokens):\n{tokenizer.decode(first.teacher_prompt)}\n\n"
-        f"both score ({len(first.response_ids)} tokens):\n{tokenizer.decode(first.response_ids)}\n\n"
+        f"student reads ({len(first.student_prompt)} tokens):\n{tokenizer.decode(first.student_prompt.tolist())}\n\n"
+        f"teacher reads ({len(first.teacher_prompt)} tokens):\n{tokenizer.decode(first.teacher_prompt.tolist())}\n\n"
+        f"both score ({len(first.response_ids)} tokens):\n{tokenizer.decode(first.response_ids.tolist())}\n\n"
         f"would train {student.name} towards {teacher.name} on {len(examples)} trajectories by {_described(config)}, "
         f"epochs {config.epochs}, {config.batch_size} a step, "
         f"lr {config.learning_rate:g}, into {stage_dir.path}"

@@ -6,19 +6,22 @@ The samples stay as trajectory shards, so another grader or a smaller k needs no
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+import pyarrow.compute as pc
 
 from trd_cli.atomic import make_directory, write_text
 from trd_cli.config.commands import EvalConfig
 from trd_cli.config.generating import SamplingOptions
 from trd_cli.datasets.benchmarks import Benchmark, load_benchmark, split_benchmarks
 from trd_cli.errors import InputError, ResumeRefused, counted
-from trd_cli.evaluation.results import FILE, Classify, build_results, read_samples, results_text, samples_there
+from trd_cli.evaluation.results import FILE, Classify, build_results, results_text
+from trd_cli.evaluation.samples import read_samples, samples_there
 from trd_cli.evaluation.tables import results_csv, results_markdown, sampling_text
-from trd_cli.generation import Backend, Outcome, ShardFiller, plan_rollouts, preview
+from trd_cli.generation import Asker, Backend, Outcome, ShardFiller, preview
 from trd_cli.graders.pool import GraderOptions, GraderPool
 from trd_cli.graders.sandbox import described
 from trd_cli.graders.verdicts import ShardGrader
@@ -63,11 +66,16 @@ def run(config: EvalConfig, backend: Backend, progress: Progress) -> dict[str, A
     rendering = Rendering().with_options(config)
     if unread := rendering.unread(backend.tokenizer):
         progress.note(unread)
-    planned = [
+    asker = Asker(templates, rendering, backend)
+    for part in parts.values():
+        asker.check_fit(part.problems)
+    planned = (
         row
         for part in parts.values()
-        for row in plan_rollouts(part.problems, config.samples, templates, rendering, backend, part.sampling)
-    ]
+        for problem in part.problems
+        for row in asker.rows(problem, asker.prompt(problem), config.samples, part.sampling)
+    )
+    total = config.samples * sum(len(part.problems) for part in parts.values())
     asked = {name: part.asked() for name, part in parts.items()}
     identity = config.identity() | {
         "questions": {name: content_hash(each.questions, 16) for name, each in asked.items()},
@@ -81,10 +89,10 @@ def run(config: EvalConfig, backend: Backend, progress: Progress) -> dict[str, A
     for line in _remarks(config, parts, backend):
         progress.note(line)
     if config.dry_run:
-        progress.note(preview(planned[0], len(planned), stage_dir.path))
+        progress.note(preview(next(planned), total, stage_dir.path))
         return None
     with stage_dir:
-        _generate(config, backend, stage_dir, planned, progress)
+        _generate(config, backend, stage_dir, planned, total, progress)
         return _grade_and_score(config, stage_dir, config.samples, "stale", stage_dir.path, progress)
 
 
@@ -170,20 +178,26 @@ def _remarks(config: EvalConfig, parts: dict[str, _Part], backend: Backend) -> l
 
 
 def _generate(
-    config: EvalConfig, backend: Backend, stage_dir: StageDir, planned: Sequence[Trajectory], progress: Progress
+    config: EvalConfig,
+    backend: Backend,
+    stage_dir: StageDir,
+    planned: Iterable[Trajectory],
+    total: int,
+    progress: Progress,
 ) -> None:
-    """Fill the directory; the engine starts once for all benchmarks."""
-    with ShardFiller(stage_dir, backend, config, WithoutResults(progress), len(planned)) as filler:
-        indices = [read_table(path, ["sample_index"])["sample_index"].to_pylist() for path in stage_dir.shards()]
-        most = 1 + max((index for some in indices for index in some), default=-1)
+    """Fill the directory with `total` rows; the engine starts once for all benchmarks."""
+    with ShardFiller(stage_dir, backend, config, WithoutResults(progress), total) as filler:
+        indices = (read_table(path, ["sample_index"])["sample_index"] for path in stage_dir.shards())
+        most = 1 + max((pc.max(some).as_py() for some in indices if len(some)), default=-1)
         if most > config.samples:
             raise ResumeRefused(
                 f"{stage_dir.path} has {most} samples a question, --k {config.samples} asks for fewer",
                 f"--k {most} or more",
                 f"score the first ones with trd eval --rescore {stage_dir.path} --k {config.samples}, or give another --out",
             )
-        filler.expect(planned)
+        stage_dir.expect(total)
         filler.fill(planned)
+        filler.end_of_plan()
 
 
 def _how_many(config: EvalConfig, stage_dir: StageDir) -> tuple[int, int]:
@@ -239,7 +253,7 @@ def _grade_and_score(
 def _classify(options: GraderOptions, progress: Progress) -> Classify:
     """Return a function that compares wrong answers in the graders' workers, which start with the first comparison."""
 
-    def classify(groups: Sequence[Sequence[str]]) -> Iterator[list[int]]:
+    def classify(groups: Iterable[Sequence[str]]) -> Iterator[list[int]]:
         progress.start("compare wrong answers", None)
         with GraderPool(options) as pool:
             for classes in pool.classes(groups):

@@ -5,8 +5,11 @@ OPD: a stronger model sees (x, y_o). OPSD: the student's own weights see (x, y*,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import fields
 from typing import Any
+
+import pyarrow.compute as pc
 
 from trd_cli.config.generating import RefineConfig
 from trd_cli.errors import InputError
@@ -15,6 +18,7 @@ from trd_cli.generation import (
     Outcome,
     Prompt,
     ShardFiller,
+    check_strangers,
     new_row,
     preview,
     too_long,
@@ -24,10 +28,18 @@ from trd_cli.progress import Progress
 from trd_cli.prompting.rendering import Rendering, room_for_prompt, templates_for, values_of
 from trd_cli.prompting.templates import Template
 from trd_cli.prompting.tokens import check_wrote, fit_attempt
-from trd_cli.records import Message, Trajectory
+from trd_cli.records import Message, Problem, Trajectory
+from trd_cli.trajectories.id_set import IdSet
 from trd_cli.trajectories.run_json import About
-from trd_cli.trajectories.sets import InputSet, check_complete, load_rows, open_sets
+from trd_cli.trajectories.sets import InputSet, check_complete, iter_selected, open_sets, selected_tables
+from trd_cli.trajectories.shards import check_whole, read_table
 from trd_cli.trajectories.stage_dir import StageDir
+
+# The columns of a rollout that its refined row is made from.
+_READ = (
+    *("trajectory_id", "round", "sample_index", "stage", "response", "response_token_ids", "prompt_token_ids", "error"),
+    *(field.name for field in fields(Problem)),
+)
 
 
 def run(
@@ -47,27 +59,34 @@ def run(
     identity = refiner.identity(sets[:1] if config.stream else sets)
     inputs = [s.lineage() for s in sets]
     stage_dir = StageDir(config.out, "refine", identity, config.record(), inputs=inputs, about=refiner.about())
-    planned = refiner.plan(sets)
+    chosen = refiner.chosen(sets)
     if config.dry_run:
-        progress.note(preview(planned[0], len(planned), stage_dir.path) if planned else "no row is in the subset")
+        first = next(refiner.plan(sets), None)
+        progress.note(preview(first, len(chosen), stage_dir.path) if first else "no row is in the subset")
         return Outcome()
-    total = None if config.stream else len(planned)
+    total = None if config.stream else len(chosen)
     with stage_dir, ShardFiller(stage_dir, refiner.backend, config, progress, total) as filler:
         if not config.stream:
-            filler.expect(planned)
-        filler.fill(planned)
+            check_strangers(stage_dir.path, _strangers(stage_dir, chosen))
+            stage_dir.expect(total)
+        del chosen
+        filler.fill(refiner.plan(sets))
         for wave in map(open_sets, waves):
             sets += wave
-            more = refiner.plan(wave)
-            planned += more
-            filler.fill(more)
+            filler.fill(refiner.plan(wave))
         if config.stream:
             _check_complete(config, sets)
-            filler.expect(planned)
-    if not planned:
+        filler.end_of_plan()
+    if not filler.planned:
         progress.note("no row is in the subset: nothing to refine")
     filler.outcome.check_errors(config.max_errors)
     return filler.outcome
+
+
+def _strangers(stage_dir: StageDir, parents: IdSet) -> int:
+    """Count the rows of a directory that refine other rollouts than these."""
+    tables = (read_table(path, ["parent_id"]) for path in stage_dir.shards())
+    return sum(name not in parents for table in tables for name in table["parent_id"].to_pylist())
 
 
 def _check_complete(config: RefineConfig, sets: Sequence[InputSet]) -> None:
@@ -128,16 +147,35 @@ class Refiner:
             student_revision=self._source.about.model_revision,
         )
 
-    def plan(self, sets: Sequence[InputSet]) -> list[Trajectory]:
-        """Return the refined row of each rollout in the subset; one that cannot be asked for is an error row."""
+    def chosen(self, sets: Sequence[InputSet]) -> IdSet:
+        """Return the ids of the rollouts in the subset.
+
+        Raises InputError for rows that are none, and DamagedFile before hours of work rather than after them.
+        """
+        ids, config = IdSet(), self._config
+        for each in sets:
+            for path in each.shards:
+                check_whole(path)
+            for table in selected_tables(each, config.subset, config.where, config.parents, ["trajectory_id", "stage"]):
+                self._check_stages(pc.unique(table["stage"]).to_pylist())
+                for name in table["trajectory_id"].to_pylist():
+                    ids.add(name)
+        return ids
+
+    def plan(self, sets: Sequence[InputSet]) -> Iterator[Trajectory]:
+        """Yield the refined row of each rollout in the subset; one that cannot be asked for is an error row."""
         config = self._config
-        return [self._plan_one(row) for row in load_rows(sets, config.subset, config.where, config.parents)]
+        for rollout in iter_selected(sets, config.subset, config.where, config.parents, _READ):
+            yield self._plan_one(rollout)
+
+    def _check_stages(self, stages: Iterable[str]) -> None:
+        if other := next((stage for stage in stages if stage != "rollout"), None):
+            raise InputError(
+                f"{self._source.directory} holds {other} rows", "rollouts", "give the set that trd sample made"
+            )
 
     def _plan_one(self, rollout: Trajectory) -> Trajectory:
-        if rollout.stage != "rollout":
-            raise InputError(
-                f"{self._source.directory} holds {rollout.stage} rows", "rollouts", "give the set that trd sample made"
-            )
+        self._check_stages([rollout.stage])
         template = self._templates[rollout.task]
         problem_with = _why_not(rollout, template)
         if problem_with:

@@ -2,91 +2,112 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 from trd_cli.config.generating import SampleConfig
 from trd_cli.errors import InputError, counted
-from trd_cli.generation import Backend, Outcome, ShardFiller, plan_rollouts, preview
+from trd_cli.generation import Asker, Backend, Outcome, Prompt, ShardFiller, check_strangers, preview
 from trd_cli.progress import Progress
 from trd_cli.prompting.rendering import Rendering, templates_for
-from trd_cli.prompting.tokens import Tokenizer
-from trd_cli.records import Problem, Trajectory, content_hash
-from trd_cli.trajectories.shards import read_problems
+from trd_cli.records import Problem, Trajectory
+from trd_cli.trajectories.problem_sets import ProblemSet
+from trd_cli.trajectories.shards import read_table
 from trd_cli.trajectories.stage_dir import StageDir
 
 
 def run(config: SampleConfig, backend: Backend, progress: Progress) -> Outcome:
     """Generate what is missing of `n` rollouts a problem; see `generation` for identity and resuming."""
-    everything = read_problems(Path(config.problems))
-    problems = _slice(config, everything)
-    templates = templates_for(config, tasks=(p.task for p in problems))
+    everything = ProblemSet.open(Path(config.problems))
+    problems = everything.slice(config.skip, config.limit)
+    templates = templates_for(config, tasks=problems.tasks())
     rendering = Rendering().with_options(config)
     if unread := rendering.unread(backend.tokenizer):
         progress.note(unread)
-    planned = plan_rollouts(problems, config.n, templates, rendering, backend, config, config.round)
-    planned = _short_enough(config, problems, planned, backend.tokenizer, progress)
     identity = config.identity() | {
-        "problems": content_hash(sorted(p.problem_id + content_hash(p.problem) for p in everything), 16),
+        "problems": everything.digest,
         "prompt": {task: template.sha256 for task, template in templates.items()},
         **rendering.identity(),
         **backend.identity(),
     }
     about = backend.about(**rendering.identity())
+    plan = _Plan(config, problems, Asker(templates, rendering, backend))
+    planned = plan.rows(progress)
     stage_dir = StageDir(config.out, "sample", identity, config.record(), about=about)
+    most = config.n * len(problems)
     if config.dry_run:
-        progress.note(preview(planned[0], len(planned), stage_dir.path))
+        progress.note(preview(next(planned), most, stage_dir.path, is_most=plan.is_filtered))
         return Outcome()
-    with stage_dir, ShardFiller(stage_dir, backend, config, progress, len(planned)) as filler:
-        filler.expect(planned)
+    total = None if plan.is_filtered else most
+    with stage_dir, ShardFiller(stage_dir, backend, config, progress, total) as filler:
+        check_strangers(stage_dir.path, _strangers(stage_dir, problems, config.n))
+        if total is not None:
+            stage_dir.expect(total)
         filler.fill(planned)
+        filler.end_of_plan()
+    plan.say_left_out(progress)
     filler.outcome.check_errors(config.max_errors)
     return filler.outcome
 
 
-def _slice(config: SampleConfig, everything: Sequence[Problem]) -> Sequence[Problem]:
-    """Return `limit` problems after the first `skip`; raises InputError when none is left."""
-    if config.skip >= len(everything):
-        raise InputError(
-            f"--skip {config.skip}, and {config.problems} has {counted(len(everything), 'problem')}",
-            "problems that are left",
-            "lower --skip, or give a larger set",
-        )
-    end = None if config.limit is None else config.skip + config.limit
-    return everything[config.skip : end]
+def _strangers(stage_dir: StageDir, problems: ProblemSet, n: int) -> int:
+    """Count the rows of a directory that are of other problems or attempts."""
+    shards = stage_dir.shards()
+    ids = problems.ids() if shards else ()
+    columns = ["problem_id", "sample_index"]
+    tables = (read_table(path, columns) for path in shards)
+    rows = (row for table in tables for row in zip(*(table[c].to_pylist() for c in columns), strict=True))
+    return sum(index >= n or name not in ids for name, index in rows)
 
 
-def _short_enough(
-    config: SampleConfig,
-    problems: Sequence[Problem],
-    planned: Sequence[Trajectory],
-    tokenizer: Tokenizer,
-    progress: Progress,
-) -> list[Trajectory]:
-    """Return the rows of problems whose prompt and reference are short enough, and report how many are left out.
+class _Plan:
+    """Plan the attempts at the problems whose prompt and reference are short enough, and count those left out."""
 
-    Raises InputError when none is left.
-    """
-    prompts = {row.problem_id: len(row.prompt_token_ids) for row in planned}
-    left_out: set[str] = set()
-    if config.max_prompt_tokens is not None:
-        long = {name for name, tokens in prompts.items() if tokens > config.max_prompt_tokens}
-        _say(progress, long, problems, f"a prompt of more than {counted(config.max_prompt_tokens, 'token')}")
-        left_out |= long
-    if config.max_reference_tokens is not None:
-        limit = config.max_reference_tokens
-        long = {p.problem_id for p in problems if len(tokenizer.encode(p.reference_solution or "")) > limit}
-        _say(progress, long, problems, f"a reference solution of more than {counted(limit, 'token')}")
-        left_out |= long
-    if len(left_out) == len(problems):
-        raise InputError(
-            f"0 of {counted(len(problems), 'problem')} short enough",
-            "at least one",
-            "raise --max-prompt-tokens or --max-reference-tokens",
-        )
-    return [row for row in planned if row.problem_id not in left_out]
+    def __init__(self, config: SampleConfig, problems: ProblemSet, asker: Asker) -> None:
+        self._config, self._problems, self._asker = config, problems, asker
+        self._long_prompts = self._long_references = 0
+        self.is_filtered = config.max_prompt_tokens is not None or config.max_reference_tokens is not None
 
+    def rows(self, progress: Progress) -> Iterator[Trajectory]:
+        """Return the planned rows, each made when it is asked for.
 
-def _say(progress: Progress, long: set[str], problems: Sequence[Problem], what: str) -> None:
-    if long:
-        progress.note(f"left out {len(long)} of {counted(len(problems), 'problem')}: {what}")
+        Raises ModelError when no prompt fits the model, InputError when every problem is left out.
+        """
+        self._asker.check_fit(self._problems)
+        rows = self._rows()
+        first = next(rows, None)
+        if first is None:
+            self.say_left_out(progress)
+            raise InputError(
+                f"0 of {counted(len(self._problems), 'problem')} short enough",
+                "at least one",
+                "raise --max-prompt-tokens or --max-reference-tokens",
+            )
+        return chain([first], rows)
+
+    def say_left_out(self, progress: Progress) -> None:
+        """Report how many of the problems seen so far are left out."""
+        for count, limit, what in (
+            (self._long_prompts, self._config.max_prompt_tokens, "a prompt"),
+            (self._long_references, self._config.max_reference_tokens, "a reference solution"),
+        ):
+            if count:
+                of = counted(len(self._problems), "problem")
+                progress.note(f"left out {count} of {of}: {what} of more than {counted(limit, 'token')}")
+
+    def _rows(self) -> Iterator[Trajectory]:
+        for problem in self._problems:
+            prompt = self._asker.prompt(problem)
+            if self._is_short(problem, prompt):
+                yield from self._asker.rows(problem, prompt, self._config.n, self._config, self._config.round)
+
+    def _is_short(self, problem: Problem, prompt: Prompt) -> bool:
+        most = self._config.max_prompt_tokens
+        long_prompt = most is not None and len(prompt.token_ids) > most
+        most = self._config.max_reference_tokens
+        encode = self._asker.backend.tokenizer.encode
+        long_reference = most is not None and len(encode(problem.reference_solution or "")) > most
+        self._long_prompts += long_prompt
+        self._long_references += long_reference
+        return not (long_prompt or long_reference)

@@ -7,40 +7,37 @@ from __future__ import annotations
 
 import random
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 
 # The largest share of a micro-batch that may be padding.
 _MOST_PADDING = 0.1
 
 
-def ids_array(ids: Iterable[int]) -> array[int]:
-    """Return token ids at four bytes each: a list takes nine times that, and a run holds all of its rows."""
-    return array("i", ids)
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Example:
-    """One trajectory to train on: two contexts and one response, as token ids.
+    """One trajectory to train on: two contexts and one response, as arrays of token ids (int32).
 
-    `scored` are the positions in the response that count; `parent_verdict` (the attempt's) only sorts the log.
+    `scored` are the positions in the response that count, by default all of them; `parent_verdict` (the attempt's) only
+    sorts the log. Any sequence of numbers becomes an array; an array of int32 is not copied.
     """
 
     trajectory_id: str
-    student_prompt: Sequence[int]
-    teacher_prompt: Sequence[int]
-    response_ids: Sequence[int]
-    scored: Sequence[int] = field(default=())
+    student_prompt: np.ndarray
+    teacher_prompt: np.ndarray
+    response_ids: np.ndarray
+    scored: np.ndarray = ()
     parent_verdict: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("student_prompt", "teacher_prompt", "response_ids"):
-            object.__setattr__(self, name, ids_array(getattr(self, name)))
-        if not self.scored:
-            object.__setattr__(self, "scored", range(len(self.response_ids)))
+        if not len(self.scored):
+            object.__setattr__(self, "scored", np.arange(len(self.response_ids), dtype=np.int32))
+        for name in ("student_prompt", "teacher_prompt", "response_ids", "scored"):
+            object.__setattr__(self, name, np.asarray(getattr(self, name), np.int32))
 
     @property
     def length(self) -> int:
@@ -123,36 +120,39 @@ def collate(examples: Sequence[Example], weighting: Weighting | None) -> Batch:
 
     Without a weighting its tokens count nothing: a process with no rows left uses it to keep step.
     """
-    weights = [weighting.of_token(e) if weighting else 0.0 for e in examples for _ in e.scored]
+    scored_B = [len(e.scored) for e in examples]
+    weights_B = [weighting.of_token(e) if weighting else 0.0 for e in examples]
     return Batch(
         _side([e.student_prompt for e in examples], examples),
         _side([e.teacher_prompt for e in examples], examples),
-        torch.tensor([e.response_ids[t] for e in examples for t in e.scored]),
-        torch.tensor(weights),
-        torch.tensor([i for i, e in enumerate(examples) for _ in e.scored]),
+        torch.from_numpy(np.concatenate([e.response_ids[e.scored] for e in examples]).astype(np.int64)),
+        torch.from_numpy(np.repeat(weights_B, scored_B).astype(np.float32)),
+        torch.from_numpy(np.repeat(np.arange(len(examples)), scored_B)),
     )
 
 
-def _side(prompts: Sequence[Sequence[int]], examples: Sequence[Example]) -> Side:
+def _side(prompts: Sequence[np.ndarray], examples: Sequence[Example]) -> Side:
     # The last response token predicts no trained token, so it is not read.
-    rows = [[*prompt, *e.response_ids[:-1]] for prompt, e in zip(prompts, examples, strict=True)]
-    longest = max(map(len, rows))
+    longest = max(len(prompt) + len(e.response_ids) - 1 for prompt, e in zip(prompts, examples, strict=True))
     # Padding stands on the right, where causal attention never looks: any id will do, and no mask is needed.
-    ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows])
-    places = [
-        i * longest + len(prompt) - 1 + t
-        for i, (prompt, e) in enumerate(zip(prompts, examples, strict=True))
-        for t in e.scored
-    ]
-    return Side(ids, torch.tensor(places))
+    ids_BL = np.zeros((len(examples), longest), np.int64)
+    places = []
+    for i, (prompt, e) in enumerate(zip(prompts, examples, strict=True)):
+        ids_BL[i, : len(prompt)] = prompt
+        ids_BL[i, len(prompt) : len(prompt) + len(e.response_ids) - 1] = e.response_ids[:-1]
+        places.append(i * longest + len(prompt) - 1 + e.scored.astype(np.int64))
+    return Side(torch.from_numpy(ids_BL), torch.from_numpy(np.concatenate(places)))
 
 
-def steps(examples: Sequence[Example], batch_size: int, epochs: int, seed: int) -> Iterator[list[Example]]:
-    """Yield the rows of each optimiser step, shuffled anew every epoch; an epoch's last step may be smaller."""
+def steps(rows: int, batch_size: int, epochs: int, seed: int) -> Iterator[array[int]]:
+    """Yield the numbers of the rows of each optimiser step, out of `rows`, shuffled anew every epoch.
+
+    An epoch's last step may be smaller.
+    """
     for epoch in range(epochs):
-        order = list(examples)
+        order = array("q", range(rows))
         random.Random(f"{seed}-{epoch}").shuffle(order)
-        for start in range(0, len(order), batch_size):
+        for start in range(0, rows, batch_size):
             yield order[start : start + batch_size]
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any
+
+import numpy as np
 
 from trd_cli.config.training import DistillConfig
 from trd_cli.engines.rope import steady_length
@@ -17,31 +17,24 @@ from trd_cli.prompting.rendering import Rendering
 from trd_cli.prompting.tokens import Tokenizer, check_same_tokens, check_wrote
 from trd_cli.records import Trajectory
 from trd_cli.training.admission import check_trainable
-from trd_cli.training.batches import Example, ids_array
+from trd_cli.training.batches import Example
 from trd_cli.training.teacher_context import TeacherPrompts, too_long_for
 from trd_cli.trajectories.sets import InputSet
 
 ALL_SPECIAL = "special"
 
-ParentColumn = Callable[[str], Mapping[str, Any]]
+
+class TextsNeeded(Exception):
+    """A row's prompt must be rendered or cut, and its texts have not been read."""
 
 
 class Contexts:
-    """Build the examples of one training run; count the rows that are left out and the contexts that are cut."""
+    """Make the examples of one training run; count the rows that are left out and the contexts that are cut."""
 
     def __init__(
-        self,
-        config: DistillConfig,
-        source: InputSet,
-        parents: ParentColumn,
-        student: ModelRef,
-        teacher: ModelRef,
-        progress: Progress,
+        self, config: DistillConfig, source: InputSet, student: ModelRef, teacher: ModelRef, progress: Progress
     ) -> None:
-        """`parents` maps a column's name to its values by the parents' ids; parents that are lost are not in it.
-
-        Raises ModelError when the two tokenizers differ: the response ids would mean different tokens.
-        """
+        """Raise ModelError when the two tokenizers differ: the response ids would mean different tokens."""
         for model in (student, teacher):
             check_trainable(model)
         self._student, self._teacher = student, teacher
@@ -56,53 +49,46 @@ class Contexts:
             )
         self._teacher_eos_ids = teachers.eos_ids
         self._limit = min(longest_row(model, config.max_length) for model in (student, teacher))
-        self._masked = masked_ids(config.mask_tokens, self._tokenizer)
-        self._config, self._progress = config, progress
-        self._parents = functools.cache(parents)
+        self._masked = np.array(sorted(masked_ids(config.mask_tokens, self._tokenizer)), np.int64)
+        self._config = config
         rendering = Rendering.recorded(source.about.render, source.about.chat_template_kwargs)
         self._prompts = TeacherPrompts(config, rendering, teachers, self._limit)
         if unread := rendering.unread(teachers):
             progress.note(f"{teacher.name}: {unread}")
-
-    def examples(self, rows: Sequence[Trajectory]) -> list[Example]:
-        """Return the rows that can be trained on, and note how many were left out or cut.
-
-        Raises InputError when all are left out.
-        """
-        made: list[Example] = []
-        left_out: Counter[str] = Counter()
+        self.rows = 0
         self._cut: Counter[str] = Counter()
-        for row in rows:
-            example = self._example(row)
-            if isinstance(example, Example):
-                made.append(example)
-            else:
-                left_out[example] += 1
-        # Training must not depend on the order in which rows finished and entered the shards.
-        made.sort(key=lambda example: example.trajectory_id)
-        for what, count in self._cut.items():
-            self._progress.note(
-                f"cut the {what} in the teacher's context of {count} of {counted(len(rows), 'row')}, to {self._limit} tokens"
-            )
-        for reason, count in left_out.items():
-            self._progress.note(f"left out {count} of {counted(len(rows), 'row')}: {reason}")
-        if not made:
-            raise InputError(
-                f"0 of {counted(len(rows), 'row')} can be trained on", "at least one", "see the reasons above"
-            )
+        self._left_out: Counter[str] = Counter()
+
+    def example(self, row: Trajectory, verdict: str | None = None) -> Example | None:
+        """Return the row as an example, or None for one that is left out; `verdict` is the attempt's.
+
+        Columns of text may be None where they have not been read. Raises TextsNeeded where they are needed.
+        """
+        made = self._example(row, verdict)
+        self.rows += 1
+        if isinstance(made, str):
+            self._left_out[made] += 1
+            return None
         return made
 
-    def _example(self, row: Trajectory) -> Example | str:
+    def notes(self) -> list[str]:
+        """Return how many rows were cut or left out, and why."""
+        rows = counted(self.rows, "row")
+        cut = [
+            f"cut the {what} in the teacher's context of {count} of {rows}, to {self._limit} tokens"
+            for what, count in self._cut.items()
+        ]
+        return cut + [f"left out {count} of {rows}: {reason}" for reason, count in self._left_out.items()]
+
+    def _example(self, row: Trajectory, verdict: str | None) -> Example | str:
         """Return the row as an example, or the reason to leave it out."""
-        if row.error is not None or not row.response_token_ids:
+        if row.error is not None or row.response_token_ids is None:
             return "no response"
         response_ids = self._response(row)
-        if not response_ids:
+        if not len(response_ids):
             return "no response"
-        scored: Sequence[int] = range(len(response_ids))
-        if self._masked:
-            scored = ids_array(t for t, token in enumerate(response_ids) if token not in self._masked)
-        if not scored:
+        scored = np.flatnonzero(~np.isin(response_ids, self._masked))
+        if not len(scored):
             return "every token of the response is masked"
         students = row.student_prompt_token_ids if row.stage == "refined" else row.prompt_token_ids
         if unknown := (
@@ -114,36 +100,34 @@ class Contexts:
         if len(students) + len(response_ids) > self._limit:
             return too_long_for(self._limit, "problem and response")
         teachers = self._prompts.prompt_of(row, len(response_ids))
+        if teachers is None:
+            raise TextsNeeded
         if isinstance(teachers, str):
             return teachers
         if unknown := _unknown(self._teacher, teachers.token_ids, "the teacher's context"):
             return unknown
         self._cut.update(teachers.cut)
-        return Example(
-            row.trajectory_id, students, teachers.token_ids, response_ids, scored, self._attempts_verdict(row)
-        )
+        return Example(row.trajectory_id, students, teachers.token_ids, response_ids, scored, verdict)
 
-    def _response(self, row: Trajectory) -> list[int]:
+    def _response(self, row: Trajectory) -> np.ndarray:
         """Return the ids as sampled. A finished response ends with an end of turn that the student knows."""
-        response_ids = list(row.response_token_ids)
-        ends = self._tokenizer.eos_ids | self._teacher_eos_ids
-        if row.finish_reason != "stop":
-            return response_ids
+        ids = np.asarray(row.response_token_ids, np.int32)
+        if row.finish_reason != "stop" or not len(ids):
+            return ids
+        last = int(ids[-1])
         if not self._config.eos:
-            return response_ids[:-1] if response_ids[-1] in ends else response_ids
-        if response_ids[-1] not in self._tokenizer.eos_ids:
+            return ids[:-1] if last in self._tokenizer.eos_ids | self._teacher_eos_ids else ids
+        if last not in self._tokenizer.eos_ids:
             # The student must learn to stop with an end of turn that it knows, not with the teacher's own.
-            teachers_end = response_ids[-1] in self._teacher_eos_ids
-            response_ids = [*(response_ids[:-1] if teachers_end else response_ids), self._tokenizer.end_of_turn_id]
-        return response_ids
-
-    def _attempts_verdict(self, row: Trajectory) -> str | None:
-        return self._parents("verdict").get(row.parent_id) if row.stage == "refined" else row.verdict
+            kept = ids[:-1] if last in self._teacher_eos_ids else ids
+            return np.append(kept, np.int32(self._tokenizer.end_of_turn_id))
+        return ids
 
 
 def _unknown(model: ModelRef, token_ids: Sequence[int], what: str) -> str | None:
     """Return the reason to leave out a row with an id that the model does not know, or None where it knows all."""
-    if model.unknown_id(token_ids) is None:
+    ids = np.asarray(token_ids, np.int64)
+    if not len(ids) or model.unknown_id([ids.min(), ids.max()]) is None:
         return None
     return f"{what} has a token id that {model.name} has no embedding for"
 

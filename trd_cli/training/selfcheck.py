@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -15,10 +16,11 @@ from trd_cli.losses.distribution import Distribution
 from trd_cli.losses.fused import fused_divergence
 from trd_cli.losses.objectives import Objective
 from trd_cli.models import ModelRef
-from trd_cli.training.batches import Batch, Example, Weighting, beyond, collate
+from trd_cli.training.batches import Batch, Example, Weighting, collate
 from trd_cli.training.launch import accelerator_for
 from trd_cli.training.model import DistillStep, Teacher, head_of, logits_off, response_states
 from trd_cli.training.sharding import is_sharded
+from trd_cli.training.stored import Examples
 from trd_cli.training.trainer import Trainer, objective_of
 
 _ROWS, _POSITIONS, _ENTRIES = 4, 64, 4096
@@ -42,7 +44,7 @@ class Check:
         return self.value <= self.limit  # False for NaN
 
 
-def run_checks(config: DistillConfig, examples: Sequence[Example], student: ModelRef, teacher: ModelRef) -> list[Check]:
+def run_checks(config: DistillConfig, examples: Examples, student: ModelRef, teacher: ModelRef) -> list[Check]:
     """Run the checks in the dtype and with the objective of `config`.
 
     They use four rows of short to medium length, all on one side of the lengths at which rotary factors change.
@@ -52,9 +54,11 @@ def run_checks(config: DistillConfig, examples: Sequence[Example], student: Mode
         raise InputError("--selfcheck with FSDP", "one process that holds the weights", "launch it without")
     trainer = Trainer(config, student, teacher, accelerator)
     step, switches = trainer.step.eval(), trainer.switches
-    by_length = sorted(examples, key=lambda e: e.tokens)
-    by_length = [e for e in by_length if beyond(e, switches) == beyond(by_length[0], switches)]
-    rows = by_length[:: max(1, len(by_length) // (2 * _ROWS))][:_ROWS]
+    limits = np.array([np.inf if switch is None else switch for switch in switches])
+    by_length = np.argsort(examples.read.sum(1), kind="stable")
+    beyond = examples.read[by_length] > limits
+    alike = by_length[(beyond == beyond[0]).all(1)]
+    rows = [examples[i] for i in alike[:: max(1, len(alike) // (2 * _ROWS))][:_ROWS]]
     weighting = Weighting.of(rows, config.reduction)
     batch = collate(rows, weighting).to(accelerator.device)
     return [

@@ -36,8 +36,11 @@ class TeacherPrompts:
         self._config, self._rendering, self._tokenizer, self._limit = config, rendering, tokenizer, limit
         self._template = cache(lambda setting, task, along: template_for(config, setting, task, along))
 
-    def prompt_of(self, row: Trajectory, response_tokens: int) -> TeacherPrompt | str:
-        """Return the prompt of a row, with room for its response, or why there is none."""
+    def prompt_of(self, row: Trajectory, response_tokens: int) -> TeacherPrompt | str | None:
+        """Return the prompt of a row, with room for its response, or why there is none.
+
+        Return None where the prompt must be cut and the row's texts have not been read.
+        """
         room = self._limit - response_tokens
         is_stored = self._config.takes_stored_prompt(row.stage)
         setting = row.setting if is_stored else self._config.setting_of(row.setting)
@@ -48,6 +51,8 @@ class TeacherPrompts:
         too_long = too_long_for(self._limit, "the teacher's context and the response")
         if is_stored and self._config.overflow == "error":
             return too_long
+        if row.problem is None:
+            return None
         template = self._template(setting, row.task, row.stage)
         attempt = _attempt_in(row, template) if is_stored else row.response or ""
         if attempt is None:

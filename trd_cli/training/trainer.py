@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import resource
@@ -155,8 +156,10 @@ class Trainer:
         self._rehearse_saving()
         trained = self._resume(progress)
         total = config.epochs * math.ceil(len(examples) / config.batch_size)
-        done_rows = sum(len(rows) for _, rows in self._numbered(examples, 0, trained.steps))
+        epochs_done, steps_done = divmod(trained.steps, total // config.epochs)
+        done_rows = epochs_done * len(examples) + steps_done * config.batch_size
         progress.start("distill", config.epochs * len(examples), done_rows)
+        rows: Sequence[Example] = ()
         if config.tracker:
             accelerator.init_trackers("trd", config={k: str(v) for k, v in config.record().items()})
         try:
@@ -168,7 +171,7 @@ class Trainer:
                         self._save_state(trained)
                         raise KeyboardInterrupt
         except torch.OutOfMemoryError:
-            raise self._out_of_memory(examples) from None
+            raise self._out_of_memory(rows) from None
         finally:
             if config.tracker:
                 accelerator.end_training()
@@ -185,9 +188,9 @@ class Trainer:
     def _numbered(self, examples: Sequence[Example], start: int, stop: int) -> Iterator[tuple[int, list[Example]]]:
         """Yield steps `start` to `stop`, counted from 0, with their rows: the same in every process and resume."""
         config = self._config
-        for number, rows in enumerate(steps(examples, config.batch_size, config.epochs, config.seed)):
-            if start <= number < stop:
-                yield number, rows
+        numbered = enumerate(steps(len(examples), config.batch_size, config.epochs, config.seed))
+        for number, chosen in itertools.islice(numbered, start, stop):
+            yield number, [examples[i] for i in chosen]
 
     def _one_step(self, number: int, total: int, rows: Sequence[Example], trained: Trained) -> Trained:
         config, begun = self._config, time.monotonic()
@@ -224,10 +227,11 @@ class Trainer:
         self._save_state_when_due(trained, total)
         return trained
 
-    def _out_of_memory(self, examples: Sequence[Example]) -> TrdError:
-        longest = max(e.length for e in examples)
+    def _out_of_memory(self, rows: Sequence[Example]) -> TrdError:
+        """Return the error of a step with these rows, or of one that had not begun."""
+        longest = max((e.length for e in rows), default=0)
         return TrdError(
-            f"out of memory with {self._config.max_tokens_per_batch} tokens a forward pass (longest row: {longest}); expected room "
+            f"out of memory with {self._config.max_tokens_per_batch} tokens a forward pass (longest row of the step: {longest}); expected room "
             "for activations and AdamW's moments; lower --max-tokens-per-batch (the gradient does not depend on it), or add "
             "--gradient-checkpointing or --lora"
         )

@@ -16,7 +16,7 @@ from __future__ import annotations
 import os
 import re
 import zlib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import IO
 
 import pyarrow as pa
@@ -32,14 +32,15 @@ class Damage(Exception):
     """Say which bytes of a file are not those that were written."""
 
 
-def write_sealed(file: IO[bytes], table: pa.Table, **options: object) -> None:
-    """Write `table` as a Parquet file with checksums to a new, named file that is open for writing.
+def write_sealed(file: IO[bytes], schema: pa.Schema, tables: Iterable[pa.Table], **options: object) -> None:
+    """Write a Parquet file with checksums to a new, named file that is open for writing. Each table is a row group.
 
     `options` are those of `pyarrow.parquet.ParquetWriter`.
     """
-    blank = b"0" * 8 * (1 + table.num_columns)
-    with pq.ParquetWriter(file, table.schema, write_page_checksum=True, **options) as writer:
-        writer.write_table(table, row_group_size=max(1, table.num_rows))
+    blank = b"0" * 8 * (1 + len(schema))
+    with pq.ParquetWriter(file, schema, write_page_checksum=True, **options) as writer:
+        for table in tables:
+            writer.write_table(table, row_group_size=max(1, table.num_rows))
         writer.add_key_value_metadata({_KEY: _PREFIX + blank + b";"})
     file.flush()
     with open(file.name, "rb") as written:

@@ -41,6 +41,16 @@ def needs_parents(subset: str, where: str | None) -> bool:
     return any(_PARENT_COLUMN.search(text) for text in (SUBSETS[subset], where or ""))
 
 
+def columns_read(subset: str, where: str | None) -> tuple[list[str], list[str]] | None:
+    """Return the columns that the filter reads of a row and, without `parent_`, of its parent; None for all columns."""
+    filters = [pl.sql_expr(text) for text in (SUBSETS[subset], where) if text is not None]
+    if any(each.meta.has_multiple_outputs() for each in filters):
+        return None
+    names = list(dict.fromkeys(name for each in filters for name in each.meta.root_names()))
+    parents = [name for name in names if _PARENT_COLUMN.match(name)]
+    return [name for name in names if name not in parents], [name.removeprefix("parent_") for name in parents]
+
+
 def select(rows: pl.DataFrame, subset: str, where: str | None) -> pl.DataFrame:
     """Return the rows that are in `subset` and satisfy `where`.
 

@@ -13,7 +13,7 @@ from trd_cli.atomic import as_text, from_text
 from trd_cli.errors import InputError
 from trd_cli.records import Part, Trajectory, content_hash
 from trd_cli.trajectories.run_json import About, read_run_json
-from trd_cli.trajectories.selection import needs_parents, pl, select
+from trd_cli.trajectories.selection import columns_read, needs_parents, pl, select
 from trd_cli.trajectories.shards import SCHEMA, list_shards, read_table, shard_number
 from trd_cli.trajectories.state import state_of
 
@@ -89,21 +89,32 @@ def check_complete(directories: Iterable[Path], part: Part | None = None) -> Non
 def load_rows(
     sets: Sequence[InputSet], subset: str = "all", where: str | None = None, parents: Sequence[str] = ()
 ) -> list[Trajectory]:
-    """Return the rows of `sets` in the subset, in stored order. Parents are read only when the filter needs them."""
-    return [
-        Trajectory(**row)
-        for each in sets
-        for table in selected_tables(each, subset, where, parents)
-        for row in table.to_pylist()
-    ]
+    """Return the rows of `sets` in the subset, in stored order; see `iter_selected` for those of a large set."""
+    return list(iter_selected(sets, subset, where, parents))
+
+
+def iter_selected(
+    sets: Iterable[InputSet],
+    subset: str = "all",
+    where: str | None = None,
+    parents: Sequence[str] = (),
+    columns: Sequence[str] | None = None,
+) -> Iterator[Trajectory]:
+    """Yield the rows of `sets` in the subset, in stored order, one shard in memory at a time.
+
+    Where `columns` are given, the others are not read and are None.
+    """
+    unread = dict.fromkeys(SCHEMA.names) if columns else {}
+    for each in sets:
+        for table in selected_tables(each, subset, where, parents, columns):
+            yield from (Trajectory(**unread | row) for row in table.to_pylist())
 
 
 def selected_ids(
     each: InputSet, subset: str = "all", where: str | None = None, parents: Sequence[str] = ()
 ) -> list[str]:
-    """Return the ids of the rows that `load_rows` returns, without reading texts where the filter needs none."""
-    columns = ("trajectory_id", "parent_id", "verdict") if where is None else None
-    tables = selected_tables(each, subset, where, parents, columns)
+    """Return the ids of the rows that `load_rows` returns; only columns that the filter needs are read."""
+    tables = selected_tables(each, subset, where, parents, ["trajectory_id"])
     return [name for table in tables for name in table["trajectory_id"].to_pylist()]
 
 
@@ -116,17 +127,27 @@ def check_filter(where: str) -> None:
 def selected_tables(
     each: InputSet, subset: str, where: str | None, parents: Sequence[str], columns: Sequence[str] | None = None
 ) -> Iterator[pa.Table]:
-    """Yield the rows of each shard of a set that are in the subset, with all columns or some, one shard in memory."""
-    lookup = parent_frame(each, parents) if needs_parents(subset, where) else None
+    """Yield the rows of each shard of a set that are in the subset, with all columns or some, one shard in memory.
+
+    Beside these only columns that the filter names are read, of parents too.
+    """
+    wanted = list(columns or SCHEMA.names)
+    if subset == "all" and where is None:
+        yield from (read_table(path, wanted) for path in each.shards)
+        return
+    if where is not None:
+        check_filter(where)
+    own, of_parents = columns_read(subset, where) or (SCHEMA.names, _OF_PARENTS)
+    lookup = parent_frame(each, parents, of_parents) if needs_parents(subset, where) else None
+    read_by_filter = list(dict.fromkeys([*own, "parent_id"]))
     for path in each.shards:
-        table = read_table(path, columns and list(columns))
-        is_whole = subset == "all" and where is None
-        yield table if is_whole else _filtered(table, each, subset, where, lookup)
+        table = read_table(path, list(dict.fromkeys([*wanted, *read_by_filter])))
+        places = _places(table.select(read_by_filter), each, subset, where, lookup)
+        yield table.select(wanted).take(pa.array(places, pa.int64()))
 
 
-def _filtered(
-    table: pa.Table, each: InputSet, subset: str, where: str | None, parents: pl.DataFrame | None
-) -> pa.Table:
+def _places(table: pa.Table, each: InputSet, subset: str, where: str | None, parents: pl.DataFrame | None) -> list[int]:
+    """Return the numbers of the rows of a shard that are in the subset."""
     frame = pl.from_arrow(table).with_row_index(_PLACE)
     if parents is not None:
         frame = frame.join(parents, on="parent_id", how="left", maintain_order="left")
@@ -137,14 +158,15 @@ def _filtered(
                 "its set",
                 "give --parents DIR",
             )
-    return table.take(pa.array(select(frame, subset, where)[_PLACE].to_list(), pa.int64()))
+    return select(frame, subset, where)[_PLACE].to_list()
 
 
-def parent_frame(each: InputSet, parents: Sequence[str] = ()) -> pl.DataFrame:
+def parent_frame(each: InputSet, parents: Sequence[str] = (), columns: Sequence[str] = _OF_PARENTS) -> pl.DataFrame:
     """Return all rows of the sets that `each` was made from, columns prefixed with `parent_`, keyed by `parent_id`.
 
     Columns that hold a value a token are left out: they are most of a set and no filter reads them.
     """
+    columns = list(dict.fromkeys(["trajectory_id", *columns]))
     if each.record.get("command") == "sample":
         raise InputError(
             f"{each.directory} holds rollouts, which have no parents",
@@ -152,9 +174,7 @@ def parent_frame(each: InputSet, parents: Sequence[str] = ()) -> pl.DataFrame:
             "give the set that trd refine made",
         )
     tables = [
-        read_table(path, _OF_PARENTS)
-        for directory in parent_directories(each, parents)
-        for path in list_shards(directory)
+        read_table(path, columns) for directory in parent_directories(each, parents) for path in list_shards(directory)
     ]
     if not tables:
         raise InputError(
@@ -167,17 +187,13 @@ def _as_parents(frame: pl.DataFrame) -> pl.DataFrame:
     """Return rows with `parent_` before the names of their columns, and `parent_id` to join them by."""
     renamed = frame.rename({name: f"parent_{name}" for name in frame.columns})
     # A row's own parent_id must stay the join key; nothing reads the grandparent's id.
-    return renamed.drop("parent_parent_id").with_columns(parent_id=pl.col("parent_trajectory_id"))
+    return renamed.drop("parent_parent_id", strict=False).with_columns(parent_id=pl.col("parent_trajectory_id"))
 
 
-def parent_column(sets: Sequence[InputSet], name: str, parents: Sequence[str] = ()) -> dict[str, Any]:
-    """Return one column of all parents of the sets by trajectory id, without parents whose set is gone."""
-    found: dict[str, Any] = {}
+def parent_tables(sets: Sequence[InputSet], columns: Sequence[str], parents: Sequence[str] = ()) -> Iterator[pa.Table]:
+    """Yield some columns of all parents of the sets, shard by shard, without parents whose set is gone."""
     for directory in dict.fromkeys(d for each in sets for d in parent_directories(each, parents)):
-        for path in list_shards(directory):
-            table = read_table(path, ["trajectory_id", name])
-            found |= zip(*(table[c].to_pylist() for c in ("trajectory_id", name)), strict=True)
-    return found
+        yield from (read_table(path, list(columns)) for path in list_shards(directory))
 
 
 def parent_directories(each: InputSet, parents: Sequence[str] = ()) -> list[Path]:

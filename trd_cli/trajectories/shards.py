@@ -25,6 +25,9 @@ from trd_cli.records import Part, Problem, Trajectory, well_formed
 from trd_cli.trajectories.checksums import Checksums, Damage, write_sealed
 from trd_cli.trajectories.parts import named
 from trd_cli.trajectories.run_json import maker_of
+from trd_cli.trajectories.without_pandas import keep_out_pandas
+
+keep_out_pandas()
 
 SCHEMA_VERSION = "1"
 _VERSION_KEY = b"trd.schema_version"
@@ -83,9 +86,13 @@ SCHEMA = pa.schema(
     ]
 )
 OF_A_RESPONSE = ("response", "response_token_ids", "logprobs", "finish_reason", "ids_exact")
-_OF_A_VERDICT = frozenset({"verdict", "extracted_answer", "grader", "grader_version", "verdict_detail"})
+OF_A_VERDICT = ("verdict", "extracted_answer", "grader", "grader_version", "verdict_detail")
 # Replaces a value that cannot be written in a required column; a list becomes empty.
 _EMPTY = {pa.string(): "", pa.int32(): 0, pa.int64(): 0, pa.float64(): 0.0}
+# Without a limit Arrow reads a column of a row group as one piece.
+_READ_AT_ONCE = 1 << 20
+# A row group of a problem set ends at either.
+_GROUP_ROWS, _GROUP_CHARACTERS = 10_000, 64 << 20
 # Raised by Arrow and Python for a value that is not of its column's type.
 _UNBUILDABLE = (pa.ArrowException, TypeError, ValueError, OverflowError)
 PROBLEM_SCHEMA = pa.schema(
@@ -101,11 +108,21 @@ def write_table(path: Path, table: pa.Table, set_digest: str | None = None) -> N
 
     `set_digest` is the digest in the run.json of the set that the rows belong to.
     """
-    metadata = {_VERSION_KEY: SCHEMA_VERSION} | ({_SET_KEY: set_digest} if set_digest else {})
-    table = table.replace_schema_metadata(metadata)
+    _write(path, table.schema, [table], {_SET_KEY: set_digest} if set_digest else {})
+
+
+def _write(path: Path, schema: pa.Schema, tables: Iterable[pa.Table], metadata: Mapping[bytes, str]) -> None:
+    """Write tables of one schema as the row groups of a file."""
+    schema = schema.with_metadata({_VERSION_KEY: SCHEMA_VERSION, **metadata})
     with replacing(path) as file:
         # The samples of one problem repeat its text and tests, megabytes for some: a dictionary holds them once.
-        write_sealed(file, table, compression="zstd", dictionary_pagesize_limit=64 << 20)
+        write_sealed(
+            file,
+            schema,
+            (table.replace_schema_metadata(schema.metadata) for table in tables),
+            compression="zstd",
+            dictionary_pagesize_limit=64 << 20,
+        )
 
 
 def write_shard(path: Path, rows: Sequence[Trajectory], set_digest: str | None = None) -> list[Trajectory]:
@@ -123,10 +140,24 @@ def write_shard(path: Path, rows: Sequence[Trajectory], set_digest: str | None =
     return written
 
 
-def write_problems(path: Path, problems: Sequence[Problem]) -> None:
-    """Write a problem set as one Parquet file, atomically."""
+def write_problems(path: Path, problems: Iterable[Problem]) -> None:
+    """Write a problem set as one Parquet file, atomically; one row group of it is in memory at a time."""
     make_directory(path.parent)
-    write_table(path, _to_table(problems, PROBLEM_SCHEMA))
+    tables = (_to_table(group, PROBLEM_SCHEMA) for group in _groups(problems))
+    _write(path, PROBLEM_SCHEMA, tables, {})
+
+
+def _groups(problems: Iterable[Problem]) -> Iterator[list[Problem]]:
+    """Yield the problems in groups, at least one, each as large as a row group may be."""
+    group: list[Problem] = []
+    characters = 0
+    for problem in problems:
+        if len(group) == _GROUP_ROWS or characters >= _GROUP_CHARACTERS:
+            yield group
+            group, characters = [], 0
+        group.append(problem)
+        characters += sum(len(getattr(problem, name) or "") for name in PROBLEM_SCHEMA.names)
+    yield group
 
 
 def _writable(row: Trajectory) -> Trajectory:
@@ -141,7 +172,7 @@ def _writable(row: Trajectory) -> Trajectory:
     reason = f"could not be written: no table holds its {', '.join(unfit)}"
     required = (name for name in unfit if not SCHEMA.field(name).nullable)
     emptied = dict.fromkeys(unfit) | {name: _EMPTY.get(SCHEMA.field(name).type, ()) for name in required}
-    if set(unfit) <= _OF_A_VERDICT:
+    if set(unfit) <= set(OF_A_VERDICT):
         return replace(candidate, **emptied | {"verdict": "error", "verdict_detail": reason})
     return replace(candidate, **emptied | dict.fromkeys(OF_A_RESPONSE) | {"error": reason})
 
@@ -194,12 +225,26 @@ def read_table(path: Path, columns: list[str] | None = None, schema: pa.Schema =
         return table
 
 
+def iter_tables(
+    path: Path, columns: list[str] | None = None, schema: pa.Schema = SCHEMA, rows: int = 1024
+) -> Iterator[pa.Table]:
+    """Read as `read_table` does, `rows` rows at a time, without holding the file."""
+    with _opened(path, schema) as (checksums, parquet):
+        checksums.check_columns(parquet.metadata, columns)
+        for batch in parquet.iter_batches(rows, columns=columns):
+            table = pa.Table.from_batches([batch])
+            if not checksums:
+                table.validate(full=True)
+            yield table
+
+
 def check_whole(path: Path, schema: pa.Schema = SCHEMA) -> None:
     """Raise DamagedFile where any part of a file is not as it was written. Only files without checksums are decoded."""
     with _opened(path, schema) as (checksums, parquet):
         checksums.check_columns(parquet.metadata)
         if not checksums:
-            parquet.read().validate(full=True)
+            for batch in parquet.iter_batches():
+                batch.validate(full=True)
 
 
 @dataclass(frozen=True)
@@ -230,7 +275,7 @@ def _opened(path: Path, schema: pa.Schema) -> Iterator[tuple[Checksums, pq.Parqu
     try:
         with source_of(path) as source, open(path, "rb") as file:
             checksums = Checksums(file)
-            with pq.ParquetFile(source, page_checksum_verification=True) as parquet:
+            with pq.ParquetFile(source, page_checksum_verification=True, buffer_size=_READ_AT_ONCE) as parquet:
                 _check_schema(path, parquet.schema_arrow, schema)
                 yield checksums, parquet
     except FileNotFoundError:

@@ -31,6 +31,7 @@ from trd_cli import __version__
 from trd_cli.atomic import sweep
 from trd_cli.errors import DamagedFile, InputError, ResumeRefused
 from trd_cli.records import Part, content_hash
+from trd_cli.trajectories.id_set import IdSet
 from trd_cli.trajectories.parts import gate, locked, named, verdicts_held
 from trd_cli.trajectories.run_json import FORMAT, About, is_record, read_run_json, write_run_json
 from trd_cli.trajectories.shards import (
@@ -77,10 +78,10 @@ def _short(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Finished:
-    """Hold the ids of rows in a set, those of error rows, and the shards that were set aside, under their new names."""
+    """Hold the ids of rows in a set, the number of error rows, and the shards set aside, under their new names."""
 
-    ids: frozenset[str]
-    error_ids: frozenset[str]
+    ids: IdSet
+    errors: int
     set_aside: tuple[Path, ...] = ()
 
 
@@ -112,6 +113,7 @@ class StageDir:
         self.path = Path(path) if path else DEFAULT_ROOT / f"{command}-{self.digest[:10]}"
         self.part = part
         self._started = time.monotonic()
+        self._last_shard: int | None = None
         self._scratch = scratch
         self._own = {"config": dict(config), "inputs": list(inputs), "versions": versions()}
         self._count = part.count if part else parts
@@ -232,7 +234,7 @@ class StageDir:
         write_run_json(self.path, self.record)
 
     def expect(self, rows: int | None) -> None:
-        """Record how many rows the finished set or part has, and this invocation's configuration with it."""
+        """Record how many rows the finished set or part has (None: not known yet), and this invocation's options."""
         if self.part is None:
             self.record["rows_expected"] = rows
             self._save()
@@ -266,24 +268,23 @@ class StageDir:
             return self._finished(retry_errors)
 
     def _finished(self, retry_errors: bool) -> Finished:
-        ids: set[str] = set()
-        errors: set[str] = set()
-        seen: set[str] = set()
+        ids, dropped, errors = IdSet(), IdSet(), 0
         set_aside: list[Path] = []
         for path in self.shards():
             table = self._own_rows(path)
             names = [] if table is None else table["trajectory_id"].to_pylist()
-            if table is None or (names and seen.issuperset(names)):
+            if table is None or (names and all(name in ids or name in dropped for name in names)):
                 set_aside.append(path.rename(path.with_suffix(".torn")))
                 continue
-            seen |= set(names)
-            failed = {i for i, error in zip(names, table["error"].to_pylist(), strict=True) if error}
-            if failed and retry_errors:
+            failed = [bool(error) for error in table["error"].to_pylist()]
+            for name, has_failed in zip(names, failed, strict=True):
+                if has_failed and retry_errors:
+                    dropped.add(name)
+                else:
+                    errors += ids.add(name) and has_failed
+            if retry_errors and any(failed):
                 self._drop_errors(path)
-            else:
-                errors |= failed
-            ids |= set(names) - (failed if retry_errors else set())
-        return Finished(frozenset(ids), frozenset(errors), tuple(set_aside))
+        return Finished(ids, errors, tuple(set_aside))
 
     def _own_rows(self, path: Path) -> pa.Table | None:
         """Return the ids and errors of a shard; None where it is damaged or of another set."""
@@ -303,10 +304,13 @@ class StageDir:
             path.unlink()
 
     def next_shard(self) -> Path:
-        """Return the path of the next shard: after all that are there, torn ones too."""
-        names = (path.with_suffix(".parquet") for path in self.path.iterdir())
-        used = [shard_number(name) for name in names if shard_number(name) is not None and part_of(name) == self.part]
-        return shard_path(self.path, max(used, default=-1) + 1, self.part)
+        """Return the path of the next shard: after all that are there, torn ones too. It is given out once."""
+        if self._last_shard is None:
+            names = (path.with_suffix(".parquet") for path in self.path.iterdir())
+            used = (shard_number(name) for name in names if part_of(name) == self.part)
+            self._last_shard = max((number for number in used if number is not None), default=-1)
+        self._last_shard += 1
+        return shard_path(self.path, self._last_shard, self.part)
 
     def log_session(self, rows: int, tokens: int, at_work: float, replicas: Sequence[float] = ()) -> None:
         """Append this invocation to `sessions.jsonl`, that of a part to a file of its own.

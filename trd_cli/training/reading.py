@@ -1,0 +1,248 @@
+"""Read trajectory sets into a file of examples, shard by shard, in memory that does not grow with the rows.
+
+Ids stay arrays from the shard to the file. Texts are read where a prompt must be rendered or cut, and not otherwise.
+"""
+
+from __future__ import annotations
+
+import time
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from trd_cli import __version__
+from trd_cli.config.base import SelectOptions
+from trd_cli.config.training import DistillConfig
+from trd_cli.errors import InputError, counted
+from trd_cli.models import ModelRef
+from trd_cli.progress import Progress
+from trd_cli.prompting.rendering import TASKS, template_for
+from trd_cli.prompting.templates import digest_of
+from trd_cli.records import Trajectory, content_hash
+from trd_cli.training.examples import Contexts, TextsNeeded
+from trd_cli.training.stored import Examples, ExampleWriter
+from trd_cli.trajectories.sets import InputSet, parent_directories, parent_tables, selected_tables
+from trd_cli.trajectories.shards import SCHEMA, list_shards, read_table
+
+# Fields that all sets of one training run must share: contexts and defaults are made from them.
+_SHARED = (
+    *("tokenizer", "model", "model_revision", "student", "student_revision"),
+    *("setting", "render", "chat_template_kwargs"),
+)
+_OF_SAMPLING = ("temperature", "top_p", "top_k")
+_IDS = ("prompt_token_ids", "student_prompt_token_ids", "response_token_ids")
+_ALWAYS = (
+    *("trajectory_id", "parent_id", "stage", "setting", "task", "finish_reason", "verdict", "error"),
+    *_IDS,
+)
+_TEXTS = ("problem", "reference_answer", "reference_solution", "messages", "prompt_sha256", "response")
+_NOTED_EVERY = 10.0  # seconds
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The rows to train on: their kind, the sets that have any, how many there are, and the setting of the first.
+
+    `otherwise` of them were not drawn as the sampled estimate of reverse KL needs.
+    """
+
+    kind: str
+    sets: Sequence[InputSet]
+    rows: int
+    setting: str | None
+    otherwise: int
+
+
+def choose(config: DistillConfig, sets: Sequence[InputSet]) -> Chosen:
+    """Find the rows to train on, by columns without texts and ids.
+
+    Raises InputError where there are none, or two sets disagree on how they were made.
+    """
+    # By the kinds in the sets, not in the subset: a filter must not change the kind that is trained along.
+    held = {kind for each in sets for kind in _kinds_in(each)}
+    kind = config.along(held)
+    if kind not in held:
+        why = f"--method {config.method}" if config.method else f"--kind {kind}"
+        raise InputError(
+            f"{why} trains along {kind} rows, and {', '.join(str(s.directory) for s in sets)} hold {', '.join(sorted(held))} ones",
+            f"a set with {kind} rows",
+            f"give one, or --kind {min(held)}",
+        )
+    used: list[InputSet] = []
+    rows = otherwise = 0
+    setting = None
+    for each in sets:
+        in_set = 0
+        for table in _tables(config, each, kind, ("setting", *_OF_SAMPLING)):
+            if table.num_rows and not rows + in_set:
+                setting = table["setting"][0].as_py()
+            in_set += table.num_rows
+            drawn = table.group_by(_OF_SAMPLING).aggregate([([], "count_all")])
+            otherwise += sum(
+                group["count_all"]
+                for group in drawn.to_pylist()
+                if config.is_drawn_otherwise(kind, *(group[name] for name in _OF_SAMPLING))
+            )
+        rows += in_set
+        used += [each] if in_set else []
+    if not used:
+        raise InputError(
+            f"no {kind} row in {', '.join(str(s.directory) for s in sets)} is in the subset",
+            "at least one",
+            "check --subset and --where, and that trd verify has run on the set, and on its parents, if they read verdicts",
+        )
+    for other in used[1:]:
+        differing = [key for key in _SHARED if getattr(other.about, key) != getattr(used[0].about, key)]
+        if differing:
+            raise InputError(
+                f"{used[0].directory} and {other.directory} differ in {', '.join(differing)}",
+                "sets made alike",
+                "train on one of them, or on each in turn",
+            )
+    return Chosen(kind, used, rows, setting, otherwise)
+
+
+def _kinds_in(each: InputSet) -> set[str]:
+    return {kind for path in each.shards for kind in read_table(path, ["stage"])["stage"].unique().to_pylist()}
+
+
+def _tables(config: DistillConfig, each: InputSet, kind: str, columns: Sequence[str]) -> Iterator[pa.Table]:
+    """Yield some columns of a set's rows in the subset and of a kind."""
+    wanted = list(dict.fromkeys([*columns, "stage"]))
+    for table in selected_tables(each, config.subset, config.where, config.parents, wanted):
+        yield table.filter(pc.equal(table["stage"], kind))
+
+
+def key_of(config: DistillConfig, chosen: Chosen, student: ModelRef, teacher: ModelRef) -> str:
+    """Return a digest of all that the examples are made from, without reading the rows.
+
+    A shard counts by its name, size and time of writing.
+    """
+    parents = [parent_directories(each, config.parents) for each in chosen.sets]
+    stored = config.takes_stored_prompt(chosen.kind)
+    setting = config.setting_of(chosen.setting)
+    return content_hash(
+        {
+            "version": __version__,
+            "options": [config.identity(), config.model_dump(include={*SelectOptions.model_fields}, mode="json")],
+            "prompt": config.prompt and digest_of(config.prompt),
+            "templates": [template_for(config, setting, task, chosen.kind).sha256 for task in TASKS if not stored],
+            "sets": [[each.record.get("about"), [*map(_stamp, each.shards)]] for each in chosen.sets],
+            "parents": [_stamp(path) for found in parents for each in found for path in list_shards(each)],
+            "models": [student.revision, teacher.revision],
+        }
+    )
+
+
+def _stamp(path: Path) -> list[Any]:
+    status = path.stat()
+    return [str(path.resolve()), status.st_size, status.st_mtime_ns, status.st_ino]
+
+
+def write_examples(
+    config: DistillConfig, chosen: Chosen, contexts: Contexts, key: str, file: IO[bytes], progress: Progress
+) -> Examples:
+    """Read the chosen rows into a file that is open for writing and reading, and return them as examples.
+
+    Raises InputError when all of them are left out.
+    """
+    writer, verdict_of = ExampleWriter(file), _verdicts_of_attempts(config, chosen)
+    with_texts = not config.takes_stored_prompt(chosen.kind)
+    # Rows whose texts are needed though those of most rows are not. They are read again.
+    put_off = array("q")
+    said = time.monotonic()
+
+    def take(numbered: Iterable[tuple[int, Trajectory]]) -> None:
+        nonlocal said
+        for number, row in numbered:
+            try:
+                example = contexts.example(row, verdict_of(row))
+            except TextsNeeded:
+                put_off.append(number)
+                continue
+            if example is not None:
+                writer.add(example)
+            if time.monotonic() - said > _NOTED_EVERY:
+                said = time.monotonic()
+                progress.note(f"read {contexts.rows} of {counted(chosen.rows, 'row')}")
+
+    take(_numbered(config, chosen, with_texts))
+    if put_off:
+        take(_numbered(config, chosen, True, np.array(put_off)))
+    notes = contexts.notes()
+    if not writer.rows:
+        for note in notes:
+            progress.note(note)
+        raise InputError(
+            f"0 of {counted(chosen.rows, 'row')} can be trained on", "at least one", "see the reasons above"
+        )
+    return writer.finish({"key": key, "notes": notes})
+
+
+def _numbered(
+    config: DistillConfig, chosen: Chosen, with_texts: bool, only: np.ndarray | None = None
+) -> Iterator[tuple[int, Trajectory]]:
+    """Yield the chosen rows with their numbers, or those whose number is in `only`. Columns not read are None."""
+    columns = (*_ALWAYS, *_TEXTS) if with_texts else _ALWAYS
+    first = 0
+    for each in chosen.sets:
+        for table in _tables(config, each, chosen.kind, columns):
+            for batch in table.to_batches():
+                after = first + batch.num_rows
+                asked = range(first, after) if only is None else only[(only >= first) & (only < after)].tolist()
+                row_at = _reader(batch)
+                for number in asked:
+                    yield number, row_at(number - first)
+                first = after
+
+
+def _reader(batch: pa.RecordBatch) -> Callable[[int], Trajectory]:
+    """Return a function that makes one row of a batch. Its ids are views into the batch."""
+    unread = {name: None for name in SCHEMA.names if name not in batch.schema.names}
+    columns = {name: _value_at(batch[name], name in _IDS) for name in batch.schema.names}
+    return lambda i: Trajectory(**unread, **{name: value(i) for name, value in columns.items()})
+
+
+def _value_at(column: pa.Array, holds_ids: bool) -> Callable[[int], Any]:
+    if not holds_ids:
+        return lambda i: column[i].as_py()
+    ids, ends, is_there = column.values.to_numpy(), column.offsets.to_numpy(), column.is_valid().to_numpy(False)
+    return lambda i: ids[ends[i] : ends[i + 1]] if is_there[i] else None
+
+
+def _verdicts_of_attempts(config: DistillConfig, chosen: Chosen) -> Callable[[Trajectory], str | None]:
+    """Return a function that gives the verdict of a row's attempt: the row's own, or that of its parent."""
+    if chosen.kind != "refined":
+        return lambda row: row.verdict
+    verdicts = Verdicts(parent_tables(chosen.sets, ("trajectory_id", "verdict"), config.parents))
+    return lambda row: verdicts.get(row.parent_id)
+
+
+class Verdicts:
+    """The verdicts of many rows by their ids, at the ids' length and a byte a row."""
+
+    def __init__(self, tables: Iterable[pa.Table]) -> None:
+        """Read the columns `trajectory_id` and `verdict`. Of two rows with one id the later one counts."""
+        kinds: dict[str | None, int] = {}
+        pieces = [(np.array([], np.bytes_), np.array([], np.int8))]
+        for table in tables:
+            names = [name.encode() for name in table["trajectory_id"].to_pylist()]
+            codes = [kinds.setdefault(kind, len(kinds)) for kind in table["verdict"].to_pylist()]
+            pieces.append((np.array(names, np.bytes_), np.array(codes, np.int8)))
+        names, codes = (np.concatenate(column) for column in zip(*pieces, strict=True))
+        order = np.argsort(names, kind="stable")
+        self._names, self._codes, self._kinds = names[order], codes[order], [*kinds]
+
+    def get(self, name: str | None) -> str | None:
+        """Return the verdict of the row `name`, or None where it has none or is not here."""
+        if name is None or not len(self._names):
+            return None
+        sought = name.encode()
+        at = int(np.searchsorted(self._names, np.array(sought, self._names.dtype), "right")) - 1
+        return self._kinds[self._codes[at]] if at >= 0 and self._names[at] == sought else None
