@@ -374,6 +374,9 @@ def test_rows_are_the_same_with_one_and_with_two_servers(serve: Serve, sample, t
         assert result.exit_code == 0, result.stderr
     assert b.received
     assert content(tmp_path / "one") == content(tmp_path / "two")
+    rates = [json.loads((tmp_path / out / "sessions.jsonl").read_text()).get("replicas") for out in ("one", "two")]
+    assert rates[0] is None
+    assert len(rates[1]) == 2
     digests = {json.loads((tmp_path / out / "run.json").read_text())["digest"] for out in ("one", "two")}
     assert len(digests) == 1
 
