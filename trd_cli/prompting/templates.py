@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import jinja2
@@ -42,9 +43,13 @@ class Template:
     text: str
     placeholders: frozenset[str]
 
-    @property
+    @cached_property
     def sha256(self) -> str:
         return _digest(self.text)
+
+    @cached_property
+    def _compiled(self) -> jinja2.Template:
+        return _ENVIRONMENT.from_string(self.text)
 
     @property
     def needed(self) -> str | None:
@@ -56,7 +61,7 @@ class Template:
 
     def render(self, values: Mapping[str, str]) -> tuple[Message, ...]:
         """Return the messages of one prompt: a single user turn. Every placeholder must be in `values`."""
-        text = well_formed(_ENVIRONMENT.from_string(self.text).render(**values))
+        text = well_formed(self._compiled.render(**values))
         return ({"role": "user", "content": text.strip()},)
 
 
