@@ -373,10 +373,8 @@ def _to_table(rows: Sequence[Any], schema: pa.Schema) -> pa.Table:
 def _column(values: Sequence[Any], kind: pa.DataType) -> pa.Array | Sequence[Any]:
     """Return arrays of numbers as an Arrow column, from their bytes; any other values as they are."""
     code = _CODES.get(kind.value_type) if pa.types.is_list(kind) else None
-    if code is None:
+    if code is None or not all(v is None or (isinstance(v, array) and v.typecode == code) for v in values):
         return values
-    if not all(value is None or (isinstance(value, array) and value.typecode == code) for value in values):
-        return [value.tolist() if isinstance(value, array) else value for value in values]
     ends = np.cumsum([0, *(0 if value is None else len(value) for value in values)])
     numbers = pa.py_buffer(b"".join(value for value in values if value is not None))
     items = pa.Array.from_buffers(kind.value_type, int(ends[-1]), [None, numbers])
