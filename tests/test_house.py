@@ -221,3 +221,15 @@ def test_help_loads_nothing_heavy(line: str) -> None:
     usage, loaded = shown.split("LOADED")
     assert "Usage:" in usage
     assert HEAVY & set(loaded.split()) == set()
+
+
+def test_rows_are_written_without_pandas_which_can_be_used_afterwards(tmp_path: Path) -> None:
+    program = (
+        "import sys\nfrom trd_cli.cli import app\n"
+        f"app(['data', 'make', 'arithmetic', '--n', '3', '--out', {str(tmp_path / 'p.parquet')!r}], standalone_mode=False)\n"
+        "print('LOADED', 'pandas' in sys.modules)\n"
+        "import pyarrow as pa, pandas as pd\n"
+        "print(pa.table({'a': pd.Series([1, None])}).to_pandas()['a'].tolist(), pa.array(pd.Series([3])).to_pylist())"
+    )
+    shown = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert shown.splitlines()[-2:] == ["LOADED False", "[1.0, nan] [3]"]

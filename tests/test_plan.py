@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -584,7 +585,30 @@ def test_hours_are_tokens_by_the_given_rates(write: Write, plan: Any) -> None:
     # 12 problems of at most 32 tokens, sampled and refined; two arms train along as many.
     told(findings, "ok", "cost", "sample: at most 384 response tokens in 12 rows, 3.2 minutes at 2 tokens/s (given)")
     told(findings, "ok", "cost", "distill: at most 768 response tokens in 24 rows, 12.8 minutes at 1 tokens/s (given)")
-    told(findings, "ok", "cost", "19.2 minutes in all")
+    told(findings, "ok", "cost", "1 device ", "19.2 minutes", "0.3 device-hours", "100 % busy")
+
+
+def hours_of(findings: Findings, devices: int) -> float:
+    """Return the minutes of the schedule on so many devices."""
+    (line,) = [f["what"] for f in findings if re.match(rf"{devices} devices? ", f["what"])]
+    return float(re.search(r"([0-9.]+) minutes", line)[1])
+
+
+def test_hours_shrink_with_the_devices_that_replicas_and_processes_use(write: Write, plan: Any) -> None:
+    rates = ("--sample-rate", 2, "--train-rate", 1)
+    alone = plan(write(eval=None), *rates, code=0)
+    # Sampling and refining take 3.2 minutes each on one engine; the two arms train beside each other, 6.4 minutes each.
+    assert (hours_of(alone, 1), hours_of(alone, 8)) == (19.2, 12.8)
+    more = {"sample": {"max_tokens": 32, "replicas": "auto"}, "refine": {"max_tokens": 32, "replicas": 4}}
+    many = plan(write(eval=None, processes=4, devices=[f"cuda:{i}" for i in range(4)], **more), *rates)
+    assert (hours_of(many, 1), hours_of(many, 4), hours_of(many, 8)) == (19.2, 4.8, 2.8)
+
+
+def test_replicas_and_processes_that_exceed_the_named_devices_are_errors(write: Write, plan: Any) -> None:
+    sample = {"max_tokens": 32, "replicas": 3}
+    findings = plan(write(devices=["cpu", "cpu"], sample=sample, processes=4, distill={"device": "auto"}), code=1)
+    told(findings, "error", "recipe", "sample: 3 devices (replicas = 3", "of 2 (cpu, cpu)")
+    told(findings, "error", "recipe", "distill trd, fkl: 4 devices (processes = 4) of 2")
 
 
 def test_the_paper_s_largest_pair_needs_what_its_configuration_says(write: Write, plan: Any, tmp_path: Path) -> None:

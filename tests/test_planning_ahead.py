@@ -24,7 +24,7 @@ from trd_cli.records import Completion, Message, Problem, Request, Trajectory, c
 from trd_cli.trajectories.id_set import IdSet
 from trd_cli.trajectories.problem_sets import ProblemSet
 from trd_cli.trajectories.sets import open_sets, selected_tables
-from trd_cli.trajectories.shards import list_shards, read_rows, read_table, write_problems, write_shard
+from trd_cli.trajectories.shards import iter_rows, list_shards, read_rows, read_table, write_problems, write_shard
 from trd_cli.trajectories.stage_dir import StageDir
 
 
@@ -172,7 +172,7 @@ def test_a_growing_set_does_not_look_finished(planned: list[Trajectory], tmp_pat
 
 def test_ids_and_logprobs_come_back_from_a_shard_in_four_bytes_each(planned: list[Trajectory], tmp_path: Path) -> None:
     filled(tmp_path / "out", planned, Watched([]))
-    for row in rows_of(tmp_path / "out"):
+    for row in iter_rows(list_shards(tmp_path / "out")):
         assert isinstance(row.prompt_token_ids, array)
         if row.error is None:
             assert (row.response_token_ids, row.logprobs) == (array("i", [111, 107, 257]), array("f", [-0.5] * 3))

@@ -10,11 +10,13 @@ import json
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from conftest import Trd
+from support.children import forking
 from support.launches import (
     PLENTY,
     TRAIN,
@@ -24,12 +26,13 @@ from support.launches import (
     apart,
     carry_out,
     ended,
+    environment,
     log_of,
     make_world,
-    run,
     start_two,
 )
 from support.tiny import build_model
+from test_resume_training import WARM
 
 # The variables of `accelerate launch --use_fsdp --fsdp_version 2`.
 SETTINGS = {
@@ -79,11 +82,24 @@ def words(worlds: dict[str, World], case: str, out: Path) -> list[str]:
     return [str(word) for word in ("distill", getattr(worlds[world], kind), *TRAIN, *options, "--out", out)]
 
 
+IN_BFLOAT16 = ("--device", "cpu", "--batch-size", 12)
+
+
 @pytest.fixture(scope="module")
 def by_two(worlds: dict[str, World], tmp_path_factory: pytest.TempPathFactory) -> tuple[Launch, Path]:
-    """Return all cases trained by two processes that hold half of every weight each."""
+    """Return all cases trained by two processes that hold half of every weight each.
+
+    The same launch trains once in bfloat16, and tells what its processes hold.
+    """
     root = tmp_path_factory.mktemp("by_two")
-    orders = [Order(words(worlds, case, root / str(i)), SETTINGS | CASES[case][3]) for i, case in enumerate(CASES)]
+    tied = worlds["tied"]
+    half = ("distill", tied.by_teacher, *IN_BFLOAT16, "--out", root / "bfloat16")
+    held = (tied.student, tied.teacher, root)
+    orders = [
+        *(Order(words(worlds, case, root / str(i)), SETTINGS | CASES[case][3]) for i, case in enumerate(CASES)),
+        Order([str(word) for word in half], SETTINGS),
+        Order([str(word) for word in held], SETTINGS, __file__),
+    ]
     return carry_out(root, orders), root
 
 
@@ -103,26 +119,20 @@ def test_weights_in_shards_train_as_whole_ones_do(
 
 
 def test_a_training_in_bfloat16_stays_close_to_that_of_one_process(
-    worlds: dict[str, World], ok: Trd, tmp_path: Path
+    by_two: tuple[Launch, Path], worlds: dict[str, World], ok: Trd, tmp_path: Path
 ) -> None:
-    command = ("distill", worlds["tied"].by_teacher, "--device", "cpu", "--batch-size", 12, "--out")
-    ok(*command, tmp_path / "one")
-    order = Order([str(word) for word in (*command, tmp_path / "two")], SETTINGS)
-    launch = carry_out(tmp_path / "launch", [order])
+    launch, root = by_two
     assert launch.exit_code == 0, launch.stderr
-    (one,), (two,) = log_of(tmp_path / "one"), log_of(tmp_path / "two")
+    ok("distill", worlds["tied"].by_teacher, *IN_BFLOAT16, "--out", tmp_path / "one")
+    (one,), (two,) = log_of(tmp_path / "one"), log_of(root / "bfloat16")
     assert two["loss"] == pytest.approx(one["loss"], rel=0.01)
     assert two["grad_norm"] == pytest.approx(one["grad_norm"], rel=0.05)
 
 
-def test_no_process_holds_more_than_its_part_of_student_teacher_and_moments(
-    worlds: dict[str, World], tmp_path: Path
-) -> None:
-    world, logs = worlds["tied"], tmp_path / "logs"
-    arguments = (__file__, world.student, world.teacher, tmp_path)
-    launch = ended(start_two(logs, *arguments, **SETTINGS), logs)
+def test_no_process_holds_more_than_its_part_of_student_teacher_and_moments(by_two: tuple[Launch, Path]) -> None:
+    launch, root = by_two
     assert launch.exit_code == 0, launch.stderr
-    held = [json.loads((tmp_path / f"held-{rank}.json").read_text()) for rank in range(2)]
+    held = [json.loads((root / f"held-{rank}.json").read_text()) for rank in range(2)]
     for kind in ("student", "teacher", "moments"):
         shares = [one[kind]["here"] / one[kind]["whole"] for one in held]
         assert sum(shares) == pytest.approx(1.0), kind
@@ -130,37 +140,78 @@ def test_no_process_holds_more_than_its_part_of_student_teacher_and_moments(
         assert max(shares) < 0.51, kind
 
 
-@pytest.mark.parametrize("recomputed", [{}, RECOMPUTED], ids=["plain", "layers recomputed by accelerate"])
-def test_an_interrupted_launch_goes_on_in_shards_to_what_one_process_gives(
-    worlds: dict[str, World], ok: Trd, tmp_path: Path, recomputed: dict[str, str]
-) -> None:
+@dataclass(frozen=True)
+class Interrupted:
+    """A launch that was interrupted at its first saved state: the launch and the steps that it had logged."""
+
+    launch: Launch
+    steps: int
+
+
+INTERRUPTED = {"plain": {}, "layers recomputed by accelerate": RECOMPUTED}
+
+
+@pytest.fixture(scope="module")
+def interrupted(
+    worlds: dict[str, World], ok: Trd, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[dict[str, Interrupted], Launch, Path]:
+    """Return a training interrupted in each way, the launch that went on with all of them, and their directory.
+
+    The directory `one` there is that of the same training by one process.
+    """
+    root = tmp_path_factory.mktemp("interrupted")
     world = worlds["tied"]
     long = ("distill", world.by_teacher, *TRAIN, "--batch-size", 5, "--epochs", 12, "--save-steps", 5)
-    ok(*long, "--out", tmp_path / "one")
-    out, logs = tmp_path / "two", tmp_path / "logs"
-    command = ("-m", "trd_cli", *long, "--out", out)
-    launcher = start_two(logs, *command, **{**SETTINGS, **recomputed})
-    until = time.monotonic() + PLENTY
-    while not list(out.glob("states/step-*.pt")) and launcher.poll() is None:
-        assert time.monotonic() < until
-        time.sleep(0.02)
-    launcher.send_signal(signal.SIGINT)
-    assert "interrupted" in ended(launcher, logs).stderr[0]
-    assert 5 <= len(log_of(out)) < 36
-    order = Order([str(word) for word in (*long, "--out", out)], SETTINGS | recomputed)
-    launch = carry_out(tmp_path / "again", [order])
+    ok(*long, "--out", root / "one")
+    first = {}
+    for name, more in INTERRUPTED.items():
+        out, logs = root / name, root / f"logs of {name}"
+        launcher = start_two(logs, "-m", "trd_cli", *long, "--out", out, **SETTINGS | more)
+        until = time.monotonic() + PLENTY
+        while not list(out.glob("states/step-*.pt")) and launcher.poll() is None:
+            assert time.monotonic() < until
+            time.sleep(0.02)
+        launcher.send_signal(signal.SIGINT)
+        first[name] = Interrupted(ended(launcher, logs), len(log_of(out)))
+    orders = [
+        Order([str(word) for word in (*long, "--out", root / name)], SETTINGS | more)
+        for name, more in INTERRUPTED.items()
+    ]
+    return first, carry_out(root / "again", orders), root
+
+
+@pytest.mark.parametrize("name", INTERRUPTED)
+def test_an_interrupted_launch_goes_on_in_shards_to_what_one_process_gives(
+    interrupted: tuple[dict[str, Interrupted], Launch, Path], worlds: dict[str, World], name: str
+) -> None:
+    first, launch, root = interrupted
+    assert "interrupted" in first[name].launch.stderr[0]
+    assert 5 <= first[name].steps < 36
     assert launch.exit_code == 0, launch.stderr
-    assert "going on after step" in launch.stderr[0]
-    assert [line["loss"] for line in log_of(out)] == pytest.approx(
-        [line["loss"] for line in log_of(tmp_path / "one")], rel=1e-4
+    went_on = [line for line in launch.stderr[0].splitlines() if "going on after step" in line]
+    assert len(went_on) == len(INTERRUPTED)
+    assert f"going on after step {first[name].steps}" in went_on[list(INTERRUPTED).index(name)]
+    assert [line["loss"] for line in log_of(root / name)] == pytest.approx(
+        [line["loss"] for line in log_of(root / "one")], rel=1e-4
     )
-    assert apart(tmp_path / "one", out, world.student) < 5e-4
+    assert apart(root / "one", root / name, worlds["tied"].student) < 5e-4
 
 
-def one_alone(*command: object, **more: str):
-    """Run a process of a launch of one."""
-    alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
-    return run(sys.executable, "-m", "trd_cli", *command, ACCELERATE_USE_CPU="true", **alone, **more)
+ALONE = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+
+
+@pytest.fixture(scope="module")
+def refusal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., str]]:
+    """Yield a function that runs a command as the process of a launch of one, and returns the line it is refused by."""
+    env = environment(ACCELERATE_USE_CPU="true", **ALONE)
+    with forking(WARM, tmp_path_factory.mktemp("talk"), env) as start:
+
+        def refused(*command: object, settings: Mapping[str, str]) -> str:
+            ran = start(*command, variables=settings)
+            assert ran.wait() == 1, ran.stderr.read_text()
+            return ran.stderr.read_text().splitlines()[-1]
+
+        yield refused
 
 
 @pytest.mark.parametrize(
@@ -179,21 +230,24 @@ def one_alone(*command: object, **more: str):
     ids=["version 1", "dropout recomputed", "recomputed twice", "selfcheck", "an average"],
 )
 def test_what_cannot_be_right_in_shards_is_refused(
-    worlds: dict[str, World], tmp_path: Path, options: Sequence[object], settings: dict[str, str], told: str
+    worlds: dict[str, World],
+    refusal: Callable[..., str],
+    tmp_path: Path,
+    options: Sequence[object],
+    settings: dict[str, str],
+    told: str,
 ) -> None:
     command = ("distill", worlds["tied"].by_student, *TRAIN, *options, "--out", tmp_path / "c")
-    result = one_alone(*command, **{**SETTINGS, **settings})
-    assert result.returncode == 1, result.stderr
-    assert told in result.stderr.splitlines()[-1]
+    assert told in refusal(*command, settings=SETTINGS | settings)
     assert not (tmp_path / "c" / "config.json").exists()
 
 
-def test_recomputation_with_a_model_s_own_dropout_is_refused(worlds: dict[str, World], ok: Trd, tmp_path: Path) -> None:
+def test_recomputation_with_a_model_s_own_dropout_is_refused(
+    worlds: dict[str, World], refusal: Callable[..., str], tmp_path: Path
+) -> None:
     dropping = build_model(tmp_path / "dropping", attention_dropout=0.1)
     command = ("distill", worlds["untied"].by_teacher, "-m", dropping, *TRAIN, "--out", tmp_path / "c")
-    result = one_alone(*command, **{**SETTINGS, **RECOMPUTED})
-    assert result.returncode == 1
-    assert "fsdp_activation_checkpointing with dropout" in result.stderr.splitlines()[-1]
+    assert "fsdp_activation_checkpointing with dropout" in refusal(*command, settings=SETTINGS | RECOMPUTED)
 
 
 def tell_what_is_held(student: str, teacher: str, directory: str) -> None:

@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,8 @@ def start_child(
     return subprocess.Popen([sys.executable, "-ISc", _BECOME, *numbers, *command], **options)
 
 
-# Fork commands of trd from one process with the modules loaded, so that a signal hits the work and not Python's start.
+# Fork commands of trd from one process with the modules loaded: a signal hits the work and not Python's start, and a
+# command of torch starts in a moment and not in seconds.
 _FORKING = """
 import json, os, signal, sys
 {modules}
@@ -58,6 +59,7 @@ for line in sys.stdin:
         os.setsid()
         for number in order["ignored"]:
             signal.signal(number, signal.SIG_IGN)
+        os.environ.update(order["variables"])
         for descriptor, name in enumerate((os.devnull, order["stdout"], order["stderr"])):
             os.dup2(os.open(name, os.O_RDWR | os.O_CREAT | os.O_TRUNC), descriptor)
         app(order["args"])
@@ -70,14 +72,20 @@ class Run:
     """A command in a session of its own; `pid` names the session too. Its parent reaps it as soon as it ends."""
 
     def __init__(
-        self, parent: subprocess.Popen[str], directory: Path, args: list[str], ignored: Iterable[signal.Signals] = ()
+        self,
+        parent: subprocess.Popen[str],
+        directory: Path,
+        args: list[str],
+        ignored: Iterable[signal.Signals] = (),
+        variables: Mapping[str, str] | None = None,
     ) -> None:
         self.stdout, self.stderr = directory / "stdout", directory / "stderr"
         for path in (self.stdout, self.stderr):
             path.write_text("")  # without the output of the run before
         order = {"args": args, "stdout": str(self.stdout), "stderr": str(self.stderr)}
+        order |= {"ignored": [int(number) for number in ignored], "variables": dict(variables or {})}
         self._parent = parent
-        parent.stdin.write(json.dumps(order | {"ignored": [int(number) for number in ignored]}) + "\n")
+        parent.stdin.write(json.dumps(order) + "\n")
         parent.stdin.flush()
         self.pid = int(parent.stdout.readline())
 
@@ -95,19 +103,24 @@ Start = Callable[..., Run]
 
 
 @contextmanager
-def forking(modules: str, directory: Path) -> Iterator[Start]:
-    """Yield a function that starts a trd command from a process that has run these import lines; end what is left."""
+def forking(modules: str, directory: Path, env: Mapping[str, str] | None = None) -> Iterator[Start]:
+    """Yield a function that starts a trd command from a process that has run these import lines; end what is left.
+
+    The command has the environment `env`, or that of the tests, and the `variables` of its start; of these, none may be
+    one that is read when a module is imported.
+    """
     parent = start_child(
         [sys.executable, "-c", _FORKING.format(modules=modules)],
         cwd=ROOT,
+        env=env,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
     )
     sessions: list[int] = []
 
-    def run(*args: object, ignored: Iterable[signal.Signals] = ()) -> Run:
-        started = Run(parent, directory, [str(a) for a in args], ignored)
+    def run(*args: object, ignored: Iterable[signal.Signals] = (), variables: Mapping[str, str] | None = None) -> Run:
+        started = Run(parent, directory, [str(a) for a in args], ignored, variables)
         sessions.append(started.pid)
         return started
 

@@ -1,31 +1,26 @@
-"""Estimate what the stages of a recipe take: memory of each, disk of all, tokens and hours."""
+"""Estimate what the stages of a recipe take: the work of each, its memory, and the disk of all."""
 
 from __future__ import annotations
 
-import contextlib
-import json
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import fmean
 
 from trd_cli.config.commands import EvalConfig, PlanConfig
 from trd_cli.config.generating import EngineOptions, RefineConfig, SampleConfig
 from trd_cli.config.training import DistillConfig
 from trd_cli.datasets.benchmarks import Benchmark
-from trd_cli.errors import counted
 from trd_cli.planning import estimates
 from trd_cli.planning.chains import Chain
 from trd_cli.planning.estimates import BYTES, GIB, Need, Shape
 from trd_cli.planning.findings import Finding, error, grouped, ok, warning
 from trd_cli.planning.lengths import arm_of
 from trd_cli.planning.pair import Planned, longest_training_row
+from trd_cli.recipes.devices import machine_of
 from trd_cli.recipes.nodes import ORDER, Graph, Node
-from trd_cli.training import LOG
-from trd_cli.trajectories.stage_dir import SESSIONS
 
-_GENERATING = ("sample", "refine", "eval")
+GENERATING = ("sample", "refine", "eval")
 
 
 @dataclass(frozen=True)
@@ -197,14 +192,17 @@ def check_disk(graph: Graph, works: Sequence[Work], student: Planned) -> Iterato
     shards = sum(
         w.rows * estimates.row_bytes(round(w.prompt), round(w.response), round(w.text), round(w.student_prompt))
         for w in works
-        if w.node.stage in _GENERATING
+        if w.node.stage in GENERATING
     )
     training = [w.node for w in works if w.node.stage == "distill"]
+    devices = sum(map(len, machine_of(graph.recipe).here))
+    at_once = max(1, min(len(graph.recipe.arms) * len(graph.recipe.seeds), devices // graph.recipe.processes))
     kept = states = 0
     if student.shape is not None:
         kept = sum(_checkpoint(node, student, student.shape) for node in training)
-        states = max((_states(node, student, student.shape) for node in training), default=0)
-    what = f"at most {_size(shards)} of shards before compression, {_size(kept)} of checkpoints, {_size(states)} of states while one arm trains"
+        states = sum(sorted(_states(node, student, student.shape) for node in training)[-at_once:])
+    while_training = "one arm trains" if at_once == 1 else f"{at_once} arms train"
+    what = f"at most {_size(shards)} of shards before compression, {_size(kept)} of checkpoints, {_size(states)} of states while {while_training}"
     free = shutil.disk_usage(
         next(p for p in (graph.directory.resolve(), *graph.directory.resolve().parents) if p.exists())
     ).free
@@ -232,65 +230,6 @@ def _states(node: Node, student: Planned, shape: Shape) -> int:
     trained = adapter_of(config, student) or shape.parameters
     average = BYTES["float32"] if config.teacher_weights == "ema" else 0
     return (config.keep + 1) * trained * (12 + average)  # weights and two moments in float32
-
-
-# Tokens and hours
-
-
-def check_cost(config: PlanConfig, graph: Graph, works: Sequence[Work]) -> Iterator[Finding]:
-    """Count response tokens of each stage over all rounds, arms and seeds, and hours where there is a rate."""
-    total, unknown = 0.0, []
-    for stage in ("sample", "refine", "distill", "eval"):
-        own = [work for work in works if work.node.stage == stage]
-        tokens = sum(work.tokens for work in own)
-        if not own:
-            continue
-        bound = "" if all(work.measured for work in own) else "at most "
-        what = f"{stage}: {bound}{counted(tokens, 'response token', ',.0f')} in {counted(sum(w.rows for w in own), 'row', ',')}"
-        rate, source = _rate(config, graph, stage)
-        if rate is None:
-            unknown.append(stage)
-            yield ok("cost", what)
-        else:
-            total += tokens / rate
-            yield ok("cost", f"{what}, {_time(tokens / rate)} at {rate:,.0f} tokens/s ({source})")
-    if total:
-        yield ok("cost", f"{_time(total)} in all" + (f", without {', '.join(unknown)}" if unknown else ""))
-    elif unknown:
-        yield ok("cost", "no hours: there is no rate; --sample-rate and --train-rate give one")
-
-
-def _rate(config: PlanConfig, graph: Graph, stage: str) -> tuple[float | None, str]:
-    """Return response tokens a second, as given or as measured in the run directory, and which of the two."""
-    given = config.train_rate if stage == "distill" else config.sample_rate
-    if given is not None:
-        return given, "given"
-    if stage == "distill":
-        return _measured(graph, [stage], LOG, "response_tokens", "seconds"), "measured"
-    sessions = (SESSIONS, "tokens", "at_work")
-    return _measured(graph, [stage], *sessions) or _measured(graph, _GENERATING, *sessions), "measured"
-
-
-def _measured(graph: Graph, stages: Sequence[str], log: str, tokens: str, seconds: str) -> float | None:
-    """Return tokens a second over all lines of these stages' logs, without loading their models."""
-    lines = [line for n in graph.nodes if n.stage in stages for line in _records(graph.path(n) / log)]
-    pairs = [(line[tokens], line[seconds]) for line in lines if tokens in line and seconds in line]
-    spent = sum(each for _, each in pairs)
-    return sum(count for count, _ in pairs) / spent if spent else None
-
-
-def _records(path: Path) -> list[dict[str, float]]:
-    """Return the lines of a log that are whole."""
-    found = []
-    with contextlib.suppress(OSError):
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            with contextlib.suppress(ValueError):
-                found.append(json.loads(line))
-    return [each for each in found if isinstance(each, dict)]
-
-
-def _time(seconds: float) -> str:
-    return f"{seconds / 3600:,.1f} hours" if seconds >= 3600 else f"{seconds / 60:.1f} minutes"
 
 
 def _size(size: float) -> str:

@@ -27,6 +27,9 @@ from trd_cli.records import Part, Problem, Trajectory, well_formed
 from trd_cli.trajectories.checksums import Checksums, Damage, write_sealed
 from trd_cli.trajectories.parts import named
 from trd_cli.trajectories.run_json import maker_of
+from trd_cli.trajectories.without_pandas import keep_out_pandas
+
+keep_out_pandas()
 
 SCHEMA_VERSION = "1"
 _VERSION_KEY = b"trd.schema_version"
