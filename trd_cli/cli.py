@@ -27,6 +27,7 @@ from trd_cli.config.commands import (
     ReportConfig,
     RunConfig,
     ShowConfig,
+    StatusConfig,
 )
 from trd_cli.config.generating import EngineOptions, RefineConfig, SampleConfig
 from trd_cli.config.grading import VerifyConfig
@@ -226,9 +227,8 @@ def plan(config: PlanConfig) -> None:
 def run(config: RunConfig) -> None:
     """Run a recipe: rounds of all stages, for its arms and seeds.
 
-    A stage that several arms need runs once. Each stage runs in a process of its own, on devices of its own, with its
-    log in logs/; independent stages run at the same time. The same command again does what is missing. In a pipe, the
-    run directory is printed at the end.
+    A stage that several arms need runs once. Each stage runs in a process of its own, with its log in logs/. The same
+    command again does what is missing. In a pipe, the run directory is printed at the end.
     """
     from trd_cli.planning.refusals import refuse
     from trd_cli.recipes import run as stage
@@ -241,6 +241,22 @@ def run(config: RunConfig) -> None:
     directory = stage.run(config, RunTable(), refuse)
     if not sys.stdout.isatty():
         streams.hand_over(directory)
+
+
+@command(app, "status", StatusConfig, "trd status runs/y_o runs/y_r runs/eval")
+def status(config: StatusConfig) -> None:
+    """Tell what is done, missing and failed in sets, evaluations and runs.
+
+    One line an output, then one for each stage of a run, or for the parts of a job array in the same state. The last
+    column of an array has its parts to run again as Slurm's --array. Tab-separated in a pipe. Exits with 4 if an output
+    is not complete.
+    """
+    from trd_cli.report import status as stage
+
+    lines, is_complete = stage.status(config.directories)
+    print_table(stage.TITLES, [line.cells() for line in lines], right=stage.TITLES[3:8])
+    if not is_complete:
+        raise typer.Exit(4)
 
 
 @command(app, "show", ShowConfig, "trd show runs/y_r --id 3fa9")

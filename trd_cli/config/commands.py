@@ -117,10 +117,10 @@ class PlanConfig(Config):
     )
     out: str | None = option(None, "Output", "Also write the findings to this JSON file.", rows=False)
     sample_rate: AboveZero | None = option(
-        None, "Engine", "Response tokens a second of one engine. Default: as measured in --run.", rows=False
+        None, "Engine", "Response tokens a second of sample, refine, eval. Default: as measured in --run.", rows=False
     )
     train_rate: AboveZero | None = option(
-        None, "Engine", "Response tokens a second of one training process. Default: as measured in --run.", rows=False
+        None, "Engine", "Response tokens a second of distill. Default: as measured in --run.", rows=False
     )
     gpu_memory: AboveZero | None = option(
         None, "Engine", "GiB of one device: a stage that needs more is an error.", rows=False
@@ -158,6 +158,12 @@ class ReportConfig(Config):
         if not 1 <= len(self.runs) <= 2:
             raise InputError(f"{len(self.runs)} run directories", "one, or two to compare", "name one or two")
         return self
+
+
+class StatusConfig(Config):
+    directories: tuple[str, ...] = option(
+        ..., "Input", "Trajectory sets, evaluations, checkpoints or run directories.", argument=True, rows=False
+    )
 
 
 class MakeConfig(Config):
