@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -57,8 +58,13 @@ class Template:
 
     def render(self, values: Mapping[str, str]) -> tuple[Message, ...]:
         """Return the messages of one prompt: a single user turn. Every placeholder must be in `values`."""
-        text = well_formed(_ENVIRONMENT.from_string(self.text).render(**values))
+        text = well_formed(_compiled(self.text).render(**values))
         return ({"role": "user", "content": text.strip()},)
+
+
+@functools.cache
+def _compiled(text: str) -> jinja2.Template:
+    return _ENVIRONMENT.from_string(text)
 
 
 def digest_of(override: str) -> str:
