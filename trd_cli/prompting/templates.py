@@ -6,6 +6,7 @@ import functools
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import jinja2
@@ -43,7 +44,7 @@ class Template:
     text: str
     placeholders: frozenset[str]
 
-    @property
+    @cached_property
     def sha256(self) -> str:
         return _digest(self.text)
 
