@@ -19,7 +19,7 @@ from conftest import Trd
 from support.children import start_child, wait_for
 
 from trd_cli.planning.hours import schedule
-from trd_cli.recipes.devices import slots_of
+from trd_cli.recipes.devices import machine_of
 from trd_cli.recipes.graph import build_graph
 from trd_cli.recipes.loading import load_recipe
 from trd_cli.recipes.slots import Scheduler, Slot, Task, simulate
@@ -94,6 +94,21 @@ def test_tasks_without_devices_run_beside_the_others_one_at_a_time() -> None:
     assert list(started(scheduler)) == ["train", "grade"]
     scheduler.end("grade")
     assert list(started(scheduler)) == ["make"]
+
+
+def test_tasks_take_devices_of_their_kind_and_kinds_that_are_apart_take_turns() -> None:
+    slots = (("cuda:0",), ("ray:0",), ("ray:1",))
+    tasks = [
+        Task("sample", takes_free=True, kind="ray"),
+        Task("train", kind="cuda"),
+        Task("grade", devices=0, kind="cuda"),
+    ]
+    beside = started(Scheduler(tasks, slots))
+    assert beside == {"train": ("cuda:0",), "grade": (), "sample": ("ray:0", "ray:1")}
+    scheduler = Scheduler(tasks, slots, apart=True)
+    assert started(scheduler).keys() == {"train", "grade"}
+    scheduler.end("train")
+    assert started(scheduler) == {"sample": ("ray:0", "ray:1")}
 
 
 def test_what_depends_on_a_failed_task_never_starts_and_the_rest_goes_on() -> None:
@@ -228,7 +243,7 @@ def test_the_schedule_of_a_plan_is_that_of_the_run(sampled: Path, tmp_path: Path
     path = tmp_path / "recipe.toml"
     path.write_text(RECIPE.format(directory=sampled, more=""))
     graph = build_graph(load_recipe(path), tmp_path / "run")
-    spans = {span.placement.task.name: span for span in schedule(graph, [], {}, slots_of(graph.recipe))}
+    spans = {span.placement.task.name: span for span in schedule(graph, [], {}, machine_of(graph.recipe))}
     made = status(sampled / "run")
     assert list(spans)[: len(made)] == list(made), "stages start in this order"
     for name, record in made.items():

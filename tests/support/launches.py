@@ -6,6 +6,7 @@ import json
 import os
 import runpy
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -110,7 +111,23 @@ def environment(**more: str) -> dict[str, str]:
 
 def start_two(logs: Path, *program: object, **more: str) -> subprocess.Popen[bytes]:
     """Start two processes of a Python program under torchrun; each prints into files of its own in `logs`."""
-    launcher = (BIN / "torchrun", "--standalone", "--nproc_per_node", 2, "--log-dir", logs, "--redirects", 3)
+    return _start(("--standalone", "--nproc_per_node", 2), logs, program, **more)
+
+
+def start_node(number: int, port: int, logs: Path, *program: object) -> subprocess.Popen[bytes]:
+    """Start one of two machines with one process under torchrun; they meet at `port` of this one."""
+    meeting = ("--master_addr", "127.0.0.1", "--master_port", port)
+    return _start(("--nnodes", 2, "--node_rank", number, *meeting, "--nproc_per_node", 1), logs, program)
+
+
+def free_port() -> int:
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        return listening.getsockname()[1]
+
+
+def _start(options: Sequence[object], logs: Path, program: Sequence[object], **more: str) -> subprocess.Popen[bytes]:
+    launcher = (BIN / "torchrun", *options, "--log-dir", logs, "--redirects", 3)
     return start_child(
         (*launcher, *program),
         cwd=ROOT,

@@ -117,10 +117,10 @@ class PlanConfig(Config):
     )
     out: str | None = option(None, "Output", "Also write the findings to this JSON file.", rows=False)
     sample_rate: AboveZero | None = option(
-        None, "Engine", "Response tokens a second of sample, refine, eval. Default: as measured in --run.", rows=False
+        None, "Engine", "Response tokens a second of one engine. Default: as measured in --run.", rows=False
     )
     train_rate: AboveZero | None = option(
-        None, "Engine", "Response tokens a second of distill. Default: as measured in --run.", rows=False
+        None, "Engine", "Response tokens a second of one training process. Default: as measured in --run.", rows=False
     )
     gpu_memory: AboveZero | None = option(
         None, "Engine", "GiB of one device: a stage that needs more is an error.", rows=False

@@ -1,11 +1,13 @@
 """Workers on a Ray cluster: one actor a replica, on any node that has the devices for it.
 
-Ray starts no actor again and repeats no call: the driver counts deaths and replaces workers itself. Each node needs this
-package in the same version, and the model under the same name: a path on shared storage, or a Hub name.
+Ray starts no actor again and repeats no call: the driver counts deaths and replaces workers itself. Each node needs
+this package in the same version, and the model under the same name: a path on shared storage, or a Hub name.
 """
 
 from __future__ import annotations
 
+import signal
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -166,12 +168,25 @@ class RayWorkers:
             ray.shutdown()
 
 
+def count_gpus(address: str) -> tuple[int, int]:
+    """Return the number of GPUs of a cluster, and of those on this machine. Raises EngineError without a cluster."""
+    import ray
+
+    is_ours = _connect(address)
+    gpus = {node["NodeID"]: int(node["Resources"].get("GPU", 0)) for node in ray.nodes() if node["Alive"]}
+    here = gpus.get(ray.get_runtime_context().get_node_id(), 0)
+    if is_ours:
+        ray.shutdown()
+    return sum(gpus.values()), here
+
+
 def _connect(address: str) -> bool:
     """Connect this process to the cluster; return False if it is connected already."""
     import ray
 
     if ray.is_initialized():
         return False
+    handler = signal.getsignal(signal.SIGTERM)
     try:
         # Output of workers would get between the paths on standard output.
         ray.init(address=address, log_to_driver=False, logging_level="ERROR")
@@ -181,6 +196,10 @@ def _connect(address: str) -> bool:
             "one that runs on this machine (auto), or its HOST:PORT",
             "start one by `ray start --head`, and run this command on a node of it",
         ) from None
+    finally:
+        # Ray lets SIGTERM end the process without a word; the command keeps its rows first.
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
     return True
 
 

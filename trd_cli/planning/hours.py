@@ -14,29 +14,34 @@ from dataclasses import replace
 from pathlib import Path
 
 from trd_cli.config.commands import PlanConfig
+from trd_cli.config.generating import EngineOptions
 from trd_cli.errors import counted
 from trd_cli.planning.findings import Finding, Level, grouped, of_exception, ok, per_cent
 from trd_cli.planning.lengths import arm_of
 from trd_cli.planning.needs import GENERATING, Work
-from trd_cli.recipes.devices import WHOLE, check_devices, misfits, slots_of, tasks_of
+from trd_cli.recipes.devices import WHOLE, Machine, machine_of, misfits, missing_gpus, tasks_of
 from trd_cli.recipes.done import Status
 from trd_cli.recipes.nodes import Graph, Node
-from trd_cli.recipes.slots import Placement, Slot, Span, simulate
+from trd_cli.recipes.slots import Placement, Span, simulate
 from trd_cli.training import LOG
 from trd_cli.trajectories.stage_dir import SESSIONS
 
 _MANY = 8
 
 
-def check_slots(graph: Graph) -> list[Finding]:
-    """Check that each stage fits the devices; this machine's own may be others than those where the recipe runs."""
-    slots = slots_of(graph.recipe)
+def check_devices(graph: Graph) -> list[Finding]:
+    """Check that each stage fits the devices; this machine's own may be others than those where the recipe runs.
+
+    A Ray cluster is not asked.
+    """
+    machine = machine_of(graph.recipe)
+    nodes = [node for node in graph.nodes if graph.recipe.ray is None or not isinstance(node.config, EngineOptions)]
     level: Level = "error" if graph.recipe.devices is not None else "warning"
     found = [
         (node.stage, arm_of(node), of_exception(level, "recipe", raised))
-        for node, raised in misfits(graph, graph.nodes, slots)
+        for node, raised in misfits(graph, nodes, machine)
     ]
-    missing = check_devices(slots)
+    missing = missing_gpus(machine)
     return [*([of_exception("warning", "recipe", missing)] if missing else []), *grouped(found)]
 
 
@@ -68,35 +73,35 @@ def check_cost(config: PlanConfig, graph: Graph, works: Sequence[Work]) -> Itera
 
 def _schedules(graph: Graph, works: Sequence[Work], rates: dict[str, float], unknown: list[str]) -> Iterator[Finding]:
     """Yield a line of the table for each number of devices."""
-    own = slots_of(graph.recipe)
+    own = machine_of(graph.recipe)
     choices = [_devices(1), _devices(_MANY)]
-    if own != (WHOLE,) and sum(map(len, own)) not in (1, _MANY):
+    if own.here != (WHOLE,) and _size(own) not in (1, _MANY):
         choices.append(own)
-    width = max(len(_count(slots)) for slots in choices)
-    for slots in choices:
-        spans = schedule(graph, works, rates, slots)
-        seconds, held = max((span.end for span in spans), default=0.0), sum(map(len, slots))
+    width = max(len(_count(machine)) for machine in choices)
+    for machine in choices:
+        spans = schedule(graph, works, rates, machine)
+        seconds, held = max((span.end for span in spans), default=0.0), _size(machine)
         busy = sum((span.end - span.begin) * len(span.placement.devices) for span in spans)
         share = busy / (seconds * held) if seconds else 0.0
-        line = f"{_count(slots):<{width}}  {_time(seconds):>14}  {seconds * held / 3600:>12,.1f} device-hours  {per_cent(share):>9} busy"
+        line = f"{_count(machine):<{width}}  {_time(seconds):>14}  {seconds * held / 3600:>12,.1f} device-hours  {per_cent(share):>9} busy"
         yield ok("cost", line + (f", without {', '.join(unknown)}" if unknown else ""))
 
 
-def schedule(graph: Graph, works: Sequence[Work], rates: dict[str, float], slots: Sequence[Slot]) -> list[Span]:
+def schedule(graph: Graph, works: Sequence[Work], rates: dict[str, float], machine: Machine) -> list[Span]:
     """Return when and where each stage would run; one that needs more devices than there are takes all of them.
 
     `rates` are tokens a second of one engine or process by stage. Work without a rate takes no time.
     """
-    there = sum(map(len, slots))
+    there = _size(machine)
     tokens = {work.node.name: work.tokens for work in works}
-    tasks = [replace(task, devices=min(task.devices, there)) for task in tasks_of(graph, graph.nodes, slots)]
+    tasks = [replace(task, devices=min(task.devices, there)) for task in tasks_of(graph, graph.nodes, machine)]
 
     def seconds(placement: Placement) -> float:
         node = graph[placement.task.name]
         rate = rates.get(node.stage)
         return tokens.get(node.name, 0.0) / (rate * _engines(graph, node, placement)) if rate else 0.0
 
-    return simulate(tasks, slots, seconds)
+    return simulate(tasks, machine.slots, seconds)
 
 
 def _engines(graph: Graph, node: Node, placement: Placement) -> int:
@@ -107,12 +112,16 @@ def _engines(graph: Graph, node: Node, placement: Placement) -> int:
     return max(1, min(wanted, len(placement.devices)))
 
 
-def _devices(count: int) -> tuple[Slot, ...]:
-    return tuple((f"cuda:{index}",) for index in range(count))
+def _devices(count: int) -> Machine:
+    return Machine(tuple((f"cuda:{index}",) for index in range(count)))
 
 
-def _count(slots: Sequence[Slot]) -> str:
-    return counted(sum(map(len, slots)), "device")
+def _size(machine: Machine) -> int:
+    return sum(map(len, machine.slots))
+
+
+def _count(machine: Machine) -> str:
+    return counted(_size(machine), "device")
 
 
 # Rates

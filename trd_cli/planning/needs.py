@@ -17,7 +17,7 @@ from trd_cli.planning.estimates import BYTES, GIB, Need, Shape
 from trd_cli.planning.findings import Finding, error, grouped, ok, warning
 from trd_cli.planning.lengths import arm_of
 from trd_cli.planning.pair import Planned, longest_training_row
-from trd_cli.recipes.devices import slots_of
+from trd_cli.recipes.devices import machine_of
 from trd_cli.recipes.nodes import ORDER, Graph, Node
 
 GENERATING = ("sample", "refine", "eval")
@@ -195,7 +195,7 @@ def check_disk(graph: Graph, works: Sequence[Work], student: Planned) -> Iterato
         if w.node.stage in GENERATING
     )
     training = [w.node for w in works if w.node.stage == "distill"]
-    devices = sum(map(len, slots_of(graph.recipe)))
+    devices = sum(map(len, machine_of(graph.recipe).here))
     at_once = max(1, min(len(graph.recipe.arms) * len(graph.recipe.seeds), devices // graph.recipe.processes))
     kept = states = 0
     if student.shape is not None:

@@ -12,7 +12,7 @@ from trd_cli.datasets.benchmarks import Benchmark
 from trd_cli.errors import InputError, UserError, counted
 from trd_cli.planning.chains import chains
 from trd_cli.planning.findings import Finding, of_exception, ok
-from trd_cli.planning.hours import check_cost, check_slots
+from trd_cli.planning.hours import check_cost, check_devices
 from trd_cli.planning.lengths import check_evaluations, check_lengths
 from trd_cli.planning.needs import check_disk, check_memory, work_of
 from trd_cli.planning.pair import Planned
@@ -85,7 +85,7 @@ class _Plan:
             yield from check_overlap(problems, benchmarks)
         if student is not None and teacher is not None:
             yield from check_stages(self._graph, self._graph.nodes, student, teacher, self._is_sharded(), here=False)
-            yield from check_slots(self._graph)
+            yield from check_devices(self._graph)
             yield from check_arms(self._graph, student, teacher)
             yield from check_evaluations(self._graph, benchmarks, student)
             yield from self._rows(problems, benchmarks, student, teacher)

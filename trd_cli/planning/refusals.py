@@ -16,6 +16,7 @@ from trd_cli.config.generating import EngineName, RefineConfig, SampleConfig
 from trd_cli.config.training import DistillConfig
 from trd_cli.datasets.benchmarks import asks_for_code, split_benchmarks
 from trd_cli.engines.base import engine_version
+from trd_cli.engines.placement import check_replicas
 from trd_cli.engines.registry import check_arguments, check_server, choose_engine, window
 from trd_cli.errors import InputError, ModelError, UserError
 from trd_cli.graders.sandbox import choose_level
@@ -152,8 +153,10 @@ class _Stages:
 
     def _engine(self, node: Node, engine: EngineName, config: Generating, model: Planned) -> list[Finding]:
         """Return what is wrong with the options of an engine."""
+        asked = config.model_copy(update={"ray": self._graph.recipe.ray})
         found = [
             *self._refused("recipe", lambda: check_arguments(engine, config)),
+            *self._refused("recipe", lambda: check_replicas(engine, asked), lacking=True),
             *self._refused("recipe", lambda: engine_version(engine), lacking=True),
             *self._refused("recipe", lambda: check_server(engine, config), lacking=True),
             *self._window(node, engine, config, model),

@@ -3,7 +3,7 @@
     extends = "base.toml"          another recipe or a list of them; tables are merged key by key, the nearer file wins;
                                    false in place of a table removes an inherited one (arms.rkl = false, eval = false)
     name = "…"                     default: the file's stem (a name is not inherited)
-    setting, student, teacher, rounds, problems_per_round, seeds, processes, nodes, devices, reference_arm
+    setting, student, teacher, rounds, problems_per_round, seeds, processes, nodes, devices, ray, reference_arm
     [problems]                     one of: file = "set.parquet", make = {kind = …}, import = {file = …}
     [sample] [refine] [verify] [distill] [eval]
                                    options of these commands; without [eval] nothing is evaluated

@@ -79,6 +79,7 @@ class Recipe(BaseModel):
     processes: Count = 1
     nodes: Count = 1
     devices: Annotated[tuple[str, ...] | None, BeforeValidator(read_devices)] = None
+    ray: Name | None = None
     reference_arm: str | None = None
     problems: Table
     sample: Table = {}

@@ -9,9 +9,10 @@ from typing import Any
 
 from trd_cli.atomic import has_text_name, write_text
 from trd_cli.config.commands import RunConfig
+from trd_cli.config.generating import EngineOptions
 from trd_cli.errors import InputError, counted
 from trd_cli.progress import RunProgress
-from trd_cli.recipes.devices import check_fits, slots_of
+from trd_cli.recipes.devices import check_fits, machine_of, with_cluster
 from trd_cli.recipes.done import Status, done_nodes, forget, is_done, sweep
 from trd_cli.recipes.graph import build_graph
 from trd_cli.recipes.loading import load_recipe
@@ -33,9 +34,11 @@ def run(config: RunConfig, progress: RunProgress, check: Check) -> Path:
     """
     graph, chosen, again = _planned(config)
     missing = [node for node in chosen if node.name in again or not is_done(graph, node)]
-    slots = slots_of(graph.recipe)
     check(config.recipe, graph, missing)
-    check_fits(graph, missing, slots)
+    machine = machine_of(graph.recipe)
+    if graph.recipe.ray is not None and any(isinstance(node.config, EngineOptions) for node in missing):
+        machine = with_cluster(machine, graph.recipe.ray)
+    check_fits(graph, missing, machine)
     directory = graph.directory
     with locked(directory):
         _write(directory / "recipe.toml", graph.recipe.as_toml())
@@ -44,7 +47,7 @@ def run(config: RunConfig, progress: RunProgress, check: Check) -> Path:
         end_left_behind(directory, progress.note)
         sweep(directory)
         forget(graph, again, status)
-        Runner(graph, chosen, slots, status, progress).run()
+        Runner(graph, chosen, machine, status, progress).run()
     return directory
 
 

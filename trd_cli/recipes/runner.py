@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from trd_cli.errors import UserError, counted
 from trd_cli.interrupts import held_back
 from trd_cli.progress import NodeState, RunProgress
-from trd_cli.recipes.devices import environment_of, grading_workers, shown, tasks_of
+from trd_cli.recipes.devices import Machine, environment_of, shown, tasks_of, words_of
 from trd_cli.recipes.done import Status, Verdicts, done_nodes, is_whole
 from trd_cli.recipes.nodes import Graph, Node
 from trd_cli.recipes.processes import StageProcess, stop_all
-from trd_cli.recipes.slots import Placement, Scheduler, Slot
+from trd_cli.recipes.slots import Placement, Scheduler
 
 _TICK = 0.05
 _SHOW = 0.5  # seconds between two looks at the progress of a running stage
@@ -20,12 +20,12 @@ _SAVE = 5.0  # seconds between two records of one
 
 
 class Runner:
-    """The runner of chosen nodes on slots. A node that fails stops only those that are made from it."""
+    """The runner of chosen nodes on a machine. A node that fails stops only those that are made from it."""
 
     def __init__(
-        self, graph: Graph, chosen: Sequence[Node], slots: Sequence[Slot], status: Status, progress: RunProgress
+        self, graph: Graph, chosen: Sequence[Node], machine: Machine, status: Status, progress: RunProgress
     ) -> None:
-        self._graph, self._chosen, self._slots = graph, chosen, slots
+        self._graph, self._chosen, self._machine = graph, chosen, machine
         self._status, self._progress = status, progress
         self._running: list[_Stage] = []
         self._shown: dict[str, NodeState] = {}
@@ -39,7 +39,8 @@ class Runner:
                 self._status.set(node.name, state="done", digest=node.digest)
             self._show(node, "done" if is_there else "waiting")
         waiting = [node for node in self._chosen if node.name not in done]
-        scheduler = Scheduler(tasks_of(self._graph, waiting, self._slots), self._slots, done)
+        tasks = tasks_of(self._graph, waiting, self._machine)
+        scheduler = Scheduler(tasks, self._machine.slots, done, self._machine.apart)
         try:
             self._start(scheduler)
             while self._running:
@@ -59,7 +60,7 @@ class Runner:
     def _start(self, scheduler: Scheduler) -> None:
         for placement in scheduler.start():
             with held_back():  # a stage that has started is among those that are stopped
-                self._running.append(_Stage(self._graph, placement, self._slots, self._status))
+                self._running.append(_Stage(self._graph, placement, self._machine, self._status))
 
     def _watch(self, scheduler: Scheduler) -> bool:
         """Show and record the progress of all stages. Return True if one of them has ended."""
@@ -138,29 +139,26 @@ class Runner:
 class _Stage:
     """A node while it runs: its process, its devices and its record."""
 
-    def __init__(self, graph: Graph, placement: Placement, slots: Sequence[Slot], status: Status) -> None:
+    def __init__(self, graph: Graph, placement: Placement, machine: Machine, status: Status) -> None:
         """Start the node's process on the slots of its placement."""
         self.node = graph[placement.task.name]
         self._graph, self._status = graph, status
         # With one slot a stage has what it would have alone.
-        self.devices = shown(placement.slots) if len(slots) > 1 else ""
+        self.devices = shown(placement.slots) if machine.has_several else ""
         self._spent = _spent(self.node, status)
         self._verdicts = Verdicts(graph.path(self.node)) if self.node.stage == "verify" else None
         more = ["--regrade"] if self._verdicts is not None and self._verdicts.begin(self.node) else []
-        replicas = placement.times if placement.task.takes_free else None
-        workers = grading_workers(slots, self.node, placement.slots)
-        for flag, value in (("--replicas", replicas), ("--workers", workers)):
-            more += [flag, str(value)] if value is not None else []
         status.set(
             self.node.name,
             state="running",
             digest=self.node.digest,
             started=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             exit_code=None,
-            devices=list(placement.devices) if len(slots) > 1 else None,
-            replicas=replicas,
+            devices=list(placement.devices) if machine.has_several else None,
+            replicas=placement.times if placement.task.takes_free else None,
         )
-        self.process = StageProcess(graph, self.node, environment_of(placement.devices), more)
+        more += words_of(machine, self.node, placement)
+        self.process = StageProcess(graph, self.node, environment_of(placement), more)
         self._last: dict[str, float] = {}
 
     def is_due(self, what: str, seconds: float) -> bool:

@@ -30,6 +30,7 @@ SECTIONS: dict[str, type[Config]] = {
 SOURCES: dict[str, type[Config]] = {"make": MakeConfig, "import": ImportConfig}
 _BY_SEEDS = "seeds, at the top of the recipe"
 _BY_SLICES = "problems_per_round, at the top of the recipe"
+_BY_RAY = "ray, at the top of the recipe"
 _BY_GRAPH = "nothing: trd run fills it in"
 _INPUTS = dict.fromkeys(("inputs", "allow_partial", "parents", "out", "shard", "dry_run"), _BY_GRAPH)
 # Options that a section may not set, and what to set instead.
@@ -40,6 +41,7 @@ FILLED: dict[str, dict[str, str]] = {
         "seed": _BY_SEEDS,
         "limit": _BY_SLICES,
         "skip": _BY_SLICES,
+        "ray": _BY_RAY,
         **dict.fromkeys(("out", "round", "shard", "dry_run"), _BY_GRAPH),
     },
     "refine": {
@@ -47,6 +49,7 @@ FILLED: dict[str, dict[str, str]] = {
         "setting": "setting, at the top of the recipe",
         "teacher": "teacher, at the top of the recipe",
         "seed": _BY_SEEDS,
+        "ray": _BY_RAY,
         "stream": _BY_GRAPH,
     },
     "verify": {**_INPUTS, "regrade": "nothing: trd run --from verify grades again"},

@@ -39,12 +39,16 @@ def read_devices(written: object) -> tuple[str, ...] | None:
 
 @dataclass(frozen=True)
 class Task:
-    """One stage to schedule: it needs `devices`, or with `takes_free` as many times that number as are free."""
+    """One stage to schedule: it needs `devices`, or with `takes_free` as many times that number as are free.
+
+    The names of its devices begin with `kind`.
+    """
 
     name: str
     inputs: tuple[str, ...] = ()
     devices: int = 1
     takes_free: bool = False
+    kind: str = ""
 
 
 @dataclass(frozen=True)
@@ -68,14 +72,17 @@ class Placement:
 class Scheduler:
     """Choose which tasks start: call `start` at first and after each `end`."""
 
-    def __init__(self, tasks: Iterable[Task], slots: Sequence[Slot], done: Collection[str] = ()) -> None:
+    def __init__(
+        self, tasks: Iterable[Task], slots: Sequence[Slot], done: Collection[str] = (), apart: bool = False
+    ) -> None:
         """Take tasks in order of preference. Inputs that are not among them must be in `done`.
 
-        A task that needs more devices than there are never starts.
+        A task that needs more devices than there are never starts. With `apart`, tasks with devices of different kinds
+        do not run at the same time.
         """
         self._waiting = {task.name: task for task in tasks}
         self._running: dict[str, Placement] = {}
-        self._slots, self._done = tuple(slots), set(done)
+        self._slots, self._done, self._apart = tuple(slots), set(done), apart
 
     @property
     def running(self) -> dict[str, Placement]:
@@ -111,8 +118,11 @@ class Scheduler:
         """Return free slots for a task, None where they do not suffice."""
         if not task.devices:
             return () if all(each.task.devices for each in self._running.values()) else None
-        held = [slot for each in self._running.values() for slot in each.slots]
-        free = list(self._slots)
+        running = [each for each in self._running.values() if each.task.devices]
+        if self._apart and any(each.task.kind != task.kind for each in running):
+            return None
+        held = [slot for each in running for slot in each.slots if slot[0].startswith(task.kind)]
+        free = [slot for slot in self._slots if slot[0].startswith(task.kind)]
         for slot in held:  # slots may be equal, as two of a CPU
             free.remove(slot)
         there = sum(map(len, free))

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 # Files from before the first saved state: no work that another configuration would destroy.
 _SCRATCH = (LOG, "trd", EXAMPLES)
+# Seconds. A network file system may take some to show a file that another machine has written.
+_VISIBLE_WITHIN = 5.0
 
 
 @dataclass(frozen=True)
@@ -59,13 +61,15 @@ class _Order:
 
     @classmethod
     def of(cls, training: _Training) -> _Order:
-        path, directory = training.examples.path.resolve(), training.directory.resolve()
+        path, directory = training.examples.path.absolute(), training.directory.absolute()
         return cls(training.student, training.teacher, path, training.examples.digest, directory)
 
     def taken(self, config: DistillConfig, resolve: Callable[[str], ModelRef]) -> _Training:
         """Find models and examples on this machine. Raises UserError where they are others here."""
         student, teacher = (_same_here(model, resolve) for model in (self.student, self.teacher))
-        examples = Examples.at(self.examples)
+        until = time.monotonic() + _VISIBLE_WITHIN
+        while (examples := Examples.at(self.examples)) is None and time.monotonic() < until:
+            time.sleep(0.1)
         if examples is None or examples.digest != self.digest:
             raise InputError(
                 f"{platform.node()} does not find {self.examples}, which the main process has written",

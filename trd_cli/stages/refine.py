@@ -28,7 +28,7 @@ from trd_cli.progress import Progress
 from trd_cli.prompting.rendering import Rendering, room_for_prompt, templates_for, values_of
 from trd_cli.prompting.templates import Template
 from trd_cli.prompting.tokens import check_wrote, fit_attempt
-from trd_cli.records import Message, Problem, Trajectory
+from trd_cli.records import Problem, Trajectory, token_array
 from trd_cli.trajectories.id_set import IdSet
 from trd_cli.trajectories.run_json import About
 from trd_cli.trajectories.sets import InputSet, check_complete, iter_selected, open_sets, selected_tables
@@ -202,27 +202,24 @@ class Refiner:
         template = self._templates[rollout.task]
         problem_with = _why_not(rollout, template)
         if problem_with:
-            return self._row(rollout, Prompt((), (), template), error=problem_with)
+            return self._row(rollout, Prompt((), token_array(()), template), error=problem_with)
 
-        def messages(attempt: str) -> Sequence[Message]:
-            return template.render(values_of(rollout, attempt))
+        def prompt(attempt: str) -> Prompt:
+            messages = template.render(values_of(rollout, attempt))
+            return Prompt(messages, token_array(self.rendering.token_ids(tokenizer, messages)), template)
 
-        def token_ids(attempt: str) -> list[int]:
-            return self.rendering.token_ids(self.backend.tokenizer, messages(attempt))
-
-        whole = token_ids(rollout.response)
-        if len(whole) <= self._room:
-            return self._asked(rollout, Prompt(messages(rollout.response), whole, template), trimmed=0)
-        text = fit_attempt(self.backend.tokenizer, rollout.response, token_ids, self._room)
+        tokenizer = self.backend.tokenizer
+        whole = prompt(rollout.response)
+        if len(whole.token_ids) <= self._room:
+            return self._asked(rollout, whole, trimmed=0)
+        text = fit_attempt(tokenizer, rollout.response, lambda attempt: prompt(attempt).token_ids, self._room)
         if text is None:
-            bare = len(token_ids(""))
-            return self._row(
-                rollout, Prompt((), (), template), error=too_long(bare, self._room) + " beside the response"
-            )
-        kept = len(self.backend.tokenizer.encode(text))
+            error = too_long(len(prompt("").token_ids), self._room) + " beside the response"
+            return self._row(rollout, Prompt((), token_array(()), template), error=error)
+        kept = len(tokenizer.encode(text))
         # The sampled ids may differ from the text's own and be fewer.
         trimmed = max(1, len(rollout.response_token_ids) - kept)
-        return self._asked(rollout, Prompt(messages(text), token_ids(text), template), trimmed=trimmed)
+        return self._asked(rollout, prompt(text), trimmed=trimmed)
 
     def _asked(self, rollout: Trajectory, prompt: Prompt, trimmed: int) -> Trajectory:
         return self._row(rollout, prompt, trimmed, unknown_id(self.backend.model, prompt))

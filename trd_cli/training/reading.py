@@ -115,9 +115,7 @@ def _kinds_in(each: InputSet) -> set[str]:
 def _tables(config: DistillConfig, each: InputSet, kind: str, columns: Sequence[str]) -> Iterator[pa.Table]:
     """Yield some columns of a set's rows in the subset and of a kind."""
     wanted = list(dict.fromkeys([*columns, "stage"]))
-    read = wanted if config.subset == "all" and config.where is None else None
-    for table in selected_tables(each, config.subset, config.where, config.parents, read):
-        table = table.select(wanted)
+    for table in selected_tables(each, config.subset, config.where, config.parents, wanted):
         yield table.filter(pc.equal(table["stage"], kind))
 
 

@@ -8,9 +8,11 @@ are mapped too, so that the processes of a machine share all of it in the page c
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
+import zlib
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +21,7 @@ from typing import IO, Any
 import numpy as np
 
 from trd_cli.atomic import refused, sync_directory
+from trd_cli.records import CHECKSUM, is_intact, with_checksum
 from trd_cli.training.batches import Example
 
 # The file's name in the output directory, while the training lasts.
@@ -51,7 +54,7 @@ class Examples(Sequence[Example]):
         """Return the examples in a file, or None if there is no such file or it is not whole."""
         try:
             return cls(open(path, "rb"))  # noqa: SIM115: it stays open for `is_whole`
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError):
             return None
 
     @classmethod
@@ -74,9 +77,12 @@ class Examples(Sequence[Example]):
 
     def is_whole(self) -> bool:
         """Return True if all bytes that are trained on are those that were written. The whole file is read."""
+        columns = (self._names, self._starts, self._lengths)
+        if _sum_of(*columns, self._verdicts) != self.about["index_sum"]:
+            return False
         try:
-            return _digest(self._file, self._names, self._starts, self._lengths) == self.digest
-        except (OSError, ValueError):
+            return _digest(self._file, *columns) == self.digest
+        except OSError:
             return False
 
     def __len__(self) -> int:
@@ -150,8 +156,8 @@ class ExampleWriter:
             places[name] = [column.dtype.str, at, column.size]
             at += column.nbytes
             self._write(column)
-        whole = {**about, "digest": digest, "verdicts": [*self._verdicts], "places": places}
-        text = json.dumps(whole).encode()
+        kinds = {"verdicts": [*self._verdicts], "index_sum": _sum_of(names, starts, lengths, verdicts)}
+        text = json.dumps(with_checksum({**about, "digest": digest, **kinds, "places": places})).encode()
         self._write(text + len(text).to_bytes(_LENGTH))
         self._flush()
         return Examples(self._file)
@@ -171,6 +177,10 @@ class ExampleWriter:
             raise refused(Path(str(self._file.name)), error) from None
 
 
+def _sum_of(*columns: np.ndarray) -> int:
+    return functools.reduce(lambda found, column: zlib.crc32(column.tobytes(), found), columns, 0)
+
+
 def _mapped(file: IO[bytes]) -> tuple[np.ndarray, dict[str, np.ndarray], dict[str, Any]]:
     """Return the ids, the columns of the index and the JSON object of a file."""
     size = file.seek(0, os.SEEK_END)
@@ -179,7 +189,9 @@ def _mapped(file: IO[bytes]) -> tuple[np.ndarray, dict[str, np.ndarray], dict[st
     file.seek(size - _LENGTH)
     length = int.from_bytes(file.read(_LENGTH))
     file.seek(max(0, size - _LENGTH - length))
-    about = json.loads(file.read(length))
+    about = json.loads(file.read(min(length, size)))
+    if not isinstance(about, dict) or CHECKSUM not in about or not is_intact(about):
+        raise ValueError("no file of examples")
     content = np.memmap(file, np.uint8, "r")
     columns = {
         name: np.frombuffer(content, kind, count, offset) for name, (kind, offset, count) in about["places"].items()
