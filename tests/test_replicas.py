@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from conftest import Trd
 from support.children import Start, alive, forking, gone, wait_for
-from support.cluster_page import in_small, lines
+from support.cluster_page import in_small, lines, of_the_array
 from support.sets import by_id
 from support.tiny import build_model
 
@@ -270,3 +270,10 @@ def test_the_commands_of_the_manual_for_one_machine_make_the_same_rows(
     assert by_id(Path("runs/y_o")) == rows
     ok(*refine)
     assert len(by_id(Path("runs/y_r"))) == len(rows)
+    shutil.rmtree("runs/y_o")
+    command, tasks = of_the_array()
+    for task in range(1, tasks + 1):
+        ok(*in_small(command.replace("$SLURM_ARRAY_TASK_ID", str(task)).replace("--replicas auto", "")))
+    [status] = [line for line in lines() if line.startswith("trd status ")]
+    ok(*in_small(status))
+    assert by_id(Path("runs/y_o")) == rows

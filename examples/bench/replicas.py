@@ -55,9 +55,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer prompts and shorter responses: under a minute")
     parser.add_argument("--model", default="smollm2-135m")
-    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--batch-size", type=int, default=16)
     args = parser.parse_args()
-    count, max_tokens, rounds = (32, 32, 1) if args.quick else (64, 96, 3)
+    count, max_tokens, rounds = (64, 32, 1) if args.quick else (128, 96, 3)
     load = os.getloadavg()[0]
     model = resolve_model(args.model)
     tokenizer = model.tokenizer()

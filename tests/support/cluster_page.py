@@ -24,6 +24,15 @@ def lines() -> list[str]:
     return [line.partition("   #")[0].strip() for block in blocks for line in block.splitlines()]
 
 
+def of_the_array() -> tuple[str, int]:
+    """Return the command of each task of the job array, and the number of tasks."""
+    [line] = [line for line in lines() if line.startswith("sbatch ")]
+    words = shlex.split(line)
+    first, last = re.search(r"--array=(\d+)-(\d+)", line).groups()
+    assert first == "1"
+    return words[words.index("--wrap") + 1], int(last)
+
+
 def in_small(line: str) -> list[str]:
     """Return the words after `trd` of a command, with the scripted engine, no GPU and two replicas for all."""
     for wanted, small in _SMALL.items():
