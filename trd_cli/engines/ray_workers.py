@@ -17,7 +17,7 @@ from typing import Any
 
 from trd_cli.config.generating import EngineOptions
 from trd_cli.engines.placement import number_of, too_few
-from trd_cli.engines.worker import Build, Died, Feed, Message, serve
+from trd_cli.engines.worker import Build, Died, Failed, Feed, Message, serve
 from trd_cli.errors import EngineError, counted, first_line, flag
 from trd_cli.records import Request
 
@@ -127,13 +127,16 @@ class RayWorkers:
                     worker.is_placed = True
                 else:
                     yield message
+                if isinstance(message, Failed):
+                    self._drop(number)
+                    return
                 if not ray.wait([worker.messages], timeout=0)[0]:
                     return
         except StopIteration:
             reason = "ended"
         except ray.exceptions.RayError as error:
             reason = f"died: {_reason(error)}"
-        self.drop(number)
+        self._drop(number)
         yield Died(reason)
 
     def _unplaced(self) -> list[tuple[int, Message]]:
@@ -143,10 +146,10 @@ class RayWorkers:
         late = [n for n in waiting if time.monotonic() - self._workers[n].asked > _UNPLACED]
         if not late or len(self._workers) * each <= self._total(kind):
             return []
-        self.drop(late[-1])
+        self._drop(late[-1])
         return [(late[-1], Died(f"found no node with {counted(each, kind)}"))]
 
-    def drop(self, number: int) -> None:
+    def _drop(self, number: int) -> None:
         import ray
 
         worker = self._workers.pop(number, None)
@@ -165,7 +168,7 @@ class RayWorkers:
             while any(worker.is_placed for worker in self._workers.values()) and time.monotonic() < until:
                 self.arrived(0.1)
         for number in list(self._workers):
-            self.drop(number)
+            self._drop(number)
         if self._is_ours:
             ray.shutdown()
 
