@@ -20,14 +20,14 @@ from trd_cli.generation import Backend
 from trd_cli.models import resolve_model
 from trd_cli.progress import SilentProgress
 from trd_cli.prompting.tokens import ByteTokenizer
-from trd_cli.records import Completion, Problem, Request, Trajectory, content_hash
+from trd_cli.records import Completion, Problem, Request, Trajectory, content_hash, logprob_array, token_array
 from trd_cli.stages import sample
 from trd_cli.trajectories.shards import list_shards, read_problems, read_rows, shard_path, write_problems, write_shard
 
 Trd = Callable[..., Result]
 TOKENIZER = ByteTokenizer()
 END = TOKENIZER.end_of_turn_id
-GOOD = Completion("x", "ok", [*TOKENIZER.encode("ok"), END], [-0.5, -0.5, -0.5], "stop")
+GOOD = Completion("x", "ok", token_array([*TOKENIZER.encode("ok"), END]), logprob_array([-0.5, -0.5, -0.5]), "stop")
 
 
 @dataclass
@@ -89,17 +89,15 @@ def test_text_is_kept_as_utf8_holds_it_and_parts_are_joined(text: Any, kept: str
 @pytest.mark.parametrize(
     "ids", [(5, END), range(END - 1, END + 1), np.array([5, END]), np.array([5, END], np.uint16), [np.int64(5), END]]
 )
-def test_ids_of_any_kind_of_whole_number_are_kept_as_plain_ones(ids: Any) -> None:
+def test_ids_of_any_kind_of_whole_number_are_kept_in_four_bytes_each(ids: Any) -> None:
     found = checked(replace(GOOD, token_ids=ids, logprobs=None), TOKENIZER).token_ids
-    assert found == [int(i) for i in ids]
-    assert {type(i) for i in found} == {int}
+    assert found == token_array(int(i) for i in ids)
 
 
 @pytest.mark.parametrize("logprobs", [(-1, -2.5, -0.5), np.array([-1, -2.5, -0.5], np.float32)])
-def test_logprobs_of_any_kind_of_number_are_kept_as_plain_ones(logprobs: Any) -> None:
+def test_logprobs_of_any_kind_of_number_are_kept_in_four_bytes_each(logprobs: Any) -> None:
     found = checked(replace(GOOD, logprobs=logprobs), TOKENIZER).logprobs
-    assert found == [-1.0, -2.5, -0.5]
-    assert {type(value) for value in found} == {float}
+    assert found == logprob_array([-1.0, -2.5, -0.5])
 
 
 BAD_LOGPROBS = {
@@ -124,8 +122,8 @@ def test_logprobs_that_are_not_one_finite_number_a_token_are_dropped(name: str) 
 
 
 def test_an_end_that_is_missing_after_stop_is_added_once_and_never_after_length() -> None:
-    short = replace(GOOD, token_ids=[5, 6], logprobs=[-1.0, -1.0])
-    assert checked(short, TOKENIZER) == replace(short, token_ids=[5, 6, END], logprobs=None)
+    short = replace(GOOD, token_ids=token_array([5, 6]), logprobs=logprob_array([-1.0, -1.0]))
+    assert checked(short, TOKENIZER) == replace(short, token_ids=token_array([5, 6, END]), logprobs=None)
     assert checked(replace(short, finish_reason="length"), TOKENIZER) == replace(short, finish_reason="length")
 
 

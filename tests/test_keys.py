@@ -171,12 +171,14 @@ def test_an_address_with_a_password_is_shown_without_it_where_no_server_is(
     out = tmp_path / "out"
     for user in (f"user:{PASSWORD}@", f"{KEY}@"):
         url = f"http://{user}127.0.0.1:{port}/v1?token={KEY}"
-        result = trd("sample", "-m", model, "-p", problems, *ASKING, "--base-url", url, "--out", out)
+        other = url.replace("/v1", "/v2")
+        servers = ("--base-url", url, "--base-url", other)
+        result = trd("sample", "-m", model, "-p", problems, *ASKING, *servers, "--out", out)
         assert result.exit_code == 1
         assert f"no connection to http://***@127.0.0.1:{port}/v1 " in result.stderr
         assert_hidden((KEY, PASSWORD), result, out)
         base_url = json.loads((out / "run.json").read_text())["config"]["base_url"]
-        assert base_url == [f"http://***@127.0.0.1:{port}/v1?token=***"]
+        assert base_url == [f"http://***@127.0.0.1:{port}/{v}?token=***" for v in ("v1", "v2")]
 
 
 @pytest.mark.parametrize(

@@ -30,12 +30,13 @@ from trd_cli.report.drawing import COLOURS
 from trd_cli.report.logs import kl_by_position
 from trd_cli.report.nll import choose
 from trd_cli.report.plots import INK, is_plot, plots
+from trd_cli.report.refinement import refinement_of
 from trd_cli.report.scores import curves_of
 from trd_cli.report.tabulate import markdown, tables
 from trd_cli.report.two_runs import combine
 from trd_cli.training.batches import Example, Weighting, collate
 from trd_cli.training.figures import StepFigures
-from trd_cli.trajectories.shards import list_shards, read_rows, write_shard
+from trd_cli.trajectories.shards import list_shards, read_rows, shard_path, write_shard
 
 SHARES = ("truncated", "no_answer", "error", "timeout")
 
@@ -242,15 +243,29 @@ def test_lengths_edits_and_prefixes_are_those_by_hand(copy: Path) -> None:
     found = refinement(copy)
     assert found.lengths["y_o"] == Spread.of([4, 2, 3, 1, 1, 1, 1, 1])
     assert found.lengths["y_r"] == Spread.of([5, 2, 2, 1, 1, 1, 1, 1])
-    assert found.edit_distance.values == pytest.approx(sorted([2 / 5, 0, 1 / 3, *[0] * 5]))
-    assert found.common_prefix.values == pytest.approx(sorted([0.5, 1, 0, *[1] * 5]))
+    assert list(found.edit_distance.values) == pytest.approx(sorted([2 / 5, 0, 1 / 3, *[0] * 5]))
+    assert list(found.common_prefix.values) == pytest.approx(sorted([0.5, 1, 0, *[1] * 5]))
     assert found.common_prefix.mean == pytest.approx(6.5 / 8)
     assert found.nll.keys() == {"y_r"}, "no log-probabilities are stored any more; that of y_r is the training's"
 
 
+def test_the_figures_do_not_depend_on_how_many_rollouts_are_in_memory_at_a_time(copy: Path) -> None:
+    (shard,) = list_shards(copy / "nodes" / "sample-0")
+    rows = read_rows(shard)
+    parts = [shard_path(copy / "parts", n) for n in range(3)]
+    parts[0].parent.mkdir()
+    for n, path in enumerate(parts):
+        write_shard(path, rows[n::3])
+    about = {"node": "refine-0", "arm": None, "round": 0, "seed": 0, "setting": "opsd"}
+    refined = list_shards(copy / "nodes" / "refine-0")
+    together = refinement_of(refined, [shard], about)
+    assert together.rows == 8
+    assert refinement_of(refined, parts, about, held=1) == together
+
+
 def test_quantiles_are_interpolated_between_the_values() -> None:
     spread = Spread.of([10, 2, 8, 4])
-    assert (spread.rows, spread.mean, spread.values) == (4, 6, (2, 4, 8, 10))
+    assert (spread.rows, spread.mean, list(spread.values)) == (4, 6, [2, 4, 8, 10])
     # Rank q·(n − 1) from 0: 0.15, 0.75, 1.5, 2.25 and 2.85.
     quantiles = (spread.p05, spread.p25, spread.p50, spread.p75, spread.p95)
     assert quantiles == pytest.approx((2.3, 3.5, 6, 8.5, 9.7))

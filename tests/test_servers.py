@@ -134,6 +134,28 @@ def test_a_request_ends_when_it_has_failed_at_every_server(fault: Fault) -> None
     assert queue.failed(c, one_try(queue, c, 0.2), fault, 0.2, 0.2)
 
 
+def test_a_request_does_not_wait_for_a_server_that_rests() -> None:
+    a, b = host("a", patience=9), host("b", patience=9)
+    queue = queue_of(a, b, requests=1)
+    for now in (0.0, 0.5, 1.5):
+        queue.failed(a, one_try(queue, a, now), GONE, now, now)
+    assert not queue.failed(b, one_try(queue, b, 1.5), BROKEN, 1.5, 1.5)
+    assert queue.next_time(1.5) == 0.5
+    assert one_try(queue, b, 2.0), "a rests until 3.5"
+
+
+def test_a_server_that_is_back_and_busy_starts_to_count_anew() -> None:
+    a = host("a", patience=2)
+    queue, now = queue_of(a), 0.0
+    for fault in (GONE, GONE, BUSY, GONE, GONE):
+        queue.failed(a, one_try(queue, a, now), fault, now, now)
+        now += queue.next_time(now)
+        queue.check_left()
+    queue.failed(a, one_try(queue, a, now), GONE, now, now)
+    with pytest.raises(EngineError, match="no connection"):
+        queue.check_left()
+
+
 def test_a_fault_about_the_request_alone_ends_it_at_once() -> None:
     a, b = host("a"), host("b")
     queue = queue_of(a, b, requests=1)
@@ -352,6 +374,9 @@ def test_rows_are_the_same_with_one_and_with_two_servers(serve: Serve, sample, t
         assert result.exit_code == 0, result.stderr
     assert b.received
     assert content(tmp_path / "one") == content(tmp_path / "two")
+    rates = [json.loads((tmp_path / out / "sessions.jsonl").read_text()).get("replicas") for out in ("one", "two")]
+    assert rates[0] is None
+    assert len(rates[1]) == 2
     digests = {json.loads((tmp_path / out / "run.json").read_text())["digest"] for out in ("one", "two")}
     assert len(digests) == 1
 

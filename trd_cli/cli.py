@@ -27,6 +27,7 @@ from trd_cli.config.commands import (
     ReportConfig,
     RunConfig,
     ShowConfig,
+    StatusConfig,
 )
 from trd_cli.config.generating import EngineOptions, RefineConfig, SampleConfig
 from trd_cli.config.grading import VerifyConfig
@@ -241,6 +242,22 @@ def run(config: RunConfig) -> None:
     directory = stage.run(config, RunTable(), refuse)
     if not sys.stdout.isatty():
         streams.hand_over(directory)
+
+
+@command(app, "status", StatusConfig, "trd status runs/y_o runs/y_r runs/eval")
+def status(config: StatusConfig) -> None:
+    """Tell what is done, missing and failed in sets, evaluations and runs.
+
+    One line an output, then one for each stage of a run, or for the parts of a job array in the same state. The last
+    column of an array has its parts to run again as Slurm's --array. Tab-separated in a pipe. Exits with 4 if an output
+    is not complete.
+    """
+    from trd_cli.report import status as stage
+
+    lines, is_complete = stage.status(config.directories)
+    print_table(stage.TITLES, [line.cells() for line in lines], right=stage.TITLES[3:8])
+    if not is_complete:
+        raise typer.Exit(4)
 
 
 @command(app, "show", ShowConfig, "trd show runs/y_r --id 3fa9")

@@ -24,7 +24,7 @@ from trd_cli.progress import Progress
 from trd_cli.prompting.rendering import Rendering, room_for_response, values_of
 from trd_cli.prompting.templates import Template
 from trd_cli.prompting.tokens import Tokenizer
-from trd_cli.records import Completion, Kind, Message, Problem, Request, Sampling, Trajectory, content_hash
+from trd_cli.records import Completion, Kind, Message, Problem, Request, Sampling, Trajectory, content_hash, token_array
 from trd_cli.trajectories.id_set import IdSet
 from trd_cli.trajectories.run_json import About
 from trd_cli.trajectories.shards import OF_A_RESPONSE, write_shard
@@ -56,7 +56,7 @@ class Backend:
 
 @dataclass(frozen=True)
 class Prompt:
-    """Hold one rendered prompt and the template it came from."""
+    """Hold one rendered prompt, its ids in an array, and the template it came from."""
 
     messages: Sequence[Message]
     token_ids: Sequence[int]
@@ -130,7 +130,7 @@ class Asker:
     def prompt(self, problem: Problem) -> Prompt:
         template = self.templates[problem.task]
         messages = template.render(values_of(problem))
-        return Prompt(messages, self.rendering.token_ids(self.backend.tokenizer, messages), template)
+        return Prompt(messages, token_array(self.rendering.token_ids(self.backend.tokenizer, messages)), template)
 
     def check_fit(self, problems: Iterable[Problem]) -> None:
         """Raise ModelError when no prompt at all leaves room for a response. Reads on until the first that does."""

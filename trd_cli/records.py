@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
@@ -33,6 +34,16 @@ def sequence_hash(texts: Iterable[str], length: int = 32) -> str:
         separator = ","
     digest.update(b"]")
     return digest.hexdigest()[:length]
+
+
+def token_array(ids: Iterable[int]) -> array[int]:
+    """Return token ids in four bytes each; raises OverflowError for one that takes more."""
+    return array("i", ids)
+
+
+def logprob_array(values: Iterable[float]) -> array[float]:
+    """Return log-probabilities in four bytes each."""
+    return array("f", values)
 
 
 def well_formed(text: str) -> str:

@@ -1,16 +1,16 @@
 """Measure how memory and time grow with the size of a set: peak memory, and processor seconds a row.
 
 Short rows, with the scripted engine: `trd sample` of 4 attempts a problem, `trd verify` and `trd refine` of what it
-made, at 100,000 and at 1,000,000 rows. Rows of 8,000 tokens: `trd sample` and `trd refine`, and the rows read as
-`trd distill` reads them, at 1,000 and at 10,000 rows. Each stage is a process of its own, started through the command
-line. Memory is the peak of its resident memory, and time the processor time of all its threads; those of the graders'
-workers are left out. A row's time is that of the larger set, less that of the smaller one, over the rows that it has
-more.
+made, at 100,000 and at 1,000,000 rows. Rows of 8,000 tokens: `trd sample`, `trd refine`, and the part of `trd distill`
+that reads the rows, at 1,000 and at 10,000 rows. Each stage is a process of its own, started through the command line
+(distill's reading through the function that it calls, with a model of a few weights). Memory is the peak of its
+resident memory, and time the processor time of all its threads; those of the graders' workers are left out. A row's
+time is that of the larger set, less that of the smaller one, over the rows that it has more.
 
 Goals: sample, verify and refine stay below 600 MiB at the larger number of short rows, and within 1.2 times their own
 peak at the smaller one; refine and distill's reading take at most 200 MiB more for 10,000 long rows than for 1,000; a
-row takes at most 1.2 times as long in the larger set as in the smaller one; and long rows go through the driver
-at 200,000 tokens a second or more on one core (the engine's own work is included).
+row takes at most 1.2 times as long in the larger set as in the smaller one; long rows go through the driver at 200,000
+tokens a second or more on one core (the engine's own work is included); and distill stores a token in at most 6 bytes.
 
     python examples/bench/scale.py [--quick] [--short ROWS] [--long ROWS]
 
@@ -40,17 +40,22 @@ SHARE = 10
 ATTEMPTS = 4
 # Words of the scripted engine's replies; its tokens are bytes, 4.7 a word.
 SHORT_WORDS, LONG_WORDS = 4, 1700
-MOST_MIB, MOST_GROWTH, MOST_MORE_MIB, LEAST_TOKENS = 600, 1.2, 200, 200_000
+SCRIPTED, TEACHER = ("-m", "scripted"), ("--setting", "opd", "--teacher", "scripted")
+MOST_MIB, MOST_GROWTH, MOST_MORE_MIB, LEAST_TOKENS, MOST_BYTES = 600, 1.2, 200, 200_000, 6
 MIB = 1 << 20
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Hold the peak memory of a process in MiB, its processor seconds, and the response tokens that it generated."""
+    """Hold the peak memory of a process in MiB, its processor seconds, and the tokens that it generated or stored.
+
+    `size` is the number of bytes that it stored them in.
+    """
 
     mib: float
     seconds: float
     tokens: int = 0
+    size: int = 0
 
 
 @dataclass(frozen=True)
@@ -114,30 +119,35 @@ def trd(*words: str | int | Path, log: Path) -> Cost:
     return run(["-m", "trd_cli", *words], log)
 
 
+def generated(stage: str, out: Path, *words: str | int | Path, log: Path) -> Cost:
+    cost = trd(stage, *words, "--out", out, log=log)
+    return replace(cost, tokens=json.loads((out / "sessions.jsonl").read_text())["tokens"])
+
+
 def short_rows(rows: int, place: Path) -> Iterator[tuple[str, Cost]]:
     """Yield the cost of each stage over so many short rows."""
     log, problems, y_o = place / "log", place / "problems.parquet", place / "y_o"
     run([__file__, "--write-problems", problems, rows // ATTEMPTS], log)
     engine = ("--engine-arg", f"length={SHORT_WORDS}")
-    yield "sample", trd("sample", "-m", "scripted", "-p", problems, "-n", ATTEMPTS, *engine, "--out", y_o, log=log)
+    yield "sample", generated("sample", y_o, *SCRIPTED, "-p", problems, "-n", ATTEMPTS, *engine, log=log)
     yield "verify", trd("verify", y_o, log=log)
-    yield "refine", refined(y_o, place, SHORT_WORDS, log)
+    yield "refine", generated("refine", place / "y_r", *TEACHER, *engine, y_o, log=log)
 
 
 def long_rows(rows: int, place: Path) -> Iterator[tuple[str, Cost]]:
     """Yield the cost of each stage over so many rows of 8,000 tokens."""
-    log, problems, y_o = place / "log", place / "problems.parquet", place / "y_o"
+    log, problems, y_o, y_r = place / "log", place / "problems.parquet", place / "y_o", place / "y_r"
     run([__file__, "--write-problems", problems, rows], log)
-    engine = ("--engine-arg", f"length={LONG_WORDS}", "--max-tokens", 9000)
-    cost = trd("sample", "-m", "scripted", "-p", problems, "-n", 1, *engine, "--out", y_o, log=log)
-    yield "sample", replace(cost, tokens=json.loads((y_o / "sessions.jsonl").read_text())["tokens"])
-    yield "refine", refined(y_o, place, LONG_WORDS, log)
-    yield "distill's reading", run([__file__, "--read", place / "y_r"], log)
-
-
-def refined(y_o: Path, place: Path, words: int, log: Path) -> Cost:
-    options = ("--setting", "opd", "--teacher", "scripted", "--engine-arg", f"length={words}", "--max-tokens", 9000)
-    return trd("refine", *options, "--out", place / "y_r", y_o, log=log)
+    engine = ("--engine-arg", f"length={LONG_WORDS}", "--max-tokens", 9000, "--max-model-len", 32768)
+    yield "sample", generated("sample", y_o, *SCRIPTED, "-p", problems, "-n", 1, *engine, log=log)
+    yield "refine", generated("refine", y_r, *TEACHER, *engine, y_o, log=log)
+    # The set does not name the scripted model any more, which cannot be trained.
+    (y_r / "run.json").unlink()
+    model, stored = place / "model", place / "examples"
+    run([__file__, "--write-model", model], log)
+    cost = run([__file__, "--read", y_r, model, stored], log)
+    tokens = int(log.read_text().splitlines()[-1])
+    yield "distill's reading", replace(cost, tokens=tokens, size=stored.stat().st_size)
 
 
 def measure(stages: Callable[[int, Path], Iterator[tuple[str, Cost]]], rows: int) -> dict[str, Pair]:
@@ -148,7 +158,8 @@ def measure(stages: Callable[[int, Path], Iterator[tuple[str, Cost]]], rows: int
         place = Path(tempfile.mkdtemp(prefix="trd-scale-"))
         try:
             for name, cost in stages(size, place):
-                print(f"    {name:<18}{size:>10,} rows{cost.mib:>8.0f} MiB{cost.seconds:>9.1f} s", flush=True)
+                tokens = f"{cost.tokens / size:>9,.0f} tokens a row" if cost.tokens else ""
+                print(f"    {name:<18}{size:>10,} rows{cost.mib:>8.0f} MiB{cost.seconds:>9.1f} s{tokens}", flush=True)
                 found.setdefault(name, []).append(cost)
         finally:
             shutil.rmtree(place)
@@ -164,6 +175,8 @@ def judged(short: dict[str, Pair], long: dict[str, Pair]) -> Goals:
     for name, pair in long.items():
         if name != "sample":
             goals.at_most(f"{name}, long rows: MiB more", pair.more_mib, MOST_MORE_MIB)
+    reading = long["distill's reading"].costs[1]
+    goals.at_most("distill's reading: bytes a stored token", reading.size / reading.tokens, MOST_BYTES)
     goals.at_least("tokens a second on one core", long["sample"].tokens_a_second, LEAST_TOKENS)
     return goals
 
@@ -176,11 +189,33 @@ def write_problems(path: Path, count: int) -> None:
     write_problems(path, [Problem(f"p-{i}", "bench", "math", f"{i} + 1 = ?", str(i + 1)) for i in range(count)])
 
 
-def read(directory: Path) -> None:
-    """Read a set as distill does."""
-    from trd_cli.trajectories.sets import load_rows, open_sets
+def write_model(directory: Path) -> None:
+    """Write a model of a few weights that reads 32,768 tokens, with SmolLM2's tokenizer."""
+    from transformers import AutoModelForCausalLM, LlamaConfig
 
-    print(len(load_rows(open_sets([str(directory)]))))
+    from trd_cli.models import EMBEDDED, resolve_model
+
+    embedded = resolve_model(EMBEDDED)
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1}
+    config = LlamaConfig(vocab_size=embedded.embedding_rows, max_position_embeddings=32768, **sizes)
+    AutoModelForCausalLM.from_config(config).save_pretrained(directory)
+    for path in embedded.path.iterdir():
+        if not (directory / path.name).exists():
+            (directory / path.name).symlink_to(path)
+
+
+def read(directory: str, model: str, stored: Path) -> None:
+    """Read a set as distill does, and print how many tokens it has stored."""
+    from trd_cli.config.training import DistillConfig
+    from trd_cli.models import resolve_model
+    from trd_cli.progress import SilentProgress
+    from trd_cli.stages import distill
+    from trd_cli.trajectories.sets import open_sets
+
+    config = DistillConfig.parse({"inputs": [directory], "model": model, "teacher": model, "setting": "opd"})
+    with open(stored, "x+b") as file:
+        _, _, examples = distill.read(config, open_sets([directory]), resolve_model, SilentProgress(), file)
+    print(examples.about["places"]["ids"][2])
 
 
 def main(short_size: int, long_size: int) -> bool:
@@ -202,12 +237,15 @@ if __name__ == "__main__":
     parser.add_argument("--short", type=int, metavar="ROWS", help=f"the larger number of short rows ({SHORT:,})")
     parser.add_argument("--long", type=int, metavar="ROWS", help=f"the larger number of long rows ({LONG:,})")
     parser.add_argument("--write-problems", nargs=2, help=argparse.SUPPRESS)
-    parser.add_argument("--read", help=argparse.SUPPRESS)
+    parser.add_argument("--write-model", help=argparse.SUPPRESS)
+    parser.add_argument("--read", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.write_problems:
         write_problems(Path(options.write_problems[0]), int(options.write_problems[1]))
+    elif options.write_model:
+        write_model(Path(options.write_model))
     elif options.read:
-        read(Path(options.read))
+        read(options.read[0], options.read[1], Path(options.read[2]))
     else:
         sizes = (QUICK_SHORT, QUICK_LONG) if options.quick else (SHORT, LONG)
         sys.exit(0 if main(options.short or sizes[0], options.long or sizes[1]) else 1)

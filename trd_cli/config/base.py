@@ -218,6 +218,10 @@ class ArrayOptions(Config):
         """Return the part to make, None for the whole."""
         return Part.parse(self.shard) if self.shard else None
 
+    def owns(self, problem_id: str) -> bool:
+        """Return whether the rows of a problem are to be made."""
+        return self.part is None or self.part.owns(problem_id)
+
 
 class InputOptions(Config):
     inputs: tuple[str, ...] = option(

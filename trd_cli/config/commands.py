@@ -160,6 +160,12 @@ class ReportConfig(Config):
         return self
 
 
+class StatusConfig(Config):
+    directories: tuple[str, ...] = option(
+        ..., "Input", "Trajectory sets, evaluations, checkpoints or run directories.", argument=True, rows=False
+    )
+
+
 class MakeConfig(Config):
     kind: Literal["arithmetic"] = option(
         ..., "Input", "Generator: arithmetic (word problems with solutions).", argument=True, decides=True

@@ -14,7 +14,7 @@ from numbers import Real
 from typing import Any, get_args
 
 from trd_cli.prompting.tokens import Tokenizer
-from trd_cli.records import Completion, FinishReason, Request, well_formed
+from trd_cli.records import Completion, FinishReason, Request, logprob_array, token_array, well_formed
 from trd_cli.redaction import one_line
 
 _LARGEST_ID = 2**31 - 1
@@ -64,7 +64,7 @@ def answered(
 
 
 def checked(completion: Completion, tokenizer: Tokenizer) -> Completion:
-    """Return the completion with plain values that a row can hold, or with an error if that is impossible."""
+    """Return the completion with values that a row can hold, ids and logprobs in arrays, or else with an error."""
     if completion.error is not None:
         return _failed(completion, str(completion.error))
     try:
@@ -76,7 +76,13 @@ def checked(completion: Completion, tokenizer: Tokenizer) -> Completion:
     logprobs = as_logprobs(completion.logprobs, len(ids))
     if completion.finish_reason == "stop":
         ids, logprobs = with_end(ids, logprobs, tokenizer)
-    return replace(completion, text=text, token_ids=ids, logprobs=logprobs, ids_exact=bool(completion.ids_exact))
+    return replace(
+        completion,
+        text=text,
+        token_ids=token_array(ids),
+        logprobs=None if logprobs is None else logprob_array(logprobs),
+        ids_exact=bool(completion.ids_exact),
+    )
 
 
 def as_text(value: Any) -> str:
@@ -103,7 +109,8 @@ def as_logprobs(value: Any, count: int) -> list[float] | None:
     """Return `count` finite numbers, or None if there is not exactly one for each token."""
     try:
         given = [] if isinstance(value, (str, bytes, Mapping)) else list(value)
-        found = [float(item) for item in given if isinstance(item, Real) and not isinstance(item, bool)]
+        is_plain = set(map(type, given)) == {float}
+        found = given if is_plain else [float(i) for i in given if isinstance(i, Real) and not isinstance(i, bool)]
     except (TypeError, OverflowError):
         return None
     is_whole = len(found) == len(given) == count

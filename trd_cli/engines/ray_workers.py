@@ -1,7 +1,7 @@
 """Workers on a Ray cluster: one actor a replica, on any node that has the devices for it.
 
-Ray starts no actor again and repeats no call: the driver counts deaths and replaces workers itself. Each node needs this
-package in the same version, and the model under the same name: a path on shared storage, or a Hub name.
+Ray starts no actor again and repeats no call: the driver counts deaths and replaces workers itself. Each node needs
+this package in the same version, and the model under the same name: a path on shared storage, or a Hub name.
 """
 
 from __future__ import annotations

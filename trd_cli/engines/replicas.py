@@ -4,10 +4,10 @@ A worker has its rows in flight and a few more, so that its batch stays full; ea
 request. At the end of the work the rows that are left are shared evenly.
 
 If a worker dies, or the engine in it fails, its unfinished rows go to the others and a new worker takes its place. A
-row may be to blame: rows that were present at one death are spread thinly, a row present at two is run alone, and one
-present at three becomes an error row. A worker that dies four times in a row without finishing a row is given up. With
-none left the command ends with the last one's reason. An engine that cannot start while none has started yet is not
-tried again: it would refuse for the same reason.
+row may be to blame: rows that the engine had at one death are spread thinly, a row that was there at two is run alone,
+and one that was there at three becomes an error row. A worker that dies four times in a row without finishing a row is
+given up. With none left the command ends with the last one's reason. An engine that cannot start while none has started
+yet is not tried again: it would refuse for the same reason.
 
 Not covered: a worker that hangs without dying.
 """
@@ -34,7 +34,7 @@ _RESTARTS = 3
 _SUSPECTS = 8
 # A worker waits for its next request as long as the driver is busy with a shard: at least this many rows, or this share
 # of its batch, lie ready for it.
-_LEAST_READY, _SHARE_READY = 16, 4
+_LEAST_READY, _SHARE_READY = 8, 4
 # Requests that are made before the driver looks for completions again, and the seconds that it waits for them.
 _AT_A_TIME, _TICK = 32, 1.0
 
@@ -74,10 +74,14 @@ class _Row:
 
 @dataclass
 class _Replica:
-    """A worker as the driver sees it: `room` is the most rows it may hold, `strikes` its deaths since its last row."""
+    """A worker as the driver sees it: it holds at most `room` rows, of which its engine has the first `at_once`.
+
+    `strikes` are its deaths since its last finished row.
+    """
 
     number: int
     state: Literal["waiting", "starting", "ready", "lost"] = "waiting"
+    at_once: int = 0
     room: int = 0
     strikes: int = 0
     is_alone: bool = False
@@ -206,6 +210,7 @@ class Replicas:
                     yield message
             elif isinstance(message, Ready):
                 replica.state, self._has_started = "ready", True
+                replica.at_once = message.rows_at_once
                 replica.room = message.rows_at_once + max(_LEAST_READY, message.rows_at_once // _SHARE_READY)
                 self._start_some()
             else:
@@ -226,7 +231,8 @@ class Replicas:
         replica.state = "lost" if is_lost else "waiting"
         then = "is given up" if is_lost else "starts again"
         _log.warning("replica %d %s; it %s%s", replica.number + 1, reason, then, _elsewhere(len(rows)))
-        for row in rows:
+        self._work.put_back(rows[replica.at_once :])
+        for row in rows[: replica.at_once]:
             yield from self._work.again(row, reason)
         if not self._living():
             raise _none_left(len(self._replicas), end)
@@ -281,8 +287,13 @@ class _Work:
         rows = [self._suspects.popleft() for _ in range(min(room, suspects, len(self._suspects)))]
         return rows + [self._fresh.popleft() for _ in range(min(room - len(rows), len(self._fresh)))]
 
+    def put_back(self, rows: Sequence[_Row]) -> None:
+        """Take back rows that a worker had not begun when it died."""
+        for row in reversed(rows):
+            (self._suspects if row.deaths else self._fresh).appendleft(row)
+
     def again(self, row: _Row, reason: str) -> Iterator[Completion]:
-        """Take a row back from a worker that died; yield its error instead if it has seen too many deaths."""
+        """Take back a row that was at work when its worker died; yield its error if it has seen too many deaths."""
         row.deaths += 1
         if row.deaths >= _ENDED_AFTER:
             error = f"{counted(row.deaths, 'worker')} died with this row, the last one, alone with it, {reason}"

@@ -109,7 +109,10 @@ class Host:
         """Record a fault. One of a request that was sent before the last failure tells nothing new."""
         if sent < self._failed_at:
             return
-        self._failures, self._failed_at, self.error = self._failures + 1, now, fault.ends
+        # A server that has come back to say that it is busy has not failed so often yet.
+        is_another_kind = (self.error is None) != (fault.ends is None)
+        self._failures = 1 if is_another_kind else self._failures + 1
+        self._failed_at, self.error = now, fault.ends
         if fault.ends is not None:
             self.model = None  # it may come back with another
         self._rests_until = now + (fault.wait or backoff(self._failures))
@@ -123,7 +126,7 @@ class Host:
 class Task:
     """Hold a request, its last fault at each server that has failed it, and when it was sent there.
 
-    These servers do not get it again before the time `not_before`, nor before each other one that is left has had it.
+    These servers do not get it again before the time `not_before`, nor while another one could take it.
     """
 
     request: Request
@@ -149,13 +152,10 @@ class Queue:
         """Give out no more requests."""
         self._is_closed = True
 
-    def waiting(self) -> int:
-        """Return how many requests wait."""
-        return len(self._new) + len(self._again)
-
     def is_short(self) -> bool:
-        """Return True if fewer requests wait than the servers could take at once."""
-        return self.waiting() < sum(host.limit for host in self._hosts if host.is_left)
+        """Return True if fewer requests wait than the servers could take at once, or twice as many that have failed."""
+        limit = sum(host.limit for host in self._hosts if host.is_left)
+        return len(self._new) < limit and len(self._again) < 2 * limit
 
     def dispatch(self, now: float) -> Iterator[tuple[Host, Task]]:
         """Yield servers that have room with a request for each, the one with the fewest open requests first."""
@@ -185,7 +185,7 @@ class Queue:
         with self._lock:
             times = [host.rests_until() for host in self._hosts if not host.is_out]
             later = [time for time in (*times, *(task.not_before for task in self._again)) if time > now]
-            return min(later) - now if later and self.waiting() else math.inf
+            return min(later) - now if later and (self._new or self._again) else math.inf
 
     def answered(self, host: Host, task: Task, tokens: int, now: float) -> None:
         """Record an answer of so many tokens. A server that refused the same request has failed."""
@@ -215,7 +215,7 @@ class Queue:
                 task.failures += 1
                 task.not_before = now + (fault.wait or backoff(task.failures))
                 is_worn = not fault.is_passing or task.failures > self._retries or host.is_worn
-                if is_worn and self._is_tried(task):
+                if is_worn and not self._untried(task):
                     return True
             self._again.append(task)
             return False
@@ -244,10 +244,12 @@ class Queue:
         )
 
     def _suits(self, task: Task, host: Host, now: float) -> bool:
-        return host not in task.faults or (now >= task.not_before and self._is_tried(task))
+        if host not in task.faults:
+            return True
+        return now >= task.not_before and all(now < other.rests_until() for other in self._untried(task))
 
-    def _is_tried(self, task: Task) -> bool:
-        return all(host in task.faults for host in self._hosts if host.is_left)
+    def _untried(self, task: Task) -> list[Host]:
+        return [host for host in self._hosts if host.is_left and host not in task.faults]
 
     def _strike(self, host: Host, fault: Fault, sent: float, now: float) -> None:
         was_left = host.is_left

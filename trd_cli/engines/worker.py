@@ -81,11 +81,13 @@ Message = Ready | Completion | Failed | Died
 class Feed:
     """The requests of one worker as they arrive: an iterator for its engine.
 
-    It gives None if no request has arrived while others are in flight, and waits if none is. One thread adds, another
-    iterates.
+    It gives requests in the order of their arrival, and at most `limit` unanswered ones: after a death the driver knows
+    which were with the engine. It gives None if no other is ready while some are unanswered, and waits if none is. One
+    thread adds, another iterates.
     """
 
     def __init__(self) -> None:
+        self.limit = 1
         self._arrived: SimpleQueue[Request | None] = SimpleQueue()
         self._in_flight, self._has_ended = 0, False
 
@@ -108,6 +110,8 @@ class Feed:
     def __next__(self) -> Request | None:
         if self._has_ended:
             raise StopIteration
+        if self._in_flight >= self.limit:
+            return None
         try:
             request = self._arrived.get(block=not self._in_flight)
         except Empty:
@@ -124,6 +128,7 @@ def serve(build: Build, feed: Feed) -> Iterator[Message]:
     try:
         engine = build.start()
         try:
+            feed.limit = engine.rows_at_once
             yield Ready(engine.rows_at_once)
             for completion in engine.generate(feed):
                 feed.answered()

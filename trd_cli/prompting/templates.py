@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import jinja2
@@ -42,7 +44,7 @@ class Template:
     text: str
     placeholders: frozenset[str]
 
-    @property
+    @cached_property
     def sha256(self) -> str:
         return _digest(self.text)
 
@@ -56,8 +58,13 @@ class Template:
 
     def render(self, values: Mapping[str, str]) -> tuple[Message, ...]:
         """Return the messages of one prompt: a single user turn. Every placeholder must be in `values`."""
-        text = well_formed(_ENVIRONMENT.from_string(self.text).render(**values))
+        text = well_formed(_compiled(self.text).render(**values))
         return ({"role": "user", "content": text.strip()},)
+
+
+@functools.cache
+def _compiled(text: str) -> jinja2.Template:
+    return _ENVIRONMENT.from_string(text)
 
 
 def digest_of(override: str) -> str:

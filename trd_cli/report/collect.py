@@ -16,10 +16,11 @@ from trd_cli.report.data import BASE, Evaluation, Refinement, ReportData, Select
 from trd_cli.report.differences import corrected, within_run
 from trd_cli.report.layouts import Results, checked
 from trd_cli.report.logs import cost_of, training_of, with_training_nll
-from trd_cli.report.refinement import read_rollouts, refinement_of
+from trd_cli.report.refinement import refinement_of
 from trd_cli.report.run_directory import Node, Run, lacking, read_run
 from trd_cli.report.scores import pooled, pooled_scores, scores_of
 from trd_cli.trajectories.run_json import About, read_run_json
+from trd_cli.trajectories.shards import shard_info
 
 _STAGES = ("problems", "sample", "verify", "refine", "distill", "eval")
 _KIND_OF_SET = {"sample": "rollout", "refine": "refined"}
@@ -107,10 +108,8 @@ def _refinement(run: Run, node: Node, trainings: Sequence[Training]) -> Refineme
     if not node.shards():
         return None
     parents = run.sources(node, "sample")
-    rollouts = {}
-    for parent in parents:
-        rollouts |= read_rollouts(parent.shards())
-    if not rollouts:
+    rollouts = [path for parent in parents for path in parent.shards()]
+    if not any(shard_info(path).rows for path in rollouts):
         names = " and ".join(parent.name for parent in parents)
         raise InputError("the rollouts that were refined are gone", f"those of {names}", "run trd run again")
     record = read_run_json(node.path)

@@ -7,6 +7,7 @@ and ALL_SEEDS for figures of all seeds together. An unknown figure is None, neve
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +26,7 @@ UNVERIFIED = "unverified"
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """Mean and quantiles of a figure over rows. `values` are all of them, sorted.
+    """Mean and quantiles of a figure over rows. `values` are all of them, sorted, 8 bytes each.
 
     Quantiles are interpolated linearly between two ranks (numpy's default), as all medians of a report are.
     """
@@ -37,7 +38,7 @@ class Spread:
     p50: float
     p75: float
     p95: float
-    values: tuple[float, ...] = field(repr=False)
+    values: array[float] = field(repr=False)
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread | None:
@@ -46,7 +47,7 @@ class Spread:
             return None
         ordered = np.sort(np.asarray(values, dtype=np.float64))
         quantiles = np.quantile(ordered, (0.05, 0.25, 0.5, 0.75, 0.95)).tolist()
-        return cls(len(ordered), float(ordered.mean()), *quantiles, tuple(ordered.tolist()))
+        return cls(len(ordered), float(ordered.mean()), *quantiles, array("d", ordered.tobytes()))
 
 
 @dataclass(frozen=True, slots=True)

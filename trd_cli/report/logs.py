@@ -53,14 +53,15 @@ def _sum(numbers: Iterable[float]) -> float | None:
 
 def _in_shards(node: Node) -> tuple[int | None, int | None]:
     """Return rows and response tokens. A verify node has the rows that it graded, and no tokens."""
-    tables = [read_table(path, ["response_token_ids"]) for path in node.shards()]
-    if not tables:
+    shards = node.shards()
+    if not shards:
         problems = node.path / PROBLEMS_FILE
         return (shard_info(problems, PROBLEM_SCHEMA).rows if problems.is_file() else None), None
-    rows = sum(table.num_rows for table in tables)
+    rows = sum(shard_info(path).rows for path in shards)
     if node.stage == "verify":
         return rows, None
-    return rows, sum(pc.sum(pc.list_value_length(t["response_token_ids"])).as_py() or 0 for t in tables)
+    lengths = (pc.list_value_length(read_table(path, ["response_token_ids"])["response_token_ids"]) for path in shards)
+    return rows, sum(pc.sum(each).as_py() or 0 for each in lengths)
 
 
 def training_of(node: Node) -> Training | None:

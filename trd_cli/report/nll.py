@@ -89,30 +89,31 @@ def choose(refined: SetRef, rows: int, model: ModelRef) -> list[Scored]:
     found: list[Scored] = []
     start, size = 0, rows
     while len(found) < rows and start < len(candidates):
-        found += _fitting(refined, dict(candidates[start : start + size]), model)
+        portion = (column.to_pylist() for column in candidates.slice(start, size).columns)
+        found += _fitting(refined, dict(zip(*portion, strict=True)), model)
         # Each portion reads the set once. Portions grow, so that a set with few fitting rows is not read often.
         start, size = start + size, 2 * size
     return found[:rows]
 
 
-def _candidates(refined: SetRef) -> list[tuple[str, str]]:
+def _candidates(refined: SetRef) -> pa.Table:
     """Return the sorted ids of the rows that have all three texts, each with its parent's id."""
-    written = {name for parent in refined.parents for (name,) in _ids(parent, ("trajectory_id",))}
-    named = ("trajectory_id", "parent_id")
-    rows = _ids(refined.path, named, "reference_solution")
-    return sorted((name, parent_id) for name, parent_id in rows if parent_id in written)
+    written = pa.concat_tables([_ids(parent, ["trajectory_id"]) for parent in refined.parents])
+    rows = _ids(refined.path, ["trajectory_id", "parent_id"], "reference_solution")
+    return rows.filter(pc.is_in(rows["parent_id"], written["trajectory_id"])).sort_by("trajectory_id")
 
 
-def _ids(directory: Path, names: Sequence[str], text: str | None = None) -> Iterator[tuple[str, ...]]:
-    """Yield the columns `names` of ids, for the rows that have a response and, if asked for, another text."""
+def _ids(directory: Path, names: list[str], text: str | None = None) -> pa.Table:
+    """Return the columns `names` of ids, for the rows that have a response and, if asked for, another text."""
+    found = [pa.table({name: pa.array([], pa.string()) for name in names})]
     for path in list_shards(directory):
         table = read_table(path, [*names, "response_token_ids", *([text] if text else [])])
         there = pc.greater(pc.list_value_length(table["response_token_ids"]), 0)
         if text:
             there = pc.and_(there, pc.greater(pc.binary_length(table[text]), 0))
         # `filter` drops rows with a null, too.
-        kept = table.select(list(names)).filter(there)
-        yield from zip(*(column.to_pylist() for column in kept.columns), strict=True)
+        found.append(pa.table(table.select(names).filter(there).columns, names))
+    return pa.concat_tables(found)
 
 
 def _fitting(refined: SetRef, parent_of: Mapping[str, str], model: ModelRef) -> list[Scored]:

@@ -1,6 +1,7 @@
 """Figures of refined rows y_r against the rollouts y_o they were made from: verdicts, lengths, edits, NLL, leaks.
 
-In memory are one shard of refined rows at a time, and the token ids of all rollouts of the set, at four bytes each.
+In memory are one shard of refined rows at a time, and of the rollouts as many shards as take 256 MiB on the disk. With
+more of them, the refined rows are gone through once for each such part, each row with the part that has its rollout.
 
 Edit distance is Levenshtein's (insertions, deletions and substitutions of a token cost 1 each) by RapidFuzz, which
 works on 64 cells of the table at once and on all cores: two sequences of 16,384 unrelated tokens took 0.07 s on one.
@@ -9,8 +10,9 @@ A moved passage costs its deletion and its insertion.
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,8 +28,9 @@ from trd_cli.trajectories.shards import read_table
 
 OF_STUDENT = "y_o"
 OF_REFINER = "y_r, refiner"
-_PARENT = ("trajectory_id", "verdict", "response", "response_token_ids", "logprobs")
-_REFINED = ("parent_id", "verdict", "response", "response_token_ids", "logprobs", "problem", "reference_solution")
+_REFINED = ("verdict", "response", "response_token_ids", "logprobs", "problem", "reference_solution")
+# Token ids become Python's numbers to be compared, which take nine times the memory.
+_ROWS_AT_ONCE = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,16 +43,48 @@ class Rollout:
     nll: float | None
 
 
+class _Rollouts:
+    """Hold the rollouts of some shards as columns, to find by their ids. Texts are held only if `texts` is set."""
+
+    def __init__(self, shards: Iterable[Path], texts: bool) -> None:
+        names = ["trajectory_id", "verdict", "response_token_ids", *(["response"] if texts else [])]
+        tables, nll = [], []
+        for path in shards:
+            table = read_table(path, [*names, "logprobs"])
+            nll += [_nll(_array(cell)) for cell in table["logprobs"]]
+            tables.append(table.select(names))
+        rows = pa.concat_tables(tables)
+        ids = _encoded(rows["trajectory_id"])
+        self._order = np.argsort(ids, kind="stable")
+        self._ids = ids[self._order]
+        self._nll = np.array(nll, float)  # None becomes NaN
+        self._columns = {name: rows[name] for name in names}
+
+    def places(self, names: pa.ChunkedArray) -> list[int]:
+        """Return the place of the rollout of each name, -1 where it is not among these."""
+        wanted = _encoded(names)
+        if not len(self._ids):
+            return [-1] * len(wanted)
+        place = np.searchsorted(self._ids, wanted, side="right") - 1
+        return np.where(self._ids[place] == wanted, self._order[place], -1).tolist()
+
+    def __getitem__(self, place: int) -> Rollout:
+        verdict, ids = (self._columns[name][place] for name in ("verdict", "response_token_ids"))
+        response = self._columns["response"][place].as_py() if "response" in self._columns else None
+        nll = float(self._nll[place])
+        return Rollout(verdict.as_py(), response, _array(ids), None if np.isnan(nll) else nll)
+
+
 @dataclass
 class _Sums:
-    """Sums and lists gathered over the shards."""
+    """Sums and numbers gathered over the shards."""
 
     rows: int = 0
     errors: int = 0
     matrix: Counter[tuple[str, str]] = field(default_factory=Counter)
-    lengths: dict[str, list[int]] = field(default_factory=lambda: {"y_o": [], "y_r": []})
-    distances: list[float] = field(default_factory=list)
-    prefixes: list[float] = field(default_factory=list)
+    lengths: dict[str, array[float]] = field(default_factory=lambda: {"y_o": array("d"), "y_r": array("d")})
+    distances: array[float] = field(default_factory=lambda: array("d"))
+    prefixes: array[float] = field(default_factory=lambda: array("d"))
     # Sum of nats, tokens, rows.
     nll: dict[str, np.ndarray] = field(default_factory=lambda: {k: np.zeros(3) for k in (OF_STUDENT, OF_REFINER)})
     shown: int = 0
@@ -58,24 +93,21 @@ class _Sums:
     copies: Counter[int] = field(default_factory=Counter)
 
 
-def read_rollouts(shards: Iterable[Path]) -> dict[str, Rollout]:
-    """Return the rollouts of a set by id. Token ids are views of the tables read."""
-    found = {}
-    for path in shards:
-        columns = _columns(read_table(path, list(_PARENT)), _PARENT)
-        for name, verdict, response, token_ids, logprobs in zip(*columns, strict=True):
-            found[name] = Rollout(verdict, response, token_ids, _nll(logprobs))
-    return found
+def refinement_of(
+    shards: Sequence[Path], parents: Sequence[Path], about: Mapping[str, object], held: int = 256 << 20
+) -> Refinement:
+    """Return the figures of a refined set, whose rollouts are in the shards `parents`.
 
-
-def refinement_of(shards: Sequence[Path], rollouts: Mapping[str, Rollout], about: Mapping[str, object]) -> Refinement:
-    """Return the figures of a refined set. `about` has node, arm, round, seed and setting.
-
-    Rows whose parent is gone are left out.
+    `about` has node, arm, round, seed and setting. Rows whose parent is gone are left out. Shards of rollouts that take
+    up to `held` bytes on the disk are in memory at a time.
     """
     sums, leaks = _Sums(), about["setting"] == "opsd"
-    for path in shards:
-        _add_shard(sums, read_table(path, list(_REFINED)), rollouts, leaks)
+    for part in _parts(parents, held):
+        rollouts = _Rollouts(part, leaks)
+        for path in shards:
+            places = rollouts.places(read_table(path, ["parent_id"])["parent_id"])
+            if max(places, default=-1) >= 0:
+                _add_shard(sums, read_table(path, list(_REFINED)), rollouts, places, leaks)
     return Refinement(
         **about,
         rows=sums.rows,
@@ -89,14 +121,36 @@ def refinement_of(shards: Sequence[Path], rollouts: Mapping[str, Rollout], about
     )
 
 
-def _add_shard(sums: _Sums, table: pa.Table, rollouts: Mapping[str, Rollout], leaks: bool) -> None:
+def _parts(shards: Iterable[Path], held: int) -> Iterator[list[Path]]:
+    """Yield the shards in parts of at most `held` bytes, or of one shard."""
+    part: list[Path] = []
+    size = 0
+    for path in shards:
+        its_size = path.stat().st_size
+        if part and size + its_size > held:
+            yield part
+            part, size = [], 0
+        part.append(path)
+        size += its_size
+    if part:
+        yield part
+
+
+def _add_shard(sums: _Sums, table: pa.Table, rollouts: _Rollouts, places: Sequence[int], leaks: bool) -> None:
+    start = 0
+    for batch in table.to_batches(max_chunksize=_ROWS_AT_ONCE):
+        _add_rows(sums, batch, rollouts, places[start : start + batch.num_rows], leaks)
+        start += batch.num_rows
+
+
+def _add_rows(sums: _Sums, rows: pa.RecordBatch, rollouts: _Rollouts, places: Sequence[int], leaks: bool) -> None:
     pairs: list[tuple[list[int], list[int]]] = []
-    for parent_id, verdict, response, token_ids, logprobs, problem, reference in zip(
-        *_columns(table, _REFINED), strict=True
+    for place, verdict, response, token_ids, logprobs, problem, reference in zip(
+        places, *_columns(rows, _REFINED), strict=True
     ):
-        before = rollouts.get(parent_id)
-        if before is None:
+        if place < 0:
             continue
+        before = rollouts[place]
         sums.rows += 1
         sums.matrix[before.verdict or UNVERIFIED, verdict or UNVERIFIED] += 1
         if token_ids is None or before.token_ids is None:
@@ -107,10 +161,10 @@ def _add_shard(sums: _Sums, table: pa.Table, rollouts: Mapping[str, Rollout], le
         _add_nll(sums.nll[OF_REFINER], _nll(logprobs), len(token_ids))
         if leaks and reference:
             _add_leaks(sums, response or "", before.response or "", problem, reference)
-    sums.lengths["y_o"] += [len(one) for one, _ in pairs]
-    sums.lengths["y_r"] += [len(other) for _, other in pairs]
-    sums.distances += edit_distances(pairs)
-    sums.prefixes += [prefix_share(one, other) for one, other in pairs]
+    sums.lengths["y_o"].extend(len(one) for one, _ in pairs)
+    sums.lengths["y_r"].extend(len(other) for _, other in pairs)
+    sums.distances.extend(edit_distances(pairs))
+    sums.prefixes.extend(prefix_share(one, other) for one, other in pairs)
 
 
 def _add_nll(sums: np.ndarray, nll: float | None, tokens: int) -> None:
@@ -141,15 +195,19 @@ def _stored_nll(sums: Mapping[str, np.ndarray]) -> dict[str, Nll]:
     }
 
 
-def _columns(table: pa.Table, names: Sequence[str]) -> list[list]:
-    """Return the columns as lists. Cells with a value a token stay arrays."""
+def _columns(rows: pa.RecordBatch, names: Sequence[str]) -> list[list]:
+    """Return the columns as lists. Cells with a value a token are arrays."""
     per_token = ("response_token_ids", "logprobs")
-    return [
-        [cell.values.to_numpy() if cell.is_valid else None for cell in table[name]]
-        if name in per_token
-        else table[name].to_pylist()
-        for name in names
-    ]
+    return [list(map(_array, rows[name])) if name in per_token else rows[name].to_pylist() for name in names]
+
+
+def _array(cell: pa.ListScalar) -> np.ndarray | None:
+    return cell.values.to_numpy() if cell.is_valid else None
+
+
+def _encoded(names: pa.ChunkedArray) -> np.ndarray:
+    """Return ids as an array of bytes; a missing one is empty."""
+    return np.array([(name or "").encode() for name in names.to_pylist()], dtype=bytes)
 
 
 def _nll(logprobs: np.ndarray | None) -> float | None:

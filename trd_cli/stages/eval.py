@@ -5,6 +5,7 @@ The samples stay as trajectory shards, so another grader or a smaller k needs no
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -25,13 +26,15 @@ from trd_cli.generation import Asker, Backend, Outcome, ShardFiller, preview
 from trd_cli.graders.pool import GraderOptions, GraderPool
 from trd_cli.graders.sandbox import described
 from trd_cli.graders.verdicts import ShardGrader
+from trd_cli.locks import awaited
 from trd_cli.progress import Progress, WithoutResults
 from trd_cli.prompting.rendering import Rendering, templates_for
 from trd_cli.records import Problem, Trajectory, content_hash
 from trd_cli.trajectories.parts import verdicts_held
 from trd_cli.trajectories.run_json import About, Asked, read_run_json
-from trd_cli.trajectories.shards import read_table
+from trd_cli.trajectories.shards import list_shards, read_table
 from trd_cli.trajectories.stage_dir import StageDir
+from trd_cli.trajectories.state import state_of
 
 _OF_THE_BENCHMARK = ("temperature", "top_p", "top_k", "max_tokens")
 
@@ -56,10 +59,10 @@ class _Part:
 
 
 def run(config: EvalConfig, backend: Backend, progress: Progress) -> dict[str, Any] | None:
-    """Generate and grade what is missing, write the results, and return them (None for a dry run).
+    """Generate and grade what is missing, write the results, and return them.
 
     `results.json` (its layout: `trd_cli.evaluation.results`), `results.md` and `results.csv` are written anew each
-    time.
+    time. None is returned for a dry run, and for a part of a job array before all parts are complete.
     """
     parts = _parts(config)
     templates = templates_for(config, tasks=(p.task for part in parts.values() for p in part.problems))
@@ -73,9 +76,11 @@ def run(config: EvalConfig, backend: Backend, progress: Progress) -> dict[str, A
         row
         for part in parts.values()
         for problem in part.problems
+        if config.owns(problem.problem_id)
         for row in asker.rows(problem, asker.prompt(problem), config.samples, part.sampling)
     )
-    total = config.samples * sum(len(part.problems) for part in parts.values())
+    own = sum(config.owns(problem.problem_id) for part in parts.values() for problem in part.problems)
+    total = config.samples * own
     asked = {name: part.asked() for name, part in parts.items()}
     identity = config.identity() | {
         "questions": {name: content_hash(each.questions, 16) for name, each in asked.items()},
@@ -85,15 +90,39 @@ def run(config: EvalConfig, backend: Backend, progress: Progress) -> dict[str, A
         **rendering.identity(),
         **backend.identity(),
     }
-    stage_dir = StageDir(config.out, "eval", identity, config.record(), about=backend.about(benchmarks=asked))
+    stage_dir = StageDir(
+        *(config.out, "eval", identity, config.record()),
+        about=backend.about(benchmarks=asked),
+        part=config.part,
+        asked=config.deciding(),
+    )
     for line in _remarks(config, parts, backend):
         progress.note(line)
     if config.dry_run:
-        progress.note(preview(next(planned), total, stage_dir.path))
+        first = next(planned, None)
+        progress.note(preview(first, total, stage_dir.path) if first else "no question is in this part")
         return None
     with stage_dir:
         _generate(config, backend, stage_dir, planned, total, progress)
-        return _grade_and_score(config, stage_dir, config.samples, "stale", stage_dir.path, progress)
+        counts = _grade(config, stage_dir, "stale", progress)
+        if config.part is None:
+            return _score(config, stage_dir, config.samples, stage_dir.path, progress)
+        # One task at a time: the last of the array finds all parts complete.
+        with awaited(stage_dir.path / ".score", math.inf):
+            if _is_complete(stage_dir.path):
+                return _score(config, stage_dir, config.samples, stage_dir.path, progress)
+    progress.note(f"{config.part} is done; the score comes when all parts are done")
+    Outcome(rows=counts.total(), errors=counts["error"] + counts["timeout"]).check_errors(config.max_errors)
+    return None
+
+
+def _is_complete(directory: Path) -> bool:
+    """Return whether all parts have all their rows, with verdicts."""
+    try:
+        state = state_of(directory)
+        return state.is_finished and state.without("verdict") == 0
+    except InputError:  # another task is at its shards, or will find the damaged one
+        return False
 
 
 def rescore(config: EvalConfig, progress: Progress) -> dict[str, Any] | None:
@@ -113,14 +142,18 @@ def rescore(config: EvalConfig, progress: Progress) -> dict[str, Any] | None:
             "a directory of this version of trd eval",
             "evaluate again into another --out",
         )
-    stage_dir = StageDir(str(directory), "eval", record["identity"], record["config"], record["inputs"], about)
+    stage_dir = StageDir(
+        *(str(directory), "eval", record["identity"], record["config"], record["inputs"], about),
+        parts=record.get("parts"),
+    )
     k, there = _how_many(config, stage_dir)
     if config.dry_run:
         progress.note(f"would score the first {k} of {counted(there, 'sample')} of every question in {directory}")
         return None
     target = Path(config.out) if config.out else directory
     with stage_dir:
-        return _grade_and_score(config, stage_dir, k, "unsettled", target, progress)
+        _grade(config, stage_dir, "unsettled", progress)
+        return _score(config, stage_dir, k, target, progress)
 
 
 def check_errors(results: dict[str, Any], allowed: float) -> None:
@@ -216,19 +249,16 @@ def _how_many(config: EvalConfig, stage_dir: StageDir) -> tuple[int, int]:
     return k, there
 
 
-def _grade_and_score(
-    config: EvalConfig,
-    stage_dir: StageDir,
-    k: int,
-    regrade: Literal["stale", "unsettled"],
-    target: Path,
-    progress: Progress,
-) -> dict[str, Any]:
-    """Write verdicts into the shards and the results into the directory `target`, and return the results."""
-    options = GraderOptions.of(config)
-    shards = stage_dir.shards()
+def _grade(
+    config: EvalConfig, stage_dir: StageDir, regrade: Literal["stale", "unsettled"], progress: Progress
+) -> Counter[str]:
+    """Write verdicts into the shards, and return the verdicts of all their rows."""
+    options, shards = GraderOptions.of(config), stage_dir.shards()
     # The samples are this command's own, so verdicts of another grader are replaced.
-    with verdicts_held(stage_dir.path), ShardGrader(options, WithoutResults(progress), regrade) as grader:
+    with (
+        verdicts_held(stage_dir.path, stage_dir.part),
+        ShardGrader(options, WithoutResults(progress), regrade) as grader,
+    ):
         progress.start("grade", sum(read_table(shard, ["verdict"]).num_rows for shard in shards))
         for shard in shards:
             grader.fill(shard, shard)
@@ -236,6 +266,12 @@ def _grade_and_score(
     changed = sum(count for (old, new), count in grader.changes.items() if old != new)
     if changed:
         progress.note(f"{changed} verdicts changed")
+    return grader.counts
+
+
+def _score(config: EvalConfig, stage_dir: StageDir, k: int, target: Path, progress: Progress) -> dict[str, Any]:
+    """Write the results of all parts into the directory `target`, and return them."""
+    options, shards = GraderOptions.of(config), list_shards(stage_dir.path)
     results = build_results(stage_dir.state().about.benchmarks, read_samples(shards), k, _classify(options, progress))
     make_directory(target)
     if (target / FILE).is_file() and config.rescore:

@@ -6,7 +6,7 @@ OPD: a stronger model sees (x, y_o). OPSD: the student's own weights see (x, y*,
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import pyarrow.compute as pc
@@ -28,11 +28,11 @@ from trd_cli.progress import Progress
 from trd_cli.prompting.rendering import Rendering, room_for_prompt, templates_for, values_of
 from trd_cli.prompting.templates import Template
 from trd_cli.prompting.tokens import check_wrote, fit_attempt
-from trd_cli.records import Message, Problem, Trajectory
+from trd_cli.records import Problem, Trajectory, token_array
 from trd_cli.trajectories.id_set import IdSet
 from trd_cli.trajectories.run_json import About
 from trd_cli.trajectories.sets import InputSet, check_complete, iter_selected, open_sets, selected_tables
-from trd_cli.trajectories.shards import check_whole, read_table
+from trd_cli.trajectories.shards import check_whole, list_shards, may_hold, read_table
 from trd_cli.trajectories.stage_dir import StageDir
 
 # The columns of a rollout that its refined row is made from.
@@ -52,13 +52,17 @@ def run(
     waves = iter(waves)
     sets = open_sets(next(waves))
     if not config.stream:
-        _check_complete(config, sets)
+        _check_inputs(config, sets)
     refiner = Refiner(config, sets[0], backend_for(teacher_of(config, sets[0])))
     if unread := refiner.rendering.unread(refiner.backend.tokenizer):
         progress.note(unread)
     identity = refiner.identity(sets[:1] if config.stream else sets)
     inputs = [s.lineage() for s in sets]
-    stage_dir = StageDir(config.out, "refine", identity, config.record(), inputs=inputs, about=refiner.about())
+    stage_dir = StageDir(
+        *(config.out, "refine", identity, config.record(), inputs, refiner.about()),
+        part=config.part,
+        asked=config.deciding(),
+    )
     chosen = refiner.chosen(sets)
     if config.dry_run:
         first = next(refiner.plan(sets), None)
@@ -75,7 +79,7 @@ def run(
             sets += wave
             filler.fill(refiner.plan(wave))
         if config.stream:
-            _check_complete(config, sets)
+            _check_inputs(config, sets)
         filler.end_of_plan()
     if not filler.planned:
         progress.note("no row is in the subset: nothing to refine")
@@ -89,9 +93,20 @@ def _strangers(stage_dir: StageDir, parents: IdSet) -> int:
     return sum(name not in parents for table in tables for name in table["parent_id"].to_pylist())
 
 
-def _check_complete(config: RefineConfig, sets: Sequence[InputSet]) -> None:
+def _check_inputs(config: RefineConfig, sets: Sequence[InputSet]) -> None:
+    """Raise InputError for sets that are not finished, or where shards with rows of this part are not given."""
+    if config.part is not None:
+        given = {path.resolve() for each in sets for path in each.shards}
+        for directory in dict.fromkeys(each.directory for each in sets):
+            for path in list_shards(directory):
+                if may_hold(path, config.part) and path.resolve() not in given:
+                    raise InputError(
+                        f"{config.part} of {directory} without its {path.name}",
+                        "all shards that have rows of the part",
+                        "name the directory",
+                    )
     if not config.allow_partial:
-        check_complete(s.directory for s in sets)
+        check_complete((s.directory for s in sets), config.part)
 
 
 def teacher_of(config: RefineConfig, source: InputSet) -> str:
@@ -153,20 +168,28 @@ class Refiner:
         Raises InputError for rows that are none, and DamagedFile before hours of work rather than after them.
         """
         ids, config = IdSet(), self._config
-        for each in sets:
+        columns = ["trajectory_id", "stage", "problem_id"]
+        for each in self._of_part(sets):
             for path in each.shards:
                 check_whole(path)
-            for table in selected_tables(each, config.subset, config.where, config.parents, ["trajectory_id", "stage"]):
+            for table in selected_tables(each, config.subset, config.where, config.parents, columns):
                 self._check_stages(pc.unique(table["stage"]).to_pylist())
-                for name in table["trajectory_id"].to_pylist():
-                    ids.add(name)
+                for name, problem in zip(*(table[c].to_pylist() for c in ("trajectory_id", "problem_id")), strict=True):
+                    if config.owns(problem):
+                        ids.add(name)
         return ids
+
+    def _of_part(self, sets: Iterable[InputSet]) -> Iterator[InputSet]:
+        """Yield the sets with the shards that may have rows of the part to make."""
+        for each in sets:
+            yield replace(each, shards=tuple(path for path in each.shards if may_hold(path, self._config.part)))
 
     def plan(self, sets: Sequence[InputSet]) -> Iterator[Trajectory]:
         """Yield the refined row of each rollout in the subset; one that cannot be asked for is an error row."""
         config = self._config
-        for rollout in iter_selected(sets, config.subset, config.where, config.parents, _READ):
-            yield self._plan_one(rollout)
+        for rollout in iter_selected(self._of_part(sets), config.subset, config.where, config.parents, _READ):
+            if config.owns(rollout.problem_id):
+                yield self._plan_one(rollout)
 
     def _check_stages(self, stages: Iterable[str]) -> None:
         if other := next((stage for stage in stages if stage != "rollout"), None):
@@ -179,27 +202,24 @@ class Refiner:
         template = self._templates[rollout.task]
         problem_with = _why_not(rollout, template)
         if problem_with:
-            return self._row(rollout, Prompt((), (), template), error=problem_with)
+            return self._row(rollout, Prompt((), token_array(()), template), error=problem_with)
 
-        def messages(attempt: str) -> Sequence[Message]:
-            return template.render(values_of(rollout, attempt))
+        def prompt(attempt: str) -> Prompt:
+            messages = template.render(values_of(rollout, attempt))
+            return Prompt(messages, token_array(self.rendering.token_ids(tokenizer, messages)), template)
 
-        def token_ids(attempt: str) -> list[int]:
-            return self.rendering.token_ids(self.backend.tokenizer, messages(attempt))
-
-        whole = token_ids(rollout.response)
-        if len(whole) <= self._room:
-            return self._asked(rollout, Prompt(messages(rollout.response), whole, template), trimmed=0)
-        text = fit_attempt(self.backend.tokenizer, rollout.response, token_ids, self._room)
+        tokenizer = self.backend.tokenizer
+        whole = prompt(rollout.response)
+        if len(whole.token_ids) <= self._room:
+            return self._asked(rollout, whole, trimmed=0)
+        text = fit_attempt(tokenizer, rollout.response, lambda attempt: prompt(attempt).token_ids, self._room)
         if text is None:
-            bare = len(token_ids(""))
-            return self._row(
-                rollout, Prompt((), (), template), error=too_long(bare, self._room) + " beside the response"
-            )
-        kept = len(self.backend.tokenizer.encode(text))
+            error = too_long(len(prompt("").token_ids), self._room) + " beside the response"
+            return self._row(rollout, Prompt((), token_array(()), template), error=error)
+        kept = len(tokenizer.encode(text))
         # The sampled ids may differ from the text's own and be fewer.
         trimmed = max(1, len(rollout.response_token_ids) - kept)
-        return self._asked(rollout, Prompt(messages(text), token_ids(text), template), trimmed=trimmed)
+        return self._asked(rollout, prompt(text), trimmed=trimmed)
 
     def _asked(self, rollout: Trajectory, prompt: Prompt, trimmed: int) -> Trajectory:
         return self._row(rollout, prompt, trimmed, unknown_id(self.backend.model, prompt))

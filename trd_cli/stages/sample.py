@@ -32,12 +32,21 @@ def run(config: SampleConfig, backend: Backend, progress: Progress) -> Outcome:
         **backend.identity(),
     }
     about = backend.about(**rendering.identity())
-    plan = _Plan(config, problems, Asker(templates, rendering, backend))
+    asker = Asker(templates, rendering, backend)
+    asker.check_fit(problems)
+    # From here on only what is to be made: all that decides the rows is the same for every part.
+    problems = problems.of_part(config.part)
+    plan = _Plan(config, problems, asker)
     planned = plan.rows(progress)
-    stage_dir = StageDir(config.out, "sample", identity, config.record(), about=about)
+    stage_dir = StageDir(
+        config.out, "sample", identity, config.record(), about=about, part=config.part, asked=config.deciding()
+    )
     most = config.n * len(problems)
     if config.dry_run:
-        progress.note(preview(next(planned), most, stage_dir.path, is_most=plan.is_filtered))
+        first = next(planned, None)
+        progress.note(
+            preview(first, most, stage_dir.path, is_most=plan.is_filtered) if first else "no problem is in this part"
+        )
         return Outcome()
     total = None if plan.is_filtered else most
     with stage_dir, ShardFiller(stage_dir, backend, config, progress, total) as filler:
@@ -72,11 +81,12 @@ class _Plan:
     def rows(self, progress: Progress) -> Iterator[Trajectory]:
         """Return the planned rows, each made when it is asked for.
 
-        Raises ModelError when no prompt fits the model, InputError when every problem is left out.
+        Raises InputError when every problem is left out, but for a part, whose problems may be few.
         """
-        self._asker.check_fit(self._problems)
         rows = self._rows()
         first = next(rows, None)
+        if first is None and self._config.part is not None:
+            return rows
         if first is None:
             self.say_left_out(progress)
             raise InputError(

@@ -18,6 +18,7 @@ from trd_cli.errors import ResumeRefused
 from trd_cli.locks import awaited, hold, is_held
 from trd_cli.records import Part
 
+LOCK = ".lock"
 _READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 

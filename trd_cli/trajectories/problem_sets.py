@@ -5,13 +5,14 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from trd_cli.errors import InputError, counted
-from trd_cli.records import Problem, Task, content_hash, sequence_hash
+from trd_cli.records import Part, Problem, Task, content_hash, sequence_hash
 from trd_cli.trajectories.id_set import IdSet
 from trd_cli.trajectories.shards import PROBLEM_SCHEMA, check_whole, iter_tables
 
@@ -20,7 +21,7 @@ _AT_ONCE = 4096
 
 @dataclass(frozen=True)
 class ProblemSet:
-    """Represent the problems of a file from number `start` to before number `stop`.
+    """Represent the problems of a file from number `start` to before number `stop`, or those of a part of them.
 
     `digest` is of the ids and texts of all problems of the file, whatever their order.
     """
@@ -29,6 +30,7 @@ class ProblemSet:
     digest: str
     start: int
     stop: int
+    part: Part | None = None
 
     @classmethod
     def open(cls, path: Path) -> ProblemSet:
@@ -45,7 +47,11 @@ class ProblemSet:
         return cls(path, sequence_hash(keys.in_order(), 16), 0, len(seen))
 
     def __len__(self) -> int:
-        return self.stop - self.start
+        return self.stop - self.start if self.part is None else self._owned
+
+    @cached_property
+    def _owned(self) -> int:
+        return sum(table.num_rows for table in self._tables(["problem_id"]))
 
     def __iter__(self) -> Iterator[Problem]:
         for table in self._tables():
@@ -62,6 +68,10 @@ class ProblemSet:
         start = self.start + skip
         return replace(self, start=start, stop=self.stop if limit is None else min(self.stop, start + limit))
 
+    def of_part(self, part: Part | None) -> ProblemSet:
+        """Return the problems that belong to a part of a job array, or all for None."""
+        return replace(self, part=part)
+
     def tasks(self) -> list[Task]:
         """Return the tasks of the problems, each once, in order of appearance."""
         found = (task for table in self._tables(["task"]) for task in pc.unique(table["task"]).to_pylist())
@@ -72,13 +82,18 @@ class ProblemSet:
 
     def _tables(self, columns: list[str] | None = None) -> Iterator[pa.Table]:
         place = 0
-        for table in iter_tables(self.path, columns, PROBLEM_SCHEMA):
+        for table in iter_tables(self.path, columns and ["problem_id", *columns], PROBLEM_SCHEMA):
             first, place = place, place + table.num_rows
             if first >= self.stop:
                 return
             if place > self.start:
                 begin = max(0, self.start - first)
-                yield table.slice(begin, min(place, self.stop) - first - begin)
+                kept = table.slice(begin, min(place, self.stop) - first - begin)
+                yield (
+                    kept
+                    if self.part is None
+                    else kept.filter(list(map(self.part.owns, kept["problem_id"].to_pylist())))
+                )
 
 
 class _Keys:

@@ -14,7 +14,7 @@ from trd_cli.errors import InputError
 from trd_cli.records import Part, Trajectory, content_hash
 from trd_cli.trajectories.run_json import About, read_run_json
 from trd_cli.trajectories.selection import columns_read, needs_parents, pl, select
-from trd_cli.trajectories.shards import SCHEMA, list_shards, read_table, shard_number
+from trd_cli.trajectories.shards import SCHEMA, list_shards, read_table, rows_in, shard_number
 from trd_cli.trajectories.state import state_of
 
 _PER_TOKEN = {"prompt_token_ids", "student_prompt_token_ids", "response_token_ids", "logprobs"}
@@ -104,10 +104,9 @@ def iter_selected(
 
     Where `columns` are given, the others are not read and are None.
     """
-    unread = dict.fromkeys(SCHEMA.names) if columns else {}
     for each in sets:
         for table in selected_tables(each, subset, where, parents, columns):
-            yield from (Trajectory(**unread | row) for row in table.to_pylist())
+            yield from rows_in(table)
 
 
 def selected_ids(
@@ -210,6 +209,6 @@ def find_row(sets: Sequence[InputSet], identity: str | None) -> tuple[Trajectory
             ids = read_table(path, ["trajectory_id"])["trajectory_id"].to_pylist()
             matches = [i for i, name in enumerate(ids) if identity is None or name.startswith(identity)]
             if matches:
-                return Trajectory(**read_table(path).slice(matches[0], 1).to_pylist()[0]), each
+                return next(rows_in(read_table(path).slice(matches[0], 1))), each
     where = ", ".join(str(each.directory) for each in sets)
     raise InputError(f"no trajectory {identity or ''} in {where}", "an id in that set", "check the id")

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import os
 import re
+from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -93,6 +95,9 @@ _EMPTY = {pa.string(): "", pa.int32(): 0, pa.int64(): 0, pa.float64(): 0.0}
 _READ_AT_ONCE = 1 << 20
 # A row group of a problem set ends at either.
 _GROUP_ROWS, _GROUP_CHARACTERS = 10_000, 64 << 20
+# The typecode of arrays of a type of numbers, and the columns that hold such arrays.
+_CODES = {pa.int32(): "i", pa.float32(): "f"}
+_ARRAYS = ("prompt_token_ids", "student_prompt_token_ids", "response_token_ids", "logprobs")
 # Raised by Arrow and Python for a value that is not of its column's type.
 _UNBUILDABLE = (pa.ArrowException, TypeError, ValueError, OverflowError)
 PROBLEM_SCHEMA = pa.schema(
@@ -189,14 +194,39 @@ def _in_utf8(value: Any) -> Any:
 
 def _fits(column: pa.Field, value: Any) -> bool:
     try:
-        return pa.array([value], column.type).null_count == 0 or column.nullable
+        return pa.array(_column([value], column.type), column.type).null_count == 0 or column.nullable
     except _UNBUILDABLE:
         return False
 
 
 def read_rows(path: Path) -> list[Trajectory]:
     """Return all rows of one shard."""
-    return [Trajectory(**row) for row in read_table(path).to_pylist()]
+    return list(rows_in(read_table(path)))
+
+
+def rows_in(table: pa.Table) -> Iterator[Trajectory]:
+    """Yield the rows of a table, ids and logprobs in arrays; columns that it lacks are None."""
+    columns = {
+        name: _arrays(table[name]) if name in _ARRAYS else table[name].to_pylist() for name in table.column_names
+    }
+    lacking = dict.fromkeys(set(SCHEMA.names) - set(columns))
+    for values in zip(*columns.values(), strict=True):
+        yield Trajectory(**dict(zip(columns, values, strict=True)), **lacking)
+
+
+def _arrays(column: pa.ChunkedArray) -> list[Any]:
+    """Return the values of a column of lists, each in an array of four bytes an item; None stays None."""
+    found: list[Any] = []
+    for chunk in column.chunks:
+        code = _CODES[chunk.type.value_type]
+        values, offsets = chunk.values, chunk.offsets.to_numpy()
+        if values.null_count:  # no trd writes any, other than from a row by hand
+            found += chunk.to_pylist()
+            continue
+        numbers = values.to_numpy()
+        for start, end, is_there in zip(offsets[:-1], offsets[1:], chunk.is_valid().to_pylist(), strict=True):
+            found.append(array(code, numbers[start:end].tobytes()) if is_there else None)
+    return found
 
 
 def read_problems(path: Path) -> list[Problem]:
@@ -335,11 +365,25 @@ def _check_schema(path: Path, found: pa.Schema, expected: pa.Schema) -> None:
 
 
 def _to_table(rows: Sequence[Any], schema: pa.Schema) -> pa.Table:
-    table = pa.table({name: [getattr(row, name) for row in rows] for name in schema.names}, schema=schema)
+    columns = {field.name: _column([getattr(row, field.name) for row in rows], field.type) for field in schema}
+    table = pa.table(columns, schema=schema)
     for field in schema:
         if not field.nullable and table[field.name].null_count:  # which pyarrow says only when it writes
             raise ValueError(f"a row without {field.name}")
     return table
+
+
+def _column(values: Sequence[Any], kind: pa.DataType) -> pa.Array | Sequence[Any]:
+    """Return arrays of numbers as an Arrow column, from their bytes; any other values as they are."""
+    code = _CODES.get(kind.value_type) if pa.types.is_list(kind) else None
+    if code is None or not all(v is None or (isinstance(v, array) and v.typecode == code) for v in values):
+        return values
+    ends = np.cumsum([0, *(0 if value is None else len(value) for value in values)])
+    numbers = pa.py_buffer(b"".join(value for value in values if value is not None))
+    items = pa.Array.from_buffers(kind.value_type, int(ends[-1]), [None, numbers])
+    is_missing = [value is None for value in values]
+    mask = pa.array(is_missing, pa.bool_()) if any(is_missing) else None
+    return pa.ListArray.from_arrays(pa.array(ends, pa.int32()), items, kind, mask=mask)
 
 
 def shard_number(path: Path) -> int | None:

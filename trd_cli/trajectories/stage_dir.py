@@ -32,7 +32,7 @@ from trd_cli.atomic import sweep
 from trd_cli.errors import DamagedFile, InputError, ResumeRefused
 from trd_cli.records import Part, content_hash
 from trd_cli.trajectories.id_set import IdSet
-from trd_cli.trajectories.parts import gate, locked, named, verdicts_held
+from trd_cli.trajectories.parts import LOCK, gate, locked, named, verdicts_held
 from trd_cli.trajectories.run_json import FORMAT, About, is_record, read_run_json, write_run_json
 from trd_cli.trajectories.shards import (
     check_whole,
@@ -207,7 +207,7 @@ class StageDir:
             try:
                 self.path.mkdir(parents=True, exist_ok=True)
                 with gate(self.path):
-                    stack.enter_context(locked(self.path, ".lock", self.part, busy))
+                    stack.enter_context(locked(self.path, LOCK, self.part, busy))
                     # Another task of the array may have come first.
                     self.record = self._resumed()
                     if self._is_new:
@@ -287,13 +287,16 @@ class StageDir:
         return Finished(ids, errors, tuple(set_aside))
 
     def _own_rows(self, path: Path) -> pa.Table | None:
-        """Return the ids and errors of a shard; None where it is damaged or of another set."""
+        """Return the ids and errors of a shard; None where it is damaged, of another set or of another part."""
         try:
             check_whole(path)
             of = shard_info(path).set_digest
-            return read_table(path, ["trajectory_id", "error"]) if of in (None, self.digest) else None
+            table = read_table(path, ["trajectory_id", "error", "problem_id"])
         except DamagedFile:
             return None
+        first = next(iter(table["problem_id"]), None)
+        is_ours = self.part is None or first is None or self.part.owns(first.as_py())
+        return table if of in (None, self.digest) and is_ours else None
 
     def _drop_errors(self, path: Path) -> None:
         table = read_table(path)

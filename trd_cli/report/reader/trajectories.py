@@ -1,8 +1,9 @@
 """The trajectories that the page's reader shows: every y_r with its y_o, and every y_o that has no y_r.
 
 In memory are the rows of one shard of a set and their parents at a time, without token ids and log-probabilities, and
-of all other rows the id, the parent's id, the shard and a length. If the page cannot hold all, it takes those with the
-smallest ids: ids are hashes of the content, so the choice depends on no order and favours nothing.
+of all other rows the id, the parent's id, the shard and a length, in columns of some 120 bytes a row. If the page
+cannot hold all, it takes those with the smallest ids: ids are hashes of the content, so the choice depends on no order
+and favours nothing.
 
 Not covered: samples of evaluations. A shard that cannot be read is left out (`collect` names it): the page then shows
 y_r without its y_o, or y_o without its y_r.
@@ -21,10 +22,10 @@ import pyarrow.compute as pc
 
 from trd_cli.datasets.ngrams import SIZES
 from trd_cli.errors import InputError
-from trd_cli.report.data import SetRef
+from trd_cli.report.data import Selection, SetRef
 from trd_cli.report.leaks import copied_ngrams, talk_of_reference
 from trd_cli.trajectories.selection import pl
-from trd_cli.trajectories.sets import open_sets, selected_ids
+from trd_cli.trajectories.sets import open_sets, selected_tables
 from trd_cli.trajectories.shards import SCHEMA, list_shards, read_table
 
 LIMIT = 10_000
@@ -33,7 +34,7 @@ CHARACTERS = 100_000_000
 _PER_TOKEN = ("prompt_token_ids", "response_token_ids")
 _UNREAD = {*_PER_TOKEN, "student_prompt_token_ids", "logprobs", "tests"}
 _TEXTS = [name for name in SCHEMA.names if name not in _UNREAD]
-_NO_LINES = pl.DataFrame(schema={"id": pl.String, "parent": pl.String, "shard": pl.String, "characters": pl.UInt32})
+_NO_LINES = pl.DataFrame(schema={"id": pl.String, "parent": pl.String, "shard": pl.UInt32, "characters": pl.UInt32})
 
 # Columns of SCHEMA without the tests and those with a value a token, and `prompt_tokens`, `response_tokens` (None
 # without a response).
@@ -74,15 +75,23 @@ class Trajectories:
 def trajectories(sets: Sequence[SetRef], limit: int = LIMIT, characters: int = CHARACTERS) -> Trajectories:
     """Return the entries of these sets, refined sets first: at most `limit`, and `characters` of y_o and y_r in all."""
     ordered = sorted(sets, key=lambda ref: ref.kind != "refined")
-    lines = _lines_of_sets(ordered)
+    shards: list[Path] = []
+    lines = _lines_of_sets(ordered, shards)
     least = lines.sort("id", "place").head(limit).filter(pl.col("characters").cum_sum() <= characters)
-    return Trajectories(_entries(ordered, least.sort("place"), _trained(sets)), len(least), len(lines))
+    return Trajectories(_entries(ordered, least.sort("place"), shards, _trained(sets, least)), len(least), len(lines))
 
 
-def _lines_of_sets(sets: Sequence[SetRef]) -> pl.DataFrame:
-    """Return a line for each entry: `place` among all, `set` by number, id, parent, shard, parent_shard, characters."""
-    read = cache(_lines)
-    found = [_NO_LINES.with_columns(parent_shard=pl.lit(None, pl.String), set=pl.lit(0))]
+def _lines_of_sets(sets: Sequence[SetRef], shards: list[Path]) -> pl.DataFrame:
+    """Return a line for each entry: `place` among all, `set` by number, id, parent, shard, parent_shard, characters.
+
+    Shards are numbers in the list `shards`, which is filled.
+    """
+
+    @cache
+    def read(directory: Path) -> pl.DataFrame:
+        return _lines(directory, shards)
+
+    found = [_NO_LINES.with_columns(parent_shard=pl.lit(None, pl.UInt32), set=pl.lit(0))]
     for number, ref in enumerate(sets):
         if ref.kind == "refined":
             lines = _with_parents(read(ref.path), [_NO_LINES, *map(read, ref.parents)])
@@ -90,7 +99,7 @@ def _lines_of_sets(sets: Sequence[SetRef]) -> pl.DataFrame:
             children = [read(each.path) for each in sets if ref.path in each.parents]
             used = pl.concat([_NO_LINES, *children]).select("parent")
             lines = read(ref.path).join(used, left_on="id", right_on="parent", how="anti", maintain_order="left")
-            lines = lines.with_columns(parent_shard=pl.lit(None, pl.String))
+            lines = lines.with_columns(parent_shard=pl.lit(None, pl.UInt32))
         found.append(lines.with_columns(set=pl.lit(number)))
     # Sums of characters exceed 32 bits.
     return pl.concat(found).cast({"characters": pl.Int64}).with_row_index("place")
@@ -108,8 +117,8 @@ def _with_parents(lines: pl.DataFrame, parents: Sequence[pl.DataFrame]) -> pl.Da
     return joined.with_columns(characters=pl.col("characters") + pl.col("more").fill_null(0)).drop("more")
 
 
-def _lines(directory: Path) -> pl.DataFrame:
-    """Return id, parent, shard and characters of the response of every readable row of a set."""
+def _lines(directory: Path, shards: list[Path]) -> pl.DataFrame:
+    """Return id, parent, shard and characters of the response of every readable row of a set; add its shards."""
     found = [_NO_LINES]
     for shard in list_shards(directory) if directory.is_dir() else ():
         table = _table(shard, ["trajectory_id", "parent_id", "response"])
@@ -117,7 +126,8 @@ def _lines(directory: Path) -> pl.DataFrame:
             columns = [table["trajectory_id"], table["parent_id"], pc.utf8_length(table["response"])]
             characters = pl.col("characters").cast(pl.UInt32).fill_null(0)
             frame = pl.from_arrow(pa.table(columns, names=["id", "parent", "characters"]))
-            found.append(frame.select("id", "parent", pl.lit(str(shard)).alias("shard"), characters))
+            found.append(frame.select("id", "parent", pl.lit(len(shards), pl.UInt32).alias("shard"), characters))
+            shards.append(shard)
     return pl.concat(found)
 
 
@@ -129,18 +139,18 @@ def _table(shard: Path, columns: list[str]) -> pa.Table | None:
         return None
 
 
-def _trained(sets: Iterable[SetRef]) -> dict[Path, dict[str, list[str]]]:
-    """Return the arms that train along a row, by set and id.
+def _trained(sets: Iterable[SetRef], chosen: pl.DataFrame) -> dict[Path, dict[str, list[str]]]:
+    """Return the arms that train along the chosen rows and their parents, by set and id.
 
     Arms whose filter needs files that are gone are left out.
     """
+    wanted = pa.array({*chosen["id"], *chosen["parent"].drop_nulls()}, pa.string())
     arms: dict[Path, dict[str, list[str]]] = {}
     for ref in sets:
         of_set = arms.setdefault(ref.path, {})
         for selection in ref.selections:
             try:
-                (each,) = open_sets([str(ref.path)])
-                names = selected_ids(each, selection.subset, selection.where, [str(p) for p in ref.parents])
+                names = list(_selected(ref, selection, wanted))
             except InputError:
                 continue
             for name in names:
@@ -148,12 +158,24 @@ def _trained(sets: Iterable[SetRef]) -> dict[Path, dict[str, list[str]]]:
     return arms
 
 
+def _selected(ref: SetRef, selection: Selection, wanted: pa.Array) -> Iterator[str]:
+    """Yield those of the wanted ids that a training along the set has chosen."""
+    (each,) = open_sets([str(ref.path)])
+    parents = [str(path) for path in ref.parents]
+    for table in selected_tables(each, selection.subset, selection.where, parents, ["trajectory_id"]):
+        names = table["trajectory_id"]
+        yield from names.filter(pc.is_in(names, wanted)).to_pylist()
+
+
 def _entries(
-    sets: Sequence[SetRef], chosen: pl.DataFrame, trained: Mapping[Path, Mapping[str, Sequence[str]]]
+    sets: Sequence[SetRef],
+    chosen: pl.DataFrame,
+    shards: Sequence[Path],
+    trained: Mapping[Path, Mapping[str, Sequence[str]]],
 ) -> Iterator[Entry]:
     for (number, shard), lines in chosen.group_by("set", "shard", maintain_order=True):
-        ref, parents = sets[number], _parents(lines)
-        for row in _rows(Path(shard), lines["id"]):
+        ref, parents = sets[number], _parents(lines, shards)
+        for row in _rows(shards[shard], lines["id"]):
             own = trained[ref.path].get(row["trajectory_id"], ())
             if ref.kind == "rollout":
                 yield Entry(ref, row, None, arms=tuple(dict.fromkeys(own)))
@@ -163,11 +185,11 @@ def _entries(
             yield Entry(ref, parent, row, *_leaks(row, parent), arms=tuple(dict.fromkeys([*above, *own])))
 
 
-def _parents(lines: pl.DataFrame) -> dict[str, Row]:
+def _parents(lines: pl.DataFrame, shards: Sequence[Path]) -> dict[str, Row]:
     """Return the parents of these rows by id. Each of their shards is read once, in any order."""
     found = {}
     for (shard,), wanted in lines.drop_nulls("parent_shard").group_by("parent_shard"):
-        found |= {row["trajectory_id"]: row for row in _rows(Path(shard), wanted["parent"])}
+        found |= {row["trajectory_id"]: row for row in _rows(shards[shard], wanted["parent"])}
     return found
 
 
