@@ -6,6 +6,8 @@ cd "$trd_root"
 
 # One thread a process: torch threads that outnumber the cores slow each other down many times over.
 export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false TRD_DATA="${TRD_DATA:-$trd_root/../shared/data}"
+# With it every command that a test starts would compile the package again.
+unset PYTHONDONTWRITEBYTECODE
 ruff format --check --quiet . && ruff check --quiet .
 # Three processes for two cores, since many tests wait for other processes: a program's time limit, a kill, a launch. Files
 # go to them in the order of conftest.py.

@@ -115,6 +115,7 @@ def test_without_locks_a_second_process_of_the_machine_is_kept_out_until_the_fir
     command = sample(out, "--engine-arg", "delay=0.1", "--shard-rows", 1)
     first = start(*command, **without)
     wait_for(lambda: shards_in(out))
+    first.send_signal(signal.SIGSTOP)  # it is at work for as long as the next line takes
     assert f"{out} is in use by another process" in end_of(start(*command, **without)).error
     assert first.poll() is None
     first.kill()  # its name stays in the lock file

@@ -223,13 +223,18 @@ def test_help_loads_nothing_heavy(line: str) -> None:
     assert HEAVY & set(loaded.split()) == set()
 
 
-def test_rows_are_written_without_pandas_which_can_be_used_afterwards(tmp_path: Path) -> None:
+def test_rows_are_made_without_pandas_and_polars_and_pandas_can_be_used_afterwards(tmp_path: Path) -> None:
+    commands = (
+        f"data make arithmetic --n 3 --out {tmp_path}/p.parquet",
+        f"sample -m scripted -p {tmp_path}/p.parquet --out {tmp_path}/y_o",
+        f"refine {tmp_path}/y_o --setting opd --teacher scripted --out {tmp_path}/y_r",
+    )
     program = (
         "import sys\nfrom trd_cli.cli import app\n"
-        f"app(['data', 'make', 'arithmetic', '--n', '3', '--out', {str(tmp_path / 'p.parquet')!r}], standalone_mode=False)\n"
-        "print('LOADED', 'pandas' in sys.modules)\n"
+        f"for line in {commands}:\n    app(line.split(), standalone_mode=False)\n"
+        "print('LOADED', {'pandas', 'polars'} & set(sys.modules))\n"
         "import pyarrow as pa, pandas as pd\n"
         "print(pa.table({'a': pd.Series([1, None])}).to_pandas()['a'].tolist(), pa.array(pd.Series([3])).to_pylist())"
     )
     shown = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert shown.splitlines()[-2:] == ["LOADED False", "[1.0, nan] [3]"]
+    assert shown.splitlines()[-2:] == ["LOADED set()", "[1.0, nan] [3]"]

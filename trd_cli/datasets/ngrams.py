@@ -30,7 +30,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import SequenceMatcher
 
@@ -142,7 +142,7 @@ class QuestionIndex:
         grams = (gram for words in shared.segments for n in SIZES for gram in ngrams(words, n))
         return frozenset(gram for gram in grams if gram in self._having)
 
-    def boilerplate(self, found: Iterable[tuple[str, Shared]], common: int) -> Boilerplate:
+    def boilerplate(self, found: Iterable[tuple[Hashable, Shared]], common: int) -> Boilerplate:
         """Return the n-grams to ignore, from pairs of a training problem and the parts that one of its texts shares.
 
         Texts of the same problem (its rollouts, for example) count once, and so do questions with the same words. With
@@ -150,7 +150,7 @@ class QuestionIndex:
         """
         if not common:
             return Boilerplate()
-        problems: dict[Words, set[str]] = defaultdict(set)
+        problems: dict[Words, set[Hashable]] = defaultdict(set)
         for problem, shared in found:
             for gram in self.known_grams(shared):
                 if len(problems[gram]) <= common:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -17,8 +18,16 @@ from trd_cli.datasets.benchmarks import Benchmark, load_benchmark, split_benchma
 from trd_cli.datasets.ngrams import NEAR_COPY, SIZES, Boilerplate, QuestionIndex, Shared
 from trd_cli.errors import InputError, counted
 from trd_cli.progress import Progress
+from trd_cli.trajectories.problem_sets import ProblemSet
 from trd_cli.trajectories.sets import open_sets
-from trd_cli.trajectories.shards import PROBLEM_SCHEMA, SCHEMA, read_problems, read_table, shard_number, write_problems
+from trd_cli.trajectories.shards import (
+    PROBLEM_SCHEMA,
+    SCHEMA,
+    iter_tables,
+    shard_info,
+    shard_number,
+    write_problems,
+)
 
 _ROWS_AT_ONCE = 500
 
@@ -37,15 +46,15 @@ class TrainingFiles:
 class Place:
     """Locate a training text: `part` ("problem" or "response") of row `row`, counted from 0.
 
-    `trajectory_id` is None in a problem set. `problem` is the row's problem text; texts with the same one belong to one
-    training problem.
+    `trajectory_id` is None in a problem set. `problem` is a digest of the row's problem text; texts with the same one
+    belong to one training problem.
     """
 
     row: int
     problem_id: str
     trajectory_id: str | None
     part: str
-    problem: str
+    problem: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,9 +101,9 @@ class Overlaps:
 def run(config: OverlapConfig, progress: Progress) -> Overlaps:
     """Compare a training set with benchmarks, report the counts, and write `--out` and `--drop` where asked.
 
-    Only the parts of training texts that questions share are held in memory. An unfinished set is compared as far as it
-    goes. Raises InputError for a file that cannot be read or written, an output that is one of the inputs, and options
-    that do not fit the kind of training set.
+    In memory are a few hundred rows at a time, and of all texts the parts that questions share. An unfinished set is
+    compared as far as it goes. Raises InputError for a file that cannot be read or written, an output that is one of
+    the inputs, and options that do not fit the kind of training set.
     """
     _check_options(config)
     training = _training_files(config)
@@ -149,7 +158,7 @@ def _training_files(config: OverlapConfig) -> TrainingFiles:
     if _is_trajectory_set(files[0]):
         files, schema = [shard for each in open_sets([config.train]) for shard in each.shards], SCHEMA
         columns += ["trajectory_id"] + ["response"] * config.responses
-    rows = sum(read_table(file, columns[:1], schema).num_rows for file in files)
+    rows = sum(shard_info(file, schema).rows for file in files)
     return TrainingFiles(tuple(files), schema, tuple(columns), rows)
 
 
@@ -159,12 +168,11 @@ def _compare(training: TrainingFiles, index: QuestionIndex, progress: Progress) 
     done = 0
     progress.start("compared", training.rows)
     for file in training.files:
-        table = read_table(file, list(training.columns), training.schema)
-        for batch in table.to_batches(max_chunksize=_ROWS_AT_ONCE):
-            for row, values in enumerate(batch.to_pylist(), start=done):
+        for table in iter_tables(file, list(training.columns), training.schema, _ROWS_AT_ONCE):
+            for row, values in enumerate(table.to_pylist(), start=done):
                 found += _shared_by_row(row, values, index)
-            done += batch.num_rows
-            progress.advance(batch.num_rows)
+            done += table.num_rows
+            progress.advance(table.num_rows)
     progress.end()
     return found
 
@@ -173,7 +181,8 @@ def _shared_by_row(row: int, values: dict[str, str | None], index: QuestionIndex
     for part in ("problem", "response"):
         shared = index.shared(values.get(part) or "")
         if shared is not None:
-            yield (Place(row, values["problem_id"], values.get("trajectory_id"), part, values["problem"]), shared)
+            problem = hashlib.blake2b(values["problem"].encode(), digest_size=16).digest()
+            yield (Place(row, values["problem_id"], values.get("trajectory_id"), part, problem), shared)
 
 
 def _findings(
@@ -265,12 +274,13 @@ def _write_json(path: Path, config: OverlapConfig, overlaps: Overlaps) -> None:
 
 def _write_clean(config: OverlapConfig, overlaps: Overlaps, progress: Progress) -> None:
     out, dropped = Path(config.drop), {finding.row for finding in overlaps.offending}
-    clean = [p for row, p in enumerate(read_problems(Path(config.train))) if row not in dropped]
-    if not clean:
+    if len(dropped) == overlaps.rows:
         raise InputError(
             f"0 of {counted(overlaps.rows, 'row')} without overlap",
             "at least one clean row to write",
             "leave --drop out",
         )
-    write_problems(out, clean)
-    progress.note(f"{counted(len(clean), 'clean problem')} in {out}, {len(dropped)} dropped")
+    problems = ProblemSet.open(Path(config.train))
+    write_problems(out, (problem for row, problem in enumerate(problems) if row not in dropped))
+    count = counted(overlaps.rows - len(dropped), "clean problem")
+    progress.note(f"{count} in {out}, {len(dropped)} dropped")

@@ -29,6 +29,8 @@ from trd_cli.trajectories.shards import source_of
 
 Row = Mapping[str, Any]
 _BOM = "\ufeff"
+# Without a limit Arrow reads a column of a row group as one piece.
+_READ_AT_ONCE = 1 << 20
 
 
 def rows_of(file: str, split: str) -> Iterator[Row]:
@@ -154,7 +156,7 @@ def _csv_rows(path: Path) -> Iterator[Row]:
 def _parquet_rows(path: Path) -> Iterator[Row]:
     with source_of(path) as source, open(path, "rb") as file:
         checksums = Checksums(file)  # of files that trd wrote; others may have those of pages
-        with pq.ParquetFile(source, page_checksum_verification=True) as parquet:
+        with pq.ParquetFile(source, page_checksum_verification=True, buffer_size=_READ_AT_ONCE) as parquet:
             checksums.check_columns(parquet.metadata)
             for batch in parquet.iter_batches(batch_size=256):
                 yield from _batch_rows(batch)

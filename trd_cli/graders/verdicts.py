@@ -18,6 +18,7 @@ from trd_cli.graders.pool import GraderOptions, GraderPool
 from trd_cli.graders.thinking import Prompts, tails
 from trd_cli.progress import Progress
 from trd_cli.records import well_formed
+from trd_cli.trajectories.id_set import IdSet
 from trd_cli.trajectories.shards import OF_A_VERDICT, read_table, shard_info, write_table
 
 _SETTLED = ("correct", "incorrect")
@@ -27,6 +28,8 @@ _KNOWN = (*OF_A_VERDICT, "problem_id", "task", "tests", "error")
 _ASKED = ("task", "response", "reference_answer", "tests", "model", "ids_exact", "finish_reason")
 _READ = (*_ASKED, "prompt_token_ids", "error")
 _ROWS_AT_ONCE = 32
+# Problems that a remark names.
+_NAMED = 10
 
 # The columns of a shard's verdicts by name, a value a row.
 Verdicts = dict[str, list[str | None]]
@@ -68,11 +71,32 @@ def lines(rows: Sequence[Differing]) -> str:
     return "".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows)
 
 
+@dataclass
+class WorkedReferences:
+    """Count the rows, and the problems, whose reference is not one answer; `first` names the first problems."""
+
+    rows: int = 0
+    problems: IdSet = field(default_factory=IdSet)
+    first: list[str] = field(default_factory=list)
+
+    def add(self, problem_id: str) -> None:
+        self.rows += 1
+        if self.problems.add(problem_id) and len(self.first) < _NAMED:
+            self.first.append(problem_id)
+
+    def summary(self) -> str:
+        """Return one line for people."""
+        names = ", ".join(self.first) + (", …" if len(self.problems) > len(self.first) else "")
+        return (
+            f"{counted(self.rows, 'row')} graded as error: the reference of the problem is not one answer "
+            f"({counted(len(self.problems), 'problem')}: {names}): give its final answer alone, in a box or after ####"
+        )
+
+
 class ShardGrader:
     """Grade whole shards, one in memory at a time. Only the columns of verdicts are made anew.
 
-    `counts` holds the verdicts of all rows seen, `changes` the (old, new) verdicts of rows that were graded again, and
-    `worked_references` the number of rows of each problem whose reference is not one answer.
+    `counts` holds the verdicts of all rows seen, `changes` the (old, new) verdicts of rows that were graded again.
 
     `regrade` decides about rows that have a verdict. "none" refuses those of another grader or of other options,
     "stale" grades only those again, "unsettled" also those that ended as error or timeout, and "all" grades every row
@@ -93,7 +117,7 @@ class ShardGrader:
         self.counts: Counter[str] = Counter()
         self.changes: Counter[tuple[str, str]] = Counter()
         self.audit = Audit()
-        self.worked_references: Counter[str] = Counter()
+        self.worked_references = WorkedReferences()
 
     def __enter__(self) -> ShardGrader:
         self._pool.__enter__()
@@ -116,7 +140,8 @@ class ShardGrader:
                 write_table(target, _with(table, verdicts), shard_info(source).set_digest)
         self.counts.update(verdicts["verdict"])
         details = zip(known["problem_id"].to_pylist(), verdicts["verdict_detail"], strict=True)
-        self.worked_references.update(problem_id for problem_id, detail in details if detail == NOT_ONE_ANSWER)
+        for problem_id in (problem_id for problem_id, detail in details if detail == NOT_ONE_ANSWER):
+            self.worked_references.add(problem_id)
         self._progress.result(target)
 
     def _owed(self, table: pa.Table, verdicts: Verdicts, path: Path) -> list[int]:

@@ -2,16 +2,13 @@
 
 The hours are those of a schedule: the one that `trd run` follows, with estimated seconds. A rate is that of one engine
 or of one process that trains. Generating scales with its replicas, training with its processes, and both are cut to the
-devices. Not covered: grading, the start of each stage, and communication between processes.
+devices. Not covered: grading, the start of each stage, communication between processes, and further machines.
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from trd_cli.config.commands import PlanConfig
 from trd_cli.config.generating import EngineOptions
@@ -24,6 +21,7 @@ from trd_cli.recipes.done import Status
 from trd_cli.recipes.nodes import Graph, Node
 from trd_cli.recipes.slots import Placement, Span, simulate
 from trd_cli.training import LOG
+from trd_cli.trajectories.rates import log_lines
 from trd_cli.trajectories.stage_dir import SESSIONS
 
 _MANY = 8
@@ -144,21 +142,11 @@ def _measured(graph: Graph, stages: Sequence[str], log: str, tokens: str, second
     count = spent = 0.0
     for node in (node for node in graph.nodes if node.stage in stages):
         processes = len(status.of(node.name).get("devices", ())) or graph.recipe.processes
-        for line in _records(graph.path(node) / log):
+        for line in log_lines(graph.path(node) / log):
             if tokens in line and seconds in line:
                 engines = processes if node.stage == "distill" else len(line.get("replicas", ())) or 1
                 count, spent = count + line[tokens], spent + line[seconds] * engines
     return count / spent if spent else None
-
-
-def _records(path: Path) -> list[dict]:
-    """Return the lines of a log that are whole."""
-    found = []
-    with contextlib.suppress(OSError):
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            with contextlib.suppress(ValueError):
-                found.append(json.loads(line))
-    return [each for each in found if isinstance(each, dict)]
 
 
 def _time(seconds: float) -> str:

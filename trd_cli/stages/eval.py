@@ -40,7 +40,7 @@ _OF_THE_BENCHMARK = ("temperature", "top_p", "top_k", "max_tokens")
 
 
 @dataclass(frozen=True)
-class _Part:
+class _Exam:
     """Hold one benchmark as this command evaluates it: the questions it takes, and how it samples."""
 
     benchmark: Benchmark
@@ -64,24 +64,24 @@ def run(config: EvalConfig, backend: Backend, progress: Progress) -> dict[str, A
     `results.json` (its layout: `trd_cli.evaluation.results`), `results.md` and `results.csv` are written anew each
     time. None is returned for a dry run, and for a part of a job array before all parts are complete.
     """
-    parts = _parts(config)
-    templates = templates_for(config, tasks=(p.task for part in parts.values() for p in part.problems))
+    exams = _exams(config)
+    templates = templates_for(config, tasks=(p.task for exam in exams.values() for p in exam.problems))
     rendering = Rendering().with_options(config)
     if unread := rendering.unread(backend.tokenizer):
         progress.note(unread)
     asker = Asker(templates, rendering, backend)
-    for part in parts.values():
-        asker.check_fit(part.problems)
+    for exam in exams.values():
+        asker.check_fit(exam.problems)
     planned = (
         row
-        for part in parts.values()
-        for problem in part.problems
+        for exam in exams.values()
+        for problem in exam.problems
         if config.owns(problem.problem_id)
-        for row in asker.rows(problem, asker.prompt(problem), config.samples, part.sampling)
+        for row in asker.rows(problem, asker.prompt(problem), config.samples, exam.sampling)
     )
-    own = sum(config.owns(problem.problem_id) for part in parts.values() for problem in part.problems)
+    own = sum(config.owns(problem.problem_id) for exam in exams.values() for problem in exam.problems)
     total = config.samples * own
-    asked = {name: part.asked() for name, part in parts.items()}
+    asked = {name: exam.asked() for name, exam in exams.items()}
     identity = config.identity() | {
         "questions": {name: content_hash(each.questions, 16) for name, each in asked.items()},
         "sha256": {name: each.sha256 for name, each in asked.items()},
@@ -96,7 +96,7 @@ def run(config: EvalConfig, backend: Backend, progress: Progress) -> dict[str, A
         part=config.part,
         asked=config.deciding(),
     )
-    for line in _remarks(config, parts, backend):
+    for line in _remarks(config, exams, backend):
         progress.note(line)
     if config.dry_run:
         first = next(planned, None)
@@ -164,7 +164,7 @@ def check_errors(results: dict[str, Any], allowed: float) -> None:
     Outcome(rows=counts.total(), errors=counts["error"] + counts["timeout"]).check_errors(allowed)
 
 
-def _parts(config: EvalConfig) -> dict[str, _Part]:
+def _exams(config: EvalConfig) -> dict[str, _Exam]:
     """Return the benchmarks by their names, which are the sources of their rows: two benchmarks never share a row."""
     benchmarks = [load_benchmark(name) for name in split_benchmarks(config.bench)]
     names = [benchmark.name for benchmark in benchmarks]
@@ -173,7 +173,7 @@ def _parts(config: EvalConfig) -> dict[str, _Part]:
         raise InputError(f"--bench has {twice} twice", "each benchmark once", "leave one out")
     for benchmark in benchmarks:
         _check_gradable(benchmark)
-    return {b.name: _Part(b, b.problems[: config.limit], _sampling(config, b)) for b in benchmarks}
+    return {b.name: _Exam(b, b.problems[: config.limit], _sampling(config, b)) for b in benchmarks}
 
 
 def _check_gradable(benchmark: Benchmark) -> None:
@@ -193,18 +193,18 @@ def _sampling(config: EvalConfig, benchmark: Benchmark) -> SamplingOptions:
     return SamplingOptions(**chosen, seed=config.seed)
 
 
-def _remarks(config: EvalConfig, parts: dict[str, _Part], backend: Backend) -> list[str]:
+def _remarks(config: EvalConfig, exams: dict[str, _Exam], backend: Backend) -> list[str]:
     """Return the facts that matter before the first sample."""
     lines: list[str] = []
-    for name, part in parts.items():
-        sampling = sampling_text(part.sampling.model_dump())
-        lines.append(f"{name}: {counted(len(part.problems), 'question')} × {config.samples}, {sampling}")
-        if part.sampling.max_tokens > backend.max_length:
+    for name, exam in exams.items():
+        sampling = sampling_text(exam.sampling.model_dump())
+        lines.append(f"{name}: {counted(len(exam.problems), 'question')} × {config.samples}, {sampling}")
+        if exam.sampling.max_tokens > backend.max_length:
             lines.append(f"{name}: prompt and response end where the model's {backend.max_length} tokens do")
-        if part.benchmark.known is False:
-            lines.append(f"{name}: other questions than trd knows by this name (SHA-256 {part.benchmark.sha256[:12]})")
-        lines += [f"{name}: {note}" for note in part.benchmark.notes]
-    if any(part.benchmark.task == "code" for part in parts.values()):
+        if exam.benchmark.known is False:
+            lines.append(f"{name}: other questions than trd knows by this name (SHA-256 {exam.benchmark.sha256[:12]})")
+        lines += [f"{name}: {note}" for note in exam.benchmark.notes]
+    if any(exam.benchmark.task == "code" for exam in exams.values()):
         # Resolved now: a level that this machine lacks must not fail after hours of sampling.
         lines.append(f"programs will run in the sandbox: {described(config.sandbox)}")
     return lines

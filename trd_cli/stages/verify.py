@@ -67,8 +67,8 @@ def run(config: VerifyConfig, waves: Iterable[Sequence[str]], progress: Progress
     if config.regrade and not config.dry_run:
         for line in _confusion(grader.changes):
             progress.note(line)
-    if grader.worked_references:
-        progress.note(_about_references(grader.worked_references))
+    if grader.worked_references.rows:
+        progress.note(grader.worked_references.summary())
     if config.audit and not config.dry_run:
         progress.note(grader.audit.summary())
     outcome = Outcome(rows=grader.counts.total(), errors=grader.counts["error"] + grader.counts["timeout"])
@@ -94,14 +94,6 @@ def _list_differing(file: Path, text: str, progress: Progress) -> None:
         progress.note(f"the rows on which the second method differs: {file}")
     else:
         file.unlink(missing_ok=True)
-
-
-def _about_references(problems: Counter[str]) -> str:
-    names = ", ".join(list(problems)[:10]) + (", …" if len(problems) > 10 else "")
-    return (
-        f"{counted(problems.total(), 'row')} graded as error: the reference of the problem is not one answer "
-        f"({counted(len(problems), 'problem')}: {names}): give its final answer alone, in a box or after ####"
-    )
 
 
 class _Held(ExitStack):

@@ -1,4 +1,4 @@
-"""The rate of a stage, from its log: `sessions.jsonl`, or `train.jsonl` of a training."""
+"""Rates of stages, from their logs: `sessions.jsonl`, or `train.jsonl` of a training."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any
 
 def tokens_per_second(logs: Iterable[Path], tokens: str = "tokens", seconds: str = "at_work") -> float | None:
     """Return response tokens a second over all lines of some logs, by the keys of both; None where there are none."""
-    lines = [line for path in logs for line in _lines(path) if tokens in line and seconds in line]
+    lines = [line for path in logs for line in log_lines(path) if tokens in line and seconds in line]
     spent = sum(line[seconds] for line in lines)
     return sum(line[tokens] for line in lines) / spent if spent else None
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
+def log_lines(path: Path) -> list[dict[str, Any]]:
     """Return the lines of a log that are whole, [] where there is no log."""
     found = []
     with contextlib.suppress(OSError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
@@ -13,9 +13,11 @@ from trd_cli.atomic import as_text, from_text
 from trd_cli.errors import InputError
 from trd_cli.records import Part, Trajectory, content_hash
 from trd_cli.trajectories.run_json import About, read_run_json
-from trd_cli.trajectories.selection import columns_read, needs_parents, pl, select
 from trd_cli.trajectories.shards import SCHEMA, list_shards, read_table, rows_in, shard_number
 from trd_cli.trajectories.state import state_of
+
+if TYPE_CHECKING:
+    from trd_cli.trajectories.selection import pl
 
 _PER_TOKEN = {"prompt_token_ids", "student_prompt_token_ids", "response_token_ids", "logprobs"}
 # A filter reads all columns of a parent but those that hold a value a token, which are most of a set.
@@ -119,6 +121,8 @@ def selected_ids(
 
 def check_filter(where: str) -> None:
     """Raise InputError when `where` cannot be a condition over a row and its parent; no row is read."""
+    from trd_cli.trajectories.selection import pl, select
+
     own = pl.from_arrow(SCHEMA.empty_table())
     select(own.hstack(_as_parents(own.select(_OF_PARENTS)).drop("parent_id")), "all", where)
 
@@ -134,6 +138,9 @@ def selected_tables(
     if subset == "all" and where is None:
         yield from (read_table(path, wanted) for path in each.shards)
         return
+    # A command without a filter does without Polars, whose import takes a quarter of a second.
+    from trd_cli.trajectories.selection import columns_read, needs_parents
+
     if where is not None:
         check_filter(where)
     own, of_parents = columns_read(subset, where) or (SCHEMA.names, _OF_PARENTS)
@@ -147,6 +154,8 @@ def selected_tables(
 
 def _places(table: pa.Table, each: InputSet, subset: str, where: str | None, parents: pl.DataFrame | None) -> list[int]:
     """Return the numbers of the rows of a shard that are in the subset."""
+    from trd_cli.trajectories.selection import pl, select
+
     frame = pl.from_arrow(table).with_row_index(_PLACE)
     if parents is not None:
         frame = frame.join(parents, on="parent_id", how="left", maintain_order="left")
@@ -165,6 +174,8 @@ def parent_frame(each: InputSet, parents: Sequence[str] = (), columns: Sequence[
 
     Columns that hold a value a token are left out: they are most of a set and no filter reads them.
     """
+    from trd_cli.trajectories.selection import pl
+
     columns = list(dict.fromkeys(["trajectory_id", *columns]))
     if each.record.get("command") == "sample":
         raise InputError(
@@ -184,6 +195,8 @@ def parent_frame(each: InputSet, parents: Sequence[str] = (), columns: Sequence[
 
 def _as_parents(frame: pl.DataFrame) -> pl.DataFrame:
     """Return rows with `parent_` before the names of their columns, and `parent_id` to join them by."""
+    from trd_cli.trajectories.selection import pl
+
     renamed = frame.rename({name: f"parent_{name}" for name in frame.columns})
     # A row's own parent_id must stay the join key; nothing reads the grandparent's id.
     return renamed.drop("parent_parent_id", strict=False).with_columns(parent_id=pl.col("parent_trajectory_id"))
