@@ -199,7 +199,7 @@ def test_the_teacher_reads_the_context_that_is_asked_for(
         assert (rollout.response in read) == (context == "refine")
         assert (row.reference_solution in read) == (setting == "opsd")
         # The student reads its own prompt, whatever the teacher reads.
-        assert example.student_prompt == rollout.prompt_token_ids
+        assert example.student_prompt == list(rollout.prompt_token_ids)
 
 
 def test_unasked_the_teacher_reads_the_attempt_along_refined_rows_alone(world: World) -> None:
@@ -212,7 +212,7 @@ def test_unasked_the_teacher_reads_the_attempt_along_refined_rows_alone(world: W
 def test_along_refined_rows_the_teacher_reads_the_very_ids_it_was_asked_with(world: World) -> None:
     made = examples_of(world, world.opd)
     for identity, row in by_id(world.opd).items():
-        assert made.examples[identity].teacher_prompt == row.prompt_token_ids
+        assert made.examples[identity].teacher_prompt == list(row.prompt_token_ids)
 
 
 def test_the_option_of_the_command_reaches_the_teachers_context(world: World, ok: Trd) -> None:
@@ -404,8 +404,8 @@ def test_of_a_row_that_is_too_long_the_attempts_tail_is_cut_and_nothing_else(
         kept = len(left) - len(message(kind, row, ""))
         # As much as fits is kept, but for a few tokens: a cut text is not tokenised one for one.
         assert max(0, room_for - 6) <= kept < len(attempt)
-        assert example.response_ids == row.response_token_ids
-        assert example.student_prompt == (row.student_prompt_token_ids or row.prompt_token_ids)
+        assert example.response_ids == list(row.response_token_ids)
+        assert example.student_prompt == list(row.student_prompt_token_ids or row.prompt_token_ids)
         assert f"cut the attempt in the teacher's context of 1 of 1 row, to {limit} tokens" in made.notes
 
 
@@ -421,7 +421,7 @@ def test_the_references_tail_is_cut_after_all_of_the_attempt(world: World, stage
         left = content_of(world, example.teacher_prompt)
         assert is_cut_from_its_tails(kind, row, attempt_of(world, row), left)
         assert len(message(kind, row, "", "")) < len(left) < len(message(kind, row, ""))
-        assert example.response_ids == row.response_token_ids
+        assert example.response_ids == list(row.response_token_ids)
         assert f"cut the reference in the teacher's context of 1 of 1 row, to {limit} tokens" in made.notes
 
 
@@ -444,7 +444,7 @@ def test_rows_that_fit_are_not_touched_and_those_that_are_cut_are_counted(world:
     assert list(made.notes) == [said]
     assert made.examples.keys() == rows.keys()
     for identity, row in rows.items():
-        assert (made.examples[identity].teacher_prompt != row.prompt_token_ids) == (identity in longer)
+        assert (made.examples[identity].teacher_prompt != list(row.prompt_token_ids)) == (identity in longer)
     assert said in ok("distill", world.opd, *TRAIN, "--max-length", limit, "--dry-run").stderr
 
 
@@ -477,7 +477,7 @@ def test_where_overflow_is_an_error_rows_are_left_out_and_none_is_cut(world: Wor
     fitting = {i for i, length in lengths.items() if length <= limit}
     made = examples_of(world, world.opd, max_length=limit, overflow="error")
     assert made.examples.keys() == fitting
-    assert all(e.teacher_prompt == rows[i].prompt_token_ids for i, e in made.examples.items())
+    assert all(e.teacher_prompt == list(rows[i].prompt_token_ids) for i, e in made.examples.items())
     (said,) = made.notes
     assert said.startswith(f"left out {ROWS - len(fitting)} of 6 rows: the teacher's context and the response")
 
@@ -782,7 +782,7 @@ def test_without_their_parents_rows_that_fit_stay_and_longer_ones_are_cut_or_lef
     made = examples_of(world, refined, max_length=limit)
     for identity, row in rows.items():
         if lengths[identity] <= limit:
-            assert made.examples[identity].teacher_prompt == row.prompt_token_ids
+            assert made.examples[identity].teacher_prompt == list(row.prompt_token_ids)
         elif identity in made.examples:
             left = content_of(world, made.examples[identity].teacher_prompt)
             assert is_cut_from_its_tails("refine-opd", row, attempt_of(world, row), left)

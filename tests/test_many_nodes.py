@@ -5,6 +5,7 @@ Not covered: a network between them, GPUs.
 
 from __future__ import annotations
 
+import platform
 import subprocess
 import sys
 import time
@@ -17,6 +18,10 @@ from support.children import start_child
 from support.launches import PLENTY, ROOT, TRAIN, ended, environment, free_port, log_of, start_node, start_two
 from support.rows import refined_row, write_set
 from support.tiny import build_model
+
+from trd_cli.recipes.graph import build_graph
+from trd_cli.recipes.loading import load_recipe
+from trd_cli.recipes.processes import command_of
 
 OF_THE_MACHINE = ("seconds", "response_tokens_per_second", "read_tokens_per_second", "peak_memory_gib")
 
@@ -128,3 +133,34 @@ def test_the_death_of_one_machine_ends_the_other_with_a_line(world: World, tmp_p
     line = machines[0].refusal()
     assert "another process of this launch has ended" in line
     assert "run the same command again on all machines" in line
+
+
+# In a recipe
+
+RECIPE = """
+setting = "opsd"
+student = "scripted"
+processes = 4
+nodes = 2
+problems = {make = {kind = "arithmetic", n = 1}}
+arms = {a = {method = "trd"}}
+"""
+
+
+@pytest.mark.parametrize("in_slurm", [True, False])
+def test_a_recipe_for_two_machines_trains_by_a_command_that_is_the_same_on_both(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_slurm: bool
+) -> None:
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    if in_slurm:
+        monkeypatch.setenv("SLURM_JOB_ID", "7")
+    (tmp_path / "recipe.toml").write_text(RECIPE)
+    graph = build_graph(load_recipe(tmp_path / "recipe.toml"), tmp_path / "run")
+    words = {node.stage: command_of(graph, node) for node in graph.nodes}
+    assert words["sample"][:3] == [sys.executable, "-m", "trd_cli"]
+    by_slurm = ["srun", "--nodes", "2", "--ntasks-per-node", "1"]
+    launcher = words["distill"][: words["distill"].index("trd_cli")]
+    assert (launcher[:5] == by_slurm) == in_slurm
+    told = " ".join(launcher[5:] if in_slurm else launcher)
+    assert told.startswith(f"{sys.executable} -m torch.distributed.run --nproc_per_node 4 --nnodes 2 ")
+    assert f"--rdzv-endpoint {platform.node()}:" in told

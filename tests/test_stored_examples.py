@@ -178,9 +178,9 @@ def test_ids_become_arrays_and_are_those_of_the_shards(world: World, tmp_path: P
     for e in examples:
         row = rows[e.trajectory_id]
         assert isinstance(e.response_ids, np.ndarray)
-        assert e.response_ids.tolist() == row.response_token_ids
-        assert e.teacher_prompt.tolist() == row.prompt_token_ids
-        assert e.student_prompt.tolist() == row.student_prompt_token_ids
+        assert e.response_ids.tolist() == list(row.response_token_ids)
+        assert e.teacher_prompt.tolist() == list(row.prompt_token_ids)
+        assert e.student_prompt.tolist() == list(row.student_prompt_token_ids)
 
 
 def test_a_dry_run_and_a_refusal_leave_nothing_behind(world: World, ok: Trd, trd: Trd, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,7 @@ def _its_own(graph: Graph, node: Node) -> tuple[str | None, str]:
     """Return what the stage's --dry-run prints, or None and the reason why it prints nothing."""
     words = command_of(graph, node, ["--dry-run"])
     offline = os.environ | {"HF_HUB_OFFLINE": "1"}
-    words = [words[0], *words[words.index("trd_cli") - 1 :]]  # without a launcher
+    words = [sys.executable, *words[words.index("trd_cli") - 1 :]]  # without a launcher
     try:
         ended = subprocess.run(
             words,

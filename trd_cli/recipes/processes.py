@@ -14,11 +14,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import platform
 import shlex
 import signal
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
@@ -28,6 +30,7 @@ from trd_cli.errors import ResumeRefused
 from trd_cli.locks import flock, hold, holder, sign, signature, take
 from trd_cli.progress import EVENTS_VARIABLE, PARENT_VARIABLE, Work
 from trd_cli.recipes.nodes import NODES, Graph, Node
+from trd_cli.recipes.recipe import Recipe
 from trd_cli.redaction import scrubbed
 
 _STAGES = ".stages"
@@ -36,17 +39,40 @@ _TAIL = 8192
 # Seconds that a stage has to end its step and to write what it has finished, once it must stop.
 _PATIENCE = 600.0
 _GRACE = 5.0  # seconds for a stage that ends by itself
+_PORTS = 29600  # the first of those at which machines meet
+_JOINED_WITHIN = 24 * 3600  # seconds, for a person who starts the other machines
 
 
 def command_of(graph: Graph, node: Node, more: Sequence[str] = ()) -> list[str]:
-    """Return the command line of a node with absolute paths, by torchrun if the recipe asks for several processes."""
+    """Return the command line of a node with absolute paths, by torchrun if the recipe asks for several processes.
+
+    In a Slurm job srun starts it on all machines that the recipe asks for.
+    """
     root = graph.directory.resolve()
     words = [str(root / word) if word.startswith(f"{NODES}/") else word for word in node.argv]
-    program = ["-m", "trd_cli"]
-    if node.stage == "distill" and graph.recipe.processes > 1:
-        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
-        program = [*launcher, str(graph.recipe.processes), *program]
-    return [sys.executable, *program, *words, *more]
+    by_slurm = ["srun", "--nodes", str(graph.recipe.nodes), "--ntasks-per-node", "1"] if _in_slurm() else []
+    launcher = _torchrun(graph.recipe, node)
+    return [*(by_slurm if _on_several(graph, node) else []), sys.executable, *launcher, "-m", "trd_cli", *words, *more]
+
+
+def _torchrun(recipe: Recipe, node: Node) -> list[str]:
+    if node.stage != "distill" or recipe.processes * recipe.nodes == 1:
+        return []
+    torchrun = ["-m", "torch.distributed.run", "--nproc_per_node", str(recipe.processes)]
+    if recipe.nodes == 1:
+        return [*torchrun, "--standalone"]
+    # The same words on every machine: the one that they name lets the others meet.
+    port = _PORTS + zlib.crc32(node.name.encode()) % 1000
+    meeting = ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"{platform.node()}:{port}", "--rdzv-id", node.name]
+    return [*torchrun, "--nnodes", str(recipe.nodes), *meeting, "--rdzv-conf", f"join_timeout={_JOINED_WITHIN}"]
+
+
+def _on_several(graph: Graph, node: Node) -> bool:
+    return node.stage == "distill" and graph.recipe.nodes > 1
+
+
+def _in_slurm() -> bool:
+    return "SLURM_JOB_ID" in os.environ
 
 
 class StageProcess:
@@ -55,6 +81,8 @@ class StageProcess:
     def __init__(self, graph: Graph, node: Node, environment: Mapping[str, str], more: Sequence[str] = ()) -> None:
         """Start the process, with more variables and words. It holds its lock for as long as it lives."""
         words = command_of(graph, node, more)
+        # The command that a person must start on the other machines, if any.
+        self.elsewhere = shlex.join(words) if _on_several(graph, node) and not _in_slurm() else None
         self.log = graph.directory / node.log
         self.log.parent.mkdir(exist_ok=True)
         self.peak, self.exit_code = 0, None
@@ -68,7 +96,7 @@ class StageProcess:
         # The log is read back as UTF-8, whatever the user's terminal has.
         told = {"PYTHONIOENCODING": "utf-8", EVENTS_VARIABLE: str(self._events)}
         # The processes of a launcher are not children of this one, and the launcher itself would not notice its death.
-        launched = node.stage == "distill" and graph.recipe.processes > 1
+        launched = bool(_torchrun(graph.recipe, node))
         self._ends_with_run = sys.platform.startswith("linux") and not launched
         if self._ends_with_run:
             told[PARENT_VARIABLE] = str(os.getpid())

@@ -60,7 +60,11 @@ class Runner:
     def _start(self, scheduler: Scheduler) -> None:
         for placement in scheduler.start():
             with held_back():  # a stage that has started is among those that are stopped
-                self._running.append(_Stage(self._graph, placement, self._machine, self._status))
+                stage = _Stage(self._graph, placement, self._machine, self._status)
+                self._running.append(stage)
+            if stage.process.elsewhere:
+                others = counted(self._graph.recipe.nodes - 1, "other machine")
+                self._progress.note(f"{stage.node.name} waits for {others}; start there: {stage.process.elsewhere}")
 
     def _watch(self, scheduler: Scheduler) -> bool:
         """Show and record the progress of all stages. Return True if one of them has ended."""

@@ -28,7 +28,7 @@ from trd_cli.records import Trajectory, content_hash
 from trd_cli.training.examples import Contexts, TextsNeeded
 from trd_cli.training.stored import Examples, ExampleWriter
 from trd_cli.trajectories.sets import InputSet, parent_directories, parent_tables, selected_tables
-from trd_cli.trajectories.shards import SCHEMA, list_shards, read_table
+from trd_cli.trajectories.shards import list_shards, read_table, rows_in
 
 # Fields that all sets of one training run must share: contexts and defaults are made from them.
 _SHARED = (
@@ -36,13 +36,13 @@ _SHARED = (
     *("setting", "render", "chat_template_kwargs"),
 )
 _OF_SAMPLING = ("temperature", "top_p", "top_k")
-_IDS = ("prompt_token_ids", "student_prompt_token_ids", "response_token_ids")
 _ALWAYS = (
     *("trajectory_id", "parent_id", "stage", "setting", "task", "finish_reason", "verdict", "error"),
-    *_IDS,
+    *("prompt_token_ids", "student_prompt_token_ids", "response_token_ids"),
 )
 _TEXTS = ("problem", "reference_answer", "reference_solution", "messages", "prompt_sha256", "response")
 _NOTED_EVERY = 10.0  # seconds
+_ROWS_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
@@ -193,27 +193,14 @@ def _numbered(
     first = 0
     for each in chosen.sets:
         for table in _tables(config, each, chosen.kind, columns):
-            for batch in table.to_batches():
-                after = first + batch.num_rows
-                asked = range(first, after) if only is None else only[(only >= first) & (only < after)].tolist()
-                row_at = _reader(batch)
-                for number in asked:
-                    yield number, row_at(number - first)
-                first = after
-
-
-def _reader(batch: pa.RecordBatch) -> Callable[[int], Trajectory]:
-    """Return a function that makes one row of a batch. Its ids are views into the batch."""
-    unread = {name: None for name in SCHEMA.names if name not in batch.schema.names}
-    columns = {name: _value_at(batch[name], name in _IDS) for name in batch.schema.names}
-    return lambda i: Trajectory(**unread, **{name: value(i) for name, value in columns.items()})
-
-
-def _value_at(column: pa.Array, holds_ids: bool) -> Callable[[int], Any]:
-    if not holds_ids:
-        return lambda i: column[i].as_py()
-    ids, ends, is_there = column.values.to_numpy(), column.offsets.to_numpy(), column.is_valid().to_numpy(False)
-    return lambda i: ids[ends[i] : ends[i + 1]] if is_there[i] else None
+            numbers = np.arange(first, first + table.num_rows)
+            if only is not None:
+                numbers = numbers[np.isin(numbers, only)]
+            asked = table if only is None else table.take(numbers - first)
+            first += table.num_rows
+            for at in range(0, len(numbers), _ROWS_AT_ONCE):
+                some = numbers[at : at + _ROWS_AT_ONCE].tolist()
+                yield from zip(some, rows_in(asked.slice(at, len(some))), strict=True)
 
 
 def _verdicts_of_attempts(config: DistillConfig, chosen: Chosen) -> Callable[[Trajectory], str | None]:
