@@ -396,6 +396,22 @@ def test_a_part_is_not_refined_from_some_of_its_shards(copy: Path, tmp_path: Pat
     assert f"of {copy} without its {list_shards(copy, Part(2, 5))[0].name}" in result.stderr
 
 
+def test_rollouts_that_have_grown_are_refined_when_every_part_has_been(
+    copy: Path, problems: Path, tmp_path: Path, ok: Trd, trd: Trd
+) -> None:
+    y_r = tmp_path / "y_r"
+    refine = [(*OPSD, *each, copy, "--out", y_r) for each in shards(2)]
+    for command in refine:
+        ok(*command)
+    ok("status", y_r)
+    for each in shards(5):
+        ok(*SAMPLE, "-p", problems, "-n", 3, *each, "--out", copy)
+    ok(*refine[0])
+    assert trd("status", y_r).stdout.splitlines()[0].endswith("\t--array=2")
+    ok(*refine[1])
+    assert len(by_id(y_r)) == len(by_id(copy)) == 72
+
+
 # Evaluation
 
 

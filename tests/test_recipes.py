@@ -93,6 +93,7 @@ WRONG: dict[str, tuple[str, tuple[str, ...]]] = {
     "wrong type": (BASE + "[eval]\nk = 'many'\nbench = 'aime24'\n" + ARM, ("[eval] k = 'many'", "integer")),
     "eval of nothing": (BASE + "[eval]\nk = 4\n" + ARM, ("[eval] without a benchmark",)),
     "filled by the graph": (BASE + "[sample]\nlimit = 4\n" + ARM, ("[sample] limit", "problems_per_round")),
+    "ray of a stage": (BASE + "[eval]\nbench = 'aime24'\nray = 'auto'\n" + ARM, ("[eval] ray", "ray, at the top")),
     "seed of a stage": (BASE + "[distill]\nseed = 4\n" + ARM, ("[distill] seed", "seeds, at the top")),
     "model of an arm": (BASE + ARM + 'model = "x"\n', ("[arms.trd] model", "student, at the top")),
     "unknown in an arm": (BASE + ARM + "learnig_rate = 1.0\n", ("[arms.trd] learnig_rate", "learning_rate?")),

@@ -9,6 +9,8 @@ import random
 import re
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -24,6 +26,19 @@ from support.tiny import build_model
 # More take longer: TRD_KILLS=20 python -m pytest tests/test_replicas.py
 KILLS = int(os.environ.get("TRD_KILLS", "4"))
 N = 40
+ROOT = Path(__file__).parent.parent
+# Python runs a module named sitecustomize first; this one imitates a machine without Ray.
+WITHOUT_RAY = """
+import sys
+from importlib.machinery import PathFinder
+
+class Finder(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return None if name.partition(".")[0] == "ray" else super().find_spec(name, path, target)
+
+sys.meta_path[:] = [Finder if finder is PathFinder else finder for finder in sys.meta_path]
+"""
 
 WARM = """
 import pyarrow
@@ -277,3 +292,24 @@ def test_the_commands_of_the_manual_for_one_machine_make_the_same_rows(
     [status] = [line for line in lines() if line.startswith("trd status ")]
     ok(*in_small(status))
     assert by_id(Path("runs/y_o")) == rows
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://localhost:10001", "here"])
+def test_an_address_without_a_cluster_is_refused_at_once(
+    address: str, problems: Path, tmp_path: Path, trd: Trd
+) -> None:
+    done = trd("sample", "-m", "scripted", "-p", problems, "--ray", address, "--out", tmp_path / "out")
+    assert done.exit_code == 1
+    assert f"error: no Ray cluster at {address}: " in done.stderr
+    assert "start one by `ray start --head`" in done.stderr
+
+
+def test_without_ray_a_command_tells_how_to_install_it(problems: Path, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(WITHOUT_RAY)
+    variables = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    command = [sys.executable, "-m", "trd_cli", "sample", "-m", "scripted", "-p", str(problems), "--ray", "auto"]
+    done = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == (
+        'trd sample: error: --ray auto, but ray is not installed; expected Ray; pip install "trd-cli[ray]"\n'
+    )

@@ -12,6 +12,7 @@ import json
 import os
 import pty
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -436,7 +437,7 @@ def test_the_stages_that_an_earlier_run_left_behind_are_ended_first(finished: Pa
     import psutil
 
     left = {}
-    (run / ".stages").mkdir()
+    (run / ".stages").mkdir(exist_ok=True)
     for name in ("refine", "sample"):
         with open(run / ".stages" / f"{name}.lock", "w+") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -672,7 +673,7 @@ def responses(run: Path) -> dict[str, dict[str, Any]]:
 
 
 def test_a_terminal_shows_a_table_of_all_stages(tmp_path: Path) -> None:
-    path = written(tmp_path, BASE + TRD_ARM)
+    path = written(tmp_path, TWO_SLOTS + BASE + TRD_ARM)
     main, other = pty.openpty()
     words = [sys.executable, "-m", "trd_cli", "run", str(path), "--out", str(tmp_path / "run"), "--until", "sample"]
     environment = os.environ | {"TERM": "xterm", "COLUMNS": "120", "LINES": "30"}
@@ -689,8 +690,10 @@ def test_a_terminal_shows_a_table_of_all_stages(tmp_path: Path) -> None:
         shown += piece
     os.close(main)
     assert process.wait() == 0
-    text = shown.decode()
+    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown.decode())
     assert "0 of 2 stages done" in text
     assert "2 of 2 stages done" in text
     assert "seed-0/round-0/sample" in text
     assert "8/8" in text
+    assert re.search(r"stage +state +devices +rows", text)
+    assert re.search(r"seed-0/round-0/sample +.*running.* +cpu ", text)

@@ -14,13 +14,13 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection, Pipe, wait
 from pathlib import Path
 
 import trd_cli
-from trd_cli.engines.worker import Build, Died, Feed, Message, serve
+from trd_cli.engines.worker import Build, Died, Failed, Feed, Message, serve
 from trd_cli.records import Request
 
 _log = logging.getLogger(__name__)
@@ -61,19 +61,22 @@ class LocalWorkers:
         numbers = {process.pipe: number for number, process in self._processes.items()}
         found: list[tuple[int, Message]] = []
         for pipe in wait(list(numbers), seconds):
-            number = numbers[pipe]
-            try:
-                for _ in range(_IN_A_ROW):
-                    found.append((number, pipe.recv()))
-                    if not pipe.poll():
-                        break
-            except (EOFError, OSError):
-                found.append((number, Died(self._processes.pop(number).end(_LAST_WORDS))))
+            found += [(numbers[pipe], message) for message in self._read(numbers[pipe])]
         return found
 
-    def drop(self, number: int) -> None:
-        if number in self._processes:
-            self._processes.pop(number).end()
+    def _read(self, number: int) -> Iterator[Message]:
+        """Yield messages of a worker that has some; end its process after the last."""
+        pipe = self._processes[number].pipe
+        try:
+            for _ in range(_IN_A_ROW):
+                yield (message := pipe.recv())
+                if isinstance(message, Failed):
+                    self._processes.pop(number).end()
+                    return
+                if not pipe.poll():
+                    return
+        except (EOFError, OSError):
+            yield Died(self._processes.pop(number).end(_LAST_WORDS))
 
     def close(self, at_once: bool) -> None:
         for process in self._processes.values():

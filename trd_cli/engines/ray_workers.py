@@ -7,6 +7,7 @@ this package in the same version, and the model under the same name: a path on s
 from __future__ import annotations
 
 import signal
+import socket
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -16,13 +17,14 @@ from typing import Any
 
 from trd_cli.config.generating import EngineOptions
 from trd_cli.engines.placement import number_of, too_few
-from trd_cli.engines.worker import Build, Died, Feed, Message, serve
+from trd_cli.engines.worker import Build, Died, Failed, Feed, Message, serve
 from trd_cli.errors import EngineError, counted, first_line, flag
 from trd_cli.records import Request
 
 _LONGEST_REASON = 300
-# Seconds: for a removed node to be missed by the cluster, and for an idle engine to free its memory.
-_UNPLACED, _PATIENCE = 30.0, 10.0
+_HERE = "auto"
+# Seconds: for a cluster to answer, for a removed node to be missed by it, and for an idle engine to free its memory.
+_ANSWER, _UNPLACED, _PATIENCE = 10.0, 30.0, 10.0
 # Messages of one worker that are read before the other workers have their turn.
 _IN_A_ROW = 64
 
@@ -125,13 +127,16 @@ class RayWorkers:
                     worker.is_placed = True
                 else:
                     yield message
+                if isinstance(message, Failed):
+                    self._drop(number)
+                    return
                 if not ray.wait([worker.messages], timeout=0)[0]:
                     return
         except StopIteration:
             reason = "ended"
         except ray.exceptions.RayError as error:
             reason = f"died: {_reason(error)}"
-        self.drop(number)
+        self._drop(number)
         yield Died(reason)
 
     def _unplaced(self) -> list[tuple[int, Message]]:
@@ -141,10 +146,10 @@ class RayWorkers:
         late = [n for n in waiting if time.monotonic() - self._workers[n].asked > _UNPLACED]
         if not late or len(self._workers) * each <= self._total(kind):
             return []
-        self.drop(late[-1])
+        self._drop(late[-1])
         return [(late[-1], Died(f"found no node with {counted(each, kind)}"))]
 
-    def drop(self, number: int) -> None:
+    def _drop(self, number: int) -> None:
         import ray
 
         worker = self._workers.pop(number, None)
@@ -163,7 +168,7 @@ class RayWorkers:
             while any(worker.is_placed for worker in self._workers.values()) and time.monotonic() < until:
                 self.arrived(0.1)
         for number in list(self._workers):
-            self.drop(number)
+            self._drop(number)
         if self._is_ours:
             ray.shutdown()
 
@@ -188,11 +193,13 @@ def _connect(address: str) -> bool:
         return False
     handler = signal.getsignal(signal.SIGTERM)
     try:
+        _check_answers(address)
         # Output of workers would get between the paths on standard output.
         ray.init(address=address, log_to_driver=False, logging_level="ERROR")
     except Exception as error:  # of any type: an address may be malformed, unreachable or of another version
+        where = "on this machine" if address == _HERE else f"at {address}"
         raise EngineError(
-            f"no Ray cluster at {address}: {first_line(error)}",
+            f"no Ray cluster {where}: {first_line(error).partition('. ')[0]}",
             "one that runs on this machine (auto), or its HOST:PORT",
             "start one by `ray start --head`, and run this command on a node of it",
         ) from None
@@ -201,6 +208,13 @@ def _connect(address: str) -> bool:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)
     return True
+
+
+def _check_answers(address: str) -> None:
+    """Raise OSError or ValueError for an address where nothing listens: Ray itself would try for minutes."""
+    if address != _HERE:
+        host, _, port = address.rpartition(":")
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER).close()
 
 
 def _reason(error: Exception) -> str:

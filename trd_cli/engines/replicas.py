@@ -53,12 +53,8 @@ class Transport(Protocol):
     def arrived(self, seconds: float) -> list[tuple[int, Message]]:
         """Return what workers have sent, in the order they sent it; wait so many seconds if that is nothing yet.
 
-        Died is the last message of a worker.
+        Failed or Died is the last message of a worker: it has ended then.
         """
-        ...
-
-    def drop(self, number: int) -> None:
-        """End a worker that has failed; nothing more arrives from it."""
         ...
 
     def close(self, at_once: bool) -> None:
@@ -218,8 +214,6 @@ class Replicas:
 
     def _bury(self, replica: _Replica, end: Failed | Died) -> Iterator[Completion]:
         """Take back a worker's rows and replace the worker; yield rows that have seen too many deaths, as errors."""
-        if isinstance(end, Failed):
-            self._transport.drop(replica.number)
         reason = f"failed: {end.error.got}" if isinstance(end, Failed) else end.reason
         is_first_refusal = isinstance(end, Failed) and replica.state == "starting" and not self._has_started
         # A row that ran alone is to blame, unless no worker has ever finished one.

@@ -2,7 +2,7 @@
 
 The hours are those of a schedule: the one that `trd run` follows, with estimated seconds. A rate is that of one engine
 or of one process that trains. Generating scales with its replicas, training with its processes, and both are cut to the
-devices. Not covered: grading, the start of each stage, and communication between processes.
+devices. Not covered: grading, the start of each stage, communication between processes, and further machines.
 """
 
 from __future__ import annotations

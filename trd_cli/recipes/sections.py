@@ -61,7 +61,10 @@ FILLED: dict[str, dict[str, str]] = {
         "seed": _BY_SEEDS,
         "selfcheck": _BY_GRAPH,
     },
-    "eval": dict.fromkeys(("model", "model_flag", "rescore", "out", "shard", "dry_run"), _BY_GRAPH),
+    "eval": {
+        **dict.fromkeys(("model", "model_flag", "rescore", "out", "shard", "dry_run"), _BY_GRAPH),
+        "ray": _BY_RAY,
+    },
     "make": {"out": _BY_GRAPH},
     "import": {"out": _BY_GRAPH},
 }

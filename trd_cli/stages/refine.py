@@ -56,12 +56,15 @@ def run(
     refiner = Refiner(config, sets[0], backend_for(teacher_of(config, sets[0])))
     if unread := refiner.rendering.unread(refiner.backend.tokenizer):
         progress.note(unread)
-    identity = refiner.identity(sets[:1] if config.stream else sets)
+    sources = sets[:1] if config.stream else sets
+    identity = refiner.identity(sources)
+    # Rollouts that have grown ask every task of an array for more.
+    asked = config.deciding() | {"inputs": [s.record.get("asked", s.record.get("rows_expected")) for s in sources]}
     inputs = [s.lineage() for s in sets]
     stage_dir = StageDir(
         *(config.out, "refine", identity, config.record(), inputs, refiner.about()),
         part=config.part,
-        asked=config.deciding(),
+        asked=asked,
     )
     chosen = refiner.chosen(sets)
     if config.dry_run:
