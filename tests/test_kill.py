@@ -29,10 +29,8 @@ Trd = Callable[..., Result]
 Rows = dict[str, Trajectory]
 
 WARM = """
-import pyarrow
 import trd_cli.engines.scripted
 from trd_cli.stages import refine, sample, verify
-pyarrow.table({"x": [1]})  # loads pandas, where there is one
 """
 
 

@@ -30,8 +30,8 @@ from trd_cli.prompting.templates import PLACEHOLDERS
 ROOT = Path(__file__).parent.parent
 ROOMS = ("examples", "prompts", "tests", "trd_cli")
 PAGES = [ROOT / "README.md", *(page for room in ROOMS for page in sorted((ROOT / room).rglob("README.md")))]
-# Of the scripts in examples/, of pip, and of every command.
-OTHER_FLAGS = {"--quick", "--upgrade", "--no-deps", "--help", "--version"}
+# Of the scripts in examples/, of pip and ray, and of every command.
+OTHER_FLAGS = {"--quick", "--upgrade", "--no-deps", "--num-gpus", "--help", "--version"}
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 

@@ -21,7 +21,7 @@ from trd_cli.progress import SilentProgress
 from trd_cli.records import Trajectory
 from trd_cli.stages import refine as stage
 from trd_cli.trajectories.sets import load_rows, open_sets
-from trd_cli.trajectories.shards import list_shards, read_problems, read_rows, write_problems, write_shard
+from trd_cli.trajectories.shards import iter_rows, list_shards, read_problems, read_rows, write_problems, write_shard
 
 Trd = Callable[..., Result]
 OPSD = ("refine", "--setting", "opsd")
@@ -314,7 +314,7 @@ def test_where_reads_the_parents_columns(refined: Path, graded: Path) -> None:
     parents = by_id(graded)
     sets = open_sets([str(refined)])
     chosen = load_rows(sets, where="parent_response <> response AND parent_extracted_answer = reference_answer")
-    expected = [row for row in rows_of(refined) if parents[row.parent_id].verdict == "correct"]
+    expected = [row for row in iter_rows(list_shards(refined)) if parents[row.parent_id].verdict == "correct"]
     assert chosen == expected
     assert load_rows(sets, "repaired", "parent_verdict = 'correct'") == []
 

@@ -57,7 +57,7 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--batch-size", type=int, default=16)
     args = parser.parse_args()
-    count, max_tokens, rounds = (64, 32, 1) if args.quick else (128, 96, 3)
+    count, max_tokens, rounds = (96, 16, 1) if args.quick else (256, 64, 3)
     load = os.getloadavg()[0]
     model = resolve_model(args.model)
     tokenizer = model.tokenizer()

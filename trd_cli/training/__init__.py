@@ -1,7 +1,8 @@
 """One distillation step and the loop around it.
 
-`batches` turns rows into aligned tensors, `model` computes hidden states and the loss on them, `trainer` holds the
-loop, `state` saves and resumes it, and `checkpoints` writes a directory that transformers and vLLM load.
+`reading` takes rows from their sets, `examples` makes examples of them, and `stored` keeps those in a file that all
+processes map. `batches` turns them into aligned tensors, `model` computes hidden states and the loss on them, `trainer`
+holds the loop, `state` saves and resumes it, and `checkpoints` writes a directory that transformers and vLLM load.
 """
 
 # The log of a training run in its output directory: one line of JSON a step.

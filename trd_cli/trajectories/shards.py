@@ -95,6 +95,8 @@ _EMPTY = {pa.string(): "", pa.int32(): 0, pa.int64(): 0, pa.float64(): 0.0}
 _READ_AT_ONCE = 1 << 20
 # A row group of a problem set ends at either.
 _GROUP_ROWS, _GROUP_CHARACTERS = 10_000, 64 << 20
+# Rows that are Python objects at the same time while a table is read.
+_ROWS_AT_ONCE = 256
 # The typecode of arrays of a type of numbers, and the columns that hold such arrays.
 _CODES = {pa.int32(): "i", pa.float32(): "f"}
 _ARRAYS = ("prompt_token_ids", "student_prompt_token_ids", "response_token_ids", "logprobs")
@@ -206,6 +208,11 @@ def read_rows(path: Path) -> list[Trajectory]:
 
 def rows_in(table: pa.Table) -> Iterator[Trajectory]:
     """Yield the rows of a table, ids and logprobs in arrays; columns that it lacks are None."""
+    for start in range(0, table.num_rows, _ROWS_AT_ONCE):
+        yield from _rows(table.slice(start, _ROWS_AT_ONCE))
+
+
+def _rows(table: pa.Table) -> Iterator[Trajectory]:
     columns = {
         name: _arrays(table[name]) if name in _ARRAYS else table[name].to_pylist() for name in table.column_names
     }
