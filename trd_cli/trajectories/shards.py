@@ -25,7 +25,7 @@ from trd_cli.atomic import make_directory, replacing
 from trd_cli.errors import DamagedFile, InputError, first_line
 from trd_cli.records import Part, Problem, Trajectory, well_formed
 from trd_cli.trajectories.checksums import Checksums, Damage, write_sealed
-from trd_cli.trajectories.parts import named
+from trd_cli.trajectories.parts import again, named
 from trd_cli.trajectories.run_json import maker_of
 from trd_cli.trajectories.without_pandas import keep_out_pandas
 
@@ -355,7 +355,7 @@ def _damaged(path: Path, schema: pa.Schema, error: Exception) -> DamagedFile:
     if schema is PROBLEM_SCHEMA:
         mend = "make or import it again with trd data"
     elif maker := maker_of(path.parent):
-        mend = f"run its trd {maker} again, which makes the lost rows anew"
+        mend = f"{again(maker, part_of(path))}, which makes the lost rows anew"
     else:
         mend = "copy it again from where it came, or make its set again"
     return DamagedFile(f"{path} is damaged, truncated or not Parquet ({reason})", "a whole Parquet file", mend)
@@ -414,6 +414,17 @@ def part_of(path: Path) -> Part | None:
     """Return the part that a shard's file name has, None for a shard of a set that was made whole."""
     match = _SHARD_NAME.fullmatch(path.name)
     return Part(int(match[1]), int(match[2])) if match and match[1] else None
+
+
+def is_named_for(path: Path, parts: int | None) -> bool:
+    """Return whether a shard's name is one of a set that is made in so many parts, None: whole."""
+    of = part_of(path)
+    return of is None if parts is None else of is not None and of.count == parts and 1 <= of.index <= parts
+
+
+def misplaced(path: Path) -> InputError:
+    """Return the error of a shard whose name is not one of its set, which no command mends."""
+    return InputError(f"{path} is by its name of another set", f"a shard of {path.parent}", "take it away")
 
 
 def shard_path(directory: Path, number: int, part: Part | None = None) -> Path:
