@@ -29,7 +29,7 @@ from trd_cli.errors import DamagedFile, InputError
 from trd_cli.evaluation.results import read_results
 from trd_cli.records import Problem
 from trd_cli.trajectories.run_json import read_run_json, write_run_json
-from trd_cli.trajectories.sets import check_complete, load_rows, open_sets, parent_frame
+from trd_cli.trajectories.sets import check_complete, iter_selected, open_sets, parent_frame
 from trd_cli.trajectories.shards import (
     PROBLEM_SCHEMA,
     SCHEMA,
@@ -83,7 +83,7 @@ READS: dict[str, Read] = {
     "rows": read_rows,
     "ids": lambda path: read_table(path, ["trajectory_id", "error"]),
     "token ids": lambda path: read_table(path, ["response_token_ids"]),
-    "chosen": lambda path: load_rows(open_sets([str(path.parent)]), where="round >= 0"),
+    "chosen": lambda path: list(iter_selected(open_sets([str(path.parent)]), where="round >= 0")),
     "parents": lambda path: parent_frame(*open_sets([str(path.parent)]), [str(path.parent)]).sort("parent_id"),
     "footer": shard_info,
 }
