@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
@@ -310,7 +310,7 @@ def _opened(path: Path, schema: pa.Schema) -> Iterator[tuple[Checksums, pq.Parqu
     if path.is_dir():
         raise InputError(f"{path} is a directory", "a Parquet file", "name the file in it")
     try:
-        with source_of(path) as source, open(path, "rb") as file:
+        with _twice(path) as (source, file):
             checksums = Checksums(file)
             with pq.ParquetFile(source, page_checksum_verification=True, buffer_size=_READ_AT_ONCE) as parquet:
                 _check_schema(path, parquet.schema_arrow, schema)
@@ -325,6 +325,17 @@ def _opened(path: Path, schema: pa.Schema) -> Iterator[tuple[Checksums, pq.Parqu
                 f"cannot read {path}: {error.strerror}", "a file that can be read", "see to its permissions or its disk"
             ) from None
         raise _damaged(path, schema, error) from None
+
+
+@contextmanager
+def _twice(path: Path) -> Iterator[tuple[pa.OSFile, IO[bytes]]]:
+    """Open a file for pyarrow and for its checksums; both are the same file, even if another process replaces it."""
+    while True:
+        before = os.stat(path)
+        with source_of(path) as source, open(path, "rb") as file:
+            if os.path.samestat(before, os.fstat(file.fileno())):
+                yield source, file
+                return
 
 
 def source_of(path: Path) -> pa.OSFile:
