@@ -32,11 +32,9 @@ OPSD = ("refine", "--setting", "opsd", "--shard-rows", 4)
 # Run commands at the same time, as children of one process that has the modules loaded.
 TOGETHER = """
 import json, os, sys
-import pyarrow
 import trd_cli.engines.scripted
 from trd_cli.cli import app
 from trd_cli.stages import eval, refine, sample, verify
-pyarrow.table({"x": [1]})  # loads pandas, where there is one
 for line in sys.stdin:
     order = json.loads(line)
     for words in order["commands"]:

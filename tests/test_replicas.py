@@ -41,10 +41,8 @@ sys.meta_path[:] = [Finder if finder is PathFinder else finder for finder in sys
 """
 
 WARM = """
-import pyarrow
 import trd_cli.engines.scripted
 from trd_cli.stages import sample
-pyarrow.table({"x": [1]})  # loads pandas, where there is one
 """
 
 
