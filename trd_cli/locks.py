@@ -59,7 +59,7 @@ def hold(path: Path) -> Iterator[bool]:
 
 
 @contextlib.contextmanager
-def awaited(path: Path, seconds: float = 60) -> Iterator[None]:
+def awaited(path: Path, seconds: float) -> Iterator[None]:
     """Hold the lock file at `path` for the length of the block, after those that hold it now.
 
     Raises ResumeRefused where that takes more than so many seconds.

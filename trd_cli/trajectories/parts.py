@@ -19,6 +19,8 @@ from trd_cli.locks import awaited, hold, is_held
 from trd_cli.records import Part
 
 LOCK = ".lock"
+# Seconds: a thousand tasks may start at once, and each needs the gate for a moment.
+_TURN = 600.0
 _READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
@@ -48,9 +50,9 @@ def again(command: str, *parts: Part | int | None) -> str:
     return f"run its trd {command} again" + (f" as --array={expression(indices)}" if indices else "")
 
 
-def gate(directory: Path, seconds: float = 60) -> contextlib.AbstractContextManager[None]:
+def gate(directory: Path) -> contextlib.AbstractContextManager[None]:
     """Hold the gate of a directory for the length of the block."""
-    return awaited(directory / ".gate", seconds)
+    return awaited(directory / ".gate", _TURN)
 
 
 @contextlib.contextmanager
