@@ -29,7 +29,7 @@ from trd_cli.errors import DamagedFile, InputError
 from trd_cli.evaluation.results import read_results
 from trd_cli.records import Problem
 from trd_cli.trajectories.run_json import read_run_json, write_run_json
-from trd_cli.trajectories.sets import check_complete, load_rows, open_sets, parent_frame
+from trd_cli.trajectories.sets import check_complete, iter_selected, open_sets, parent_frame
 from trd_cli.trajectories.shards import (
     PROBLEM_SCHEMA,
     SCHEMA,
@@ -83,7 +83,7 @@ READS: dict[str, Read] = {
     "rows": read_rows,
     "ids": lambda path: read_table(path, ["trajectory_id", "error"]),
     "token ids": lambda path: read_table(path, ["response_token_ids"]),
-    "chosen": lambda path: load_rows(open_sets([str(path.parent)]), where="round >= 0"),
+    "chosen": lambda path: list(iter_selected(open_sets([str(path.parent)]), where="round >= 0")),
     "parents": lambda path: parent_frame(*open_sets([str(path.parent)]), [str(path.parent)]).sort("parent_id"),
     "footer": shard_info,
 }
@@ -166,7 +166,9 @@ def test_no_reader_gives_other_values_of_a_damaged_file(name: str, damage: str, 
 def test_two_pages_that_changed_places_are_noticed_though_the_checksums_of_both_are_right(tmp_path: Path) -> None:
     path, chance = tmp_path / "problems.parquet", random.Random(0)
     answers = [str(chance.randrange(10**6)) for _ in range(25_000)]
-    write_problems(path, [Problem(f"{n:06d}", "hand", "math", "?", answer) for n, answer in enumerate(answers)])
+    fixed = {"source": "hand", "task": "math", "problem": "?"}
+    rows = [{"problem_id": f"{n:06d}", **fixed, "reference_answer": answer} for n, answer in enumerate(answers)]
+    write_table(path, pa.Table.from_pylist(rows, PROBLEM_SCHEMA))
     content = path.read_bytes()
     group = pq.read_metadata(path).row_group(0)
     chunk = group.column(PROBLEM_SCHEMA.names.index("reference_answer"))
@@ -288,7 +290,6 @@ def test_those_who_only_read_name_the_damaged_shard_and_the_command_that_makes_i
     for command in (
         ("verify", rollouts),
         ("refine", "--setting", "opsd", rollouts, "--out", tmp_path / "y_r"),
-        ("distill", rollouts, "--method", "fkl", "--out", tmp_path / "c"),
         ("show", damaged),
     ):
         line = one_line(trd, *command)

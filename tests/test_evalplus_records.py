@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from support.sets import evalplus_tests
 
 from trd_cli.graders import evalplus
-from trd_cli.graders.base import Question
+from trd_cli.graders.base import Grade, Question
 from trd_cli.graders.evalplus_tasks import LATEST, Dataset, tasks
 from trd_cli.graders.pool import GraderOptions, GraderPool
 
@@ -32,7 +33,8 @@ def question(dataset: Dataset, version: str, task_id: str, program: str) -> Ques
 
 @pytest.fixture(scope="module")
 def pool() -> Iterator[GraderPool]:
-    with GraderPool(GraderOptions(workers=2)) as pool:
+    # One worker runs the reference of a task once for all programs of the task that follow each other.
+    with GraderPool(GraderOptions(workers=1)) as pool:
         yield pool
 
 
@@ -51,41 +53,53 @@ def test_base_and_plus_status_are_the_recorded_ones(pool: GraderPool) -> None:
     assert differing == OTHER_THAN_RECORDED
 
 
-def programs(dataset: Dataset, *, empty: bool) -> dict[str, str]:
-    """Return each task's reference solution, or a function of the right name with an empty body."""
-    return {
-        name: f"def {task['entry_point']}(*arguments):\n    return None\n"
-        if empty
-        else task["prompt"] + task["canonical_solution"]
-        for name, task in tasks(dataset, LATEST[dataset]).items()
-    }
+SIZES = {"humaneval": 164, "mbpp": 378}
+# Each row starts processes of its own, so only some of the many empty functions of MBPP+ are run.
+EMPTY_STEP = {"humaneval": 1, "mbpp": 4}
 
 
-@pytest.mark.parametrize(("dataset", "size"), [("humaneval", 164), ("mbpp", 378)])
-def test_every_reference_solution_passes(pool: GraderPool, dataset: Dataset, size: int) -> None:
-    references = programs(dataset, empty=False)
-    assert len(references) == size
-    asked = [question(dataset, LATEST[dataset], name, program) for name, program in references.items()]
-    failing = {
-        name: grade.detail
-        for name, grade in zip(references, pool.grade(asked), strict=True)
-        if grade.verdict != "correct"
-    }
-    assert set(failing) == LOST_IN_SANITISING & set(references), failing
+@dataclass(frozen=True)
+class Graded:
+    """The grades of a benchmark's reference solutions, and of functions of the right names with empty bodies."""
+
+    dataset: Dataset
+    references: dict[str, Grade]
+    empty: dict[str, Grade]
+
+
+def reference(dataset: Dataset, name: str) -> str:
+    task = tasks(dataset, LATEST[dataset])[name]
+    return task["prompt"] + task["canonical_solution"]
+
+
+@pytest.fixture(scope="module", params=SIZES)
+def graded(request: pytest.FixtureRequest, pool: GraderPool) -> Graded:
+    dataset: Dataset = request.param
+    programs: dict[tuple[str, str], str] = {}
+    for number, (name, task) in enumerate(tasks(dataset, LATEST[dataset]).items()):
+        programs["reference", name] = reference(dataset, name)
+        if number % EMPTY_STEP[dataset] == 0:
+            programs["empty", name] = f"def {task['entry_point']}(*arguments):\n    return None\n"
+    questions = [question(dataset, LATEST[dataset], name, program) for (_, name), program in programs.items()]
+    grades = dict(zip(programs, pool.grade(questions), strict=True))
+    references, empty = ({n: g for (k, n), g in grades.items() if k == kind} for kind in ("reference", "empty"))
+    return Graded(dataset, references, empty)
+
+
+def test_every_reference_solution_passes(graded: Graded) -> None:
+    assert len(graded.references) == SIZES[graded.dataset]
+    failing = {name: grade.detail for name, grade in graded.references.items() if grade.verdict != "correct"}
+    assert set(failing) == LOST_IN_SANITISING & set(graded.references), failing
+
+
+def test_an_empty_function_fails_every_task(graded: Graded) -> None:
+    assert len(graded.empty) == -(-SIZES[graded.dataset] // EMPTY_STEP[graded.dataset])
+    assert [name for name, grade in graded.empty.items() if grade.verdict != "incorrect"] == []
 
 
 def test_a_reference_lost_in_sanitising_passes_as_it_is(pool: GraderPool) -> None:
     for name in LOST_IN_SANITISING:
         asked = question("mbpp", LATEST["mbpp"], name, "")
-        program = programs("mbpp", empty=False)[name]
+        program = reference("mbpp", name)
         memory = GraderOptions().code.memory
         assert set(evalplus.check(json.loads(asked.tests), program, pool.sandbox, memory).values()) == {"pass"}
-
-
-@pytest.mark.parametrize(("dataset", "step"), [("humaneval", 1), ("mbpp", 4)])
-def test_an_empty_function_fails_every_task(pool: GraderPool, dataset: Dataset, step: int) -> None:
-    # Each starts processes of its own, so only some of the many of MBPP+ are run.
-    empty = dict(list(programs(dataset, empty=True).items())[::step])
-    grades = list(pool.grade([question(dataset, LATEST[dataset], n, p) for n, p in empty.items()]))
-    passing = [name for name, grade in zip(empty, grades, strict=True) if grade.verdict != "incorrect"]
-    assert passing == []

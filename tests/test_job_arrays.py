@@ -202,7 +202,7 @@ def test_after_a_kill_and_a_task_that_never_started_status_names_them_and_their_
     ]
     refused = trd(*OPSD, out, "--out", tmp_path / "y_r")
     assert f"{out} is unfinished: " in refused.stderr
-    assert "run its trd sample again as an array of 2,4 to finish it" in refused.stderr
+    assert "run its trd sample again as --array=2,4 to finish it" in refused.stderr
     before = {path: path.stat().st_mtime_ns for path in list_shards(out)}
     for index in (2, 4):
         ok(*task(index))
@@ -222,6 +222,8 @@ def test_a_set_in_parts_is_refused_to_a_whole_run_and_to_another_number_of_parts
         assert line.startswith(f"trd sample: error: {copy} is made in 5 parts; expected a new directory for ")
         assert line.endswith("; give --shard I/5, or give another --out")
     assert {path.name for path in copy.iterdir()} == names
+    (copy / "run.json").unlink()
+    assert f"{copy} is made in 5 parts" in trd(*SAMPLE, "-p", problems, "--out", copy).stderr
     one = Path(shutil.copytree(whole, tmp_path / "one"))
     result = trd(*SAMPLE, "-p", problems, "--shard", "1/4", "--out", one)
     assert (
@@ -281,6 +283,56 @@ def test_a_shard_under_the_name_of_another_part_is_set_aside_by_that_part(
     assert by_id(copy) == by_id(whole)
 
 
+def test_status_tells_which_part_has_a_shard_of_another_one(copy: Path, ok: Trd, trd: Trd, problems: Path) -> None:
+    first, last = list_shards(copy, Part(1, 5))[0], list_shards(copy, Part(3, 5))[0]
+    shutil.copy(last, first)
+    lines = [line.split("\t") for line in trd("status", copy).stdout.splitlines()]
+    assert (lines[0][2], lines[0][-1]) == ("damaged", "--array=1")
+    assert lines[1][1:3] == ["part 1", "damaged"]
+    assert lines[1][-1] == f"{first} has the rows of {last.name}"
+    assert lines[2][1:3] == ["parts 2-5", "complete"]
+    ok(*SAMPLE, "-p", problems, "--shard", "1/5", "--out", copy)
+    ok("status", copy)
+
+
+@pytest.mark.parametrize("name", ["shard-00000.parquet", "shard-9of5-00000.parquet", "shard-1of4-00000.parquet"])
+def test_a_shard_that_no_part_can_have_is_named_and_to_be_taken_away(
+    name: str, copy: Path, problems: Path, tmp_path: Path, ok: Trd, trd: Trd
+) -> None:
+    shutil.copy(list_shards(copy, Part(2, 5))[0], copy / name)
+    lines = [line.split("\t") for line in trd("status", copy).stdout.splitlines()]
+    found = f"{copy / name} is by its name of another set"
+    assert (lines[0][2], lines[0][-1]) == ("damaged", found)
+    assert lines[1][1:3] == ["parts 1-5", "complete"]
+    for command in ((*SAMPLE, "-p", problems, "--shard", "1/5", "--out", copy), (*OPSD, copy, "--out", tmp_path / "y")):
+        assert f"{found}; expected a shard of {copy}; take it away" in trd(*command).stderr
+    (copy / name).unlink()
+    ok("status", copy)
+
+
+def test_parts_are_known_without_run_json_and_any_of_them_writes_it_again(
+    copy: Path, problems: Path, ok: Trd, trd: Trd
+) -> None:
+    (copy / "run.json").unlink()
+
+    def shown() -> list[list[str]]:
+        return [line.split("\t") for line in trd("status", copy).stdout.splitlines()]
+
+    whole, parts = shown()
+    assert whole[1:5] == ["sample", "unfinished", "48", "0"]
+    assert whole[-1] == "no run.json: --array=1"
+    assert parts[1:5] == ["parts 1-5", "complete", "48", "0"]
+    list_shards(copy, Part(4, 5))[0].unlink()
+    assert shown()[0][-1] == "no run.json: --array=4"
+    ok(*SAMPLE, "-p", problems, "--shard", "4/5", "--out", copy)
+    ok("status", copy)
+    for record in copy.glob("run*.json"):
+        record.unlink()
+    whole, parts = shown()
+    assert whole[1:5] == ["set", "unfinished", "48", ""]
+    assert parts[1] == "parts 1-5"
+
+
 def test_more_attempts_later_are_complete_when_every_part_has_them(
     copy: Path, problems: Path, tmp_path: Path, ok: Trd, trd: Trd
 ) -> None:
@@ -291,6 +343,31 @@ def test_more_attempts_later_are_complete_when_every_part_has_them(
         ok(*more, *each, "--out", copy)
     ok(*more, "--out", tmp_path / "whole")
     assert by_id(copy) == by_id(tmp_path / "whole")
+    ok("status", copy)
+
+
+def records(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in directory.glob("run*.json")}
+
+
+def test_a_task_that_is_refused_changes_no_record(
+    copy: Path, problems: Path, tmp_path: Path, ok: Trd, trd: Trd
+) -> None:
+    scored = tmp_path / "eval"
+    for each in shards(2):
+        ok(*EVAL, "--bench", "arithmetic:n=12,seed=2", *each, "--out", scored)
+    before = records(copy), records(scored)
+    for options in (("--limit", 3), ("-n", 1), ("--max-prompt-tokens", 60)):
+        result = trd(*SAMPLE, "-p", problems, *options, "--shard", "2/5", "--out", copy)
+        assert "rows that this command would not make" in result.stderr
+    result = trd(*EVAL, "--k", 1, "--bench", "arithmetic:n=12,seed=2", "--shard", "1/2", "--out", scored)
+    assert "--k 1 asks for fewer" in result.stderr
+    assert (records(copy), records(scored)) == before
+    (copy / "run.json").unlink()
+    before = records(copy)
+    assert trd(*SAMPLE, "-p", problems, "--limit", 3, "--shard", "2/5", "--out", copy).exit_code == 1
+    assert records(copy) == before, "nor does it write a lost one"
+    ok(*SAMPLE, "-p", problems, "--shard", "2/5", "--out", copy)
     ok("status", copy)
 
 
@@ -356,6 +433,13 @@ def test_verdicts_are_filled_in_by_one_task_a_part_and_by_no_whole_run_beside_it
         for shard in ((), ("--shard", "1/2"), ("--shard", "1/3")):
             assert "are being filled in by another process" in trd(*VERIFY, *shard, copy).stderr
     ok(*VERIFY, copy)
+
+
+def test_a_task_without_a_shard_to_verify_says_so(problems: Path, tmp_path: Path, ok: Trd) -> None:
+    out = tmp_path / "y_o"
+    ok(*SAMPLE, "-p", problems, "--shard-rows", 100, "--out", out)
+    for dry in ((), ("--dry-run",)):
+        assert f"no shard of {out} falls to part 2 of 2" in ok(*VERIFY, *dry, "--shard", "2/2", out).stderr
 
 
 # Refining

@@ -20,7 +20,7 @@ from trd_cli.models import resolve_model
 from trd_cli.progress import SilentProgress
 from trd_cli.records import Trajectory
 from trd_cli.stages import refine as stage
-from trd_cli.trajectories.sets import load_rows, open_sets
+from trd_cli.trajectories.sets import iter_selected, open_sets
 from trd_cli.trajectories.shards import iter_rows, list_shards, read_problems, read_rows, write_problems, write_shard
 
 Trd = Callable[..., Result]
@@ -306,32 +306,34 @@ def test_the_four_subsets_partition_the_refined_rows_as_a_plain_count_does(refin
         expected[name].add(row.trajectory_id)
     assert all(expected.values()), "the scripted engine gives rows of all four kinds"
     sets = open_sets([str(refined)])
-    found = {name: {row.trajectory_id for row in load_rows(sets, name)} for name in PARENT_AND_OWN}
+    found = {name: {row.trajectory_id for row in iter_selected(sets, name)} for name in PARENT_AND_OWN}
     assert found == expected
 
 
 def test_where_reads_the_parents_columns(refined: Path, graded: Path) -> None:
     parents = by_id(graded)
     sets = open_sets([str(refined)])
-    chosen = load_rows(sets, where="parent_response <> response AND parent_extracted_answer = reference_answer")
+    chosen = list(
+        iter_selected(sets, where="parent_response <> response AND parent_extracted_answer = reference_answer")
+    )
     expected = [row for row in iter_rows(list_shards(refined)) if parents[row.parent_id].verdict == "correct"]
     assert chosen == expected
-    assert load_rows(sets, "repaired", "parent_verdict = 'correct'") == []
+    assert list(iter_selected(sets, "repaired", "parent_verdict = 'correct'")) == []
 
 
 def test_parents_that_moved_are_found_where_they_are_said_to_be(refined: Path, graded: Path, tmp_path: Path) -> None:
     sets = open_sets([str(refined)])
-    expected = load_rows(sets, "repaired")
+    expected = list(iter_selected(sets, "repaired"))
     graded.rename(tmp_path / "moved")
     with pytest.raises(InputError, match=r"parents of .* were not found.*--parents"):
-        load_rows(sets, "repaired")
-    assert load_rows(sets, "repaired", parents=[str(tmp_path / "moved")]) == expected
-    assert len(load_rows(sets, "correct")) > 0, "a row's own verdict needs no parent"
+        list(iter_selected(sets, "repaired"))
+    assert list(iter_selected(sets, "repaired", parents=[str(tmp_path / "moved")])) == expected
+    assert len(list(iter_selected(sets, "correct"))) > 0, "a row's own verdict needs no parent"
 
 
 def test_a_parent_that_is_missing_is_named(refined: Path, graded: Path) -> None:
     lost = read_rows(list_shards(graded)[0])
     list_shards(graded)[0].unlink()
     with pytest.raises(InputError, match="was not found") as refused:
-        load_rows(open_sets([str(refined)]), "repaired")
+        list(iter_selected(open_sets([str(refined)]), "repaired"))
     assert any(row.trajectory_id in str(refused.value) for row in lost)

@@ -130,6 +130,20 @@ def test_a_lowered_n_is_refused_and_changes_nothing(rollouts: Path, problems: Pa
     assert {path.name: path.read_bytes() for path in rollouts.iterdir()} == before
 
 
+def test_a_refused_command_drops_no_error_row_and_writes_no_lost_record(
+    problems: Path, tmp_path: Path, ok: Trd, trd: Trd
+) -> None:
+    out = tmp_path / "out"
+    command = (*SCRIPTED, "-p", problems, "--engine-arg", "faults=0.5", "--max-errors", 100, "--out", out)
+    ok(*command, "-n", 2)
+    assert any(row.error for row in rows_of(out))
+    (out / "run.json").unlink()
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    result = trd(*command, "-n", 1, "--retry-errors")
+    assert "rows that this command would not make" in result.stderr
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
 def with_one_long_problem(problems: Path, path: Path, length: int) -> str:
     """Write the problem set with a third problem of `length` characters; return that problem's id."""
     changed = read_problems(problems)

@@ -14,10 +14,11 @@ import pyarrow as pa
 import pytest
 from conftest import Trd
 from support.rows import refined_row, write_set
+from support.sets import flip
 from support.tiny import build_model
 
 from trd_cli.config.training import DistillConfig
-from trd_cli.errors import InputError
+from trd_cli.errors import DamagedFile, InputError
 from trd_cli.models import resolve_model
 from trd_cli.progress import SilentProgress
 from trd_cli.stages.distill import read
@@ -183,6 +184,14 @@ def test_a_stale_file_is_made_again(world: World, tmp_path: Path, changed: str) 
     examples, written = read_into(world, source, tmp_path / "c", **options)
     assert written > 0
     assert (examples.digest == before) == (changed == "a model")
+
+
+def test_a_damaged_shard_is_named(world: World, tmp_path: Path) -> None:
+    source = copy_of(world, tmp_path / "y_r")
+    damaged = list_shards(source)[1]
+    flip(damaged, "response_token_ids.list.element")
+    with pytest.raises(DamagedFile, match=rf"{damaged} is damaged"):
+        read_into(world, source, tmp_path / "c")
 
 
 def test_ids_become_arrays_and_are_those_of_the_shards(world: World, tmp_path: Path) -> None:

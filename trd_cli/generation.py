@@ -216,15 +216,9 @@ class ShardFiller:
         self._buffer: list[Trajectory] = []
         self._target: Path | None = None
         self._opened = time.monotonic()
-        finished = stage_dir.finished(options.retry_errors)
-        for path in finished.set_aside:
-            progress.note(
-                f"a shard was damaged, not of this set or a copy of another, and is {path} now: rows that only it had are made again"
-            )
-        self.outcome = Outcome(rows=len(finished.ids), errors=finished.errors)
-        # Rows from before that no plan has named yet, and those that plans have named.
-        self._unplanned, self._planned = finished.ids, IdSet()
         self._announced = self._begun = False
+        self._planned = IdSet()
+        self._take_up()
 
     def __enter__(self) -> ShardFiller:
         return self
@@ -240,6 +234,17 @@ class ShardFiller:
                 outcome = self.outcome
                 self._stage_dir.log_session(outcome.generated, outcome.tokens, outcome.seconds, self._rates())
 
+    def _take_up(self, retry_errors: bool = False) -> None:
+        """Go on from the rows that are there; `retry_errors` drops those with an error."""
+        finished = self._stage_dir.finished(retry_errors)
+        for path in finished.set_aside:
+            self._progress.note(
+                f"a shard was damaged, not of this set or a copy of another, and is {path} now: rows that only it had are made again"
+            )
+        self.outcome = Outcome(rows=len(finished.ids), errors=finished.errors)
+        # Rows from before that no plan has named yet.
+        self._unplanned = finished.ids
+
     @property
     def planned(self) -> int:
         """Return how many rows have been planned so far, those from before included."""
@@ -249,6 +254,8 @@ class ShardFiller:
         """Generate the rows that are not there yet; shards from before are reported first."""
         if not self._announced:
             self._announced = True
+            if self._options.retry_errors:  # not sooner: a command that is refused drops no row
+                self._take_up(retry_errors=True)
             for path in self._stage_dir.shards():
                 self._progress.result(path)
         self._begun = False
@@ -291,7 +298,7 @@ class ShardFiller:
     def _begin(self) -> None:
         if not self._begun:
             self._begun = True
-            if self._total is None and self._stage_dir.state().expected is not None:
+            if self._total is None:
                 self._stage_dir.expect(None)  # a count from before would make a growing set look finished
             self._progress.start(self._stage_dir.state().command, self._total, self.outcome.rows)
 

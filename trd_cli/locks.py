@@ -25,6 +25,8 @@ from trd_cli.errors import ResumeRefused
 if TYPE_CHECKING:
     import psutil
 
+# Seconds after which a look at a lock has ended.
+_LOOK = 0.02
 _WITHOUT_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP}
 
 
@@ -46,6 +48,9 @@ def hold(path: Path) -> Iterator[bool]:
     """Hold the lock file at `path` for the length of the block; the block gets False where another process holds it."""
     with open(path, "a+", encoding="utf-8") as file:
         is_held = take(file)
+        if not is_held:  # another process may just be looking, as `is_held` does
+            time.sleep(_LOOK)
+            is_held = take(file)
         try:
             yield is_held
         finally:

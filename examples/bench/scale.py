@@ -141,7 +141,7 @@ def long_rows(rows: int, place: Path) -> Iterator[tuple[str, Cost]]:
     engine = ("--engine-arg", f"length={LONG_WORDS}", "--max-tokens", 9000, "--max-model-len", 32768)
     yield "sample", generated("sample", y_o, *SCRIPTED, "-p", problems, "-n", 1, *engine, log=log)
     yield "refine", generated("refine", y_r, *TEACHER, *engine, y_o, log=log)
-    # The set does not name the scripted model any more, which cannot be trained.
+    # A set that names the scripted model cannot be trained on; one without run.json names none.
     (y_r / "run.json").unlink()
     model, stored = place / "model", place / "examples"
     run([__file__, "--write-model", model], log)

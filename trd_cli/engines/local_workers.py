@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -83,8 +84,9 @@ class LocalWorkers:
             if not at_once:
                 with suppress(OSError):
                     process.pipe.send(None)
+        until = time.monotonic() + (0.0 if at_once else _PATIENCE)
         for number in list(self._processes):
-            self._processes.pop(number).end(0.0 if at_once else _PATIENCE)
+            self._processes.pop(number).end(max(0.0, until - time.monotonic()))
 
 
 def _cores() -> int:

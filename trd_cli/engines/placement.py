@@ -9,7 +9,8 @@ from pathlib import Path
 from trd_cli.config.generating import EngineName, EngineOptions
 from trd_cli.errors import EngineError, counted, flag
 
-_LOADING = ("transformers", "vllm")
+# Engines that load weights.
+LOADING = ("transformers", "vllm")
 # Of NVIDIA, of WSL and of AMD: without one there is no GPU, and torch need not be loaded to count them.
 _DRIVERS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
 
@@ -48,7 +49,7 @@ def _check_ray(options: EngineOptions) -> None:
 
 def gpus_each(name: EngineName, options: EngineOptions) -> int:
     """Return the number of GPUs that one replica takes on a machine that has any."""
-    if name not in _LOADING or options.device in ("cpu", "mps"):
+    if name not in LOADING or options.device in ("cpu", "mps"):
         return 0
     return options.tensor_parallel_size if name == "vllm" else 1
 

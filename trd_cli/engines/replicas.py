@@ -132,14 +132,12 @@ class Replicas:
     def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
         """See `Engine.generate`. Raises EngineError when no worker is left."""
         self._work = _Work(requests)
-        try:
-            while not self._work.is_done() or self._busy():
-                has_more = self._work.read(self._room())
-                self._hand_out()
-                yield from self._take_in(0.0 if has_more else _TICK)
-        finally:
-            for replica in self._replicas:
-                replica.open.clear()
+        for replica in self._replicas:  # of work that was given up
+            replica.open, replica.is_alone = {}, False
+        while not self._work.is_done() or self._busy():
+            has_more = self._work.read(self._room())
+            self._hand_out()
+            yield from self._take_in(0.0 if has_more else _TICK)
 
     def close(self) -> None:
         """End all workers and the processes they started."""

@@ -16,7 +16,7 @@ from trd_cli.config.generating import EngineName, RefineConfig, SampleConfig
 from trd_cli.config.training import DistillConfig
 from trd_cli.datasets.benchmarks import asks_for_code, split_benchmarks
 from trd_cli.engines.base import engine_version
-from trd_cli.engines.placement import check_replicas
+from trd_cli.engines.placement import LOADING, check_replicas
 from trd_cli.engines.registry import check_arguments, check_server, choose_engine, window
 from trd_cli.errors import InputError, ModelError, UserError
 from trd_cli.graders.sandbox import choose_level
@@ -31,7 +31,6 @@ from trd_cli.recipes.recipe import Recipe
 from trd_cli.recipes.sections import in_a_recipe
 
 Generating = SampleConfig | RefineConfig | EvalConfig
-_LOADING = ("transformers", "vllm")
 _PLACES = {"model", "teacher", "problems", "inputs", "parents", "out", "seed", "round", "limit", "skip"}
 
 
@@ -118,7 +117,7 @@ class _Stages:
             engine = choose_engine(config, model.ref.name)
         except UserError as raised:
             return [of_exception("error", "recipe", in_a_recipe(raised))]
-        if engine in _LOADING:
+        if engine in LOADING:
             self._is_trained_or_taught.setdefault(model, False)
         return self._engine(node, engine, config, model)
 

@@ -1,4 +1,4 @@
-"""The devices of a run, those that each of its stages needs, and how a stage is told of its own.
+"""Find the devices of a run, count those that each of its stages needs, and show a stage its own alone.
 
 A stage that runs a model needs one device for each process that it starts: `processes` to train, and the
 tensor-parallel size times `replicas` to generate. It sees its own devices alone, by CUDA_VISIBLE_DEVICES. Grading and
@@ -100,7 +100,7 @@ def _devices_each(node: Node) -> int:
         return 1
 
 
-# What does not fit
+# Stages that do not fit
 
 
 def check_fits(graph: Graph, nodes: Sequence[Node], machine: Machine) -> None:
@@ -164,7 +164,7 @@ def _why(graph: Graph, node: Node) -> str:
     return f"replicas = {node.config.replicas}, tensor_parallel_size = {node.config.tensor_parallel_size}"
 
 
-# What a stage is told
+# Variables and options of a stage
 
 
 def environment_of(placement: Placement) -> dict[str, str]:

@@ -145,9 +145,13 @@ def _of_array(state: State, output: str) -> Iterator[Line]:
     logs = [state.directory / named(SESSIONS, each.part) for each in state.parts]
     again = [index for index, line in parts if line.state not in ("complete", "running")]
     states = [line.state for _, line in parts]
-    whole = _sum(output, str(state.command), [line for _, line in parts])
+    whole = _sum(output, state.command or "set", [line for _, line in parts])
     whole = replace(whole, rate=tokens_per_second(logs), state=_of_all(states))
-    if whole.state == "complete":
+    if state.record is None:
+        found = "unfinished" if whole.state == "complete" else whole.state
+        # Any task writes the lost record again.
+        yield replace(whole, state=found, note=f"no run.json: --array={expression(again or [1])}")
+    elif whole.state == "complete":
         yield _judged(state, whole)
     else:
         yield replace(whole, note=f"--array={expression(again)}" if again else "")

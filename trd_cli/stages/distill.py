@@ -160,7 +160,7 @@ def _prepared(
             progress.result(stage_dir.path)
             return None
         accelerator = accelerator_for(config, stage_dir.path)
-        held.enter_context(stage_dir)
+        held.enter_context(stage_dir).expect(None)
         if examples.path == Path(file.name):
             examples.move_to(stage_dir.path / EXAMPLES)
     return _Training(student, teacher, examples, stage_dir.path, accelerator, stage_dir)

@@ -239,7 +239,7 @@ def _how_many(config: EvalConfig, stage_dir: StageDir) -> tuple[int, int]:
     asked = state.about.benchmarks
     there = samples_there(asked, stage_dir.shards())
     questions = sum(len(each.questions) for each in asked.values())
-    k = config.k or max(1, (state.expected or 0) // questions)
+    k = config.k or (state.expected // questions if state.expected else max(1, there))
     if k > there:
         raise InputError(
             f"{stage_dir.path} has {there} samples of every question",

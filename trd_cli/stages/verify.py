@@ -36,6 +36,7 @@ def run(config: VerifyConfig, waves: Iterable[Sequence[str]], progress: Progress
     progress.start("verify", None)
     regrade = "all" if config.regrade else "none"
     differing: defaultdict[Path, str] = defaultdict(str)
+    shards = 0
     with _Held(config.part) as held, ShardGrader(options, progress, regrade, config.audit) as grader:
         for paths in waves:
             sets = open_sets(paths)
@@ -43,6 +44,7 @@ def run(config: VerifyConfig, waves: Iterable[Sequence[str]], progress: Progress
             if config.out is not None and len(set(directories)) > 1:
                 raise InputError("--out with more than one set", "one set", "verify them one by one, or in place")
             for each in (_own(each, config.part) for each in sets):
+                shards += len(each.shards)
                 target = _target(config, each)
                 if config.dry_run:
                     for line in _preview(each, options, config.regrade):
@@ -62,6 +64,8 @@ def run(config: VerifyConfig, waves: Iterable[Sequence[str]], progress: Progress
             _settle(directories[0], Path(config.out), config.part)
     if not (config.allow_partial or config.dry_run):
         check_complete(directories, config.part)
+    if not shards:
+        progress.note(f"no shard of {', '.join(map(str, dict.fromkeys(directories)))} falls to {config.part}")
     if grader.counts:
         progress.note("verdicts: " + ", ".join(f"{count} {verdict}" for verdict, count in grader.counts.most_common()))
     if config.regrade and not config.dry_run:

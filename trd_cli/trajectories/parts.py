@@ -42,6 +42,12 @@ def expression(indices: Sequence[int]) -> str:
     return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
 
 
+def again(command: str, *parts: Part | int | None) -> str:
+    """Return the advice to run a command again; where parts are given, for these alone."""
+    indices = [part.index if isinstance(part, Part) else part for part in parts if part is not None]
+    return f"run its trd {command} again" + (f" as --array={expression(indices)}" if indices else "")
+
+
 def gate(directory: Path, seconds: float = 60) -> contextlib.AbstractContextManager[None]:
     """Hold the gate of a directory for the length of the block."""
     return awaited(directory / ".gate", seconds)

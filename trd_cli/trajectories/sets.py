@@ -88,13 +88,6 @@ def check_complete(directories: Iterable[Path], part: Part | None = None) -> Non
         state_of(directory).check(part)
 
 
-def load_rows(
-    sets: Sequence[InputSet], subset: str = "all", where: str | None = None, parents: Sequence[str] = ()
-) -> list[Trajectory]:
-    """Return the rows of `sets` in the subset, in stored order; see `iter_selected` for those of a large set."""
-    return list(iter_selected(sets, subset, where, parents))
-
-
 def iter_selected(
     sets: Iterable[InputSet],
     subset: str = "all",
@@ -109,14 +102,6 @@ def iter_selected(
     for each in sets:
         for table in selected_tables(each, subset, where, parents, columns):
             yield from rows_in(table)
-
-
-def selected_ids(
-    each: InputSet, subset: str = "all", where: str | None = None, parents: Sequence[str] = ()
-) -> list[str]:
-    """Return the ids of the rows that `load_rows` returns; only columns that the filter needs are read."""
-    tables = selected_tables(each, subset, where, parents, ["trajectory_id"])
-    return [name for table in tables for name in table["trajectory_id"].to_pylist()]
 
 
 def check_filter(where: str) -> None:

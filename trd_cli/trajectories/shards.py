@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
@@ -25,7 +25,7 @@ from trd_cli.atomic import make_directory, replacing
 from trd_cli.errors import DamagedFile, InputError, first_line
 from trd_cli.records import Part, Problem, Trajectory, well_formed
 from trd_cli.trajectories.checksums import Checksums, Damage, write_sealed
-from trd_cli.trajectories.parts import named
+from trd_cli.trajectories.parts import again, named
 from trd_cli.trajectories.run_json import maker_of
 from trd_cli.trajectories.without_pandas import keep_out_pandas
 
@@ -310,7 +310,7 @@ def _opened(path: Path, schema: pa.Schema) -> Iterator[tuple[Checksums, pq.Parqu
     if path.is_dir():
         raise InputError(f"{path} is a directory", "a Parquet file", "name the file in it")
     try:
-        with source_of(path) as source, open(path, "rb") as file:
+        with _twice(path) as (source, file):
             checksums = Checksums(file)
             with pq.ParquetFile(source, page_checksum_verification=True, buffer_size=_READ_AT_ONCE) as parquet:
                 _check_schema(path, parquet.schema_arrow, schema)
@@ -325,6 +325,17 @@ def _opened(path: Path, schema: pa.Schema) -> Iterator[tuple[Checksums, pq.Parqu
                 f"cannot read {path}: {error.strerror}", "a file that can be read", "see to its permissions or its disk"
             ) from None
         raise _damaged(path, schema, error) from None
+
+
+@contextmanager
+def _twice(path: Path) -> Iterator[tuple[pa.OSFile, IO[bytes]]]:
+    """Open a file for pyarrow and for its checksums; both are the same file, even if another process replaces it."""
+    while True:
+        before = os.stat(path)
+        with source_of(path) as source, open(path, "rb") as file:
+            if os.path.samestat(before, os.fstat(file.fileno())):
+                yield source, file
+                return
 
 
 def source_of(path: Path) -> pa.OSFile:
@@ -344,7 +355,7 @@ def _damaged(path: Path, schema: pa.Schema, error: Exception) -> DamagedFile:
     if schema is PROBLEM_SCHEMA:
         mend = "make or import it again with trd data"
     elif maker := maker_of(path.parent):
-        mend = f"run its trd {maker} again, which makes the lost rows anew"
+        mend = f"{again(maker, part_of(path))}, which makes the lost rows anew"
     else:
         mend = "copy it again from where it came, or make its set again"
     return DamagedFile(f"{path} is damaged, truncated or not Parquet ({reason})", "a whole Parquet file", mend)
@@ -403,6 +414,17 @@ def part_of(path: Path) -> Part | None:
     """Return the part that a shard's file name has, None for a shard of a set that was made whole."""
     match = _SHARD_NAME.fullmatch(path.name)
     return Part(int(match[1]), int(match[2])) if match and match[1] else None
+
+
+def is_named_for(path: Path, parts: int | None) -> bool:
+    """Return whether a shard's name is one of a set that is made in so many parts, None: whole."""
+    of = part_of(path)
+    return of is None if parts is None else of is not None and of.count == parts and 1 <= of.index <= parts
+
+
+def misplaced(path: Path) -> InputError:
+    """Return the error of a shard whose name is not one of its set, which no command mends."""
+    return InputError(f"{path} is by its name of another set", f"a shard of {path.parent}", "take it away")
 
 
 def shard_path(directory: Path, number: int, part: Part | None = None) -> Path:

@@ -36,7 +36,9 @@ from trd_cli.trajectories.parts import LOCK, gate, locked, named, verdicts_held
 from trd_cli.trajectories.run_json import FORMAT, About, is_record, read_run_json, write_run_json
 from trd_cli.trajectories.shards import (
     check_whole,
+    is_named_for,
     list_shards,
+    misplaced,
     part_of,
     read_table,
     shard_info,
@@ -107,7 +109,8 @@ class StageDir:
         `scratch`) is refused with ResumeRefused, which names the differing keys, and so is one that was made in another
         number of parts. `config` is all options, for the record; `inputs` is lineage; `about` is for later stages;
         `asked` are the options that tasks of one array must share. `parts` is the number of parts of a directory that
-        is opened whole all the same, as to grade it. Nothing is written before the `with` block is entered.
+        is opened whole all the same, as to grade it. Nothing is written before the `with` block is entered, and no
+        record before `expect` is called: a command that is refused by then has changed none.
         """
         self.digest = content_hash({"command": command, **identity}, 16)
         self.path = Path(path) if path else DEFAULT_ROOT / f"{command}-{self.digest[:10]}"
@@ -143,18 +146,21 @@ class StageDir:
             self._check_parts(previous)
         elif previous is not None and (previous["digest"], previous.get("parts")) != (self.digest, self._count):
             previous = None
-        self._is_new = previous is None
         if self.part is None:
             return {**(previous or self._new), **self._own}
-        self._is_new |= previous is None or previous["asked"] != self._new["asked"]
+        self._is_shared = previous is not None and previous["asked"] == self._new["asked"]
         own = {**self._own, "config": {**self._own["config"], "shard": None}, "asked": self._new["asked"]}
-        return {**(previous or self._new), **own} if self._is_new else previous
+        return previous if self._is_shared else {**(previous or self._new), **own}
 
     def _holds_work(self) -> bool:
         return self.path.is_dir() and any(_is_work(path, self._scratch) for path in self.path.iterdir())
 
     def _check_parts(self, previous: Mapping[str, Any] | None) -> None:
-        """Raise ResumeRefused for work that was done whole, or in another number of parts."""
+        """Raise ResumeRefused for work that was done whole or in another number of parts, and for a misplaced shard."""
+        if previous is not None and previous.get("parts") == self._count:
+            for path in list_shards(self.path):
+                if not is_named_for(path, self._count):
+                    raise ResumeRefused(*misplaced(path).parts)
         counts = {part and part.count for part in map(part_of, list_shards(self.path))}
         counts |= {previous.get("parts")} if previous else set()
         for other in counts - {self._count}:
@@ -208,12 +214,8 @@ class StageDir:
                 self.path.mkdir(parents=True, exist_ok=True)
                 with gate(self.path):
                     stack.enter_context(locked(self.path, LOCK, self.part, busy))
-                    # Another task of the array may have come first.
+                    # Another process may have come first.
                     self.record = self._resumed()
-                    if self._is_new:
-                        self._save()
-                    if self.part is not None and self.state().expected is None:
-                        self.expect(None)  # this part has started
             except OSError as error:
                 raise InputError(
                     f"cannot make {self.path}: {error.strerror}",
@@ -234,13 +236,29 @@ class StageDir:
         write_run_json(self.path, self.record)
 
     def expect(self, rows: int | None) -> None:
-        """Record how many rows the finished set or part has (None: not known yet), and this invocation's options."""
+        """Record what is asked for, now that it is known to fit what is there, and this invocation's options.
+
+        `rows` are those of the finished set or part, None where they are not known yet.
+        """
         if self.part is None:
             self.record["rows_expected"] = rows
             self._save()
-        else:
-            shared = {key: self.record[key] for key in ("format", "command", "digest", "asked")}
-            write_run_json(self.path, {**shared, "rows_expected": rows, **self._own}, self.part)
+            return
+        if not self._is_shared:
+            self._share()
+        shared = {key: self.record[key] for key in ("format", "command", "digest", "asked")}
+        write_run_json(self.path, {**shared, "rows_expected": rows, **self._own}, self.part)
+
+    def _share(self) -> None:
+        """Write the record that all parts share, unless another task of the array has come first.
+
+        This happens once: a later task may ask for more, and what this one asked for must not come back.
+        """
+        with gate(self.path):
+            self.record = self._resumed()
+            if not self._is_shared:
+                self._save()
+        self._is_shared = True
 
     def finish(self, about: About) -> None:
         """Mark the directory as finished, with the results of training."""

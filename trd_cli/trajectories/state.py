@@ -1,18 +1,28 @@
-"""How far the output of a stage is: one answer for resuming it, for the stages that read it, `trd run` and reports."""
+"""Tell how far the output of a stage is: one answer for resuming it, for the stages that read it, `trd run` and reports."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from trd_cli.errors import InputError
+import pyarrow as pa
+
+from trd_cli.errors import DamagedFile, InputError
 from trd_cli.records import Part
-from trd_cli.trajectories.parts import expression
+from trd_cli.trajectories.parts import again
 from trd_cli.trajectories.run_json import About, read_run_json
-from trd_cli.trajectories.shards import ShardInfo, list_shards, part_of, read_table, shard_info
+from trd_cli.trajectories.shards import (
+    ShardInfo,
+    is_named_for,
+    list_shards,
+    misplaced,
+    part_of,
+    read_table,
+    shard_info,
+)
 
 
 @dataclass(frozen=True)
@@ -21,18 +31,19 @@ class State:
 
     `part` is the part that the answers are about, None for the whole. The whole of a job array is finished when all its
     parts are. Shards are listed (unless they are in `listed`) and read when an answer needs them; InputError is raised
-    where one cannot be read.
+    where one cannot be read. `whole` is the array that a part's state was asked of: it knows copies in other parts.
     """
 
     directory: Path
     record: Mapping[str, Any] | None
     part: Part | None = None
     listed: tuple[Path, ...] | None = None
+    whole: State | None = None
 
     @property
     def command(self) -> str | None:
-        """Return the command that makes the output, None without run.json."""
-        return self.record["command"] if self.record else None
+        """Return the command that makes the output, None where no record tells it."""
+        return self._shared.get("command")
 
     @property
     def about(self) -> About:
@@ -41,15 +52,31 @@ class State:
 
     @cached_property
     def parts(self) -> tuple[State, ...]:
-        """Return the state of each part of a job array; none for a set that is made whole, or for a part."""
-        count = (self.record or {}).get("parts")
+        """Return the state of each part of a job array; none for a set that is made whole, or for a part.
+
+        Without run.json their records and the names of their shards tell them.
+        """
+        count = self._shared.get("parts")
         if not count or self.part:
             return ()
         shards: dict[Part | None, list[Path]] = {Part(index, count): [] for index in range(1, count + 1)}
         for path in self.shards:
             shards.setdefault(part_of(path), []).append(path)
         parts = list(shards.items())[:count]
-        return tuple(State(self.directory, self.record, part, tuple(paths)) for part, paths in parts)
+        return tuple(State(self.directory, self._shared, part, tuple(paths), self) for part, paths in parts)
+
+    @cached_property
+    def _shared(self) -> Mapping[str, Any]:
+        """Return run.json or, without it, what the parts of an array have in common; {} where that is nothing."""
+        if self.record is not None:
+            return self.record
+        counts = {part and part.count for part in map(part_of, self.shards)}
+        count = counts.pop() if len(counts) == 1 else None
+        if count is None:
+            return {}
+        records = [record for index in range(count) if (record := _own(self.directory, Part(index + 1, count)))]
+        found = {key: {record[key] for record in records} for key in ("command", "digest", "asked")}
+        return {"parts": count, **{key: values.pop() for key, values in found.items() if len(values) == 1}}
 
     @cached_property
     def expected(self) -> int | None:
@@ -63,12 +90,15 @@ class State:
         if self.part is None:
             return self.record.get("rows_expected") if self.record else None
         own = read_run_json(self.directory, self.part)
-        is_current = own is not None and all(own.get(key) == self.record[key] for key in ("digest", "asked"))
+        is_current = own is not None and all(own.get(key) == self.record.get(key) for key in ("digest", "asked"))
         return own.get("rows_expected") if is_current else None
 
     @property
     def rows(self) -> int:
         """Return the rows in the shards."""
+        for found in self._shards.values():
+            if isinstance(found, InputError):
+                raise found
         return sum(info.rows for info in self._shards.values())
 
     @cached_property
@@ -86,6 +116,8 @@ class State:
 
         Without run.json nothing is known to be finished.
         """
+        if self.record is None:
+            return False
         if self.command == "distill":
             return self.about.finished
         if self.parts:
@@ -95,47 +127,95 @@ class State:
     def check(self, part: Part | None = None) -> None:
         """Raise InputError for a set that is not finished: its rows would silently be fewer than asked for.
 
-        A set is refused too where a shard is of another set, or has the rows of another shard, as after a copy to a
-        wrong name. Without run.json this last is all that can be checked. Where the set is made in as many parts as
-        `part` is one of, only that part counts.
+        A set is refused too for its `faults`. Where the set is made in as many parts as `part` is one of, only that
+        part counts.
         """
         if part is not None and self.record is not None and self.record.get("parts") == part.count:
             return State(self.directory, self.record, part).check()
-        self._check_doubles()
-        if self.record is None:
+        for fault in self.faults.values():
+            raise fault
+        if self.record is None or self.is_finished:
             return
-        again = f"run its trd {self.command} again"
-        for path, info in self._shards.items():
-            of = part_of(path)
-            if info.set_digest not in (None, self.record["digest"]) or (of and of.count) != self.record.get("parts"):
-                raise InputError(f"{path} is of another set", f"a shard of {self.directory}", f"{again} to mend it")
-        if not self.is_finished:
-            lacking = [each.part.index for each in self.parts if not each.is_finished]
-            again += f" as an array of {expression(lacking)}" if lacking else ""
-            of = "an unknown number of" if self.expected is None else self.expected
-            raise InputError(
-                f"{f'{self.part} of ' if self.part else ''}{self.directory} is unfinished: {self.rows} of {of} rows",
-                "a finished set",
-                f"{again} to finish it, or pass --allow-partial",
-            )
+        lacking = [each.part.index for each in self.parts if not each.is_finished]
+        of = "an unknown number of" if self.expected is None else self.expected
+        raise InputError(
+            f"{f'{self.part} of ' if self.part else ''}{self.directory} is unfinished: {self.rows} of {of} rows",
+            "a finished set",
+            f"{again(self.command, self.part, *lacking)} to finish it, or pass --allow-partial",
+        )
 
     @cached_property
-    def _shards(self) -> dict[Path, ShardInfo]:
-        return {path: shard_info(path) for path in self.shards}
+    def faults(self) -> dict[Path, InputError]:
+        """Return what is wrong with shards: damage, a shard of another set, the rows of another shard as after a copy.
 
-    def _check_doubles(self) -> None:
-        """Raise InputError where two shards have the same rows; ids are read only where their checksums are equal."""
+        Without run.json and parts nothing tells which set is meant.
+        """
+        if self.whole is not None:
+            return {path: self.whole.faults[path] for path in self.shards if path in self.whole.faults}
+        found = {path: self._stranger(path, info) for path, info in self._shards.items()}
+        strange = {path: fault for path, fault in found.items() if fault is not None}
+        return strange | dict(self._doubles([path for path in self._shards if path not in strange]))
+
+    def _stranger(self, path: Path, info: ShardInfo | InputError) -> InputError | None:
+        """Return the fault of a shard that cannot be read, or is of another set."""
+        if isinstance(info, InputError):
+            return info
+        if not self._shared:
+            return None
+        if not is_named_for(path, self._shared.get("parts")):
+            return misplaced(path)
+        if None in (info.set_digest, ours := self._shared.get("digest")) or info.set_digest == ours:
+            return None
+        mend = f"{again(self.command, part_of(path))} to mend it"
+        return InputError(f"{path} is of another set", f"a shard of {self.directory}", mend)
+
+    @cached_property
+    def _shards(self) -> dict[Path, ShardInfo | InputError]:
+        return {path: _info(path) for path in self.shards}
+
+    def _doubles(self, shards: Sequence[Path]) -> Iterator[tuple[Path, InputError]]:
+        """Yield the shards that have the rows of another one; ids are read only where their checksums are equal."""
         by_sum: dict[tuple[int, int], Path] = {}
-        for path, info in self._shards.items():
+        for path in shards:
+            info = self._shards[path]
             if info.ids_sum is None or not info.rows:
                 continue
             other = by_sum.setdefault((info.rows, info.ids_sum), path)
-            if other == path:
-                continue
-            ids, other_ids = (read_table(each, ["trajectory_id"]) for each in (path, other))
-            if ids.equals(other_ids):
-                mend = f"run its trd {self.command} again to mend it" if self.record else "take one away"
-                raise InputError(f"{path} has the rows of {other.name}", "each row once", mend)
+            if other != path:
+                yield from self._compared(other, path)
+
+    def _compared(self, first: Path, second: Path) -> Iterator[tuple[Path, InputError]]:
+        """Yield the one of two shards that is a copy of the other: the one under the name of a part not its own."""
+        tables = {path: _ids(path) for path in (first, second)}
+        if broken := [(path, table) for path, table in tables.items() if isinstance(table, InputError)]:
+            yield from broken
+        elif tables[first].equals(tables[second]):
+            problem, of = tables[first]["problem_id"][0].as_py(), part_of(first)
+            wrong, right = (second, first) if of is None or of.owns(problem) else (first, second)
+            mend = f"{again(self.command, part_of(wrong))} to mend it" if self.command else "take one away"
+            yield wrong, InputError(f"{wrong} has the rows of {right.name}", "each row once", mend)
+
+
+def _info(path: Path) -> ShardInfo | InputError:
+    try:
+        return shard_info(path)
+    except InputError as error:
+        return error
+
+
+def _ids(path: Path) -> pa.Table | InputError:
+    try:
+        return read_table(path, ["trajectory_id", "problem_id"])
+    except InputError as error:
+        return error
+
+
+def _own(directory: Path, part: Part) -> dict[str, Any] | None:
+    """Return the record of a part, None where it is not there or is damaged."""
+    try:
+        return read_run_json(directory, part)
+    except DamagedFile:
+        return None
 
 
 def state_of(directory: Path) -> State:
