@@ -1,4 +1,4 @@
-"""Tell how far the output of a stage is: one answer for resuming it, for the stages that read it, `trd run` and reports."""
+"""Tell how far the output of a stage is: one answer for resuming it, for stages that read it, `trd run` and reports."""
 
 from __future__ import annotations
 
