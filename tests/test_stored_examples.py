@@ -18,7 +18,7 @@ from support.sets import flip
 from support.tiny import build_model
 
 from trd_cli.config.training import DistillConfig
-from trd_cli.errors import DamagedFile
+from trd_cli.errors import DamagedFile, InputError
 from trd_cli.models import resolve_model
 from trd_cli.progress import SilentProgress
 from trd_cli.stages.distill import read
@@ -99,6 +99,18 @@ def test_a_damaged_file_is_not_used(tmp_path: Path) -> None:
         assert Examples.found([path], "k") is None, length
     path.unlink()
     assert Examples.found([path], "k") is None
+
+
+def test_a_full_disk_is_told_with_the_file() -> None:
+    def write() -> None:
+        with open("/dev/full", "r+b") as file:
+            writer = ExampleWriter(file)
+            for example in some_examples(5):
+                writer.add(example)
+            writer.finish({})
+
+    with pytest.raises(InputError, match="could not write /dev/full: No space left"):
+        write()
 
 
 def test_verdicts_are_found_by_ids_of_any_length() -> None:

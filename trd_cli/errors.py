@@ -112,6 +112,11 @@ def first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {first}" if isinstance(error, LookupError) else first
 
 
+def sized(size: float) -> str:
+    """Return a number of bytes in MiB, or in GiB from a tenth of one on."""
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 / 10 else f"{size / 2**20:.1f} MiB"
+
+
 def counted(number: float, noun: str, spec: str = "") -> str:
     """Return a number with its noun: "1 row", "2 rows". `spec` formats the number, as "," for thousands."""
     plural = "" if number == 1 else "es" if noun.endswith("s") else "s"

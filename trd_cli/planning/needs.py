@@ -11,6 +11,7 @@ from trd_cli.config.commands import EvalConfig, PlanConfig
 from trd_cli.config.generating import EngineOptions, RefineConfig, SampleConfig
 from trd_cli.config.training import DistillConfig
 from trd_cli.datasets.benchmarks import Benchmark
+from trd_cli.errors import sized
 from trd_cli.planning import estimates
 from trd_cli.planning.chains import Chain
 from trd_cli.planning.estimates import BYTES, GIB, Need, Shape
@@ -180,8 +181,8 @@ def adapter_of(config: DistillConfig, student: Planned) -> int:
 
 def _parts(need: Need) -> str:
     rough = {"activations": "activations (rough)"}
-    parts = ", ".join(f"{rough.get(name, name)} {_size(size)}" for name, size in need.parts.items() if size)
-    return f"{_size(need.total)} ({parts})"
+    parts = ", ".join(f"{rough.get(name, name)} {sized(size)}" for name, size in need.parts.items() if size)
+    return f"{sized(need.total)} ({parts})"
 
 
 # Disk
@@ -202,18 +203,18 @@ def check_disk(graph: Graph, works: Sequence[Work], student: Planned) -> Iterato
         kept = sum(_checkpoint(node, student, student.shape) for node in training)
         states = sum(sorted(_states(node, student, student.shape) for node in training)[-at_once:])
     while_training = "one arm trains" if at_once == 1 else f"{at_once} arms train"
-    what = f"at most {_size(shards)} of shards before compression, {_size(kept)} of checkpoints, {_size(states)} of states while {while_training}"
+    what = f"at most {sized(shards)} of shards before compression, {sized(kept)} of checkpoints, {sized(states)} of states while {while_training}"
     free = shutil.disk_usage(
         next(p for p in (graph.directory.resolve(), *graph.directory.resolve().parents) if p.exists())
     ).free
     if shards + kept + states > free:
         yield warning(
             "disk",
-            f"{what}, and {_size(free)} are free",
+            f"{what}, and {sized(free)} are free",
             "give trd run an --out with more room, or lower keep in [distill]",
         )
     else:
-        yield ok("disk", f"{what}; {_size(free)} are free")
+        yield ok("disk", f"{what}; {sized(free)} are free")
 
 
 def _checkpoint(node: Node, student: Planned, shape: Shape) -> int:
@@ -230,7 +231,3 @@ def _states(node: Node, student: Planned, shape: Shape) -> int:
     trained = adapter_of(config, student) or shape.parameters
     average = BYTES["float32"] if config.teacher_weights == "ema" else 0
     return (config.keep + 1) * trained * (12 + average)  # weights and two moments in float32
-
-
-def _size(size: float) -> str:
-    return f"{size / GIB:.1f} GiB" if size >= GIB / 10 else f"{size / 2**20:.1f} MiB"

@@ -18,7 +18,7 @@ from torch import nn
 
 from trd_cli.atomic import make_directory, sync_directory
 from trd_cli.config.training import LoraOptions
-from trd_cli.errors import InputError, ModelError, TrdError, first_line
+from trd_cli.errors import InputError, ModelError, TrdError, first_line, sized
 from trd_cli.model_files import weights_dtype
 from trd_cli.models import ModelRef
 from trd_cli.training.model import DTYPES, load, with_adapter
@@ -37,7 +37,6 @@ _KEPT = (
 # Copied unchanged: transformers refuses to write some that it reads, and would add to the others.
 _GENERATION = "generation_config.json"
 ADAPTER = "adapter"
-_GIB = 2**30
 
 
 def dtype_to_save(student: ModelRef, asked: str) -> torch.dtype:
@@ -115,8 +114,8 @@ def rehearse(
         free = shutil.disk_usage(building).free
         if free < needed:
             raise InputError(
-                f"{free / _GIB:.1f} GiB are free in {target}",
-                f"the {needed / _GIB:.1f} GiB that the checkpoint takes",
+                f"{sized(free)} are free in {target}",
+                f"the {sized(needed)} that the checkpoint takes",
                 "free some space, or give an --out with more",
             )
 

@@ -8,10 +8,12 @@ are mapped too, so that the processes of a machine share all of it in the page c
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
 import os
+import tempfile
 import zlib
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,6 +23,7 @@ from typing import IO, Any
 import numpy as np
 
 from trd_cli.atomic import refused, sync_directory
+from trd_cli.errors import InputError
 from trd_cli.records import CHECKSUM, is_intact, with_checksum
 from trd_cli.training.batches import Example
 
@@ -166,7 +169,7 @@ class ExampleWriter:
         try:
             self._file.write(content if isinstance(content, bytes) else content.tobytes())
         except OSError as error:
-            raise refused(Path(str(self._file.name)), error) from None
+            raise self._refused(error) from None
 
     def _flush(self) -> None:
         """Make the file durable, and visible to other machines."""
@@ -174,7 +177,15 @@ class ExampleWriter:
             self._file.flush()
             os.fsync(self._file.fileno())
         except OSError as error:
-            raise refused(Path(str(self._file.name)), error) from None
+            raise self._refused(error) from None
+
+    def _refused(self, error: OSError) -> InputError:
+        """Close the file and return the error that names it, or the directory of a file without a name."""
+        # Closed later, it would try again to write what is left, and fail with an error that names nothing.
+        with contextlib.suppress(OSError):
+            self._file.close()
+        name = self._file.name
+        return refused(Path(name if isinstance(name, str) else tempfile.gettempdir()), error)
 
 
 def _sum_of(*columns: np.ndarray) -> int:
