@@ -115,10 +115,10 @@ def _first_problem(graph: Graph, done: Collection[str]) -> Problem:
     if "problems" in done:
         return read_problems(graph.path(graph["problems"]) / PROBLEMS_FILE)[0]
     if kind == "make":
-        from trd_cli.datasets.arithmetic import make_arithmetic
+        from trd_cli.datasets.arithmetic import draw_arithmetic
 
         options = MakeConfig.parse({**value, "out": "-"})
-        return make_arithmetic(options.n, options.seed, options.level)[0]
+        return next(draw_arithmetic(options.n, options.seed, options.level))
     from trd_cli.datasets.importing import import_problems
     from trd_cli.datasets.presets import PRESETS
 
