@@ -245,7 +245,7 @@ def test_a_failure_in_vllms_own_process_is_told_by_its_reason(
     weights = tmp_path / "model.safetensors"
     weights.unlink()
     weights.write_bytes((model.path / "model.safetensors").read_bytes()[:1_000_000])
-    with pytest.raises(EngineError, match="SafetensorError") as failure:
+    with pytest.raises(EngineError, match="safetensors cannot be read") as failure:
         VllmEngine(replace(model, path=tmp_path), tokenizer, EngineOptions(max_model_len=LONGEST))
     assert "\n" not in str(failure.value)
     assert "SafetensorError" in take_log(str(failure.value))

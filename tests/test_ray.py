@@ -84,7 +84,7 @@ def actors() -> list[psutil.Process]:
 def test_actors_make_the_rows_of_one_engine(replicas: int, expected: dict[str, Completion]) -> None:
     engine = engine_of(replicas)
     assert answers(engine.generate(REQUESTS)) == expected
-    assert len(engine.rates()) == replicas
+    assert len(engine.tokens()) == replicas
     engine.close()
     wait_for(lambda: not actors(), 10)
 

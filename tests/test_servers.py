@@ -210,14 +210,14 @@ def test_the_faster_of_two_servers_answers_more(serve: Serve) -> None:
     assert len(slow.received) + len(fast.received) == len(PROMPTS)
 
 
-def test_rates_are_told_for_each_server(serve: Serve) -> None:
+def test_tokens_are_counted_for_each_server(serve: Serve) -> None:
     idle, busy = serve(failed(404, "no such model")), serve(echo)
     engine = engine_for([idle.url, busy.url], batch_size=4)
-    assert engine.rates() == [0.0, 0.0]
+    assert engine.tokens() == [0, 0]
     assert engine.rows_at_once == 8
     list(engine.generate([asking(prompt) for prompt in PROMPTS]))
-    first, second = engine.rates()
-    assert first == 0.0 < second
+    first, second = engine.tokens()
+    assert first == 0 < second
     assert engine.rows_at_once == 4
 
 

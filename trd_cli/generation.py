@@ -16,7 +16,7 @@ from typing import Any
 
 from trd_cli.config.base import OutputOptions, errors_allowed
 from trd_cli.config.generating import SamplingOptions
-from trd_cli.engines.base import Engine, Rated
+from trd_cli.engines.base import Engine, Several
 from trd_cli.engines.border import answered
 from trd_cli.errors import ModelError, ResumeRefused, TooManyRowErrors, counted
 from trd_cli.models import ModelRef
@@ -216,6 +216,7 @@ class ShardFiller:
         self._buffer: list[Trajectory] = []
         self._target: Path | None = None
         self._opened = time.monotonic()
+        self._at_work_since: float | None = None
         self._announced = self._begun = False
         self._planned = IdSet()
         self._take_up()
@@ -285,8 +286,11 @@ class ShardFiller:
                 self._add(row, 0)
 
     def _rates(self) -> Sequence[float]:
-        """Return the tokens a second of each replica; nothing for a single engine."""
-        return self._engine.rates() if isinstance(self._engine, Rated) else ()
+        """Return the tokens a second of each replica, which add up to those of all; nothing for a single engine."""
+        counts = self._engine.tokens() if isinstance(self._engine, Several) else ()
+        now = time.monotonic()
+        seconds = self.outcome.seconds + now - (self._at_work_since or now)
+        return [count / max(seconds, 1e-6) for count in counts]
 
     def _load(self) -> None:
         if self._engine is None:
@@ -303,13 +307,14 @@ class ShardFiller:
             self._progress.start(self._stage_dir.state().command, self._total, self.outcome.rows)
 
     def _generate(self, requests: Iterable[Request]) -> None:
-        began = time.monotonic()
+        self._at_work_since = time.monotonic()
         try:
             for completion in answered(requests, self._engine.generate, self._backend.tokenizer, self._progress.note):
                 row = with_completion(self._open.pop(completion.request_id), completion)
                 self._add(row, len(row.response_token_ids or ()))
         finally:
-            self.outcome.seconds += time.monotonic() - began
+            self.outcome.seconds += time.monotonic() - self._at_work_since
+            self._at_work_since = None
 
     def _add(self, row: Trajectory, tokens: int) -> None:
         self._buffer.append(row)

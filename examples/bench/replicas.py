@@ -68,7 +68,7 @@ def main() -> None:
     try:
         for engine in engines:
             rate(engine, todo[:REPLICAS])
-        while 0 in engines[1].rates():  # until each worker has loaded the model and made a row
+        while 0 in engines[1].tokens():  # until each worker has loaded the model and made a row
             rate(engines[1], todo[: 2 * REPLICAS])
         passes = [[rate(engine, todo) for engine in engines] for _ in range(rounds)]
     finally:

@@ -41,11 +41,11 @@ class Engine(Protocol):
 
 
 @runtime_checkable
-class Rated(Protocol):
+class Several(Protocol):
     """An engine that may be several: replicas, or servers."""
 
-    def rates(self) -> Sequence[float]:
-        """Return the tokens a second of each so far; nothing for one alone."""
+    def tokens(self) -> Sequence[int]:
+        """Return the response tokens of each so far; nothing for one alone."""
         ...
 
 

@@ -74,9 +74,9 @@ class OpenAIEngine:
     def rows_at_once(self) -> int:
         return sum(host.limit for host in self._connections if host.is_left)
 
-    def rates(self) -> list[float]:
-        """Return the tokens a second of each of several servers so far."""
-        return [host.rate() for host in self._connections] if len(self._connections) > 1 else []
+    def tokens(self) -> list[int]:
+        """Return the response tokens of each of several servers so far."""
+        return [host.tokens for host in self._connections] if len(self._connections) > 1 else []
 
     def generate(self, requests: Iterable[Request | None]) -> Iterator[Completion]:
         """Yield one completion a request, as they finish; raise EngineError if no server can answer any.

@@ -15,7 +15,6 @@ Not covered: a worker that hangs without dying.
 from __future__ import annotations
 
 import logging
-import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -83,19 +82,12 @@ class _Replica:
     is_alone: bool = False
     open: dict[str, _Row] = field(default_factory=dict)
     tokens: int = 0
-    began: float | None = None
-    latest: float = 0.0
-
-    def rate(self) -> float:
-        """Return the tokens a second from its first request to its latest completion."""
-        return 0.0 if self.began is None else self.tokens / max(self.latest - self.began, 1e-6)
 
     def finish(self, completion: Completion) -> None:
         """Count a completion of one of its rows."""
         del self.open[completion.request_id]
         self.is_alone, self.strikes = self.is_alone and bool(self.open), 0
         self.tokens += len(completion.token_ids or ())
-        self.latest = time.monotonic()
 
     def suspects(self) -> int:
         return sum(row.deaths > 0 for row in self.open.values())
@@ -125,9 +117,9 @@ class Replicas:
     def rows_at_once(self) -> int:
         return sum(replica.room for replica in self._ready())
 
-    def rates(self) -> list[float]:
-        """Return the tokens a second of each replica so far."""
-        return [replica.rate() for replica in self._replicas]
+    def tokens(self) -> list[int]:
+        """Return the response tokens of each replica so far."""
+        return [replica.tokens for replica in self._replicas]
 
     def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
         """See `Engine.generate`. Raises EngineError when no worker is left."""
@@ -186,7 +178,6 @@ class Replicas:
 
     def _send(self, replica: _Replica, rows: Sequence[_Row]) -> None:
         if rows:
-            replica.began = replica.began or time.monotonic()
             replica.open |= {row.request.request_id: row for row in rows}
             self._transport.send(replica.number, [row.request for row in rows])
 

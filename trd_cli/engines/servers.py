@@ -59,8 +59,6 @@ class Host:
     is_out: bool = False
     open: int = 0
     tokens: int = 0
-    began: float | None = None
-    latest: float = 0.0
     window: int = field(init=False)
     _failures: int = 0
     _failed_at: float = 0.0
@@ -84,10 +82,6 @@ class Host:
         """Return the time before which the server gets no request."""
         return max(self._rests_until, self._told_until)
 
-    def rate(self) -> float:
-        """Return the tokens a second from the first request to the latest answer."""
-        return 0.0 if self.began is None else self.tokens / max(self.latest - self.began, 1e-6)
-
     def has_room(self, now: float) -> bool:
         """Return True if the server may get a request."""
         return not self.is_out and now >= self.rests_until() and self.open < self.window
@@ -95,7 +89,6 @@ class Host:
     def begins(self, now: float) -> None:
         """Record a request. A server that fails gets the next one only after another rest, or its answer."""
         self.open += 1
-        self.began = now if self.began is None else self.began
         if self._failures:
             self._rests_until = now + backoff(self._failures)
 
@@ -191,7 +184,7 @@ class Queue:
         """Record an answer of so many tokens. A server that refused the same request has failed."""
         with self._lock:
             host.open -= 1
-            host.tokens, host.latest = host.tokens + tokens, now
+            host.tokens += tokens
             self._revive(host)
             for other, (fault, sent) in task.faults.items():
                 if not fault.is_passing:
