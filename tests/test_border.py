@@ -233,7 +233,7 @@ def test_an_engine_that_fails_leaves_its_unanswered_requests_owed(problems: Path
 
 @pytest.fixture
 def row(rollouts: Path) -> Trajectory:
-    return rows_of(rollouts)[0]
+    return read_rows(list_shards(rollouts)[0])[0]
 
 
 UNWRITABLE: dict[str, dict[str, Any]] = {

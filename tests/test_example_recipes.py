@@ -270,6 +270,6 @@ def test_a_prompt_of_the_released_code_ends_in_one_line_break(ok: Trd, tmp_path:
     for stage in ("sample", "refine"):
         (node,) = [node for node in graph.nodes if node.stage == stage]
         for row in iter_rows(list_shards(graph.path(node))):
-            text = bytes(row.prompt_token_ids).decode()
+            text = bytes(row.prompt_token_ids.tolist()).decode()
             assert text == row.messages[0]["content"] + "\n"
             assert not row.messages[0]["content"].endswith("\n")

@@ -246,7 +246,7 @@ def run(config: RunConfig) -> None:
 
 @command(app, "status", StatusConfig, "trd status runs/y_o runs/y_r runs/eval")
 def status(config: StatusConfig) -> None:
-    """Tell what is done, missing and failed in sets, evaluations and runs.
+    """Tell what of sets, evaluations and runs is done, missing, failed.
 
     One line an output, then one for each stage of a run, or for the parts of a job array in the same state. The last
     column of an array has its parts to run again as Slurm's --array. Tab-separated in a pipe. Exits with 4 if an output

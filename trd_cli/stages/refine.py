@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import fields, replace
+from itertools import chain
 from typing import Any
 
 import pyarrow.compute as pc
@@ -67,8 +68,9 @@ def run(
         asked=asked,
     )
     chosen = refiner.chosen(sets)
+    planned = refiner.plan(sets)
+    first = next(planned, None)  # a template that cannot be rendered is refused before anything is written
     if config.dry_run:
-        first = next(refiner.plan(sets), None)
         progress.note(preview(first, len(chosen), stage_dir.path) if first else "no row is in the subset")
         return Outcome()
     total = None if config.stream else len(chosen)
@@ -77,7 +79,7 @@ def run(
             check_strangers(stage_dir.path, _strangers(stage_dir, chosen))
             stage_dir.expect(total)
         del chosen
-        filler.fill(refiner.plan(sets))
+        filler.fill(chain([first] if first else [], planned))
         for wave in map(open_sets, waves):
             sets += wave
             filler.fill(refiner.plan(wave))
