@@ -22,7 +22,8 @@ from trd_cli.progress import SilentProgress
 from trd_cli.prompting.tokens import ByteTokenizer
 from trd_cli.records import Completion, Problem, Request, Trajectory, content_hash, logprob_array, token_array
 from trd_cli.stages import sample
-from trd_cli.trajectories.shards import list_shards, read_problems, read_rows, shard_path, write_problems, write_shard
+from trd_cli.trajectories.problem_sets import read_problems
+from trd_cli.trajectories.shards import list_shards, read_rows, shard_path, write_problems, write_shard
 
 Trd = Callable[..., Result]
 TOKENIZER = ByteTokenizer()

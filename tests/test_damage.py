@@ -28,6 +28,7 @@ from trd_cli.datasets.rows import file_rows
 from trd_cli.errors import DamagedFile, InputError
 from trd_cli.evaluation.results import read_results
 from trd_cli.records import Problem
+from trd_cli.trajectories.problem_sets import read_problems
 from trd_cli.trajectories.run_json import read_run_json, write_run_json
 from trd_cli.trajectories.sets import check_complete, iter_selected, open_sets, parent_frame
 from trd_cli.trajectories.shards import (
@@ -35,7 +36,6 @@ from trd_cli.trajectories.shards import (
     SCHEMA,
     check_whole,
     list_shards,
-    read_problems,
     read_rows,
     read_table,
     shard_info,

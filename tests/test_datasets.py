@@ -25,7 +25,8 @@ from trd_cli.datasets.make import import_
 from trd_cli.errors import InputError
 from trd_cli.progress import SilentProgress
 from trd_cli.records import Problem, content_hash
-from trd_cli.trajectories.shards import read_problems, write_problems
+from trd_cli.trajectories.problem_sets import read_problems
+from trd_cli.trajectories.shards import write_problems
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("TRD_DATA", REPOSITORY.parent / "shared" / "data"))

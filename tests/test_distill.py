@@ -13,12 +13,12 @@ import pytest
 import torch
 from conftest import Trd
 from support.launches import ENGINE, make_world
-from support.sets import by_hand
+from support.sets import by_hand, iter_rows
 from support.tiny import END, OTHER_END, SHAPE, build_model, reference_model, write_tokenizer
 
 from trd_cli.models import fingerprint, resolve_model
 from trd_cli.records import Trajectory
-from trd_cli.trajectories.shards import iter_rows, list_shards, read_rows, write_shard
+from trd_cli.trajectories.shards import list_shards, read_rows, write_shard
 
 TRAIN = ("--dtype", "float32", "--device", "cpu")
 OVERFIT = (*TRAIN, "--epochs", 12, "--lr", 1e-2, "--batch-size", 4)

@@ -18,10 +18,11 @@ from typing import Any
 
 import pytest
 from conftest import Trd
+from support.sets import iter_rows
 
 from trd_cli.datasets.benchmarks import load_benchmark
 from trd_cli.records import Problem, Trajectory
-from trd_cli.trajectories.shards import iter_rows, list_shards, read_rows, write_problems, write_shard
+from trd_cli.trajectories.shards import list_shards, read_rows, write_problems, write_shard
 
 SMALL, OVERLAPPING = "arithmetic:n=6,seed=5", "arithmetic:n=9,seed=5,level=1"
 BOTH = f"{SMALL},{OVERLAPPING}"

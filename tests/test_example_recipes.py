@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import tomli_w
 from conftest import Trd
+from support.sets import iter_rows
 
 from trd_cli.config.commands import EvalConfig
 from trd_cli.config.generating import RefineConfig, SampleConfig
@@ -21,7 +22,7 @@ from trd_cli.recipes.loading import load_recipe
 from trd_cli.recipes.nodes import Graph
 from trd_cli.recipes.recipe import Recipe
 from trd_cli.training.trainer import rate_at
-from trd_cli.trajectories.shards import iter_rows, list_shards
+from trd_cli.trajectories.shards import list_shards
 
 RECIPES = Path(__file__).parent.parent / "examples" / "recipes"
 ROOM = RECIPES.parent.parent / "trd_cli" / "recipes"

@@ -21,7 +21,7 @@ from trd_cli.cli import app
 from trd_cli.graders.base import Question
 from trd_cli.graders.code import CodeOptions, grade
 from trd_cli.records import Problem
-from trd_cli.trajectories.shards import read_problems
+from trd_cli.trajectories.problem_sets import read_problems
 
 DATA = Path(os.environ.get("TRD_DATA", Path(__file__).parents[2] / "shared" / "data"))
 

@@ -17,7 +17,7 @@ import pytest
 from click.testing import Result
 from support.local_server import Received, Reply, Server, exact, failed
 from support.sets import rows_of
-from support.tiny import write_tokenizer
+from support.tiny import write_bare_model
 
 from trd_cli.errors import EngineError, InputError
 from trd_cli.redaction import one_line, scrubbed, without_secrets
@@ -32,10 +32,7 @@ ASKING = ("--engine", "openai", "--engine-arg", "retries=0", "--max-errors", 100
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("model")
-    (directory / "config.json").write_text('{"model_type": "llama", "max_position_embeddings": 4096}')
-    write_tokenizer(directory)
-    return directory
+    return write_bare_model(tmp_path_factory.mktemp("model"))
 
 
 def assert_hidden(secrets: tuple[str, ...], result: Result, out: Path) -> None:

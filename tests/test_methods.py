@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 import torch
 from conftest import Trd
+from support.sets import iter_rows
 from support.tiny import build_model, reference_model
 from test_distill import ENGINE, TRAIN, World, log_of, refusal, run_json, weights, world
 
 from trd_cli.config.training import METHODS, DistillConfig
 from trd_cli.losses.objectives import OBJECTIVES
 from trd_cli.records import Problem
-from trd_cli.trajectories.shards import iter_rows, list_shards, write_problems
+from trd_cli.trajectories.shards import list_shards, write_problems
 
 __all__ = ["world"]  # the fixture, for this module too
 Weights = dict[str, torch.Tensor]

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Trd
+from support.sets import iter_rows
 
 from trd_cli.config.commands import ImportConfig, OverlapConfig
 from trd_cli.datasets.importing import import_problems
@@ -19,7 +20,8 @@ from trd_cli.datasets.overlap import Overlaps, run
 from trd_cli.errors import InputError
 from trd_cli.progress import SilentProgress
 from trd_cli.records import Problem
-from trd_cli.trajectories.shards import iter_rows, list_shards, read_problems, write_problems, write_shard
+from trd_cli.trajectories.problem_sets import read_problems
+from trd_cli.trajectories.shards import list_shards, write_problems, write_shard
 
 DATA = Path(os.environ.get("TRD_DATA", Path(__file__).resolve().parent.parent.parent / "shared" / "data"))
 WORDS = [

@@ -21,7 +21,8 @@ from trd_cli.planning.estimates import GIB, adapter_parameters, generating, row_
 from trd_cli.planning.pair import Planned, read_model
 from trd_cli.recipes.graph import build_graph
 from trd_cli.recipes.loading import load_recipe
-from trd_cli.trajectories.shards import list_shards, read_problems, write_problems
+from trd_cli.trajectories.problem_sets import read_problems
+from trd_cli.trajectories.shards import list_shards, write_problems
 
 Findings = list[dict[str, str]]
 Write = Callable[..., Path]

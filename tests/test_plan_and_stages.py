@@ -24,7 +24,8 @@ from trd_cli.recipes.loading import load_recipe
 from trd_cli.recipes.nodes import Graph
 from trd_cli.recipes.previews import first_prompts
 from trd_cli.records import Trajectory
-from trd_cli.trajectories.shards import read_problems, write_problems
+from trd_cli.trajectories.problem_sets import read_problems
+from trd_cli.trajectories.shards import write_problems
 
 N = 3
 # Every response is longer than it may be, so that it is cut where the plan says.

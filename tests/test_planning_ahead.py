@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Trd
-from support.sets import by_id, flip, rows_of
+from support.sets import by_id, flip, iter_rows, rows_of
 
 from trd_cli.config.base import OutputOptions
 from trd_cli.engines.base import Engine
@@ -24,7 +24,7 @@ from trd_cli.records import Completion, Message, Problem, Request, Trajectory, c
 from trd_cli.trajectories.id_set import IdSet
 from trd_cli.trajectories.problem_sets import ProblemSet
 from trd_cli.trajectories.sets import open_sets, selected_tables
-from trd_cli.trajectories.shards import iter_rows, list_shards, read_rows, read_table, write_problems, write_shard
+from trd_cli.trajectories.shards import list_shards, read_rows, read_table, write_problems, write_shard
 from trd_cli.trajectories.stage_dir import StageDir
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import Result
-from support.sets import by_id, rows_of
+from support.sets import by_id, iter_rows, rows_of
 
 from trd_cli.config.generating import RefineConfig
 from trd_cli.engines.scripted import ScriptedEngine
@@ -20,8 +20,9 @@ from trd_cli.models import resolve_model
 from trd_cli.progress import SilentProgress
 from trd_cli.records import Trajectory
 from trd_cli.stages import refine as stage
+from trd_cli.trajectories.problem_sets import read_problems
 from trd_cli.trajectories.sets import iter_selected, open_sets
-from trd_cli.trajectories.shards import iter_rows, list_shards, read_problems, read_rows, write_problems, write_shard
+from trd_cli.trajectories.shards import list_shards, read_rows, write_problems, write_shard
 
 Trd = Callable[..., Result]
 OPSD = ("refine", "--setting", "opsd")

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from click.testing import Result
 from support.sets import by_id, rows_of
-from support.tiny import END, write_tokenizer
+from support.tiny import END, write_bare_model
 
 from trd_cli.trajectories.shards import list_shards, read_rows
 
@@ -101,10 +101,7 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("model")
-    (directory / "config.json").write_text('{"model_type": "llama", "max_position_embeddings": 4096}')
-    write_tokenizer(directory)
-    return directory
+    return write_bare_model(tmp_path_factory.mktemp("model"))
 
 
 def test_a_retry_that_succeeds_replaces_exactly_the_error_rows(

@@ -23,9 +23,10 @@ import pytest
 import torch
 from conftest import Trd
 from support.children import Run, Start, forking, wait_for
+from support.sets import iter_rows
 from support.tiny import END, OTHER_END, build_model, set_eos
 
-from trd_cli.trajectories.shards import iter_rows, list_shards
+from trd_cli.trajectories.shards import list_shards
 
 ROOT = Path(__file__).parent.parent
 ENGINE = ("--engine", "transformers", "--dtype", "float32", "--device", "cpu", "--max-tokens", 12)

@@ -25,7 +25,8 @@ from trd_cli.report.data import SetRef
 from trd_cli.report.nll import TEXTS, choose, score
 from trd_cli.training.batches import Example, Weighting, collate, split_step
 from trd_cli.training.model import DistillStep, Teacher
-from trd_cli.trajectories.shards import read_problems, write_problems
+from trd_cli.trajectories.problem_sets import read_problems
+from trd_cli.trajectories.shards import write_problems
 
 SWITCH = 64
 SHORT, LONG = [1.0, 1.1, 1.3, 1.5], [4.0, 7.0, 11.0, 16.0]

@@ -24,11 +24,11 @@ from typing import Any
 import pytest
 from conftest import Trd
 from support.children import start_child, wait_for
-from support.sets import by_id, flip
+from support.sets import by_id, flip, iter_rows
 from support.tiny import build_model
 
 from trd_cli.records import Trajectory
-from trd_cli.trajectories.shards import iter_rows, list_shards, read_rows, write_shard
+from trd_cli.trajectories.shards import list_shards, read_rows, write_shard
 
 ROOT = Path(__file__).parent.parent
 KILLS = os.environ.get("TRD_KILLS")
@@ -341,7 +341,7 @@ def test_a_dry_run_of_nothing_renders_the_first_problem(tmp_path: Path, ok: Trd)
     assert "7 stages in" in shown
     assert "0 done, 7 to run" in shown
     ok("data", "make", "arithmetic", "--n", 4, "--out", tmp_path / "p.parquet")
-    from trd_cli.trajectories.shards import read_problems
+    from trd_cli.trajectories.problem_sets import read_problems
 
     first = read_problems(tmp_path / "p.parquet")[0]
     assert shown.count(first.problem) == 6, "sample, refine, and both models of two arms"

@@ -16,7 +16,8 @@ from click.testing import Result
 from support.children import start_child
 from support.sets import by_id, rows_of
 
-from trd_cli.trajectories.shards import list_shards, read_problems, read_rows, write_problems
+from trd_cli.trajectories.problem_sets import read_problems
+from trd_cli.trajectories.shards import list_shards, read_rows, write_problems
 
 ROOT = Path(__file__).parent.parent
 Trd = Callable[..., Result]

@@ -15,7 +15,7 @@ import pytest
 from click.testing import Result
 from support.local_server import Reply, Server, asking, engine_for, exact, failed
 from support.sets import rows_of
-from support.tiny import write_tokenizer
+from support.tiny import write_bare_model
 
 from trd_cli.config.generating import SampleConfig
 from trd_cli.engines.servers import Fault, Host, Queue, Task
@@ -344,10 +344,7 @@ def test_an_answer_is_not_kept_waiting_for_a_request_that_is_not_ready(serve: Se
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("model")
-    (directory / "config.json").write_text('{"model_type": "llama", "max_position_embeddings": 4096}')
-    write_tokenizer(directory)
-    return directory
+    return write_bare_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture

@@ -16,17 +16,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import Result
+from support.sets import iter_rows
 
 from trd_cli.errors import InputError
 from trd_cli.records import Problem, Trajectory, logprob_array, token_array
+from trd_cli.trajectories.problem_sets import read_problems
 from trd_cli.trajectories.sets import open_sets
 from trd_cli.trajectories.shards import (
     PROBLEM_SCHEMA,
     SCHEMA,
     SCHEMA_VERSION,
-    iter_rows,
     list_shards,
-    read_problems,
     read_rows,
     read_table,
     write_problems,

@@ -28,7 +28,8 @@ from support.sets import by_id, rows_of
 from support.tiny import build_model
 
 from trd_cli.records import Trajectory
-from trd_cli.trajectories.shards import list_shards, read_problems, read_rows, write_problems, write_shard
+from trd_cli.trajectories.problem_sets import read_problems
+from trd_cli.trajectories.shards import list_shards, read_rows, write_problems, write_shard
 
 PLENTY = 120  # seconds, for a process that must end by itself
 SLOW = ("--engine-arg", "delay=0.05")

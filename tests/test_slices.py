@@ -10,7 +10,7 @@ from conftest import Trd
 from support.sets import by_id
 
 from trd_cli.prompting.tokens import ByteTokenizer
-from trd_cli.trajectories.shards import read_problems
+from trd_cli.trajectories.problem_sets import read_problems
 
 SCRIPTED = ("sample", "-m", "scripted")
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import Trd
+from support.sets import iter_rows
 from support.tiny import (
     END,
     OTHER_END,
@@ -26,7 +27,7 @@ from support.tiny import (
 
 from trd_cli.errors import EngineError
 from trd_cli.records import Completion, Request, Sampling
-from trd_cli.trajectories.shards import iter_rows, list_shards
+from trd_cli.trajectories.shards import list_shards
 
 GREEDY = Sampling(0.0, 1.0, 0, 24)
 SEEDED = Sampling(0.9, 0.95, 40, 24)

@@ -19,7 +19,8 @@ from trd_cli.models import ModelRef, resolve_model
 from trd_cli.records import Trajectory
 from trd_cli.report.data import SetRef
 from trd_cli.report.nll import choose
-from trd_cli.trajectories.shards import list_shards, read_problems, read_rows, write_problems, write_shard
+from trd_cli.trajectories.problem_sets import read_problems
+from trd_cli.trajectories.shards import list_shards, read_rows, write_problems, write_shard
 
 ENGINE = ("--engine", "transformers", "--dtype", "float32", "--device", "cpu", "--max-tokens", 12)
 TRAIN = ("--dtype", "float32", "--device", "cpu")

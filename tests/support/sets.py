@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields, replace
 from functools import cache
 from pathlib import Path
@@ -15,7 +15,13 @@ import pyarrow.parquet as pq
 from trd_cli.datasets.evalplus import load_evalplus
 from trd_cli.graders.evalplus_tasks import Dataset
 from trd_cli.records import Trajectory
-from trd_cli.trajectories.shards import iter_rows, list_shards
+from trd_cli.trajectories.shards import list_shards, read_rows
+
+
+def iter_rows(shards: Iterable[Path]) -> Iterator[Trajectory]:
+    """Yield the rows of many shards, with arrays of ids."""
+    for path in shards:
+        yield from read_rows(path)
 
 
 def rows_of(directory: Path) -> list[Trajectory]:

@@ -41,6 +41,13 @@ CHAT_TEMPLATE = (
 _WIDE = 0.35
 
 
+def write_bare_model(directory: Path) -> Path:
+    """Write a model without weights, for engines that ask a server."""
+    (directory / "config.json").write_text('{"model_type": "llama", "max_position_embeddings": 4096}')
+    write_tokenizer(directory)
+    return directory
+
+
 def write_tokenizer(directory: Path, merges: tuple = _MERGES, chat_template: str | None = CHAT_TEMPLATE) -> None:
     """Write a byte-level BPE tokenizer; `<|end|>` ends a turn.
 

@@ -25,7 +25,7 @@ from trd_cli.datasets.known_sets import GRADERS, KNOWN, SAMPLING, SPELLINGS, Kno
 from trd_cli.datasets.sources import Loaded
 from trd_cli.errors import InputError, counted, flag
 from trd_cli.records import Problem, Sampling, Task, well_formed
-from trd_cli.trajectories.shards import read_problems
+from trd_cli.trajectories.problem_sets import read_problems
 
 FILES = "FILE[:math|:code]"
 _FILE = re.compile(r"(.+\.(?:jsonl|jsonl\.gz|json|csv|parquet))(?::(math|code))?", re.IGNORECASE)

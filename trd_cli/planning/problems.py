@@ -21,8 +21,8 @@ from trd_cli.recipes.nodes import Graph
 from trd_cli.recipes.recipe import Recipe
 from trd_cli.recipes.sections import PROBLEMS_FILE
 from trd_cli.records import Problem, Task
+from trd_cli.trajectories.problem_sets import read_problems
 from trd_cli.trajectories.selection import SUBSETS
-from trd_cli.trajectories.shards import read_problems
 
 
 def load_problems(recipe: Recipe, graph: Graph) -> tuple[list[Problem], list[Finding]]:

@@ -107,7 +107,7 @@ def _first_question(node: Node) -> Problem:
 
 def _first_problem(graph: Graph, done: Collection[str]) -> Problem:
     """Return the first problem of the recipe's set, from its file or made in memory, or a stand-in."""
-    from trd_cli.trajectories.shards import read_problems
+    from trd_cli.trajectories.problem_sets import read_problems
 
     (kind, value), *_ = graph.recipe.problems.items()
     if kind == "file":

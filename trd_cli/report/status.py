@@ -65,7 +65,8 @@ def status(directories: Sequence[str]) -> tuple[list[Line], bool]:
 def _lines(directory: Path, name: str) -> Iterator[Line]:
     """Yield the line of an output, then those of its parts or stages."""
     if not directory.is_dir():
-        raise InputError(f"no such directory: {name}", "an output of trd", "check the path")
+        got = f"{name} is no directory" if directory.exists() else f"no such directory: {name}"
+        raise InputError(got, "an output of trd", "check the path")
     if (directory / GRAPH_FILE).is_file():
         yield from _of_run(directory, name)
         return
@@ -124,9 +125,11 @@ def _lacks(state: State, ungraded: int) -> str | None:
     if not state.is_finished:
         return ""
     state.check()
-    if state.command == "eval":
-        return "without all verdicts" if ungraded else _no_score(state) if state.part is None else None
-    return None
+    if state.command != "eval":
+        return None
+    if ungraded:
+        return "without all verdicts"
+    return _no_score(state) if state.part is None else None
 
 
 def _no_score(state: State) -> str | None:

@@ -280,9 +280,9 @@ def _models(config: DistillConfig, chosen: Chosen, resolve: Callable[[str], Mode
     if config.teacher is None and setting == "opsd":
         return student, own_teacher(student, config.teacher_weights, config.lora, resolve)
     if config.teacher_weights != "round":
-        chosen = f"--method {config.method}, which sets " if config.method else ""
+        by_method = f"--method {config.method}, which sets " if config.method else ""
         raise InputError(
-            f"{chosen}--teacher-weights {config.teacher_weights} with another teacher than the student",
+            f"{by_method}--teacher-weights {config.teacher_weights} with another teacher than the student",
             "--setting opsd and no --teacher",
             "change that, or give --teacher-weights round",
         )

@@ -96,6 +96,11 @@ class ProblemSet:
                 )
 
 
+def read_problems(path: Path) -> list[Problem]:
+    """Return all problems of a problem set; raises as `ProblemSet.open`."""
+    return list(ProblemSet.open(path))
+
+
 class _Keys:
     """Collect texts in Arrow's layout, for sorting without an object a text."""
 

@@ -236,19 +236,6 @@ def _arrays(column: pa.ChunkedArray) -> list[Any]:
     return found
 
 
-def read_problems(path: Path) -> list[Problem]:
-    """Return all problems of a problem set; raises InputError when there are none or two share an id."""
-    problems = [Problem(**row) for row in read_table(path, schema=PROBLEM_SCHEMA).to_pylist()]
-    if not problems:
-        raise InputError(f"{path} has no problems", "at least one", "make or import a problem set with trd data")
-    seen: set[str] = set()
-    for problem in problems:
-        if problem.problem_id in seen:
-            raise InputError(f"{path} has two problems {problem.problem_id!r}", "unique problem_id", "import it again")
-        seen.add(problem.problem_id)
-    return problems
-
-
 def read_table(path: Path, columns: list[str] | None = None, schema: pa.Schema = SCHEMA) -> pa.Table:
     """Read all or some columns of a Parquet file of exactly `schema` and this version.
 
@@ -453,9 +440,3 @@ def graded_by(path: Path, part: Part | None) -> bool:
     if of is not None and of.count == part.count:
         return of == part
     return (shard_number(path) + (of.index if of else 0)) % part.count == part.index - 1
-
-
-def iter_rows(shards: Iterable[Path]) -> Iterator[Trajectory]:
-    """Yield the rows of many shards, one shard in memory at a time."""
-    for path in shards:
-        yield from read_rows(path)

@@ -218,7 +218,7 @@ class StageDir:
                     self.record = self._resumed()
             except OSError as error:
                 raise InputError(
-                    f"cannot make {self.path}: {error.strerror}",
+                    f"cannot {'write into' if self.path.is_dir() else 'make'} {self.path}: {error.strerror}",
                     "a directory that can be written to",
                     "give another --out",
                 ) from None
