@@ -11,6 +11,7 @@ from typing import Any
 
 from trd_cli.config.base import Config, RunStage
 from trd_cli.config.commands import EvalConfig, ImportConfig, MakeConfig
+from trd_cli.config.training import DistillConfig
 from trd_cli.datasets.benchmarks import split_benchmarks
 from trd_cli.errors import InputError
 from trd_cli.models import EMA, fingerprint
@@ -94,6 +95,12 @@ class Graph:
     def path(self, node: Node) -> Path:
         """Return the path of the node's output."""
         return self.directory / node.out
+
+    def continued(self, node: Node) -> Node | None:
+        """Return the node whose training a node continues, None for a node that continues none."""
+        if not isinstance(node.config, DistillConfig) or node.config.continue_from is None:
+            return None
+        return next(self[name] for name in node.inputs if self[name].stage == "distill")
 
     def needed_by(self, names: Iterable[str]) -> set[str]:
         """Return the names of these nodes and of all nodes that they are made from."""

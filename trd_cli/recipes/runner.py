@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from trd_cli.errors import UserError, counted
 from trd_cli.interrupts import held_back
 from trd_cli.progress import NodeState, RunProgress
+from trd_cli.recipes.checkpoints import words_of_training
 from trd_cli.recipes.devices import Machine, environment_of, shown, tasks_of, words_of
-from trd_cli.recipes.done import Status, Verdicts, done_nodes, is_whole
+from trd_cli.recipes.done import Status, Verdicts, begin, done_nodes, drop_states, is_whole
 from trd_cli.recipes.nodes import Graph, Node
 from trd_cli.recipes.processes import StageProcess, stop_all
 from trd_cli.recipes.slots import Placement, Scheduler
@@ -65,6 +66,8 @@ class Runner:
             if stage.process.elsewhere:
                 others = counted(self._graph.recipe.nodes - 1, "other machine")
                 self._progress.note(f"{stage.node.name} waits for {others}; start there: {stage.process.elsewhere}")
+        done = {name for name, each in self._shown.items() if each.state == "done"}
+        drop_states(self._graph, done, done | {stage.node.name for stage in self._running})
 
     def _watch(self, scheduler: Scheduler) -> bool:
         """Show and record the progress of all stages. Return True if one of them has ended."""
@@ -150,6 +153,7 @@ class _Stage:
         # With one slot a stage has what it would have alone.
         self.devices = shown(placement.slots) if machine.has_several else ""
         self._spent = _spent(self.node, status)
+        begin(graph, self.node)
         self._verdicts = Verdicts(graph.path(self.node)) if self.node.stage == "verify" else None
         more = ["--regrade"] if self._verdicts is not None and self._verdicts.begin(self.node) else []
         status.set(
@@ -161,7 +165,7 @@ class _Stage:
             devices=list(placement.devices) if machine.has_several else None,
             replicas=placement.times if placement.task.takes_free else None,
         )
-        more += words_of(machine, self.node, placement)
+        more += [*words_of(machine, self.node, placement), *words_of_training(graph, self.node)]
         self.process = StageProcess(graph, self.node, environment_of(placement), more)
         self._last: dict[str, float] = {}
 
