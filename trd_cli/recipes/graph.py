@@ -44,6 +44,7 @@ class _Builder:
     def __init__(self, recipe: Recipe) -> None:
         self._recipe = recipe
         self._by_digest: dict[str, Node] = {}
+        self._names: set[str] = set()
         self._users: dict[str, set[str]] = {}
         self._contents = Contents()
 
@@ -241,8 +242,10 @@ class _Builder:
     def _name(self, kind: str, place: _Place, arm: str | None) -> str:
         """Return a name by place and kind, with the arm where another arm's node has that name."""
         name = f"{place.prefix}/{kind}".lstrip("/")
-        taken = any(node.name == name for node in self._by_digest.values())
-        return f"{place.prefix}/{arm}/{kind}" if taken else name
+        if name in self._names:
+            name = f"{place.prefix}/{arm}/{kind}"
+        self._names.add(name)
+        return name
 
 
 def _check_shared(node: Node, config: Config, arm: str, users: Collection[str]) -> None:

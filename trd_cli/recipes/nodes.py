@@ -15,7 +15,7 @@ from trd_cli.config.training import DistillConfig
 from trd_cli.datasets.benchmarks import split_benchmarks
 from trd_cli.errors import InputError
 from trd_cli.models import EMA, fingerprint
-from trd_cli.prompting.rendering import templates_for
+from trd_cli.prompting.rendering import template_kind, templates_for
 from trd_cli.recipes.recipe import Recipe
 from trd_cli.recipes.sections import PROBLEMS_FILE
 from trd_cli.redaction import without_secrets
@@ -159,10 +159,11 @@ class Model:
 
 
 class Contents:
-    """Digests of local files and model directories. Each is read once."""
+    """Digests of local files, templates and model directories. Each is read once."""
 
     def __init__(self) -> None:
         self._known: dict[str, str] = {}
+        self._of_templates: dict[tuple[object, ...], list[str]] = {}
 
     def file(self, path: str) -> str:
         if path not in self._known:
@@ -191,6 +192,14 @@ class Contents:
             self._known[model.name] = fingerprint(Path(model.name))
         return self._known[model.name]
 
+    def _templates(self, config: Config, setting: str) -> list[str]:
+        """Return the digests of a stage's templates, by task."""
+        stored = isinstance(config, DistillConfig) and config.takes_stored_prompt()
+        key = (template_kind(config, setting), config.prompt, stored)
+        if key not in self._of_templates:
+            self._of_templates[key] = [template.sha256 for template in templates_for(config, setting).values()]
+        return self._of_templates[key]
+
     def deciding(self, config: Config, setting: str) -> dict[str, Any]:
         """Return the options that decide the result of a command, as JSON values.
 
@@ -198,7 +207,7 @@ class Contents:
         """
         chosen = config.deciding()
         if "prompt" in chosen:
-            chosen["prompt"] = [template.sha256 for template in templates_for(config, setting).values()]
+            chosen["prompt"] = self._templates(config, setting)
         if isinstance(config, EvalConfig):
             chosen["bench"] = [self.benchmark(name) for name in split_benchmarks(config.bench or "")]
         if isinstance(config, ImportConfig) and Path(config.file).is_file():
