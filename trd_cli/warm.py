@@ -8,6 +8,9 @@ one JSON object a line:
     {"argv": [words after trd], "log": a file to which standard error is appended, "environment": {more variables}}
     {"exit_code": …, "peak": bytes, 0 where the kernel does not tell the peak of one command}
 
+    {"rest": true}    the GPU is for others: what is kept leaves it, or is closed
+    {"rested": true}
+
 The process ends with its input, with its run, on SIGTERM, and after a command that did not end well. A bug ends it with
 a traceback and exit code 1, without an answer.
 
@@ -31,6 +34,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from trd_cli import keeper
 from trd_cli.cli import prepare, run_words
 from trd_cli.errors import Interrupted
 from trd_cli.interrupts import raise_when_told
@@ -46,15 +50,23 @@ def main() -> None:
     orders, answers = _taken_away(0, os.O_RDONLY), _taken_away(1, os.O_WRONLY)
     raise_when_told()
     start = _Start()
+    keeper.begin()
     try:
         for order in _orders(orders):
             start.again()
-            answer = _carried_out(order)
+            answer = _rested() if "rest" in order else _carried_out(order)
             os.write(answers, json.dumps(answer).encode() + b"\n")
-            if answer["exit_code"] != 0:
+            if answer.get("exit_code"):
                 return
     except KeyboardInterrupt:  # between two commands
         raise SystemExit(Interrupted.exit_code) from None
+    finally:
+        keeper.end()
+
+
+def _rested() -> dict[str, bool]:
+    keeper.begin().rest()
+    return {"rested": True}
 
 
 def _taken_away(descriptor: int, flags: int) -> int:

@@ -45,20 +45,36 @@ def _is_alone(recipe: Recipe, node: Node) -> bool:
 class Worker(Child):
     """A process that carries out the commands of stages, one at a time."""
 
-    def __init__(self, graph: Graph, node: Node, environment: Mapping[str, str], log: StageLog) -> None:
+    def __init__(self, graph: Graph, node: Node, placement: Placement, log: StageLog) -> None:
         """Start the process for its first stage; until that begins, standard error goes to the stage's log."""
-        self.stage, self.environment, self._heard = node.stage, environment, b""
-        self.is_idle = self.is_leaving = False
+        self.stage, self.devices, self._heard = node.stage, placement.devices, b""
+        self.environment = environment_of(placement)
+        self.is_idle = self.is_leaving = self.is_resting = False
         # The last words tell a person what the process is for.
         words = [sys.executable, "-m", "trd_cli.warm", node.stage, f"{graph.directory.resolve() / NODES}/"]
         directory = directory_of_stages(graph.directory)
-        super().__init__(words, environment, log, node, directory, ends_with_run=True, streams=subprocess.PIPE)
+        super().__init__(words, self.environment, log, node, directory, ends_with_run=True, streams=subprocess.PIPE)
         os.set_blocking(self.process.stdout.fileno(), False)
 
     def begin(self, node: Node, order: Mapping[str, Any]) -> None:
         """Give the order for a stage."""
         self.sign(node)
-        self.peak = 0
+        self.peak, self.is_resting = 0, False
+        self._tell(order)
+
+    def rest(self) -> None:
+        """Let the process leave its devices to others, and wait until it has; one that does not is killed."""
+        if self.is_resting or self.poll() is not None:
+            return
+        self._tell({"rest": True})
+        self.is_resting = True
+        until = time.monotonic() + _PATIENCE
+        while self.answer() is None and self.poll() is None:
+            if time.monotonic() > until:
+                self.kill()
+            time.sleep(0.02)
+
+    def _tell(self, order: Mapping[str, Any]) -> None:
         with contextlib.suppress(BrokenPipeError):  # it has just died, which `poll` tells
             self.process.stdin.write(json.dumps(order).encode() + b"\n")
             self.process.stdin.flush()
@@ -74,9 +90,9 @@ class Worker(Child):
     def _heed(self, peak: int) -> None:
         """Leave the kernel's peak out: it is that of all stages."""
 
-    def is_free_for(self, node: Node, environment: Mapping[str, str]) -> bool:
+    def is_free_for(self, node: Node, placement: Placement) -> bool:
         """Return True if the stage can begin in this process."""
-        fits = (self.stage, self.environment) == (node.stage, environment)
+        fits = (self.stage, self.environment) == (node.stage, environment_of(placement))
         return fits and self.is_idle and not self.is_leaving and self.poll() is None
 
     def let_go(self) -> None:
@@ -101,13 +117,13 @@ class WarmStage:
 
     is_warm, elsewhere = True, None
 
-    def __init__(self, workers: Workers, graph: Graph, node: Node, environment: Mapping[str, str], more: Sequence[str]):
+    def __init__(self, workers: Workers, graph: Graph, node: Node, placement: Placement, more: Sequence[str]):
         """Begin the stage in a worker that has nothing to do, or in a new one."""
         words = words_after_trd(graph, node, more)
         self._workers, self._node = workers, node
         self.log = StageLog(graph, node, words)
-        self._environment = environment
-        variables = {**environment, **self.log.variables}
+        self._placement = placement
+        variables = {**environment_of(placement), **self.log.variables}
         self._order = {"argv": words, "log": str(self.log.path), "environment": variables}
         self.exit_code: int | None = None
         self._peak, self._began, self._is_told, self._tries = 0, time.monotonic(), False, 0
@@ -115,7 +131,7 @@ class WarmStage:
 
     def _begin(self) -> None:
         self._tries += 1
-        self.worker = self._workers.take(self._node, self._environment, self.log)
+        self.worker = self._workers.take(self._node, self._placement, self.log)
         self.worker.begin(self._node, self._order)
 
     @property
@@ -190,10 +206,17 @@ class Workers:
     def start(self, node: Node, placement: Placement, more: Sequence[str]) -> StageProcess | WarmStage:
         """Start a stage, in a worker where that is worth it."""
         del self._waiting[node.name]
-        environment = environment_of(placement)
+        if placement.task.kind == "cuda":
+            self._clear(placement.devices, node.stage)
         if node.name in self._warm:
-            return WarmStage(self, self._graph, node, environment, more)
-        return StageProcess(self._graph, node, environment, more)
+            return WarmStage(self, self._graph, node, placement, more)
+        return StageProcess(self._graph, node, environment_of(placement), more)
+
+    def _clear(self, devices: Sequence[str], stage: str) -> None:
+        """Let the workers for other kinds of stages leave these devices."""
+        for worker in self._workers:
+            if worker.is_idle and worker.stage != stage and not set(devices).isdisjoint(worker.devices):
+                worker.rest()
 
     def skip(self, nodes: Sequence[Node]) -> None:
         """Wait no longer for nodes that cannot be started."""
@@ -201,13 +224,13 @@ class Workers:
             del self._waiting[node.name]
         self._let_go()
 
-    def take(self, node: Node, environment: Mapping[str, str], log: StageLog) -> Worker:
+    def take(self, node: Node, placement: Placement, log: StageLog) -> Worker:
         """Return a worker for a stage: one that has nothing to do, else a new one."""
         for worker in self._workers:
-            if worker.is_free_for(node, environment):
+            if worker.is_free_for(node, placement):
                 worker.is_idle = False
                 return worker
-        self._workers.append(Worker(self._graph, node, environment, log))
+        self._workers.append(Worker(self._graph, node, placement, log))
         return self._workers[-1]
 
     def give_back(self, worker: Worker) -> None:
