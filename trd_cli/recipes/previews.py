@@ -32,23 +32,28 @@ _ROUND = re.compile(r"round-(\d+)/")
 _ALIKE = 4  # stages of rounds that are alike share a line from this number on
 
 
-def stage_lines(graph: Graph, states: Mapping[str, str]) -> list[str]:
-    """Return a line for each stage with its state, its output and its inputs; rounds that are alike share lines."""
+def stage_lines(graph: Graph, states: Mapping[str, str], warm: Collection[str]) -> list[str]:
+    """Return a line for each stage: its state, its output, its inputs, and if it runs in a process that stays.
+
+    Stages of rounds that are alike share a line.
+    """
     groups: dict[tuple[Any, ...], list[Node]] = {}
     for node in graph.nodes:
-        key = (states[node.name], _any_round(node.name, node), *(_any_round(each, node) for each in node.inputs))
-        groups.setdefault(key, []).append(node)
+        names = (_any_round(name, node) for name in (node.name, *node.inputs))
+        groups.setdefault((states[node.name], node.name in warm, *names), []).append(node)
     rows = []
-    for (state, name, *inputs), nodes in groups.items():
+    for (state, is_warm, name, *inputs), nodes in groups.items():
         if len(nodes) < _ALIKE:
-            rows += [(state, node.name, node.out, node.inputs) for node in nodes]
+            rows += [(state, node.name, node.out, node.inputs, is_warm) for node in nodes]
         else:
             rounds = f"N = {nodes[0].round} … {nodes[-1].round}"
-            rows.append((state, f"{name}, {rounds}", f"{len(nodes)} stages", inputs))
-    width = max(len(name) for _, name, _, _ in rows)
+            rows.append((state, f"{name}, {rounds}", f"{len(nodes)} stages", inputs, is_warm))
+    width = max(len(name) for _, name, *_ in rows)
     return [
-        f"  {state:<8} {name:<{width}}  {out}" + (f"  ← {', '.join(inputs)}" if inputs else "")
-        for state, name, out, inputs in rows
+        f"  {state:<8} {name:<{width}}  {out}"
+        + (f"  ← {', '.join(inputs)}" if inputs else "")
+        + ("  (warm)" if is_warm else "")
+        for state, name, out, inputs, is_warm in rows
     ]
 
 

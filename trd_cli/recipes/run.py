@@ -20,6 +20,7 @@ from trd_cli.recipes.nodes import BASE_EVAL, FORMAT, GRAPH_FILE, Graph, Node
 from trd_cli.recipes.previews import first_prompts, stage_lines
 from trd_cli.recipes.processes import end_left_behind, locked
 from trd_cli.recipes.runner import Runner
+from trd_cli.recipes.warm import warm_nodes
 from trd_cli.trajectories.stage_dir import DEFAULT_ROOT
 
 # Raises InputError if one of these nodes of the recipe at this path would refuse its models or options.
@@ -63,7 +64,8 @@ def dry_run(config: RunConfig) -> list[str]:
         state = "done" if node.name in done else "run" if is_asked_for else "left out"
         states[node.name] = "again" if is_asked_for and node.name in again & there else state
     lines = [f"{counted(len(graph.nodes), 'stage')} in {graph.directory}: {len(done)} done, {len(names - done)} to run"]
-    lines += stage_lines(graph, states)
+    warm = warm_nodes(graph.recipe, [node for node in chosen if node.name not in done])
+    lines += stage_lines(graph, states, warm)
     for title, text in first_prompts(graph, chosen, done):
         lines += ["", f"── {title}", text]
     return lines
