@@ -914,5 +914,6 @@ def test_a_dry_run_of_many_rounds_has_one_line_for_stages_that_are_alike(tmp_pat
         "seed-0/round-N/trd/distill, N = 1 … 39",
         "39 stages",
         "← seed-0/round-N/trd/verify-refined, seed-0/round-N/trd/verify-rollouts, seed-0/round-(N-1)/trd/distill",
+        "(warm)",
     ]
     assert [line.split()[0] for line in stages if "trd/eval" in line] == ["left"]
