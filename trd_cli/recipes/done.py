@@ -87,6 +87,7 @@ def begin(graph: Graph, node: Node) -> None:
     """Make room for the output of a node that starts: a finished training that lost its state is done anew."""
     if node.stage == "distill" and is_done(graph, node):
         _take_away(graph.path(node))
+        sweep(graph.directory)
 
 
 def drop_states(graph: Graph, done: Collection[str], begun: Collection[str]) -> None:
