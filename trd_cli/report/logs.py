@@ -43,6 +43,9 @@ def cost_of(node: Node) -> NodeCost:
         seconds=max(filter(None, times), default=None),
         tokens_per_second=work_tokens / work_seconds if work_tokens and work_seconds else None,
         peak_bytes=max(memory, default=None),
+        at_work=work_seconds,
+        devices=", ".join(node.status.get("devices") or ()) or None,
+        warm=bool(node.status.get("warm")),
     )
 
 
