@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from conftest import Trd
+from support.sets import by_hand
 from support.tiny import build_model
 
 from trd_cli.records import Verdict
@@ -150,7 +151,7 @@ def many_rounds(run: Path, directory: Path, rounds: int) -> Path:
                     run / node["out"], directory / made["out"], ignore=shutil.ignore_patterns("*.safetensors")
                 )
             if node["stage"] == "distill":
-                _continue(directory / made["out"] / "train.jsonl", of)
+                _continue(directory / made["out"], of)
     directory.joinpath("graph.json").write_text(json.dumps({**graph, "nodes": nodes}))
     directory.joinpath("status.json").write_text(json.dumps(status))
     return directory
@@ -170,11 +171,13 @@ def _in_round(node: dict[str, Any], of: int, arm: str | None) -> dict[str, Any]:
     return {**node, **whose, "name": name(node["name"]), "out": out, "inputs": inputs, "digest": name(node["name"])}
 
 
-def _continue(log: Path, of: int) -> None:
+def _continue(checkpoint: Path, of: int) -> None:
     """Number the steps of a training as those of one that goes on in round `of`."""
+    log = checkpoint / "train.jsonl"
     steps = [json.loads(line) for line in log.read_text().splitlines()]
     moved = [{**step, "step": step["step"] + of * len(steps)} for step in steps]
     log.write_text("".join(json.dumps(step) + "\n" for step in moved))
+    by_hand(checkpoint / "run.json", lambda run: run["about"].update(steps_before=of * len(steps)))
 
 
 def made_up(arms: int, seeds: int, rounds: int, steps: int = 40, name: str = "arm") -> ReportData:

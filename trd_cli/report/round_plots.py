@@ -26,64 +26,79 @@ from trd_cli.report.training_plots import MEAN, STEPS
 # The most points of a curve over steps: a page of many steps stays small.
 _POINTS = 200
 _BORDERS = 10
-_PER_CENT = (*CHANGES, "common prefix")
-# By plot: title, and by panel: label of the axis, and its figures, the second dashed.
+_STYLES = ("-", "--")
+# Figures that are shares of 1, drawn in per cent.
+_SHARES = (*CHANGES, "common prefix")
+# By plot: its title, and for each panel its own title and its figures, the second dashed.
 _PLOTS: dict[str, tuple[str, dict[str, tuple[str, ...]]]] = {
     "rounds-verdicts": (
         "Changes of verdict y_o → y_r by round",
-        {f"{name}, %\n{before} → {after}": (name,) for name, (before, after) in CHANGES.items()},
+        {f"{name}, {before} → {after}, %": (name,) for name, (before, after) in CHANGES.items()},
     ),
     "rounds-changes": (
         "Lengths and edits by round",
         {
-            "tokens of y_o": ("tokens of y_o",),
-            "tokens of y_r": ("tokens of y_r",),
-            "edit distance, share\nof the longer": ("edit distance",),
-            "common prefix,\n% of y_o": ("common prefix",),
+            "y_o, tokens": ("tokens of y_o",),
+            "y_r, tokens": ("tokens of y_r",),
+            "edit distance, share of the longer": ("edit distance",),
+            "common prefix, % of y_o": ("common prefix",),
         },
     ),
     "rounds-nll": (
         "Negative log-likelihood by round",
         {
-            "y_o under the\nstudent, nats a token": (f"{NLL_OF}y_o",),
-            "y_r under the\nstudent, nats a token": (f"{NLL_OF}y_r",),
-            "y* under the\nstudent, nats a token": (f"{NLL_OF}y*",),
-            "y_r under the\nteacher, nats a token": (f"{NLL_OF}y_r, refiner",),
+            "y_o under the student, nats a token": (f"{NLL_OF}y_o",),
+            "y_r under the student, nats a token": (f"{NLL_OF}y_r",),
+            "y* under the student, nats a token": (f"{NLL_OF}y*",),
+            "y_r under the teacher, nats a token": (f"{NLL_OF}y_r, refiner",),
         },
     ),
-    "cost-rounds": ("Seconds of a round", {"seconds": ("seconds", "seconds at work")}),
+    "cost-rounds": ("Cost of a round", {"seconds of all stages": ("seconds", "seconds at work")}),
 }
 
 
 def curve_panels(name: str, found: Curves, looks: Mapping[str, Look]) -> Drawn | None:
     """Draw a panel for each figure of the plot `name` that is known, two in a row, with a curve for each arm."""
     title, wanted = _PLOTS[name]
-    known = {label: keys for label, keys in wanted.items() if keys[0] in found}
+    known = {of: keys for of, keys in wanted.items() if keys[0] in found}
     if not known:
         return None
     columns = min(2, len(known))
     lines = ceil(len(known) / columns)
-    figure, rows = panels(lines, columns, 1.8 * lines + (0.6 if lines == 1 else 0))
+    figure, rows = panels(lines, columns, 1.9 * lines if columns > 1 else 2.4)
     flat = [axes for row in rows for axes in row]
-    for axes, (label, keys) in zip(flat, known.items(), strict=False):
-        for key, style in zip(keys, ("-", "--"), strict=False):
-            scale = 100 if key in _PER_CENT else 1
-            for arm, seeds in found.get(key, {}).items():
-                scaled = [{of: scale * value for of, value in curve.items()} for curve in seeds.values()]
+    # The lists of curves by arm.
+    drawn = {
+        key: {arm: list(c.values()) for arm, c in found[key].items()}
+        for keys in known.values()
+        for key in keys
+        if key in found
+    }
+    rounds = [of for by_arm in drawn.values() for curves in by_arm.values() for curve in curves for of in curve]
+    for axes, (heading, keys) in zip(flat, known.items(), strict=False):
+        for key, style in zip(keys, _STYLES, strict=False):
+            for arm, curves in drawn.get(key, {}).items():
+                scale = 100 if key in _SHARES else 1
+                scaled = [{of: scale * value for of, value in curve.items()} for curve in curves]
                 seeds_and_mean(axes, looks[arm], scaled, style)
-        axes.set_ylabel(label)
+        axes.set_title(heading, loc="left")
         axes.set_xlabel("round")
+        axes.set_xlim(min(rounds) - 0.5, max(rounds) + 0.5)
         axes.grid(axis="y")
         whole_numbers([axes])
+        if name != "rounds-nll":
+            axes.set_ylim(bottom=0)
     for axes in flat[len(known) :]:
         axes.set_visible(False)
-    keys = [key for each in known.values() for key in each]
-    arms = list(dict.fromkeys(arm for key in keys for arm in found.get(key, {})))
-    styles = [Line2D([], [], color=INK, ls=ls, label=key) for key, ls in zip(keys, ("-", "--"), strict=False)]
-    entries = [*(styles if name == "cost-rounds" else []), *(looks[arm].entry(arm) for arm in arms)]
-    several = any(len(seeds) > 1 for key in keys for seeds in found.get(key, {}).values())
+    entries = [looks[arm].entry(arm) for arm in dict.fromkeys(arm for by_arm in drawn.values() for arm in by_arm)]
+    if len(drawn) > len(known):
+        entries = [
+            *(Line2D([], [], color=INK, ls=s, label=key) for key, s in zip(drawn, _STYLES, strict=False)),
+            *entries,
+        ]
+    several = any(len(curves) > 1 for by_arm in drawn.values() for curves in by_arm.values())
     add_legend(figure, [*entries, *(seeds_legend(MEAN) if several else [])])
-    return figure, title, f"{title}, a curve for each arm: {', '.join(keys)}."
+    return figure, title, f"{title}, a curve for each arm: {', '.join(drawn)}."
 
 
 def course(data: ReportData, looks: Mapping[str, Look]) -> Drawn | None:

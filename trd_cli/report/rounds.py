@@ -27,7 +27,16 @@ CHANGES = {
 }
 NLL_OF = "nats a token of "
 _SEED = re.compile(r"\bseed-\d+/")
-_OF_TRAINING = ("loss", "divergence_p50", "divergence_p95", "grad_norm", "top1_agreement", "student_nll", "teacher_nll")
+# Figures of a training, by their keys in train.jsonl.
+_OF_TRAINING = {
+    "loss": "loss",
+    "divergence_p50": "divergence, median",
+    "divergence_p95": "divergence, 95 %",
+    "grad_norm": "gradient norm",
+    "top1_agreement": "top-1 agreement",
+    "student_nll": "nats a token of the trained rows, student",
+    "teacher_nll": "nats a token of the trained rows, teacher",
+}
 Value = TypeVar("Value", bound=Any)
 # By figure, arm and seed: round → value.
 Curves = dict[str, dict[str, dict[Seed, dict[int, float]]]]
@@ -189,19 +198,20 @@ def _of_refinement(r: Refinement) -> dict[str, float | None]:
         "edit distance": r.edit_distance,
         "common prefix": r.common_prefix,
     }
-    leaks = {} if r.leaks is None else {"y_r talks of a reference": r.leaks.talks}
-    leaks |= {} if r.leaks is None else {f"y_r copies {n} words of y*": share for n, share in r.leaks.copies.items()}
-    return {
+    found = {
         **shares,
         **({"other verdicts": 1 - sum(shares.values())} if shares else {}),
         **{name: spread.mean for name, spread in spreads.items() if spread is not None},
         **{NLL_OF + text: nll.value for text, nll in r.nll.items()},
-        **leaks,
     }
+    if r.leaks is not None:
+        found["y_r talks of a reference"] = r.leaks.talks
+        found |= {f"y_r copies {n} words of y*": share for n, share in r.leaks.copies.items()}
+    return found
 
 
 def _of_training(t: Training) -> dict[str, float | None]:
-    return {key: t.mean(key, "all") for key in _OF_TRAINING}
+    return {figure: t.mean(key, "all") for key, figure in _OF_TRAINING.items()}
 
 
 def _rounds_of(data: ReportData) -> dict[tuple[str, Seed, int], list[NodeCost]]:
