@@ -15,6 +15,8 @@ CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+# What a checkpoint's weights say of a few tokens (see engines/probe.py); no part of the model.
+PROBE = "probe.json"
 _OTHER_WEIGHTS = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 # Files of a tokenizer, the likeliest to be broken first.
 _TOKENIZER_FILES = (

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from trd_cli.atomic import has_text_name
 from trd_cli.errors import ModelError, OutOfReach, first_line, flag
-from trd_cli.model_files import CONFIG, configs, context_length, damage, read_settings
+from trd_cli.model_files import CONFIG, PROBE, configs, context_length, damage, read_settings
 from trd_cli.prompting.tokens import ByteTokenizer, HubTokenizer, Tokenizer
 from trd_cli.trajectories.run_json import NAME as RUN_JSON
 from trd_cli.trajectories.run_json import About, read_run_json
@@ -222,9 +222,9 @@ def fingerprint(directory: Path) -> str:
     """Return the digest of a model directory: of small files whole, of large ones by size and 64 blocks of 64 KiB."""
     digest = hashlib.sha256()
     for path in sorted(directory.glob("*")):
-        if (
-            path.suffix not in (".json", ".safetensors", ".bin", ".jinja", ".model", ".txt", ".gguf")
-            or path.name == RUN_JSON
+        if path.suffix not in (".json", ".safetensors", ".bin", ".jinja", ".model", ".txt", ".gguf") or path.name in (
+            RUN_JSON,
+            PROBE,
         ):
             continue
         digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())

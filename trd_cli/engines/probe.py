@@ -1,0 +1,77 @@
+"""Prove that an engine has the weights of a checkpoint: a few tokens, and what the checkpoint says of them.
+
+`probe.json` in a checkpoint holds token ids of a trained row and the log-probabilities that the saved weights give
+them. An engine that has taken a checkpoint's weights while it ran scores the same ids. If its figures differ by more
+than rounding in its dtype explains, it has other weights.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from trd_cli.atomic import write_text
+from trd_cli.model_files import PROBE
+
+if TYPE_CHECKING:
+    from torch import nn
+
+# Most ids of a probe, and those of them that are the end of the prompt.
+LENGTH, _OF_THE_PROMPT = 64, 32
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Hold token ids and the log-probabilities, in float32, of each but the first after those before it."""
+
+    token_ids: Sequence[int]
+    logprobs: Sequence[float]
+
+
+def probe_ids(prompt: Sequence[int], response: Sequence[int]) -> list[int]:
+    """Return at most `LENGTH` ids of a row: the end of its prompt and the beginning of its response."""
+    tail = list(prompt)[-_OF_THE_PROMPT:]
+    return tail + list(response)[: LENGTH - len(tail)]
+
+
+def logprobs_of(model: nn.Module, token_ids: Sequence[int]) -> list[float]:
+    """Return the log-probability of each id but the first, by a causal language model as it stands.
+
+    The model computes in its own dtype, on its own device; the softmax is taken in float32.
+    """
+    import torch
+
+    training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            ids_L = torch.tensor(list(token_ids), device=next(model.parameters()).device)
+            logits_LV = model(input_ids=ids_L[None], use_cache=False).logits[0].float()
+            logprobs_LV = logits_LV[:-1].log_softmax(-1)
+            return logprobs_LV.gather(-1, ids_L[1:, None])[:, 0].tolist()
+    finally:
+        model.train(training)
+
+
+def write_probe(directory: Path, model: nn.Module, token_ids: Sequence[int]) -> None:
+    """Write a checkpoint's probe: `model` has the weights as they are saved, in the dtype of the checkpoint.
+
+    It is cast to float32 in place, so that the figures are the weights' own and not those of a dtype's rounding. Write
+    the probe before config.json, which makes the directory a model.
+    """
+    logprobs = logprobs_of(model.float(), token_ids)
+    probe = Probe([int(i) for i in token_ids], logprobs)
+    write_text(directory / PROBE, json.dumps(asdict(probe)) + "\n")
+
+
+def read_probe(directory: Path) -> Probe | None:
+    """Return a checkpoint's probe, or None if it has none that can be read."""
+    try:
+        found = json.loads((directory / PROBE).read_text(encoding="utf-8"))
+        probe = Probe([int(i) for i in found["token_ids"]], [float(value) for value in found["logprobs"]])
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    return probe if len(probe.token_ids) == len(probe.logprobs) + 1 > 1 else None
