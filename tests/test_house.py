@@ -25,13 +25,13 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("datasets/", "evaluation/", "generation"),
     ("training/", "recipes/"),
     ("planning/", "report/", "stages/"),
-    ("cli", "__main__"),
+    ("cli", "__main__", "warm"),
 )
 # The largest share of the lines that one floor may hold.
 SHARE = 0.25
 # Pure functions: they read no file and no clock.
 PURE = ("losses/", "evaluation.metrics", "evaluation.intervals", "evaluation.paired", "datasets.ngrams")
-PRINTING = {"console", "command", "cli"}
+PRINTING = {"console", "command", "cli", "warm"}
 HEAVY = {
     "accelerate",
     "datasets",

@@ -9,8 +9,8 @@ import dataclasses
 import os
 import sys
 import textwrap
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -360,18 +360,29 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
 
 def main() -> None:
     """Run the `trd` script."""
+    prepare()
+    run_words(None)
+
+
+def prepare() -> None:
+    """Make this process ready for commands. Call it once, before any file is opened."""
     streams.settle()
     streams.use_utf8()
     # torch reads it when it is loaded. Waiting threads that spin make a step several times slower as soon as anything
     # else runs on the machine; threads that sleep cost next to nothing on a quiet one.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     end_with_the_run()
+
+
+def run_words(words: Sequence[str] | None) -> NoReturn:
+    """Run the command of these words, by default those of the command line. It ends in SystemExit, but for a bug."""
     try:
         with streams.printing():  # the help is printed outside any command
-            app()
+            app(words)
     except InputError as error:
         print(f"trd: error: {error}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
+    raise AssertionError("a command ends in SystemExit")
 
 
 if __name__ == "__main__":

@@ -34,6 +34,15 @@ class Keeper:
         if close_earlier is not None:
             close_earlier()
 
+    def rest(self) -> None:
+        """Leave the devices to other processes: what has a method `rest` frees them by it; all else is closed."""
+        with self._lock:
+            kept, self._kept = self._kept, {}
+            self._kept = {name: (thing, close) for name, (thing, close) in kept.items() if hasattr(thing, "rest")}
+        with ExitStack() as stack:
+            for name, (thing, close) in kept.items():
+                stack.callback(thing.rest if name in self._kept else close)
+
     def close(self) -> None:
         """Close all that is kept, the latest first, each even if closing another raises."""
         with self._lock:

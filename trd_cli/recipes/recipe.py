@@ -33,6 +33,15 @@ _MODELS = {"student", "teacher"}
 Table = dict[str, Any]
 Name = Annotated[str, Field(min_length=1)]
 Count = Annotated[Positive, Strict()]
+# Kinds of stages that may run in processes which stay for the next stage of the kind.
+WARM_KINDS = ("sample", "refine", "verify", "distill", "eval")
+
+
+def _read_warm(written: object) -> object:
+    kinds = written if isinstance(written, (list, tuple)) else None
+    if written in ("auto", "off") or (kinds is not None and all(kind in WARM_KINDS for kind in kinds)):
+        return written
+    raise ValueError('"auto", "off", or a list of ' + ", ".join(WARM_KINDS))
 
 
 class Arm(BaseModel):
@@ -80,6 +89,7 @@ class Recipe(BaseModel):
     nodes: Count = 1
     devices: Annotated[tuple[str, ...] | None, BeforeValidator(read_devices)] = None
     ray: Name | None = None
+    warm: Annotated[Literal["auto", "off"] | tuple[str, ...], BeforeValidator(_read_warm)] = "auto"
     reference_arm: str | None = None
     problems: Table
     sample: Table = {}
@@ -105,12 +115,19 @@ class Recipe(BaseModel):
         """Return the kind of rows that an arm trains along: "refined" (y_r) or "rollout" (y_o)."""
         return DistillConfig.parse(self.training(arm)).along()
 
+    @property
+    def warm_kinds(self) -> tuple[str, ...]:
+        """Return the kinds of stages that may run in processes which stay."""
+        return WARM_KINDS if self.warm == "auto" else () if self.warm == "off" else self.warm
+
     def record(self) -> Table:
         """Return the recipe without keys, as a run directory holds it."""
         table = self.model_dump(mode="json", exclude_none=True)
-        # A run that was recorded before there was this key keeps its record.
+        # A run that was recorded before there were these keys keeps its record.
         if self.nodes == 1:
             del table["nodes"]
+        if self.warm == "auto":
+            del table["warm"]
         return without_secrets(table)
 
     def as_toml(self) -> str:

@@ -20,6 +20,7 @@ from trd_cli.recipes.nodes import BASE_EVAL, FORMAT, GRAPH_FILE, Graph, Node
 from trd_cli.recipes.previews import first_prompts
 from trd_cli.recipes.processes import end_left_behind, locked
 from trd_cli.recipes.runner import Runner
+from trd_cli.recipes.warm import warm_nodes
 from trd_cli.trajectories.stage_dir import DEFAULT_ROOT
 
 # Raises InputError if one of these nodes of the recipe at this path would refuse its models or options.
@@ -59,12 +60,14 @@ def dry_run(config: RunConfig) -> list[str]:
     names = {node.name for node in chosen}
     width = max(len(node.name) for node in graph.nodes)
     lines = [f"{counted(len(graph.nodes), 'stage')} in {graph.directory}: {len(done)} done, {len(names - done)} to run"]
+    warm = warm_nodes(graph.recipe, [node for node in chosen if node.name not in done])
     for node in graph.nodes:
         state = "done" if node.name in done else "run" if node.name in names else "left out"
         if node.name in again & there and node.name in names:
             state = "again"
         inputs = ", ".join(node.inputs)
-        lines.append(f"  {state:<8} {node.name:<{width}}  {node.out}" + (f"  ← {inputs}" if inputs else ""))
+        more = (f"  ← {inputs}" if inputs else "") + ("  (warm)" if node.name in warm else "")
+        lines.append(f"  {state:<8} {node.name:<{width}}  {node.out}{more}")
     for title, text in first_prompts(graph, chosen, done):
         lines += ["", f"── {title}", text]
     return lines

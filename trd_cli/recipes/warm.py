@@ -1,0 +1,274 @@
+"""Workers of a run: processes that carry out one stage after another, so that each pays no start and no imports.
+
+A worker runs stages of one kind with the same variables (those of its devices). See `trd_cli.warm` for what it is told.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from trd_cli.interrupts import held_back
+from trd_cli.recipes.devices import environment_of
+from trd_cli.recipes.logs import StageLog, directory_of_stages
+from trd_cli.recipes.nodes import NODES, Graph, Node
+from trd_cli.recipes.processes import Child, StageProcess, starts_several, words_after_trd
+from trd_cli.recipes.recipe import WARM_KINDS, Recipe
+from trd_cli.recipes.slots import Placement
+
+# A kind with fewer stages to run gains nothing.
+_FEWEST = 2
+_PATIENCE = 60.0  # seconds for a worker that has nothing to do to end
+
+
+def warm_nodes(recipe: Recipe, waiting: Sequence[Node]) -> set[str]:
+    """Return the names of the nodes that would run in workers if all those that wait are run."""
+    able = [node for node in waiting if node.stage in recipe.warm_kinds and _is_alone(recipe, node)]
+    counts = Counter(node.stage for node in able)
+    return {node.name for node in able if counts[node.stage] >= _FEWEST}
+
+
+def _is_alone(recipe: Recipe, node: Node) -> bool:
+    """Return True for a node whose command is one process that holds all it works with."""
+    by_ray = recipe.ray is not None and node.stage in ("sample", "refine", "eval")
+    return not by_ray and not starts_several(recipe, node) and str(getattr(node.config, "replicas", 1)) == "1"
+
+
+class Worker(Child):
+    """A process that carries out the commands of stages, one at a time."""
+
+    def __init__(self, graph: Graph, node: Node, placement: Placement, log: StageLog) -> None:
+        """Start the process for its first stage; until that begins, standard error goes to the stage's log."""
+        self.stage, self.devices, self._heard = node.stage, placement.devices, b""
+        self.environment = environment_of(placement)
+        self.is_idle = self.is_leaving = self.is_resting = False
+        # The last words tell a person what the process is for.
+        words = [sys.executable, "-m", "trd_cli.warm", node.stage, f"{graph.directory.resolve() / NODES}/"]
+        directory = directory_of_stages(graph.directory)
+        super().__init__(words, self.environment, log, node, directory, ends_with_run=True, streams=subprocess.PIPE)
+        os.set_blocking(self.process.stdout.fileno(), False)
+
+    def begin(self, node: Node, order: Mapping[str, Any]) -> None:
+        """Give the order for a stage."""
+        self.sign(node)
+        self.peak, self.is_resting = 0, False
+        self._tell(order)
+
+    def rest(self) -> None:
+        """Let the process leave its devices to others, and wait until it has; one that does not is killed."""
+        if self.is_resting or self.poll() is not None:
+            return
+        self._tell({"rest": True})
+        self.is_resting = True
+        until = time.monotonic() + _PATIENCE
+        while self.answer() is None and self.poll() is None:
+            if time.monotonic() > until:
+                self.kill()
+            time.sleep(0.02)
+
+    def _tell(self, order: Mapping[str, Any]) -> None:
+        with contextlib.suppress(BrokenPipeError):  # it has just died, which `poll` tells
+            self.process.stdin.write(json.dumps(order).encode() + b"\n")
+            self.process.stdin.flush()
+
+    def answer(self) -> dict[str, int] | None:
+        """Return the answer to the last order, or None before it has come."""
+        self._heard += self.process.stdout.read() or b""
+        if not self._heard.endswith(b"\n"):
+            return None
+        found, self._heard = json.loads(self._heard), b""
+        return found
+
+    def _heed(self, peak: int) -> None:
+        """Leave the kernel's peak out: it is that of all stages."""
+
+    def is_free_for(self, node: Node, placement: Placement) -> bool:
+        """Return True if the stage can begin in this process."""
+        fits = (self.stage, self.environment) == (node.stage, environment_of(placement))
+        return fits and self.is_idle and not self.is_leaving and self.poll() is None
+
+    def let_go(self) -> None:
+        """Let the process end as soon as it has nothing to do."""
+        self.is_leaving = True
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
+
+    def end_what_is_left(self) -> None:
+        """End the processes that one which has died has left behind: they may hold what its next try needs."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+
+    def close(self) -> None:
+        self.let_go()
+        self.process.stdout.close()
+        super().close()
+
+
+class WarmStage:
+    """A node's command in a worker. One that is killed is run again once, in another worker."""
+
+    is_warm, elsewhere = True, None
+
+    def __init__(self, workers: Workers, graph: Graph, node: Node, placement: Placement, more: Sequence[str]):
+        """Begin the stage in a worker that has nothing to do, or in a new one."""
+        words = words_after_trd(graph, node, more)
+        self._workers, self._node = workers, node
+        self.log = StageLog(graph, node, words)
+        self._placement = placement
+        variables = {**environment_of(placement), **self.log.variables}
+        self._order = {"argv": words, "log": str(self.log.path), "environment": variables}
+        self.exit_code: int | None = None
+        self._peak, self._began, self._is_told, self._tries = 0, time.monotonic(), False, 0
+        self._begin()
+
+    def _begin(self) -> None:
+        self._tries += 1
+        self.worker = self._workers.take(self._node, self._placement, self.log)
+        self.worker.begin(self._node, self._order)
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._began
+
+    @property
+    def peak(self) -> int:
+        return max(self._peak, self.worker.peak)
+
+    def poll(self) -> int | None:
+        """Return the exit code of the command, negative for a signal that ended its worker, or None while it runs."""
+        if self.exit_code is not None:
+            return self.exit_code
+        code = self.worker.poll()  # first, because a worker may answer and end
+        answer = self.worker.answer()
+        if answer is not None:
+            self.exit_code = answer["exit_code"]
+            self._peak = max(self.peak, answer["peak"])
+        elif code is not None and code < 0 and self._tries == 1 and not self._is_told:
+            self._again(-code)
+        else:
+            self.exit_code = code
+        return self.exit_code
+
+    def _again(self, number: int) -> None:
+        self._peak = self.peak
+        self._workers.note(
+            f"{self._node.name}: signal {signal.Signals(number).name} ended its worker; it goes on in a new one"
+        )
+        with held_back():  # a worker that has started is among those that are stopped
+            self._workers.bury(self.worker)
+            self.log.begin()
+            self._begin()
+
+    def tell_to_stop(self) -> None:
+        """Ask the stage to end as soon as it has written what it has finished; its worker ends too."""
+        self._is_told = True
+        if self.poll() is None:
+            self.worker.tell_to_stop()
+
+    def kill(self) -> None:
+        """End the stage and its worker at once."""
+        self._is_told = True
+        if self.poll() is None:
+            self.worker.kill()
+            self.poll()
+
+    def close(self) -> None:
+        """Remove the events of a stage that has ended, and give its worker back."""
+        self.log.close()
+        if self.exit_code:  # the worker ends too
+            self.worker.let_go()
+        self._workers.give_back(self.worker)
+
+
+class Workers:
+    """The workers of a run, each for stages of one kind on the same devices."""
+
+    def __init__(self, graph: Graph, note: Callable[[str], None]) -> None:
+        self.note = note
+        self._graph = graph
+        self._warm: set[str] = set()
+        self._waiting: dict[str, str] = {}
+        self._workers: list[Worker] = []
+
+    def expect(self, nodes: Sequence[Node]) -> None:
+        """Choose those of the nodes that run in workers; all of them wait to be started or skipped."""
+        self._warm = warm_nodes(self._graph.recipe, nodes)
+        self._waiting = {node.name: node.stage for node in nodes}
+
+    def start(self, node: Node, placement: Placement, more: Sequence[str]) -> StageProcess | WarmStage:
+        """Start a stage, in a worker where that is worth it."""
+        del self._waiting[node.name]
+        if placement.task.kind == "cuda":
+            self._clear(placement.devices, node.stage)
+        if node.name in self._warm:
+            return WarmStage(self, self._graph, node, placement, more)
+        return StageProcess(self._graph, node, environment_of(placement), more)
+
+    def _clear(self, devices: Sequence[str], stage: str) -> None:
+        """Let the workers for other kinds of stages leave these devices."""
+        for worker in self._workers:
+            if worker.is_idle and worker.stage != stage and not set(devices).isdisjoint(worker.devices):
+                worker.rest()
+
+    def skip(self, nodes: Sequence[Node]) -> None:
+        """Wait no longer for nodes that cannot be started."""
+        for node in nodes:
+            del self._waiting[node.name]
+        self._let_go()
+
+    def take(self, node: Node, placement: Placement, log: StageLog) -> Worker:
+        """Return a worker for a stage: one that has nothing to do, else a new one."""
+        for worker in self._workers:
+            if worker.is_free_for(node, placement):
+                worker.is_idle = False
+                return worker
+        self._workers.append(Worker(self._graph, node, placement, log))
+        return self._workers[-1]
+
+    def give_back(self, worker: Worker) -> None:
+        """Keep a worker whose stage has ended for as long as a stage waits for it."""
+        worker.is_idle = True
+        self._let_go()
+
+    def bury(self, worker: Worker) -> None:
+        """Remove what a worker that was killed has left."""
+        worker.end_what_is_left()
+        self._workers.remove(worker)
+        worker.close()
+
+    def close(self) -> None:
+        """End all workers. One that does not end in time, once it has nothing to do, is killed."""
+        for worker in self._workers:
+            worker.let_go()
+        until = time.monotonic() + _PATIENCE
+        try:
+            while self._reap() and time.monotonic() < until:
+                time.sleep(0.02)
+        finally:
+            for worker in self._workers:
+                worker.kill()
+            self._reap()
+
+    def _let_go(self) -> None:
+        """Let the workers end that no stage waits for."""
+        for kind in WARM_KINDS:
+            idle = [worker for worker in self._workers if worker.is_idle and worker.stage == kind]
+            for worker in idle[list(self._waiting.values()).count(kind) :]:
+                worker.let_go()
+        self._reap()
+
+    def _reap(self) -> bool:
+        """Remove workers that have ended. Return True if others are left."""
+        for worker in [each for each in self._workers if each.is_idle or each.is_leaving]:
+            if worker.poll() is not None:
+                self._workers.remove(worker)
+                worker.close()
+        return bool(self._workers)
