@@ -256,7 +256,8 @@ class Sleeper:
     name, version, rows_at_once, dtype, forgets = "vllm", "1", 1, "float32", True
 
     def __init__(self, directory: Path, stale: bool = False) -> None:
-        self._engine, self._is_stale, self.is_closed = engine_of(directory, 3), stale, False
+        self._engine, self._is_stale = engine_of(directory, 3), stale
+        self.is_closed = self.is_asleep = False
 
     def generate(self, requests: Sequence[Request]) -> Iterator[Completion]:
         yield from self._engine.generate(requests)
@@ -265,13 +266,15 @@ class Sleeper:
         self.is_closed = True
 
     def rest(self) -> None:
-        if not self._is_stale:
-            for weight in self._engine.model.parameters():
-                weight.data.zero_()
+        self.is_asleep = True
+        for weight in self._engine.model.parameters():
+            weight.data.zero_()
 
-    def wake(self) -> None: ...
+    def wake(self) -> bool:
+        return not self.is_asleep
 
     def reload(self, model: ModelRef, tokenizer: Tokenizer) -> bool:
+        self.is_asleep = False
         return self._is_stale or self._engine.reload(model, tokenizer)
 
     def score(self, token_ids: Sequence[int]) -> list[float]:
@@ -297,6 +300,7 @@ def test_an_engine_that_forgets_its_weights_has_to_prove_them_even_for_the_same_
 
     for directory in (bare, bare, bare, second, first):
         assert answers(started(directory)) == answers(engine_of(directory, 3))
+        kept.rest()
     assert len(made) == 1
     keeper.end()
     assert made[0].is_closed

@@ -54,18 +54,18 @@ class Several(Protocol):
 class Keepable(Engine, Protocol):
     """An engine that a process may keep from one command to the next (see `kept`).
 
-    `dtype` is that of its weights. `forgets` is True if it loses them while it rests.
+    `dtype` is that of its weights. `forgets` is True if a rest loses them.
     """
 
     dtype: str
     forgets: bool
 
     def rest(self) -> None:
-        """Free the device's memory until `wake`."""
+        """Free a GPU's memory until `wake`; nothing else is called meanwhile."""
         ...
 
-    def wake(self) -> None:
-        """Take the memory again; called before all else after a rest. An engine that forgets needs `reload` then."""
+    def wake(self) -> bool:
+        """Take the memory again after a rest, if there was one; return False if the weights are lost: `reload` them."""
         ...
 
     def reload(self, model: ModelRef, tokenizer: Tokenizer) -> bool:

@@ -9,7 +9,6 @@ one starts.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,6 +42,10 @@ class _Kept:
     revision: str
     probe: Probe | None
 
+    def rest(self) -> None:
+        """See `Keepable.rest`; the keeper calls it."""
+        self.engine.rest()
+
 
 class KeptEngine:
     """An engine that goes to the keeper when it is closed, unless its work failed or was left half way."""
@@ -60,20 +63,14 @@ class KeptEngine:
         self._is_sound = was_sound
 
     def close(self) -> None:
-        """Hand the engine to the keeper, at rest, or close it for good. A second call is harmless."""
+        """Hand the engine to the keeper, or close it for good. A second call is harmless."""
         kept, self._kept = self._kept, None
         if kept is None:
             return
-        is_kept = False
-        try:
-            if self._is_sound:
-                with suppress(Exception):  # an engine that cannot rest is no loss: another one starts
-                    kept.engine.rest()
-                    self._keeper.put(_NAME, kept, kept.engine.close)
-                    is_kept = True
-        finally:
-            if not is_kept:
-                kept.engine.close()
+        if self._is_sound:
+            self._keeper.put(_NAME, kept, kept.engine.close)
+        else:
+            kept.engine.close()
 
 
 def start_kept(
@@ -141,13 +138,12 @@ def _reload(kept: _Kept, model: ModelRef, tokenizer: Tokenizer) -> str | None:
     """Give the engine the weights of `model` unless it has them; return why it cannot be trusted, or None if it can."""
     engine, is_same = kept.engine, kept.revision == model.revision
     probe = read_probe(model.path) or (kept.probe if is_same else None)
-    if is_same and not engine.forgets:
-        engine.wake()
+    has_weights = engine.wake()
+    if is_same and has_weights:
         return None
     if probe is None:
         return "it has no probe.json to prove them by"
-    engine.wake()
-    before = None if engine.forgets else engine.score(probe.token_ids)
+    before = engine.score(probe.token_ids) if has_weights else None
     if not engine.reload(model, tokenizer):
         return "its tensors have other names or shapes"
     found = engine.score(probe.token_ids)

@@ -196,9 +196,10 @@ class TransformersEngine:
             self.model.to("cpu")
             torch.cuda.empty_cache()
 
-    def wake(self) -> None:
+    def wake(self) -> bool:
         """See `Keepable.wake`."""
         self.model.to(self.device)
+        return True
 
     def reload(self, model: ModelRef, tokenizer: Tokenizer) -> bool:
         """See `Keepable.reload`."""

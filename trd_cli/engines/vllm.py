@@ -59,7 +59,7 @@ class VllmEngine:
         self._tokenizer = tokenizer
         self._tickets = count()
         self._log = _new_log()
-        self._failed = False
+        self._failed = self._is_asleep = False
         _set_environment(options)
         try:
             with _output_to(self._log):
@@ -105,24 +105,27 @@ class VllmEngine:
             self._log.unlink(missing_ok=True)
 
     def rest(self) -> None:
-        """See `Keepable.rest`. Where there is no sleep mode the memory stays taken."""
-        if self.forgets:
+        """See `Keepable.rest`. Without sleep mode, as on a CPU, the memory stays taken."""
+        if self.forgets and not self._is_asleep:
             with _output_to(self._log):
                 self.llm.sleep(level=2)
+            self._is_asleep = True
 
-    def wake(self) -> None:
-        """See `Keepable.wake`; keys and values get their memory only after the weights are there."""
-        if self.forgets:
+    def wake(self) -> bool:
+        """See `Keepable.wake`. Keys and values get their memory back only when the weights are there, in `reload`."""
+        if self._is_asleep:
             with _output_to(self._log):
                 self.llm.wake_up(tags=["weights"])
+        return not self._is_asleep
 
     def reload(self, model: ModelRef, tokenizer: Tokenizer) -> bool:
         """See `Keepable.reload`. vLLM may take only some of the weights and report no fault: see `kept`."""
         self._tokenizer = tokenizer
         with _output_to(self._log):
             self.llm.collective_rpc("reload_weights", kwargs={"weights_path": str(model.path)})
-            if self.forgets:
+            if self._is_asleep:
                 self.llm.wake_up(tags=["kv_cache"])
+                self._is_asleep = False
             return self.llm.reset_prefix_cache()
 
     def score(self, token_ids: Sequence[int]) -> list[float]:
