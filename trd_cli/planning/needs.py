@@ -156,8 +156,11 @@ def training_need(work: Work, student: Planned, teacher: Planned, shards: int = 
     own = teacher.ref.path == student.ref.path
     # The student without its adapter is its own teacher without a second copy. Where each round has a training of its
     # own, the adapter of later rounds begins at other weights than `initial`.
-    begins_elsewhere = bool(work.node.round) and config.continue_from is None
+    goes_on = config.continue_from is not None
+    begins_elsewhere = bool(work.node.round) and not goes_on
     shared = own and config.lora and not (config.teacher_weights == "initial" and begins_elsewhere)
+    # An adapter that goes on is held twice where its start in the round is the teacher.
+    held_twice = config.teacher_weights == "ema" or (shared and goes_on and config.teacher_weights == "round")
     longest = min(work.longest, longest_training_row(student, teacher, config.max_length) or work.longest)
     return estimates.training(
         shape,
@@ -166,7 +169,7 @@ def training_need(work: Work, student: Planned, teacher: Planned, shards: int = 
         # A row that exceeds max_tokens_per_batch has a forward pass of its own.
         max(longest, min(config.max_tokens_per_batch, config.batch_size * longest)),
         adapter=adapter_of(config, student),
-        averaged=config.teacher_weights == "ema",
+        copied=held_twice,
         checkpointing=config.gradient_checkpointing,
         shards=shards,
     )
