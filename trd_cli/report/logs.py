@@ -43,6 +43,9 @@ def cost_of(node: Node) -> NodeCost:
         seconds=max(filter(None, times), default=None),
         tokens_per_second=work_tokens / work_seconds if work_tokens and work_seconds else None,
         peak_bytes=max(memory, default=None),
+        at_work=work_seconds,
+        devices=", ".join(node.status.get("devices") or ()) or None,
+        warm=bool(node.status.get("warm")),
     )
 
 
@@ -100,14 +103,15 @@ def kl_by_position(steps: Iterable[Mapping[str, Any]]) -> dict[str, list[float |
 def with_training_nll(run: Run, refinement: Refinement, trainings: Sequence[Training]) -> Refinement:
     """Add the student's NLL of y_r, taken from the first step of a training along all of y_r.
 
-    Later steps do not count: the student has been updated. Trainings along a subset do not count: its rows are unlike
-    the others.
+    In a round of a longer training that is the round's first. Later steps do not count: the student has been updated.
+    Trainings along a subset do not count: its rows are unlike the others.
     """
     for training in trainings:
         node, first = run.nodes[training.node], training.steps[0]
         along = {each.name for each in run.sources(node, "refine")}
-        config = (read_run_json(node.path) or {}).get("config", {})
-        if along == {refinement.node} and _is_plain(config) and first["step"] == 1 and "student_nll" in first:
+        record = read_run_json(node.path) or {}
+        begins = first["step"] == 1 + ((record.get("about") or {}).get("steps_before") or 0)
+        if along == {refinement.node} and _is_plain(record.get("config", {})) and begins and "student_nll" in first:
             rows = first["trajectories"]
             source = f"first step of {training.node}, {rows:,} of {refinement.rows:,} rows"
             nll = Nll(first["student_nll"], first["response_tokens"], rows, source)

@@ -7,7 +7,7 @@ status.json ({node: {state, seconds, peak_rss_bytes, exit_code, …}}). Writes n
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,8 @@ from trd_cli.trajectories.shards import check_whole, list_shards
 from trd_cli.trajectories.state import State, state_of
 
 _FILES = {"problems": PROBLEMS_FILE, "eval": RESULTS, "distill": LOG}
+# The most names that a line on several has.
+NAMED = 3
 # Stages whose rows run.json counts. A verify node's are another's.
 _COUNTED = ("sample", "refine", "eval")
 
@@ -136,6 +138,12 @@ def _read_json(path: Path) -> Any:
         return None
     except (OSError, ValueError):
         raise InputError(f"{path} cannot be read as JSON", "a file of trd run", "run trd run again") from None
+
+
+def some(names: Sequence[str]) -> str:
+    """Return the first NAMED names, and the number of the others."""
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more
 
 
 def lacking(node: Node) -> str | None:

@@ -6,14 +6,27 @@ All are pure functions of the figures. A dash stands for an unknown figure.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
 from trd_cli.datasets.ngrams import SIZES
 from trd_cli.evaluation.tables import NOTHING, interval, markdown_table, percent, points
-from trd_cli.report.data import ALL_SEEDS, Difference, Nll, Refinement, ReportData, Score, Seed, Spread, Training
+from trd_cli.report.data import (
+    ALL_SEEDS,
+    Difference,
+    Nll,
+    NodeCost,
+    Refinement,
+    ReportData,
+    Score,
+    Seed,
+    Spread,
+    Training,
+)
+from trd_cli.report.rounds import CHANGES, curves, details, evenly, has_many_rounds
+from trd_cli.report.run_directory import some
 from trd_cli.report.scores import are_several, curves_of
 
 _INTERVALS = "Intervals are 95 %, over questions."
@@ -25,6 +38,18 @@ _NLL = {
     "y*": "y* under the student",
     "y_r, refiner": "y_r under the teacher, in the refinement prompt",
 }
+# Tables that show some of many rounds, by the beginnings of their names → the files with all rounds.
+_EVERY_ROUND = {
+    "scores-all": "scores.csv",
+    "refinement-verdicts": "verdicts.csv",
+    "refinement-changes": "refinement.csv",
+    "refinement-nll": "nll.csv",
+    "refinement-leaks": "leaks.csv",
+    "training-steps": "training.csv",
+    "training-positions": "kl_by_position.csv",
+    "cost-nodes": "cost.csv",
+}
+_SHARES = (*CHANGES, "other verdicts")
 
 
 @dataclass(frozen=True)
@@ -41,21 +66,33 @@ class Table:
 
 
 def tables(data: ReportData) -> list[Table]:
-    """Return all tables that have a row, in the order of the page."""
+    """Return all tables that have a row, in the order of the page. Of many rounds they show some (`report.rounds`)."""
+    shown = details(data)
     made = (
-        _summary(data),
-        _scores(data),
-        *_differences(data),
+        _summary(shown),
+        _scores(shown),
+        *_differences(shown),
         _rounds(data),
-        *(_verdicts(each) for each in data.refinements),
-        _changes(data),
-        _nll(data),
-        _leaked(data),
-        _training(data),
-        _positions(data),
-        _cost(data),
+        *([_curves(data)] if has_many_rounds(data) else []),
+        *(_verdicts(each) for each in shown.refinements),
+        _changes(shown),
+        _nll(shown),
+        _leaked(shown),
+        _training(shown),
+        _positions(shown),
+        _cost_of_rounds(data),
+        _cost(shown),
     )
-    return [table for table in made if table.rows]
+    found = [table for table in made if table.rows]
+    return found if shown is data else [_with_rest(table) for table in found]
+
+
+def _with_rest(table: Table) -> Table:
+    """Add to the note of a table of some rounds where those of the others are."""
+    file = next((file for begin, file in _EVERY_ROUND.items() if table.name.startswith(begin)), None)
+    if file is None:
+        return table
+    return replace(table, note=f"{table.note} The first and the last round of each arm are here, all rounds in {file}.")
 
 
 def markdown(data: ReportData) -> str:
@@ -148,18 +185,41 @@ def _by_family(differences: Iterable[Difference]) -> dict[str, list[Difference]]
 
 
 def _rounds(data: ReportData) -> Table:
-    curves = curves_of(data)
-    if not are_several(curves):
-        curves = {}
-    numbers = sorted({r for curve in curves.values() for r in curve})
+    found = curves_of(data)
+    if not are_several(found):
+        found = {}
+    numbers = sorted({r for curve in found.values() for r in curve})
+    shown = evenly(numbers) if has_many_rounds(data) else numbers
     rows = (
-        [arm, _plain(seed), benchmark, *(percent(curve[r].value) if r in curve else NOTHING for r in numbers)]
-        for (arm, seed, benchmark), curve in curves.items()
+        [arm, _plain(seed), benchmark, *(percent(curve[r].value) if r in curve else NOTHING for r in shown)]
+        for (arm, seed, benchmark), curve in found.items()
     )
-    columns = ["before" if r == 0 else f"after {r}" for r in numbers]
+    columns = ["before" if r == 0 else f"after {r}" for r in shown]
     before = "Before is the base model, which all arms and seeds share." if 0 in numbers else ""
-    note = _note((seed for _, seed, _ in curves), *filter(None, [before]))
+    rest = f"{len(shown)} of {len(numbers)} are here, all in scores.csv." if len(shown) < len(numbers) else ""
+    note = _note((seed for _, seed, _ in found), *filter(None, [before, rest]))
     return _table_of("rounds-scores", "avg@k by rounds of training", ("arm", "seed", "benchmark"), columns, rows, note)
+
+
+def _curves(data: ReportData) -> Table:
+    """Return the figures of every arm in some of many rounds. Those of several seeds are their mean."""
+    found = curves(data)
+    numbers = sorted({of for by_arm in found.values() for seeds in by_arm.values() for c in seeds.values() for of in c})
+    shown = evenly(numbers)
+    rows = []
+    for figure, by_arm in found.items():
+        write = percent if figure in _SHARES else _number
+        for arm, seeds in by_arm.items():
+            known = ([curve[of] for curve in seeds.values() if of in curve] for of in shown)
+            rows.append((figure, arm, *(write(fmean(values)) if values else NOTHING for values in known)))
+    note = (
+        "Shares are of all refined rows; tokens, edit distance and common prefix are means over the rows with both responses. Nats a token "
+        "of y_o and y_r are under the student that wrote y_o. Figures of training are means over the round's steps. Seconds are those of all "
+        "stages of the round, of shared ones too; seconds at work are without loading, starting, saving and grading. With several seeds "
+        f"each figure is the seeds' mean. {len(shown)} of {len(numbers)} rounds are here, all in rounds.csv."
+    )
+    columns = [f"round {of}" for of in shown]
+    return _table_of("rounds-figures", "Refinement, training and cost by round", ("figure", "arm"), columns, rows, note)
 
 
 def _verdicts(refinement: Refinement) -> Table:
@@ -281,6 +341,46 @@ def _positions(data: ReportData) -> Table:
         "and rows whose y_o was incorrect have means of their own; rows with neither verdict are left out."
     )
     return _table_of("training-positions", "Divergence by position", ("training", "y_o was"), numbers, rows, note)
+
+
+def _cost_of_rounds(data: ReportData) -> Table:
+    """Return the cost of each stage of a round, cold and warm, for a run of many rounds or with warm stages."""
+    nodes = [n for n in data.nodes if n.round is not None and n.state == "done" and n.seconds is not None]
+    kinds: dict[str, dict[bool, list[NodeCost]]] = {}
+    if has_many_rounds(data) or any(node.warm for node in nodes):
+        for node in nodes:
+            kinds.setdefault(node.name.rpartition("/")[2], {}).setdefault(node.warm, []).append(node)
+    rows = [(kind, *_cost_cells(warm, [ran[warm]])) for kind, ran in kinds.items() for warm in sorted(ran)]
+    if kinds and all(False in ran for ran in kinds.values()):
+        rows.append(("a round of one arm", *_cost_cells(False, [ran[False] for ran in kinds.values()])))
+    if any(True in ran for ran in kinds.values()):
+        # A stage that never runs warm, as grading may be, costs the same in a warm round.
+        rows.append(("a round of one arm", *_cost_cells(True, [ran.get(True) or ran[False] for ran in kinds.values()])))
+    note = (
+        "Means over the stages of all rounds, arms and seeds; a round of one arm is the sum of its stages. Seconds are wall time. At work is "
+        "the time in which a stage makes rows or takes steps; beyond it are starting, loading and saving. It is not recorded for grading, "
+        "which is left out of the last three figures."
+    )
+    words, numbers = ("stage", "ran", "on"), ("stages", "seconds", "at work", "beyond", "seconds / at work")
+    return _table_of("cost-rounds", "Cost of a round, cold and warm", words, numbers, rows, note)
+
+
+def _cost_cells(warm: bool, groups: Sequence[Sequence[NodeCost]]) -> tuple[str, ...]:
+    """Return the cells on stages of several kinds, each group one kind, that run one after another."""
+    seconds, known, work = 0.0, 0.0, 0.0
+    for nodes in groups:
+        seconds += fmean(n.seconds for n in nodes)
+        if worked := [n for n in nodes if n.at_work is not None]:
+            known += fmean(n.seconds for n in worked)
+            work += fmean(n.at_work for n in worked)
+    devices = list(dict.fromkeys(n.devices for nodes in groups for n in nodes if n.devices))
+    return (
+        *("warm" if warm else "cold", some(devices) if devices else NOTHING, str(sum(map(len, groups)))),
+        *(
+            f"{seconds:,.1f}",
+            *([f"{work:,.1f}", f"{known - work:,.1f}", f"{known / work:.2f}"] if work else [NOTHING] * 3),
+        ),
+    )
 
 
 def _cost(data: ReportData) -> Table:

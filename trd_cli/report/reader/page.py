@@ -74,6 +74,7 @@ def write_page(path: Path, data: ReportData, plots: Mapping[str, Plot], trajecto
         "facts": _facts(data, trajectories),
         "sections": _sections(tables(data), plots, Markup),
         "total": trajectories.total,
+        "by_round": trajectories.by_round,
         "bounds": {"rows": LIMIT, "characters": CHARACTERS, "searched": SEARCHED},
         "policy": _policy(script),
         "version": __version__,
