@@ -27,6 +27,7 @@ from time import monotonic
 import psutil
 
 from trd_cli.config.commands import RunConfig
+from trd_cli.planning.memory import memory_of
 from trd_cli.planning.refusals import refuse
 from trd_cli.progress import NodeState
 from trd_cli.recipes.run import run
@@ -103,7 +104,7 @@ def rounds_of(directory: Path, warm: str, rounds: int, sizes: dict[str, int]) ->
     watch = threading.Thread(target=clock.watch, args=(done,))
     watch.start()
     try:
-        out = run(RunConfig.parse({"recipe": str(recipe), "out": str(directory / warm)}), clock, refuse)
+        out = run(RunConfig.parse({"recipe": str(recipe), "out": str(directory / warm)}), clock, refuse, memory_of)
     finally:
         done.set()
         watch.join()
