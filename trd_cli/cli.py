@@ -9,7 +9,7 @@ import dataclasses
 import os
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
@@ -68,8 +68,8 @@ def _backend(options: EngineOptions, name: str) -> Backend:
     tokenizer = model.tokenizer()
     limit = window(engine, model, options)
 
-    def start() -> Engine:
-        return start_engine(engine, model, tokenizer, options)
+    def start(note: Callable[[str], None]) -> Engine:
+        return start_engine(engine, model, tokenizer, options, note)
 
     return Backend(model, tokenizer, engine, version, limit, start, manner(options))
 

@@ -80,23 +80,38 @@ def tensor_names(directory: Path) -> frozenset[str]:
     of the files that the index names are there.
     """
     names: set[str] = set()
-    index = directory / INDEX
-    files = [directory / WEIGHTS] if (directory / WEIGHTS).is_file() else []
-    if not files and index.is_file():
-        weight_map = read_settings(index).get("weight_map")
-        if not isinstance(weight_map, dict) or not all(isinstance(n, str) for n in weight_map.values()):
-            raise ModelError(f"{index} has no weight_map", "the index of the weights", "copy the file again")
-        names |= weight_map.keys()
-        files = [directory / name for name in sorted(set(weight_map.values()))]
-        missing = [path for path in files if not path.is_file()]
-        if missing and len(missing) < len(files):
-            raise ModelError(
-                f"{index} names {missing[0].name}, which is not there", "all files of the weights", "copy it too"
-            )
-        files = [] if missing else files
-    for path in files:
+    if not (directory / WEIGHTS).is_file() and (directory / INDEX).is_file():
+        names |= _weight_map(directory / INDEX).keys()
+    for path in weight_files(directory):
         names |= _header(path)
     return frozenset(names)
+
+
+def weight_files(directory: Path) -> list[Path]:
+    """Return the safetensors files of the weights; none if they are missing, or in another format.
+
+    Raises ModelError if only some of the files that the index names are there.
+    """
+    if (directory / WEIGHTS).is_file():
+        return [directory / WEIGHTS]
+    index = directory / INDEX
+    if not index.is_file():
+        return []
+    files = [directory / name for name in sorted(set(_weight_map(index).values()))]
+    missing = [path for path in files if not path.is_file()]
+    if missing and len(missing) < len(files):
+        raise ModelError(
+            f"{index} names {missing[0].name}, which is not there", "all files of the weights", "copy it too"
+        )
+    return [] if missing else files
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    """Return the file of each tensor. Raises ModelError if the index has none."""
+    found = read_settings(index).get("weight_map")
+    if not isinstance(found, dict) or not all(isinstance(name, str) for name in found.values()):
+        raise ModelError(f"{index} has no weight_map", "the index of the weights", "copy the file again")
+    return found
 
 
 def has_weights(directory: Path) -> bool:

@@ -26,6 +26,8 @@ from typing import Any
 import torch
 
 from trd_cli.config.generating import EngineOptions
+from trd_cli.engines.probe import logprobs_of
+from trd_cli.engines.reloading import copy_weights
 from trd_cli.engines.rope import steady_length, switch_length
 from trd_cli.engines.sampling import draw
 from trd_cli.engines.slot_cache import SlotCache
@@ -169,10 +171,12 @@ class TransformersEngine:
     """See the module. Extra engine arguments go to `from_pretrained` (attn_implementation, for example)."""
 
     name = "transformers"
+    forgets = False
 
     def __init__(self, model: ModelRef, tokenizer: Tokenizer, options: EngineOptions) -> None:
         self.version = metadata.version("transformers")
         self.device, self.model = _load(model, options)
+        self.dtype = str(self.model.dtype).removeprefix("torch.")
         self._name, self._tokenizer = model.name, tokenizer
         self._config = self.model.config.get_text_config()
         self._layer_types = getattr(self._config, "layer_types", None)
@@ -185,6 +189,26 @@ class TransformersEngine:
         del self.model
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+
+    def rest(self) -> None:
+        """See `Keepable.rest`; on a GPU the weights wait in the machine's memory."""
+        if self.device.type == "cuda":
+            self.model.to("cpu")
+            torch.cuda.empty_cache()
+
+    def wake(self) -> bool:
+        """See `Keepable.wake`."""
+        self.model.to(self.device)
+        return True
+
+    def reload(self, model: ModelRef, tokenizer: Tokenizer) -> bool:
+        """See `Keepable.reload`."""
+        self._name, self._tokenizer = model.name, tokenizer
+        return copy_weights(model.path, self.model)
+
+    def score(self, token_ids: Sequence[int]) -> list[float]:
+        """See `Keepable.score`."""
+        return logprobs_of(self.model, token_ids)
 
     @torch.inference_mode()
     def generate(self, requests: Iterable[Request | None]) -> Iterator[Completion]:
