@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from trd_cli.errors import UserError, counted
 from trd_cli.interrupts import held_back
 from trd_cli.progress import NodeState, RunProgress
+from trd_cli.recipes.checkpoints import words_of_training
 from trd_cli.recipes.devices import Machine, shown, tasks_of, words_of
 from trd_cli.recipes.done import Status, Verdicts, begin, done_nodes, drop_states, is_whole
 from trd_cli.recipes.nodes import Graph, Node
@@ -176,7 +177,7 @@ class _Stage:
             devices=list(placement.devices) if machine.has_several else None,
             replicas=placement.times if placement.task.takes_free else None,
         )
-        more += words_of(machine, self.node, placement)
+        more += [*words_of(machine, self.node, placement), *words_of_training(graph, self.node)]
         self.process = workers.start(self.node, placement, more)
         status.set(self.node.name, warm=self.process.is_warm or None)
         self._last: dict[str, float] = {}
