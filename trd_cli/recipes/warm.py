@@ -48,6 +48,7 @@ class Worker(Child):
     def __init__(self, graph: Graph, node: Node, placement: Placement, log: StageLog) -> None:
         """Start the process for its first stage; until that begins, standard error goes to the stage's log."""
         self.stage, self.devices, self._heard = node.stage, placement.devices, b""
+        self.stages = 0
         self.environment = environment_of(placement)
         self.is_idle = self.is_leaving = self.is_resting = False
         # The last words tell a person what the process is for.
@@ -59,6 +60,7 @@ class Worker(Child):
     def begin(self, node: Node, order: Mapping[str, Any]) -> None:
         """Give the order for a stage."""
         self.sign(node)
+        self.stages += 1
         self.peak, self.is_resting = 0, False
         self._tell(order)
 
@@ -133,6 +135,11 @@ class WarmStage:
         self._tries += 1
         self.worker = self._workers.take(self._node, self._placement, self.log)
         self.worker.begin(self._node, self._order)
+
+    @property
+    def starts_worker(self) -> bool:
+        """Return True if the stage is the first of its worker, which it waits for."""
+        return self.worker.stages == 1
 
     @property
     def seconds(self) -> float:

@@ -45,7 +45,7 @@ def cost_of(node: Node) -> NodeCost:
         peak_bytes=max(memory, default=None),
         at_work=work_seconds,
         devices=", ".join(node.status.get("devices") or ()) or None,
-        warm=bool(node.status.get("warm")),
+        warm=bool(node.status.get("warm") and not node.status.get("starts_worker")),
     )
 
 
