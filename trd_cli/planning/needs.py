@@ -107,18 +107,17 @@ def check_memory(config: PlanConfig, works: Sequence[Work], student: Planned, te
 
 def _memory(plan: PlanConfig, work: Work, student: Planned, teacher: Planned) -> Iterator[Finding]:
     device = plan.gpu_memory
-    model = teacher if work.node.stage == "refine" else student
+    model = _model_of(work, student, teacher)
     if model.shape is None:
         return
+    need = need_of(work, student, teacher, plan.fsdp)
     if isinstance(work.node.config, DistillConfig):
-        need = training_need(work, student, teacher, plan.fsdp)
         what = _parts(need) + (f" on each of {plan.fsdp} processes" if plan.fsdp > 1 else "")
         change = "lower max_tokens_per_batch, use lora or gradient_checkpointing, or share the weights over (more) processes, --fsdp here"
     else:
         engine = work.node.config
         assert isinstance(engine, EngineOptions)
         at_once = _at_once(engine, work.rows)
-        need = _generating(work, model, at_once)
         sequences = "one sequence" if at_once == 1 else f"{at_once} sequences"
         what = f"{_parts(need)} for {model.name} with {sequences} of {work.longest:,} tokens in flight"
         change = "lower max_tokens, max_model_len or batch_size, or raise tensor_parallel_size"
@@ -127,6 +126,19 @@ def _memory(plan: PlanConfig, work: Work, student: Planned, teacher: Planned) ->
         yield ok("memory", what)
     else:
         yield error("memory", f"{what}, and {device:.1f} GiB are there", change)
+
+
+def need_of(work: Work, student: Planned, teacher: Planned, shards: int = 1) -> Need:
+    """Return the memory of one process of a node. The sizes of its models must be known."""
+    if isinstance(work.node.config, DistillConfig):
+        return training_need(work, student, teacher, shards)
+    assert isinstance(work.node.config, EngineOptions)
+    return _generating(work, _model_of(work, student, teacher), _at_once(work.node.config, work.rows))
+
+
+def _model_of(work: Work, student: Planned, teacher: Planned) -> Planned:
+    """Return the model whose weights a node loads first."""
+    return teacher if work.node.stage == "refine" else student
 
 
 def _at_once(engine: EngineOptions, rows: int) -> int:

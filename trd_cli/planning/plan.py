@@ -14,6 +14,7 @@ from trd_cli.planning.chains import chains
 from trd_cli.planning.findings import Finding, of_exception, ok
 from trd_cli.planning.hours import check_cost, check_devices
 from trd_cli.planning.lengths import check_evaluations, check_lengths
+from trd_cli.planning.memory import UNKNOWN
 from trd_cli.planning.needs import check_disk, check_memory, work_of
 from trd_cli.planning.pair import Planned
 from trd_cli.planning.problems import check_overlap, check_problems, load_benchmarks, load_problems
@@ -26,8 +27,6 @@ from trd_cli.records import Problem
 from trd_cli.trajectories.stage_dir import DEFAULT_ROOT
 
 FORMAT = "trd-plan-1"
-# Stands for problems that cannot be read. The longest part of a row is its response.
-_UNKNOWN = Problem("unknown", "unknown", "math", "")
 
 
 def run(config: PlanConfig, progress: Progress) -> list[Finding]:
@@ -101,7 +100,7 @@ class _Plan:
         """Yield what follows from the lengths of rows. Without problems that is memory for the longest possible."""
         self._progress.note("rendering prompts")
         try:
-            found = chains(self._recipe, self._graph, problems or [_UNKNOWN], student, teacher)
+            found = chains(self._recipe, self._graph, problems or [UNKNOWN], student, teacher)
         except UserError as raised:
             yield of_exception("error", "recipe", raised)
             return

@@ -20,18 +20,18 @@ from trd_cli.recipes.nodes import BASE_EVAL, FORMAT, GRAPH_FILE, Graph, Node
 from trd_cli.recipes.previews import first_prompts
 from trd_cli.recipes.processes import end_left_behind, locked
 from trd_cli.recipes.runner import Runner
-from trd_cli.recipes.warm import warm_nodes
+from trd_cli.recipes.warm import Memory, warm_nodes
 from trd_cli.trajectories.stage_dir import DEFAULT_ROOT
 
 # Raises InputError if one of these nodes of the recipe at this path would refuse its models or options.
 Check = Callable[[str, Graph, Sequence[Node]], None]
 
 
-def run(config: RunConfig, progress: RunProgress, check: Check) -> Path:
+def run(config: RunConfig, progress: RunProgress, check: Check, memory_of: Memory) -> Path:
     """Run what is missing and return the run directory.
 
-    Models and options are checked before anything is generated with them. Raises UserError when stages failed, after
-    all others have run.
+    Models and options are checked before anything is generated with them. `memory_of` estimates the memory of stages.
+    Raises UserError when stages failed, after all others have run.
     """
     graph, chosen, again = _planned(config)
     missing = [node for node in chosen if node.name in again or not is_done(graph, node)]
@@ -48,7 +48,7 @@ def run(config: RunConfig, progress: RunProgress, check: Check) -> Path:
         end_left_behind(directory, progress.note)
         sweep(directory)
         forget(graph, again, status)
-        Runner(graph, chosen, machine, status, progress).run()
+        Runner(graph, chosen, machine, status, progress, memory_of).run()
     return directory
 
 

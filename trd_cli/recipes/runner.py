@@ -13,7 +13,7 @@ from trd_cli.recipes.done import Status, Verdicts, done_nodes, is_whole
 from trd_cli.recipes.nodes import Graph, Node
 from trd_cli.recipes.processes import stop_all
 from trd_cli.recipes.slots import Placement, Scheduler
-from trd_cli.recipes.warm import Workers
+from trd_cli.recipes.warm import Memory, Workers
 
 _TICK = 0.05
 _SHOW = 0.5  # seconds between two looks at the progress of a running stage
@@ -24,11 +24,17 @@ class Runner:
     """The runner of chosen nodes on a machine. A node that fails stops only those that are made from it."""
 
     def __init__(
-        self, graph: Graph, chosen: Sequence[Node], machine: Machine, status: Status, progress: RunProgress
+        self,
+        graph: Graph,
+        chosen: Sequence[Node],
+        machine: Machine,
+        status: Status,
+        progress: RunProgress,
+        memory_of: Memory,
     ) -> None:
         self._graph, self._chosen, self._machine = graph, chosen, machine
         self._status, self._progress = status, progress
-        self._workers = Workers(graph, progress.note)
+        self._workers = Workers(graph, progress.note, memory_of)
         self._running: list[_Stage] = []
         self._shown: dict[str, NodeState] = {}
 
