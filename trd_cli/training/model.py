@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 
 from trd_cli.config.training import DistillConfig, LoraOptions
 from trd_cli.errors import InputError, ModelError, TrdError, first_line, flag
@@ -188,11 +190,14 @@ class Teacher:
     def release(self) -> None:
         """Free the head, after the loss has been computed."""
 
+    def begin(self, student: nn.Module, left: dict[str, Any]) -> None:
+        """Begin a later round of a training; `left` is the state of the average in the round before, if it had one."""
+
     def follow(self, student: nn.Module) -> None:
         """Follow the student; called after each of its steps."""
 
     def state(self) -> dict[str, Any]:
-        """Return the state that a resumed run needs beside the initial weights."""
+        """Return the state that a resumed run needs beside the weights that the round began with."""
         return {}
 
     def load_state(self, state: dict[str, Any]) -> None: ...
@@ -210,16 +215,17 @@ class AdapterOff(Teacher):
             yield student
 
 
-class Average(Teacher):
-    """Exponential moving average of the student's trained weights: θ_T ← d·θ_T + (1 − d)·θ after each step.
+class Snapshot(Teacher):
+    """The student with the trained weights that it had when the round began.
 
-    It holds a second copy, in float32, of the trained weights only: all of them, or the adapter's. It begins with the
-    student's own, or with those that an earlier round left in `start`.
+    It holds a second copy of the trained weights only, in float32: all of them, or the adapter's.
     """
 
-    def __init__(self, student: nn.Module, decay: float, start: nn.Module | None = None) -> None:
-        self._decay = decay
-        self._average = {name: p.detach().clone() for name, p in _trained(start or student)}
+    def __init__(self, student: nn.Module) -> None:
+        self.begin(student, {})
+
+    def begin(self, student: nn.Module, left: dict[str, Any]) -> None:
+        self._held = {name: p.detach().clone() for name, p in _trained(student)}
 
     @contextmanager
     def weights(self, student: nn.Module) -> Iterator[nn.Module]:
@@ -232,18 +238,44 @@ class Average(Teacher):
 
     def _swap(self, student: nn.Module) -> None:
         for name, p in _trained(student):
-            p.data, self._average[name] = self._average[name], p.data
+            held = self._held[name]
+            if isinstance(held, DTensor):
+                # A sharded layer gathers from its own storage, which stays: the values change places.
+                own, other = p.detach().to_local(), held.to_local()
+                before = own.clone()
+                own.copy_(other)
+                other.copy_(before)
+            else:
+                p.data, self._held[name] = held, p.data
+        for module in student.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()  # what it has gathered is of the other weights
+
+
+class Average(Snapshot):
+    """Exponential moving average of the student's trained weights: θ_T ← d·θ_T + (1 − d)·θ after each step.
+
+    It begins with the student's own weights, with those in `start`, or where the earlier round of a training left it.
+    """
+
+    def __init__(self, student: nn.Module, decay: float, start: nn.Module | None = None) -> None:
+        super().__init__(start or student)
+        self._decay = decay
+
+    def begin(self, student: nn.Module, left: dict[str, Any]) -> None:
+        super().begin(student, left)
+        self.load_state(left)
 
     def follow(self, student: nn.Module) -> None:
         for name, p in _trained(student):
-            self._average[name].lerp_(p.detach(), 1.0 - self._decay)
+            self._held[name].lerp_(p.detach(), 1.0 - self._decay)
 
     def state(self) -> dict[str, Any]:
-        return self._average
+        return self._held
 
     def load_state(self, state: dict[str, Any]) -> None:
-        for name, average in self._average.items():
-            average.copy_(state[name])
+        for name, average in state.items():
+            self._held[name].copy_(average)
 
 
 def _trained(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

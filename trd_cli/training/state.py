@@ -1,8 +1,10 @@
 """Save and resume the state of a training: a file is there whole or not at all, and the last N are kept.
 
 A state is one file, `step-000012.pt`. It holds the trained weights, the optimiser, the teacher's average, the random
-generators of each process, and the number of finished steps, which with the seed gives the position in the data.
-Weights that are not trained are not in it.
+generators of each process, the number of finished steps and of the passes over rows that are begun, which with the seed
+give the position in the data, and the number of steps of all rounds. Weights that are not trained are not in it.
+
+States go when the model is saved, but for the last one of a training that goes on in a later round.
 """
 
 from __future__ import annotations
@@ -69,7 +71,7 @@ class States:
         generators = gather_object([_generators()])
         if accelerator.is_main_process:
             state = {"step": step, "model": weights, "optimizer": moments, "generators": generators, **extra}
-            self._write(self._directory / f"step-{step:06d}.pt", state)
+            self._write(self._directory / _file_name(step), state)
         accelerator.wait_for_everyone()
 
     def _write(self, path: Path, state: dict[str, Any]) -> None:
@@ -146,9 +148,24 @@ def _read(path: Path) -> dict[str, Any] | None:
         return None  # the disk lost it: the state before it is as good, only older
 
 
-def clear_states(run_directory: Path) -> None:
-    """Remove all states after the model itself has been saved."""
-    shutil.rmtree(run_directory / _NAME, ignore_errors=True)
+def _file_name(step: int) -> str:
+    return f"step-{step:06d}.pt"
+
+
+def state_path(run_directory: Path, step: int) -> Path:
+    """Return the path of the state after `step` steps."""
+    return run_directory / _NAME / _file_name(step)
+
+
+def clear_states(run_directory: Path, but: int | None = None) -> None:
+    """Remove the states after the model itself has been saved, but for that after the step that is named."""
+    directory = run_directory / _NAME
+    if but is None:
+        shutil.rmtree(directory, ignore_errors=True)
+        return
+    for path in directory.glob("*"):
+        if path != state_path(run_directory, but):
+            path.unlink(missing_ok=True)
 
 
 def _bare(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
