@@ -13,7 +13,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,10 @@ from conftest import Trd
 from support.children import Start, forking, start_child, wait_for
 from support.sets import by_id
 from support.tiny import build_model
+
+from trd_cli.config.commands import RunConfig
+from trd_cli.progress import NodeState
+from trd_cli.recipes.run import run
 
 KILLS = int(os.environ.get("TRD_KILLS", "1"))
 SCRIPTED = """
@@ -206,6 +211,33 @@ def test_kinds_that_cannot_be_warm_are_refused(tmp_path: Path, trd: Trd) -> None
     refused = trd("run", scripted_recipe(tmp_path, f'warm = ["problems"]\n{SCRIPTED}'), "--out", tmp_path / "run")
     assert refused.exit_code == 1
     assert '"auto", "off", or a list of sample, refine, verify, distill, eval' in refused.stderr
+
+
+@dataclass
+class Counts:
+    """Collect the number of workers whenever a stage has begun."""
+
+    run: Path
+    workers: list[int] = field(default_factory=list)
+
+    def show(self, states: Sequence[NodeState], changed: str) -> None:
+        if next(each.state for each in states if each.name == changed) == "running":
+            self.workers.append(len(workers_of(self.run)))
+
+    def end(self) -> None: ...
+
+    def note(self, text: str) -> None: ...
+
+
+@pytest.mark.parametrize(("need", "most"), [(0, 3), (1 << 50, 1)], ids=["room for all", "room for one"])
+def test_workers_stay_as_far_as_the_estimated_memory_of_all_fits(need: int, most: int, tmp_path: Path) -> None:
+    config = RunConfig.parse(
+        {"recipe": str(scripted_recipe(tmp_path)), "out": str(tmp_path / "run"), "until": "verify"}
+    )
+    counts = Counts(tmp_path / "run")
+    run(config, counts, lambda *_: None, lambda graph: {node.name: need for node in graph.nodes})
+    assert max(counts.workers) == most
+    assert workers_of(tmp_path / "run") == []
 
 
 # Failing, interrupted, killed

@@ -232,6 +232,7 @@ def run(config: RunConfig) -> None:
     log in logs/; independent stages run at the same time. The same command again does what is missing. In a pipe, the
     run directory is printed at the end.
     """
+    from trd_cli.planning.memory import memory_of
     from trd_cli.planning.refusals import refuse
     from trd_cli.recipes import run as stage
 
@@ -240,7 +241,7 @@ def run(config: RunConfig) -> None:
         with streams.printing():
             print("\n".join(lines))
         return
-    directory = stage.run(config, RunTable(), refuse)
+    directory = stage.run(config, RunTable(), refuse, memory_of)
     if not sys.stdout.isatty():
         streams.hand_over(directory)
 

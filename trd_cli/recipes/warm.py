@@ -1,32 +1,33 @@
-"""Workers of a run: processes that carry out one stage after another, so that each pays no start and no imports.
+"""Warm stages: which stages of a run are carried out by workers, and how long each worker stays.
 
-A worker runs stages of one kind with the same variables (those of its devices). See `trd_cli.warm` for what it is told.
+A worker is for stages of one kind on the same devices. It stays as long as another stage of the kind waits, unless a
+stage needs its memory.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from pathlib import Path
 
 from trd_cli.interrupts import held_back
 from trd_cli.recipes.devices import environment_of
-from trd_cli.recipes.logs import StageLog, directory_of_stages
-from trd_cli.recipes.nodes import NODES, Graph, Node
-from trd_cli.recipes.processes import Child, StageProcess, starts_several, words_after_trd
+from trd_cli.recipes.logs import StageLog
+from trd_cli.recipes.nodes import Graph, Node
+from trd_cli.recipes.processes import StageProcess, starts_several, words_after_trd
 from trd_cli.recipes.recipe import WARM_KINDS, Recipe
 from trd_cli.recipes.slots import Placement
+from trd_cli.recipes.workers import PATIENCE, Worker
 
 # A kind with fewer stages to run gains nothing.
 _FEWEST = 2
-_PATIENCE = 60.0  # seconds for a worker that has nothing to do to end
+# Estimates the bytes of the stages of a graph, by the names of their nodes; those that it does not know are left out.
+Memory = Callable[[Graph], Mapping[str, int]]
+# Bytes of a process before it loads a model.
+_PROCESS = 2**29
 
 
 def warm_nodes(recipe: Recipe, waiting: Sequence[Node]) -> set[str]:
@@ -40,76 +41,6 @@ def _is_alone(recipe: Recipe, node: Node) -> bool:
     """Return True for a node whose command is one process that holds all it works with."""
     by_ray = recipe.ray is not None and node.stage in ("sample", "refine", "eval")
     return not by_ray and not starts_several(recipe, node) and str(getattr(node.config, "replicas", 1)) == "1"
-
-
-class Worker(Child):
-    """A process that carries out the commands of stages, one at a time."""
-
-    def __init__(self, graph: Graph, node: Node, placement: Placement, log: StageLog) -> None:
-        """Start the process for its first stage; until that begins, standard error goes to the stage's log."""
-        self.stage, self.devices, self._heard = node.stage, placement.devices, b""
-        self.environment = environment_of(placement)
-        self.is_idle = self.is_leaving = self.is_resting = False
-        # The last words tell a person what the process is for.
-        words = [sys.executable, "-m", "trd_cli.warm", node.stage, f"{graph.directory.resolve() / NODES}/"]
-        directory = directory_of_stages(graph.directory)
-        super().__init__(words, self.environment, log, node, directory, ends_with_run=True, streams=subprocess.PIPE)
-        os.set_blocking(self.process.stdout.fileno(), False)
-
-    def begin(self, node: Node, order: Mapping[str, Any]) -> None:
-        """Give the order for a stage."""
-        self.sign(node)
-        self.peak, self.is_resting = 0, False
-        self._tell(order)
-
-    def rest(self) -> None:
-        """Let the process leave its devices to others, and wait until it has; one that does not is killed."""
-        if self.is_resting or self.poll() is not None:
-            return
-        self._tell({"rest": True})
-        self.is_resting = True
-        until = time.monotonic() + _PATIENCE
-        while self.answer() is None and self.poll() is None:
-            if time.monotonic() > until:
-                self.kill()
-            time.sleep(0.02)
-
-    def _tell(self, order: Mapping[str, Any]) -> None:
-        with contextlib.suppress(BrokenPipeError):  # it has just died, which `poll` tells
-            self.process.stdin.write(json.dumps(order).encode() + b"\n")
-            self.process.stdin.flush()
-
-    def answer(self) -> dict[str, int] | None:
-        """Return the answer to the last order, or None before it has come."""
-        self._heard += self.process.stdout.read() or b""
-        if not self._heard.endswith(b"\n"):
-            return None
-        found, self._heard = json.loads(self._heard), b""
-        return found
-
-    def _heed(self, peak: int) -> None:
-        """Leave the kernel's peak out: it is that of all stages."""
-
-    def is_free_for(self, node: Node, placement: Placement) -> bool:
-        """Return True if the stage can begin in this process."""
-        fits = (self.stage, self.environment) == (node.stage, environment_of(placement))
-        return fits and self.is_idle and not self.is_leaving and self.poll() is None
-
-    def let_go(self) -> None:
-        """Let the process end as soon as it has nothing to do."""
-        self.is_leaving = True
-        with contextlib.suppress(BrokenPipeError):
-            self.process.stdin.close()
-
-    def end_what_is_left(self) -> None:
-        """End the processes that one which has died has left behind: they may hold what its next try needs."""
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-
-    def close(self) -> None:
-        self.let_go()
-        self.process.stdout.close()
-        super().close()
 
 
 class WarmStage:
@@ -191,9 +122,11 @@ class WarmStage:
 class Workers:
     """The workers of a run, each for stages of one kind on the same devices."""
 
-    def __init__(self, graph: Graph, note: Callable[[str], None]) -> None:
+    def __init__(self, graph: Graph, note: Callable[[str], None], memory_of: Memory) -> None:
         self.note = note
-        self._graph = graph
+        self._graph, self._memory_of = graph, memory_of
+        self._room = 0
+        self._needs: Mapping[str, int] = {}
         self._warm: set[str] = set()
         self._waiting: dict[str, str] = {}
         self._workers: list[Worker] = []
@@ -202,12 +135,16 @@ class Workers:
         """Choose those of the nodes that run in workers; all of them wait to be started or skipped."""
         self._warm = warm_nodes(self._graph.recipe, nodes)
         self._waiting = {node.name: node.stage for node in nodes}
+        if self._warm and self._graph.recipe.warm == "auto":
+            self._room, self._needs = _memory_here(), self._memory_of(self._graph)
 
     def start(self, node: Node, placement: Placement, more: Sequence[str]) -> StageProcess | WarmStage:
         """Start a stage, in a worker where that is worth it."""
         del self._waiting[node.name]
         if placement.task.kind == "cuda":
             self._clear(placement.devices, node.stage)
+        elif self._room:
+            self._make_room(node, placement)
         if node.name in self._warm:
             return WarmStage(self, self._graph, node, placement, more)
         return StageProcess(self._graph, node, environment_of(placement), more)
@@ -217,6 +154,31 @@ class Workers:
         for worker in self._workers:
             if worker.is_idle and worker.stage != stage and not set(devices).isdisjoint(worker.devices):
                 worker.rest()
+
+    def _make_room(self, node: Node, placement: Placement) -> None:
+        """End idle workers until those that stay and the node fit into the memory: first what is needed last."""
+        while self._needed(node, placement) > self._room:
+            idle = [each for each in self._workers if each.is_idle and not each.is_free_for(node, placement)]
+            if not idle:
+                return
+            worker = max(idle, key=lambda each: self._next_use(each.stage))
+            worker.let_go()
+            worker.wait()
+            self._reap()
+
+    def _needed(self, node: Node, placement: Placement) -> int:
+        """Return the bytes of a node and of all workers but the one that may take it."""
+        free = next((each for each in self._workers if each.is_free_for(node, placement)), None)
+        own = max(self._bytes(node), free.needs if free else 0)
+        return own + sum(each.needs for each in self._workers if each is not free)
+
+    def _bytes(self, node: Node) -> int:
+        return _PROCESS + self._needs.get(node.name, 0)
+
+    def _next_use(self, stage: str) -> int:
+        """Return the place of the first waiting node of a kind."""
+        kinds = list(self._waiting.values())
+        return kinds.index(stage) if stage in kinds else len(kinds)
 
     def skip(self, nodes: Sequence[Node]) -> None:
         """Wait no longer for nodes that cannot be started."""
@@ -228,10 +190,13 @@ class Workers:
         """Return a worker for a stage: one that has nothing to do, else a new one."""
         for worker in self._workers:
             if worker.is_free_for(node, placement):
-                worker.is_idle = False
-                return worker
-        self._workers.append(Worker(self._graph, node, placement, log))
-        return self._workers[-1]
+                break
+        else:
+            worker = Worker(self._graph, node, placement, log)
+            self._workers.append(worker)
+        worker.is_idle = False
+        worker.needs = max(worker.needs, self._bytes(node))
+        return worker
 
     def give_back(self, worker: Worker) -> None:
         """Keep a worker whose stage has ended for as long as a stage waits for it."""
@@ -248,7 +213,7 @@ class Workers:
         """End all workers. One that does not end in time, once it has nothing to do, is killed."""
         for worker in self._workers:
             worker.let_go()
-        until = time.monotonic() + _PATIENCE
+        until = time.monotonic() + PATIENCE
         try:
             while self._reap() and time.monotonic() < until:
                 time.sleep(0.02)
@@ -272,3 +237,13 @@ class Workers:
                 self._workers.remove(worker)
                 worker.close()
         return bool(self._workers)
+
+
+def _memory_here() -> int:
+    """Return the bytes of memory of this machine, or those that its container may use."""
+    import psutil
+
+    total = psutil.virtual_memory().total
+    with contextlib.suppress(OSError, ValueError):  # no such file, or "max" in it
+        total = min(total, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return total
