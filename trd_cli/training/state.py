@@ -26,11 +26,11 @@ from torch.distributed.checkpoint.state_dict import (
 
 from trd_cli.atomic import make_directory, refused, replacing
 from trd_cli.errors import InputError
+from trd_cli.training import STATES
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-_NAME = "states"
 # accelerate's activation checkpointing puts this into the names of a layer's parameters.
 _RECOMPUTED = "_checkpoint_wrapped_module."
 _WHOLE = {"full_state_dict": True, "ignore_frozen_params": True}
@@ -51,7 +51,7 @@ class States:
     """Hold the saved states of one run directory."""
 
     def __init__(self, run_directory: Path, keep: int) -> None:
-        self._directory, self._keep = run_directory / _NAME, keep
+        self._directory, self._keep = run_directory / STATES, keep
 
     def save(
         self,
@@ -154,12 +154,12 @@ def _file_name(step: int) -> str:
 
 def state_path(run_directory: Path, step: int) -> Path:
     """Return the path of the state after `step` steps."""
-    return run_directory / _NAME / _file_name(step)
+    return run_directory / STATES / _file_name(step)
 
 
 def clear_states(run_directory: Path, but: int | None = None) -> None:
     """Remove the states after the model itself has been saved, but for that after the step that is named."""
-    directory = run_directory / _NAME
+    directory = run_directory / STATES
     if but is None:
         shutil.rmtree(directory, ignore_errors=True)
         return
