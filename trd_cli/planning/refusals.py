@@ -33,7 +33,19 @@ from trd_cli.recipes.recipe import Recipe
 from trd_cli.recipes.sections import in_a_recipe
 
 Generating = SampleConfig | RefineConfig | EvalConfig
-_PLACES = {"model", "teacher", "problems", "inputs", "parents", "out", "seed", "round", "limit", "skip"}
+_PLACES = {
+    "model",
+    "teacher",
+    "problems",
+    "inputs",
+    "parents",
+    "out",
+    "seed",
+    "round",
+    "limit",
+    "skip",
+    "continue_from",
+}
 
 
 def refuse(recipe: str, graph: Graph, nodes: Sequence[Node]) -> None:

@@ -14,6 +14,7 @@ from pydantic import (
     ConfigDict,
     Field,
     Strict,
+    StrictBool,
     StrictInt,
     model_serializer,
     model_validator,
@@ -84,6 +85,8 @@ class Recipe(BaseModel):
     teacher: Name | None = None
     rounds: Count = 1
     problems_per_round: Count | None = None
+    steps_per_round: Count | None = None
+    continues: StrictBool | None = Field(None, alias="continue")
     seeds: tuple[StrictInt, ...] = (0,)
     processes: Count = 1
     nodes: Count = 1
@@ -98,6 +101,16 @@ class Recipe(BaseModel):
     distill: Table = {}
     eval: Table | None = None
     arms: dict[str, Arm]
+
+    @classmethod
+    def top_keys(cls) -> tuple[str, ...]:
+        """Return the keys at the top of a recipe."""
+        return tuple(field.alias or name for name, field in cls.model_fields.items())
+
+    @property
+    def is_continued(self) -> bool:
+        """Return True if the rounds of an arm are one training, so that each continues the one before."""
+        return self.rounds > 1 and self.continues is not False
 
     def sampling(self, arm: str) -> Table:
         """Return the options of trd sample for this arm's rollouts."""
@@ -122,7 +135,7 @@ class Recipe(BaseModel):
 
     def record(self) -> Table:
         """Return the recipe without keys, as a run directory holds it."""
-        table = self.model_dump(mode="json", exclude_none=True)
+        table = self.model_dump(mode="json", exclude_none=True, by_alias=True)
         # A run that was recorded before there were these keys keeps its record.
         if self.nodes == 1:
             del table["nodes"]

@@ -17,7 +17,7 @@ from trd_cli.recipes.done import Status, done_nodes, forget, is_done, sweep
 from trd_cli.recipes.graph import build_graph
 from trd_cli.recipes.loading import load_recipe
 from trd_cli.recipes.nodes import BASE_EVAL, FORMAT, GRAPH_FILE, Graph, Node
-from trd_cli.recipes.previews import first_prompts
+from trd_cli.recipes.previews import first_prompts, stage_lines
 from trd_cli.recipes.processes import end_left_behind, locked
 from trd_cli.recipes.runner import Runner
 from trd_cli.recipes.warm import Memory, warm_nodes
@@ -58,16 +58,14 @@ def dry_run(config: RunConfig) -> list[str]:
     there = done_nodes(graph, graph.nodes)
     done = there - again
     names = {node.name for node in chosen}
-    width = max(len(node.name) for node in graph.nodes)
+    states = {}
+    for node in graph.nodes:
+        is_asked_for = node.name in names
+        state = "done" if node.name in done else "run" if is_asked_for else "left out"
+        states[node.name] = "again" if is_asked_for and node.name in again & there else state
     lines = [f"{counted(len(graph.nodes), 'stage')} in {graph.directory}: {len(done)} done, {len(names - done)} to run"]
     warm = warm_nodes(graph.recipe, [node for node in chosen if node.name not in done])
-    for node in graph.nodes:
-        state = "done" if node.name in done else "run" if node.name in names else "left out"
-        if node.name in again & there and node.name in names:
-            state = "again"
-        inputs = ", ".join(node.inputs)
-        more = (f"  ← {inputs}" if inputs else "") + ("  (warm)" if node.name in warm else "")
-        lines.append(f"  {state:<8} {node.name:<{width}}  {node.out}{more}")
+    lines += stage_lines(graph, states, warm)
     for title, text in first_prompts(graph, chosen, done):
         lines += ["", f"── {title}", text]
     return lines

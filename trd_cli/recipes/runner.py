@@ -9,7 +9,7 @@ from trd_cli.errors import UserError, counted
 from trd_cli.interrupts import held_back
 from trd_cli.progress import NodeState, RunProgress
 from trd_cli.recipes.devices import Machine, shown, tasks_of, words_of
-from trd_cli.recipes.done import Status, Verdicts, done_nodes, is_whole
+from trd_cli.recipes.done import Status, Verdicts, begin, done_nodes, drop_states, is_whole
 from trd_cli.recipes.nodes import Graph, Node
 from trd_cli.recipes.processes import stop_all
 from trd_cli.recipes.slots import Placement, Scheduler
@@ -76,6 +76,8 @@ class Runner:
             if stage.process.elsewhere:
                 others = counted(self._graph.recipe.nodes - 1, "other machine")
                 self._progress.note(f"{stage.node.name} waits for {others}; start there: {stage.process.elsewhere}")
+        done = {name for name, each in self._shown.items() if each.state == "done"}
+        drop_states(self._graph, done, done | {stage.node.name for stage in self._running})
 
     def _watch(self, scheduler: Scheduler) -> bool:
         """Show and record the progress of all stages. Return True if one of them has ended."""
@@ -162,6 +164,7 @@ class _Stage:
         # With one slot a stage has what it would have alone.
         self.devices = shown(placement.slots) if machine.has_several else ""
         self._spent = _spent(self.node, status)
+        begin(graph, self.node)
         self._verdicts = Verdicts(graph.path(self.node)) if self.node.stage == "verify" else None
         more = ["--regrade"] if self._verdicts is not None and self._verdicts.begin(self.node) else []
         status.set(
@@ -175,7 +178,7 @@ class _Stage:
         )
         more += words_of(machine, self.node, placement)
         self.process = workers.start(self.node, placement, more)
-        status.set(self.node.name, warm=self.process.is_warm or None)
+        status.set(self.node.name, warm=self.process.is_warm or None, starts_worker=self.process.starts_worker or None)
         self._last: dict[str, float] = {}
 
     def is_due(self, what: str, seconds: float) -> bool:

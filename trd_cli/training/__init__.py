@@ -7,3 +7,5 @@ holds the loop, `state` saves and resumes it, and `checkpoints` writes a directo
 
 # The log of a training run in its output directory: one line of JSON a step.
 LOG = "train.jsonl"
+# The directory of the saved states of a training, in its output directory.
+STATES = "states"

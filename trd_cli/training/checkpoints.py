@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,12 @@ from torch import nn
 from trd_cli.adapter_files import ADAPTER, Base, read_base, write_base
 from trd_cli.atomic import make_directory, sync_directory
 from trd_cli.config.training import LoraOptions
+from trd_cli.engines.probe import write_probe
 from trd_cli.errors import InputError, ModelError, TrdError, first_line, sized
 from trd_cli.merging import merged
 from trd_cli.model_files import CONFIG, GENERATION_CONFIG, INDEX, weights_dtype
 from trd_cli.models import ModelRef, cannot_load, digest_of_files
-from trd_cli.training.model import DTYPES, load, with_adapter
+from trd_cli.training.model import DTYPES, load, with_adapter, without_weights
 
 # A tokenizer's files, and those that must stay with the weights; no other file beside them belongs to the model.
 _KEPT = (
@@ -50,23 +51,32 @@ def dtype_to_save(student: ModelRef, asked: str) -> torch.dtype:
 
 
 def save_model(
-    weights: Mapping[str, torch.Tensor], student: ModelRef, options: LoraOptions, target: Path, dtype: torch.dtype
+    weights: Mapping[str, torch.Tensor],
+    student: ModelRef,
+    options: LoraOptions,
+    target: Path,
+    dtype: torch.dtype,
+    probe: Sequence[int] = (),
 ) -> None:
     """Write the student with its trained `weights` (named as in `DistillStep`) and its tokenizer files into `target`.
 
-    An adapter is written to `adapter/` and, if the options ask for it, merged into the weights, in float32 before they
-    are rounded to `dtype`. Files get their final names only when all of them are written; config.json, which makes the
-    directory a model, is the last.
+    An adapter is written to `adapter/` and merged into the weights, in float32 before they are rounded to `dtype`. The
+    options say if the merged weights are written. `probe` are the ids of the checkpoint's probe, if it gets one. Files
+    get their final names only when all of them are written, and last config.json, which makes the directory a model.
     """
     model = _with_weights(student, {n.removeprefix("student."): w for n, w in weights.items()}, options)
     with _building(target, ".saving.tmp") as building:
         if options.lora:
             _save_adapter(model, student, building)
-            model = model.merge_and_unload() if options.merge else model.unload()
+            model = model.merge_and_unload()
         _save_network(model.to(dtype), building, with_weights=_writes_weights(options))
         if options.lora:
             write_base(building, Base(student.lasting_name, student.revision, _digest_of_weights(building)))
         _copy_kept(student, building)
+        if probe:
+            # Without one, as of a model that this CPU cannot run, an engine starts anew for each model.
+            with suppress(RuntimeError, ValueError, ImportError):
+                write_probe(building, model, probe)
         shutil.rmtree(target / ADAPTER, ignore_errors=True)
         for path in _weights_in(target):
             path.unlink()
@@ -131,17 +141,17 @@ def rehearse(
 
 
 def _with_weights(student: ModelRef, weights: Mapping[str, torch.Tensor], options: LoraOptions) -> nn.Module:
-    """Return the student's network with its trained weights.
+    """Return the student's network in float32 with its trained weights; those under an adapter are read from disk.
 
-    Its others are read from disk if an adapter is merged into them; else they stay without storage. Raises TrdError if
-    the trained weights are not the student's.
+    Raises TrdError if the trained weights are not the student's.
     """
-    bare = None if options.lora and options.merge else _without_weights(student)
-    model = bare or load(student, torch.float32, torch.device("cpu"))
-    model = with_adapter(model, options, seed=0) if options.lora else model
-    unknown = model.load_state_dict(weights, strict=False, assign=bare is not None)
+    if options.lora:
+        model = with_adapter(load(student, torch.float32, torch.device("cpu")), options, seed=0)
+    else:
+        model = without_weights(student, torch.float32)
+    unknown = model.load_state_dict(weights, strict=False, assign=not options.lora)
     _check_names(model, unknown.missing_keys, unknown.unexpected_keys, options)
-    if bare is not None and not options.lora:
+    if not options.lora:
         model.tie_weights()
     return model
 

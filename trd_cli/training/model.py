@@ -57,6 +57,21 @@ def load(
     return loaded
 
 
+def without_weights(model: ModelRef, dtype: torch.dtype, attn_implementation: str | None = None) -> nn.Module:
+    """Return a causal language model whose parameters are on the meta device; what no file holds is filled in."""
+    from accelerate import init_empty_weights
+    from transformers import AutoModelForCausalLM
+
+    check_trainable(model)
+    config = model.architecture()
+    attention = {"attn_implementation": attn_implementation} if attn_implementation else {}
+    # Buffers that no file holds (the rotary frequencies) are real.
+    with init_empty_weights(include_buffers=False):
+        empty = AutoModelForCausalLM.from_config(config, dtype=dtype, **attention)
+    empty.tie_weights()  # a parameter that is registered there becomes another one
+    return empty
+
+
 def check_logits(model: nn.Module, name: str, compute: torch.dtype) -> None:
     """Raise ModelError for a model that cannot be run as asked, or whose logits are more than its head's output."""
     try:
@@ -262,8 +277,10 @@ class Average(Snapshot):
         self._decay = decay
 
     def begin(self, student: nn.Module, left: dict[str, Any]) -> None:
-        super().begin(student, left)
-        self.load_state(left)
+        if left:
+            self.load_state(left)
+        else:
+            super().begin(student, left)
 
     def follow(self, student: nn.Module) -> None:
         for name, p in _trained(student):
