@@ -10,7 +10,7 @@ import json
 import re
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ from conftest import Trd
 from support.children import Start, forking, wait_for
 from support.launches import ENGINE, Order, World, apart, carry_out, log_of, make_world, weights
 from support.sets import by_hand
+
+from trd_cli import keeper
 
 ONE_STEP = ("--dtype", "float32", "--device", "cpu", "--lr", 1e-2)
 # Twelve rows make three steps a pass.
@@ -95,15 +97,12 @@ def about(checkpoint: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize("case", CASES)
 def test_rounds_over_the_same_rows_are_one_training_bit_for_bit(
-    world: World, ok: Trd, tmp_path: Path, case: str
+    world: World, ok: Trd, tmp_path: Path, cold: Callable[[str], list[Path]], case: str
 ) -> None:
     kind, options = CASES[case]
     command = ("distill", getattr(world, kind), *TRAIN, *options)
     ok(*command, "--epochs", 3, "--out", tmp_path / "one")
-    rounds = [tmp_path / str(number) for number in range(3)]
-    ok(*command, "--total-steps", 9, "--out", rounds[0])
-    for before, out in itertools.pairwise(rounds):
-        ok(*command, *goes_on(before), "--out", out)
+    rounds = cold(case)
     assert steps_of(*rounds) == steps_of(tmp_path / "one")
     assert saved(rounds[-1]) == saved(tmp_path / "one")
 
@@ -174,6 +173,99 @@ def test_more_steps_than_a_pass_has_begin_further_passes(world: World, ok: Trd, 
     assert about(tmp_path / "1")["steps_before"] == 7
 
 
+# In a process that keeps things
+
+
+@pytest.fixture
+def keeping() -> Iterator[None]:
+    keeper.begin()
+    yield
+    keeper.end()
+
+
+IN_MEMORY = "are in memory since the round before"
+KEPT = CASES | {
+    "all weights, taught by those of the round": ("by_student", ()),
+    "weights that are rounded when they are saved": ("by_student", ("--save-dtype", "bfloat16")),
+    "an adapter, taught by its start": ("by_student", (*ADAPTER, "--lora-dropout", 0.1)),
+}
+
+
+@pytest.fixture(scope="module")
+def cold(world: World, ok: Trd, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[Path]]:
+    """Return a function that gives three rounds of a case, each as in a process of its own."""
+    made: dict[str, list[Path]] = {}
+
+    def rounds(case: str) -> list[Path]:
+        if case not in made:
+            made[case] = three_rounds(world, ok, tmp_path_factory.mktemp("cold"), case)
+        return made[case]
+
+    return rounds
+
+
+def three_rounds(world: World, ok: Trd, root: Path, case: str, says: str | None = None) -> list[Path]:
+    """Train three rounds; the later ones must say so much on standard error."""
+    kind, options = KEPT[case]
+    command = ("distill", getattr(world, kind), *TRAIN, *options)
+    rounds = [root / str(number) for number in range(3)]
+    ok(*command, "--total-steps", 9, "--out", rounds[0])
+    for before, out in itertools.pairwise(rounds):
+        said = ok(*command, *goes_on(before), "--out", out).stderr
+        assert says is None or says in said
+    return rounds
+
+
+@pytest.mark.parametrize("case", KEPT)
+def test_a_trainer_that_is_kept_makes_the_same_bits_as_one_that_loads_all(
+    world: World, ok: Trd, tmp_path: Path, cold: Callable[[str], list[Path]], keeping: None, case: str
+) -> None:
+    warm = three_rounds(world, ok, tmp_path, case, says=IN_MEMORY)
+    for one, other in zip(cold(case), warm, strict=True):
+        assert steps_of(one) == steps_of(other)
+        assert saved(one) == saved(other)
+        assert (one / "probe.json").read_bytes() == (other / "probe.json").read_bytes()
+
+
+@pytest.mark.parametrize("changed", ["option", "state", "training", "directory"])
+def test_a_kept_trainer_serves_no_round_but_the_next_of_its_own(
+    world: World, ok: Trd, tmp_path: Path, keeping: None, changed: str
+) -> None:
+    command = ("distill", world.by_teacher, *TRAIN)
+    ok(*command, "--total-steps", 9, "--out", tmp_path / "0")
+    more: tuple[object, ...] = goes_on(tmp_path / "0")
+    if changed == "option":
+        more += ("--gradient-checkpointing",)
+    elif changed == "state":
+        (path,) = (tmp_path / "0" / "states").iterdir()
+        torch.save(torch.load(path, weights_only=True), path)
+    elif changed == "training":
+        more = ()
+    else:
+        more = goes_on(Path(shutil.copytree(tmp_path / "0", tmp_path / "copy")))
+    said = ok(*command, *more, "--out", tmp_path / "1").stderr
+    assert "loading" in said
+    assert IN_MEMORY not in said
+
+
+def test_a_round_that_was_interrupted_goes_on_from_its_state_in_a_process_that_keeps_the_round_before(
+    world: World, ok: Trd, start: Start, tmp_path: Path, keeping: None
+) -> None:
+    command = ("distill", world.by_student, *TRAIN, *ADAPTER)
+    ok(*command, "--total-steps", 30, "--out", tmp_path / "0")
+    later = (*command, *goes_on(tmp_path / "0"), "--epochs", 8, "--save-steps", 1)
+    run = start(*later, "--out", tmp_path / "cut")
+    wait_for(lambda: any((tmp_path / "cut").glob("states/step-*.pt")))
+    assert run.kill(signal.SIGTERM) == 130
+    said = ok(*later, "--out", tmp_path / "cut").stderr
+    assert IN_MEMORY in said
+    assert "going on after step" in said
+    keeper.end()
+    ok(*later, "--out", tmp_path / "whole")
+    assert steps_of(tmp_path / "cut") == steps_of(tmp_path / "whole")
+    assert saved(tmp_path / "cut") == saved(tmp_path / "whole")
+
+
 # The state
 
 
@@ -200,28 +292,27 @@ def test_a_finished_round_is_done_though_the_state_it_began_with_is_gone(
     assert states(tmp_path / "c") == ["step-000006.pt"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["KILL", "TERM"])
 @pytest.mark.parametrize(
-    "options",
-    [("--teacher-weights", "ema"), (*ADAPTER, "--lora-dropout", 0.1)],
+    ("options", "number"),
+    [(("--teacher-weights", "ema"), signal.SIGTERM), ((*ADAPTER, "--lora-dropout", 0.1), signal.SIGKILL)],
     ids=["an average", "an adapter, taught by its start"],
 )
 def test_a_continued_round_that_is_ended_in_the_middle_goes_on_to_the_same_bits(
     world: World, start: Start, ok: Trd, tmp_path: Path, options: tuple[Any, ...], number: signal.Signals
 ) -> None:
     command = ("distill", world.by_student, *TRAIN, *options)
-    ok(*command, "--total-steps", 70, "--out", tmp_path / "0")
-    later = (*command, *goes_on(tmp_path / "0"), "--epochs", 15, "--save-steps", 2)
+    ok(*command, "--total-steps", 30, "--out", tmp_path / "0")
+    later = (*command, *goes_on(tmp_path / "0"), "--epochs", 8, "--save-steps", 1)
     ok(*later, "--out", tmp_path / "whole")
     run = start(*later, "--out", tmp_path / "cut")
-    wait_for(lambda: len(states(tmp_path / "cut")) > 1)
+    wait_for(lambda: any((tmp_path / "cut").glob("states/step-*.pt")))
     assert run.kill(number) == (130 if number == signal.SIGTERM else -signal.SIGKILL)
     assert not about(tmp_path / "cut").get("finished")
     said = ok(*later, "--out", tmp_path / "cut").stderr
     assert int(re.search(r"going on after step (\d+)", said)[1]) > 3
     assert steps_of(tmp_path / "cut") == steps_of(tmp_path / "whole")
     assert saved(tmp_path / "cut") == saved(tmp_path / "whole")
-    assert states(tmp_path / "cut") == ["step-000048.pt"]
+    assert states(tmp_path / "cut") == ["step-000027.pt"]
 
 
 def test_a_state_with_a_flipped_bit_is_refused(world: World, copy: Path, trd: Trd, tmp_path: Path) -> None:

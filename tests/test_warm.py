@@ -159,6 +159,9 @@ def test_warm_stages_write_the_bytes_that_their_commands_write_alone(finished: P
     run, warm = finished / "run", finished / "warm"
     names = {name for name, record in status(run).items() if record.get("warm")}
     assert names == status(run).keys() - {"problems"}
+    starting = {name.rpartition("/")[2].partition("-")[0] for name, r in status(run).items() if r.get("starts_worker")}
+    assert starting == {"sample", "verify", "refine", "distill", "eval"}
+    assert sum(bool(record.get("starts_worker")) for record in status(run).values()) == 5, "one worker a kind"
     nodes = json.loads((run / "graph.json").read_text())["nodes"]
     run.rename(warm)
     try:

@@ -250,9 +250,9 @@ def run(config: RunConfig) -> None:
 def status(config: StatusConfig) -> None:
     """Tell what of sets, evaluations and runs is done, missing, failed.
 
-    One line an output, then one for each stage of a run, or for the parts of a job array in the same state. The last
-    column of an array has its parts to run again as Slurm's --array. Tab-separated in a pipe. Exits with 4 if an output
-    is not complete.
+    One line an output, then one for each stage of a run, or for the parts of a job array in the same state. From four
+    rounds on, those that are done or wait have one line together. The last column of an array has its parts to run
+    again as Slurm's --array. Tab-separated in a pipe. Exits with 4 if an output is not complete.
     """
     from trd_cli.report import status as stage
 

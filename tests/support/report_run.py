@@ -123,7 +123,7 @@ def write_graph(directory: Path, name: str = "tiny") -> None:
 def many_rounds(run: Path, directory: Path, rounds: int) -> Path:
     """Make a run of many rounds, each with a copy of the outputs of `run`, which has one.
 
-    Trainings go on from round to round. From the second round on stages run warm, but for trd verify.
+    Trainings go on from round to round. All stages run in workers, which the first round starts, but for trd verify.
     """
     graph = json.loads((run / "graph.json").read_text())
     first, once = ([n for n in graph["nodes"] if (n["round"] == 0) == of_round] for of_round in (True, False))
@@ -144,7 +144,8 @@ def many_rounds(run: Path, directory: Path, rounds: int) -> Path:
                 "state": "done",
                 "digest": made["digest"],
                 "seconds": 2.0 if of else 9.0,
-                "warm": own and of > 0,
+                "warm": own,
+                "starts_worker": own and of == 0,
             }
             if own:
                 shutil.copytree(

@@ -1,7 +1,8 @@
 """Tell which nodes of a run are done, by their outputs, and remove outputs that are to be made again.
 
-status.json      {node: {"state", "digest", "started", "seconds", "peak_rss_bytes", "exit_code"}}:
-                 for people and reports; outputs decide if a node is done
+status.json      {node: {"state", "digest", "started", "seconds", "peak_rss_bytes", "exit_code", "devices", "replicas",
+                 "warm", "starts_worker"}}: for people and reports; outputs decide if a node is done. `warm`: in a
+                 worker; `starts_worker`: the first stage of one
 verdicts.json    {"digest", "again", "whole"} in a graded set: the node that grades it, true while it replaces earlier
                  verdicts, and true once it has finished
 """

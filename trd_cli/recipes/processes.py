@@ -174,7 +174,7 @@ class Child:
 class StageProcess(Child):
     """A node's command in a process of its own."""
 
-    is_warm = False
+    is_warm = starts_worker = False
 
     def __init__(self, graph: Graph, node: Node, environment: Mapping[str, str], more: Sequence[str] = ()) -> None:
         """Start the process, with more variables and words."""

@@ -178,7 +178,7 @@ class _Stage:
         )
         more += words_of(machine, self.node, placement)
         self.process = workers.start(self.node, placement, more)
-        status.set(self.node.name, warm=self.process.is_warm or None)
+        status.set(self.node.name, warm=self.process.is_warm or None, starts_worker=self.process.starts_worker or None)
         self._last: dict[str, float] = {}
 
     def is_due(self, what: str, seconds: float) -> bool:

@@ -66,6 +66,11 @@ class WarmStage:
         self.worker.begin(self._node, self._order)
 
     @property
+    def starts_worker(self) -> bool:
+        """Return True if the stage is the first of its worker, which it waits for."""
+        return self.worker.stages == 1
+
+    @property
     def seconds(self) -> float:
         return time.monotonic() - self._began
 

@@ -30,6 +30,7 @@ class Worker(Child):
     def __init__(self, graph: Graph, node: Node, placement: Placement, log: StageLog) -> None:
         """Start the process for its first stage; until that begins, standard error goes to the stage's log."""
         self.stage, self.devices, self._heard = node.stage, placement.devices, b""
+        self.stages = 0
         self.environment = environment_of(placement)
         self.is_idle = self.is_leaving = self.is_resting = False
         self.needs = 0  # bytes, by the estimate
@@ -42,6 +43,7 @@ class Worker(Child):
     def begin(self, node: Node, order: Mapping[str, Any]) -> None:
         """Give the order for a stage."""
         self.sign(node)
+        self.stages += 1
         self.peak, self.is_resting = 0, False
         self._tell(order)
 

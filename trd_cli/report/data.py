@@ -59,7 +59,7 @@ class NodeCost:
     without starting the process. `at_work` are the seconds of that time: the wall time without loading, starting and
     saving; unknown for verify. `peak_bytes` is resident memory of the host, for distill on a GPU the allocator's peak
     if that is more. The GPU memory of sample, refine and eval is unknown. `devices` are named where the machine has
-    several. `warm` is True for a stage that ran in a process which had run another before.
+    several. `warm` is True for a stage that ran in a worker which had run another before.
     """
 
     name: str

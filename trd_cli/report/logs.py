@@ -13,7 +13,7 @@ from trd_cli.report.data import Nll, NodeCost, Refinement, Training
 from trd_cli.report.layouts import Session, Step
 from trd_cli.report.run_directory import Node, Run
 from trd_cli.training import LOG
-from trd_cli.trajectories.run_json import read_run_json
+from trd_cli.trajectories.run_json import About, read_run_json
 from trd_cli.trajectories.shards import PROBLEM_SCHEMA, read_table, shard_info
 from trd_cli.trajectories.stage_dir import SESSIONS
 
@@ -45,7 +45,7 @@ def cost_of(node: Node) -> NodeCost:
         peak_bytes=max(memory, default=None),
         at_work=work_seconds,
         devices=", ".join(node.status.get("devices") or ()) or None,
-        warm=bool(node.status.get("warm")),
+        warm=bool(node.status.get("warm") and not node.status.get("starts_worker")),
     )
 
 
@@ -109,9 +109,10 @@ def with_training_nll(run: Run, refinement: Refinement, trainings: Sequence[Trai
     for training in trainings:
         node, first = run.nodes[training.node], training.steps[0]
         along = {each.name for each in run.sources(node, "refine")}
-        record = read_run_json(node.path) or {}
-        begins = first["step"] == 1 + ((record.get("about") or {}).get("steps_before") or 0)
-        if along == {refinement.node} and _is_plain(record.get("config", {})) and begins and "student_nll" in first:
+        record = read_run_json(node.path)
+        config, before = (record or {}).get("config", {}), About.of(record).steps_before or 0
+        begins = first["step"] == before + 1
+        if along == {refinement.node} and _is_plain(config) and begins and "student_nll" in first:
             rows = first["trajectories"]
             source = f"first step of {training.node}, {rows:,} of {refinement.rows:,} rows"
             nll = Nll(first["student_nll"], first["response_tokens"], rows, source)

@@ -80,7 +80,6 @@ def details(data: ReportData) -> ReportData:
         return data
     return replace(
         data,
-        nodes=ends(node for node in data.nodes if node.state != "waiting"),
         scores=ends(data.scores),
         refinements=tuple(_pooled(ends(data.refinements, lambda r: [(arm, r.seed) for arm in _arms(r)]))),
         trainings=ends(data.trainings),

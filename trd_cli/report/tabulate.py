@@ -5,6 +5,7 @@ All are pure functions of the figures. A dash stands for an unknown figure.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -47,9 +48,9 @@ _EVERY_ROUND = {
     "refinement-leaks": "leaks.csv",
     "training-steps": "training.csv",
     "training-positions": "kl_by_position.csv",
-    "cost-nodes": "cost.csv",
 }
-_SHARES = (*CHANGES, "other verdicts")
+# Figures by round that are shares of 1.
+_SHARES = re.compile("|".join((*CHANGES, "other verdicts", "top-1 agreement", "y_r (talks|copies) .*")))
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def tables(data: ReportData) -> list[Table]:
         _training(shown),
         _positions(shown),
         _cost_of_rounds(data),
-        _cost(shown),
+        *([] if has_many_rounds(data) else [_cost(data)]),
     )
     found = [table for table in made if table.rows]
     return found if shown is data else [_with_rest(table) for table in found]
@@ -208,7 +209,7 @@ def _curves(data: ReportData) -> Table:
     shown = evenly(numbers)
     rows = []
     for figure, by_arm in found.items():
-        write = percent if figure in _SHARES else _number
+        write = percent if _SHARES.fullmatch(figure) else _number
         for arm, seeds in by_arm.items():
             known = ([curve[of] for curve in seeds.values() if of in curve] for of in shown)
             rows.append((figure, arm, *(write(fmean(values)) if values else NOTHING for values in known)))
@@ -359,27 +360,29 @@ def _cost_of_rounds(data: ReportData) -> Table:
     note = (
         "Means over the stages of all rounds, arms and seeds; a round of one arm is the sum of its stages. Seconds are wall time. At work is "
         "the time in which a stage makes rows or takes steps; beyond it are starting, loading and saving. It is not recorded for grading, "
-        "which is left out of the last three figures."
+        "which is left out of the figures after it. Tokens/s are over the time at work, the memory is the host's (on a GPU, of distill the "
+        "allocator's if that is more). Each stage is in cost.csv."
     )
-    words, numbers = ("stage", "ran", "on"), ("stages", "seconds", "at work", "beyond", "seconds / at work")
+    words = ("stage", "ran", "on")
+    numbers = ("stages", "seconds", "at work", "beyond", "seconds / at work", "tokens/s", "largest memory, GiB")
     return _table_of("cost-rounds", "Cost of a round, cold and warm", words, numbers, rows, note)
 
 
 def _cost_cells(warm: bool, groups: Sequence[Sequence[NodeCost]]) -> tuple[str, ...]:
     """Return the cells on stages of several kinds, each group one kind, that run one after another."""
-    seconds, known, work = 0.0, 0.0, 0.0
-    for nodes in groups:
-        seconds += fmean(n.seconds for n in nodes)
-        if worked := [n for n in nodes if n.at_work is not None]:
-            known += fmean(n.seconds for n in worked)
-            work += fmean(n.at_work for n in worked)
+    worked = [known for nodes in groups if (known := [n for n in nodes if n.at_work is not None])]
+    seconds, of_worked, work = (
+        sum(fmean(getattr(n, key) for n in nodes) for nodes in kinds)
+        for kinds, key in ((groups, "seconds"), (worked, "seconds"), (worked, "at_work"))
+    )
+    rates = [n.tokens_per_second for nodes in groups for n in nodes if n.tokens_per_second is not None]
+    peaks = [n.peak_bytes for nodes in groups for n in nodes if n.peak_bytes is not None]
     devices = list(dict.fromkeys(n.devices for nodes in groups for n in nodes if n.devices))
+    beyond = [f"{work:,.1f}", f"{of_worked - work:,.1f}", f"{of_worked / work:.2f}"] if work else [NOTHING] * 3
     return (
         *("warm" if warm else "cold", some(devices) if devices else NOTHING, str(sum(map(len, groups)))),
-        *(
-            f"{seconds:,.1f}",
-            *([f"{work:,.1f}", f"{known - work:,.1f}", f"{known / work:.2f}"] if work else [NOTHING] * 3),
-        ),
+        *(f"{seconds:,.1f}", *beyond, f"{fmean(rates):,.1f}" if rates and len(groups) == 1 else NOTHING),
+        f"{max(peaks) / 2**30:.2f}" if peaks else NOTHING,
     )
 
 

@@ -240,12 +240,14 @@ def _clear(directory: Path, of_all: Round) -> None:
 
 
 def _train(config: DistillConfig, training: _Training, progress: Progress) -> None:
-    from trd_cli.training.trainer import Trainer
+    from trd_cli.training import kept
 
     student, teacher, examples = training.student, training.teacher, training.examples
     earlier, directory = training.earlier, training.directory
-    progress.note(f"loading {student.name} and its teacher {teacher.name} for {_described(config)}")
-    trainer = Trainer(config, student, teacher, training.accelerator, directory, earlier)
+    accelerator, described = training.accelerator, _described(config)
+    trainer = kept.trainer_for(
+        config, student, teacher, accelerator, directory, earlier, lambda text: progress.note(f"{text} for {described}")
+    )
     began = time.monotonic()
     trained = trainer.train(examples, progress)
     at_work = time.monotonic() - began
@@ -258,6 +260,8 @@ def _train(config: DistillConfig, training: _Training, progress: Progress) -> No
         training.stage_dir.finish(About(**told, **_told(trained)))
         training.stage_dir.log_session(of_all.rows_in(of_all.steps), trained.tokens, at_work)
         _clear(directory, of_all)
+        if not of_all.is_last:
+            kept.keep(trainer, config, student, accelerator, directory, of_all.before + of_all.steps)
     if trained.steps:
         losses = f"loss {trained.first_loss:.4f} → {trained.last_loss:.4f} over {counted(trained.steps, 'step')}"
     else:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch import nn
 
 from trd_cli.atomic import make_directory, sync_directory
 from trd_cli.config.training import LoraOptions
+from trd_cli.engines.probe import write_probe
 from trd_cli.errors import InputError, ModelError, TrdError, first_line, sized
 from trd_cli.model_files import weights_dtype
 from trd_cli.models import ModelRef
@@ -50,13 +51,18 @@ def dtype_to_save(student: ModelRef, asked: str) -> torch.dtype:
 
 
 def save_model(
-    weights: Mapping[str, torch.Tensor], student: ModelRef, options: LoraOptions, target: Path, dtype: torch.dtype
+    weights: Mapping[str, torch.Tensor],
+    student: ModelRef,
+    options: LoraOptions,
+    target: Path,
+    dtype: torch.dtype,
+    probe: Sequence[int] = (),
 ) -> None:
     """Write the student with its trained `weights` (named as in `DistillStep`) and its tokenizer files into `target`.
 
     An adapter is written to `adapter/` and merged into the weights, in float32 before they are rounded to `dtype`.
-    Files get their final names only when all of them are written; config.json, which makes the directory a model, is
-    the last.
+    `probe` are the ids of the checkpoint's probe, if it gets one. Files get their final names only when all of them are
+    written; config.json, which makes the directory a model, is the last.
     """
     model = load(student, torch.float32, torch.device("cpu"))
     if options.lora:
@@ -71,6 +77,10 @@ def save_model(
             model = model.merge_and_unload()
         model.to(dtype).save_pretrained(building)
         _copy_kept(student, building)
+        if probe:
+            # Without one, as of a model that this CPU cannot run, an engine starts anew for each model.
+            with suppress(RuntimeError, ValueError, ImportError):
+                write_probe(building, model, probe)
         shutil.rmtree(target / ADAPTER, ignore_errors=True)
         for path in sorted(building.iterdir(), key=lambda path: path.name == "config.json"):
             os.replace(path, target / path.name)

@@ -263,8 +263,10 @@ class Average(Snapshot):
         self._decay = decay
 
     def begin(self, student: nn.Module, left: dict[str, Any]) -> None:
-        super().begin(student, left)
-        self.load_state(left)
+        if left:
+            self.load_state(left)
+        else:
+            super().begin(student, left)
 
     def follow(self, student: nn.Module) -> None:
         for name, p in _trained(student):

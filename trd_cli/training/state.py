@@ -68,9 +68,9 @@ class States:
         from accelerate.utils import gather_object
 
         weights, moments = (trained_weights(model), get_optimizer_state_dict(model, _bare(optimizer), options=_TO_CPU))
-        generators = gather_object([_generators()])
+        of_all = gather_object([generators()])
         if accelerator.is_main_process:
-            state = {"step": step, "model": weights, "optimizer": moments, "generators": generators, **extra}
+            state = {"step": step, "model": weights, "optimizer": moments, "generators": of_all, **extra}
             self._write(self._directory / _file_name(step), state)
         accelerator.wait_for_everyone()
 
@@ -127,9 +127,9 @@ class States:
             optim_state_dict=state["optimizer"],
             options=options,
         )
-        generators = state["generators"]
-        if len(generators) == accelerator.num_processes:
-            _set_generators(generators[accelerator.process_index])
+        of_all = state["generators"]
+        if len(of_all) == accelerator.num_processes:
+            set_generators(of_all[accelerator.process_index])
 
 
 def _is_whole(path: Path) -> bool:
@@ -173,14 +173,16 @@ def _bare(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
     return getattr(optimizer, "optimizer", optimizer)
 
 
-def _generators() -> dict[str, torch.Tensor]:
+def generators() -> dict[str, torch.Tensor]:
+    """Return the states of this process's random generators."""
     found = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         found["cuda"] = torch.cuda.get_rng_state()
     return found
 
 
-def _set_generators(states: dict[str, torch.Tensor]) -> None:
+def set_generators(states: dict[str, torch.Tensor]) -> None:
+    """Set the random generators to what `generators` has returned."""
     torch.set_rng_state(states["cpu"])
     if "cuda" in states and torch.cuda.is_available():
         torch.cuda.set_rng_state(states["cuda"])
