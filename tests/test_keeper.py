@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import Trd
 from support.tiny import SHAPE, VOCABULARY, build_model, engine_of, reference_model
 
 from trd_cli import keeper
@@ -22,9 +23,11 @@ from trd_cli.engines.starting import start_engine
 from trd_cli.models import ModelRef, fingerprint, resolve_model
 from trd_cli.prompting.tokens import Tokenizer
 from trd_cli.records import Completion, Request, Sampling
+from trd_cli.trajectories.shards import list_shards
 
 IDS = [random.Random(1).randrange(4, VOCABULARY) for _ in range(LENGTH)]
 ON_CPU = {"device": "cpu", "batch_size": 3}
+SHORT = ("--max-tokens", 8, "--dtype", "float32", "--engine", "transformers", "--device", "cpu")
 
 
 @pytest.fixture
@@ -80,7 +83,7 @@ def test_a_probe_holds_what_the_saved_weights_give_and_is_no_part_of_the_model(
 ) -> None:
     ids = [5, 20, 33, 7, 61, 250]
     model, revision = reference_model(checkpoint), fingerprint(checkpoint)
-    write_probe(checkpoint, model, ids)
+    write_probe(checkpoint, model, ids, torch.float32)
     probe = read_probe(checkpoint)
     assert probe.token_ids == ids
     assert probe.logprobs == logprobs_of(model, ids)
@@ -94,7 +97,7 @@ def test_a_probe_holds_what_the_saved_weights_give_and_is_no_part_of_the_model(
 
 def with_probe(directory: Path) -> Path:
     """Give a model its probe, as the trainer gives one to a checkpoint."""
-    write_probe(directory, reference_model(directory), IDS)
+    write_probe(directory, reference_model(directory), IDS, torch.float32)
     return directory
 
 
@@ -253,7 +256,8 @@ def test_an_engine_whose_work_failed_or_was_left_half_way_is_not_kept(
 class Sleeper:
     """An engine that forgets its weights while it rests; `stale` takes no new ones, as some have been seen to do."""
 
-    name, version, rows_at_once, dtype, forgets = "vllm", "1", 1, "float32", True
+    name, version, rows_at_once, dtype = "vllm", "1", 1, "float32"
+    copies, forgets = False, True
 
     def __init__(self, directory: Path, stale: bool = False) -> None:
         self._engine, self._is_stale = engine_of(directory, 3), stale
@@ -308,3 +312,32 @@ def test_an_engine_that_forgets_its_weights_has_to_prove_them_even_for_the_same_
     assert answers(started(first, stale=True)) == answers(engine_of(first, 3))
     assert answers(started(second)) == answers(engine_of(second, 3))
     assert [sleeper.is_closed for sleeper in made[1:]] == [True, False]
+
+
+def test_commands_of_one_process_write_the_bytes_that_commands_alone_write(
+    ok: Trd, pair: Callable[[str], tuple[Path, Path]], problems: Path, tmp_path: Path
+) -> None:
+    """The second command's engine is that of the first; graders stay too."""
+    models = pair("tied")
+
+    def shards(name: str, model: Path) -> list[bytes]:
+        out = tmp_path / name
+        ok("sample", "-m", model, "-p", problems, *SHORT, "--out", out)
+        ok("verify", out, "--workers", 1)
+        return [path.read_bytes() for path in list_shards(out)]
+
+    alone = [shards(f"alone {i}", model) for i, model in enumerate(models)]
+    keeper.begin()
+    try:
+        kept = [shards(f"kept {i}", model) for i, model in enumerate((*models, models[0]))]
+    finally:
+        keeper.end()
+    assert kept == [*alone, alone[0]]
+    assert alone[0] != alone[1]
+
+
+def test_the_probe_of_a_checkpoint_in_bfloat16_is_what_a_float32_engine_finds_there(tmp_path: Path) -> None:
+    directory, model = build_model(tmp_path / "model", seed=5), reference_model(tmp_path / "model")
+    write_probe(directory, model, IDS, torch.bfloat16)
+    model.to(torch.bfloat16).save_pretrained(directory)
+    assert difference(read_probe(directory), engine_of(directory).score(IDS)) < LIMITS["float32"] / 10
