@@ -95,10 +95,21 @@ def refusal(result: Any) -> str:
 def test_it_has_the_files_of_the_merged_one_but_the_weights(world: World) -> None:
     merged = files(world.merged)
     assert len(merged.pop(WEIGHTS)) > 10_000
+    assert "probe.json" in merged
     assert files(world.alone) == merged
     tensors = "adapter/adapter_model.safetensors"
     assert (world.alone / tensors).read_bytes() == (world.merged / tensors).read_bytes()
     assert not has_weights(world.alone)
+
+
+def test_saving_leaves_the_weights_in_memory_as_they_are(world: World, tmp_path: Path) -> None:
+    ref = resolve_model(str(world.student))
+    model = load(ref, torch.float32, CPU)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    weights = {f"student.{name}": p.detach() for name, p in model.named_parameters()}
+    save_model(weights, ref, LoraOptions(), tmp_path / "c", torch.bfloat16, [5, 6, 7])
+    assert all(p.equal(before[name]) for name, p in model.named_parameters())
+    assert_same_tensors(load(resolve_model(str(tmp_path / "c")), torch.bfloat16, CPU), model.to(torch.bfloat16))
 
 
 def test_no_merge_without_an_adapter_is_refused(world: World, trd: Trd, tmp_path: Path) -> None:

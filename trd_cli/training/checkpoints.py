@@ -69,14 +69,14 @@ def save_model(
         if options.lora:
             _save_adapter(model, student, building)
             model = model.merge_and_unload()
+        if probe:
+            # Without one, as of a model that this CPU cannot run, an engine starts anew for each model.
+            with suppress(RuntimeError, ValueError, ImportError):
+                write_probe(building, model, probe, dtype)
         _save_network(model.to(dtype), building, with_weights=_writes_weights(options))
         if options.lora:
             write_base(building, Base(student.lasting_name, student.revision, _digest_of_weights(building)))
         _copy_kept(student, building)
-        if probe:
-            # Without one, as of a model that this CPU cannot run, an engine starts anew for each model.
-            with suppress(RuntimeError, ValueError, ImportError):
-                write_probe(building, model, probe)
         shutil.rmtree(target / ADAPTER, ignore_errors=True)
         for path in _weights_in(target):
             path.unlink()
@@ -147,12 +147,13 @@ def _with_weights(student: ModelRef, weights: Mapping[str, torch.Tensor], option
     """
     if options.lora:
         model = with_adapter(load(student, torch.float32, torch.device("cpu")), options, seed=0)
+        unknown = model.load_state_dict(weights, strict=False)
     else:
         model = without_weights(student, torch.float32)
-    unknown = model.load_state_dict(weights, strict=False, assign=not options.lora)
-    _check_names(model, unknown.missing_keys, unknown.unexpected_keys, options)
-    if not options.lora:
+        # Copies: those of a trainer go on being trained.
+        unknown = model.load_state_dict({n: w.clone() for n, w in weights.items()}, strict=False, assign=True)
         model.tie_weights()
+    _check_names(model, unknown.missing_keys, unknown.unexpected_keys, options)
     return model
 
 
