@@ -346,19 +346,22 @@ def _positions(data: ReportData) -> Table:
 
 def _cost_of_rounds(data: ReportData) -> Table:
     """Return the cost of each stage of a round, cold and warm, for a run of many rounds or with warm stages."""
-    nodes = [n for n in data.nodes if n.round is not None and n.state == "done" and n.seconds is not None]
+    done = [n for n in data.nodes if n.state == "done" and n.seconds is not None]
     kinds: dict[str, dict[bool, list[NodeCost]]] = {}
-    if has_many_rounds(data) or any(node.warm for node in nodes):
-        for node in nodes:
-            kinds.setdefault(node.name.rpartition("/")[2], {}).setdefault(node.warm, []).append(node)
+    if has_many_rounds(data) or any(node.warm for node in done):
+        for node in done:
+            if node.round is not None:
+                kinds.setdefault(node.name.rpartition("/")[2], {}).setdefault(node.warm, []).append(node)
     rows = [(kind, *_cost_cells(warm, [ran[warm]])) for kind, ran in kinds.items() for warm in sorted(ran)]
-    if kinds and all(False in ran for ran in kinds.values()):
-        rows.append(("a round of one arm", *_cost_cells(False, [ran[False] for ran in kinds.values()])))
+    cold = {kind: ran.get(False) or _cold_elsewhere(ran[True][0].stage, done) for kind, ran in kinds.items()}
+    if kinds and all(cold.values()):
+        rows.append(("a round of one arm", *_cost_cells(False, list(cold.values()))))
     if any(True in ran for ran in kinds.values()):
-        # A stage that never runs warm, as grading may be, costs the same in a warm round.
+        # A stage that never runs warm costs the same in a warm round.
         rows.append(("a round of one arm", *_cost_cells(True, [ran.get(True) or ran[False] for ran in kinds.values()])))
     note = (
-        "Means over the stages of all rounds, arms and seeds; a round of one arm is the sum of its stages. Seconds are wall time. At work is "
+        "Means over the stages of all rounds, arms and seeds; a round of one arm is the sum of its stages. The first stage of a worker is "
+        "cold. A stage that has never been is counted in the cold round by another of the same command. Seconds are wall time. At work is "
         "the time in which a stage makes rows or takes steps; beyond it are starting, loading and saving. It is not recorded for grading, "
         "which is left out of the figures after it. Tokens/s are over the time at work, the memory is the host's (on a GPU, of distill the "
         "allocator's if that is more). Each stage is in cost.csv."
@@ -366,6 +369,11 @@ def _cost_of_rounds(data: ReportData) -> Table:
     words = ("stage", "ran", "on")
     numbers = ("stages", "seconds", "at work", "beyond", "seconds / at work", "tokens/s", "largest memory, GiB")
     return _table_of("cost-rounds", "Cost of a round, cold and warm", words, numbers, rows, note)
+
+
+def _cold_elsewhere(stage: str, nodes: Iterable[NodeCost]) -> list[NodeCost]:
+    """Return the cold nodes of a command: a worker that grades rollouts is warm for refined rows from the start."""
+    return [node for node in nodes if node.stage == stage and not node.warm]
 
 
 def _cost_cells(warm: bool, groups: Sequence[Sequence[NodeCost]]) -> tuple[str, ...]:
