@@ -294,7 +294,7 @@ def other_weights(model: ModelRef, directory: Path) -> Path:
             weight.mul_(1.02)
     network.save_pretrained(directory)
     text = "Natalia sold clips to 48 of her friends in April, and then she sold half as many in May. How many in all?"
-    write_probe(directory, network, model.tokenizer().encode(text))
+    write_probe(directory, network, model.tokenizer().encode(text), torch.float32)
     return directory
 
 

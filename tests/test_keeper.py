@@ -83,7 +83,7 @@ def test_a_probe_holds_what_the_saved_weights_give_and_is_no_part_of_the_model(
 ) -> None:
     ids = [5, 20, 33, 7, 61, 250]
     model, revision = reference_model(checkpoint), fingerprint(checkpoint)
-    write_probe(checkpoint, model, ids)
+    write_probe(checkpoint, model, ids, torch.float32)
     probe = read_probe(checkpoint)
     assert probe.token_ids == ids
     assert probe.logprobs == logprobs_of(model, ids)
@@ -97,7 +97,7 @@ def test_a_probe_holds_what_the_saved_weights_give_and_is_no_part_of_the_model(
 
 def with_probe(directory: Path) -> Path:
     """Give a model its probe, as the trainer gives one to a checkpoint."""
-    write_probe(directory, reference_model(directory), IDS)
+    write_probe(directory, reference_model(directory), IDS, torch.float32)
     return directory
 
 
@@ -333,3 +333,10 @@ def test_commands_of_one_process_write_the_bytes_that_commands_alone_write(
         keeper.end()
     assert kept == [*alone, alone[0]]
     assert alone[0] != alone[1]
+
+
+def test_the_probe_of_a_checkpoint_in_bfloat16_is_what_a_float32_engine_finds_there(tmp_path: Path) -> None:
+    directory, model = build_model(tmp_path / "model", seed=5), reference_model(tmp_path / "model")
+    write_probe(directory, model, IDS, torch.bfloat16)
+    model.to(torch.bfloat16).save_pretrained(directory)
+    assert difference(read_probe(directory), engine_of(directory).score(IDS)) < LIMITS["float32"] / 10

@@ -23,10 +23,12 @@ import pytest
 from conftest import Trd
 from support.children import Start, forking, start_child, wait_for
 from support.sets import by_id
-from support.tiny import build_model
+from support.tiny import build_model, write_bare_model, write_tokenizer
 
+from trd_cli import keeper
 from trd_cli.config.commands import RunConfig
 from trd_cli.progress import NodeState
+from trd_cli.prompting.tokens import HubTokenizer
 from trd_cli.recipes.run import run
 
 KILLS = int(os.environ.get("TRD_KILLS", "1"))
@@ -363,3 +365,19 @@ def test_a_command_in_a_worker_has_its_own_variables_directory_and_standard_stre
     assert json.loads(events.read_text().splitlines()[-1])["error"] == (tmp_path / "c.log").read_text().splitlines()[-1]
     assert "3 problems" in (tmp_path / "b.log").read_text()
     assert "Traceback" not in "".join((tmp_path / f"{name}.log").read_text() for name in "abc")
+
+
+def test_a_kept_tokenizer_is_taken_for_no_other(tmp_path: Path) -> None:
+    models = [tmp_path / name for name in ("a", "same", "other")]
+    for path in models:
+        path.mkdir()
+        write_bare_model(path)
+    write_tokenizer(models[2], merges=(("e", "x"), ("o", "n")))
+    alone = [HubTokenizer(path).fingerprint() for path in models]
+    keeper.begin()
+    try:
+        kept = [HubTokenizer(path).fingerprint() for path in (*models, *models)]
+    finally:
+        keeper.end()
+    assert kept == alone + alone
+    assert alone[0] == alone[1] != alone[2]

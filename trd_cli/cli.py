@@ -228,9 +228,9 @@ def plan(config: PlanConfig) -> None:
 def run(config: RunConfig) -> None:
     """Run a recipe: rounds of all stages, for its arms and seeds.
 
-    A stage that several arms need runs once. Each stage runs in a process of its own, on devices of its own, with its
-    log in logs/; independent stages run at the same time. The same command again does what is missing. In a pipe, the
-    run directory is printed at the end.
+    A stage that several arms need runs once. Each stage is a command, with a log in logs/ and devices of its own;
+    independent stages run at the same time, and stages of one kind share a process that stays warm (the recipe's key
+    warm). The same command again does what is missing. In a pipe, the run directory is printed at the end.
     """
     from trd_cli.planning.memory import memory_of
     from trd_cli.planning.refusals import refuse

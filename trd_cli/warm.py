@@ -53,11 +53,11 @@ def main() -> None:
     keeper.begin()
     try:
         for order in _orders(orders):
-            start.again()
             answer = _rested() if "rest" in order else _carried_out(order)
             os.write(answers, json.dumps(answer).encode() + b"\n")
             if answer.get("exit_code"):
                 return
+            start.again()  # while other stages run
     except KeyboardInterrupt:  # between two commands
         raise SystemExit(Interrupted.exit_code) from None
     finally:

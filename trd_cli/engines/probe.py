@@ -21,6 +21,7 @@ from trd_cli.atomic import write_text
 from trd_cli.model_files import PROBE
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
 # The largest mean difference of an engine's log-probabilities from the probe's, by the engine's dtype. On a CPU, with
@@ -70,14 +71,16 @@ def difference(probe: Probe, logprobs: Sequence[float]) -> float:
     return sum(abs(expected - found) for expected, found in pairs) / len(probe.logprobs)
 
 
-def write_probe(directory: Path, model: nn.Module, token_ids: Sequence[int]) -> None:
-    """Write a checkpoint's probe: `model` has the weights as they are saved, in the dtype of the checkpoint.
+def write_probe(directory: Path, model: nn.Module, token_ids: Sequence[int], dtype: torch.dtype) -> None:
+    """Write the probe of a checkpoint whose weights are those of `model`, in float32, rounded to `dtype`.
 
-    It is cast to float32 in place, so that the figures are the weights' own and not those of a dtype's rounding. Write
-    the probe before config.json, which makes the directory a model.
+    They are rounded in place. A model that was cast to `dtype` as a whole would not do: that rounds its rotary factors
+    too, which no checkpoint holds. Write the probe before config.json, which makes the directory a model.
     """
-    logprobs = logprobs_of(model.float(), token_ids)
-    probe = Probe([int(i) for i in token_ids], logprobs)
+    for tensor in model.state_dict().values():
+        if tensor.is_floating_point():
+            tensor.copy_(tensor.to(dtype))
+    probe = Probe([int(i) for i in token_ids], logprobs_of(model, token_ids))
     write_text(directory / PROBE, json.dumps(asdict(probe)) + "\n")
 
 

@@ -15,7 +15,7 @@ from trd_cli.recipes.processes import stop_all
 from trd_cli.recipes.slots import Placement, Scheduler
 from trd_cli.recipes.warm import Memory, Workers
 
-_TICK = 0.05
+_TICK = 0.05  # seconds between two looks at the processes
 _SHOW = 0.5  # seconds between two looks at the progress of a running stage
 _SAVE = 5.0  # seconds between two records of one
 
@@ -53,7 +53,7 @@ class Runner:
         try:
             self._start(scheduler)
             while self._running:
-                time.sleep(_TICK)
+                self._workers.wait(_TICK)
                 if self._watch(scheduler):
                     self._start(scheduler)
         except KeyboardInterrupt:

@@ -7,6 +7,7 @@ stage needs its memory.
 from __future__ import annotations
 
 import contextlib
+import select
 import signal
 import time
 from collections import Counter
@@ -184,6 +185,10 @@ class Workers:
         """Return the place of the first waiting node of a kind."""
         kinds = list(self._waiting.values())
         return kinds.index(stage) if stage in kinds else len(kinds)
+
+    def wait(self, seconds: float) -> None:
+        """Wait until a stage in a worker has ended, and no longer than so many seconds."""
+        select.select([worker.process.stdout for worker in self._workers if not worker.is_idle], [], [], seconds)
 
     def skip(self, nodes: Sequence[Node]) -> None:
         """Wait no longer for nodes that cannot be started."""

@@ -75,12 +75,12 @@ def save_model(
             model.save_pretrained(building / ADAPTER)
             (building / ADAPTER / "README.md").unlink(missing_ok=True)  # an empty form
             model = model.merge_and_unload()
-        model.to(dtype).save_pretrained(building)
-        _copy_kept(student, building)
         if probe:
             # Without one, as of a model that this CPU cannot run, an engine starts anew for each model.
             with suppress(RuntimeError, ValueError, ImportError):
-                write_probe(building, model, probe)
+                write_probe(building, model, probe, dtype)
+        model.to(dtype).save_pretrained(building)
+        _copy_kept(student, building)
         shutil.rmtree(target / ADAPTER, ignore_errors=True)
         for path in sorted(building.iterdir(), key=lambda path: path.name == "config.json"):
             os.replace(path, target / path.name)

@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 _NAME = "trainer"
-# Options of the networks and of the average.
+# Options of the networks and of the average. Merging is of the checkpoint alone.
 _LOADED = (
-    *LoraOptions.model_fields,
+    *(name for name in LoraOptions.model_fields if name != "merge"),
     *("dtype", "attn_implementation", "gradient_checkpointing", "teacher_weights", "ema_decay"),
 )
 
