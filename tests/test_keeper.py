@@ -256,7 +256,8 @@ def test_an_engine_whose_work_failed_or_was_left_half_way_is_not_kept(
 class Sleeper:
     """An engine that forgets its weights while it rests; `stale` takes no new ones, as some have been seen to do."""
 
-    name, version, rows_at_once, dtype, forgets = "vllm", "1", 1, "float32", True
+    name, version, rows_at_once, dtype = "vllm", "1", 1, "float32"
+    copies, forgets = False, True
 
     def __init__(self, directory: Path, stale: bool = False) -> None:
         self._engine, self._is_stale = engine_of(directory, 3), stale

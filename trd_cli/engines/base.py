@@ -54,10 +54,12 @@ class Several(Protocol):
 class Keepable(Engine, Protocol):
     """An engine that a process may keep from one command to the next (see `kept`).
 
-    `dtype` is that of its weights. `forgets` is True if a rest loses them.
+    `dtype` is that of its weights. `copies` is True if `reload` copies each tensor itself, False if another program may
+    leave some as they were. `forgets` is True if a rest loses the weights.
     """
 
     dtype: str
+    copies: bool
     forgets: bool
 
     def rest(self) -> None:

@@ -143,7 +143,7 @@ def _reload(kept: _Kept, model: ModelRef, tokenizer: Tokenizer) -> str | None:
         return None
     if probe is None:
         return "it has no probe.json to prove them by"
-    before = engine.score(probe.token_ids) if has_weights else None
+    before = engine.score(probe.token_ids) if has_weights and not engine.copies else None
     if not engine.reload(model, tokenizer):
         return "its tensors have other names or shapes"
     found = engine.score(probe.token_ids)

@@ -25,8 +25,9 @@ if TYPE_CHECKING:
     from torch import nn
 
 # The largest mean difference of an engine's log-probabilities from the probe's, by the engine's dtype. On a CPU, with
-# 64 ids, rounding alone gave in float32 1e-6 (random models of a few thousand weights) and 3e-6 (SmolLM2-135M), in
-# bfloat16 4e-2 and 5e-2, with single ids up to 0.2 and 0.6.
+# 64 ids, rounding alone gave in float32 1e-6 (random models of a few thousand weights), 3e-6 (SmolLM2-135M) and 7e-6
+# (the same in vLLM), in bfloat16 4e-2 and 3e-2 to 6e-2, with single ids up to 0.2 and 0.6. One word over and over gave
+# 0.5 in bfloat16: after such a row an engine starts anew without need.
 LIMITS = {"float32": 3e-5, "bfloat16": 0.15, "float16": 0.02}
 # Most ids of a probe, and those of them that are the end of the prompt.
 LENGTH, _OF_THE_PROMPT = 64, 32

@@ -171,7 +171,7 @@ class TransformersEngine:
     """See the module. Extra engine arguments go to `from_pretrained` (attn_implementation, for example)."""
 
     name = "transformers"
-    forgets = False
+    copies, forgets = True, False
 
     def __init__(self, model: ModelRef, tokenizer: Tokenizer, options: EngineOptions) -> None:
         self.version = metadata.version("transformers")

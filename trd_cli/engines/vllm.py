@@ -52,7 +52,7 @@ _REASON_LENGTH = 300
 class VllmEngine:
     """See the module. `llm` is the `vllm.LLM` underneath, for benchmarks."""
 
-    name = "vllm"
+    name, copies = "vllm", False
 
     def __init__(self, model: ModelRef, tokenizer: Tokenizer, options: EngineOptions) -> None:
         self.version = engine_version("vllm")
