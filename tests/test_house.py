@@ -17,9 +17,9 @@ PACKAGE = ROOT / "trd_cli"
 # A file may import its own floor and those below. A name with a slash is a directory with all that is in it.
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("__init__", "errors", "records", "redaction", "local_data"),
-    ("atomic", "locks", "interrupts", "keeper", "progress", "model_files", "losses/", "config/"),
+    ("atomic", "locks", "interrupts", "keeper", "progress", "model_files", "adapter_files", "losses/", "config/"),
     ("graders.answers", "graders/reading/", "prompting/", "trajectories/"),
-    ("streams", "console", "command", "models", "graders.by_math_verify", "graders/comparing/"),
+    ("streams", "console", "command", "models", "merging", "graders.by_math_verify", "graders/comparing/"),
     ("engines/",),
     ("graders/",),
     ("datasets/", "evaluation/", "generation"),

@@ -838,6 +838,15 @@ def test_a_finished_stage_with_fewer_rows_or_steps_than_it_made_is_named(copy: P
     assert (the(found.refinements).rows, len(found.trainings)) == (5, 2)
 
 
+def test_a_round_of_training_that_took_no_step_lacks_nothing(copy: Path) -> None:
+    checkpoint = copy / "nodes" / "distill-trd"
+    (checkpoint / "train.jsonl").unlink()
+    by_hand(checkpoint / "run.json", lambda run: run["about"].update(steps=0))
+    found = collect(copy)
+    assert found.missing == ()
+    assert [t.arm for t in found.trainings] == ["fkl"]
+
+
 def without(path: Path, *keys: str) -> None:
     """Remove a key from a JSON file."""
 

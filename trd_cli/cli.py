@@ -55,7 +55,7 @@ def _backend(options: EngineOptions, name: str) -> Backend:
     """Find the model and choose its engine, which starts when the first row needs it."""
     from trd_cli.engines.base import engine_version
     from trd_cli.engines.placement import check_replicas
-    from trd_cli.engines.registry import check_arguments, choose_engine, window
+    from trd_cli.engines.registry import check_arguments, check_weights, choose_engine, window
     from trd_cli.engines.starting import manner, start_engine
     from trd_cli.generation import Backend
     from trd_cli.models import resolve_model
@@ -65,6 +65,7 @@ def _backend(options: EngineOptions, name: str) -> Backend:
     check_arguments(engine, options)
     check_replicas(engine, options)
     model = resolve_model(name, weights=engine != "openai")
+    check_weights(engine, model)
     tokenizer = model.tokenizer()
     limit = window(engine, model, options)
 

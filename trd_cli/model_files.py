@@ -83,7 +83,7 @@ def tensor_names(directory: Path) -> frozenset[str]:
     if not (directory / WEIGHTS).is_file() and (directory / INDEX).is_file():
         names |= _weight_map(directory / INDEX).keys()
     for path in weight_files(directory):
-        names |= _header(path)
+        names |= header(path)
     return frozenset(names)
 
 
@@ -181,7 +181,8 @@ def _ends(path: Path, settings: dict[str, Any]) -> list[int]:
     return [end for end in listed if end is not None and end >= 0]
 
 
-def _header(path: Path) -> set[str]:
+def header(path: Path) -> set[str]:
+    """Return the names of the tensors in a safetensors file. Raises ModelError for one that cannot be read."""
     from safetensors import SafetensorError, safe_open
 
     try:

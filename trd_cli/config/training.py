@@ -146,6 +146,13 @@ class LoraOptions(Config):
     lora: bool = option(
         False, "Adapter", "Train a low-rank adapter, not all weights; saved in adapter/ beside the merged weights."
     )
+    merge: bool = option(
+        True,
+        "Adapter",
+        "Write the merged weights too. --no-merge leaves them out, and the checkpoint loads its base each time; vllm needs them. --merge on a finished checkpoint writes them without training.",
+        flags=("--merge/--no-merge",),
+        rows=False,
+    )
     lora_rank: Positive = option(64, "Adapter", "Rank of the adapter.")
     lora_alpha: AboveZero = option(128.0, "Adapter", "Scale of the adapter is alpha / rank.")
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = option(

@@ -32,6 +32,7 @@ from trd_cli.engines.rope import steady_length, switch_length
 from trd_cli.engines.sampling import draw
 from trd_cli.engines.slot_cache import SlotCache
 from trd_cli.errors import EngineError, InputError, flag
+from trd_cli.merging import pretrained
 from trd_cli.model_files import tensor_names
 from trd_cli.models import ModelRef, why_not
 from trd_cli.prompting.tokens import Tokenizer
@@ -69,12 +70,10 @@ def _load(model: ModelRef, options: EngineOptions) -> tuple[torch.device, torch.
 
 
 def _from_pretrained(model: ModelRef, options: EngineOptions, **more: Any) -> torch.nn.Module:
-    from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    arguments = {"dtype": options.dtype, "trust_remote_code": False, **options.engine_arg, **more}
-    return AutoModelForCausalLM.from_pretrained(str(model.path), **arguments)
+    return pretrained(model, **{"dtype": options.dtype, **options.engine_arg, **more})
 
 
 def _cannot_load(model: ModelRef, error: Exception) -> EngineError:
@@ -90,7 +89,7 @@ def check_options(model: ModelRef, options: EngineOptions) -> None:
     if not options.engine_arg:
         check_attention(model.name, model.skeleton())
         return
-    if model.path is None or not tensor_names(model.path):
+    if model.path is None or not tensor_names(model.weights_path):
         return
     try:
         # Only transformers knows its arguments. On the device meta it reads the weights' files and keeps no tensor.
@@ -204,7 +203,7 @@ class TransformersEngine:
     def reload(self, model: ModelRef, tokenizer: Tokenizer) -> bool:
         """See `Keepable.reload`."""
         self._name, self._tokenizer = model.name, tokenizer
-        return copy_weights(model.path, self.model)
+        return copy_weights(model, self.model)
 
     def score(self, token_ids: Sequence[int]) -> list[float]:
         """See `Keepable.score`."""

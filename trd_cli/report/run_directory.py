@@ -156,7 +156,7 @@ def lacking(node: Node) -> str | None:
     if not node.path.is_dir():
         return f"done, but {node.path} is gone"
     file = _FILES.get(node.stage)
-    if file and not (node.path / file).is_file():
+    if file and not (node.path / file).is_file() and not _has_no_step(node):
         return f"done, but {node.path / file} is gone"
     if node.stage == "problems":
         return None
@@ -168,6 +168,11 @@ def lacking(node: Node) -> str | None:
     return _too_few(node, state)
 
 
+def _has_no_step(node: Node) -> bool:
+    """Return True for a training that took no step, as a round that finds no row does, and so has no log."""
+    return node.stage == "distill" and state_of(node.path).about.steps == 0
+
+
 def _too_few(node: Node, state: State) -> str | None:
     """Describe how many rows, or steps of a training, are missing from the number in run.json, if it has one."""
     steps = state.about.steps
@@ -175,7 +180,7 @@ def _too_few(node: Node, state: State) -> str | None:
         for path in node.shards():
             check_whole(path)
         return None if state.is_finished else f"done, but only {state.rows} of {state.expected} rows are there"
-    if node.stage == "distill" and steps is not None:
+    if node.stage == "distill" and steps:
         there = len((node.path / LOG).read_text(encoding="utf-8").splitlines())
         return f"done, but {LOG} has only {there} of {steps} steps" if there < steps else None
     return None

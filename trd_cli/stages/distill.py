@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from trd_cli.adapter_files import is_adapter_alone
 from trd_cli.atomic import has_text_name, refused, temporary
 from trd_cli.config.training import DistillConfig, ObjectiveOptions
 from trd_cli.errors import InputError, ModelError, TrdError, UserError, counted
@@ -173,7 +174,10 @@ def _prepared(
             return None
         if is_finished:
             _clear(stage_dir.path, of_all)
-            progress.note(f"{stage_dir.path} is finished: nothing to do")
+            if config.merge and is_adapter_alone(stage_dir.path):
+                _merge(stage_dir, resolve, progress)
+            else:
+                progress.note(f"{stage_dir.path} is finished: nothing to do")
             progress.result(stage_dir.path)
             return None
         accelerator = accelerator_for(config, stage_dir.path)
@@ -181,6 +185,15 @@ def _prepared(
         if examples.path == Path(file.name):
             examples.move_to(stage_dir.path / EXAMPLES)
     return _Training(student, teacher, examples, stage_dir.path, accelerator, earlier, stage_dir)
+
+
+def _merge(stage_dir: StageDir, resolve: Callable[[str], ModelRef], progress: Progress) -> None:
+    """Write the merged weights into a finished checkpoint without them."""
+    from trd_cli.training.checkpoints import merge_saved
+
+    with stage_dir:
+        merge_saved(resolve(str(stage_dir.path)))
+    progress.note(f"{stage_dir.path} was finished without merged weights: they are there now")
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ from trd_cli.config.training import DistillConfig, LoraOptions
 from trd_cli.errors import InputError, ModelError, TrdError, first_line, flag
 from trd_cli.losses.fused import Figures, fused_divergence
 from trd_cli.losses.objectives import Objective
+from trd_cli.merging import pretrained
 from trd_cli.models import ModelRef, cannot_load
 from trd_cli.training.admission import check_head, check_trainable
 from trd_cli.training.batches import Batch, Side
@@ -36,7 +37,7 @@ def load(
     model: ModelRef, dtype: torch.dtype, device: torch.device, attn_implementation: str | None = None
 ) -> nn.Module:
     """Return a causal language model whose logits are its head's output alone; raise ModelError for others."""
-    from transformers import AutoModelForCausalLM, GenerationConfig
+    from transformers import GenerationConfig
     from transformers.utils import logging
 
     check_trainable(model)
@@ -45,9 +46,7 @@ def load(
     more: dict[str, Any] = {"generation_config": GenerationConfig()}
     more |= {"attn_implementation": attn_implementation} if attn_implementation else {}
     try:
-        loaded = AutoModelForCausalLM.from_pretrained(str(model.path), dtype=dtype, trust_remote_code=False, **more).to(
-            device
-        )
+        loaded = pretrained(model, dtype=dtype, **more).to(device)
     except torch.OutOfMemoryError:
         raise TrdError(
             f"out of memory loading {model.name}; expected room for its weights; use a larger device, --lora, or more processes"
@@ -56,6 +55,21 @@ def load(
         raise cannot_load(model, error, attn_implementation) from None
     check_head(model.name, loaded)
     return loaded
+
+
+def without_weights(model: ModelRef, dtype: torch.dtype, attn_implementation: str | None = None) -> nn.Module:
+    """Return a causal language model whose parameters are on the meta device; what no file holds is filled in."""
+    from accelerate import init_empty_weights
+    from transformers import AutoModelForCausalLM
+
+    check_trainable(model)
+    config = model.architecture()
+    attention = {"attn_implementation": attn_implementation} if attn_implementation else {}
+    # Buffers that no file holds (the rotary frequencies) are real.
+    with init_empty_weights(include_buffers=False):
+        empty = AutoModelForCausalLM.from_config(config, dtype=dtype, **attention)
+    empty.tie_weights()  # a parameter that is registered there becomes another one
+    return empty
 
 
 def check_logits(model: nn.Module, name: str, compute: torch.dtype) -> None:
