@@ -188,6 +188,7 @@ KEPT = CASES | {
     "all weights, taught by those of the round": ("by_student", ()),
     "weights that are rounded when they are saved": ("by_student", ("--save-dtype", "bfloat16")),
     "an adapter, taught by its start": ("by_student", (*ADAPTER, "--lora-dropout", 0.1)),
+    "an adapter alone": ("by_student", (*ADAPTER, "--no-merge")),
 }
 
 
