@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import Trd
-from support.tiny import SHAPE, VOCABULARY, build_model, engine_of, reference_model
+from support.tiny import SHAPE, VOCABULARY, build_model, engine_of, reference_model, write_bare_model
 
 from trd_cli import keeper
 from trd_cli.config.generating import EngineOptions
@@ -70,6 +72,19 @@ def test_the_end_of_keeping_closes_everything_even_if_closing_one_thing_fails(ke
         keeper.end()
     assert closed == ["c", "a"]
     assert keeper.current() is None
+
+
+@pytest.mark.parametrize("end", ["put", "rest", "close"])
+def test_a_thing_is_forgotten_before_it_is_closed(kept: keeper.Keeper, end: str) -> None:
+    thing, alive = threading.Event(), []
+    seen = weakref.ref(thing)
+    kept.put("a", thing, lambda: alive.append(seen() is not None))
+    del thing
+    if end == "put":
+        kept.put("a", 2, lambda: None)
+    else:
+        getattr(kept, end)()
+    assert alive == [False]
 
 
 def test_a_probe_is_the_end_of_a_prompt_and_the_beginning_of_its_response() -> None:
@@ -294,6 +309,15 @@ class Sleeper:
 
     def score(self, token_ids: Sequence[int]) -> list[float]:
         return self._engine.score(token_ids)
+
+
+def test_an_engine_whose_network_only_vllm_knows_is_not_kept(kept: keeper.Keeper, tmp_path: Path) -> None:
+    unknown = write_bare_model(tmp_path)
+    (unknown / "config.json").write_text('{"model_type": "of_tomorrow", "max_position_embeddings": 4096}')
+    model = resolve_model(str(unknown))
+    engine = object()
+    options = EngineOptions(**ON_CPU)
+    assert start_kept("vllm", model, model.tokenizer(), options, lambda line: None, lambda: engine) is engine
 
 
 def test_an_engine_that_forgets_its_weights_has_to_prove_them_even_for_the_same_model(

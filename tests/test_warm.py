@@ -30,7 +30,12 @@ from trd_cli import keeper
 from trd_cli.config.commands import RunConfig
 from trd_cli.progress import NodeState
 from trd_cli.prompting.tokens import HubTokenizer
+from trd_cli.recipes.graph import build_graph
+from trd_cli.recipes.loading import load_recipe
+from trd_cli.recipes.logs import StageLog
 from trd_cli.recipes.run import run
+from trd_cli.recipes.slots import Placement, Task
+from trd_cli.recipes.workers import Worker
 
 KILLS = int(os.environ.get("TRD_KILLS", "1"))
 SCRIPTED = """
@@ -350,6 +355,19 @@ def strike(process: subprocess.Popen[str], run: Path, victim: str, chance: rando
         chance.choice(workers_of(run)).kill()
         return True
     return False
+
+
+def test_a_worker_that_is_told_to_rest_while_it_ends_has_ended(tmp_path: Path) -> None:
+    made = build_graph(load_recipe(scripted_recipe(tmp_path)), tmp_path / "run")
+    node = next(node for node in made.nodes if node.stage == "sample")
+    made.directory.mkdir()
+    worker = Worker(made, node, Placement(Task(node.name)), StageLog(made, node, ["sample"]))
+    worker.rest()
+    assert worker.poll() is None
+    worker.let_go()
+    worker.rest()
+    assert worker.poll() == 0
+    worker.close()
 
 
 # What one command leaves for the next

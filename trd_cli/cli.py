@@ -380,7 +380,7 @@ def run_words(words: Sequence[str] | None) -> NoReturn:
     """Run the command of these words, by default those of the command line. It ends in SystemExit, but for a bug."""
     try:
         with streams.printing():  # the help is printed outside any command
-            app(words)
+            app(words, prog_name="trd")
     except InputError as error:
         print(f"trd: error: {error}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None

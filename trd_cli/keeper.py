@@ -14,7 +14,10 @@ from typing import Any
 
 
 class Keeper:
-    """Hold things by name, each with the function that closes it. Any thread may call it."""
+    """Hold things by name, each with the function that closes it. Any thread may call it.
+
+    A function that closes a thing finds it forgotten, so that what nothing else refers to is freed.
+    """
 
     def __init__(self) -> None:
         self._kept: dict[str, tuple[Any, Callable[[], None]]] = {}
@@ -29,7 +32,7 @@ class Keeper:
     def put(self, name: str, thing: Any, close: Callable[[], None]) -> None:
         """Keep a thing for the next command; an earlier one of that name is closed."""
         with self._lock:
-            _, close_earlier = self._kept.pop(name, (None, None))
+            close_earlier = self._kept.pop(name, (None, None))[1]
             self._kept[name] = thing, close
         if close_earlier is not None:
             close_earlier()
@@ -37,19 +40,23 @@ class Keeper:
     def rest(self) -> None:
         """Leave the devices to other processes: what has a method `rest` frees them by it; all else is closed."""
         with self._lock:
-            kept, self._kept = self._kept, {}
-            self._kept = {name: (thing, close) for name, (thing, close) in kept.items() if hasattr(thing, "rest")}
-        with ExitStack() as stack:
-            for name, (thing, close) in kept.items():
-                stack.callback(thing.rest if name in self._kept else close)
+            steps = [getattr(thing, "rest", close) for thing, close in self._kept.values()]
+            self._kept = {name: kept for name, kept in self._kept.items() if hasattr(kept[0], "rest")}
+        _do(steps)
 
     def close(self) -> None:
         """Close all that is kept, the latest first, each even if closing another raises."""
         with self._lock:
-            kept, self._kept = self._kept, {}
-        with ExitStack() as stack:
-            for _, close in kept.values():
-                stack.callback(close)
+            steps = [close for _, close in self._kept.values()]
+            self._kept = {}
+        _do(steps)
+
+
+def _do(steps: list[Callable[[], None]]) -> None:
+    """Call them, the last first, each even if another raises."""
+    with ExitStack() as stack:
+        for step in steps:
+            stack.callback(step)
 
 
 _current: Keeper | None = None

@@ -54,7 +54,10 @@ def main() -> None:
     try:
         for order in _orders(orders):
             answer = _rested() if "rest" in order else _carried_out(order)
-            os.write(answers, json.dumps(answer).encode() + b"\n")
+            try:
+                os.write(answers, json.dumps(answer).encode() + b"\n")
+            except BrokenPipeError:  # the run has ended
+                return
             if answer.get("exit_code"):
                 return
             start.again()  # while other stages run
@@ -138,9 +141,9 @@ class _Start:
         _forget_results()
         _forget_warnings()
         random.seed()
-        _reset_libraries()
         gc.unfreeze()
         gc.collect()
+        _reset_libraries()
 
 
 def _forget_results() -> None:

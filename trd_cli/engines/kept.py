@@ -9,6 +9,7 @@ one starts.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ from trd_cli.config.generating import EngineName, EngineOptions
 from trd_cli.engines.base import Engine, Keepable
 from trd_cli.engines.placement import LOADING
 from trd_cli.engines.probe import LIMITS, Probe, difference, read_probe
-from trd_cli.errors import first_line
+from trd_cli.errors import ModelError, first_line
 from trd_cli.model_files import weights_dtype
 from trd_cli.models import ModelRef
 from trd_cli.prompting.tokens import Tokenizer
@@ -89,7 +90,10 @@ def start_kept(
     if at is None:
         return build()
     kept: _Kept | None = at.take(_NAME)
-    fit = _fit(name, model, tokenizer, options) if name in LOADING else None
+    fit = None
+    if name in LOADING:
+        with suppress(ModelError):  # vllm has architectures that transformers does not know
+            fit = _fit(name, model, tokenizer, options)
     if kept is not None and not _takes(kept, fit, model, tokenizer, note):
         kept = None
     if fit is None:
@@ -141,6 +145,8 @@ def _reload(kept: _Kept, model: ModelRef, tokenizer: Tokenizer) -> str | None:
     has_weights = engine.wake()
     if is_same and has_weights:
         return None
+    if has_weights and not engine.copies and engine.dtype != "float32":
+        return f"old weights cannot be told from new ones in {engine.dtype}"
     if probe is None:
         return "it has no probe.json to prove them by"
     before = engine.score(probe.token_ids) if has_weights and not engine.copies else None

@@ -113,9 +113,11 @@ class VllmEngine:
 
     def wake(self) -> bool:
         """See `Keepable.wake`. Keys and values get their memory back only when the weights are there, in `reload`."""
-        if self._is_asleep:
-            with _output_to(self._log):
+        with _output_to(self._log):
+            if self._is_asleep:
                 self.llm.wake_up(tags=["weights"])
+            else:
+                self.llm.reset_prefix_cache()  # a new engine has none
         return not self._is_asleep
 
     def reload(self, model: ModelRef, tokenizer: Tokenizer) -> bool:
@@ -126,7 +128,8 @@ class VllmEngine:
             if self._is_asleep:
                 self.llm.wake_up(tags=["kv_cache"])
                 self._is_asleep = False
-            return self.llm.reset_prefix_cache()
+            self.llm.reset_prefix_cache()
+        return True
 
     def score(self, token_ids: Sequence[int]) -> list[float]:
         """See `Keepable.score`."""

@@ -41,7 +41,9 @@ def warm_nodes(recipe: Recipe, waiting: Sequence[Node]) -> set[str]:
 def _is_alone(recipe: Recipe, node: Node) -> bool:
     """Return True for a node whose command is one process that holds all it works with."""
     by_ray = recipe.ray is not None and node.stage in ("sample", "refine", "eval")
-    return not by_ray and not starts_several(recipe, node) and str(getattr(node.config, "replicas", 1)) == "1"
+    is_single = str(getattr(node.config, "replicas", 1)) == "1" and not starts_several(recipe, node)
+    # vllm reads the variable of that option once a process.
+    return is_single and not by_ray and not getattr(node.config, "batch_invariant", False)
 
 
 class WarmStage:
@@ -148,17 +150,18 @@ class Workers:
         """Start a stage, in a worker where that is worth it."""
         del self._waiting[node.name]
         if placement.task.kind == "cuda":
-            self._clear(placement.devices, node.stage)
+            self._clear(node, placement)
         elif self._room:
             self._make_room(node, placement)
         if node.name in self._warm:
             return WarmStage(self, self._graph, node, placement, more)
         return StageProcess(self._graph, node, environment_of(placement), more)
 
-    def _clear(self, devices: Sequence[str], stage: str) -> None:
-        """Let the workers for other kinds of stages leave these devices."""
+    def _clear(self, node: Node, placement: Placement) -> None:
+        """Let the workers that the node cannot have leave its devices."""
         for worker in self._workers:
-            if worker.is_idle and worker.stage != stage and not set(devices).isdisjoint(worker.devices):
+            is_there = not set(placement.devices).isdisjoint(worker.devices)
+            if worker.is_idle and is_there and not worker.is_free_for(node, placement):
                 worker.rest()
 
     def _make_room(self, node: Node, placement: Placement) -> None:

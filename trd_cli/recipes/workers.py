@@ -49,6 +49,8 @@ class Worker(Child):
 
     def rest(self) -> None:
         """Let the process leave its devices to others, and wait until it has; one that does not is killed."""
+        if self.is_leaving:
+            self.wait()  # what it holds goes with it
         if self.is_resting or self.poll() is not None:
             return
         self._tell({"rest": True})
