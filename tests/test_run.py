@@ -126,7 +126,7 @@ def test_a_finished_stage_is_on_record_with_its_time_its_memory_and_its_log(fini
     assert [name.rpartition("/")[2] for name in records] == list(NODES)
     for name, record in records.items():
         assert (record["state"], record["exit_code"]) == ("done", 0)
-        assert 0.1 < record["seconds"] < 120
+        assert 0 < record["seconds"] < 120
         assert 2e7 < record["peak_rss_bytes"] < 1e10
         log = finished / "logs" / f"{name.replace('/', '_')}.log"
         assert log.read_text().startswith("$ trd ")

@@ -15,7 +15,6 @@ from trd_cli.errors import InputError, counted, flag
 from trd_cli.models import ModelRef, moved
 from trd_cli.training.batches import steps as steps_of
 from trd_cli.training.state import state_path
-from trd_cli.trajectories.state import state_of
 
 # Options without which the weights of a state are others.
 _FIXED = ("lora", "lora_rank", "lora_alpha", "lora_targets")
@@ -63,6 +62,8 @@ def earlier_round(config: DistillConfig, resolve: Callable[[str], ModelRef]) -> 
     """
     if config.continue_from is None:
         return None
+    from trd_cli.trajectories.state import state_of
+
     name, own = config.continue_from, "--continue"
     directory = Path(name)
     state = state_of(directory) if directory.is_dir() else None
