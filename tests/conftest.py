@@ -24,8 +24,20 @@ Trd = Callable[..., Result]
 
 # The files that take longest, in this order: one of them at the end would leave the other processes without work.
 LONGEST = (
-    *("evalplus_records", "run", "quickstart", "resume_training", "sharding", "hostile", "processes", "kill"),
-    *("methods", "contexts", "distill", "shells", "programs", "report_tables", "grader_pool", "eval", "sandbox"),
+    *("evalplus_records", "run", "quickstart", "warm", "continue", "resume_training", "sharding", "hostile"),
+    *(
+        "processes",
+        "kill",
+        "methods",
+        "contexts",
+        "distill",
+        "shells",
+        "programs",
+        "report_tables",
+        "grader_pool",
+        "eval",
+        "sandbox",
+    ),
 )
 
 made_by_setup = pytest.mark.skipif(

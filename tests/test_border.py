@@ -56,7 +56,7 @@ def sampled(
 ) -> tuple[list[Trajectory], SilentProgress]:
     """Return the rows of `trd sample` with a foreign engine."""
     model, report = resolve_model("scripted"), SilentProgress()
-    backend = Backend(model, model.tokenizer(), "foreign", "1", 8192, lambda: Foreign(answer))
+    backend = Backend(model, model.tokenizer(), "foreign", "1", 8192, lambda note: Foreign(answer))
     config = SampleConfig(problems=str(problems), out=str(out), max_errors=1000, **options)
     sample.run(config, backend, report)
     return rows_of(out), report

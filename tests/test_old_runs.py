@@ -157,6 +157,9 @@ def test_an_old_run_is_reported_in_the_same_tables(old: Path, tmp_path: Path, ok
     expected = {path.name: path for path in (OLD / "report").iterdir()}
     assert {path.name for path in out.glob("*.csv")} == expected.keys()
     for name, path in expected.items():
-        for line, wanted in zip(table(out / name), table(path), strict=True):
+        found, recorded = table(out / name), table(path)
+        # Later versions have more columns.
+        columns = [found[0].index(title) for title in recorded[0]]
+        for line, wanted in zip(([line[i] for i in columns] for line in found), recorded, strict=True):
             # Another machine may round the last digit otherwise.
             assert line == [pytest.approx(v, rel=1e-9, abs=1e-12) if isinstance(v, float) else v for v in wanted], name

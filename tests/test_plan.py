@@ -372,6 +372,70 @@ def test_slices_beyond_the_problems_are_an_error(write: Write, plan: Any, ok: Tr
     told(findings, "error", "recipe", "2 rounds of 8 problems, and there are 12; expected at least 16")
 
 
+# Many rounds
+
+FORTY = {
+    "rounds": 40,
+    "steps_per_round": 2,
+    "problems": {"make": {"kind": "arithmetic", "n": 1000, "seed": 1, "level": 2}},
+    "distill": {"batch_size": 4},
+}
+
+
+def test_forty_rounds_are_planned_in_as_many_lines_as_one_of_them(write: Write, plan: Any) -> None:
+    adapter = {"trd": {"method": "trd", "lora": True}}
+    one = plan(write(**FORTY | {"rounds": 1}, arms=adapter))
+    many = plan(write(**FORTY, arms=adapter), "--sample-rate", 1, "--train-rate", 1)
+    assert len(many) <= len(one) + 2, "the hours on one device and on eight"
+    told(many, "ok", "recipe", "arm trd: 40 rounds of 2 steps (8 problems), one training of 80 steps")
+    told(many, "ok", "problems", "8 of them a round")
+    # Eight rows a round of at most 32 tokens; the base model and the student of each round answer five questions.
+    told(many, "ok", "cost", "sample: at most 10,240 response tokens in 320 rows")
+    told(many, "ok", "cost", "distill: at most 10,240 response tokens in 320 rows")
+    told(many, "ok", "cost", "eval: at most 6,560 response tokens in 205 rows")
+    told(many, "ok", "cost", "1 device ", f"{(3 * 10_240 + 6_560) / 3600:,.1f} hours")
+
+
+def test_rounds_with_trainings_of_their_own_are_told_from_one_training(write: Write, plan: Any) -> None:
+    few = {**FORTY, "rounds": 2, "continue": False, "arms": {"f": {"method": "fkl"}, "t": {"method": "trd"}}}
+    findings = plan(write(**few), code=0)
+    told(findings, "ok", "recipe", "arm f, t: 2 rounds of 2 steps (8 problems), each a training of its own")
+    told(findings, "ok", "cost", "distill: at most 1,024 response tokens in 32 rows")
+    passes = {"steps_per_round": None, "problems_per_round": 6, "distill": {"batch_size": 4, "epochs": 3}}
+    told(plan(write(**few | passes), code=0), "ok", "recipe", "2 rounds of at most 6 steps (6 problems), each")
+
+
+def test_a_set_that_is_too_small_for_the_steps_of_its_rounds_is_an_error(
+    write: Write, plan: Any, tmp_path: Path
+) -> None:
+    rows = [{"problem": f"What is {i} + 1?", "answer": str(i + 1), "solution": "Add 1."} for i in range(5)]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    few = {"import": {"file": str(tmp_path / "p.jsonl"), "preset": "deepscaler"}}
+    findings = plan(write(**FORTY | {"rounds": 2, "problems": few}), code=1)
+    error = told(findings, "error", "problems", "2 rounds of 8 problems need 16, and there are 5")
+    assert error["change"].startswith("lower steps_per_round")
+
+
+def test_an_adapter_over_rounds_has_no_second_base_and_saves_no_merged_students(write: Write, plan: Any) -> None:
+    own = {**FORTY, "arms": {"x": {"method": "trd", "lora": True, "lora_rank": 8, "teacher_weights": "initial"}}}
+
+    def planned(**changes: Any) -> tuple[Findings, dict[str, float]]:
+        findings = plan(write(**own, **changes), code=0)
+        (line,) = [f["what"] for f in findings if f["topic"] == "disk"]
+        sizes = re.findall(r"([0-9.]+) (KiB|MiB) of (checkpoints|states)", line)
+        memory = [f for f in findings if f["topic"] == "memory" and "distill x" in f["what"]]
+        return memory, {name: float(size) * {"KiB": 1, "MiB": 1024}[unit] for size, unit, name in sizes}
+
+    memory, joined = planned()
+    assert [" teacher " in f["what"] for f in memory] == [False]
+    memory, apart = planned(**{"continue": False})
+    assert [" teacher " in f["what"] for f in memory] == [False, True], "the first round, and all others"
+    # Three states while training, and each of the last two rounds keeps one.
+    assert joined["states"] == pytest.approx(apart["states"] * 5 / 3, rel=0.05)
+    _, merged = planned(eval={"bench": "arithmetic:n=5,seed=2", "max_tokens": 32, "engine": "vllm"})
+    assert joined["checkpoints"] < merged["checkpoints"] / 2
+
+
 # Options that exclude each other
 
 

@@ -6,7 +6,7 @@ import json
 import random
 import weakref
 from array import array
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -54,16 +54,16 @@ def _reply(request: Request) -> Completion:
     return Completion(request.request_id, "ok", [111, 107, 257], [-0.5] * 3, "stop")
 
 
-def backend(start: Callable[[], Engine]) -> Backend:
+def backend(engine: Engine | None) -> Backend:
     model = resolve_model("scripted")
-    return Backend(model, model.tokenizer(), "scripted", "1", 8192, start)
+    return Backend(model, model.tokenizer(), "scripted", "1", 8192, lambda note: engine)
 
 
 def filled(out: Path, rows: Iterable[Trajectory], engine: Watched | None) -> ShardFiller:
     """Fill a directory with planned rows, four a shard."""
     with (
         StageDir(str(out), "sample", {}, {}) as stage_dir,
-        ShardFiller(stage_dir, backend(lambda: engine), OutputOptions(shard_rows=4), SilentProgress(), None) as filler,
+        ShardFiller(stage_dir, backend(engine), OutputOptions(shard_rows=4), SilentProgress(), None) as filler,
     ):
         filler.fill(rows)
         filler.end_of_plan()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shlex
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,8 @@ from trd_cli.config.training import DistillConfig
 from trd_cli.errors import InputError
 from trd_cli.models import resolve_model
 from trd_cli.prompting.templates import prompts_dir
+from trd_cli.recipes.checkpoints import saves_adapter_alone, words_of_training
+from trd_cli.recipes.done import begin, done_nodes, drop_states
 from trd_cli.recipes.graph import build_graph
 from trd_cli.recipes.loading import load_recipe
 from trd_cli.recipes.nodes import Contents, Graph, Node
@@ -174,6 +178,49 @@ WRONG: dict[str, tuple[str, tuple[str, ...]]] = {
     "own weights for opd": (
         'teacher = "x/y"' + BASE.replace("opsd", "opd") + ARM + 'teacher_weights = "ema"\n',
         ("teacher_weights = 'ema' with setting",),
+    ),
+}
+ROUNDS = "rounds = 2\nsteps_per_round = 2"
+IMPORTED = """
+setting = "opsd"
+student = "scripted"
+[problems]
+import = {file = "x/y", preset = "deepscaler"}
+"""
+WRONG |= {
+    "steps and problems of a round": (
+        ROUNDS + "\nproblems_per_round = 4" + BASE + ARM,
+        ("steps_per_round = 2 with problems_per_round = 4", "expected one of them", "leave one out"),
+    ),
+    "steps that are no number": ("steps_per_round = 0" + BASE + ARM, ("steps_per_round = 0", "greater than")),
+    "steps and passes": (
+        ROUNDS + BASE + "[distill]\nbatch_size = 2\nepochs = 3\n" + ARM,
+        ("[distill] epochs with steps_per_round = 2", "leave epochs or steps_per_round out"),
+    ),
+    "steps and passes of an arm": (
+        ROUNDS + BASE + "[distill]\nbatch_size = 2\n" + ARM + "epochs = 3\n",
+        ("[arms.trd] epochs with steps_per_round = 2",),
+    ),
+    "too few problems for the steps": (
+        ROUNDS + BASE + "[distill]\nbatch_size = 2\n" + ARM + "batch_size = 5\n",
+        ("2 rounds of 10 problems (2 steps of arm trd), and there are 8", "at least 20", "fewer steps a round"),
+    ),
+    "nothing to continue": (
+        "continue = true" + BASE + ARM,
+        ("continue = true with rounds = 1", "an earlier round", "raise rounds, or leave continue out"),
+    ),
+    "continue is neither": ("rounds = 2\ncontinue = 'no'" + BASE + ARM, ("continue = 'no'", "a valid boolean")),
+    "a schedule of unknown length": (
+        "rounds = 2" + IMPORTED + ARM,
+        ("2 rounds of problems that are counted when", "problems_per_round or steps_per_round", "continue = false"),
+    ),
+    "a misspelt continue": ("continues = true" + BASE + ARM, ("continues, which is no key", "did you mean continue?")),
+    "steps of a stage": (BASE + "[distill]\nsteps = 3\n" + ARM, ("[distill] steps", "steps_per_round, at the top")),
+    "all steps of a stage": (BASE + ARM + "total_steps = 3\n", ("[arms.trd] total_steps", "trd run fills it in")),
+    "continue of a stage": (BASE + ARM + "continue = true\n", ("[arms.trd] continue", "continue, at the top")),
+    "a checkpoint to continue": (
+        BASE + "[distill]\ncontinue_from = 'x'\n" + ARM,
+        ("[distill] continue_from", "continue, at the top"),
     ),
 }
 WRONG["unknown at the top"] = ("sudent = 'x'" + BASE + ARM, WRONG["unknown at the top"][1])
@@ -438,6 +485,130 @@ def test_an_arm_with_refinement_of_its_own_has_rows_of_its_own(tmp_path: Path) -
     assert made["seed-0/round-0/cold/distill"].inputs[0] == "seed-0/round-0/cold/verify-refined"
 
 
+# States between rounds
+
+
+def five_rounds(directory: Path, arms: str = ARM) -> Graph:
+    """Return the graph of five rounds with the checkpoints of all trainings; each but the last has its state."""
+    made = graph(directory, "rounds = 5\nproblems_per_round = 1" + BASE + arms)
+    for node in made.nodes:
+        if node.stage == "distill":
+            write_checkpoint(made, node)
+    return made
+
+
+def write_checkpoint(made: Graph, node: Node) -> None:
+    """Write the output of a finished training that leaves a state unless it is the last."""
+    record = {
+        **{"format": "trd-run-1", "command": "distill", "digest": "0", "inputs": [], "rows_expected": None},
+        **{"identity": {}, "about": {"finished": True}},
+    }
+    out = made.path(node)
+    (out / "states").mkdir(parents=True)
+    (out / "run.json").write_text(json.dumps(record))
+    if node.round < made.recipe.rounds - 1:
+        (out / "states" / "step-000001.pt").write_bytes(b"state")
+
+
+def rounds_with_a_state(made: Graph, arm: str = "trd") -> list[int]:
+    return [node.round for node in trainings(made, arm) if list((made.path(node) / "states").glob("*"))]
+
+
+def rounds_done(made: Graph, arm: str = "trd") -> list[int]:
+    chosen = trainings(made, arm)
+    done = done_nodes(made, chosen)
+    return [node.round for node in chosen if node.name in done]
+
+
+def test_a_state_goes_when_the_round_after_next_has_begun(tmp_path: Path) -> None:
+    made = five_rounds(tmp_path, TWO_ARMS)
+    done: set[str] = set()
+    kept = []
+    for node in made.nodes:
+        drop_states(made, done, {*done, node.name})
+        if node.arm == "trd" and node.stage in ("sample", "distill"):
+            kept.append((node.kind, node.round, rounds_with_a_state(made)))
+        done.add(node.name)
+    before = [0, 1, 2, 3]
+    assert kept[:4] == [
+        ("distill", 0, before),
+        ("sample", 1, before),
+        ("distill", 1, before),
+        ("sample", 2, before[1:]),
+    ]
+    assert kept[-2:] == [("sample", 4, [3]), ("distill", 4, [3])]
+    assert rounds_with_a_state(made) == rounds_with_a_state(made, "fkl") == [3]
+
+
+def test_the_states_of_an_arm_that_is_not_run_stay(tmp_path: Path) -> None:
+    made = five_rounds(tmp_path, TWO_ARMS)
+    done = {node.name for node in made.nodes if node.arm != "fkl"}
+    drop_states(made, done, done)
+    assert (rounds_with_a_state(made), rounds_with_a_state(made, "fkl")) == ([3], [0, 1, 2, 3])
+
+
+def test_rounds_that_are_trainings_of_their_own_need_no_state(tmp_path: Path) -> None:
+    alone = graph(tmp_path, "continue = false\nrounds = 5\nproblems_per_round = 1" + BASE + ARM)
+    for node in trainings(alone):
+        write_checkpoint(alone, node)
+    done = {node.name for node in alone.nodes}
+    drop_states(alone, done, done)
+    assert rounds_with_a_state(alone) == [0, 1, 2, 3]
+    shutil.rmtree(alone.path(trainings(alone)[4]))
+    assert rounds_done(alone) == [0, 1, 2, 3]
+
+
+def test_a_lost_checkpoint_is_trained_again_from_the_last_state_that_is_there(tmp_path: Path) -> None:
+    made = five_rounds(tmp_path)
+    nodes = trainings(made)
+    for index in (1, 2):
+        shutil.rmtree(made.path(nodes[index]) / "states")
+    assert rounds_done(made) == [0, 1, 2, 3, 4], "nothing needs what is gone"
+    shutil.rmtree(made.path(nodes[3]))
+    assert rounds_done(made) == [0, 4]
+    shutil.rmtree(made.path(nodes[0]) / "states")
+    assert rounds_done(made) == [4]
+
+
+def test_a_training_that_is_done_anew_for_its_state_begins_with_nothing(tmp_path: Path) -> None:
+    made = five_rounds(tmp_path)
+    first, second, *_ = trainings(made)
+    begin(made, first)
+    assert not made.path(first).exists()
+    (made.path(second) / "run.json").unlink()
+    begin(made, second)
+    assert made.path(second).exists(), "one that was interrupted goes on"
+
+
+# Adapters
+
+
+@pytest.mark.parametrize(
+    ("text", "alone"),
+    [
+        ('engine = "transformers"', [True, True, False]),
+        ('engine = "vllm"', [False, False, False]),
+    ],
+)
+def test_an_adapter_is_saved_alone_where_transformers_reads_it_and_a_round_follows(
+    text: str, alone: list[bool], tmp_path: Path
+) -> None:
+    top = "rounds = 3\nproblems_per_round = 2" + BASE.replace("scripted", str(build_model(tmp_path / "model")))
+    sections = f"[sample]\n{text}\n[refine]\n{text}\n[eval]\nbench = 'arithmetic'\n{text}\n"
+    made = graph(tmp_path, top + sections + ARM + "lora = true\n" + '[arms.all]\nmethod = "trd"\n')
+    assert [saves_adapter_alone(made, node) for node in trainings(made)] == alone
+    assert not any(saves_adapter_alone(made, node) for node in trainings(made, "all"))
+    assert words_of_training(made, trainings(made)[0]) == ["--no-merge"] * alone[0]
+    mixed = graph(
+        tmp_path,
+        top + sections.replace(f"'arithmetic'\n{text}", "'arithmetic'\nengine = 'vllm'") + ARM + "lora = true\n",
+    )
+    assert not any(saves_adapter_alone(mixed, node) for node in trainings(mixed)), "the evaluation needs merged weights"
+
+
+# What a change changes
+
+
 @pytest.mark.parametrize(
     ("change", "same"),
     [
@@ -475,6 +646,7 @@ def test_a_problem_file_and_a_template_count_by_their_content(tmp_path: Path, ok
 OLD = """
 problems_per_round = 4
 rounds = 2
+continue = false
 [sample]
 prompt = "own.jinja"
 n = 2
@@ -512,6 +684,104 @@ def test_the_nodes_of_an_old_run_keep_their_digests_so_that_it_goes_on(tmp_path:
     top, sections = OLD.split("[sample]")
     made = graph(tmp_path, top + BASE + "[sample]" + sections + ARM + "refine = {top_k = 3}\n")
     assert {node.name: node.digest[:10] for node in made.nodes} == OLD_DIGESTS
+
+
+def test_the_nodes_of_an_old_run_of_one_round_keep_theirs(tmp_path: Path) -> None:
+    written(tmp_path, "{{ problem }}", "own.jinja")
+    written(tmp_path, "{{ problem }} {{ attempt }} {{ reference_solution }}", "again.jinja")
+    top, sections = OLD.replace("rounds = 2\ncontinue = false\n", "").split("[sample]")
+    sections += '[distill]\nepochs = 2\nlora = true\nteacher_weights = "ema"\n'
+    made = graph(tmp_path, top + BASE + "[sample]" + sections + ARM + "refine = {top_k = 3}\n")
+    before = {name: digest for name, digest in OLD_DIGESTS.items() if "round-1" not in name}
+    assert {node.name: node.digest[:10] for node in made.nodes} == before | {
+        "seed-0/round-0/trd/distill": "4e3a461a8a",
+        "seed-0/round-0/trd/eval": "6a65082b7b",
+    }
+
+
+# One training over rounds
+
+TWO_ARMS = ARM + '[arms.fkl]\nmethod = "fkl"\n'
+
+
+def trainings(made: Graph, arm: str = "trd") -> list[Node]:
+    return [node for node in made.nodes if node.stage == "distill" and node.arm == arm]
+
+
+def test_the_rounds_of_an_arm_are_one_training_by_default(tmp_path: Path) -> None:
+    text = "rounds = 3\nproblems_per_round = 2" + BASE + "[sample]\nn = 3\n[distill]\nbatch_size = 4\nepochs = 2\n"
+    made = graph(tmp_path, text + TWO_ARMS)
+    assert [node.digest for node in graph(tmp_path, "continue = true\n" + text + TWO_ARMS).nodes] == [
+        node.digest for node in made.nodes
+    ]
+    for arm in ("trd", "fkl"):
+        first, *later = trainings(made, arm)
+        # Three rounds of two passes over six rows, four a step.
+        assert {option(node, "--total-steps") for node in (first, *later)} == {"12"}
+        assert option(first, "--continue") is None
+        for before, node in zip((first, *later), later, strict=False):
+            assert option(node, "--continue") == before.out
+            assert before.name in node.inputs
+            assert made.continued(node) == before
+        assert made.continued(first) is None
+    alone = graph(tmp_path, "continue = false\n" + text + TWO_ARMS)
+    assert not [node for node in alone.nodes if {"--continue", "--total-steps"} & set(node.argv)]
+    assert not {node.digest for node in alone.nodes if node.stage == "distill"} & {node.digest for node in made.nodes}
+
+
+@pytest.mark.parametrize(
+    ("sample", "problems"),
+    [("", 12), ("[sample]\nn = 3\n", 4), ("[sample]\nn = 5\n", 3), ("[sample]\nn = 40\n", 1)],
+    ids=["one attempt", "three attempts", "rounded up", "more attempts than rows"],
+)
+def test_steps_of_a_round_take_as_many_problems_as_their_rows_need(sample: str, problems: int, tmp_path: Path) -> None:
+    text = ROUNDS + BASE.replace("n = 8", "n = 24") + sample + "[distill]\nbatch_size = 6\n"
+    made = graph(tmp_path, text + TWO_ARMS)
+    for arm in ("trd", "fkl"):
+        for node in trainings(made, arm):
+            assert (option(node, "--steps"), option(node, "--total-steps")) == ("2", "4")
+    slices = [(option(n, "--limit"), option(n, "--skip")) for n in made.nodes if n.stage == "sample"]
+    assert slices == [(str(problems), None), (str(problems), str(problems)), (str(problems), str(problems))]
+
+
+def test_arms_with_steps_of_their_own_have_problems_and_schedules_of_their_own(tmp_path: Path) -> None:
+    text = BASE.replace("n = 8", "n = 24") + "[distill]\nbatch_size = 2\n" + TWO_ARMS
+    text += '[arms.large]\nmethod = "fkl"\nbatch_size = 6\n'
+    made = graph(tmp_path, ROUNDS + text)
+    first = [made[f"seed-0/round-0/{name}"] for name in ("sample", "large/sample")]
+    assert [option(node, "--limit") for node in first] == ["4", "12"]
+    assert made["seed-0/round-0/sample"].arms == ("trd", "fkl")
+    shared = graph(tmp_path, "rounds = 2\nproblems_per_round = 6" + text + "epochs = 3\n")
+    assert kinds(shared)["sample"] == 1 + 3, "one slice for all arms in the first round"
+    assert {option(node, "--total-steps") for node in trainings(shared)} == {"6"}
+    assert {option(node, "--total-steps") for node in trainings(shared, "large")} == {"6"}
+    assert {option(node, "--steps") for node in shared.nodes if node.stage == "distill"} == {None}
+
+
+def test_the_schedule_of_a_file_of_problems_is_as_long_as_the_file_and_that_of_an_import_as_its_slices(
+    tmp_path: Path, ok: Trd
+) -> None:
+    ok("data", "make", "arithmetic", "--n", 7, "--out", tmp_path / "p.parquet")
+    text = BASE.replace('make = {kind = "arithmetic", n = 8}', 'file = "p.parquet"') + "[distill]\nbatch_size = 2\n"
+    assert option(trainings(graph(tmp_path, "rounds = 2" + text + ARM))[1], "--total-steps") == "8"
+    imported = "rounds = 2\nproblems_per_round = 5" + IMPORTED + "[distill]\nbatch_size = 2\n" + ARM
+    assert option(trainings(graph(tmp_path, imported))[1], "--total-steps") == "6"
+    (tmp_path / "p.parquet").write_bytes(b"no problems")
+    with pytest.raises(InputError, match=r"p\.parquet"):
+        graph(tmp_path, "rounds = 2" + text + ARM)
+
+
+def test_one_round_of_so_many_steps_has_a_schedule_of_its_own(tmp_path: Path) -> None:
+    (node,) = trainings(graph(tmp_path, "steps_per_round = 3" + BASE + "[distill]\nbatch_size = 2\n" + ARM))
+    assert (option(node, "--steps"), option(node, "--total-steps"), option(node, "--continue")) == ("3", None, None)
+
+
+def test_the_record_of_a_recipe_has_its_rounds_as_they_were_written(tmp_path: Path) -> None:
+    text = "rounds = 2\nsteps_per_round = 2\ncontinue = false" + BASE + "[distill]\nbatch_size = 2\n" + ARM
+    made = recipe(tmp_path, text)
+    assert (made.record()["continue"], made.record()["steps_per_round"]) == (False, 2)
+    assert load_recipe(written(tmp_path, made.as_toml(), "resolved.toml")) == made
+    assert not {"continue", "steps_per_round"} & recipe(tmp_path, BASE + ARM).record().keys()
 
 
 def test_a_node_s_config_does_not_say_where_it_writes_and_its_command_line_does(tmp_path: Path) -> None:
@@ -629,3 +899,21 @@ def test_the_record_of_a_graph_is_plain_json(tmp_path: Path) -> None:
     assert set(record["nodes"][1]) == {
         *("name", "stage", "arm", "arms", "round", "seed", "out", "inputs", "digest", "argv")
     }
+
+
+def test_a_dry_run_of_many_rounds_has_one_line_for_stages_that_are_alike(tmp_path: Path, ok: Trd) -> None:
+    text = ROUNDS.replace("rounds = 2", "rounds = 40") + BASE.replace("n = 8", "n = 800")
+    path = written(tmp_path, text + "[distill]\nbatch_size = 8\n[eval]\nbench = 'arithmetic'\n" + TWO_ARMS)
+    lines = ok("run", path, "--out", tmp_path / "run", "--dry-run", "--until", "distill").stdout.splitlines()
+    stages = lines[1 : lines.index("")]
+    assert lines[0].startswith("400 stages in ")
+    assert len(stages) < 25
+    (later,) = [line for line in stages if "trd/distill, N = 1 … 39" in line]
+    assert re.split(r" {2,}", later.strip()) == [
+        "run",
+        "seed-0/round-N/trd/distill, N = 1 … 39",
+        "39 stages",
+        "← seed-0/round-N/trd/verify-refined, seed-0/round-N/trd/verify-rollouts, seed-0/round-(N-1)/trd/distill",
+        "(warm)",
+    ]
+    assert [line.split()[0] for line in stages if "trd/eval" in line] == ["left"]

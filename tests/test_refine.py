@@ -197,7 +197,9 @@ def test_a_stream_that_ends_before_its_set_is_finished_is_refused(rollouts: Path
 def scripted_backend(name: str) -> Backend:
     model = resolve_model(name)
     config = RefineConfig(setting="opsd")
-    return Backend(model, model.tokenizer(), "scripted", "1", 8192, lambda: ScriptedEngine(model.tokenizer(), config))
+    return Backend(
+        model, model.tokenizer(), "scripted", "1", 8192, lambda note: ScriptedEngine(model.tokenizer(), config)
+    )
 
 
 def test_a_path_that_comes_twice_in_a_stream_is_refined_once(rollouts: Path, tmp_path: Path) -> None:

@@ -567,6 +567,40 @@ def test_more_trajectories_than_the_limit_are_cut_to_those_with_the_smallest_ids
     assert ids == set(sorted(y_r.trajectory_id for _, y_r in made)[:10])
 
 
+def test_of_many_rounds_the_first_and_the_last_have_a_quarter_each_and_the_others_equally_many(tmp_path: Path) -> None:
+    made = list(pairs(140, 30))
+    sizes = (40, 40, 20, 40)
+    sets, ids = [], []
+    for of, size in enumerate(sizes):
+        start = sum(sizes[:of])
+        part = made[start : start + size]
+        both = write_sets(tmp_path / str(of), part)
+        sets += [replace(each, node=f"seed-0/round-{of}/{each.kind}", round=of) for each in both]
+        ids.append(sorted(y_r.trajectory_id for _, y_r in part))
+
+    def shown(limit: int) -> list[list[str]]:
+        found = trajectories(sets, limit=limit)
+        assert found.by_round
+        entries = list(found.entries)
+        return [sorted(e.row["trajectory_id"] for e in entries if e.source.round == of) for of in range(len(sizes))]
+
+    assert shown(24) == [each[:6] for each in ids], "with four rounds the others weigh as much"
+    assert [len(each) for each in shown(110)] == [30, 30, 20, 30], "a round's lack falls to the others"
+    assert shown(1000) == ids
+
+
+def test_of_ten_rounds_the_ends_weigh_four_times_as_much(tmp_path: Path) -> None:
+    sets = []
+    for of in range(10):
+        part = (
+            (replace(a, trajectory_id=content_hash(f"{of} {a.seed} {a.sample_index}")), a) for a, _ in pairs(20, 30)
+        )
+        rollouts, _ = write_sets(tmp_path / str(of), part)
+        sets.append(replace(rollouts, node=f"round-{of}", round=of))
+    counts = [entry.source.round for entry in trajectories(sets, limit=32).entries]
+    assert [counts.count(of) for of in range(10)] == [8, *[2] * 8, 8]
+
+
 def test_long_texts_are_cut_at_a_number_of_characters_and_the_page_says_so(tmp_path: Path) -> None:
     made = list(pairs(40, 30))
     sets = write_sets(tmp_path, made, shard_rows=7)

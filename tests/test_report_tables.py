@@ -17,7 +17,8 @@ from xml.etree import ElementTree
 import pytest
 import torch
 from conftest import Trd
-from support.report_run import BENCH, NODES, ROUND, VERDICTS, evaluate, made_up, make_run, write_graph
+from support.pages import report_data
+from support.report_run import BENCH, NODES, ROUND, VERDICTS, evaluate, made_up, make_run, many_rounds, write_graph
 from support.sets import by_hand, by_id, rows_of
 from support.tiny import reference_model
 
@@ -25,12 +26,16 @@ from trd_cli.evaluation.paired import holm
 from trd_cli.losses.fused import Figures
 from trd_cli.models import resolve_model
 from trd_cli.report.collect import collect
+from trd_cli.report.csv_files import csv_files
 from trd_cli.report.data import Refinement, ReportData, Score, Spread, Training
-from trd_cli.report.drawing import COLOURS
+from trd_cli.report.drawing import COLOURS, looks_of
 from trd_cli.report.logs import kl_by_position
 from trd_cli.report.nll import choose
 from trd_cli.report.plots import INK, is_plot, plots
+from trd_cli.report.reader.page import write_page
+from trd_cli.report.reader.trajectories import trajectories
 from trd_cli.report.refinement import refinement_of
+from trd_cli.report.round_plots import course
 from trd_cli.report.scores import curves_of
 from trd_cli.report.tabulate import markdown, tables
 from trd_cli.report.two_runs import combine
@@ -594,6 +599,153 @@ def test_plots_of_many_arms_seeds_and_rounds_have_one_legend_that_fits(arms: int
         assert height > {"training-loss": 4 * 100, "rounds-scores": 180}.get(name, 50)
 
 
+# Many rounds
+
+ROUNDS = 12
+CURVES = ("scores-arms", "rounds-scores", "rounds-verdicts", "rounds-changes", "rounds-nll", "cost-rounds")
+DETAILS = ("refinement-verdicts", "refinement-lengths", "training-loss", "training-positions")
+
+
+@pytest.fixture(scope="module")
+def long_run(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return many_rounds(finished, tmp_path_factory.mktemp("long") / "run", ROUNDS)
+
+
+@pytest.fixture(scope="module")
+def long(long_run: Path) -> ReportData:
+    return collect(long_run)
+
+
+@pytest.fixture(scope="module")
+def long_report(long_run: Path, tmp_path_factory: pytest.TempPathFactory, ok: Trd) -> Path:
+    """Return the report on a run of many rounds."""
+    out = tmp_path_factory.mktemp("long-report")
+    ok("report", long_run, "--out", out)
+    return out
+
+
+def test_many_rounds_are_drawn_as_curves_with_details_of_the_first_and_the_last(long_report: Path) -> None:
+    assert {path.stem for path in (long_report / "plots").iterdir()} == {*CURVES, *DETAILS}
+    text = (long_report / "report.md").read_text()
+    last = f"seed-0/round-{ROUNDS - 1}/trd/refine"
+    assert [line for line in text.splitlines() if line.startswith("### Verdicts")] == [
+        f"### Verdicts y_o → y_r, {node}" for node in (f"{ROUND}/refine", last)
+    ]
+    assert f"round-{ROUNDS // 2}/" not in text
+    assert "| after 12 |" in text
+    assert f"| {last} | tokens of y_r | 8 |" in text
+    assert "all rounds in kl_by_position.csv" in text
+
+
+def test_the_csv_files_have_every_round(long_report: Path) -> None:
+    curve = [
+        line for line in lines_of(long_report / "rounds.csv") if (line["figure"], line["arm"]) == ("repaired", "trd")
+    ]
+    assert [(int(line["round"]), float(line["value"])) for line in curve] == [(of, 3 / 8) for of in range(ROUNDS)]
+    every = {str(of) for of in range(ROUNDS)}
+    for name in ("scores", "verdicts", "refinement", "nll", "leaks", "training", "kl_by_position", "cost", "rounds"):
+        assert {line["round"] for line in lines_of(long_report / f"{name}.csv")} - {""} == every
+    figures = {line["figure"] for line in lines_of(long_report / "rounds.csv")}
+    assert {"tokens of y_o", "tokens of y_r", "nats a token of y_r", "loss", "seconds", "seconds at work"} <= figures
+
+
+def test_many_rounds_are_compared_after_the_first_and_the_last_alone(long: ReportData) -> None:
+    assert {d.round for d in long.differences} == {0, ROUNDS - 1}
+    to_base = [d for d in long.differences if d.family == "to base"]
+    assert len(to_base) == 4
+    assert min(d.p_holm for d in to_base) == pytest.approx(4 * min(d.p_value for d in to_base)), "of four tests"
+
+
+def test_the_trainings_of_many_rounds_are_one_curve_over_all_steps(finished: Path, long: ReportData) -> None:
+    [figure, _, alt] = course(long, looks_of(long.arms()))
+    losses = [step["loss"] for step in logged(finished, "trd")]
+    [trd, fkl] = figure.axes[0].lines
+    assert list(trd.get_xdata()) == list(range(1, 2 * ROUNDS + 1))
+    assert list(trd.get_ydata()) == losses * ROUNDS
+    assert len(fkl.get_xdata()) == 2 * ROUNDS
+    assert {x % 2 for x in (trd.get_xdata()[i] for i in trd.get_markevery())} == {0}, "marks end a round"
+    assert f"trd from {fmean(losses):.3g} to {fmean(losses):.3g}" in alt
+
+
+def test_new_trainings_of_each_round_are_counted_on() -> None:
+    data = made_up(1, 1, 4, steps=3)
+    [line] = course(data, looks_of(data.arms()))[0].axes[0].lines
+    assert list(line.get_xdata()) == list(range(1, 13))
+    many = made_up(1, 1, 4, steps=300)
+    [line] = course(many, looks_of(many.arms()))[0].axes[0].lines
+    assert len(line.get_xdata()) == 200
+    assert line.get_ydata()[0] == pytest.approx(fmean(step["loss"] for step in many.trainings[0].steps[:6]))
+
+
+def test_the_nll_of_y_r_is_that_of_the_first_step_of_its_round(finished: Path, long: ReportData) -> None:
+    known = logged(finished, "trd")[0]["student_nll"]
+    assert [r.nll["y_r"].value for r in long.refinements] == [known] * ROUNDS
+
+
+def test_the_cost_of_a_round_is_told_cold_and_warm_beside_its_time_at_work(finished: Path, long: ReportData) -> None:
+    [table] = [t for t in tables(long) if t.name == "cost-rounds"]
+    rows = {row[:2]: dict(zip(table.columns, row, strict=True)) for row in table.rows}
+    work = json.loads((finished / "nodes" / "sample-0" / "sessions.jsonl").read_text())["at_work"]
+    cold, warm = (rows["sample", ran] for ran in ("cold", "warm"))
+    assert (cold["stages"], cold["seconds"], cold["at work"]) == ("1", "9.0", f"{work:,.1f}")
+    assert (warm["stages"], warm["seconds"], warm["beyond"]) == (str(2 * (ROUNDS - 1)), "2.0", f"{2 - work:,.1f}")
+    assert rows["verify-refined", "cold"]["at work"] == "–"
+    assert ("verify-refined", "warm") not in rows
+    # Grading ran cold in every round: 1 + 22 times on rollouts and 1 + 11 times on refined rows.
+    grading = (9 + 22 * 2) / 23 + (9 + 11 * 2) / 12
+    assert rows["a round of one arm", "cold"]["seconds"] == f"{4 * 9 + grading:,.1f}"
+    assert rows["a round of one arm", "warm"]["seconds"] == f"{4 * 2 + grading:,.1f}"
+    assert not [
+        t for t in tables(replace(long, nodes=(), refinements=(), trainings=(), scores=())) if "rounds" in t.name
+    ]
+
+
+def grown(arms: int, seeds: int, rounds: int, directory: Path) -> ReportData:
+    """Return figures of a run of this size, with refinements and costs."""
+    data, one = made_up(arms, seeds, rounds), report_data(directory)
+    places = [(f"arm-{i}", seed, of) for i in range(arms) for seed in range(seeds) for of in range(rounds)]
+    named = [(f"seed-{seed}/round-{of}/{arm}", arm, seed, of) for arm, seed, of in places]
+    refinements = (
+        replace(one.refinements[0], node=f"{name}/refine", arm=arm, arms=(arm,), seed=seed, round=of)
+        for name, arm, seed, of in named
+    )
+    nodes = (
+        replace(node, name=f"{name}/{node.stage}", arm=arm, seed=seed, round=of, at_work=50.0, warm=of > 0)
+        for name, arm, seed, of in named
+        for node in one.nodes[:3]
+    )
+    return replace(data, refinements=tuple(refinements), nodes=tuple(nodes))
+
+
+def test_the_page_does_not_grow_with_the_rounds(tmp_path: Path) -> None:
+    sizes, drawn = [], []
+    for rounds in (8, 40):
+        data = grown(2, 2, rounds, tmp_path)
+        made = plots(data)
+        write_page(tmp_path / "report.html", data, made, trajectories(()))
+        sizes.append((tmp_path / "report.html").stat().st_size)
+        drawn.append(made.keys())
+    assert drawn == [{*CURVES, *DETAILS}] * 2
+    assert sizes[1] < 1.5 * sizes[0]
+    assert sizes[1] < 2**20
+
+
+def test_seeds_of_the_first_and_the_last_round_are_shown_together(tmp_path: Path) -> None:
+    shown = [t for t in tables(grown(1, 3, 4, tmp_path)) if t.name.startswith("refinement-verdicts")]
+    assert [t.title.partition(", ")[2] for t in shown] == [f"round-{of}/arm-0/refine, all seeds" for of in (0, 3)]
+    assert shown[0].rows[0][1] == "240 (20.0 %)", "of 400 rows each"
+
+
+def test_three_rounds_are_shown_one_by_one(tmp_path: Path) -> None:
+    data = grown(1, 1, 3, tmp_path)
+    names = {f"refinement-{what}-{number}" for what in ("verdicts", "lengths") for number in (1, 2, 3)}
+    assert plots(data).keys() == {*names, "scores-arms", "rounds-scores", "training-loss", "training-positions"}
+    assert csv_files(data)["rounds.csv"] is None
+    cold = replace(data, nodes=tuple(replace(node, warm=False) for node in data.nodes))
+    assert [t.name for t in tables(cold) if t.section in ("rounds", "cost")] == ["rounds-scores", "cost-nodes"]
+    assert not [t for t in tables(data) if "all rounds in" in t.note]
+
+
 # Missing outputs
 
 
@@ -686,6 +838,15 @@ def test_a_finished_stage_with_fewer_rows_or_steps_than_it_made_is_named(copy: P
     assert (the(found.refinements).rows, len(found.trainings)) == (5, 2)
 
 
+def test_a_round_of_training_that_took_no_step_lacks_nothing(copy: Path) -> None:
+    checkpoint = copy / "nodes" / "distill-trd"
+    (checkpoint / "train.jsonl").unlink()
+    by_hand(checkpoint / "run.json", lambda run: run["about"].update(steps=0))
+    found = collect(copy)
+    assert found.missing == ()
+    assert [t.arm for t in found.trainings] == ["fkl"]
+
+
 def without(path: Path, *keys: str) -> None:
     """Remove a key from a JSON file."""
 
@@ -715,6 +876,13 @@ def test_results_that_hold_other_than_k_samples_are_named(copy: Path) -> None:
     by_hand(path, lambda content: content["benchmarks"][BENCH]["samples"].update({first: "1"}))
     (told,) = collect(copy).missing
     assert f"a question of {BENCH} has not 2 samples" in told
+
+
+def test_many_skipped_stages_are_one_line(copy: Path) -> None:
+    names = [name for name, *_ in NODES if name.startswith("seed")]
+    for name in names:
+        set_status(copy, name, state="skipped")
+    assert collect(copy).missing == (f"8 of 10 stages were skipped: {', '.join(names[:3])} and 5 more",)
 
 
 def test_a_step_with_a_wrong_value_and_one_without_any_are_named(copy: Path) -> None:

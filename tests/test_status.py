@@ -159,3 +159,35 @@ def test_a_run_whose_stages_are_all_done_is_complete(run: Path, ok: Trd) -> None
     whole, stage = cells(ok("status", run))
     assert whole[1:5] == ["run", "complete", "1", "0"]
     assert stage[1:5] == ["round0/sample", "done", "24", "0"]
+
+
+def test_rounds_of_a_long_run_that_are_done_or_wait_have_a_line_together(run: Path, trd: Trd) -> None:
+    def node(of: int, stage: str) -> dict[str, Any]:
+        name = f"seed-0/round-{of}/{stage}"
+        return {
+            "name": name,
+            "stage": stage,
+            "out": "nodes/sample-0",
+            "inputs": [],
+            "digest": name,
+            "round": of,
+            "seed": 0,
+        }
+
+    nodes = [node(of, stage) for of in range(8) for stage in ("sample", "refine")]
+    nodes = [{**node(0, "problems"), "name": "problems", "round": None, "seed": None}, *nodes]
+    states = ["done"] * 9 + ["failed"]
+    status = {node["name"]: {"state": s, "digest": node["digest"]} for node, s in zip(nodes, states, strict=False)}
+    (run / "graph.json").write_text(json.dumps({"format": "trd-graph-1", "name": "trial", "nodes": nodes}))
+    (run / "status.json").write_text(json.dumps(status))
+    (run / "nodes" / "sample-0" / "problems.parquet").touch()
+    whole, *lines = cells(trd("status", run))
+    assert whole[1:5] == ["run", "failed", "9", "8"]
+    assert [line[1:5] for line in lines[1:]] == [
+        ["seed-0, rounds 0-3: 8 stages", "done", "8", "0"],
+        ["seed-0/round-4/sample", "failed", "24", "0"],
+        ["seed-0/round-4/refine", "waiting", "24", "0"],
+        ["seed-0, rounds 5-7: 6 stages", "waiting", "0", "6"],
+    ]
+    (run / "graph.json").write_text(json.dumps({"format": "trd-graph-1", "name": "trial", "nodes": nodes[:7]}))
+    assert len(cells(trd("status", run))) == 8, "three rounds have a line for each stage"

@@ -9,7 +9,8 @@ import dataclasses
 import os
 import sys
 import textwrap
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -54,7 +55,7 @@ def _backend(options: EngineOptions, name: str) -> Backend:
     """Find the model and choose its engine, which starts when the first row needs it."""
     from trd_cli.engines.base import engine_version
     from trd_cli.engines.placement import check_replicas
-    from trd_cli.engines.registry import check_arguments, choose_engine, window
+    from trd_cli.engines.registry import check_arguments, check_weights, choose_engine, window
     from trd_cli.engines.starting import manner, start_engine
     from trd_cli.generation import Backend
     from trd_cli.models import resolve_model
@@ -64,11 +65,12 @@ def _backend(options: EngineOptions, name: str) -> Backend:
     check_arguments(engine, options)
     check_replicas(engine, options)
     model = resolve_model(name, weights=engine != "openai")
+    check_weights(engine, model)
     tokenizer = model.tokenizer()
     limit = window(engine, model, options)
 
-    def start() -> Engine:
-        return start_engine(engine, model, tokenizer, options)
+    def start(note: Callable[[str], None]) -> Engine:
+        return start_engine(engine, model, tokenizer, options, note)
 
     return Backend(model, tokenizer, engine, version, limit, start, manner(options))
 
@@ -227,10 +229,11 @@ def plan(config: PlanConfig) -> None:
 def run(config: RunConfig) -> None:
     """Run a recipe: rounds of all stages, for its arms and seeds.
 
-    A stage that several arms need runs once. Each stage runs in a process of its own, on devices of its own, with its
-    log in logs/; independent stages run at the same time. The same command again does what is missing. In a pipe, the
-    run directory is printed at the end.
+    A stage that several arms need runs once. Each stage is a command, with a log in logs/ and devices of its own;
+    independent stages run at the same time, and stages of one kind share a process that stays warm (the recipe's key
+    warm). The same command again does what is missing. In a pipe, the run directory is printed at the end.
     """
+    from trd_cli.planning.memory import memory_of
     from trd_cli.planning.refusals import refuse
     from trd_cli.recipes import run as stage
 
@@ -239,7 +242,7 @@ def run(config: RunConfig) -> None:
         with streams.printing():
             print("\n".join(lines))
         return
-    directory = stage.run(config, RunTable(), refuse)
+    directory = stage.run(config, RunTable(), refuse, memory_of)
     if not sys.stdout.isatty():
         streams.hand_over(directory)
 
@@ -248,9 +251,9 @@ def run(config: RunConfig) -> None:
 def status(config: StatusConfig) -> None:
     """Tell what of sets, evaluations and runs is done, missing, failed.
 
-    One line an output, then one for each stage of a run, or for the parts of a job array in the same state. The last
-    column of an array has its parts to run again as Slurm's --array. Tab-separated in a pipe. Exits with 4 if an output
-    is not complete.
+    One line an output, then one for each stage of a run, or for the parts of a job array in the same state. From four
+    rounds on, those that are done or wait have one line together. The last column of an array has its parts to run
+    again as Slurm's --array. Tab-separated in a pipe. Exits with 4 if an output is not complete.
     """
     from trd_cli.report import status as stage
 
@@ -359,18 +362,29 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
 
 def main() -> None:
     """Run the `trd` script."""
+    prepare()
+    run_words(None)
+
+
+def prepare() -> None:
+    """Make this process ready for commands. Call it once, before any file is opened."""
     streams.settle()
     streams.use_utf8()
     # torch reads it when it is loaded. Waiting threads that spin make a step several times slower as soon as anything
     # else runs on the machine; threads that sleep cost next to nothing on a quiet one.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     end_with_the_run()
+
+
+def run_words(words: Sequence[str] | None) -> NoReturn:
+    """Run the command of these words, by default those of the command line. It ends in SystemExit, but for a bug."""
     try:
         with streams.printing():  # the help is printed outside any command
-            app()
+            app(words, prog_name="trd")
     except InputError as error:
         print(f"trd: error: {error}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
+    raise AssertionError("a command ends in SystemExit")
 
 
 if __name__ == "__main__":

@@ -33,9 +33,10 @@ from trd_cli.trajectories.stage_dir import StageDir
 
 @dataclass(frozen=True)
 class Backend:
-    """Represent a model behind an engine that is not loaded yet; `start()` loads it.
+    """Represent a model behind an engine that is not loaded yet; `start(note)` loads it.
 
-    `manner` tells a person how the engine runs, where that is not as usual: "2 replicas".
+    `note` gets what a person should know of the start. `manner` tells a person how the engine runs, where that is not
+    as usual: "2 replicas".
     """
 
     model: ModelRef
@@ -43,7 +44,7 @@ class Backend:
     engine: str
     engine_version: str
     max_length: int
-    start: Callable[[], Engine]
+    start: Callable[[Callable[[str], None]], Engine]
     manner: str = ""
 
     def identity(self) -> dict[str, Any]:
@@ -296,7 +297,7 @@ class ShardFiller:
         if self._engine is None:
             manner = f", {self._backend.manner}" if self._backend.manner else ""
             self._progress.note(f"loading {self._backend.model.name} with {self._backend.engine}{manner}")
-            self._engine = self._backend.start()
+            self._engine = self._backend.start(self._progress.note)
             self._progress.replicas(self._rates)
 
     def _begin(self) -> None:

@@ -15,6 +15,8 @@ CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+# What a checkpoint's weights say of a few tokens (see engines/probe.py); no part of the model.
+PROBE = "probe.json"
 _OTHER_WEIGHTS = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 # Files of a tokenizer, the likeliest to be broken first.
 _TOKENIZER_FILES = (
@@ -78,23 +80,38 @@ def tensor_names(directory: Path) -> frozenset[str]:
     of the files that the index names are there.
     """
     names: set[str] = set()
-    index = directory / INDEX
-    files = [directory / WEIGHTS] if (directory / WEIGHTS).is_file() else []
-    if not files and index.is_file():
-        weight_map = read_settings(index).get("weight_map")
-        if not isinstance(weight_map, dict) or not all(isinstance(n, str) for n in weight_map.values()):
-            raise ModelError(f"{index} has no weight_map", "the index of the weights", "copy the file again")
-        names |= weight_map.keys()
-        files = [directory / name for name in sorted(set(weight_map.values()))]
-        missing = [path for path in files if not path.is_file()]
-        if missing and len(missing) < len(files):
-            raise ModelError(
-                f"{index} names {missing[0].name}, which is not there", "all files of the weights", "copy it too"
-            )
-        files = [] if missing else files
-    for path in files:
-        names |= _header(path)
+    if not (directory / WEIGHTS).is_file() and (directory / INDEX).is_file():
+        names |= _weight_map(directory / INDEX).keys()
+    for path in weight_files(directory):
+        names |= header(path)
     return frozenset(names)
+
+
+def weight_files(directory: Path) -> list[Path]:
+    """Return the safetensors files of the weights; none if they are missing, or in another format.
+
+    Raises ModelError if only some of the files that the index names are there.
+    """
+    if (directory / WEIGHTS).is_file():
+        return [directory / WEIGHTS]
+    index = directory / INDEX
+    if not index.is_file():
+        return []
+    files = [directory / name for name in sorted(set(_weight_map(index).values()))]
+    missing = [path for path in files if not path.is_file()]
+    if missing and len(missing) < len(files):
+        raise ModelError(
+            f"{index} names {missing[0].name}, which is not there", "all files of the weights", "copy it too"
+        )
+    return [] if missing else files
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    """Return the file of each tensor. Raises ModelError if the index has none."""
+    found = read_settings(index).get("weight_map")
+    if not isinstance(found, dict) or not all(isinstance(name, str) for name in found.values()):
+        raise ModelError(f"{index} has no weight_map", "the index of the weights", "copy the file again")
+    return found
 
 
 def has_weights(directory: Path) -> bool:
@@ -164,7 +181,8 @@ def _ends(path: Path, settings: dict[str, Any]) -> list[int]:
     return [end for end in listed if end is not None and end >= 0]
 
 
-def _header(path: Path) -> set[str]:
+def header(path: Path) -> set[str]:
+    """Return the names of the tensors in a safetensors file. Raises ModelError for one that cannot be read."""
     from safetensors import SafetensorError, safe_open
 
     try:

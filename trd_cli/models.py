@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,10 +13,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trd_cli.adapter_files import ADAPTER, TENSORS, adapter_damage, adapter_settings, is_adapter_alone, read_base
 from trd_cli.atomic import has_text_name
 from trd_cli.errors import ModelError, OutOfReach, first_line, flag
-from trd_cli.model_files import CONFIG, configs, context_length, damage, read_settings
+from trd_cli.model_files import CONFIG, INDEX, PROBE, configs, context_length, damage, read_settings
 from trd_cli.prompting.tokens import ByteTokenizer, HubTokenizer, Tokenizer
+from trd_cli.records import content_hash
 from trd_cli.trajectories.run_json import NAME as RUN_JSON
 from trd_cli.trajectories.run_json import About, read_run_json
 
@@ -36,11 +38,20 @@ _SAMPLED_BLOCKS, _BLOCK = 64, 1 << 16
 
 @dataclass(frozen=True)
 class ModelRef:
-    """A model: the name that the user gave, its directory (None for scripted) and the identity of its weights."""
+    """A model: the name that the user gave, its directory (None for scripted) and the identity of its weights.
+
+    `base` is the model that has the weights if the directory is an adapter alone.
+    """
 
     name: str
     path: Path | None
     revision: str
+    base: ModelRef | None = None
+
+    @property
+    def weights_path(self) -> Path | None:
+        """Return the directory that has the files of the weights, of the base if this is an adapter alone."""
+        return self.base.weights_path if self.base else self.path
 
     @property
     def lasting_name(self) -> str:
@@ -126,13 +137,18 @@ class ModelRef:
 
 def why_not(model: ModelRef, error: Exception) -> str:
     """Return why transformers failed to load a model, with the file at fault if there is one."""
-    found = damage(model.path)
+    found = _damage(model)
     if found is None:
         try:
             model.architecture()
         except ModelError as refused:
             found = refused.got.removeprefix(f"cannot load {model.name}: ")
     return found or first_line(error)
+
+
+def _damage(model: ModelRef) -> str | None:
+    of_base = _damage(model.base) if model.base else None
+    return damage(model.path) or adapter_damage(model.path) or of_base
 
 
 def cannot_load(model: ModelRef, error: Exception, attn_implementation: str | None = None) -> ModelError:
@@ -149,14 +165,15 @@ def cannot_load(model: ModelRef, error: Exception, attn_implementation: str | No
 def resolve_model(name: str, weights: bool = True) -> ModelRef:
     """Find a model by its name: a directory, a Hub name, `smollm2-135m` or `scripted`.
 
-    Without `weights`, which a model on a server does not need, the Hub gives tokenizer and configuration alone. Raises
-    ModelError if there is no such model, OutOfReach if the Hub did not give it.
+    Without `weights`, which a model on a server does not need, the Hub gives tokenizer and configuration alone, and the
+    base of an adapter is not looked for. Raises ModelError if there is no such model, or none of its base, OutOfReach
+    if the Hub did not give it.
     """
     if name == SCRIPTED:
         return ModelRef(name, None, "scripted")
     directory = Path(name)
     if directory.is_dir():
-        return _local(name, directory)
+        return _local(name, directory, weights)
     if name == EMBEDDED:
         return _local(name, _embedded())
     if directory.is_file() or name.startswith((".", "/", "~")) or name.count("/") > 1:
@@ -169,7 +186,7 @@ def resolve_model(name: str, weights: bool = True) -> ModelRef:
     return ModelRef(name, path, path.name)
 
 
-def _local(name: str, directory: Path) -> ModelRef:
+def _local(name: str, directory: Path, weights: bool = True) -> ModelRef:
     if not has_text_name(directory):
         raise ModelError(
             f"the path of {directory.resolve()} is not UTF-8", "one that the tokenizers package takes", "rename it"
@@ -182,7 +199,28 @@ def _local(name: str, directory: Path) -> ModelRef:
     if not (directory / CONFIG).is_file():
         raise ModelError(f"{directory} has no config.json", "a Hugging Face model directory", "check the path")
     read_settings(directory / CONFIG)
-    return ModelRef(name, directory.resolve(), fingerprint(directory))
+    base = base_of(directory) if weights and is_adapter_alone(directory) else None
+    return ModelRef(name, directory.resolve(), fingerprint(directory), base)
+
+
+def base_of(directory: Path) -> ModelRef:
+    """Return the model under a checkpoint's adapter. Raises ModelError if it is gone or has changed."""
+    recorded, own = read_base(directory), f"{directory} is an adapter without merged weights"
+    try:
+        base = resolve_model(moved(recorded.model, directory.resolve()))
+    except ModelError as error:
+        raise type(error)(
+            f"{own}, and its base is gone: {error.got}",
+            f"the model that it was trained on, {recorded.model}",
+            error.mend,
+        ) from None
+    if base.revision != recorded.revision:
+        raise ModelError(
+            f"{own}, and its base {base.name} is now {base.revision}",
+            f"{recorded.revision}, on which it was trained",
+            "put the base back as it was",
+        )
+    return base
 
 
 def own_teacher(student: ModelRef, weights: str, lora: bool, resolve: Callable[[str], ModelRef]) -> ModelRef:
@@ -219,18 +257,36 @@ def _first_of(student: ModelRef, resolve: Callable[[str], ModelRef]) -> ModelRef
 
 
 def fingerprint(directory: Path) -> str:
-    """Return the digest of a model directory: of small files whole, of large ones by size and 64 blocks of 64 KiB."""
+    """Return the digest of a model directory: of small files whole, of large ones by size and 64 blocks of 64 KiB.
+
+    Merged weights count by what they were made from, the adapter and its base, so that a checkpoint has one digest with
+    them and without. Weights that were changed since count by their own bytes.
+    """
+    files = [path for path in sorted(directory.glob("*")) if _is_of_the_model(path)]
+    weights = [path for path in files if path.suffix == ".safetensors" or path.name == INDEX]
+    base = read_base(directory)
+    if base is None or (weights and digest_of_files(weights) != base.merged):
+        return digest_of_files(files)[:16]
+    tensors = directory / ADAPTER / TENSORS
+    if not tensors.is_file():
+        raise ModelError(f"{tensors} is missing", "the whole adapter", "copy it too")
+    made_from = [digest_of_files([tensors]), adapter_settings(directory), base.revision]
+    return content_hash([digest_of_files([path for path in files if path not in weights]), *made_from], 16)
+
+
+def _is_of_the_model(path: Path) -> bool:
+    kinds = (".json", ".safetensors", ".bin", ".jinja", ".model", ".txt", ".gguf")
+    return path.suffix in kinds and path.name not in (RUN_JSON, PROBE)
+
+
+def digest_of_files(paths: Iterable[Path]) -> str:
+    """Return the digest of some files, by their names, sizes and bytes (see `fingerprint`)."""
     digest = hashlib.sha256()
-    for path in sorted(directory.glob("*")):
-        if (
-            path.suffix not in (".json", ".safetensors", ".bin", ".jinja", ".model", ".txt", ".gguf")
-            or path.name == RUN_JSON
-        ):
-            continue
+    for path in paths:
         digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
         for block in _blocks(path):
             digest.update(block)
-    return digest.hexdigest()[:16]
+    return digest.hexdigest()
 
 
 def _blocks(path: Path) -> Iterator[bytes]:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 from conftest import Trd
+from support.sets import by_hand
 from support.tiny import build_model
 
 from trd_cli.records import Verdict
@@ -115,6 +118,67 @@ def write_graph(directory: Path, name: str = "tiny") -> None:
     graph = {"format": "trd-graph-1", "name": name, "recipe": recipe, "nodes": entries}
     (directory / "graph.json").write_text(json.dumps(graph))
     (directory / "status.json").write_text(json.dumps(status))
+
+
+def many_rounds(run: Path, directory: Path, rounds: int) -> Path:
+    """Make a run of many rounds, each with a copy of the outputs of `run`, which has one.
+
+    Trainings go on from round to round. All stages run in workers, which the first round starts, but for trd verify.
+    """
+    graph = json.loads((run / "graph.json").read_text())
+    first, once = ([n for n in graph["nodes"] if (n["round"] == 0) == of_round] for of_round in (True, False))
+    nodes, status = [], {}
+    for node in once:
+        shutil.copytree(run / node["out"], directory / node["out"])
+        nodes.append(node)
+        status[node["name"]] = {"state": "done", "digest": node["digest"], "seconds": 10.0}
+    for of, node in product(range(rounds), first):
+        # In the first round arms share rows.
+        for arm in (
+            [node["arm"]] if node["arm"] or not of else ["trd", *(["fkl"] if "refine" not in node["out"] else [])]
+        ):
+            made = _in_round(node, of, arm)
+            nodes.append(made)
+            own = node["stage"] != "verify"
+            status[made["name"]] = {
+                "state": "done",
+                "digest": made["digest"],
+                "seconds": 2.0 if of else 9.0,
+                "warm": own,
+                "starts_worker": own and of == 0,
+            }
+            if own:
+                shutil.copytree(
+                    run / node["out"], directory / made["out"], ignore=shutil.ignore_patterns("*.safetensors")
+                )
+            if node["stage"] == "distill":
+                _continue(directory / made["out"], of)
+    directory.joinpath("graph.json").write_text(json.dumps({**graph, "nodes": nodes}))
+    directory.joinpath("status.json").write_text(json.dumps(status))
+    return directory
+
+
+def _in_round(node: dict[str, Any], of: int, arm: str | None) -> dict[str, Any]:
+    """Return the node of another round, for one arm or, without its name, for all."""
+
+    def name(text: str) -> str:
+        last = text.removeprefix(f"{ROUND}/")
+        shared = last != text and "/" not in last
+        return f"seed-0/round-{of}/{arm}/{last}" if shared and of else text.replace(ROUND, f"seed-0/round-{of}")
+
+    own = node["arm"] is None and arm is not None
+    out, inputs = f"{node['out']}-{of}{f'-{arm}' if own else ''}", [name(text) for text in node["inputs"]]
+    whose = {"arm": arm, "arms": [arm] if arm else node["arms"], "round": of}
+    return {**node, **whose, "name": name(node["name"]), "out": out, "inputs": inputs, "digest": name(node["name"])}
+
+
+def _continue(checkpoint: Path, of: int) -> None:
+    """Number the steps of a training as those of one that goes on in round `of`."""
+    log = checkpoint / "train.jsonl"
+    steps = [json.loads(line) for line in log.read_text().splitlines()]
+    moved = [{**step, "step": step["step"] + of * len(steps)} for step in steps]
+    log.write_text("".join(json.dumps(step) + "\n" for step in moved))
+    by_hand(checkpoint / "run.json", lambda run: run["about"].update(steps_before=of * len(steps)))
 
 
 def made_up(arms: int, seeds: int, rounds: int, steps: int = 40, name: str = "arm") -> ReportData:

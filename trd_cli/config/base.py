@@ -37,14 +37,17 @@ def option(
     rows: bool = True,
     decides: bool = False,
     argument: bool = False,
+    counts_unset: bool = True,
 ):
     """Declare a field of a config.
 
     `flags` replaces the flag made from its name. `rows` tells that the option changes which rows are made; `decides`,
-    that it changes the result otherwise: the number of rows, their verdicts or scores.
+    that it changes the result otherwise: the number of rows, their verdicts or scores. An option that records of
+    earlier versions lack has `counts_unset=False`: at its default it enters no identity, so that theirs stay the same.
     """
     rows = rows and not decides
     extra = {"panel": panel, "flags": list(flags), "rows": rows, "decides": rows or decides, "argument": argument}
+    extra["counts_unset"] = counts_unset
     return Field(default, description=help, json_schema_extra=extra)
 
 
@@ -144,7 +147,12 @@ class Config(BaseModel):
 
     def _marked(self, mark: str) -> dict[str, Any]:
         fields, values = type(self).model_fields, self.record()
-        return {name: values[name] for name in fields if fields[name].json_schema_extra[mark]}
+
+        def counts(name: str) -> bool:
+            field, extra = fields[name], fields[name].json_schema_extra
+            return extra[mark] and (extra["counts_unset"] or getattr(self, name) != field.get_default())
+
+        return {name: values[name] for name in fields if counts(name)}
 
     def flags(self) -> list[str]:
         """Return the words of a command line that gives this config again: no defaults, arguments last."""

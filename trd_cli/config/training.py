@@ -146,6 +146,13 @@ class LoraOptions(Config):
     lora: bool = option(
         False, "Adapter", "Train a low-rank adapter, not all weights; saved in adapter/ beside the merged weights."
     )
+    merge: bool = option(
+        True,
+        "Adapter",
+        "Write the merged weights too. --no-merge leaves them out, and the checkpoint loads its base each time; vllm needs them. --merge on a finished checkpoint writes them without training.",
+        flags=("--merge/--no-merge",),
+        rows=False,
+    )
     lora_rank: Positive = option(64, "Adapter", "Rank of the adapter.")
     lora_alpha: AboveZero = option(128.0, "Adapter", "Scale of the adapter is alpha / rank.")
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = option(
@@ -168,6 +175,8 @@ class DistillConfig(ObjectiveOptions, LoraOptions, InputOptions, SelectOptions):
         if changed("ema_decay") and self.teacher_weights != "ema":
             weights = flag("teacher_weights")
             raise _unread("ema_decay", f"{weights} {self.teacher_weights}", f"{weights} ema")
+        if self.steps is not None and changed("epochs"):
+            raise InputError(f"{flag('epochs')} with {flag('steps')}", "one of them", "leave one out")
         return self
 
     def setting_of(self, rows: str | None) -> Literal["opd", "opsd"]:
@@ -197,7 +206,7 @@ class DistillConfig(ObjectiveOptions, LoraOptions, InputOptions, SelectOptions):
     teacher_weights: Literal["initial", "round", "ema"] | None = option(
         None,
         "Model",
-        "The student as its own teacher: its weights before the first round, at the start of this round, or their moving average (over rounds, but an adapter's begins anew). Default: the method's, else round.",
+        "The student as its own teacher: its weights before the first round, at the start of this round, or their moving average (over rounds; an adapter's only with --continue). Default: the method's, else round.",
     )
     ema_decay: Annotated[float, Field(gt=0, lt=1)] = option(
         0.99, "Model", "Of --teacher-weights ema: share that stays of the average at each step."
@@ -212,6 +221,25 @@ class DistillConfig(ObjectiveOptions, LoraOptions, InputOptions, SelectOptions):
         None, "Prompt", "Template of the teacher's context where it is rendered here, instead of the built-in one."
     )
     epochs: Positive = option(1, "Training", "Passes over the rows.")
+    steps: Positive | None = option(
+        None,
+        "Training",
+        "Make exactly so many optimiser steps, in as many passes over the rows as they take, instead of --epochs.",
+        counts_unset=False,
+    )
+    continue_from: str | None = option(
+        None,
+        "Training",
+        "Go on with the training that ended in this checkpoint before its --total-steps: weights, adapter, optimiser, learning rate, averages and random numbers. Its own model must have written the rows. Default: a new training.",
+        flags=("--continue",),
+        rows=False,
+    )
+    total_steps: Positive | None = option(
+        None,
+        "Training",
+        "Optimiser steps of all rounds, over which the learning rate goes. A training that ends before them keeps its state for --continue. Default: those of the training that is continued, else this command's own.",
+        counts_unset=False,
+    )
     batch_size: Positive = option(32, "Training", "Trajectories an optimiser step, over all processes.")
     max_tokens_per_batch: Positive = option(
         4096,

@@ -9,6 +9,8 @@ from typing import Protocol, runtime_checkable
 from trd_cli import __version__
 from trd_cli.config.generating import EngineName
 from trd_cli.errors import EngineError, flag
+from trd_cli.models import ModelRef
+from trd_cli.prompting.tokens import Tokenizer
 from trd_cli.records import Completion, Request
 
 
@@ -46,6 +48,37 @@ class Several(Protocol):
 
     def tokens(self) -> Sequence[int]:
         """Return the response tokens of each so far; nothing for one alone."""
+        ...
+
+
+class Keepable(Engine, Protocol):
+    """An engine that a process may keep from one command to the next (see `kept`).
+
+    `dtype` is that of its weights. `copies` is True if `reload` copies each tensor itself, False if another program may
+    leave some as they were. `forgets` is True if a rest loses the weights.
+    """
+
+    dtype: str
+    copies: bool
+    forgets: bool
+
+    def rest(self) -> None:
+        """Free a GPU's memory until `wake`; nothing else is called meanwhile."""
+        ...
+
+    def wake(self) -> bool:
+        """Take the memory again after a rest, if there was one; return False if the weights are lost: `reload` them."""
+        ...
+
+    def reload(self, model: ModelRef, tokenizer: Tokenizer) -> bool:
+        """Take the weights of a model with the same configuration; return False if they do not fit.
+
+        After False or an exception the engine is of no use.
+        """
+        ...
+
+    def score(self, token_ids: Sequence[int]) -> list[float]:
+        """Return the log-probability of each id but the first after those before it."""
         ...
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 
+from trd_cli.adapter_files import is_adapter_alone
 from trd_cli.config.generating import EngineName, EngineOptions
 from trd_cli.engines.base import Engine
 from trd_cli.errors import EngineError, InputError, flag
@@ -84,6 +85,16 @@ def check_arguments(name: EngineName, options: EngineOptions) -> None:
                 f"{_LOGPROBS_MODE}, the model's own, which rows record",
                 "leave it out",
             )
+
+
+def check_weights(name: EngineName, model: ModelRef) -> None:
+    """Raise EngineError for an adapter without merged weights, which vllm does not load."""
+    if name == "vllm" and model.path is not None and is_adapter_alone(model.path):
+        raise EngineError(
+            f"vllm with {model.name}, an adapter without merged weights",
+            "merged weights",
+            f"run its trd distill again with --merge, which trains nothing, or use {flag('engine')} transformers",
+        )
 
 
 def check_server(name: EngineName, options: EngineOptions) -> None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 from trd_cli.config.generating import EngineName, EngineOptions
 from trd_cli.engines.base import Engine
+from trd_cli.engines.kept import start_kept
 from trd_cli.engines.local_workers import LocalWorkers
 from trd_cli.engines.placement import gpus_each, local_replicas
 from trd_cli.engines.ray_workers import RayWorkers
@@ -24,15 +28,25 @@ def manner(options: EngineOptions) -> str:
     return " ".join(ways)
 
 
-def start_engine(name: EngineName, model: ModelRef, tokenizer: Tokenizer, options: EngineOptions) -> Engine:
-    """Load the model and return its engine: in this process, or in as many workers as the options ask for."""
+def start_engine(
+    name: EngineName,
+    model: ModelRef,
+    tokenizer: Tokenizer,
+    options: EngineOptions,
+    note: Callable[[str], None] = lambda line: None,
+) -> Engine:
+    """Load the model and return its engine: in this process, or in as many workers as the options ask for.
+
+    A process that keeps things gives the model to the engine of an earlier command if that fits. `note` gets a line for
+    a person where it fits but does not take the model's weights.
+    """
     if options.ray is not None:
         build = Build.of(name, model, options)
         workers = RayWorkers(build, options, gpus_each(name, options))
         return _replicas(build, workers, workers.count)
     count, gpus = local_replicas(name, options) if options.replicas != "1" else (1, [])
     if count == 1:
-        return build_engine(name, model, tokenizer, options)
+        return start_kept(name, model, tokenizer, options, note, partial(build_engine, name, model, tokenizer, options))
     build = Build.of(name, model, options)
     return _replicas(build, LocalWorkers(build, count, gpus), count)
 

@@ -26,10 +26,13 @@ from typing import Any
 import torch
 
 from trd_cli.config.generating import EngineOptions
+from trd_cli.engines.probe import logprobs_of
+from trd_cli.engines.reloading import copy_weights
 from trd_cli.engines.rope import steady_length, switch_length
 from trd_cli.engines.sampling import draw
 from trd_cli.engines.slot_cache import SlotCache
 from trd_cli.errors import EngineError, InputError, flag
+from trd_cli.merging import pretrained
 from trd_cli.model_files import tensor_names
 from trd_cli.models import ModelRef, why_not
 from trd_cli.prompting.tokens import Tokenizer
@@ -67,12 +70,10 @@ def _load(model: ModelRef, options: EngineOptions) -> tuple[torch.device, torch.
 
 
 def _from_pretrained(model: ModelRef, options: EngineOptions, **more: Any) -> torch.nn.Module:
-    from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    arguments = {"dtype": options.dtype, "trust_remote_code": False, **options.engine_arg, **more}
-    return AutoModelForCausalLM.from_pretrained(str(model.path), **arguments)
+    return pretrained(model, **{"dtype": options.dtype, **options.engine_arg, **more})
 
 
 def _cannot_load(model: ModelRef, error: Exception) -> EngineError:
@@ -88,7 +89,7 @@ def check_options(model: ModelRef, options: EngineOptions) -> None:
     if not options.engine_arg:
         check_attention(model.name, model.skeleton())
         return
-    if model.path is None or not tensor_names(model.path):
+    if model.path is None or not tensor_names(model.weights_path):
         return
     try:
         # Only transformers knows its arguments. On the device meta it reads the weights' files and keeps no tensor.
@@ -169,10 +170,12 @@ class TransformersEngine:
     """See the module. Extra engine arguments go to `from_pretrained` (attn_implementation, for example)."""
 
     name = "transformers"
+    copies, forgets = True, False
 
     def __init__(self, model: ModelRef, tokenizer: Tokenizer, options: EngineOptions) -> None:
         self.version = metadata.version("transformers")
         self.device, self.model = _load(model, options)
+        self.dtype = str(self.model.dtype).removeprefix("torch.")
         self._name, self._tokenizer = model.name, tokenizer
         self._config = self.model.config.get_text_config()
         self._layer_types = getattr(self._config, "layer_types", None)
@@ -185,6 +188,26 @@ class TransformersEngine:
         del self.model
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+
+    def rest(self) -> None:
+        """See `Keepable.rest`; on a GPU the weights wait in the machine's memory."""
+        if self.device.type == "cuda":
+            self.model.to("cpu")
+            torch.cuda.empty_cache()
+
+    def wake(self) -> bool:
+        """See `Keepable.wake`."""
+        self.model.to(self.device)
+        return True
+
+    def reload(self, model: ModelRef, tokenizer: Tokenizer) -> bool:
+        """See `Keepable.reload`."""
+        self._name, self._tokenizer = model.name, tokenizer
+        return copy_weights(model, self.model)
+
+    def score(self, token_ids: Sequence[int]) -> list[float]:
+        """See `Keepable.score`."""
+        return logprobs_of(self.model, token_ids)
 
     @torch.inference_mode()
     def generate(self, requests: Iterable[Request | None]) -> Iterator[Completion]:

@@ -23,11 +23,12 @@ import re
 import sys
 import tempfile
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any
 
+from trd_cli import keeper
 from trd_cli.config.generating import EngineOptions
 from trd_cli.engines.base import engine_version
 from trd_cli.engines.border import with_end
@@ -51,14 +52,14 @@ _REASON_LENGTH = 300
 class VllmEngine:
     """See the module. `llm` is the `vllm.LLM` underneath, for benchmarks."""
 
-    name = "vllm"
+    name, copies = "vllm", False
 
     def __init__(self, model: ModelRef, tokenizer: Tokenizer, options: EngineOptions) -> None:
         self.version = engine_version("vllm")
         self._tokenizer = tokenizer
         self._tickets = count()
         self._log = _new_log()
-        self._failed = False
+        self._failed = self._is_asleep = False
         _set_environment(options)
         try:
             with _output_to(self._log):
@@ -73,6 +74,9 @@ class VllmEngine:
             mend = "change --model, --max-model-len, --batch-size, --engine-arg or --gpu-memory-utilization "
             mend += "(on a CPU: the variable VLLM_CPU_KVCACHE_SPACE, in GiB)"
             raise EngineError(got, "an engine", mend + _pointer(self._log)) from None
+        model_config = self.llm.llm_engine.vllm_config.model_config
+        self.dtype = str(model_config.dtype).removeprefix("torch.")
+        self.forgets = bool(model_config.enable_sleep_mode)
         self.rows_at_once = self.llm.llm_engine.vllm_config.scheduler_config.max_num_seqs
         self._in_flight = _QUEUED_PER_SLOT * self.rows_at_once
 
@@ -100,6 +104,42 @@ class VllmEngine:
         if not self._failed:
             self._log.unlink(missing_ok=True)
 
+    def rest(self) -> None:
+        """See `Keepable.rest`. Without sleep mode, as on a CPU, the memory stays taken."""
+        if self.forgets and not self._is_asleep:
+            with _output_to(self._log):
+                self.llm.sleep(level=2)
+            self._is_asleep = True
+
+    def wake(self) -> bool:
+        """See `Keepable.wake`. Keys and values get their memory back only when the weights are there, in `reload`."""
+        with _output_to(self._log):
+            if self._is_asleep:
+                self.llm.wake_up(tags=["weights"])
+            else:
+                self.llm.reset_prefix_cache()  # a new engine has none
+        return not self._is_asleep
+
+    def reload(self, model: ModelRef, tokenizer: Tokenizer) -> bool:
+        """See `Keepable.reload`. vLLM may take only some of the weights and report no fault: see `kept`."""
+        self._tokenizer = tokenizer
+        with _output_to(self._log):
+            self.llm.collective_rpc("reload_weights", kwargs={"weights_path": str(model.path)})
+            if self._is_asleep:
+                self.llm.wake_up(tags=["kv_cache"])
+                self._is_asleep = False
+            self.llm.reset_prefix_cache()
+        return True
+
+    def score(self, token_ids: Sequence[int]) -> list[float]:
+        """See `Keepable.score`."""
+        from vllm import SamplingParams
+
+        params = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0, detokenize=False)
+        with _output_to(self._log):
+            output = self.llm.generate([_prompt(token_ids)], params, use_tqdm=False)[0]
+        return [at[i].logprob for i, at in zip(token_ids[1:], output.prompt_logprobs[1:], strict=True)]
+
     def _admit(self, waiting: Iterator[Request | None], running: dict[str, Request]) -> Iterator[Completion]:
         """Top up vLLM's queue. It is kept short: each request in it costs memory and scheduling time."""
         from vllm.v1.engine.exceptions import EngineDeadError
@@ -107,7 +147,7 @@ class VllmEngine:
         while len(running) < self._in_flight and (request := next(waiting, None)) is not None:
             ticket = str(next(self._tickets))
             try:
-                self.llm.llm_engine.add_request(ticket, _prompt(request), self._params(request))
+                self.llm.llm_engine.add_request(ticket, _prompt(request.prompt_token_ids), self._params(request))
                 running[ticket] = request
             except EngineDeadError as error:
                 raise self._fault(error) from None
@@ -188,7 +228,10 @@ def _start(model: ModelRef, options: EngineOptions) -> Any:
             f"auto or {current_platform.device_type}",
             "choose GPUs by CUDA_VISIBLE_DEVICES, or use --engine transformers",
         )
-    return LLM(**_arguments(model, options, on_cpu=current_platform.is_cpu()))
+    arguments = _arguments(model, options, on_cpu=current_platform.is_cpu())
+    if keeper.current() is not None and current_platform.is_sleep_mode_available():
+        arguments = {"enable_sleep_mode": True} | arguments
+    return LLM(**arguments)
 
 
 def _watch(llm: Any) -> None:
@@ -249,11 +292,11 @@ def _output_to(log: Path) -> Iterator[None]:
             os.close(original)
 
 
-def _prompt(request: Request) -> Any:
+def _prompt(token_ids: Sequence[int]) -> Any:
     """Return the prompt in the form that this vLLM does not render again; older versions know the plain form only."""
     import vllm.inputs
 
-    ids = list(request.prompt_token_ids)
+    ids = list(token_ids)
     return vllm.inputs.tokens_input(ids) if hasattr(vllm.inputs, "tokens_input") else {"prompt_token_ids": ids}
 
 

@@ -8,44 +8,35 @@ of code rows run in a sandbox below the worker (see `sandbox`) and end with it.
 
 from __future__ import annotations
 
-import gc
-import logging
-import multiprocessing
 import os
-import resource
-import tempfile
-import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from itertools import groupby, islice
-from multiprocessing import forkserver
 from queue import SimpleQueue
 from typing import Any, Literal, TypeVar
 
+from trd_cli import keeper
 from trd_cli.config.grading import GraderConfig
-from trd_cli.errors import InputError
 from trd_cli.graders import code, evalplus, math
 from trd_cli.graders.base import Grade, Question
 from trd_cli.graders.code import CodeOptions
+from trd_cli.graders.crew import Crew
 from trd_cli.graders.sandbox import Level, choose_level, described
-from trd_cli.graders.workers import Died, Expired, NotStarted, Raised, Work, Worker
+from trd_cli.graders.workers import Died, Expired, Raised
 from trd_cli.records import Verdict
 
 # Added to the time of all tests for a busy machine.
 _CODE_GRACE = 60.0
 _CLASSES_SECONDS = 30.0
-# `_STARTS` workers may die one after the other before they have a row. The pause between two tries, in seconds, is long
-# enough to notice that the server was killed. Each worker must find `_ROOM` bytes free.
-_STARTS, _PAUSE, _ROOM = 5, 0.2, 16 << 20
 # Sending a task to a worker costs more than grading a usual row of mathematics. Such rows therefore go together, at
 # most `_CHUNK_ROWS`, and one by one if the chunk has not ended after `_CHUNK_SECONDS`.
 _CHUNK_ROWS, _CHUNK_SECONDS = 32, 3.0
 # As many pieces of work a worker are under way at a time, so that none waits for the next one.
 _AHEAD = 4
+# Of the workers, where they are kept.
+_NAME = "graders"
 T = TypeVar("T")
 
 
@@ -83,27 +74,6 @@ class GraderOptions:
         return self.code.code_timeout + _CODE_GRACE
 
 
-def _warm_up(memory: int) -> None:
-    """Import what a worker needs, outside any row's time limit, and bound the worker's memory.
-
-    Raises MemoryError if the bound leaves no room.
-    """
-    import math_verify
-
-    # math-verify warns that it runs without time limits; here the workers have them.
-    logging.getLogger(math_verify.__name__).setLevel(logging.ERROR)
-    # Otherwise a process forked to compare would copy all loaded modules when it collects garbage.
-    gc.freeze()
-    before, most = resource.getrlimit(resource.RLIMIT_AS)
-    with suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_AS, (memory, most))
-    try:
-        bytearray(_ROOM)
-    except MemoryError:
-        resource.setrlimit(resource.RLIMIT_AS, (before, most))
-        raise MemoryError(f"{memory / (1 << 30):g} GiB are too few for what it loads") from None
-
-
 def _grade_all(questions: Sequence[Question], lenient: bool) -> list[Grade]:
     return [math.grade(question, lenient) for question in questions]
 
@@ -128,7 +98,11 @@ def _portions(questions: Iterable[Question], size: int) -> Iterator[Sequence[Que
 
 
 class GraderPool:
-    """Grade questions in worker processes; use as a context manager."""
+    """Grade questions in worker processes; use as a context manager.
+
+    In a process that keeps things (see `keeper`) the workers stay for the next pool that has as many, with as much
+    memory, unless the block ended with an exception or left work undone.
+    """
 
     def __init__(self, options: GraderOptions) -> None:
         self._options = options
@@ -136,37 +110,22 @@ class GraderPool:
         self._code: CodeOptions | None = None
 
     def __enter__(self) -> GraderPool:
-        # Workers are forked from a small server that has loaded the graders: a fresh one costs milliseconds and does
-        # not inherit this process's threads.
-        self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(
-            ["math_verify", "trd_cli.graders.math", "trd_cli.graders.code", "trd_cli.graders.workers"]
-        )
-        try:
-            forkserver.ensure_running()
-        except OSError as error:
-            # The server's socket lies in the directory for temporary files, whose path may be too long for a socket.
-            raise InputError(
-                f"the graders' workers cannot start below {tempfile.gettempdir()}: {error}",
-                "a directory for temporary files with a short path",
-                "set TMPDIR to another",
-            ) from None
-        # Each thread has a worker and waits for it.
-        self._threads = ThreadPoolExecutor(self._workers, thread_name_prefix="trd-grader")
-        self._mine = threading.local()
-        self._alive: set[Worker] = set()
-        self._is_closing = False
+        at, kind = keeper.current(), (self._workers, self._options.code.memory)
+        kept = at.take(_NAME) if at is not None else None
+        if kept is not None and kept.kind != kind:
+            kept.close()
+            kept = None
+        self._crew: Crew = kept or Crew(*kind)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
-        self._is_closing = True
+        at = keeper.current()
         if kind is not None:
-            self._threads.shutdown(wait=False, cancel_futures=True)
-            for worker in list(self._alive):
-                worker.kill()
-        self._threads.shutdown()
-        for worker in list(self._alive):
-            worker.close()
+            self._crew.close(at_once=True)
+        elif at is not None and self._crew.is_idle():
+            at.put(_NAME, self._crew, self._crew.close)
+        else:
+            self._crew.close()
 
     @property
     def sandbox(self) -> Level:
@@ -224,71 +183,10 @@ class GraderPool:
         seconds = self._options.seconds(first)
         if len(questions) > 1:
             # Never longer than a single row may take: a verdict must not depend on the chunking.
-            return self._schedule(min(_CHUNK_SECONDS, seconds), _grade_all, questions, lenient, tries=1)
+            return self._crew.schedule(min(_CHUNK_SECONDS, seconds), _grade_all, questions, lenient, tries=1)
         if first.task == "math":
-            return self._schedule(seconds, math.grade, first, lenient)
-        return self._schedule(seconds, code.grade, first, self._code_options())
-
-    def _schedule(self, seconds: float, *work: Any, tries: int = 2) -> Future[Any]:
-        function, *arguments = work
-        return self._threads.submit(self._in_worker, tries, seconds, (function, tuple(arguments)))
-
-    def _in_worker(self, tries: int, seconds: float, work: Work) -> Any:
-        """Do a piece of work in this thread's worker; if that dies, try again in another one, `tries` times in all."""
-        while True:
-            worker = self._worker()
-            try:
-                return worker.ask(seconds, work)
-            except Expired:
-                self._drop(worker)
-                raise
-            except Died:
-                self._drop(worker)
-                tries -= 1
-                if not tries or self._is_closing:
-                    raise
-
-    def _worker(self) -> Worker:
-        """Return this thread's worker, or a fresh one if it has none or a dead one.
-
-        Raises InputError if no worker starts.
-        """
-        worker = getattr(self._mine, "worker", None)
-        if worker is not None and worker.is_alive():
-            return worker
-        if worker is not None:
-            self._drop(worker)
-        for _ in range(_STARTS):
-            try:
-                return self._started()
-            except NotStarted as failure:
-                reason = str(failure)
-                if self._is_closing:
-                    break
-                time.sleep(_PAUSE)
-        raise InputError(
-            f"the graders' processes do not start, the last one: {reason}",
-            "one that lives until it gets a row",
-            "give them more memory (--memory, or fewer --workers), or find out what ends them",
-        )
-
-    def _started(self) -> Worker:
-        self._mine.worker = worker = Worker(self._context, (_warm_up, (self._options.code.memory,)))
-        self._alive.add(worker)
-        try:
-            if self._is_closing:
-                raise NotStarted("the pool is closing")
-            worker.wait_until_ready()
-        except NotStarted:
-            self._drop(worker)
-            raise
-        return worker
-
-    def _drop(self, worker: Worker) -> None:
-        self._mine.worker = None
-        self._alive.discard(worker)
-        worker.kill()
-        worker.close()
+            return self._crew.schedule(seconds, math.grade, first, lenient)
+        return self._crew.schedule(seconds, code.grade, first, self._code_options())
 
     def second_opinions(self, questions: Iterable[Question]) -> Iterator[Verdict | None]:
         """Yield the verdict of another method on each question, in order, or None if it cannot judge.
@@ -304,7 +202,7 @@ class GraderPool:
 
     def _ask_again(self, question: Question) -> Future[Any]:
         if question.task == "math":
-            return self._schedule(self._options.timeout, math.second_opinion, question)
+            return self._crew.schedule(self._options.timeout, math.second_opinion, question)
         return self._submit([question])
 
     def classes(self, groups: Iterable[Sequence[str]]) -> Iterator[list[int]]:
@@ -318,7 +216,7 @@ class GraderPool:
                 yield [numbers.setdefault(answer, len(numbers)) for answer in group]
 
     def _compare(self, group: Sequence[str]) -> Future[Any]:
-        return self._schedule(_CLASSES_SECONDS, math.answer_classes, list(group))
+        return self._crew.schedule(_CLASSES_SECONDS, math.answer_classes, list(group))
 
     def _ahead(self, submit: Callable[[T], Future[Any]], items: Iterable[T]) -> Iterator[tuple[T, Future[Any]]]:
         """Yield each item with the future of its work, in order; the work of a bounded number begins ahead."""

@@ -27,6 +27,7 @@ from trd_cli.prompting.rendering import (
 )
 from trd_cli.recipes.nodes import Graph, Node
 from trd_cli.recipes.recipe import Recipe
+from trd_cli.recipes.rounds import problems_a_round
 from trd_cli.records import Problem
 from trd_cli.trajectories.shards import list_shards, read_table
 
@@ -82,11 +83,17 @@ def chains(
     recipe: Recipe, graph: Graph, problems: Sequence[Problem], student: Planned, teacher: Planned
 ) -> list[Chain]:
     """Return the first round of each arm, with the first seed. Raises PromptError for an unusable template."""
-    slice_ = problems[: recipe.problems_per_round]
-    step = max(1, -(-len(slice_) // _RENDERED))
-    writer = _Writer(graph, slice_[::step], student, teacher)
-    first = (n for n in graph.nodes if n.stage == "distill" and n.round == 0 and n.seed == recipe.seeds[0])
-    return [writer.chain(node, len(slice_)) for node in first]
+    writers: dict[int, _Writer] = {}
+    found = []
+    for node in graph.nodes:
+        if node.stage != "distill" or node.round != 0 or node.seed != recipe.seeds[0]:
+            continue
+        count = min(len(problems), problems_a_round(recipe, str(node.arm)) or len(problems))
+        if count not in writers:
+            step = max(1, -(-count // _RENDERED))
+            writers[count] = _Writer(graph, problems[:count:step], student, teacher)
+        found.append(writers[count].chain(node, count))
+    return found
 
 
 def rendering_of(graph: Graph, node: Node) -> Rendering:

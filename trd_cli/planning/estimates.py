@@ -86,23 +86,23 @@ def training(
     tokens: int,
     *,
     adapter: int = 0,
-    averaged: bool = False,
+    copied: bool = False,
     checkpointing: bool = False,
     shards: int = 1,
 ) -> Need:
     """Return what one process of trd distill holds.
 
     `teacher` is None where it is the student without its adapter. `tokens` are those of a forward pass on the longer
-    side. `adapter` is the number of its parameters, 0 where all weights are trained. `averaged` holds a float32 average
-    of what is trained in place of a teacher. With `shards`, FSDP2 cuts weights, gradients, moments and teacher over so
-    many processes.
+    side. `adapter` is the number of its parameters, 0 where all weights are trained. `copied` holds a float32 copy of
+    what is trained (an average, or its start) in place of a teacher. With `shards`, FSDP2 cuts weights, gradients,
+    moments and teacher over so many processes.
     """
     trained = adapter or student.parameters
     frozen = student.parameters * BYTES[dtype] if adapter else 0
     is_cast = not adapter and dtype != "float32" and shards == 1
     # Autocast keeps the weights it has cast while a forward pass lasts.
     cast = student.parameters * BYTES[dtype] if is_cast else 0
-    of_teacher = trained * _MASTER if averaged else (teacher.parameters * BYTES[dtype] if teacher else 0)
+    of_teacher = trained * _MASTER if copied else (teacher.parameters * BYTES[dtype] if teacher else 0)
     held = {
         "weights": frozen + trained * _MASTER + cast,
         "gradients": trained * _GRADIENT,

@@ -18,6 +18,7 @@ from trd_cli.planning.estimates import BYTES, GIB, Need, Shape
 from trd_cli.planning.findings import Finding, error, grouped, ok, warning
 from trd_cli.planning.lengths import arm_of
 from trd_cli.planning.pair import Planned, longest_training_row
+from trd_cli.recipes.checkpoints import saves_adapter_alone
 from trd_cli.recipes.devices import machine_of
 from trd_cli.recipes.nodes import ORDER, Graph, Node
 
@@ -40,8 +41,11 @@ class Work:
     @property
     def tokens(self) -> float:
         """Return the response tokens that are written or trained along."""
-        epochs = self.node.config.epochs if isinstance(self.node.config, DistillConfig) else 1
-        return self.rows * self.response * epochs
+        config = self.node.config
+        if not isinstance(config, DistillConfig):
+            return self.rows * self.response
+        trained = config.steps * config.batch_size if config.steps else config.epochs * self.rows
+        return trained * self.response
 
 
 def work_of(graph: Graph, chains: Sequence[Chain], benchmarks: Sequence[Benchmark]) -> list[Work]:
@@ -107,18 +111,17 @@ def check_memory(config: PlanConfig, works: Sequence[Work], student: Planned, te
 
 def _memory(plan: PlanConfig, work: Work, student: Planned, teacher: Planned) -> Iterator[Finding]:
     device = plan.gpu_memory
-    model = teacher if work.node.stage == "refine" else student
+    model = _model_of(work, student, teacher)
     if model.shape is None:
         return
+    need = need_of(work, student, teacher, plan.fsdp)
     if isinstance(work.node.config, DistillConfig):
-        need = training_need(work, student, teacher, plan.fsdp)
         what = _parts(need) + (f" on each of {plan.fsdp} processes" if plan.fsdp > 1 else "")
         change = "lower max_tokens_per_batch, use lora or gradient_checkpointing, or share the weights over (more) processes, --fsdp here"
     else:
         engine = work.node.config
         assert isinstance(engine, EngineOptions)
         at_once = _at_once(engine, work.rows)
-        need = _generating(work, model, at_once)
         sequences = "one sequence" if at_once == 1 else f"{at_once} sequences"
         what = f"{_parts(need)} for {model.name} with {sequences} of {work.longest:,} tokens in flight"
         change = "lower max_tokens, max_model_len or batch_size, or raise tensor_parallel_size"
@@ -127,6 +130,19 @@ def _memory(plan: PlanConfig, work: Work, student: Planned, teacher: Planned) ->
         yield ok("memory", what)
     else:
         yield error("memory", f"{what}, and {device:.1f} GiB are there", change)
+
+
+def need_of(work: Work, student: Planned, teacher: Planned, shards: int = 1) -> Need:
+    """Return the memory of one process of a node. The sizes of its models must be known."""
+    if isinstance(work.node.config, DistillConfig):
+        return training_need(work, student, teacher, shards)
+    assert isinstance(work.node.config, EngineOptions)
+    return _generating(work, _model_of(work, student, teacher), _at_once(work.node.config, work.rows))
+
+
+def _model_of(work: Work, student: Planned, teacher: Planned) -> Planned:
+    """Return the model whose weights a node loads first."""
+    return teacher if work.node.stage == "refine" else student
 
 
 def _at_once(engine: EngineOptions, rows: int) -> int:
@@ -150,8 +166,13 @@ def training_need(work: Work, student: Planned, teacher: Planned, shards: int = 
     assert isinstance(config, DistillConfig)
     assert shape is not None
     own = teacher.ref.path == student.ref.path
-    # The student without its adapter is its own teacher without a second copy; later rounds of `initial` have one.
-    shared = own and config.lora and not (config.teacher_weights == "initial" and work.node.round)
+    # The student without its adapter is its own teacher without a second copy. Where each round has a training of its
+    # own, the adapter of later rounds begins at other weights than `initial`.
+    goes_on = config.continue_from is not None
+    begins_elsewhere = bool(work.node.round) and not goes_on
+    shared = own and config.lora and not (config.teacher_weights == "initial" and begins_elsewhere)
+    # An adapter that goes on is held twice where its start in the round is the teacher.
+    held_twice = config.teacher_weights == "ema" or (shared and goes_on and config.teacher_weights == "round")
     longest = min(work.longest, longest_training_row(student, teacher, config.max_length) or work.longest)
     return estimates.training(
         shape,
@@ -160,7 +181,7 @@ def training_need(work: Work, student: Planned, teacher: Planned, shards: int = 
         # A row that exceeds max_tokens_per_batch has a forward pass of its own.
         max(longest, min(config.max_tokens_per_batch, config.batch_size * longest)),
         adapter=adapter_of(config, student),
-        averaged=config.teacher_weights == "ema",
+        copied=held_twice,
         checkpointing=config.gradient_checkpointing,
         shards=shards,
     )
@@ -200,8 +221,11 @@ def check_disk(graph: Graph, works: Sequence[Work], student: Planned) -> Iterato
     at_once = max(1, min(len(graph.recipe.arms) * len(graph.recipe.seeds), devices // graph.recipe.processes))
     kept = states = 0
     if student.shape is not None:
-        kept = sum(_checkpoint(node, student, student.shape) for node in training)
-        states = sum(sorted(_states(node, student, student.shape) for node in training)[-at_once:])
+        kept = sum(_checkpoint(graph, node, student, student.shape) for node in training)
+        sizes = {node: _state(node, student, student.shape) for node in training}
+        states = sum(sorted((node.config.keep + 1) * size for node, size in sizes.items())[-at_once:])
+        # A continued training leaves the states of its last two rounds.
+        states += sum(size for node, size in sizes.items() if _leaves_state(graph, node))
     while_training = "one arm trains" if at_once == 1 else f"{at_once} arms train"
     what = f"at most {sized(shards)} of shards before compression, {sized(kept)} of checkpoints, {sized(states)} of states while {while_training}"
     free = shutil.disk_usage(
@@ -217,17 +241,24 @@ def check_disk(graph: Graph, works: Sequence[Work], student: Planned) -> Iterato
         yield ok("disk", f"{what}; {sized(free)} are free")
 
 
-def _checkpoint(node: Node, student: Planned, shape: Shape) -> int:
+def _leaves_state(graph: Graph, node: Node) -> bool:
+    return graph.recipe.is_continued and node.round is not None and node.round >= graph.recipe.rounds - 2
+
+
+def _checkpoint(graph: Graph, node: Node, student: Planned, shape: Shape) -> int:
     config = node.config
     assert isinstance(config, DistillConfig)
-    dtype = student.dtype if config.save_dtype == "auto" else config.save_dtype
+    dtype = BYTES[student.dtype if config.save_dtype == "auto" else config.save_dtype]
+    adapter = adapter_of(config, student) * dtype
+    if saves_adapter_alone(graph, node):
+        return adapter
     copies = 2 if config.teacher_weights == "ema" and not config.lora else 1
-    return copies * shape.parameters * BYTES[dtype] + adapter_of(config, student) * BYTES[dtype]
+    return copies * shape.parameters * dtype + adapter
 
 
-def _states(node: Node, student: Planned, shape: Shape) -> int:
+def _state(node: Node, student: Planned, shape: Shape) -> int:
+    """Return the bytes of a saved state: weights and two moments in float32, and the average of `ema`."""
     config = node.config
     assert isinstance(config, DistillConfig)
-    trained = adapter_of(config, student) or shape.parameters
     average = BYTES["float32"] if config.teacher_weights == "ema" else 0
-    return (config.keep + 1) * trained * (12 + average)  # weights and two moments in float32
+    return (adapter_of(config, student) or shape.parameters) * (12 + average)

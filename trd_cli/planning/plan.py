@@ -11,9 +11,10 @@ from trd_cli.config.commands import PlanConfig
 from trd_cli.datasets.benchmarks import Benchmark
 from trd_cli.errors import InputError, UserError, counted
 from trd_cli.planning.chains import chains
-from trd_cli.planning.findings import Finding, of_exception, ok
+from trd_cli.planning.findings import Finding, grouped, of_exception, ok
 from trd_cli.planning.hours import check_cost, check_devices
 from trd_cli.planning.lengths import check_evaluations, check_lengths
+from trd_cli.planning.memory import UNKNOWN
 from trd_cli.planning.needs import check_disk, check_memory, work_of
 from trd_cli.planning.pair import Planned
 from trd_cli.planning.problems import check_overlap, check_problems, load_benchmarks, load_problems
@@ -22,12 +23,12 @@ from trd_cli.progress import Progress
 from trd_cli.recipes.graph import build_graph
 from trd_cli.recipes.loading import load_recipe
 from trd_cli.recipes.nodes import Graph
+from trd_cli.recipes.recipe import Recipe
+from trd_cli.recipes.rounds import problems_a_round, steps_a_round, total_steps
 from trd_cli.records import Problem
 from trd_cli.trajectories.stage_dir import DEFAULT_ROOT
 
 FORMAT = "trd-plan-1"
-# Stands for problems that cannot be read. The longest part of a row is its response.
-_UNKNOWN = Problem("unknown", "unknown", "math", "")
 
 
 def run(config: PlanConfig, progress: Progress) -> list[Finding]:
@@ -61,7 +62,26 @@ def _findings(config: PlanConfig, progress: Progress) -> Iterator[Finding]:
     arms = ", ".join(recipe.arms)
     size = f"{counted(recipe.rounds, 'round')}, arms {arms}; {counted(len(graph.nodes), 'stage')}"
     yield ok("recipe", f"{recipe.name}: {recipe.setting}, {size}")
+    yield from check_rounds(recipe)
     yield from _Plan(config, graph, progress).findings()
+
+
+def check_rounds(recipe: Recipe) -> list[Finding]:
+    """Tell the steps of each arm's rounds, and if all rounds are one training."""
+    if recipe.rounds == 1 and recipe.steps_per_round is None:
+        return []
+    found = []
+    for arm in recipe.arms:
+        steps, problems = steps_a_round(recipe, arm), problems_a_round(recipe, arm)
+        if steps is None:
+            continue
+        bound = "" if recipe.steps_per_round else "at most "
+        rows = f" ({counted(problems, 'problem', ',')})" if problems else ""
+        whole = f"one training of {bound}{counted(total_steps(recipe, arm), 'step', ',')}"
+        told = whole if recipe.is_continued or recipe.rounds == 1 else "each a training of its own"
+        what = f"{counted(recipe.rounds, 'round')} of {bound}{counted(steps, 'step', ',')}{rows}, {told}"
+        found.append(("arm", arm, ok("recipe", what)))
+    return grouped(found)
 
 
 class _Plan:
@@ -101,7 +121,7 @@ class _Plan:
         """Yield what follows from the lengths of rows. Without problems that is memory for the longest possible."""
         self._progress.note("rendering prompts")
         try:
-            found = chains(self._recipe, self._graph, problems or [_UNKNOWN], student, teacher)
+            found = chains(self._recipe, self._graph, problems or [UNKNOWN], student, teacher)
         except UserError as raised:
             yield of_exception("error", "recipe", raised)
             return

@@ -19,6 +19,7 @@ from trd_cli.planning.findings import Finding, error, of_exception, ok, out_of_r
 from trd_cli.prompting.rendering import templates_for
 from trd_cli.recipes.nodes import Graph
 from trd_cli.recipes.recipe import Recipe
+from trd_cli.recipes.rounds import problems_a_round
 from trd_cli.recipes.sections import PROBLEMS_FILE
 from trd_cli.records import Problem, Task
 from trd_cli.trajectories.problem_sets import read_problems
@@ -54,13 +55,15 @@ def load_problems(recipe: Recipe, graph: Graph) -> tuple[list[Problem], list[Fin
 def check_problems(recipe: Recipe, graph: Graph, problems: Sequence[Problem]) -> Iterator[Finding]:
     """Check the number of problems against the rounds, and that rows have what the stages read."""
     tasks = sorted({problem.task for problem in problems})
-    a_round = recipe.problems_per_round
-    needed = recipe.rounds * (a_round or 0)
+    a_round = max((problems_a_round(recipe, arm) or 0 for arm in recipe.arms), default=0)
+    needed = recipe.rounds * a_round
     if needed > len(problems):
+        by_steps = recipe.steps_per_round is not None
+        lower = "steps_per_round" if by_steps else f"problems_per_round to {len(problems) // recipe.rounds}"
         yield error(
             "problems",
             f"{counted(recipe.rounds, 'round')} of {counted(a_round, 'problem')} need {needed}, and there are {len(problems)}",
-            f"lower problems_per_round to {len(problems) // recipe.rounds}, or take more problems",
+            f"lower {lower}, or take more problems",
         )
     else:
         told = f", {a_round} of them a round" if a_round else ""

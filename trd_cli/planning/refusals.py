@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from trd_cli.adapter_files import is_adapter_alone
 from trd_cli.config.base import Config
 from trd_cli.config.commands import EvalConfig
 from trd_cli.config.generating import EngineName, RefineConfig, SampleConfig
@@ -17,10 +18,11 @@ from trd_cli.config.training import DistillConfig
 from trd_cli.datasets.benchmarks import asks_for_code, split_benchmarks
 from trd_cli.engines.base import engine_version
 from trd_cli.engines.placement import LOADING, check_replicas
-from trd_cli.engines.registry import check_arguments, check_server, choose_engine, window
+from trd_cli.engines.registry import check_arguments, check_server, check_weights, choose_engine, window
 from trd_cli.errors import InputError, ModelError, UserError
 from trd_cli.graders.sandbox import choose_level
 from trd_cli.model_files import has_weights
+from trd_cli.models import base_of
 from trd_cli.planning.chains import rendering_of
 from trd_cli.planning.findings import Finding, Level, Topic, error, grouped, of_exception, warning
 from trd_cli.planning.lengths import arm_of
@@ -31,7 +33,19 @@ from trd_cli.recipes.recipe import Recipe
 from trd_cli.recipes.sections import in_a_recipe
 
 Generating = SampleConfig | RefineConfig | EvalConfig
-_PLACES = {"model", "teacher", "problems", "inputs", "parents", "out", "seed", "round", "limit", "skip"}
+_PLACES = {
+    "model",
+    "teacher",
+    "problems",
+    "inputs",
+    "parents",
+    "out",
+    "seed",
+    "round",
+    "limit",
+    "skip",
+    "continue_from",
+}
 
 
 def refuse(recipe: str, graph: Graph, nodes: Sequence[Node]) -> None:
@@ -140,7 +154,9 @@ class _Stages:
         from trd_cli.training.admission import check_head, check_trainable
 
         ref = model.ref
-        if ref.path is not None and Path(ref.name).is_dir() and not has_weights(ref.path):
+        if ref.path is not None and is_adapter_alone(ref.path):
+            yield from self._refused("models", lambda: base_of(ref.path), lacking=True)
+        elif ref.path is not None and Path(ref.name).is_dir() and not has_weights(ref.path):
             level, expected = self._level(lacking=True), "model.safetensors or its index"
             yield Finding(level, "models", f"{ref.name} has no weights", "copy them there", expected)
         if trained:
@@ -157,6 +173,7 @@ class _Stages:
             *self._refused("recipe", lambda: check_arguments(engine, config)),
             *self._refused("recipe", lambda: check_replicas(engine, asked), lacking=True),
             *self._refused("recipe", lambda: engine_version(engine), lacking=True),
+            *self._refused("models", lambda: check_weights(engine, model.ref)),
             *self._refused("recipe", lambda: check_server(engine, config), lacking=True),
             *self._window(node, engine, config, model),
         ]

@@ -6,11 +6,14 @@ files and serves the scripted engine.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from trd_cli import keeper
 from trd_cli.errors import ModelError, first_line
 from trd_cli.model_files import CONFIG, broken_tokenizer_file, configured_ends
 from trd_cli.prompting.chat_templates import PROBE, end_of_turn, names_read, shows
@@ -18,6 +21,17 @@ from trd_cli.records import Message, content_hash
 
 Render = Literal["chat", "raw", "raw-line"]
 _SHOWN = 5  # differing tokens in an error message
+# The files that decide a tokenizer, and more.
+_DECIDING = (
+    CONFIG,
+    "*token*",
+    "vocab*",
+    "merges*",
+    "chat_template*",
+    "additional_chat_templates/*",
+    "*.model",
+    "*.spm",
+)
 
 
 class Tokenizer(Protocol):
@@ -101,7 +115,8 @@ class HubTokenizer:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._tokenizer = _load(path)
+        self._loaded = _loaded(path)
+        self._tokenizer = self._loaded.tokenizer
         self._tried: set[str] = set()
         added = self._tokenizer.added_tokens_decoder
         special = {i for i, token in added.items() if token.special} | {*self._tokenizer.all_special_ids}
@@ -148,7 +163,7 @@ class HubTokenizer:
         return self._tokenizer.get_vocab()
 
     def fingerprint(self) -> str:
-        return content_hash(sorted(self._tokenizer.get_vocab().items(), key=lambda item: item[1]))
+        return self._loaded.fingerprint
 
     def _raw(self, text: str) -> list[int]:
         """Return the ids of a text, after a beginning of text where the tokenizer writes one, without an end."""
@@ -198,6 +213,37 @@ class HubTokenizer:
             "a prompt with the user's text in it",
             "mend it, change --chat-template-kwargs, or use --render raw",
         )
+
+
+class _Loaded:
+    """A tokenizer of transformers, which nothing changes, with its fingerprint."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return content_hash(sorted(self.tokenizer.get_vocab().items(), key=lambda item: item[1]))
+
+
+def _loaded(path: Path) -> _Loaded:
+    """Load the tokenizer of a directory, or return the one that is kept from files with the same bytes."""
+    at = keeper.current()
+    if at is None:
+        return _Loaded(_load(path))
+    name = f"tokenizer {_digest_of_files(path)}"
+    found = at.take(name) or _Loaded(_load(path))
+    at.put(name, found, lambda: None)
+    return found
+
+
+def _digest_of_files(path: Path) -> str:
+    digest = hashlib.sha256()
+    for file in sorted({file for pattern in _DECIDING for file in path.glob(pattern) if file.is_file()}):
+        content = file.read_bytes()
+        digest.update(f"{file.relative_to(path)}\0{len(content)}\0".encode())
+        digest.update(content)
+    return digest.hexdigest()
 
 
 def _load(path: Path) -> Any:

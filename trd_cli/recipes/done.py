@@ -1,7 +1,8 @@
 """Tell which nodes of a run are done, by their outputs, and remove outputs that are to be made again.
 
-status.json      {node: {"state", "digest", "started", "seconds", "peak_rss_bytes", "exit_code"}}:
-                 for people and reports; outputs decide if a node is done
+status.json      {node: {"state", "digest", "started", "seconds", "peak_rss_bytes", "exit_code", "devices", "replicas",
+                 "warm", "starts_worker"}}: for people and reports; outputs decide if a node is done. `warm`: in a
+                 worker; `starts_worker`: the first stage of one
 verdicts.json    {"digest", "again", "whole"} in a graded set: the node that grades it, true while it replaces earlier
                  verdicts, and true once it has finished
 """
@@ -11,7 +12,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from trd_cli.errors import InputError
 from trd_cli.evaluation.results import read_results
 from trd_cli.recipes.nodes import NODES, STATUS_FILE, Graph, Node
 from trd_cli.recipes.sections import PROBLEMS_FILE
+from trd_cli.training import STATES
 from trd_cli.trajectories.run_json import read_run_json, source_paths
 from trd_cli.trajectories.shards import PROBLEM_SCHEMA, check_whole, list_shards
 from trd_cli.trajectories.state import State, state_of
@@ -64,7 +66,7 @@ def done_nodes(graph: Graph, chosen: Sequence[Node]) -> set[str]:
     """Return the names of the chosen nodes that are done.
 
     Every byte that a node which is not done will read is checked. If one is damaged, the nodes that wrote that output
-    are not done either.
+    are not done either. Nor is a training whose state is gone, if one that is not done continues it.
     """
     done = {node.name: node for node in chosen if is_done(graph, node)}
     is_sound = cache(_is_sound)  # many nodes read one set
@@ -72,7 +74,36 @@ def done_nodes(graph: Graph, chosen: Sequence[Node]) -> set[str]:
         inputs = [done[name] for name in node.inputs if name in done] if node.name not in done else []
         damaged = {each.out for each in inputs if not is_sound(graph.path(each))}
         done = {name: each for name, each in done.items() if each.out not in damaged}
+        before = graph.continued(node)
+        if node.name not in done and before is not None and not _states(graph, before):
+            done.pop(before.name, None)
     return set(done)
+
+
+def _states(graph: Graph, node: Node) -> list[Path]:
+    return list((graph.path(node) / STATES).glob("*.pt"))
+
+
+def begin(graph: Graph, node: Node) -> None:
+    """Make room for the output of a node that starts: a finished training that lost its state is done anew."""
+    if node.stage == "distill" and is_done(graph, node):
+        _take_away(graph.path(node))
+        sweep(graph.directory)
+
+
+def drop_states(graph: Graph, done: Collection[str], begun: Collection[str]) -> None:
+    """Remove the states of trainings that nothing needs any more.
+
+    A state goes when the training that continues it is done and the round after that has begun, so that the last two
+    rounds keep theirs.
+    """
+    for node in graph.nodes:
+        after = next((graph[name] for name in node.inputs if graph[name].stage == "distill"), None)
+        if after is None or node.name not in begun or node.round == after.round or after.name not in done:
+            continue
+        before = graph.continued(after)
+        if before is not None:
+            shutil.rmtree(graph.path(before) / STATES, ignore_errors=True)
 
 
 def _is_sound(path: Path) -> bool:

@@ -24,6 +24,7 @@ from trd_cli.errors import InputError
 from trd_cli.models import EMA, ModelRef, own_teacher, resolve_model
 from trd_cli.recipes.nodes import BASE, NODES, Contents, Graph, Model, Node
 from trd_cli.recipes.recipe import Recipe
+from trd_cli.recipes.rounds import problems_a_round, total_steps
 from trd_cli.recipes.sections import PROBLEMS_FILE
 from trd_cli.records import content_hash
 
@@ -43,6 +44,7 @@ class _Builder:
     def __init__(self, recipe: Recipe) -> None:
         self._recipe = recipe
         self._by_digest: dict[str, Node] = {}
+        self._names: set[str] = set()
         self._users: dict[str, set[str]] = {}
         self._contents = Contents()
 
@@ -97,7 +99,7 @@ class _Builder:
         return f"{node.out}/{PROBLEMS_FILE}", node
 
     def _sample(self, arm: str, student: Model, problems: tuple[str, Node | None], place: _Place) -> Node:
-        size = self._recipe.problems_per_round
+        size = problems_a_round(self._recipe, arm)
         sliced = {} if size is None else {"limit": size, "skip": size * place.round}
         file, made = problems
         config = SampleConfig.parse(
@@ -141,7 +143,7 @@ class _Builder:
         config = DistillConfig.parse(self._recipe.training(arm))
         if student.node is None or config.teacher_weights == "initial":
             return self._start_teacher(config)
-        # An adapter's average begins anew each round, at the student itself.
+        # No checkpoint has the average of an adapter.
         if config.teacher_weights == "ema" and not config.lora:
             return Model(f"{student.name}/{EMA}", student.node)
         return student
@@ -166,6 +168,7 @@ class _Builder:
             {
                 **recipe.training(arm),
                 **named,
+                **self._steps(arm, student),
                 "model": student.name,
                 "seed": place.seed,
                 "inputs": (inputs[0].out,),
@@ -174,7 +177,20 @@ class _Builder:
             }
         )
         contents = {"model": self._contents.model(student), "teacher": self._contents.model(teacher)}
+        if config.continue_from is not None:
+            contents["continues"] = True
         return self._add("distill", config, (*inputs, student.node), place, arm, contents)
+
+    def _steps(self, arm: str, student: Model) -> dict[str, Any]:
+        """Return the options that make the rounds of an arm one training, and those that count their steps."""
+        recipe, options = self._recipe, {}
+        if recipe.steps_per_round is not None:
+            options["steps"] = recipe.steps_per_round
+        if recipe.is_continued:
+            options["total_steps"] = total_steps(recipe, arm)
+            if student.node is not None:
+                options["continue_from"] = student.name
+        return options
 
     def _eval(self, model: Model, place: _Place) -> Node:
         config = EvalConfig.parse({**self._recipe.eval, "model": model.name})
@@ -226,8 +242,10 @@ class _Builder:
     def _name(self, kind: str, place: _Place, arm: str | None) -> str:
         """Return a name by place and kind, with the arm where another arm's node has that name."""
         name = f"{place.prefix}/{kind}".lstrip("/")
-        taken = any(node.name == name for node in self._by_digest.values())
-        return f"{place.prefix}/{arm}/{kind}" if taken else name
+        if name in self._names:
+            name = f"{place.prefix}/{arm}/{kind}"
+        self._names.add(name)
+        return name
 
 
 def _check_shared(node: Node, config: Config, arm: str, users: Collection[str]) -> None:

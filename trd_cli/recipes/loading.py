@@ -3,7 +3,8 @@
     extends = "base.toml"          another recipe or a list of them; tables are merged key by key, the nearer file wins;
                                    false in place of a table removes an inherited one (arms.rkl = false, eval = false)
     name = "…"                     default: the file's stem (a name is not inherited)
-    setting, student, teacher, rounds, problems_per_round, seeds, processes, nodes, devices, ray, reference_arm
+    setting, student, teacher, rounds, problems_per_round, steps_per_round, continue, seeds, processes, nodes, devices,
+    ray, reference_arm
     [problems]                     one of: file = "set.parquet", make = {kind = …}, import = {file = …}
     [sample] [refine] [verify] [distill] [eval]
                                    options of these commands; without [eval] nothing is evaluated
@@ -22,17 +23,16 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from trd_cli.config.base import Config
-from trd_cli.config.commands import MakeConfig
 from trd_cli.config.generating import RefineConfig
 from trd_cli.config.training import METHODS, DistillConfig
 from trd_cli.datasets.benchmarks import check_benchmark, split_benchmarks
 from trd_cli.errors import InputError, PromptError, UserError, counted
 from trd_cli.prompting.rendering import templates_for
 from trd_cli.recipes.recipe import OF_AN_ARM, Recipe, Table, read_recipe
+from trd_cli.recipes.rounds import known_problems, problems_a_round, total_steps
 from trd_cli.recipes.sections import FILLED, SOURCES, Checker, closest
 from trd_cli.trajectories.selection import needs_parents
 from trd_cli.trajectories.sets import check_filter
-from trd_cli.trajectories.shards import PROBLEM_SCHEMA, shard_info
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+_-]*")
 
@@ -68,12 +68,13 @@ class _Check(Checker):
             if getattr(recipe, name) is not None:
                 self._rendered(self.section(name, getattr(recipe, name), name), recipe.setting, name)
         self._arms(recipe)
+        self._rounds(recipe)
         return recipe
 
     def _top(self, values: Table) -> None:
         for key in values:
-            if key not in Recipe.model_fields:
-                self.unknown("", key, ("extends", *Recipe.model_fields), {})
+            if key not in Recipe.top_keys():
+                self.unknown("", key, ("extends", *Recipe.top_keys()), {})
         for key in ("setting", "student", "problems", "arms"):
             if key not in values:
                 what = f"[{key}]" if key in ("problems", "arms") else key
@@ -151,19 +152,63 @@ class _Check(Checker):
                     "a Parquet file of trd data",
                     f"write import.file = {value!r}, or import it first",
                 )
-            there = _rows_in(Path(value))
         elif not isinstance(value, dict):
             self.fail(f"problems.{kind}", f"[problems] {kind} = {value!r}", "a table", "change it")
         else:
-            made = self.section(kind, value, f"problems.{kind}")
-            there = made.n if isinstance(made, MakeConfig) else None
-        needed = recipe.rounds * (recipe.problems_per_round or 0)
-        if there is not None and needed > there:
+            self.section(kind, value, f"problems.{kind}")
+
+    def _rounds(self, recipe: Recipe) -> None:
+        """Check how many problems and steps the rounds have. Arms and problems have been checked."""
+        if recipe.steps_per_round is not None and recipe.problems_per_round is not None:
             self.fail(
-                "problems_per_round",
-                f"{counted(recipe.rounds, 'round')} of {counted(recipe.problems_per_round, 'problem')}, and there are {there}",
-                f"at least {counted(needed, 'problem')}",
-                "take more problems, or fewer a round",
+                "steps_per_round",
+                f"steps_per_round = {recipe.steps_per_round} with problems_per_round = {recipe.problems_per_round}",
+                "one of them: as many problems as the steps need, or as many steps as the problems give",
+                "leave one out",
+            )
+        if recipe.continues and recipe.rounds == 1:
+            self.fail(
+                "continue",
+                "continue = true with rounds = 1",
+                "an earlier round that a later one continues",
+                "raise rounds, or leave continue out",
+            )
+        for arm in recipe.arms:
+            self._slices(recipe, arm)
+            self._steps(recipe, arm)
+
+    def _slices(self, recipe: Recipe, arm: str) -> None:
+        """Check that there are problems for all rounds of an arm."""
+        a_round, there = problems_a_round(recipe, arm), _problems_there(recipe)
+        needed = recipe.rounds * (a_round or 0)
+        if there is None or needed <= there:
+            return
+        by_steps = recipe.steps_per_round is not None
+        self.fail(
+            "steps_per_round" if by_steps else "problems_per_round",
+            f"{counted(recipe.rounds, 'round')} of {counted(a_round, 'problem')}"
+            + (f" ({counted(recipe.steps_per_round, 'step')} of arm {arm})" if by_steps else "")
+            + f", and there are {there}",
+            f"at least {counted(needed, 'problem')}",
+            f"take more problems, or fewer {'steps ' if by_steps else ''}a round",
+        )
+
+    def _steps(self, recipe: Recipe, arm: str) -> None:
+        """Check that an arm's steps are given once, and that they are known where its rounds are one training."""
+        if recipe.steps_per_round is not None and recipe.training(arm).get("epochs", 1) != 1:
+            where = f"arms.{arm}" if "epochs" in recipe.arms[arm].distill else "distill"
+            self.fail(
+                f"{where}.epochs",
+                f"[{where}] epochs with steps_per_round = {recipe.steps_per_round}",
+                "one of them: steps_per_round takes as many passes over the rows as its steps need",
+                "leave epochs or steps_per_round out",
+            )
+        if recipe.is_continued and "import" in recipe.problems and total_steps(recipe, arm) is None:
+            self.fail(
+                "rounds",
+                f"{counted(recipe.rounds, 'round')} of problems that are counted when they are imported, and one training over all rounds",
+                "problems_per_round or steps_per_round, from which its number of steps follows",
+                "add one of them, or continue = false for a training of its own in each round",
             )
 
     def _arms(self, recipe: Recipe) -> None:
@@ -243,9 +288,9 @@ def _reads(config: DistillConfig | RefineConfig) -> str:
     return f"where = {config.where!r}" if config.subset == "all" else f"subset = {config.subset!r}"
 
 
-def _rows_in(path: Path) -> int | None:
-    """Return the number of rows of a problem set, or None if it cannot be read yet."""
+def _problems_there(recipe: Recipe) -> int | None:
+    """Return the number of problems, or None if it cannot be known yet."""
     try:
-        return shard_info(path, PROBLEM_SCHEMA).rows
+        return known_problems(recipe)
     except InputError:
         return None

@@ -11,10 +11,11 @@ from typing import Any
 
 from trd_cli.config.base import Config, RunStage
 from trd_cli.config.commands import EvalConfig, ImportConfig, MakeConfig
+from trd_cli.config.training import DistillConfig
 from trd_cli.datasets.benchmarks import split_benchmarks
 from trd_cli.errors import InputError
 from trd_cli.models import EMA, fingerprint
-from trd_cli.prompting.rendering import templates_for
+from trd_cli.prompting.rendering import template_kind, templates_for
 from trd_cli.recipes.recipe import Recipe
 from trd_cli.recipes.sections import PROBLEMS_FILE
 from trd_cli.redaction import without_secrets
@@ -95,6 +96,12 @@ class Graph:
         """Return the path of the node's output."""
         return self.directory / node.out
 
+    def continued(self, node: Node) -> Node | None:
+        """Return the node whose training a node continues, None for a node that continues none."""
+        if not isinstance(node.config, DistillConfig) or node.config.continue_from is None:
+            return None
+        return next(self[name] for name in node.inputs if self[name].stage == "distill")
+
     def needed_by(self, names: Iterable[str]) -> set[str]:
         """Return the names of these nodes and of all nodes that they are made from."""
         found: set[str] = set()
@@ -152,10 +159,11 @@ class Model:
 
 
 class Contents:
-    """Digests of local files and model directories. Each is read once."""
+    """Digests of local files, templates and model directories. Each is read once."""
 
     def __init__(self) -> None:
         self._known: dict[str, str] = {}
+        self._of_templates: dict[tuple[object, ...], list[str]] = {}
 
     def file(self, path: str) -> str:
         if path not in self._known:
@@ -184,6 +192,14 @@ class Contents:
             self._known[model.name] = fingerprint(Path(model.name))
         return self._known[model.name]
 
+    def _templates(self, config: Config, setting: str) -> list[str]:
+        """Return the digests of a stage's templates, by task."""
+        stored = isinstance(config, DistillConfig) and config.takes_stored_prompt()
+        key = (template_kind(config, setting), config.prompt, stored)
+        if key not in self._of_templates:
+            self._of_templates[key] = [template.sha256 for template in templates_for(config, setting).values()]
+        return self._of_templates[key]
+
     def deciding(self, config: Config, setting: str) -> dict[str, Any]:
         """Return the options that decide the result of a command, as JSON values.
 
@@ -191,7 +207,7 @@ class Contents:
         """
         chosen = config.deciding()
         if "prompt" in chosen:
-            chosen["prompt"] = [template.sha256 for template in templates_for(config, setting).values()]
+            chosen["prompt"] = self._templates(config, setting)
         if isinstance(config, EvalConfig):
             chosen["bench"] = [self.benchmark(name) for name in split_benchmarks(config.bench or "")]
         if isinstance(config, ImportConfig) and Path(config.file).is_file():

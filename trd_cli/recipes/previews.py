@@ -1,5 +1,6 @@
-"""Show the first prompt of each stage of a graph, for `trd run --dry-run`: nothing is generated, trained or written.
+"""Show the stages of a graph and the first prompt of each, for `trd run --dry-run`.
 
+Nothing is generated, trained or written.
 A stage whose inputs exist shows it by its own --dry-run, offline. For any other the template is filled with the first
 problem, and a text in ⟨⟩ stands for what does not exist yet; the model's chat template is then not applied.
 """
@@ -7,9 +8,10 @@ problem, and a text in ⟨⟩ stands for what does not exist yet; the model's ch
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,43 @@ from trd_cli.records import Problem
 _ATTEMPT = "⟨the student's attempt y_o⟩"
 _WITH_PROMPTS = ("sample", "refine", "distill", "eval")
 _SECONDS = 600
+_ROUND = re.compile(r"round-(\d+)/")
+_ALIKE = 4  # stages of rounds that are alike share a line from this number on
+
+
+def stage_lines(graph: Graph, states: Mapping[str, str], warm: Collection[str]) -> list[str]:
+    """Return a line for each stage: its state, its output, its inputs, and if it runs in a process that stays.
+
+    Stages of rounds that are alike share a line.
+    """
+    groups: dict[tuple[Any, ...], list[Node]] = {}
+    for node in graph.nodes:
+        names = (_any_round(name, node) for name in (node.name, *node.inputs))
+        groups.setdefault((states[node.name], node.name in warm, *names), []).append(node)
+    rows = []
+    for (state, is_warm, name, *inputs), nodes in groups.items():
+        if len(nodes) < _ALIKE:
+            rows += [(state, node.name, node.out, node.inputs, is_warm) for node in nodes]
+        else:
+            rounds = f"N = {nodes[0].round} … {nodes[-1].round}"
+            rows.append((state, f"{name}, {rounds}", f"{len(nodes)} stages", inputs, is_warm))
+    width = max(len(name) for _, name, *_ in rows)
+    return [
+        f"  {state:<8} {name:<{width}}  {out}"
+        + (f"  ← {', '.join(inputs)}" if inputs else "")
+        + ("  (warm)" if is_warm else "")
+        for state, name, out, inputs, is_warm in rows
+    ]
+
+
+def _any_round(name: str, node: Node) -> str:
+    """Return a name with N in place of the node's round, and N-1 in place of the round before."""
+
+    def letter(found: re.Match[str]) -> str:
+        before = (node.round or 0) - int(found[1])
+        return f"round-{f'(N-{before})' if before else 'N'}/"
+
+    return _ROUND.sub(letter, name) if node.round is not None else name
 
 
 def first_prompts(graph: Graph, chosen: Sequence[Node], done: Collection[str]) -> Iterator[tuple[str, str]]:

@@ -1,9 +1,8 @@
-"""The processes of a run: one for each stage, with its log, its events and its peak memory, and the locks around them.
+"""The processes of a run with their peak memory, and the locks around them.
 
 .lock                  held by trd run itself: one at a time in a directory
-.stages/NODE.lock      held by a stage that runs. It outlives a trd run that is killed; the next one waits for its end,
-                       or ends it, before it starts any other
-.stages/NODE.events    facts that the stage tells (see `progress`)
+.stages/NODE.lock      held by a process that runs a stage, or several, of which NODE is the first. It outlives a trd
+                       run that is killed; the next one waits for its end, or ends it, before it starts any other
 
 Memory is the larger of the kernel's peak of the stage's own process and of the sum over its process tree, taken once a
 second; pages that processes share count for each of them. Not covered: GPU memory.
@@ -12,7 +11,6 @@ second; pages that processes share count for each of them. Not covered: GPU memo
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import platform
 import shlex
@@ -23,19 +21,17 @@ import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Protocol
 
 from trd_cli.atomic import make_directory
 from trd_cli.errors import ResumeRefused
 from trd_cli.locks import flock, hold, holder, sign, signature, take
-from trd_cli.progress import EVENTS_VARIABLE, PARENT_VARIABLE, Work
+from trd_cli.progress import PARENT_VARIABLE
+from trd_cli.recipes.logs import StageLog, directory_of_stages
 from trd_cli.recipes.nodes import NODES, Graph, Node
 from trd_cli.recipes.recipe import Recipe
-from trd_cli.redaction import scrubbed
 
-_STAGES = ".stages"
 _LOOK = 1.0  # seconds between two looks at the memory of a stage's processes
-_TAIL = 8192
 # Seconds that a stage has to end its step and to write what it has finished, once it must stop.
 _PATIENCE = 600.0
 _GRACE = 5.0  # seconds for a stage that ends by itself
@@ -48,11 +44,27 @@ def command_of(graph: Graph, node: Node, more: Sequence[str] = ()) -> list[str]:
 
     In a Slurm job srun starts it on all machines that the recipe asks for.
     """
-    root = graph.directory.resolve()
-    words = [str(root / word) if word.startswith(f"{NODES}/") else word for word in node.argv]
     by_slurm = ["srun", "--nodes", str(graph.recipe.nodes), "--ntasks-per-node", "1"] if _in_slurm() else []
     launcher = _torchrun(graph.recipe, node)
-    return [*(by_slurm if _on_several(graph, node) else []), sys.executable, *launcher, "-m", "trd_cli", *words, *more]
+    return [
+        *(by_slurm if _on_several(graph, node) else []),
+        sys.executable,
+        *launcher,
+        "-m",
+        "trd_cli",
+        *words_after_trd(graph, node, more),
+    ]
+
+
+def words_after_trd(graph: Graph, node: Node, more: Sequence[str] = ()) -> list[str]:
+    """Return the words of a node's command after `trd`, with absolute paths."""
+    root = graph.directory.resolve()
+    return [*(str(root / word) if word.startswith(f"{NODES}/") else word for word in node.argv), *more]
+
+
+def starts_several(recipe: Recipe, node: Node) -> bool:
+    """Return True for a node whose command torchrun starts, as several processes."""
+    return bool(_torchrun(recipe, node))
 
 
 def _torchrun(recipe: Recipe, node: Node) -> list[str]:
@@ -75,48 +87,44 @@ def _in_slurm() -> bool:
     return "SLURM_JOB_ID" in os.environ
 
 
-class StageProcess:
-    """A node's command in a process and a session of its own. Standard error is appended to the node's log."""
+class Child:
+    """A process in a session of its own. It holds its lock for as long as it lives."""
 
-    def __init__(self, graph: Graph, node: Node, environment: Mapping[str, str], more: Sequence[str] = ()) -> None:
-        """Start the process, with more variables and words. It holds its lock for as long as it lives."""
-        words = command_of(graph, node, more)
-        # The command that a person must start on the other machines, if any.
-        self.elsewhere = shlex.join(words) if _on_several(graph, node) and not _in_slurm() else None
-        self.log = graph.directory / node.log
-        self.log.parent.mkdir(exist_ok=True)
+    def __init__(
+        self,
+        words: Sequence[str],
+        environment: Mapping[str, str],
+        log: StageLog,
+        node: Node,
+        stages: Path,
+        ends_with_run: bool,
+        streams: int = subprocess.DEVNULL,
+    ) -> None:
+        """Start the process for a first node, with more variables.
+
+        Standard error is appended to the log; the other `streams` are the null device, or pipes.
+        """
         self.peak, self.exit_code = 0, None
-        self._work: Work | None = None
-        self._error: str | None = None
         self._began, self._looked = time.monotonic(), 0.0
-        stages = graph.directory.resolve() / _STAGES
-        stages.mkdir(exist_ok=True)
-        self._events, self._heard = stages / f"{self.log.stem}.events", 0
-        self._events.write_bytes(b"")
-        # The log is read back as UTF-8, whatever the user's terminal has.
-        told = {"PYTHONIOENCODING": "utf-8", EVENTS_VARIABLE: str(self._events)}
-        # The processes of a launcher are not children of this one, and the launcher itself would not notice its death.
-        launched = bool(_torchrun(graph.recipe, node))
-        self._ends_with_run = sys.platform.startswith("linux") and not launched
-        if self._ends_with_run:
-            told[PARENT_VARIABLE] = str(os.getpid())
-        self._lock = open(stages / f"{self.log.stem}.lock", "a+", encoding="utf-8")  # noqa: SIM115
+        self._ends_with_run = ends_with_run and sys.platform.startswith("linux")
+        told = {PARENT_VARIABLE: str(os.getpid())} if self._ends_with_run else {}
+        self._lock = open(stages / f"{log.path.stem}.lock", "a+", encoding="utf-8")  # noqa: SIM115
         take(self._lock)
-        with open(self.log, "ab") as log:
-            typed = shlex.join(words[words.index("trd_cli") + 1 :])
-            log.write(os.fsencode(f"$ trd {scrubbed(typed)}\n"))
-            log.flush()
-            self._start = log.tell()
-            self._process = subprocess.Popen(
+        with open(log.path, "ab") as errors:
+            self.process = subprocess.Popen(
                 words,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=log,
-                env=os.environ | environment | told,
+                stdin=streams,
+                stdout=streams,
+                stderr=errors,
+                env=os.environ | environment | log.variables | told,
                 pass_fds=[self._lock.fileno()],
                 start_new_session=True,
             )
-        sign(self._lock, self._process.pid, {"node": node.name, "ends_with_run": self._ends_with_run})
+        self.sign(node)
+
+    def sign(self, node: Node) -> None:
+        """Write the node that the process runs into the lock."""
+        sign(self._lock, self.process.pid, {"node": node.name, "ends_with_run": self._ends_with_run})
 
     @property
     def seconds(self) -> float:
@@ -127,69 +135,61 @@ class StageProcess:
         if self.exit_code is not None:
             return self.exit_code
         try:
-            pid, state, usage = os.wait4(self._process.pid, os.WNOHANG)
+            pid, state, usage = os.wait4(self.process.pid, os.WNOHANG)
         except ChildProcessError:  # an interruption came between its end and the record of it
-            self.exit_code = self._process.returncode = -signal.SIGTERM
+            self.exit_code = self.process.returncode = -signal.SIGTERM
             return self.exit_code
         if pid:
-            self.exit_code = self._process.returncode = os.waitstatus_to_exitcode(state)
-            unit = 1 if sys.platform == "darwin" else 1024
-            self.peak = max(self.peak, usage.ru_maxrss * unit)
+            self.exit_code = self.process.returncode = os.waitstatus_to_exitcode(state)
+            self._heed(usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024))
         elif self.seconds - self._looked > _LOOK:
             self._looked = self.seconds
-            self.peak = max(self.peak, _resident(self._process.pid))
+            self.peak = max(self.peak, _resident(self.process.pid))
         return self.exit_code
 
+    def _heed(self, peak: int) -> None:
+        """Take in the kernel's peak of the process, in bytes, at its end."""
+        self.peak = max(self.peak, peak)
+
     def tell_to_stop(self) -> None:
-        """Ask the stage to end as soon as it has written what it has finished."""
-        with contextlib.suppress(ProcessLookupError):
-            self._process.send_signal(signal.SIGTERM)
+        """Ask the process to end as soon as it has written what it has finished."""
+        if self.poll() is None:
+            os.kill(self.process.pid, signal.SIGTERM)
 
     def kill(self) -> None:
-        """End the stage and its processes at once."""
+        """End the process and its own at once."""
         if self.poll() is None:
-            _kill_tree(self._process.pid)
+            _kill_tree(self.process.pid)
             while self.poll() is None:
                 time.sleep(0.02)
 
     def close(self) -> None:
-        """Remove the files of a stage that has ended. A lock that a process of it still holds stays."""
-        self._events.unlink(missing_ok=True)
+        """Remove the lock of a process that has ended. One that a process of it still holds stays."""
         self._lock.close()
         with open(self._lock.name, "a", encoding="utf-8") as lock:
             if flock(lock) is not False:
                 os.unlink(lock.name)
 
-    def progress(self) -> Work | None:
-        """Return the piece of work that the stage is at, or None before it has begun one."""
-        self._listen()
-        return self._work
 
-    def failure(self) -> str:
-        """Return the error that ended the stage, or the last line of its log if there was none, as after a kill."""
-        self._listen()
-        return self._error or next((line for line in reversed(_tail(self.log, self._start)) if line.strip()), "")
+class StageProcess(Child):
+    """A node's command in a process of its own."""
 
-    def _listen(self) -> None:
-        """Take in the events since the last call."""
-        with open(self._events, "rb") as file:
-            file.seek(self._heard)
-            for line in file:
-                if not line.endswith(b"\n"):  # it is being written
-                    return
-                self._heard += len(line)
-                with contextlib.suppress(ValueError, TypeError):  # a full disk cut it off
-                    event = json.loads(line)
-                    self._error = event.get("error", self._error)
-                    self._work = Work(**event["work"]) if "work" in event else self._work
+    is_warm = starts_worker = False
 
+    def __init__(self, graph: Graph, node: Node, environment: Mapping[str, str], more: Sequence[str] = ()) -> None:
+        """Start the process, with more variables and words."""
+        words = command_of(graph, node, more)
+        # The command that a person must start on the other machines, if any.
+        self.elsewhere = shlex.join(words) if _on_several(graph, node) and not _in_slurm() else None
+        self.log = StageLog(graph, node, words_after_trd(graph, node, more))
+        # The processes of a launcher are not children of this one, and the launcher itself would not notice its death.
+        ends_with_run = not starts_several(graph.recipe, node)
+        super().__init__(words, environment, self.log, node, directory_of_stages(graph.directory), ends_with_run)
 
-def _tail(log: Path, start: int) -> list[str]:
-    """Return the last lines of a log after its first `start` bytes."""
-    with open(log, "rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(start, size - _TAIL))
-        return file.read().decode("utf-8", "replace").splitlines()
+    def close(self) -> None:
+        """Remove the files of a stage that has ended, but for its log."""
+        self.log.close()
+        super().close()
 
 
 def _resident(pid: int) -> int:
@@ -205,6 +205,16 @@ def _resident(pid: int) -> int:
     return total
 
 
+class Stoppable(Protocol):
+    """A stage that can be told to stop."""
+
+    def poll(self) -> int | None: ...
+
+    def tell_to_stop(self) -> None: ...
+
+    def kill(self) -> None: ...
+
+
 @contextlib.contextmanager
 def locked(directory: Path) -> Iterator[None]:
     """Hold the run directory. Raises ResumeRefused while another trd run holds it."""
@@ -215,7 +225,7 @@ def locked(directory: Path) -> Iterator[None]:
         yield
 
 
-def stop_all(processes: Sequence[StageProcess]) -> None:
+def stop_all(processes: Sequence[Stoppable]) -> None:
     """Stop stages; wait until each has written what it has finished. A second Ctrl-C, or ten minutes, kill them."""
     for process in processes:
         process.tell_to_stop()
@@ -231,7 +241,7 @@ def stop_all(processes: Sequence[StageProcess]) -> None:
 def end_left_behind(directory: Path, note: Callable[[str], None]) -> None:
     """End the stages that a killed run has left behind, each once it has written what it has finished."""
     with contextlib.ExitStack() as stack:
-        paths = sorted((directory / _STAGES).glob("*"))
+        paths = sorted(directory_of_stages(directory).glob("*"))
         locks = [stack.enter_context(open(p, "a+", encoding="utf-8")) for p in paths if p.suffix == ".lock"]
         left = [lock for lock in locks if not take(lock)]
         for lock in left:

@@ -14,6 +14,7 @@ from pydantic import (
     ConfigDict,
     Field,
     Strict,
+    StrictBool,
     StrictInt,
     model_serializer,
     model_validator,
@@ -33,6 +34,15 @@ _MODELS = {"student", "teacher"}
 Table = dict[str, Any]
 Name = Annotated[str, Field(min_length=1)]
 Count = Annotated[Positive, Strict()]
+# Kinds of stages that may run in processes which stay for the next stage of the kind.
+WARM_KINDS = ("sample", "refine", "verify", "distill", "eval")
+
+
+def _read_warm(written: object) -> object:
+    kinds = written if isinstance(written, (list, tuple)) else None
+    if written in ("auto", "off") or (kinds is not None and all(kind in WARM_KINDS for kind in kinds)):
+        return written
+    raise ValueError('"auto", "off", or a list of ' + ", ".join(WARM_KINDS))
 
 
 class Arm(BaseModel):
@@ -75,11 +85,14 @@ class Recipe(BaseModel):
     teacher: Name | None = None
     rounds: Count = 1
     problems_per_round: Count | None = None
+    steps_per_round: Count | None = None
+    continues: StrictBool | None = Field(None, alias="continue")
     seeds: tuple[StrictInt, ...] = (0,)
     processes: Count = 1
     nodes: Count = 1
     devices: Annotated[tuple[str, ...] | None, BeforeValidator(read_devices)] = None
     ray: Name | None = None
+    warm: Annotated[Literal["auto", "off"] | tuple[str, ...], BeforeValidator(_read_warm)] = "auto"
     reference_arm: str | None = None
     problems: Table
     sample: Table = {}
@@ -88,6 +101,16 @@ class Recipe(BaseModel):
     distill: Table = {}
     eval: Table | None = None
     arms: dict[str, Arm]
+
+    @classmethod
+    def top_keys(cls) -> tuple[str, ...]:
+        """Return the keys at the top of a recipe."""
+        return tuple(field.alias or name for name, field in cls.model_fields.items())
+
+    @property
+    def is_continued(self) -> bool:
+        """Return True if the rounds of an arm are one training, so that each continues the one before."""
+        return self.rounds > 1 and self.continues is not False
 
     def sampling(self, arm: str) -> Table:
         """Return the options of trd sample for this arm's rollouts."""
@@ -105,12 +128,19 @@ class Recipe(BaseModel):
         """Return the kind of rows that an arm trains along: "refined" (y_r) or "rollout" (y_o)."""
         return DistillConfig.parse(self.training(arm)).along()
 
+    @property
+    def warm_kinds(self) -> tuple[str, ...]:
+        """Return the kinds of stages that may run in processes which stay."""
+        return WARM_KINDS if self.warm == "auto" else () if self.warm == "off" else self.warm
+
     def record(self) -> Table:
         """Return the recipe without keys, as a run directory holds it."""
-        table = self.model_dump(mode="json", exclude_none=True)
-        # A run that was recorded before there was this key keeps its record.
+        table = self.model_dump(mode="json", exclude_none=True, by_alias=True)
+        # A run that was recorded before there were these keys keeps its record.
         if self.nodes == 1:
             del table["nodes"]
+        if self.warm == "auto":
+            del table["warm"]
         return without_secrets(table)
 
     def as_toml(self) -> str:

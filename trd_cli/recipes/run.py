@@ -17,20 +17,21 @@ from trd_cli.recipes.done import Status, done_nodes, forget, is_done, sweep
 from trd_cli.recipes.graph import build_graph
 from trd_cli.recipes.loading import load_recipe
 from trd_cli.recipes.nodes import BASE_EVAL, FORMAT, GRAPH_FILE, Graph, Node
-from trd_cli.recipes.previews import first_prompts
+from trd_cli.recipes.previews import first_prompts, stage_lines
 from trd_cli.recipes.processes import end_left_behind, locked
 from trd_cli.recipes.runner import Runner
+from trd_cli.recipes.warm import Memory, warm_nodes
 from trd_cli.trajectories.stage_dir import DEFAULT_ROOT
 
 # Raises InputError if one of these nodes of the recipe at this path would refuse its models or options.
 Check = Callable[[str, Graph, Sequence[Node]], None]
 
 
-def run(config: RunConfig, progress: RunProgress, check: Check) -> Path:
+def run(config: RunConfig, progress: RunProgress, check: Check, memory_of: Memory) -> Path:
     """Run what is missing and return the run directory.
 
-    Models and options are checked before anything is generated with them. Raises UserError when stages failed, after
-    all others have run.
+    Models and options are checked before anything is generated with them. `memory_of` estimates the memory of stages.
+    Raises UserError when stages failed, after all others have run.
     """
     graph, chosen, again = _planned(config)
     missing = [node for node in chosen if node.name in again or not is_done(graph, node)]
@@ -47,7 +48,7 @@ def run(config: RunConfig, progress: RunProgress, check: Check) -> Path:
         end_left_behind(directory, progress.note)
         sweep(directory)
         forget(graph, again, status)
-        Runner(graph, chosen, machine, status, progress).run()
+        Runner(graph, chosen, machine, status, progress, memory_of).run()
     return directory
 
 
@@ -57,14 +58,14 @@ def dry_run(config: RunConfig) -> list[str]:
     there = done_nodes(graph, graph.nodes)
     done = there - again
     names = {node.name for node in chosen}
-    width = max(len(node.name) for node in graph.nodes)
-    lines = [f"{counted(len(graph.nodes), 'stage')} in {graph.directory}: {len(done)} done, {len(names - done)} to run"]
+    states = {}
     for node in graph.nodes:
-        state = "done" if node.name in done else "run" if node.name in names else "left out"
-        if node.name in again & there and node.name in names:
-            state = "again"
-        inputs = ", ".join(node.inputs)
-        lines.append(f"  {state:<8} {node.name:<{width}}  {node.out}" + (f"  ← {inputs}" if inputs else ""))
+        is_asked_for = node.name in names
+        state = "done" if node.name in done else "run" if is_asked_for else "left out"
+        states[node.name] = "again" if is_asked_for and node.name in again & there else state
+    lines = [f"{counted(len(graph.nodes), 'stage')} in {graph.directory}: {len(done)} done, {len(names - done)} to run"]
+    warm = warm_nodes(graph.recipe, [node for node in chosen if node.name not in done])
+    lines += stage_lines(graph, states, warm)
     for title, text in first_prompts(graph, chosen, done):
         lines += ["", f"── {title}", text]
     return lines

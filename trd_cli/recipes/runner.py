@@ -1,4 +1,4 @@
-"""Run chosen stages of a graph: each in a process of its own, once its inputs are done and its devices are free."""
+"""Run chosen stages of a graph: each in its process, once its inputs are done and its devices are free."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ from collections.abc import Sequence
 from trd_cli.errors import UserError, counted
 from trd_cli.interrupts import held_back
 from trd_cli.progress import NodeState, RunProgress
-from trd_cli.recipes.devices import Machine, environment_of, shown, tasks_of, words_of
-from trd_cli.recipes.done import Status, Verdicts, done_nodes, is_whole
+from trd_cli.recipes.checkpoints import words_of_training
+from trd_cli.recipes.devices import Machine, shown, tasks_of, words_of
+from trd_cli.recipes.done import Status, Verdicts, begin, done_nodes, drop_states, is_whole
 from trd_cli.recipes.nodes import Graph, Node
-from trd_cli.recipes.processes import StageProcess, stop_all
+from trd_cli.recipes.processes import stop_all
 from trd_cli.recipes.slots import Placement, Scheduler
+from trd_cli.recipes.warm import Memory, Workers
 
-_TICK = 0.05
+_TICK = 0.05  # seconds between two looks at the processes
 _SHOW = 0.5  # seconds between two looks at the progress of a running stage
 _SAVE = 5.0  # seconds between two records of one
 
@@ -23,10 +25,17 @@ class Runner:
     """The runner of chosen nodes on a machine. A node that fails stops only those that are made from it."""
 
     def __init__(
-        self, graph: Graph, chosen: Sequence[Node], machine: Machine, status: Status, progress: RunProgress
+        self,
+        graph: Graph,
+        chosen: Sequence[Node],
+        machine: Machine,
+        status: Status,
+        progress: RunProgress,
+        memory_of: Memory,
     ) -> None:
         self._graph, self._chosen, self._machine = graph, chosen, machine
         self._status, self._progress = status, progress
+        self._workers = Workers(graph, progress.note, memory_of)
         self._running: list[_Stage] = []
         self._shown: dict[str, NodeState] = {}
 
@@ -41,10 +50,11 @@ class Runner:
         waiting = [node for node in self._chosen if node.name not in done]
         tasks = tasks_of(self._graph, waiting, self._machine)
         scheduler = Scheduler(tasks, self._machine.slots, done, self._machine.apart)
+        self._workers.expect(waiting)
         try:
             self._start(scheduler)
             while self._running:
-                time.sleep(_TICK)
+                self._workers.wait(_TICK)
                 if self._watch(scheduler):
                     self._start(scheduler)
         except KeyboardInterrupt:
@@ -54,17 +64,21 @@ class Runner:
             stop_all([stage.process for stage in self._running])
             raise
         finally:
+            self._workers.close()
             self._progress.end()
         self._conclude(waiting)
 
     def _start(self, scheduler: Scheduler) -> None:
         for placement in scheduler.start():
             with held_back():  # a stage that has started is among those that are stopped
-                stage = _Stage(self._graph, placement, self._machine, self._status)
+                stage = _Stage(self._graph, placement, self._machine, self._status, self._workers)
                 self._running.append(stage)
+            self._show(stage.node, "running", stage=stage)
             if stage.process.elsewhere:
                 others = counted(self._graph.recipe.nodes - 1, "other machine")
                 self._progress.note(f"{stage.node.name} waits for {others}; start there: {stage.process.elsewhere}")
+        done = {name for name, each in self._shown.items() if each.state == "done"}
+        drop_states(self._graph, done, done | {stage.node.name for stage in self._running})
 
     def _watch(self, scheduler: Scheduler) -> bool:
         """Show and record the progress of all stages. Return True if one of them has ended."""
@@ -88,11 +102,12 @@ class Runner:
         if well:
             self._show(node, "done", stage=stage)
         else:
-            reason = stage.process.failure() if code else "it ended well, but its output is not whole"
+            reason = stage.process.log.failure() if code else "it ended well, but its output is not whole"
             self._show(node, "failed", f"{reason} (exit code {code})", seconds)
         stage.process.close()
-        for task in scheduler.end(node.name, well):
-            skipped = self._graph[task.name]
+        lost = [self._graph[task.name] for task in scheduler.end(node.name, well)]
+        self._workers.skip(lost)
+        for skipped in lost:
             self._status.set(skipped.name, state="skipped", digest=skipped.digest)
             self._show(skipped, "skipped", "without its input")
 
@@ -116,7 +131,7 @@ class Runner:
         devices = before.devices if before else ""
         if stage is not None:
             seconds, devices = stage.process.seconds, stage.devices
-            if (work := stage.process.progress()) is not None:
+            if (work := stage.process.log.progress()) is not None:
                 # A last piece of work that cannot be counted leaves the rows of the one before it.
                 rows, total = (work.done, work.total) if work.total is not None else (rows, total)
                 text = work.pace() if state == "running" else text
@@ -143,13 +158,14 @@ class Runner:
 class _Stage:
     """A node while it runs: its process, its devices and its record."""
 
-    def __init__(self, graph: Graph, placement: Placement, machine: Machine, status: Status) -> None:
+    def __init__(self, graph: Graph, placement: Placement, machine: Machine, status: Status, workers: Workers) -> None:
         """Start the node's process on the slots of its placement."""
         self.node = graph[placement.task.name]
         self._graph, self._status = graph, status
         # With one slot a stage has what it would have alone.
         self.devices = shown(placement.slots) if machine.has_several else ""
         self._spent = _spent(self.node, status)
+        begin(graph, self.node)
         self._verdicts = Verdicts(graph.path(self.node)) if self.node.stage == "verify" else None
         more = ["--regrade"] if self._verdicts is not None and self._verdicts.begin(self.node) else []
         status.set(
@@ -161,8 +177,9 @@ class _Stage:
             devices=list(placement.devices) if machine.has_several else None,
             replicas=placement.times if placement.task.takes_free else None,
         )
-        more += words_of(machine, self.node, placement)
-        self.process = StageProcess(graph, self.node, environment_of(placement), more)
+        more += [*words_of(machine, self.node, placement), *words_of_training(graph, self.node)]
+        self.process = workers.start(self.node, placement, more)
+        status.set(self.node.name, warm=self.process.is_warm or None, starts_worker=self.process.starts_worker or None)
         self._last: dict[str, float] = {}
 
     def is_due(self, what: str, seconds: float) -> bool:

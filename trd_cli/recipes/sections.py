@@ -29,7 +29,8 @@ SECTIONS: dict[str, type[Config]] = {
 }
 SOURCES: dict[str, type[Config]] = {"make": MakeConfig, "import": ImportConfig}
 _BY_SEEDS = "seeds, at the top of the recipe"
-_BY_SLICES = "problems_per_round, at the top of the recipe"
+_BY_SLICES = "problems_per_round or steps_per_round, at the top of the recipe"
+_BY_CONTINUE = "continue, at the top of the recipe"
 _BY_RAY = "ray, at the top of the recipe"
 _BY_GRAPH = "nothing: trd run fills it in"
 _INPUTS = dict.fromkeys(("inputs", "allow_partial", "parents", "out", "shard", "dry_run"), _BY_GRAPH)
@@ -59,7 +60,10 @@ FILLED: dict[str, dict[str, str]] = {
         "teacher": "teacher, at the top of the recipe",
         "setting": "setting, at the top of the recipe",
         "seed": _BY_SEEDS,
-        "selfcheck": _BY_GRAPH,
+        "continue": _BY_CONTINUE,
+        "continue_from": _BY_CONTINUE,
+        "steps": "steps_per_round, at the top of the recipe",
+        **dict.fromkeys(("total_steps", "selfcheck"), _BY_GRAPH),
     },
     "eval": {
         **dict.fromkeys(("model", "model_flag", "rescore", "out", "shard", "dry_run"), _BY_GRAPH),

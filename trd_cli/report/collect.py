@@ -17,15 +17,13 @@ from trd_cli.report.differences import corrected, within_run
 from trd_cli.report.layouts import Results, checked
 from trd_cli.report.logs import cost_of, training_of, with_training_nll
 from trd_cli.report.refinement import refinement_of
-from trd_cli.report.run_directory import Node, Run, lacking, read_run
+from trd_cli.report.run_directory import NAMED, Node, Run, lacking, read_run, some
 from trd_cli.report.scores import pooled, pooled_scores, scores_of
 from trd_cli.trajectories.run_json import About, read_run_json
 from trd_cli.trajectories.shards import shard_info
 
 _STAGES = ("problems", "sample", "verify", "refine", "distill", "eval")
 _KIND_OF_SET = {"sample": "rollout", "refine": "refined"}
-# Number of waiting stages that `missing` names.
-_NAMED = 3
 Value = TypeVar("Value")
 
 
@@ -45,9 +43,9 @@ def collect(directory: Path) -> ReportData:
                 missing[node.name][f"{node.name}: {_reason(error)}"] = None
         return tuple(value for value in found if value is not None)
 
-    for line, name in each(_STAGES, _not_whole):
+    together = _in_one_line(run)
+    for line, name in each(_STAGES, lambda node: None if node.state in together else _not_whole(node)):
         missing[name][line] = None
-    waiting = [node.name for node in run.nodes.values() if node.state == "waiting"]
     trainings = each(["distill"], training_of)
     evaluations = each(["eval"], _evaluation)
     refinements = each(["refine"], lambda node: _refinement(run, node, trainings))
@@ -67,15 +65,13 @@ def collect(directory: Path) -> ReportData:
         refinements=refinements,
         trainings=trainings,
         sets=each(("sample", "refine"), lambda node: _set_ref(run, node)),
-        missing=(*(line for lines in missing.values() for line in lines), *_waiting(waiting, len(run.nodes))),
+        missing=(*(line for lines in missing.values() for line in lines), *together.values()),
         notes=notes,
     )
 
 
 def _not_whole(node: Node) -> tuple[str, str] | None:
     """Describe a node that is not done, or whose output is gone, and return the line with the node's name."""
-    if node.state == "waiting":
-        return None  # `_waiting` puts all of them in one line.
     if node.state == "done":
         gone = lacking(node)
         return None if gone is None else (f"{node.name}: {gone}", node.name)
@@ -85,11 +81,14 @@ def _not_whole(node: Node) -> tuple[str, str] | None:
     return f"{node.name}: {node.state}{ended}{log}", node.name
 
 
-def _waiting(names: Sequence[str], total: int) -> Iterator[str]:
-    """Yield one line on the nodes that have not been run, if there are any."""
-    if names:
-        more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-        yield f"{len(names)} of {total} stages have not been run: {', '.join(names[:_NAMED])}{more}"
+def _in_one_line(run: Run) -> dict[str, str]:
+    """Return by state a line on all nodes in it: on the waiting ones, if there are any, and on many skipped ones."""
+    found = {}
+    for state, words, most in (("waiting", "have not been run", 0), ("skipped", "were skipped", NAMED)):
+        names = [node.name for node in run.nodes.values() if node.state == state]
+        if len(names) > most:
+            found[state] = f"{len(names)} of {len(run.nodes)} stages {words}: {some(names)}"
+    return found
 
 
 def _reason(error: BaseException) -> str:
@@ -115,7 +114,7 @@ def _refinement(run: Run, node: Node, trainings: Sequence[Training]) -> Refineme
     record = read_run_json(node.path)
     if record is None:
         raise InputError(f"{node.path} has no run.json", "one of trd refine", "run trd run again")
-    whose = {key: getattr(node, key) for key in ("arm", "round", "seed")}
+    whose = {key: getattr(node, key) for key in ("arm", "arms", "round", "seed")}
     found = refinement_of(node.shards(), rollouts, {"node": node.name, "setting": About.of(record).setting, **whose})
     return with_training_nll(run, found, trainings)
 

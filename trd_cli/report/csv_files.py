@@ -8,6 +8,7 @@ from typing import Any
 
 from trd_cli.evaluation.tables import csv_text
 from trd_cli.report.data import Difference, Nll, NodeCost, Refinement, ReportData, Score, Training
+from trd_cli.report.rounds import curves, has_many_rounds
 
 _WHOSE = ("node", "arm", "round", "seed")
 _SPREAD = ("rows", "mean", "p05", "p25", "p50", "p75", "p95")
@@ -25,6 +26,7 @@ def csv_files(data: ReportData) -> dict[str, str | None]:
         "training.csv": _steps(data.trainings),
         "kl_by_position.csv": _positions(data.trainings),
         "cost.csv": _records(NodeCost, data.nodes),
+        "rounds.csv": _rounds(data),
     }
     return {name: csv_text(header, rows) if rows else None for name, (header, rows) in made.items()}
 
@@ -87,6 +89,19 @@ def _steps(trainings: Iterable[Training]) -> Lines:
     names = list(dict.fromkeys(name for step in steps for name, v in step.items() if isinstance(v, (int, float))))
     rows = [[*_whose(t), *(step.get(name) for name in names)] for t in trainings for step in t.steps]
     return (*_WHOSE, *names), rows
+
+
+def _rounds(data: ReportData) -> Lines:
+    """Return the figures of every round, for runs of many."""
+    found = curves(data) if has_many_rounds(data) else {}
+    rows = [
+        [arm, seed, of, figure, value]
+        for figure, by_arm in found.items()
+        for arm, seeds in by_arm.items()
+        for seed, curve in seeds.items()
+        for of, value in curve.items()
+    ]
+    return ("arm", "seed", "round", "figure", "value"), rows
 
 
 def _positions(trainings: Iterable[Training]) -> Lines:

@@ -56,8 +56,10 @@ class NodeCost:
 
     `tokens` are response tokens: generated, or for distill trained on, every epoch counted. `seconds` is wall time; for
     an interrupted stage it covers the recorded invocations. `tokens_per_second` is over the time of the stage itself,
-    without starting the process. `peak_bytes` is resident memory of the host, for distill on a GPU the allocator's
-    peak if that is more. The GPU memory of sample, refine and eval is unknown.
+    without starting the process. `at_work` are the seconds of that time: the wall time without loading, starting and
+    saving; unknown for verify. `peak_bytes` is resident memory of the host, for distill on a GPU the allocator's peak
+    if that is more. The GPU memory of sample, refine and eval is unknown. `devices` are named where the machine has
+    several. `warm` is True for a stage that ran in a worker which had run another before.
     """
 
     name: str
@@ -71,6 +73,9 @@ class NodeCost:
     seconds: float | None
     tokens_per_second: float | None
     peak_bytes: int | None
+    at_work: float | None = None
+    devices: str | None = None
+    warm: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +156,8 @@ class Refinement:
     which both have a response. `lengths` is in tokens, under "y_o" and "y_r". `edit_distance` is Levenshtein over
     tokens divided by the longer of the two; `common_prefix` is the share of y_o's tokens that y_r begins with. `nll`
     has the known ones of "y_o", "y_r" and "y*" under the student that wrote y_o, in the student's own context, and of
-    "y_r, refiner" under the teacher in the refinement context. `leaks` is None except for opsd.
+    "y_r, refiner" under the teacher in the refinement context. `leaks` is None except for opsd. `arms` are those that
+    need the set.
     """
 
     node: str
@@ -167,6 +173,7 @@ class Refinement:
     common_prefix: Spread | None
     nll: Mapping[str, Nll]
     leaks: Leaks | None
+    arms: tuple[str, ...] = ()
 
     def verdicts(self, side: int) -> list[str]:
         """Return the verdicts of y_o (side 0) or y_r (side 1), correct and incorrect always among them."""
@@ -189,13 +196,13 @@ class Training:
     steps: Sequence[Mapping[str, Any]]
     kl_by_position: Mapping[str, Sequence[float | None]] | None
 
-    def mean(self, key: str, end: Literal["first", "last"]) -> float | None:
-        """Return the mean over the first or last tenth of the steps, at least one, weighted by their trajectories.
+    def mean(self, key: str, which: Literal["first", "last", "all"]) -> float | None:
+        """Return the mean over all steps, or the first or last tenth, at least one, weighted by their trajectories.
 
         Returns None if none of these steps has the key. The last step of an epoch may have fewer rows than the others.
         """
         n = max(1, len(self.steps) // 10)
-        steps = self.steps[:n] if end == "first" else self.steps[-n:]
+        steps = {"first": self.steps[:n], "last": self.steps[-n:], "all": self.steps}[which]
         known = [(step[key], step["trajectories"]) for step in steps if step.get(key) is not None]
         return sum(v * w for v, w in known) / sum(w for _, w in known) if known else None
 

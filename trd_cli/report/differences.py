@@ -11,6 +11,8 @@ from typing import Any
 from trd_cli.evaluation.paired import holm, paired_difference
 from trd_cli.evaluation.results import correct_matrix
 from trd_cli.report.data import ALL_SEEDS, BASE, Difference, Evaluation, ReportData, Seed
+from trd_cli.report.rounds import tested
+from trd_cli.report.run_directory import NAMED, some
 from trd_cli.report.scores import pooled
 
 Found = tuple[list[Difference], tuple[str, ...]]
@@ -19,12 +21,14 @@ Found = tuple[list[Difference], tuple[str, ...]]
 def within_run(evaluations: Sequence[Evaluation], reference_arm: str | None) -> Found:
     """Compare every arm with the base model, and with the reference arm of the same round and seed.
 
-    `evaluations` may hold pooled ones (`scores.pooled`). The second value names the pairs that cannot be compared.
+    Of many rounds the first and the last of each arm are compared: among more tests the correction would hide a
+    difference. `evaluations` may hold pooled ones (`scores.pooled`). The second value names the pairs that cannot be
+    compared.
     """
     found: list[Difference] = []
     notes: dict[str, None] = {}
     for against in dict.fromkeys(filter(None, (BASE, reference_arm))):
-        for one in evaluations:
+        for one in tested(evaluations):
             if one.arm in (BASE, against):
                 continue
             other = _counterpart(one, evaluations, against)
@@ -36,17 +40,16 @@ def within_run(evaluations: Sequence[Evaluation], reference_arm: str | None) -> 
 def between_runs(a: tuple[ReportData, str], b: tuple[ReportData, str]) -> Found:
     """Compute B − A for every arm, round and seed that both have. Arms are named with their run.
 
-    A base model that both share is left out: it has no difference, and its test would weaken all others.
+    Of many common rounds the first and the last of each arm are compared. A base model that both share is left out: it
+    has no difference, and its test would weaken all others.
     """
     (data_a, name_a), (data_b, name_b) = a, b
     there, here = ({(e.arm, e.round, e.seed): e for e in _with_pools(data)} for data in (data_a, data_b))
     found: list[Difference] = []
     notes = _in_one_alone(there.values(), here, f"{name_a}/{{}}: {name_b} has no such evaluation")
     notes |= _in_one_alone(here.values(), there, f"{name_b}/{{}}: {name_a} has no such evaluation")
-    for one in here.values():
-        other = there.get((one.arm, one.round, one.seed))
-        if other is None:
-            continue
+    for one in tested([each for key, each in here.items() if key in there]):
+        other = there[one.arm, one.round, one.seed]
         names = f"{name_b}/{one.arm}", f"{name_a}/{one.arm}"
         if one.arm == BASE and one.results["model_revision"] == other.results["model_revision"]:
             notes[f"{names[0]} against {names[1]}: not compared, they are the same model"] = None
@@ -58,9 +61,12 @@ def between_runs(a: tuple[ReportData, str], b: tuple[ReportData, str]) -> Found:
 def _in_one_alone(
     evaluations: Iterable[Evaluation], others: Collection[tuple[str, int | None, Seed]], text: str
 ) -> dict[str, None]:
-    """Return a line for each evaluation that has no counterpart. Pooled ones get none: their seeds have theirs."""
-    alone = (e for e in evaluations if (e.arm, e.round, e.seed) not in others and e.seed != ALL_SEEDS)
-    return {text.replace("{}", e.node): None for e in alone}
+    """Return a line for each evaluation that has no counterpart, or one for many.
+
+    Pooled ones get none: their seeds have theirs.
+    """
+    alone = [e.node for e in evaluations if (e.arm, e.round, e.seed) not in others and e.seed != ALL_SEEDS]
+    return {text.replace("{}", each): None for each in ([some(alone)] if len(alone) > NAMED else alone)}
 
 
 def _with_pools(data: ReportData) -> list[Evaluation]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -112,16 +112,31 @@ def seeds_legend(together: str) -> list[Line2D]:
     return [Line2D([], [], color=INK, label="one seed", **THIN), Line2D([], [], color=INK, label=together, **THICK)]
 
 
-def seeds_and_mean(axes: Axes, look: Look, curves: Sequence[Mapping[float, float]], style: str = "-") -> None:
-    """Draw the curves (x to y) of an arm's seeds. Several are thin lines, with their mean wherever all have a value."""
+def marked(curve: Sized) -> int:
+    """Return the distance of the points of a curve that bear a mark."""
+    return max(1, len(curve) // _MARKED)
+
+
+def seeds_and_mean(
+    axes: Axes,
+    look: Look,
+    curves: Sequence[Mapping[float, float]],
+    style: str = "-",
+    marks: Collection[float] | None = None,
+) -> None:
+    """Draw the curves (x to y) of an arm's seeds. Several are thin lines, with their mean wherever all have a value.
+
+    The arm's mark stands at some points, or at the x in `marks`.
+    """
     if len(curves) > 1:
         for curve in curves:
             axes.plot(list(curve), list(curve.values()), color=look.colour, linestyle=style, **THIN)
         common = (x for x in curves[0] if all(x in curve for curve in curves))
         curves = [{x: fmean(curve[x] for curve in curves) for x in common}]
     for curve in curves:
-        marks = {"marker": look.mark, "markevery": max(1, len(curve) // _MARKED)}
-        axes.plot(list(curve), list(curve.values()), color=look.colour, linestyle=style, **marks, **THICK)
+        at = marked(curve) if marks is None else [i for i, x in enumerate(curve) if x in marks]
+        kept = {"marker": look.mark, "markevery": at}
+        axes.plot(list(curve), list(curve.values()), color=look.colour, linestyle=style, **kept, **THICK)
 
 
 def whole_numbers(axes: Iterable[Axes]) -> None:

@@ -13,7 +13,7 @@ from trd_cli.report.data import Nll, NodeCost, Refinement, Training
 from trd_cli.report.layouts import Session, Step
 from trd_cli.report.run_directory import Node, Run
 from trd_cli.training import LOG
-from trd_cli.trajectories.run_json import read_run_json
+from trd_cli.trajectories.run_json import About, read_run_json
 from trd_cli.trajectories.shards import PROBLEM_SCHEMA, read_table, shard_info
 from trd_cli.trajectories.stage_dir import SESSIONS
 
@@ -43,6 +43,9 @@ def cost_of(node: Node) -> NodeCost:
         seconds=max(filter(None, times), default=None),
         tokens_per_second=work_tokens / work_seconds if work_tokens and work_seconds else None,
         peak_bytes=max(memory, default=None),
+        at_work=work_seconds,
+        devices=", ".join(node.status.get("devices") or ()) or None,
+        warm=bool(node.status.get("warm") and not node.status.get("starts_worker")),
     )
 
 
@@ -100,14 +103,16 @@ def kl_by_position(steps: Iterable[Mapping[str, Any]]) -> dict[str, list[float |
 def with_training_nll(run: Run, refinement: Refinement, trainings: Sequence[Training]) -> Refinement:
     """Add the student's NLL of y_r, taken from the first step of a training along all of y_r.
 
-    Later steps do not count: the student has been updated. Trainings along a subset do not count: its rows are unlike
-    the others.
+    In a round of a longer training that is the round's first. Later steps do not count: the student has been updated.
+    Trainings along a subset do not count: its rows are unlike the others.
     """
     for training in trainings:
         node, first = run.nodes[training.node], training.steps[0]
         along = {each.name for each in run.sources(node, "refine")}
-        config = (read_run_json(node.path) or {}).get("config", {})
-        if along == {refinement.node} and _is_plain(config) and first["step"] == 1 and "student_nll" in first:
+        record = read_run_json(node.path)
+        config, before = (record or {}).get("config", {}), About.of(record).steps_before or 0
+        begins = first["step"] == before + 1
+        if along == {refinement.node} and _is_plain(config) and begins and "student_nll" in first:
             rows = first["trajectories"]
             source = f"first step of {training.node}, {rows:,} of {refinement.rows:,} rows"
             nll = Nll(first["student_nll"], first["response_tokens"], rows, source)

@@ -13,6 +13,7 @@ from textwrap import fill
 
 import matplotlib
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
@@ -27,17 +28,22 @@ from trd_cli.report.drawing import (
     Plot,
     add_legend,
     looks_of,
+    marked,
     panels,
     saved,
     seeds_legend,
     whole_numbers,
 )
+from trd_cli.report.round_plots import course, curve_panels
+from trd_cli.report.rounds import MANY, curves, details, has_many_rounds
 from trd_cli.report.scores import are_several, curves_of
 from trd_cli.report.training_plots import losses, positions
 
 __all__ = ["INK", "Plot", "is_plot", "plots"]
 
-_NAMES = re.compile(r"scores-arms|rounds-scores|refinement-(verdicts|lengths)-\d+|training-(loss|positions)")
+_NAMES = re.compile(
+    r"scores-arms|rounds-(scores|verdicts|changes|nll)|refinement-(verdicts|lengths)(-\d+)?|training-(loss|positions)|cost-rounds"
+)
 _ROW, _BINS = 0.32, 40
 _ALL = "all seeds, 95 % interval"
 
@@ -45,13 +51,11 @@ _ALL = "all seeds, 95 % interval"
 def plots(data: ReportData) -> dict[str, Plot]:
     """Return all plots that have figures, by name. A name begins with its section."""
     looks = looks_of(data.arms())
+    several = _of_many_rounds if has_many_rounds(data) else _of_few_rounds
     made: dict[str, Callable[[], Drawn | None]] = {
         "scores-arms": partial(_arms, data, looks),
         "rounds-scores": partial(_rounds, data, looks),
-        **{f"refinement-verdicts-{name}": partial(_matrix, r) for name, r in _numbered(data.refinements)},
-        **{f"refinement-lengths-{name}": partial(_lengths, r) for name, r in _numbered(data.refinements)},
-        "training-loss": partial(losses, data, looks),
-        "training-positions": partial(positions, data, looks),
+        **several(data, looks),
     }
     found = {}
     for name, draw in made.items():
@@ -60,6 +64,31 @@ def plots(data: ReportData) -> dict[str, Plot]:
             if drawn is not None:
                 found[name] = saved(*drawn)
     return found
+
+
+def _of_few_rounds(data: ReportData, looks: Mapping[str, Look]) -> dict[str, Callable[[], Drawn | None]]:
+    return {
+        **{f"refinement-verdicts-{name}": partial(_matrix, [r]) for name, r in _numbered(data.refinements)},
+        **{f"refinement-lengths-{name}": partial(_lengths, [r]) for name, r in _numbered(data.refinements)},
+        "training-loss": partial(losses, data, looks),
+        "training-positions": partial(positions, data, looks),
+    }
+
+
+def _of_many_rounds(data: ReportData, looks: Mapping[str, Look]) -> dict[str, Callable[[], Drawn | None]]:
+    """Return plots whose number does not depend on that of the rounds."""
+    shown, found = details(data), curves(data)
+    return {
+        **{
+            name: partial(curve_panels, name, found, looks)
+            for name in ("rounds-verdicts", "rounds-changes", "rounds-nll")
+        },
+        "refinement-verdicts": partial(_matrix, shown.refinements),
+        "refinement-lengths": partial(_lengths, shown.refinements),
+        "training-loss": partial(course, data, looks),
+        "training-positions": partial(positions, shown, looks),
+        "cost-rounds": partial(curve_panels, "cost-rounds", found, looks),
+    }
 
 
 def is_plot(name: str) -> bool:
@@ -155,16 +184,46 @@ def _curve(axes: Axes, curve: Mapping[int, Score], shift: float, look: Look, in_
     if not in_full:
         axes.plot(places, values, color=look.colour, **THIN)
         return
-    ends = [[100 * (s.value - s.low) for _, s in scores], [100 * (s.high - s.value) for _, s in scores]]
+    lows, highs = ([100 * getattr(s, end) for _, s in scores] for end in ("low", "high"))
+    if len(scores) > MANY:
+        # So many bars would hide the line.
+        axes.fill_between(places, lows, highs, color=look.colour, alpha=0.15, linewidth=0)
+        axes.plot(places, values, color=look.colour, marker=look.mark, markevery=marked(scores), **THICK)
+        return
+    ends = [[v - low for v, low in zip(values, lows, strict=True)], [h - v for v, h in zip(values, highs, strict=True)]]
     axes.errorbar(places, values, ends, capsize=3, color=look.colour, marker=look.mark, **THICK)
 
 
-def _matrix(refinement: Refinement) -> Drawn | None:
-    """Draw counts and shares in a grid. The bar in a cell is as long as its share."""
-    if not refinement.matrix:
+def _grid(refinements: Sequence[Refinement], height: float) -> tuple[Figure, list[Axes]]:
+    """Return a figure with a panel for each refinement, two in a row if there are several, titled by their names."""
+    columns = min(2, len(refinements))
+    figure, rows = panels(-(-len(refinements) // columns), columns, height * -(-len(refinements) // columns))
+    flat = [axes for row in rows for axes in row]
+    for axes in flat[len(refinements) :]:
+        axes.set_visible(False)
+    if columns > 1:
+        for axes, refinement in zip(flat, refinements, strict=False):
+            axes.set_title(fill(refinement.node, 46), loc="left")
+    return figure, flat
+
+
+def _titled(what: str, refinements: Sequence[Refinement]) -> str:
+    return f"{what}, {refinements[0].node}" if len(refinements) == 1 else f"{what}, first and last round"
+
+
+def _matrix(refinements: Sequence[Refinement]) -> Drawn | None:
+    """Draw counts and shares in a grid for each refinement. The bar in a cell is as long as its share."""
+    shown = [refinement for refinement in refinements if refinement.matrix]
+    if not shown:
         return None
+    figure, flat = _grid(shown, 0.8 + 0.6 * max(len(refinement.verdicts(0)) for refinement in shown))
+    for axes, refinement in zip(flat, shown, strict=False):
+        _cells(axes, refinement)
+    return figure, _titled("Verdicts y_o → y_r", shown), " ".join(map(_said, shown))
+
+
+def _cells(axes: Axes, refinement: Refinement) -> None:
     befores, afters = (refinement.verdicts(side) for side in (0, 1))
-    figure, [[axes]] = panels(1, 1, 0.8 + 0.6 * len(befores))
     for y, before in enumerate(befores):
         for x, after in enumerate(afters):
             n = refinement.matrix.get((before, after), 0)
@@ -179,27 +238,34 @@ def _matrix(refinement: Refinement) -> Drawn | None:
     axes.tick_params(length=0)
     axes.set_xlabel("y_r, refined")
     axes.set_ylabel("y_o, rollout")
+
+
+def _said(refinement: Refinement) -> str:
     cells = (f"{before} to {after} {n}" for (before, after), n in sorted(refinement.matrix.items()))
-    title = f"Verdicts y_o → y_r, {refinement.node}"
-    return figure, title, f"Rows of {refinement.node} by verdict before and after: {', '.join(cells)}."
+    return f"Rows of {refinement.node} by verdict before and after: {', '.join(cells)}."
 
 
-def _lengths(refinement: Refinement) -> Drawn | None:
-    """Draw one histogram over the other: y_o filled, y_r as an outline."""
-    spreads = {name: spread for name, spread in refinement.lengths.items() if spread is not None}
-    if not spreads:
+def _lengths(refinements: Sequence[Refinement]) -> Drawn | None:
+    """Draw one histogram over the other for each refinement: y_o filled, y_r as an outline."""
+    shown = [refinement for refinement in refinements if any(refinement.lengths.values())]
+    if not shown:
         return None
-    figure, [[axes]] = panels(1, 1, 2.4)
-    longest = max(spread.values[-1] for spread in spreads.values())
-    edges = [i * max(longest, 1) / _BINS for i in range(_BINS + 1)]
+    figure, flat = _grid(shown, 2.4)
     looks = {"y_o": {"facecolor": INK, "alpha": 0.4}, "y_r": {"edgecolor": INK, "fill": False, **THICK}}
-    for name, spread in spreads.items():
-        kind = "stepfilled" if name == "y_o" else "step"
-        axes.hist(spread.values, bins=edges, histtype=kind, **looks[name])
-    axes.set_xlabel("tokens of the response")
-    axes.set_ylabel("rows")
-    axes.grid(axis="y")
-    add_legend(figure, [Patch(label=name, **looks[name]) for name in spreads])
-    medians = " and ".join(f"{name} has a median of {spread.p50:g} tokens" for name, spread in spreads.items())
-    alt = f"Histogram of response lengths in {refinement.node}: {medians}."
-    return figure, f"Lengths, {refinement.node}", alt
+    alts = []
+    for axes, refinement in zip(flat, shown, strict=False):
+        spreads = {name: spread for name, spread in refinement.lengths.items() if spread is not None}
+        longest = max(spread.values[-1] for spread in spreads.values())
+        edges = [i * max(longest, 1) / _BINS for i in range(_BINS + 1)]
+        for name, spread in spreads.items():
+            kind = "stepfilled" if name == "y_o" else "step"
+            axes.hist(spread.values, bins=edges, histtype=kind, **looks[name])
+        axes.set_xlabel("tokens of the response")
+        axes.set_ylabel("rows")
+        axes.grid(axis="y")
+        medians = " and ".join(f"{name} has a median of {spread.p50:g} tokens" for name, spread in spreads.items())
+        alts.append(f"Histogram of response lengths in {refinement.node}: {medians}.")
+    add_legend(
+        figure, [Patch(label=name, **look) for name, look in looks.items() if any(r.lengths[name] for r in shown)]
+    )
+    return figure, _titled("Lengths", shown), " ".join(alts)

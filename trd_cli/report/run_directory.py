@@ -7,7 +7,7 @@ status.json ({node: {state, seconds, peak_rss_bytes, exit_code, …}}). Writes n
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,8 @@ from trd_cli.trajectories.shards import check_whole, list_shards
 from trd_cli.trajectories.state import State, state_of
 
 _FILES = {"problems": PROBLEMS_FILE, "eval": RESULTS, "distill": LOG}
+# The most names that a line on several has.
+NAMED = 3
 # Stages whose rows run.json counts. A verify node's are another's.
 _COUNTED = ("sample", "refine", "eval")
 
@@ -138,6 +140,12 @@ def _read_json(path: Path) -> Any:
         raise InputError(f"{path} cannot be read as JSON", "a file of trd run", "run trd run again") from None
 
 
+def some(names: Sequence[str]) -> str:
+    """Return the first NAMED names, and the number of the others."""
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more
+
+
 def lacking(node: Node) -> str | None:
     """Describe what is missing from a finished node's output, or return None if nothing is or the node is not finished.
 
@@ -148,7 +156,7 @@ def lacking(node: Node) -> str | None:
     if not node.path.is_dir():
         return f"done, but {node.path} is gone"
     file = _FILES.get(node.stage)
-    if file and not (node.path / file).is_file():
+    if file and not (node.path / file).is_file() and not _has_no_step(node):
         return f"done, but {node.path / file} is gone"
     if node.stage == "problems":
         return None
@@ -160,6 +168,11 @@ def lacking(node: Node) -> str | None:
     return _too_few(node, state)
 
 
+def _has_no_step(node: Node) -> bool:
+    """Return True for a training that took no step, as a round that finds no row does, and so has no log."""
+    return node.stage == "distill" and state_of(node.path).about.steps == 0
+
+
 def _too_few(node: Node, state: State) -> str | None:
     """Describe how many rows, or steps of a training, are missing from the number in run.json, if it has one."""
     steps = state.about.steps
@@ -167,7 +180,7 @@ def _too_few(node: Node, state: State) -> str | None:
         for path in node.shards():
             check_whole(path)
         return None if state.is_finished else f"done, but only {state.rows} of {state.expected} rows are there"
-    if node.stage == "distill" and steps is not None:
+    if node.stage == "distill" and steps:
         there = len((node.path / LOG).read_text(encoding="utf-8").splitlines())
         return f"done, but {LOG} has only {there} of {steps} steps" if there < steps else None
     return None

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 
-from trd_cli.errors import InputError
+from trd_cli.errors import InputError, counted
 from trd_cli.evaluation.results import FILE as RESULTS
 from trd_cli.evaluation.results import read_results
 from trd_cli.locks import is_held
 from trd_cli.recipes.nodes import GRAPH_FILE
 from trd_cli.recipes.sections import PROBLEMS_FILE
+from trd_cli.report.rounds import are_many
 from trd_cli.report.run_directory import Node, read_run
 from trd_cli.training import LOG
 from trd_cli.trajectories.parts import LOCK, expression, named
@@ -27,6 +29,8 @@ from trd_cli.trajectories.state import State, state_of
 
 TITLES = ("output", "what", "state", "done", "missing", "errors", "ungraded", "tokens/s", "")
 _WELL = ("complete", "done")
+# States that need no line for each stage.
+_TOGETHER = {"done", "waiting", "skipped"}
 
 
 @dataclass(frozen=True)
@@ -190,14 +194,41 @@ def _sum(output: str, what: str, lines: Iterable[Line]) -> Line:
 
 
 def _of_run(directory: Path, output: str) -> Iterator[Line]:
-    """Yield the line of a run, then one for each stage."""
+    """Yield the line of a run, then one for each stage. Of many rounds those in one state have a line together."""
     is_running = is_held(directory / LOCK)
-    stages = [_of_stage(node, is_running) for node in read_run(directory).nodes.values()]
+    nodes = list(read_run(directory).nodes.values())
+    stages = [_of_stage(node, is_running) for node in nodes]
     done = sum(line.state == "done" for line in stages)
     failed = any(line.state in ("failed", "damaged") for line in stages)
     found = "complete" if done == len(stages) else "running" if is_running else "failed" if failed else "unfinished"
     yield Line(output, "run", found, done, len(stages) - done)
-    yield from stages
+    yield from _by_round(nodes, stages) if are_many(nodes) else stages
+
+
+def _by_round(nodes: Sequence[Node], stages: Sequence[Line]) -> Iterator[Line]:
+    """Yield the lines of stages, with one line for consecutive rounds of a seed in which all stages are in one state.
+
+    That is one of _TOGETHER. `done` and `missing` of such a line count stages.
+    """
+    rounds: dict[tuple[int | None, int | None], list[Line]] = {}
+    for node, line in zip(nodes, stages, strict=True):
+        rounds.setdefault((node.seed, node.round), []).append(line)
+    for (seed, state), group in groupby(rounds.items(), key=lambda item: (item[0][0], _of_round(item[0][1], item[1]))):
+        found = list(group)
+        lines = [line for _, members in found for line in members]
+        if state is None:
+            yield from lines
+        else:
+            numbers = expression([of for (_, of), _ in found])
+            what = f"seed-{seed}, {'round' if len(found) == 1 else 'rounds'} {numbers}: {counted(len(lines), 'stage')}"
+            done = len(lines) if state == "done" else 0
+            yield Line("", what, state, done, len(lines) - done)
+
+
+def _of_round(number: int | None, stages: Sequence[Line]) -> str | None:
+    """Return the state of all stages of a round, or None if each needs its own line."""
+    states = {line.state for line in stages}
+    return states.pop() if number is not None and len(states) == 1 and states <= _TOGETHER else None
 
 
 def _of_stage(node: Node, is_running: bool) -> Line:

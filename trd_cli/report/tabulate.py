@@ -5,16 +5,29 @@ All are pure functions of the figures. A dash stands for an unknown figure.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from itertools import groupby
 from statistics import median
 from typing import Any
 
 from trd_cli.datasets.ngrams import SIZES
 from trd_cli.evaluation.tables import NOTHING, interval, markdown_table, percent, points
-from trd_cli.report.data import ALL_SEEDS, Difference, Nll, Refinement, ReportData, Score, Seed, Spread, Training
+from trd_cli.report.data import (
+    ALL_SEEDS,
+    Difference,
+    Nll,
+    Refinement,
+    ReportData,
+    Score,
+    Seed,
+    Spread,
+    Training,
+)
+from trd_cli.report.round_tables import by_round, cost_of_rounds
+from trd_cli.report.rounds import details, evenly, has_many_rounds
 from trd_cli.report.scores import are_several, curves_of
+from trd_cli.report.table import Table, count, number, plain, table_of
 
 _INTERVALS = "Intervals are 95 %, over questions."
 _QUANTILES = ("mean", "5 %", "25 %", "median", "75 %", "95 %")
@@ -25,37 +38,46 @@ _NLL = {
     "y*": "y* under the student",
     "y_r, refiner": "y_r under the teacher, in the refinement prompt",
 }
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table as shown, all cells text. `numeric` are the indices of the columns aligned right."""
-
-    name: str
-    section: str
-    title: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    numeric: frozenset[int]
-    note: str = ""
+# Tables that show some of many rounds, by the beginnings of their names → the files with all rounds.
+_EVERY_ROUND = {
+    "scores-all": "scores.csv",
+    "refinement-verdicts": "verdicts.csv",
+    "refinement-changes": "refinement.csv",
+    "refinement-nll": "nll.csv",
+    "refinement-leaks": "leaks.csv",
+    "training-steps": "training.csv",
+    "training-positions": "kl_by_position.csv",
+}
 
 
 def tables(data: ReportData) -> list[Table]:
-    """Return all tables that have a row, in the order of the page."""
+    """Return all tables that have a row, in the order of the page. Of many rounds they show some (`report.rounds`)."""
+    shown = details(data)
     made = (
-        _summary(data),
-        _scores(data),
-        *_differences(data),
+        _summary(shown),
+        _scores(shown),
+        *_differences(shown),
         _rounds(data),
-        *(_verdicts(each) for each in data.refinements),
-        _changes(data),
-        _nll(data),
-        _leaked(data),
-        _training(data),
-        _positions(data),
-        _cost(data),
+        *([by_round(data)] if has_many_rounds(data) else []),
+        *(_verdicts(each) for each in shown.refinements),
+        _changes(shown),
+        _nll(shown),
+        _leaked(shown),
+        _training(shown),
+        _positions(shown),
+        cost_of_rounds(data),
+        *([] if has_many_rounds(data) else [_cost(data)]),
     )
-    return [table for table in made if table.rows]
+    found = [table for table in made if table.rows]
+    return found if shown is data else [_with_rest(table) for table in found]
+
+
+def _with_rest(table: Table) -> Table:
+    """Add to the note of a table of some rounds where those of the others are."""
+    file = next((file for begin, file in _EVERY_ROUND.items() if table.name.startswith(begin)), None)
+    if file is None:
+        return table
+    return replace(table, note=f"{table.note} The first and the last round of each arm are here, all rounds in {file}.")
 
 
 def markdown(data: ReportData) -> str:
@@ -95,7 +117,7 @@ def _summary(data: ReportData) -> Table:
     columns = list(dict.fromkeys(column for cells in found.values() for column in cells))
     rows = ([*key, *(cells.get(column, NOTHING) for column in columns)] for key, cells in found.items())
     note = _note((s.seed for s in shown), "After the last evaluated round of each arm.", _INTERVALS)
-    return _table_of("scores-summary", "Arms by benchmarks", whose.columns, columns, rows, note)
+    return table_of("scores-summary", "Arms by benchmarks", whose.columns, columns, rows, note)
 
 
 def _scores(data: ReportData) -> Table:
@@ -111,7 +133,7 @@ def _scores(data: ReportData) -> Table:
     words = (*whose.columns, "benchmark", "score")
     ends = "Truncated, no answer, error and timeout are shares of all samples of the benchmark."
     note = _note((s.seed for s in data.scores), _INTERVALS, ends)
-    return _table_of("scores-all", "All scores", words, numbers, rows, note)
+    return table_of("scores-all", "All scores", words, numbers, rows, note)
 
 
 def _differences(data: ReportData) -> Iterator[Table]:
@@ -121,7 +143,7 @@ def _differences(data: ReportData) -> Iterator[Table]:
         rows = (
             [
                 *(*whose.cells(d), d.benchmark, d.against, points(d.value), interval(_ends(d), "+")),
-                *(_number(d.p_value, 2), _number(d.p_holm, 2), str(d.gained), str(d.lost), str(d.questions)),
+                *(number(d.p_value, 2), number(d.p_holm, 2), str(d.gained), str(d.lost), str(d.questions)),
             ]
             for d in members
         )
@@ -137,7 +159,7 @@ def _differences(data: ReportData) -> Iterator[Table]:
             "Gained and lost count the questions on which the arm is better and worse.",
         )
         title = f"Differences {family}"
-        yield _table_of(f"scores-differences-{i + 1}", title, words, numbers, rows, note)
+        yield table_of(f"scores-differences-{i + 1}", title, words, numbers, rows, note)
 
 
 def _by_family(differences: Iterable[Difference]) -> dict[str, list[Difference]]:
@@ -148,18 +170,20 @@ def _by_family(differences: Iterable[Difference]) -> dict[str, list[Difference]]
 
 
 def _rounds(data: ReportData) -> Table:
-    curves = curves_of(data)
-    if not are_several(curves):
-        curves = {}
-    numbers = sorted({r for curve in curves.values() for r in curve})
+    found = curves_of(data)
+    if not are_several(found):
+        found = {}
+    numbers = sorted({r for curve in found.values() for r in curve})
+    shown = evenly(numbers) if has_many_rounds(data) else numbers
     rows = (
-        [arm, _plain(seed), benchmark, *(percent(curve[r].value) if r in curve else NOTHING for r in numbers)]
-        for (arm, seed, benchmark), curve in curves.items()
+        [arm, plain(seed), benchmark, *(percent(curve[r].value) if r in curve else NOTHING for r in shown)]
+        for (arm, seed, benchmark), curve in found.items()
     )
-    columns = ["before" if r == 0 else f"after {r}" for r in numbers]
+    columns = ["before" if r == 0 else f"after {r}" for r in shown]
     before = "Before is the base model, which all arms and seeds share." if 0 in numbers else ""
-    note = _note((seed for _, seed, _ in curves), *filter(None, [before]))
-    return _table_of("rounds-scores", "avg@k by rounds of training", ("arm", "seed", "benchmark"), columns, rows, note)
+    rest = f"{len(shown)} of {len(numbers)} are here, all in scores.csv." if len(shown) < len(numbers) else ""
+    note = _note((seed for _, seed, _ in found), *filter(None, [before, rest]))
+    return table_of("rounds-scores", "avg@k by rounds of training", ("arm", "seed", "benchmark"), columns, rows, note)
 
 
 def _verdicts(refinement: Refinement) -> Table:
@@ -178,7 +202,7 @@ def _verdicts(refinement: Refinement) -> Table:
         f"{refinement.setting.upper()}, {refinement.rows:,} rows, of which {refinement.errors:,} lack the response of y_o or y_r. Percentages "
         "are of all rows."
     )
-    return _table_of(name, title, ("",), [f"y_r {after}" for after in afters], rows, note)
+    return table_of(name, title, ("",), [f"y_r {after}" for after in afters], rows, note)
 
 
 def _changes(data: ReportData) -> Table:
@@ -197,12 +221,12 @@ def _changes(data: ReportData) -> Table:
         "the two; the common prefix is how much of y_o's tokens y_r begins with. Quantiles are interpolated linearly."
     )
     title, words = "Changes by the teacher", ("refined set", "figure")
-    return _table_of("refinement-changes", title, words, ("rows", *_QUANTILES), rows, note)
+    return table_of("refinement-changes", title, words, ("rows", *_QUANTILES), rows, note)
 
 
 def _spread(spread: Spread, name: str) -> list[str]:
     values = (spread.mean, spread.p05, spread.p25, spread.p50, spread.p75, spread.p95)
-    shown = _count if name.startswith("tokens") else lambda v: f"{v:.3f}"
+    shown = count if name.startswith("tokens") else lambda v: f"{v:.3f}"
     return [str(spread.rows), *map(shown, values)]
 
 
@@ -213,13 +237,13 @@ def _nll(data: ReportData) -> Table:
         "Figures of different rows should not be compared closely; trd report --nll N scores all three texts of the same N rows."
     )
     words, numbers = ("refined set", "text", "from"), ("nats a token", "tokens", "rows")
-    return _table_of("refinement-nll", "Negative log-likelihood", words, numbers, rows, note)
+    return table_of("refinement-nll", "Negative log-likelihood", words, numbers, rows, note)
 
 
 def _nll_cells(nll: Nll | None) -> tuple[str, ...]:
     if nll is None:
         return (NOTHING,) * 4
-    return nll.source, f"{nll.value:.3f}", _count(nll.tokens), _count(nll.rows)
+    return nll.source, f"{nll.value:.3f}", count(nll.tokens), count(nll.rows)
 
 
 def _leaked(data: ReportData) -> Table:
@@ -227,7 +251,7 @@ def _leaked(data: ReportData) -> Table:
     rows = [
         (
             node,
-            _count(leaks.rows),
+            count(leaks.rows),
             percent(leaks.talks),
             percent(leaks.talks_before),
             *(percent(leaks.copies[n]) for n in SIZES),
@@ -241,7 +265,7 @@ def _leaked(data: ReportData) -> Table:
         "trd_cli/report/leaks.py; y_o was written without y*, so its share shows the false alarms. Copied means that y_r has a run of so "
         "many words of y* that is neither in y_o nor in the problem."
     )
-    return _table_of("refinement-leaks", "References leaked", ("refined set",), numbers, rows, note)
+    return table_of("refinement-leaks", "References leaked", ("refined set",), numbers, rows, note)
 
 
 def _training(data: ReportData) -> Table:
@@ -256,22 +280,22 @@ def _training(data: ReportData) -> Table:
         "tenth are means over the first and the last tenth of the steps, of one step at least, weighted by their trajectories; the quantiles "
         "of the divergence are such means of each step's quantiles. The gradient norm is over all steps, before clipping."
     )
-    return _table_of("training-steps", "Loss, divergence and gradients", ("training",), numbers, rows, note)
+    return table_of("training-steps", "Loss, divergence and gradients", ("training",), numbers, rows, note)
 
 
 def _training_cells(training: Training) -> list[str]:
     norms = [step["grad_norm"] for step in training.steps]
     return [
-        *(str(len(training.steps)), _count(training.steps[0]["trajectories"])),
-        *(_number(training.mean("loss", end)) for end in ("first", "last")),
-        *(_number(training.mean(key, "last")) for key in _DIVERGENCES),
-        *(_number(median(norms)), _number(max(norms)), percent(training.mean("top1_agreement", "last"))),
+        *(str(len(training.steps)), count(training.steps[0]["trajectories"])),
+        *(number(training.mean("loss", end)) for end in ("first", "last")),
+        *(number(training.mean(key, "last")) for key in _DIVERGENCES),
+        *(number(median(norms)), number(max(norms)), percent(training.mean("top1_agreement", "last"))),
     ]
 
 
 def _positions(data: ReportData) -> Table:
     rows = [
-        (t.node, verdict, *(_number(value) for value in means))
+        (t.node, verdict, *(number(value) for value in means))
         for t in data.trainings
         for verdict, means in (t.kl_by_position or {}).items()
     ]
@@ -280,13 +304,13 @@ def _positions(data: ReportData) -> Table:
         "Mean divergence in nats, over all steps, at the tokens in each tenth of the response that is trained on. Rows whose y_o was correct "
         "and rows whose y_o was incorrect have means of their own; rows with neither verdict are left out."
     )
-    return _table_of("training-positions", "Divergence by position", ("training", "y_o was"), numbers, rows, note)
+    return table_of("training-positions", "Divergence by position", ("training", "y_o was"), numbers, rows, note)
 
 
 def _cost(data: ReportData) -> Table:
     rows = [
         (
-            *(n.name, n.stage, n.state, _count(n.rows), _count(n.tokens)),
+            *(n.name, n.stage, n.state, count(n.rows), count(n.tokens)),
             *(
                 NOTHING if n.seconds is None else f"{n.seconds:,.1f}",
                 NOTHING if n.tokens_per_second is None else f"{n.tokens_per_second:,.1f}",
@@ -302,17 +326,7 @@ def _cost(data: ReportData) -> Table:
         "GPU memory of sample, refine and eval is not included."
     )
     title, words = "Rows, tokens, time and memory", ("node", "stage", "state")
-    return _table_of("cost-nodes", title, words, numbers, rows, note)
-
-
-def _table_of(
-    name: str, title: str, words: Sequence[str], numbers: Sequence[str], rows: Iterable[Sequence[str]], note: str = ""
-) -> Table:
-    """Return a table whose first columns hold `words`, all others `numbers`. Its name begins with its section's."""
-    columns = (*words, *numbers)
-    numeric = frozenset(range(len(words), len(columns)))
-    section = name.partition("-")[0]
-    return Table(name, section, title, columns, tuple(map(tuple, rows)), numeric, note)
+    return table_of("cost-nodes", title, words, numbers, rows, note)
 
 
 class _Whose:
@@ -325,18 +339,4 @@ class _Whose:
         self.columns = tuple(self._fields)
 
     def cells(self, value: Any) -> tuple[str, ...]:
-        return tuple(_plain(getattr(value, field)) for field in self._fields)
-
-
-def _plain(value: object) -> str:
-    return NOTHING if value is None else str(value)
-
-
-def _count(value: float | None) -> str:
-    """Return a whole number in groups of three digits."""
-    return NOTHING if value is None else f"{value:,.0f}"
-
-
-def _number(value: float | None, digits: int = 3) -> str:
-    """Return a number with so many significant digits."""
-    return NOTHING if value is None else f"{value:.{digits}g}"
+        return tuple(plain(getattr(value, field)) for field in self._fields)

@@ -11,14 +11,14 @@ from trd_cli.report.data import ReportData, Training
 from trd_cli.report.drawing import INK, Drawn, Look, add_legend, panels, seeds_and_mean, seeds_legend, whole_numbers
 
 # Keys of a step in train.jsonl → labels, one a panel.
-_STEPS = {
+STEPS = {
     "loss": "loss, nats",
     "divergence_p50": "divergence,\nmedian, nats",
     "divergence_p95": "divergence,\n95 %, nats",
     "grad_norm": "gradient norm",
 }
 _BY_VERDICT = {"correct": "-", "incorrect": "--"}
-_MEAN = "mean of the seeds"
+MEAN = "mean of the seeds"
 # The trainings by arm and round, one a seed.
 Groups = dict[tuple[str, int | None], list[Training]]
 
@@ -29,12 +29,12 @@ def losses(data: ReportData, looks: Mapping[str, Look]) -> Drawn | None:
         return None
     groups = _groups(data.trainings)
     rounds = _rounds(groups)
-    figure, rows = panels(len(_STEPS), len(rounds), 1.5 * len(_STEPS), shared=True)
+    figure, rows = panels(len(STEPS), len(rounds), 1.5 * len(STEPS), shared=True)
     for (arm, of), trainings in groups.items():
-        for row, key in zip(rows, _STEPS, strict=True):
+        for row, key in zip(rows, STEPS, strict=True):
             curves = [{step["step"]: step[key] for step in t.steps if step.get(key) is not None} for t in trainings]
             seeds_and_mean(row[rounds.index(of)], looks[arm], curves)
-    for row, label in zip(rows, _STEPS.values(), strict=True):
+    for row, label in zip(rows, STEPS.values(), strict=True):
         row[0].set_ylabel(label)
         whole_numbers(row)
         for axes in row:
@@ -101,4 +101,4 @@ def _arms(groups: Groups, looks: Mapping[str, Look]) -> list[Line2D]:
     """Return the legend: the arms that have a look, and thin and thick lines if there are several seeds."""
     arms = dict.fromkeys(arm for arm, _ in groups if arm in looks)
     several = any(len(trainings) > 1 for trainings in groups.values())
-    return [*(looks[arm].entry(arm) for arm in arms), *(seeds_legend(_MEAN) if several else [])]
+    return [*(looks[arm].entry(arm) for arm in arms), *(seeds_legend(MEAN) if several else [])]

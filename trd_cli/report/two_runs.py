@@ -60,6 +60,7 @@ def _named(data: ReportData, run: str) -> ReportData:
                 r,
                 node=of(r.node),
                 arm=of(r.arm),
+                arms=tuple(map(of, r.arms)),
                 nll={text: replace(nll, source=f"{nll.source}, in {run}") for text, nll in r.nll.items()},
             )
             for r in data.refinements

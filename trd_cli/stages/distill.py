@@ -7,10 +7,11 @@ import platform
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from trd_cli.adapter_files import is_adapter_alone
 from trd_cli.atomic import has_text_name, refused, temporary
 from trd_cli.config.training import DistillConfig, ObjectiveOptions
 from trd_cli.errors import InputError, ModelError, TrdError, UserError, counted
@@ -21,6 +22,7 @@ from trd_cli.training import LOG
 from trd_cli.training.examples import Contexts
 from trd_cli.training.launch import Processes, accelerator_for, end_of_others_said
 from trd_cli.training.reading import Chosen, choose, key_of, write_examples
+from trd_cli.training.rounds import Earlier, Round, earlier_round
 from trd_cli.training.state import clear_states
 from trd_cli.training.stored import NAME as EXAMPLES
 from trd_cli.training.stored import Examples
@@ -30,6 +32,8 @@ from trd_cli.trajectories.stage_dir import DEFAULT_ROOT, StageDir, differing_key
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+    from trd_cli.training.trainer import Trained
 
 # Files from before the first saved state: no work that another configuration would destroy.
 _SCRATCH = (LOG, "trd", EXAMPLES)
@@ -46,6 +50,7 @@ class _Training:
     examples: Examples
     directory: Path
     accelerator: Accelerator
+    earlier: Earlier | None = None
     stage_dir: StageDir | None = None
 
 
@@ -58,15 +63,19 @@ class _Order:
     examples: Path
     digest: str
     directory: Path
+    earlier: Earlier | None
 
     @classmethod
     def of(cls, training: _Training) -> _Order:
         path, directory = training.examples.path.absolute(), training.directory.absolute()
-        return cls(training.student, training.teacher, path, training.examples.digest, directory)
+        return cls(training.student, training.teacher, path, training.examples.digest, directory, training.earlier)
 
     def taken(self, config: DistillConfig, resolve: Callable[[str], ModelRef]) -> _Training:
         """Find models and examples on this machine. Raises UserError where they are others here."""
         student, teacher = (_same_here(model, resolve) for model in (self.student, self.teacher))
+        earlier = self.earlier and replace(self.earlier, model=_same_here(self.earlier.model, resolve))
+        if earlier:
+            earlier.check_state()
         until = time.monotonic() + _VISIBLE_WITHIN
         while (examples := Examples.at(self.examples)) is None and time.monotonic() < until:
             time.sleep(0.1)
@@ -76,7 +85,8 @@ class _Order:
                 "an output directory on storage that all machines of the launch share",
                 "give such an --out",
             )
-        return _Training(student, teacher, examples, self.directory, accelerator_for(config, self.directory))
+        accelerator = accelerator_for(config, self.directory)
+        return _Training(student, teacher, examples, self.directory, accelerator, earlier)
 
 
 def run(config: DistillConfig, paths: Sequence[str], resolve: Callable[[str], ModelRef], progress: Progress) -> None:
@@ -129,8 +139,11 @@ def _prepared(
     sets = open_sets(paths)
     if not config.allow_partial:
         check_complete(s.directory for s in sets)
+    earlier = earlier_round(config, resolve)
+    if not config.selfcheck:
+        progress.note(earlier.said() if earlier else "a new training")
     with _new_file(config) as file:
-        student, teacher, examples = read(config, sets, resolve, progress, file)
+        student, teacher, examples = read(config, sets, resolve, progress, file, earlier)
         if config.selfcheck:
             _selfcheck(config, examples, student, teacher, progress)
             return None
@@ -141,6 +154,7 @@ def _prepared(
             "prompt": config.prompt and digest_of(config.prompt),
             "student_revision": student.revision,
             "teacher_revision": teacher.revision,
+            **({"continue": earlier.identity()} if earlier else {}),
         }
         stage_dir = StageDir(
             config.out, "distill", identity, config.record(), [s.lineage() for s in sets], scratch=_SCRATCH
@@ -151,19 +165,35 @@ def _prepared(
                 "one that safetensors takes",
                 "give another --out",
             )
+        of_all = Round.of(config, len(examples), earlier)
+        is_finished = stage_dir.state().is_finished
+        if earlier and not is_finished:
+            earlier.check_state()
         if config.dry_run:
-            progress.note(_preview(examples, student, teacher, stage_dir, config))
+            progress.note(_preview(examples, student, teacher, stage_dir, config, of_all))
             return None
-        if stage_dir.state().is_finished:
-            _clear(stage_dir.path)
-            progress.note(f"{stage_dir.path} is finished: nothing to do")
+        if is_finished:
+            _clear(stage_dir.path, of_all)
+            if config.merge and is_adapter_alone(stage_dir.path):
+                _merge(stage_dir, resolve, progress)
+            else:
+                progress.note(f"{stage_dir.path} is finished: nothing to do")
             progress.result(stage_dir.path)
             return None
         accelerator = accelerator_for(config, stage_dir.path)
         held.enter_context(stage_dir).expect(None)
         if examples.path == Path(file.name):
             examples.move_to(stage_dir.path / EXAMPLES)
-    return _Training(student, teacher, examples, stage_dir.path, accelerator, stage_dir)
+    return _Training(student, teacher, examples, stage_dir.path, accelerator, earlier, stage_dir)
+
+
+def _merge(stage_dir: StageDir, resolve: Callable[[str], ModelRef], progress: Progress) -> None:
+    """Write the merged weights into a finished checkpoint without them."""
+    from trd_cli.training.checkpoints import merge_saved
+
+    with stage_dir:
+        merge_saved(resolve(str(stage_dir.path)))
+    progress.note(f"{stage_dir.path} was finished without merged weights: they are there now")
 
 
 @contextlib.contextmanager
@@ -192,14 +222,16 @@ def read(
     resolve: Callable[[str], ModelRef],
     progress: Progress,
     file: IO[bytes],
+    earlier: Earlier | None = None,
 ) -> tuple[ModelRef, ModelRef, Examples]:
     """Return the student, the teacher and the examples to train on, without loading a model's weights.
 
-    The examples are written into `file`, which is empty and open for writing and reading, unless an earlier run has
-    left the same ones in the output directory.
+    With an `earlier` round that the training continues, the student is the one that it began with, and there may be no
+    example. The examples are written into `file`, which is empty and open for writing and reading, unless an earlier
+    run has left the same ones in the output directory.
     """
     chosen = choose(config, sets)
-    student, teacher = _models(config, chosen, resolve)
+    student, teacher = _models(config, chosen, resolve, earlier)
     if config.objective == "sampled" and chosen.otherwise:
         progress.note(
             f"{chosen.otherwise} of {chosen.rows} rows were not drawn from the student at temperature {config.temperature:g} without top-p and "
@@ -214,31 +246,46 @@ def read(
     return student, teacher, examples
 
 
-def _clear(directory: Path) -> None:
-    """Remove the states and the examples after the model itself has been saved."""
-    clear_states(directory)
+def _clear(directory: Path, of_all: Round) -> None:
+    """Remove the examples and the states after the model itself has been saved, but for a state that a round needs."""
+    clear_states(directory, None if of_all.is_last else of_all.before + of_all.steps)
     (directory / EXAMPLES).unlink(missing_ok=True)
 
 
 def _train(config: DistillConfig, training: _Training, progress: Progress) -> None:
-    from trd_cli.training.trainer import Trainer
+    from trd_cli.training import kept
 
     student, teacher, examples = training.student, training.teacher, training.examples
-    progress.note(f"loading {student.name} and its teacher {teacher.name} for {_described(config)}")
-    trainer = Trainer(config, student, teacher, training.accelerator, training.directory)
+    earlier, directory = training.earlier, training.directory
+    accelerator, described = training.accelerator, _described(config)
+    trainer = kept.trainer_for(
+        config, student, teacher, accelerator, directory, earlier, lambda text: progress.note(f"{text} for {described}")
+    )
     began = time.monotonic()
     trained = trainer.train(examples, progress)
     at_work = time.monotonic() - began
     trainer.save()
     if training.stage_dir is not None:
+        of_all = Round.of(config, len(examples), earlier)
         told = {"student": student.lasting_name, "teacher": teacher.lasting_name, "trajectories": len(examples)}
-        training.stage_dir.finish(About(**told, **asdict(trained)))
-        training.stage_dir.log_session(config.epochs * len(examples), trained.tokens, at_work)
-        _clear(training.directory)
-    progress.note(
-        f"loss {trained.first_loss:.4f} → {trained.last_loss:.4f} over {counted(trained.steps, 'step')}, saved in {training.directory}"
-    )
-    progress.result(training.directory)
+        if earlier or config.total_steps:
+            told |= {"steps_before": of_all.before, "total_steps": of_all.total}
+        training.stage_dir.finish(About(**told, **_told(trained)))
+        training.stage_dir.log_session(of_all.rows_in(of_all.steps), trained.tokens, at_work)
+        _clear(directory, of_all)
+        if not of_all.is_last:
+            kept.keep(trainer, config, student, accelerator, directory, of_all.before + of_all.steps)
+    if trained.steps:
+        losses = f"loss {trained.first_loss:.4f} → {trained.last_loss:.4f} over {counted(trained.steps, 'step')}"
+    else:
+        losses = "no row to train on: no step"
+    progress.note(f"{losses}, saved in {directory}")
+    progress.result(directory)
+
+
+def _told(trained: Trained) -> dict[str, Any]:
+    """Return the sums of a round as run.json holds them: a round without a step has no loss."""
+    return {name: value for name, value in asdict(trained).items() if trained.steps or "loss" not in name}
 
 
 def _selfcheck(
@@ -256,8 +303,21 @@ def _selfcheck(
         )
 
 
-def _models(config: DistillConfig, chosen: Chosen, resolve: Callable[[str], ModelRef]) -> tuple[ModelRef, ModelRef]:
-    """Return student and teacher: as asked, else as the run.json beside the shards names them."""
+def _models(
+    config: DistillConfig, chosen: Chosen, resolve: Callable[[str], ModelRef], earlier: Earlier | None
+) -> tuple[ModelRef, ModelRef]:
+    """Return student and teacher: as asked, else as the run.json beside the shards names them.
+
+    With an `earlier` round the student is the one that its training began with.
+    """
+    writer = _writer(config, chosen, resolve, earlier)
+    return earlier.student if earlier else writer, _teacher(config, chosen, writer, resolve)
+
+
+def _writer(
+    config: DistillConfig, chosen: Chosen, resolve: Callable[[str], ModelRef], earlier: Earlier | None
+) -> ModelRef:
+    """Return the student as it was when it wrote the rows: the weights that the round begins with."""
     refined, source = chosen.kind == "refined", chosen.sets[0]
     about = source.about
     name = config.model or (about.student if refined else about.model)
@@ -267,9 +327,21 @@ def _models(config: DistillConfig, chosen: Chosen, resolve: Callable[[str], Mode
             "run.json beside the shards",
             "give --model",
         )
-    student = resolve(name)
+    writer = earlier.model if earlier and config.model is None else resolve(name)
     if config.model is None:
-        student.check_revision(about.student_revision if refined else about.model_revision, source.directory)
+        writer.check_revision(about.student_revision if refined else about.model_revision, source.directory)
+    elif earlier and writer.revision != earlier.model.revision:
+        raise InputError(
+            f"--model {name} with --continue {earlier.model.name}",
+            "the model in that directory, with which the training goes on",
+            "leave --model out, or --continue for a new training",
+        )
+    return writer
+
+
+def _teacher(config: DistillConfig, chosen: Chosen, student: ModelRef, resolve: Callable[[str], ModelRef]) -> ModelRef:
+    refined, source = chosen.kind == "refined", chosen.sets[0]
+    about = source.about
     setting = config.setting_of(chosen.setting)
     if config.takes_stored_prompt(chosen.kind) and setting != chosen.setting:
         raise InputError(
@@ -278,7 +350,7 @@ def _models(config: DistillConfig, chosen: Chosen, resolve: Callable[[str], Mode
             "leave --setting out",
         )
     if config.teacher is None and setting == "opsd":
-        return student, own_teacher(student, config.teacher_weights, config.lora, resolve)
+        return own_teacher(student, config.teacher_weights, config.lora, resolve)
     if config.teacher_weights != "round":
         by_method = f"--method {config.method}, which sets " if config.method else ""
         raise InputError(
@@ -287,13 +359,13 @@ def _models(config: DistillConfig, chosen: Chosen, resolve: Callable[[str], Mode
             "change that, or give --teacher-weights round",
         )
     if config.teacher:
-        return student, resolve(config.teacher)
+        return resolve(config.teacher)
     name = about.model if refined else None
     if name is None:
         raise InputError("no teacher", "--teacher MODEL, or --setting opsd for the student itself", "add one of them")
     teacher = resolve(name)
     teacher.check_revision(about.model_revision, source.directory)
-    return student, teacher
+    return teacher
 
 
 def _described(config: DistillConfig) -> str:
@@ -307,15 +379,27 @@ def _described(config: DistillConfig) -> str:
 
 
 def _preview(
-    examples: Examples, student: ModelRef, teacher: ModelRef, stage_dir: StageDir, config: DistillConfig
+    examples: Examples,
+    student: ModelRef,
+    teacher: ModelRef,
+    stage_dir: StageDir,
+    config: DistillConfig,
+    of_all: Round,
 ) -> str:
+    would = (
+        f"would train {student.name} towards {teacher.name} on {len(examples)} trajectories by {_described(config)}, "
+        f"{f'steps {config.steps}' if config.steps else f'epochs {config.epochs}'}, {config.batch_size} a step, "
+        f"lr {config.learning_rate:g}, into {stage_dir.path}"
+    )
+    if of_all.total != of_all.steps:
+        would += f": {counted(of_all.steps, 'step')} after {of_all.before} of {of_all.total}"
+    if not len(examples):
+        return would
     tokenizer, first = student.tokenizer(), examples[0]
     return (
         f"first row {first.trajectory_id[:12]}\n"
         f"student reads ({len(first.student_prompt)} tokens):\n{tokenizer.decode(first.student_prompt.tolist())}\n\n"
         f"teacher reads ({len(first.teacher_prompt)} tokens):\n{tokenizer.decode(first.teacher_prompt.tolist())}\n\n"
         f"both score ({len(first.response_ids)} tokens):\n{tokenizer.decode(first.response_ids.tolist())}\n\n"
-        f"would train {student.name} towards {teacher.name} on {len(examples)} trajectories by {_described(config)}, "
-        f"epochs {config.epochs}, {config.batch_size} a step, "
-        f"lr {config.learning_rate:g}, into {stage_dir.path}"
+        f"{would}"
     )

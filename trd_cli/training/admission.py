@@ -47,7 +47,7 @@ def check_trainable(model: ModelRef) -> None:
                 "use another model",
             )
     try:
-        names = tensor_names(model.path)
+        names = tensor_names(model.weights_path)
     except ModelError as error:
         raise ModelError(f"cannot load {model.name}: {error.got}", error.expected, error.mend) from None
     if any(name.rpartition(".")[0].endswith(_HEADS) for name in names if name.endswith(".bias")):

@@ -144,12 +144,12 @@ def _side(prompts: Sequence[np.ndarray], examples: Sequence[Example]) -> Side:
     return Side(torch.from_numpy(ids_BL), torch.from_numpy(np.concatenate(places)))
 
 
-def steps(rows: int, batch_size: int, epochs: int, seed: int) -> Iterator[array[int]]:
+def steps(rows: int, batch_size: int, epochs: int, seed: int, first: int = 0) -> Iterator[array[int]]:
     """Yield the numbers of the rows of each optimiser step, out of `rows`, shuffled anew every epoch.
 
-    An epoch's last step may be smaller.
+    An epoch's last step may be smaller. `first` is the number of the first epoch, which its order derives from.
     """
-    for epoch in range(epochs):
+    for epoch in range(first, first + epochs):
         order = array("q", range(rows))
         random.Random(f"{seed}-{epoch}").shuffle(order)
         for start in range(0, rows, batch_size):

@@ -9,11 +9,14 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 
 from trd_cli.config.training import DistillConfig, LoraOptions
 from trd_cli.errors import InputError, ModelError, TrdError, first_line, flag
 from trd_cli.losses.fused import Figures, fused_divergence
 from trd_cli.losses.objectives import Objective
+from trd_cli.merging import pretrained
 from trd_cli.models import ModelRef, cannot_load
 from trd_cli.training.admission import check_head, check_trainable
 from trd_cli.training.batches import Batch, Side
@@ -34,7 +37,7 @@ def load(
     model: ModelRef, dtype: torch.dtype, device: torch.device, attn_implementation: str | None = None
 ) -> nn.Module:
     """Return a causal language model whose logits are its head's output alone; raise ModelError for others."""
-    from transformers import AutoModelForCausalLM, GenerationConfig
+    from transformers import GenerationConfig
     from transformers.utils import logging
 
     check_trainable(model)
@@ -43,9 +46,7 @@ def load(
     more: dict[str, Any] = {"generation_config": GenerationConfig()}
     more |= {"attn_implementation": attn_implementation} if attn_implementation else {}
     try:
-        loaded = AutoModelForCausalLM.from_pretrained(str(model.path), dtype=dtype, trust_remote_code=False, **more).to(
-            device
-        )
+        loaded = pretrained(model, dtype=dtype, **more).to(device)
     except torch.OutOfMemoryError:
         raise TrdError(
             f"out of memory loading {model.name}; expected room for its weights; use a larger device, --lora, or more processes"
@@ -54,6 +55,21 @@ def load(
         raise cannot_load(model, error, attn_implementation) from None
     check_head(model.name, loaded)
     return loaded
+
+
+def without_weights(model: ModelRef, dtype: torch.dtype, attn_implementation: str | None = None) -> nn.Module:
+    """Return a causal language model whose parameters are on the meta device; what no file holds is filled in."""
+    from accelerate import init_empty_weights
+    from transformers import AutoModelForCausalLM
+
+    check_trainable(model)
+    config = model.architecture()
+    attention = {"attn_implementation": attn_implementation} if attn_implementation else {}
+    # Buffers that no file holds (the rotary frequencies) are real.
+    with init_empty_weights(include_buffers=False):
+        empty = AutoModelForCausalLM.from_config(config, dtype=dtype, **attention)
+    empty.tie_weights()  # a parameter that is registered there becomes another one
+    return empty
 
 
 def check_logits(model: nn.Module, name: str, compute: torch.dtype) -> None:
@@ -188,11 +204,14 @@ class Teacher:
     def release(self) -> None:
         """Free the head, after the loss has been computed."""
 
+    def begin(self, student: nn.Module, left: dict[str, Any]) -> None:
+        """Begin a later round of a training; `left` is the state of the average in the round before, if it had one."""
+
     def follow(self, student: nn.Module) -> None:
         """Follow the student; called after each of its steps."""
 
     def state(self) -> dict[str, Any]:
-        """Return the state that a resumed run needs beside the initial weights."""
+        """Return the state that a resumed run needs beside the weights that the round began with."""
         return {}
 
     def load_state(self, state: dict[str, Any]) -> None: ...
@@ -210,16 +229,17 @@ class AdapterOff(Teacher):
             yield student
 
 
-class Average(Teacher):
-    """Exponential moving average of the student's trained weights: θ_T ← d·θ_T + (1 − d)·θ after each step.
+class Snapshot(Teacher):
+    """The student with the trained weights that it had when the round began.
 
-    It holds a second copy, in float32, of the trained weights only: all of them, or the adapter's. It begins with the
-    student's own, or with those that an earlier round left in `start`.
+    It holds a second copy of the trained weights only, in float32: all of them, or the adapter's.
     """
 
-    def __init__(self, student: nn.Module, decay: float, start: nn.Module | None = None) -> None:
-        self._decay = decay
-        self._average = {name: p.detach().clone() for name, p in _trained(start or student)}
+    def __init__(self, student: nn.Module) -> None:
+        self.begin(student, {})
+
+    def begin(self, student: nn.Module, left: dict[str, Any]) -> None:
+        self._held = {name: p.detach().clone() for name, p in _trained(student)}
 
     @contextmanager
     def weights(self, student: nn.Module) -> Iterator[nn.Module]:
@@ -232,18 +252,46 @@ class Average(Teacher):
 
     def _swap(self, student: nn.Module) -> None:
         for name, p in _trained(student):
-            p.data, self._average[name] = self._average[name], p.data
+            held = self._held[name]
+            if isinstance(held, DTensor):
+                # A sharded layer gathers from its own storage, which stays: the values change places.
+                own, other = p.detach().to_local(), held.to_local()
+                before = own.clone()
+                own.copy_(other)
+                other.copy_(before)
+            else:
+                p.data, self._held[name] = held, p.data
+        for module in student.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()  # what it has gathered is of the other weights
+
+
+class Average(Snapshot):
+    """Exponential moving average of the student's trained weights: θ_T ← d·θ_T + (1 − d)·θ after each step.
+
+    It begins with the student's own weights, with those in `start`, or where the earlier round of a training left it.
+    """
+
+    def __init__(self, student: nn.Module, decay: float, start: nn.Module | None = None) -> None:
+        super().__init__(start or student)
+        self._decay = decay
+
+    def begin(self, student: nn.Module, left: dict[str, Any]) -> None:
+        if left:
+            self.load_state(left)
+        else:
+            super().begin(student, left)
 
     def follow(self, student: nn.Module) -> None:
         for name, p in _trained(student):
-            self._average[name].lerp_(p.detach(), 1.0 - self._decay)
+            self._held[name].lerp_(p.detach(), 1.0 - self._decay)
 
     def state(self) -> dict[str, Any]:
-        return self._average
+        return self._held
 
     def load_state(self, state: dict[str, Any]) -> None:
-        for name, average in self._average.items():
-            average.copy_(state[name])
+        for name, average in state.items():
+            self._held[name].copy_(average)
 
 
 def _trained(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

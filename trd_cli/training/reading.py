@@ -49,7 +49,7 @@ _ROWS_AT_ONCE = 256
 class Chosen:
     """The rows to train on: their kind, the sets that have any, how many there are, and the setting of the first.
 
-    `otherwise` of them were not drawn as the sampled estimate of reverse KL needs.
+    `otherwise` of them were not drawn as the sampled estimate of reverse KL needs. Without a row, `sets` is the first.
     """
 
     kind: str
@@ -62,17 +62,19 @@ class Chosen:
 def choose(config: DistillConfig, sets: Sequence[InputSet]) -> Chosen:
     """Find the rows to train on, by columns without texts and ids.
 
-    Raises InputError where there are none, or two sets disagree on how they were made.
+    Raises InputError where there are none, unless the training continues an earlier round, or two sets disagree on how
+    they were made.
     """
     # By the kinds in the sets, not in the subset: a filter must not change the kind that is trained along.
     held = {kind for each in sets for kind in _kinds_in(each)}
-    kind = config.along(held)
-    if kind not in held:
+    made = {"refined" if each.about.student else "rollout" for each in sets}
+    kind = config.along(held or made)
+    if kind not in (held or made):
         why = f"--method {config.method}" if config.method else f"--kind {kind}"
         raise InputError(
-            f"{why} trains along {kind} rows, and {', '.join(str(s.directory) for s in sets)} hold {', '.join(sorted(held))} ones",
+            f"{why} trains along {kind} rows, and {', '.join(str(s.directory) for s in sets)} hold {', '.join(sorted(held or made))} ones",
             f"a set with {kind} rows",
-            f"give one, or --kind {min(held)}",
+            f"give one, or --kind {min(held or made)}",
         )
     used: list[InputSet] = []
     rows = otherwise = 0
@@ -91,6 +93,8 @@ def choose(config: DistillConfig, sets: Sequence[InputSet]) -> Chosen:
             )
         rows += in_set
         used += [each] if in_set else []
+    if not used and config.continue_from is not None:
+        return Chosen(kind, sets[:1], 0, sets[0].about.setting, 0)
     if not used:
         raise InputError(
             f"no {kind} row in {', '.join(str(s.directory) for s in sets)} is in the subset",
@@ -150,7 +154,7 @@ def write_examples(
 ) -> Examples:
     """Read the chosen rows into a file that is open for writing and reading, and return them as examples.
 
-    Raises InputError when all of them are left out.
+    Raises InputError when all of them are left out, unless the training continues an earlier round.
     """
     writer, verdict_of = ExampleWriter(file), _verdicts_of_attempts(config, chosen)
     with_texts = not config.takes_stored_prompt(chosen.kind)
@@ -176,7 +180,7 @@ def write_examples(
     if put_off:
         take(_numbered(config, chosen, True, np.array(put_off)))
     notes = contexts.notes()
-    if not writer.rows:
+    if not writer.rows and config.continue_from is None:
         for note in notes:
             progress.note(note)
         raise InputError(

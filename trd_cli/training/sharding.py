@@ -17,9 +17,8 @@ from torch import nn
 from trd_cli.config.training import DistillConfig
 from trd_cli.errors import InputError
 from trd_cli.models import ModelRef
-from trd_cli.training.admission import check_trainable
 from trd_cli.training.batches import Side
-from trd_cli.training.model import Teacher, base_of, embedding_is_tied, head_of, load, response_states
+from trd_cli.training.model import Teacher, base_of, embedding_is_tied, head_of, load, response_states, without_weights
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -103,16 +102,7 @@ def load_to_share(
 
 
 def _unfilled(model: ModelRef, dtype: torch.dtype, attn_implementation: str | None) -> nn.Module:
-    from accelerate import init_empty_weights
-    from transformers import AutoModelForCausalLM
-
-    check_trainable(model)
-    config = model.architecture()
-    attention = {"attn_implementation": attn_implementation} if attn_implementation else {}
-    # Buffers that no file holds (the rotary frequencies) are not shared between processes, so they are real here.
-    with init_empty_weights(include_buffers=False):
-        empty = AutoModelForCausalLM.from_config(config, dtype=dtype, **attention)
-    empty.tie_weights()  # a parameter that is registered there becomes another one
+    empty = without_weights(model, dtype, attn_implementation)
     # accelerate distinguishes parameters by address, and meta tensors have none. Pages never written cost no memory.
     _replace_parameters(empty, lambda p: torch.empty_like(p, device="cpu"))
     return empty

@@ -1,8 +1,10 @@
 """Save and resume the state of a training: a file is there whole or not at all, and the last N are kept.
 
 A state is one file, `step-000012.pt`. It holds the trained weights, the optimiser, the teacher's average, the random
-generators of each process, and the number of finished steps, which with the seed gives the position in the data.
-Weights that are not trained are not in it.
+generators of each process, the number of finished steps and of the passes over rows that are begun, which with the seed
+give the position in the data, and the number of steps of all rounds. Weights that are not trained are not in it.
+
+States go when the model is saved, but for the last one of a training that goes on in a later round.
 """
 
 from __future__ import annotations
@@ -24,11 +26,11 @@ from torch.distributed.checkpoint.state_dict import (
 
 from trd_cli.atomic import make_directory, refused, replacing
 from trd_cli.errors import InputError
+from trd_cli.training import STATES
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-_NAME = "states"
 # accelerate's activation checkpointing puts this into the names of a layer's parameters.
 _RECOMPUTED = "_checkpoint_wrapped_module."
 _WHOLE = {"full_state_dict": True, "ignore_frozen_params": True}
@@ -49,7 +51,7 @@ class States:
     """Hold the saved states of one run directory."""
 
     def __init__(self, run_directory: Path, keep: int) -> None:
-        self._directory, self._keep = run_directory / _NAME, keep
+        self._directory, self._keep = run_directory / STATES, keep
 
     def save(
         self,
@@ -66,10 +68,10 @@ class States:
         from accelerate.utils import gather_object
 
         weights, moments = (trained_weights(model), get_optimizer_state_dict(model, _bare(optimizer), options=_TO_CPU))
-        generators = gather_object([_generators()])
+        of_all = gather_object([generators()])
         if accelerator.is_main_process:
-            state = {"step": step, "model": weights, "optimizer": moments, "generators": generators, **extra}
-            self._write(self._directory / f"step-{step:06d}.pt", state)
+            state = {"step": step, "model": weights, "optimizer": moments, "generators": of_all, **extra}
+            self._write(self._directory / _file_name(step), state)
         accelerator.wait_for_everyone()
 
     def _write(self, path: Path, state: dict[str, Any]) -> None:
@@ -125,9 +127,9 @@ class States:
             optim_state_dict=state["optimizer"],
             options=options,
         )
-        generators = state["generators"]
-        if len(generators) == accelerator.num_processes:
-            _set_generators(generators[accelerator.process_index])
+        of_all = state["generators"]
+        if len(of_all) == accelerator.num_processes:
+            set_generators(of_all[accelerator.process_index])
 
 
 def _is_whole(path: Path) -> bool:
@@ -146,9 +148,24 @@ def _read(path: Path) -> dict[str, Any] | None:
         return None  # the disk lost it: the state before it is as good, only older
 
 
-def clear_states(run_directory: Path) -> None:
-    """Remove all states after the model itself has been saved."""
-    shutil.rmtree(run_directory / _NAME, ignore_errors=True)
+def _file_name(step: int) -> str:
+    return f"step-{step:06d}.pt"
+
+
+def state_path(run_directory: Path, step: int) -> Path:
+    """Return the path of the state after `step` steps."""
+    return run_directory / STATES / _file_name(step)
+
+
+def clear_states(run_directory: Path, but: int | None = None) -> None:
+    """Remove the states after the model itself has been saved, but for that after the step that is named."""
+    directory = run_directory / STATES
+    if but is None:
+        shutil.rmtree(directory, ignore_errors=True)
+        return
+    for path in directory.glob("*"):
+        if path != state_path(run_directory, but):
+            path.unlink(missing_ok=True)
 
 
 def _bare(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
@@ -156,14 +173,16 @@ def _bare(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
     return getattr(optimizer, "optimizer", optimizer)
 
 
-def _generators() -> dict[str, torch.Tensor]:
+def generators() -> dict[str, torch.Tensor]:
+    """Return the states of this process's random generators."""
     found = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         found["cuda"] = torch.cuda.get_rng_state()
     return found
 
 
-def _set_generators(states: dict[str, torch.Tensor]) -> None:
+def set_generators(states: dict[str, torch.Tensor]) -> None:
+    """Set the random generators to what `generators` has returned."""
     torch.set_rng_state(states["cpu"])
     if "cuda" in states and torch.cuda.is_available():
         torch.cuda.set_rng_state(states["cuda"])

@@ -34,6 +34,8 @@ _ID = np.dtype("<i4")
 # Student's prompt, teacher's prompt, response, scored positions.
 _PARTS = 4
 _ALL_SCORED = -1
+# The columns of the index: names, starts, lengths, verdicts.
+_NO_ROWS = (np.array([], np.bytes_), np.array([], "<i8"), np.zeros((0, _PARTS), _ID), np.array([], np.int8))
 _ROWS_AT_ONCE = 4096
 
 
@@ -147,7 +149,7 @@ class ExampleWriter:
     def finish(self, about: Mapping[str, Any]) -> Examples:
         """Write the index and return the examples; `about` is kept with them."""
         self._compact()
-        names, *others = (np.concatenate(pieces) for pieces in zip(*self._pieces, strict=True))
+        names, *others = (np.concatenate(pieces) for pieces in zip(_NO_ROWS, *self._pieces, strict=True))
         self._pieces = []
         # Training must not depend on the order in which rows finished and entered the shards.
         order = np.argsort(names, kind="stable")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import resource
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,20 +19,22 @@ from torch import nn
 
 from trd_cli.atomic import write_text
 from trd_cli.config.training import OWN_OPTIONS, DistillConfig
+from trd_cli.engines.probe import probe_ids, read_probe
 from trd_cli.engines.rope import switch_length
-from trd_cli.errors import TrdError
+from trd_cli.errors import DamagedFile, TrdError
 from trd_cli.interrupts import stop_signals
 from trd_cli.losses.objectives import Objective
 from trd_cli.models import EMA, ModelRef
 from trd_cli.progress import Progress
 from trd_cli.training import LOG
-from trd_cli.training.batches import Example, Weighting, collate, split_step, steps
+from trd_cli.training.batches import Example, Weighting, collate, split_step
 from trd_cli.training.checkpoints import dtype_to_save, rehearse, save_model
 from trd_cli.training.figures import StepFigures
 from trd_cli.training.model import (
     AdapterOff,
     Average,
     DistillStep,
+    Snapshot,
     Teacher,
     allow_checkpointing,
     check_logits,
@@ -41,8 +42,9 @@ from trd_cli.training.model import (
     load,
     with_adapter,
 )
+from trd_cli.training.rounds import Earlier, Round
 from trd_cli.training.sharding import ShardedTeacher, check_recomputation, is_sharded, load_to_share
-from trd_cli.training.state import States, trained_weights
+from trd_cli.training.state import States, generators, set_generators, trained_weights
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -52,7 +54,7 @@ _WORTH_SAVING = 60.0  # seconds of training
 
 @dataclass(frozen=True)
 class Trained:
-    """Hold the sums of a run: optimiser steps, response tokens that counted, first and last loss."""
+    """Hold the sums of a round: optimiser steps, response tokens that counted, first and last loss."""
 
     steps: int = 0
     tokens: int = 0
@@ -61,6 +63,14 @@ class Trained:
 
     def after(self, loss: float, tokens: int) -> Trained:
         return Trained(self.steps + 1, self.tokens + tokens, self.first_loss if self.steps else loss, loss)
+
+
+@dataclass(frozen=True)
+class _Ended:
+    """Hold what a state has of a round that has ended, beside weights and moments: for a next round in this process."""
+
+    passes: int
+    generators: dict[str, torch.Tensor]
 
 
 def rate_at(done: int, total: int, warmup_ratio: float, min_ratio: float) -> float:
@@ -83,7 +93,7 @@ def objective_of(config: DistillConfig) -> Objective:
 
 
 class Trainer:
-    """Train `student` towards `teacher` on examples, and save it."""
+    """Train `student` towards `teacher` on examples, for one round of a training, and save it."""
 
     def __init__(
         self,
@@ -92,12 +102,16 @@ class Trainer:
         teacher: ModelRef,
         accelerator: Accelerator,
         directory: Path | None = None,
+        earlier: Earlier | None = None,
     ) -> None:
-        """Load the models; states, log and model go to `directory`.
+        """Load the models; states, log and model go to `directory`. `earlier` is the round that the training continues.
 
         `step` is what is trained, `optimizer` is made by `train`, `switches` are as in `split_step`.
         """
         self._config, self._student_ref, self._directory = config, student, directory
+        self._earlier, self._passes_before = earlier, 0
+        self._adamw: torch.optim.Optimizer | None = None
+        self._ended: _Ended | None = None
         self._accelerator, self._is_main = accelerator, accelerator.is_main_process
         compute = compute_dtype(config)
         # Only trained weights need float32; the weights under an adapter are only read.
@@ -107,11 +121,8 @@ class Trainer:
         if config.lora:
             self._student = with_adapter(self._student, config, config.seed)
         check_recomputation(accelerator, self._student)
-        self._teacher = self._teacher_of(teacher, compute)
-        self.switches = (
-            switch_length(student.architecture().get_text_config()),
-            switch_length(teacher.architecture().get_text_config()),
-        )
+        self._teacher, self._teacher_ref = self._teacher_of(teacher, compute), teacher
+        self.switches = _switches(student, teacher)
         self.step = DistillStep(
             self._student,
             self._teacher,
@@ -135,14 +146,42 @@ class Trainer:
         return loaded
 
     def _teacher_of(self, teacher: ModelRef, compute: torch.dtype) -> Teacher:
-        own, config = teacher.path == self._student_ref.path, self._config
+        config, first = self._config, self._student_ref
         if config.teacher_weights == "ema":
-            before = None if own else self._load(teacher, torch.float32, compute)
-            return Average(self._student, config.ema_decay, before)
-        if own and config.lora:
+            # A round that continues an earlier one finds the average in its state.
+            is_given = self._earlier is None and not self._is_own(teacher)
+            return Average(
+                self._student, config.ema_decay, self._load(teacher, torch.float32, compute) if is_given else None
+            )
+        if config.lora and teacher.path == first.path:
             return AdapterOff()
+        if config.lora and self._is_own(teacher):
+            return Snapshot(self._student)
         model = self._load(teacher, compute, compute)
         return ShardedTeacher(self._accelerator, model) if is_sharded(self._accelerator) else Teacher(model)
+
+    def _is_own(self, teacher: ModelRef) -> bool:
+        """Return True if a teacher has the weights that the student has when the round begins."""
+        return teacher.path == (self._earlier.model if self._earlier else self._student_ref).path
+
+    def go_on(
+        self, config: DistillConfig, teacher: ModelRef, accelerator: Accelerator, directory: Path, earlier: Earlier
+    ) -> None:
+        """Begin the round after the one that has ended, with what is in memory, in place of its saved state.
+
+        The options of the networks must be the same, and `earlier` the round that has ended, after its model is saved.
+        """
+        was_own, saved_as = self._is_own(self._teacher_ref), dtype_to_save(self._student_ref, self._config.save_dtype)
+        self._config, self._directory, self._earlier = config, directory, earlier
+        self._accelerator = accelerator
+        stays = isinstance(self._teacher, Average) or teacher == self._teacher_ref
+        if type(self._teacher) is Teacher and was_own and self._is_own(teacher):
+            _copy_weights(self._student, self._teacher.model, saved_as)
+        elif not stays:
+            self._teacher = self._teacher_of(teacher, self.step.compute)
+        self._teacher_ref, self.switches = teacher, _switches(self._student_ref, teacher)
+        self.step.teacher, self.step.objective = self._teacher, objective_of(config)
+        self.step.temperature = config.temperature
 
     def train(self, examples: Sequence[Example], progress: Progress) -> Trained:
         """Run the remaining steps; write one line of JSON a step to the log.
@@ -151,21 +190,20 @@ class Trainer:
         stop, after the state of the last whole step is saved.
         """
         config, accelerator = self._config, self._accelerator
-        self._model, self.optimizer = accelerator.prepare(self.step, self._adamw())
+        whole = self._round = Round.of(config, len(examples), self._earlier)
+        self._model, self.optimizer = accelerator.prepare(self.step, self._adamw or self._new_adamw())
         self._states = States(self._directory, config.keep)
         self._rehearse_saving()
         trained = self._resume(progress)
-        total = config.epochs * math.ceil(len(examples) / config.batch_size)
-        epochs_done, steps_done = divmod(trained.steps, total // config.epochs)
-        done_rows = epochs_done * len(examples) + steps_done * config.batch_size
-        progress.start("distill", config.epochs * len(examples), done_rows)
+        progress.start("distill", whole.rows_in(whole.steps), whole.rows_in(trained.steps))
         rows: Sequence[Example] = ()
         if config.tracker:
             accelerator.init_trackers("trd", config={k: str(v) for k, v in config.record().items()})
         try:
             with _Signals(progress) as signals:
-                for number, rows in self._numbered(examples, trained.steps, total):
-                    before, trained = trained, self._one_step(number, total, rows, trained)
+                for number, chosen in whole.numbered(config.seed, self._passes_before, trained.steps):
+                    rows = [examples[i] for i in chosen]
+                    before, trained = trained, self._one_step(number, rows, trained)
                     progress.advance(len(rows), trained.tokens - before.tokens)
                     if self._all_agree(signals.stop):
                         self._save_state(trained)
@@ -176,25 +214,31 @@ class Trainer:
             if config.tracker:
                 accelerator.end_training()
         progress.end()
-        if self._all_agree(time.monotonic() - self._saved_at > _WORTH_SAVING):
-            self._save_state(trained)  # saving the model may fail too
+        # Saving the model may fail too; a later round goes on from the state.
+        if not whole.is_last or self._all_agree(time.monotonic() - self._saved_at > _WORTH_SAVING):
+            self._save_state(trained)
+        self._ended = _Ended(self._passes(trained), generators())
+        self._probe = self._ids_to_prove(examples)
         return trained
 
-    def _adamw(self) -> torch.optim.Optimizer:
+    def _ids_to_prove(self, examples: Sequence[Example]) -> Sequence[int]:
+        """Return the ids of the checkpoint's probe: of the first row or, without rows, those of the earlier round."""
+        if len(examples):
+            return probe_ids(examples[0].student_prompt.tolist(), examples[0].response_ids.tolist())
+        earlier = read_probe(self._earlier.model.path)
+        return earlier.token_ids if earlier else ()
+
+    def _new_adamw(self) -> torch.optim.Optimizer:
         weights = [p for p in self._student.parameters() if p.requires_grad]
         config = self._config
-        return torch.optim.AdamW(weights, lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=config.weight_decay)
+        self._adamw = torch.optim.AdamW(
+            weights, lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=config.weight_decay
+        )
+        return self._adamw
 
-    def _numbered(self, examples: Sequence[Example], start: int, stop: int) -> Iterator[tuple[int, list[Example]]]:
-        """Yield steps `start` to `stop`, counted from 0, with their rows: the same in every process and resume."""
-        config = self._config
-        numbered = enumerate(steps(len(examples), config.batch_size, config.epochs, config.seed))
-        for number, chosen in itertools.islice(numbered, start, stop):
-            yield number, [examples[i] for i in chosen]
-
-    def _one_step(self, number: int, total: int, rows: Sequence[Example], trained: Trained) -> Trained:
+    def _one_step(self, number: int, rows: Sequence[Example], trained: Trained) -> Trained:
         config, begun = self._config, time.monotonic()
-        rate = config.learning_rate * rate_at(number, total, config.warmup_ratio, config.min_lr_ratio)
+        rate = config.learning_rate * rate_at(number, self._round.total, config.warmup_ratio, config.min_lr_ratio)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         split = split_step(rows, config.max_tokens_per_batch, self._accelerator.num_processes, self.switches)
@@ -209,7 +253,7 @@ class Trainer:
         self._log(
             {
                 "step": number + 1,
-                "epoch": round((number + 1) / (total / config.epochs), 4),
+                "epoch": round(self._round.epoch_at(trained.steps, self._passes_before), 4),
                 "loss": figures.loss,
                 **figures.summary(),
                 **figures.by_tenth(),
@@ -224,7 +268,7 @@ class Trainer:
                 "seconds": round(seconds, 3),
             }
         )
-        self._save_state_when_due(trained, total)
+        self._save_state_when_due(trained)
         return trained
 
     def _out_of_memory(self, rows: Sequence[Example]) -> TrdError:
@@ -295,20 +339,50 @@ class Trainer:
             self._accelerator.log(values, step=record["step"])
 
     def _resume(self, progress: Progress) -> Trained:
-        """Restore the last saved state, or begin."""
+        """Restore the last saved state, or begin, with the earlier round's if the training continues one."""
         self._saved_at = time.monotonic()
-        state = self._states.latest(self._accelerator)
-        trained = Trained(**state["trained"]) if state else Trained()
         # For dropout; a saved state has its own.
         torch.manual_seed(self._config.seed + self._accelerator.process_index)
+        if self._earlier:
+            self._continue(self._earlier)
+        state = self._states.latest(self._accelerator)
+        trained = Trained(**state["trained"]) if state else Trained()
         if state:
             self._states.restore(self._accelerator, self._model, self.optimizer, state)
             self._teacher.load_state(state["teacher"])
-            progress.note(f"going on after step {trained.steps}")
+            progress.note(f"going on after step {self._round.before + trained.steps}")
         if self._is_main:
-            self._cut_log(trained.steps)
+            self._cut_log(self._round.before + trained.steps)
         self._accelerator.wait_for_everyone()
         return trained
+
+    def _continue(self, earlier: Earlier) -> None:
+        """Begin as the earlier round ended: with what it left in memory, or with its state.
+
+        Raises DamagedFile if the state is not whole.
+        """
+        ended, self._ended = self._ended, None
+        if ended is not None:
+            self._passes_before, left = ended.passes, self._teacher.state()
+            set_generators(ended.generators)
+        else:
+            states = States(earlier.model.path, keep=1)
+            state = states.latest(self._accelerator)
+            if state is None or state["step"] != earlier.step:
+                raise DamagedFile(
+                    f"{earlier.state} is damaged",
+                    "the state that the training ended with",
+                    f"remove {earlier.model.name} and run its trd distill again",
+                )
+            states.restore(self._accelerator, self._model, self.optimizer, state)
+            # A teacher of another kind of weights has left no average.
+            self._passes_before, left = (
+                state["passes"],
+                state["teacher"] if self._config.teacher_weights == "ema" else {},
+            )
+        for group in self.optimizer.param_groups:
+            group["weight_decay"] = self._config.weight_decay
+        self._teacher.begin(self._student, left)
 
     def _cut_log(self, steps_done: int) -> None:
         """Remove the log's lines of steps that will run again, so that none is there twice."""
@@ -317,17 +391,26 @@ class Trainer:
         kept = [line for line in lines if line.endswith("}\n") and json.loads(line)["step"] <= steps_done]
         write_text(log, "".join(kept))
 
-    def _save_state_when_due(self, trained: Trained, total: int) -> None:
+    def _save_state_when_due(self, trained: Trained) -> None:
         config = self._config
         by_steps = config.save_steps is not None and trained.steps % config.save_steps == 0
         by_time = time.monotonic() - self._saved_at > 60 * config.save_minutes
-        if trained.steps < total and self._all_agree(by_steps or by_time):
+        if trained.steps < self._round.steps and self._all_agree(by_steps or by_time):
             self._save_state(trained)
 
     def _save_state(self, trained: Trained) -> None:
-        extra = {"trained": asdict(trained), "teacher": self._teacher.state()}
-        self._states.save(self._accelerator, self._model, self.optimizer, trained.steps, extra)
+        extra = {
+            "trained": asdict(trained),
+            "teacher": self._teacher.state(),
+            "total_steps": self._round.total,
+            "passes": self._passes(trained),
+        }
+        self._states.save(self._accelerator, self._model, self.optimizer, self._round.before + trained.steps, extra)
         self._saved_at = time.monotonic()
+
+    def _passes(self, trained: Trained) -> int:
+        """Return how many passes are begun, over all rounds."""
+        return self._passes_before + self._round.passes(trained.steps)
 
     def _all_agree(self, decision: bool) -> bool:
         """Return the main process's decision: clocks and signals differ between processes, but all must act alike."""
@@ -343,9 +426,10 @@ class Trainer:
 
         def write() -> None:
             dtype = dtype_to_save(student, config.save_dtype)
-            save_model(weights, student, config, self._directory, dtype)
+            save_model(weights, student, config, self._directory, dtype, self._probe)
             if self._saves_average():
-                save_model(self._teacher.state(), student, config, self._directory / EMA, torch.float32)
+                average, directory = self._teacher.state(), self._directory / EMA
+                save_model(average, student, config, directory, torch.float32, self._probe)
 
         self._on_main(write)
 
@@ -403,6 +487,20 @@ class _Signals:
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+
+
+def _switches(student: ModelRef, teacher: ModelRef) -> tuple[int | None, int | None]:
+    """Return the lengths at which the rotary factors of student and teacher change, None where they do not."""
+    first, second = (switch_length(model.architecture().get_text_config()) for model in (student, teacher))
+    return first, second
+
+
+@torch.no_grad()
+def _copy_weights(student: nn.Module, teacher: nn.Module, saved_as: torch.dtype) -> None:
+    """Give the teacher the student's weights, rounded as in a checkpoint that is saved in a dtype and loaded again."""
+    own = dict(student.named_parameters())
+    for name, weight in teacher.named_parameters():
+        weight.copy_(own[name].to(saved_as))
 
 
 def _peak_memory(device: torch.device) -> int:

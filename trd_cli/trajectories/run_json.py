@@ -50,8 +50,9 @@ class About:
     """Hold what a stage tells the stages after it: the key `about` of run.json.
 
     `model` wrote the rows, so it is the teacher in a refined set, where `student` wrote the rollouts; in a checkpoint
-    `student` is the model that was trained. `tokenizer` is a fingerprint. A stage writes the fields in `_TOLD`; a field
-    that it does not write, or that the file lacks, is None.
+    `student` is the model that the training began with. In a round of a longer training, `steps` are its own,
+    `steps_before` those of the rounds before, and `total_steps` those of all. `tokenizer` is a fingerprint. A
+    stage writes the fields in `_TOLD`; a field that it does not write, or that the file lacks, is None.
     """
 
     model: str | None = None
@@ -65,6 +66,8 @@ class About:
     teacher: str | None = None
     trajectories: int | None = None
     steps: int | None = None
+    steps_before: int | None = None
+    total_steps: int | None = None
     tokens: int | None = None
     first_loss: float | None = None
     last_loss: float | None = None
@@ -83,7 +86,8 @@ class About:
     def record(self, command: str) -> dict[str, Any]:
         """Return the fields that a command tells, as run.json holds them; {} before there is anything to tell."""
         values = asdict(self)
-        return {name: values[name] for name in _TOLD[command]} if self != About() else {}
+        told = {name: values[name] for name in _TOLD[command]} if self != About() else {}
+        return {name: value for name, value in told.items() if value is not None or name not in _OF_ROUNDS}
 
 
 _ROWS = ("model", "model_revision", "tokenizer")
@@ -92,10 +96,15 @@ _TOLD = {
     "sample": _PROMPTED,
     "refine": (*_PROMPTED, "setting", "student", "student_revision"),
     "eval": (*_ROWS, "benchmarks"),
-    "distill": ("student", "teacher", "trajectories", "steps", "tokens", "first_loss", "last_loss", "finished"),
+    "distill": (
+        *("student", "teacher", "trajectories", "steps", "steps_before", "total_steps"),
+        *("tokens", "first_loss", "last_loss", "finished"),
+    ),
 }
+# Told only where they are known.
+_OF_ROUNDS = ("steps_before", "total_steps")
 # Options whose values are paths of sets, problems or models.
-_PATHS = ("inputs", "parents", "problems", "model", "teacher")
+_PATHS = ("inputs", "parents", "problems", "model", "teacher", "continue_from")
 
 
 def source_paths(run: Mapping[str, Any]) -> Iterator[str]:

@@ -24,7 +24,8 @@ from trd_cli.atomic import replacing
 from trd_cli.report.data import ReportData
 from trd_cli.report.reader.packing import SEARCHED, pack
 from trd_cli.report.reader.trajectories import CHARACTERS, LIMIT, Trajectories
-from trd_cli.report.tabulate import Table, tables
+from trd_cli.report.table import Table
+from trd_cli.report.tabulate import tables
 
 if TYPE_CHECKING:
     from trd_cli.report.plots import Plot
@@ -74,6 +75,7 @@ def write_page(path: Path, data: ReportData, plots: Mapping[str, Plot], trajecto
         "facts": _facts(data, trajectories),
         "sections": _sections(tables(data), plots, Markup),
         "total": trajectories.total,
+        "by_round": trajectories.by_round,
         "bounds": {"rows": LIMIT, "characters": CHARACTERS, "searched": SEARCHED},
         "policy": _policy(script),
         "version": __version__,

@@ -3,7 +3,8 @@
 In memory are the rows of one shard of a set and their parents at a time, without token ids and log-probabilities, and
 of all other rows the id, the parent's id, the shard and a length, in columns of some 120 bytes a row. If the page
 cannot hold all, it takes those with the smallest ids: ids are hashes of the content, so the choice depends on no order
-and favours nothing.
+and favours nothing. Of many rounds it takes a quarter from the first and the last each, and equally many from all
+others; what a round lacks falls to the others.
 
 Not covered: samples of evaluations. A shard that cannot be read is left out (`collect` names it): the page then shows
 y_r without its y_o, or y_o without its y_r.
@@ -24,6 +25,7 @@ from trd_cli.datasets.ngrams import SIZES
 from trd_cli.errors import InputError
 from trd_cli.report.data import Selection, SetRef
 from trd_cli.report.leaks import copied_ngrams, talk_of_reference
+from trd_cli.report.rounds import are_many
 from trd_cli.trajectories.selection import pl
 from trd_cli.trajectories.sets import open_sets, selected_tables
 from trd_cli.trajectories.shards import SCHEMA, list_shards, read_table
@@ -65,11 +67,15 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Trajectories:
-    """`entries` in the order of the sets and their shards, to read once. `total` counts them without a limit."""
+    """`entries` in the order of the sets and their shards, to read once. `total` counts them without a limit.
+
+    `by_round` is True if each round has its share of the entries.
+    """
 
     entries: Iterator[Entry]
     shown: int
     total: int
+    by_round: bool
 
 
 def trajectories(sets: Sequence[SetRef], limit: int = LIMIT, characters: int = CHARACTERS) -> Trajectories:
@@ -77,8 +83,29 @@ def trajectories(sets: Sequence[SetRef], limit: int = LIMIT, characters: int = C
     ordered = sorted(sets, key=lambda ref: ref.kind != "refined")
     shards: list[Path] = []
     lines = _lines_of_sets(ordered, shards)
-    least = lines.sort("id", "place").head(limit).filter(pl.col("characters").cum_sum() <= characters)
-    return Trajectories(_entries(ordered, least.sort("place"), shards, _trained(sets, least)), len(least), len(lines))
+    many = are_many(sets)
+    in_order = _in_turn(lines, ordered) if many else lines.sort("id", "place")
+    least = in_order.head(limit).filter(pl.col("characters").cum_sum() <= characters)
+    entries = _entries(ordered, least.sort("place"), shards, _trained(sets, least))
+    return Trajectories(entries, len(least), len(lines), many)
+
+
+def _in_turn(lines: pl.DataFrame, sets: Sequence[SetRef]) -> pl.DataFrame:
+    """Sort the lines so that any first part of them has the shares of the rounds that a page of many rounds has.
+
+    Within a round the order is that of the ids. A round of weight w gives w lines a turn, until it has no more.
+    """
+    rounds = sorted({ref.round for ref in sets if ref.round is not None})
+    ends = {rounds[0], rounds[-1]}
+    # The two ends together weigh as much as all others.
+    weights = [max(1.0, len(rounds) / 2 - 1) if ref.round in ends else 1.0 for ref in sets]
+    of_sets = pl.DataFrame(
+        {"set": range(len(sets)), "round": [ref.round for ref in sets], "weight": weights},
+        schema={"set": lines.schema["set"], "round": pl.Int64, "weight": pl.Float64},
+    )
+    ranked = lines.sort("id", "place").join(of_sets, on="set", how="left", maintain_order="left")
+    turn = (pl.col("id").cum_count().over("round") / pl.col("weight")).alias("turn")
+    return ranked.with_columns(turn).sort("turn", "id", "place").select(lines.columns)
 
 
 def _lines_of_sets(sets: Sequence[SetRef], shards: list[Path]) -> pl.DataFrame:
