@@ -18,7 +18,7 @@ import pytest
 import torch
 from conftest import Trd
 from support.children import Start, forking, wait_for
-from support.launches import ENGINE, Order, World, apart, carry_out, log_of, make_world, weights
+from support.launches import ENGINE, SHARDED, Order, World, apart, carry_out, log_of, make_world, weights
 from support.sets import by_hand
 
 from trd_cli import keeper
@@ -432,18 +432,6 @@ def test_options_that_a_later_round_may_change_make_another_checkpoint(
 
 
 # Several processes
-
-SHARDED = {
-    "ACCELERATE_USE_FSDP": "true",
-    "FSDP_VERSION": "2",
-    "FSDP_SHARDING_STRATEGY": "FULL_SHARD",
-    "FSDP_RESHARD_AFTER_FORWARD": "true",
-    "FSDP_OFFLOAD_PARAMS": "false",
-    "FSDP_MIN_NUM_PARAMS": "100000000",
-    "FSDP_CPU_RAM_EFFICIENT_LOADING": "true",
-    "FSDP_SYNC_MODULE_STATES": "true",
-    "FSDP_ACTIVATION_CHECKPOINTING": "false",
-}
 
 
 def test_two_processes_continue_a_training_plain_and_in_shards(world: World, ok: Trd, tmp_path: Path) -> None:

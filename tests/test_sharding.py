@@ -19,6 +19,7 @@ from conftest import Trd
 from support.children import forking
 from support.launches import (
     PLENTY,
+    SHARDED,
     TRAIN,
     Launch,
     Order,
@@ -34,18 +35,6 @@ from support.launches import (
 from support.tiny import build_model
 from test_resume_training import WARM
 
-# The variables of `accelerate launch --use_fsdp --fsdp_version 2`.
-SETTINGS = {
-    "ACCELERATE_USE_FSDP": "true",
-    "FSDP_VERSION": "2",
-    "FSDP_SHARDING_STRATEGY": "FULL_SHARD",
-    "FSDP_RESHARD_AFTER_FORWARD": "true",
-    "FSDP_OFFLOAD_PARAMS": "false",
-    "FSDP_MIN_NUM_PARAMS": "100000000",
-    "FSDP_CPU_RAM_EFFICIENT_LOADING": "true",
-    "FSDP_SYNC_MODULE_STATES": "true",
-    "FSDP_ACTIVATION_CHECKPOINTING": "false",
-}
 RECOMPUTED = {"FSDP_ACTIVATION_CHECKPOINTING": "true"}
 BY_LAYER = {"FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP", "FSDP_CPU_RAM_EFFICIENT_LOADING": "false"}
 
@@ -96,9 +85,9 @@ def by_two(worlds: dict[str, World], tmp_path_factory: pytest.TempPathFactory) -
     half = ("distill", tied.by_teacher, *IN_BFLOAT16, "--out", root / "bfloat16")
     held = (tied.student, tied.teacher, root)
     orders = [
-        *(Order(words(worlds, case, root / str(i)), SETTINGS | CASES[case][3]) for i, case in enumerate(CASES)),
-        Order([str(word) for word in half], SETTINGS),
-        Order([str(word) for word in held], SETTINGS, __file__),
+        *(Order(words(worlds, case, root / str(i)), SHARDED | CASES[case][3]) for i, case in enumerate(CASES)),
+        Order([str(word) for word in half], SHARDED),
+        Order([str(word) for word in held], SHARDED, __file__),
     ]
     return carry_out(root, orders), root
 
@@ -166,7 +155,7 @@ def interrupted(
     first = {}
     for name, more in INTERRUPTED.items():
         out, logs = root / name, root / f"logs of {name}"
-        launcher = start_two(logs, "-m", "trd_cli", *long, "--out", out, **SETTINGS | more)
+        launcher = start_two(logs, "-m", "trd_cli", *long, "--out", out, **SHARDED | more)
         until = time.monotonic() + PLENTY
         while not list(out.glob("states/step-*.pt")) and launcher.poll() is None:
             assert time.monotonic() < until
@@ -174,7 +163,7 @@ def interrupted(
         launcher.send_signal(signal.SIGINT)
         first[name] = Interrupted(ended(launcher, logs), len(log_of(out)))
     orders = [
-        Order([str(word) for word in (*long, "--out", root / name)], SETTINGS | more)
+        Order([str(word) for word in (*long, "--out", root / name)], SHARDED | more)
         for name, more in INTERRUPTED.items()
     ]
     return first, carry_out(root / "again", orders), root
@@ -238,7 +227,7 @@ def test_what_cannot_be_right_in_shards_is_refused(
     told: str,
 ) -> None:
     command = ("distill", worlds["tied"].by_student, *TRAIN, *options, "--out", tmp_path / "c")
-    assert told in refusal(*command, settings=SETTINGS | settings)
+    assert told in refusal(*command, settings=SHARDED | settings)
     assert not (tmp_path / "c" / "config.json").exists()
 
 
@@ -247,7 +236,7 @@ def test_recomputation_with_a_model_s_own_dropout_is_refused(
 ) -> None:
     dropping = build_model(tmp_path / "dropping", attention_dropout=0.1)
     command = ("distill", worlds["untied"].by_teacher, "-m", dropping, *TRAIN, "--out", tmp_path / "c")
-    assert "fsdp_activation_checkpointing with dropout" in refusal(*command, settings=SETTINGS | RECOMPUTED)
+    assert "fsdp_activation_checkpointing with dropout" in refusal(*command, settings=SHARDED | RECOMPUTED)
 
 
 def tell_what_is_held(student: str, teacher: str, directory: str) -> None:

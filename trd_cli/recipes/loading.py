@@ -4,7 +4,7 @@
                                    false in place of a table removes an inherited one (arms.rkl = false, eval = false)
     name = "…"                     default: the file's stem (a name is not inherited)
     setting, student, teacher, rounds, problems_per_round, steps_per_round, continue, seeds, processes, nodes, devices,
-    ray, reference_arm
+    ray, warm, reference_arm
     [problems]                     one of: file = "set.parquet", make = {kind = …}, import = {file = …}
     [sample] [refine] [verify] [distill] [eval]
                                    options of these commands; without [eval] nothing is evaluated
