@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import re
 import shutil
 import signal
@@ -316,14 +317,37 @@ def test_a_continued_round_that_is_ended_in_the_middle_goes_on_to_the_same_bits(
     assert states(tmp_path / "cut") == ["step-000027.pt"]
 
 
-def test_a_state_with_a_flipped_bit_is_refused(world: World, copy: Path, trd: Trd, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("plain", "place"), [(False, 0.2), (False, 0.5), (False, -24), (False, -1), (True, 0.2), (True, 0.5)]
+)
+def test_a_state_with_a_flipped_bit_is_refused(
+    world: World, copy: Path, trd: Trd, tmp_path: Path, plain: bool, place: float
+) -> None:
     (path,) = (copy / "states").iterdir()
+    if plain:
+        torch.save(torch.load(path, weights_only=True), path)
     content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
+    content[int(place * len(content)) if place > 0 else int(place)] ^= 1
     path.write_bytes(content)
     line = refused(trd("distill", world.by_teacher, *TRAIN, *goes_on(copy), "--out", tmp_path / "c"))
     assert f"{path} is damaged" in line
     assert not (tmp_path / "c" / "config.json").exists()
+
+
+def test_a_state_that_lost_its_end_is_refused(world: World, copy: Path, trd: Trd, tmp_path: Path) -> None:
+    (path,) = (copy / "states").iterdir()
+    os.truncate(path, path.stat().st_size - 1000)
+    assert f"{path} is damaged" in refused(
+        trd("distill", world.by_teacher, *TRAIN, *goes_on(copy), "--out", tmp_path / "c")
+    )
+
+
+def test_a_state_with_the_checksums_of_torch_is_gone_on_from(world: World, copy: Path, ok: Trd, tmp_path: Path) -> None:
+    (path,) = (copy / "states").iterdir()
+    ok("distill", world.by_teacher, *TRAIN, *goes_on(copy), "--out", tmp_path / "sealed")
+    torch.save(torch.load(path, weights_only=True), path)
+    ok("distill", world.by_teacher, *TRAIN, *goes_on(copy), "--out", tmp_path / "plain")
+    assert saved(tmp_path / "plain") == saved(tmp_path / "sealed")
 
 
 # A round without rows

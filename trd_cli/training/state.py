@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import pickle
 import shutil
-import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +26,7 @@ from torch.distributed.checkpoint.state_dict import (
 from trd_cli.atomic import make_directory, refused, replacing
 from trd_cli.errors import InputError
 from trd_cli.training import STATES
+from trd_cli.training.sealed import is_whole, save_sealed
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -78,8 +78,8 @@ class States:
         make_directory(self._directory)
         try:
             with replacing(path) as file:
-                torch.save(state, file)
-        except RuntimeError as error:  # torch.save raises it for a full disk
+                save_sealed(state, file)
+        except RuntimeError as error:  # torch raises it for a full disk
             raise refused(path, error) from None
         before = [other for other in self.paths() if other.name <= path.name]
         # Later ones are left over from before a resume that could not read them.
@@ -98,7 +98,7 @@ class States:
         from accelerate.utils import broadcast_object_list
 
         chosen = (
-            next((path for path in reversed(self.paths()) if _is_whole(path) and _read(path)), None)
+            next((path for path in reversed(self.paths()) if is_whole(path) and _read(path)), None)
             if accelerator.is_main_process
             else None
         )
@@ -130,15 +130,6 @@ class States:
         of_all = state["generators"]
         if len(of_all) == accelerator.num_processes:
             set_generators(of_all[accelerator.process_index])
-
-
-def _is_whole(path: Path) -> bool:
-    """Return True if a state's bytes match the checksums in it, which torch writes but does not check."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return archive.testzip() is None
-    except Exception:  # damaged bytes make zipfile raise errors of any kind
-        return False
 
 
 def _read(path: Path) -> dict[str, Any] | None:
