@@ -8,6 +8,7 @@ is.
 from __future__ import annotations
 
 import mmap
+import os
 import zipfile
 from pathlib import Path
 from typing import IO, Any
@@ -17,17 +18,31 @@ import xxhash
 
 _MARK = b"trd-xxh3"
 _DIGEST = 16
+# Bytes. A file is made durable and leaves the page cache piece by piece, since nothing reads it soon: the same pages of
+# memory serve again. New ones cost a virtual machine more time than the disk does.
+_PIECE = 128 << 20
 
 
 class _Digesting:
     """Hand bytes on to a file and take their digest on the way."""
 
     def __init__(self, file: IO[bytes]) -> None:
-        self._file, self._digest = file, xxhash.xxh3_128()
+        self._file, self._digest, self._cached = file, xxhash.xxh3_128(), 0
 
     def write(self, data: Any) -> int:
         self._digest.update(data)
-        return self._file.write(data)
+        written = self._file.write(data)
+        self._cached += written
+        if self._cached > _PIECE:
+            self._uncache()
+        return written
+
+    def _uncache(self) -> None:
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        if hasattr(os, "posix_fadvise"):  # not on macOS
+            os.posix_fadvise(self._file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        self._cached = 0
 
     def flush(self) -> None:
         self._file.flush()
