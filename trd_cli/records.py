@@ -8,6 +8,7 @@ import math
 import re
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
@@ -109,6 +110,35 @@ class Part:
 
     def __str__(self) -> str:
         return f"part {self.index} of {self.count}"
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """Hold where a response is cut: after `tokens` tokens, or after a `share` of them; one of the two is None.
+
+    With `at_line_break` the cut moves to the nearest line break.
+    """
+
+    tokens: int | None = None
+    share: float | None = None
+    at_line_break: bool = False
+
+    @classmethod
+    def parse(cls, text: str, at_line_break: bool = False) -> Cut:
+        """Read `64` as tokens and `0.4` as a share; raises InputError for any other text."""
+        if text.isascii() and text.isdecimal() and int(text):
+            return cls(tokens=int(text), at_line_break=at_line_break)
+        with suppress(ValueError):
+            if not text.isdecimal() and 0 < (share := float(text)) <= 1:
+                return cls(share=share, at_line_break=at_line_break)
+        raise InputError(
+            f"{flag('prefix')} {text}",
+            "a number of tokens, as 64, or a share above 0.0 and up to 1.0, as 0.4",
+            f"change {flag('prefix')}",
+        )
+
+    def __str__(self) -> str:
+        return str(self.share if self.tokens is None else self.tokens)
 
 
 @dataclass(frozen=True, slots=True)
