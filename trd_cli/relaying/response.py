@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from array import array
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from trd_cli.records import AUTHORS, FinishReason, author_array, logprob_array, token_array
@@ -44,13 +44,14 @@ class Trigger:
 class Response:
     """Hold a response so far: its ids, the author and the log-probability of each, and how its last part ended.
 
-    `logprobs` is None where a part has none.
+    `logprobs` is None where a part has none. `ids_exact` is that of the rollout.
     """
 
     token_ids: array[int]
     author: array[int]
     logprobs: array[float] | None
     finish_reason: FinishReason | None
+    ids_exact: bool | None = None
 
     def __len__(self) -> int:
         return len(self.token_ids)
@@ -60,14 +61,14 @@ class Response:
         if length >= len(self):
             return self
         logprobs = None if self.logprobs is None else self.logprobs[:length]
-        return Response(self.token_ids[:length], self.author[:length], logprobs, finish_reason)
+        return Response(self.token_ids[:length], self.author[:length], logprobs, finish_reason, self.ids_exact)
 
     def with_onset(self, trigger: Trigger) -> Response:
         """Return what is left before a trigger, and the teacher's onset token."""
         kept = self.head(trigger.place)
         logprobs = None if kept.logprobs is None else kept.logprobs + logprob_array([trigger.logprob])
-        onset = token_array([trigger.onset])
-        return Response(kept.token_ids + onset, kept.author + author_array([TEACHER]), logprobs, None)
+        token_ids, author = kept.token_ids + token_array([trigger.onset]), kept.author + author_array([TEACHER])
+        return Response(token_ids, author, logprobs, None, self.ids_exact)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +109,7 @@ class Relay:
         if response.finish_reason == "stop":
             return cls(response, "end")
         ends = number == rules.legs or len(response) >= most
-        kept = Response(response.token_ids, response.author, response.logprobs, "length" if ends else None)
-        return cls(kept, "end" if ends else "student")
+        return cls(replace(response, finish_reason="length" if ends else None), "end" if ends else "student")
 
     @classmethod
     def after_student(cls, response: Response, given: int) -> Relay:
