@@ -159,7 +159,7 @@ class PrefixOptions(Config):
 
 # Options of `trd sample` that go with one of its two inputs alone.
 _OF_PROBLEMS = ("max_prompt_tokens", "max_reference_tokens", "round", *RenderOptions.model_fields)
-_OF_SETS = (*SelectOptions.model_fields, *SetOptions.model_fields, *PrefixOptions.model_fields)
+OF_SETS = (*SelectOptions.model_fields, *SetOptions.model_fields, *PrefixOptions.model_fields)
 
 
 class SampleConfig(
@@ -213,7 +213,7 @@ class SampleConfig(
             raise InputError(
                 f"--from without {flag('prefix')}", "where its responses are cut", f"add {flag('prefix')} 0.5"
             )
-        for name in _OF_PROBLEMS if self.from_sets else _OF_SETS:
+        for name in _OF_PROBLEMS if self.from_sets else OF_SETS:
             if getattr(self, name) != type(self).model_fields[name].get_default():
                 beside, mend = ("with", "without") if self.from_sets else ("without", "with")
                 why = f"the prompts and rounds of {flag('problems')}" if self.from_sets else "rows of a set"
