@@ -22,8 +22,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("streams", "console", "command", "models", "merging", "graders.by_math_verify", "graders/comparing/"),
     ("engines/",),
     ("graders/",),
-    ("datasets/", "evaluation/", "generation"),
-    ("training/", "recipes/", "diagnosis/", "relaying/"),
+    ("datasets/", "evaluation/", "planned", "continuing", "generation"),
+    ("training/", "diagnosis/", "recipes/", "relaying/"),
     ("planning/", "report/", "stages/"),
     ("cli", "__main__", "warm"),
 )
