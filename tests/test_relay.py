@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from array import array
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+from click.testing import Result
+from support.pair import ID, START, Table, build_table
+from support.sets import rows_of
 
-from trd_cli.records import author_array, logprob_array, token_array
+from trd_cli.records import Trajectory, author_array, logprob_array, token_array
 from trd_cli.relaying.response import Relay, Response, Rules, Trigger, leg_length, room_of_leg
+
+Trd = Callable[..., Result]
 
 RULES = Rules(legs=2, leg_tokens=4, leg_paragraphs=0)
 MOST = 100
@@ -106,3 +114,66 @@ def test_a_row_at_its_token_budget_ends() -> None:
     leg = written([1, 9, 3], [0, 1, 1], "length")
     relay = Relay.after_leg(leg, 2, 1, RULES, 3, decode)
     assert (relay.step, relay.response.finish_reason) == ("end", "length")
+
+
+# The student goes round good, bad, worse. After bad the teacher turns back, and goes round three other words.
+STUDENT: Table = {
+    **{word: {"good": 0.97} for word in (START, "worse", "Wait", "filler0", "filler1", "filler2")},
+    "good": {"bad": 0.97},
+    "bad": {"worse": 0.97},
+}
+TEACHER: Table = STUDENT | {
+    "bad": {"Wait": 0.6, "worse": 0.3},
+    "Wait": {"filler0": 0.9},
+    "filler0": {"filler1": 0.8},
+    "filler1": {"filler2": 0.7},
+    "filler2": {"filler0": 0.6},
+}
+GREEDY = ("--temperature", 0, "--dtype", "float32", "--device", "cpu")
+
+
+def words(text: str) -> list[int]:
+    return [ID[{"W": "Wait", "0": "filler0", "1": "filler1", "2": "filler2"}.get(word, word)] for word in text.split()]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("models")
+    build_table(directory / "student", STUDENT)
+    build_table(directory / "teacher", TEACHER)
+    build_table(directory / "ending", TEACHER | {"filler0": {"<|end|>": 0.9}})
+    (directory / "onset.txt").write_text("Wait\n")
+    return directory
+
+
+@pytest.fixture(scope="module")
+def y_o(models: Path, tmp_path_factory: pytest.TempPathFactory, ok: Trd) -> Path:
+    """Return three rollouts, each: good bad worse good bad worse good."""
+    directory = tmp_path_factory.mktemp("rollouts")
+    ok("data", "make", "arithmetic", "--n", 3, "--out", directory / "p.parquet")
+    args = ("-p", directory / "p.parquet", *GREEDY, "--max-tokens", 7)
+    ok("sample", "-m", models / "student", *args, "--out", directory / "y_o")
+    assert [row.response_token_ids for row in rows_of(directory / "y_o")] == [words("good bad worse " * 2 + "good")] * 3
+    return directory / "y_o"
+
+
+@pytest.fixture(scope="module")
+def relay(models: Path, y_o: Path, ok: Trd) -> Callable[..., list[Trajectory]]:
+    def run(out: Path, *options: object, teacher: str = "teacher", sets: Path = y_o) -> list[Trajectory]:
+        words = ("refine", "--setting", "opd", "--mode", "relay", "--teacher", models / teacher, *GREEDY)
+        ok(*words, "--onset", models / "onset.txt", *options, "--out", out, sets)
+        return rows_of(out)
+
+    return run
+
+
+def test_a_relayed_row_by_hand(relay: Callable[..., list[Trajectory]], y_o: Path, tmp_path: Path) -> None:
+    rows = relay(tmp_path / "out", "--leg-tokens", 3)
+    assert sorted(row.parent_id for row in rows) == sorted(row.trajectory_id for row in rows_of(y_o))
+    for row in rows:
+        assert row.response_token_ids == words("good bad W 0 1 good bad W 0 1")
+        assert row.author == [0, 0, 1, 1, 1, 0, 0, 1, 1, 1]
+        chances = [0.97, 0.97, 0.6, 0.9, 0.8] * 2
+        assert row.logprobs == pytest.approx([math.log(chance) for chance in chances], abs=1e-5)
+        assert (row.stage, row.setting, row.finish_reason, row.error) == ("refined", "opd", "length", None)
+        assert row.response == "good bad Wait filler0 filler1 good bad Wait filler0 filler1"
