@@ -23,7 +23,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("engines/",),
     ("graders/",),
     ("datasets/", "evaluation/", "generation"),
-    ("training/", "recipes/"),
+    ("training/", "recipes/", "diagnosis/", "relaying/"),
     ("planning/", "report/", "stages/", "lab/"),
     ("cli", "__main__", "warm"),
 )
