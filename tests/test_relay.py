@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from array import array
 from collections.abc import Callable
 from pathlib import Path
@@ -177,3 +178,89 @@ def test_a_relayed_row_by_hand(relay: Callable[..., list[Trajectory]], y_o: Path
         assert row.logprobs == pytest.approx([math.log(chance) for chance in chances], abs=1e-5)
         assert (row.stage, row.setting, row.finish_reason, row.error) == ("refined", "opd", "length", None)
         assert row.response == "good bad Wait filler0 filler1 good bad Wait filler0 filler1"
+
+
+@pytest.mark.parametrize(
+    ("options", "teacher", "text", "author", "finish"),
+    [
+        (("--legs", 1, "--leg-tokens", 3), "teacher", "good bad W 0 1", [0, 0, 1, 1, 1], "length"),
+        (("--leg-tokens", 1), "teacher", "good bad W good bad W", [0, 0, 1, 0, 0, 1], "length"),
+        (("--leg-tokens", 9), "ending", "good bad W 0 <|end|>", [0, 0, 1, 1, 1], "stop"),
+        (("--leg-tokens", 3, "--max-tokens", 6), "teacher", "good bad W 0 1 good", [0, 0, 1, 1, 1, 0], "length"),
+        (("--leg-tokens", 3, "--max-tokens", 4), "teacher", "good bad W 0", [0, 0, 1, 1], "length"),
+        (("--leg-tokens", 3, "--max-tokens", 3), "teacher", "good bad W", [0, 0, 1], "length"),
+        (("--max-tokens", 2), "teacher", "good bad", [0, 0], "length"),
+        ((), "student", "good bad worse good bad worse good", [0] * 7, "length"),
+    ],
+    ids=[
+        *("one leg", "onset tokens alone", "the teacher's end of turn", "budget in the student's part"),
+        *("budget in a leg", "budget at the onset", "budget before the trigger", "no trigger"),
+    ],
+)
+def test_a_row_ends_with_its_last_leg_its_budget_or_a_turn(
+    relay: Callable[..., list[Trajectory]],
+    tmp_path: Path,
+    options: tuple[object, ...],
+    teacher: str,
+    text: str,
+    author: list[int],
+    finish: str,
+) -> None:
+    rows = relay(tmp_path / "out", *options, teacher=teacher)
+    assert len(rows) == 3
+    for row in rows:
+        assert (row.response_token_ids, row.author, row.finish_reason) == (words(text), author, finish)
+
+
+def test_rows_without_a_trigger_are_kept_and_counted(models: Path, y_o: Path, tmp_path: Path, ok: Trd) -> None:
+    command = ("refine", "--setting", "opd", "--mode", "relay", *GREEDY, "--onset", models / "onset.txt", y_o)
+    said = ok(*command, "--teacher", models / "student", "--out", tmp_path / "none").stderr
+    assert "3 rows: 3 without a trigger; the teacher wrote 0.0% of the tokens" in said
+    said = ok(*command, "--teacher", models / "teacher", "--leg-tokens", 3, "--out", tmp_path / "two").stderr
+    assert "3 rows: 3 with 2 legs, 0 without a trigger; the teacher wrote 60.0% of the tokens" in said
+
+
+PHASES = ("1-search", "1-teacher", "1-student", "2-search", "2-teacher")
+
+
+@pytest.fixture(scope="module")
+def whole(relay: Callable[..., list[Trajectory]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a finished set of relays with its phases, a row a shard."""
+    out = tmp_path_factory.mktemp("whole") / "out"
+    relay(out, "--leg-tokens", 3, "--shard-rows", 1)
+    assert sorted(path.name for path in (out / "phases").iterdir()) == sorted(PHASES)
+    return out
+
+
+@pytest.mark.parametrize("killed", range(len(PHASES) + 1), ids=[*PHASES, "the rows themselves"])
+def test_a_command_killed_in_any_phase_goes_on_there_and_writes_nothing_twice(
+    killed: int, whole: Path, relay: Callable[..., list[Trajectory]], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(whole, out)
+    for later in PHASES[killed + 1 :]:
+        shutil.rmtree(out / "phases" / later)
+    in_work = (out / "phases" / PHASES[killed]) if killed < len(PHASES) else out
+    for path in [*out.glob("shard-*"), *sorted(in_work.glob("*-0000?.*"))[1:]]:
+        if path.name != "shard-00000.parquet" or in_work != out:
+            path.unlink(missing_ok=True)
+    kept = {path: path.stat().st_mtime_ns for path in out.rglob("*-0000?.*")}
+    relay(out, "--leg-tokens", 3, "--shard-rows", 1)
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    assert sorted(map(repr, rows_of(out))) == sorted(map(repr, rows_of(whole)))
+    for phase in PHASES:
+        names = {path.name for path in (out / "phases" / phase).glob("*-0000?.*")}
+        assert names == {path.name for path in (whole / "phases" / phase).glob("*-0000?.*")}
+
+
+def test_a_damaged_file_of_triggers_is_searched_again(
+    whole: Path, relay: Callable[..., list[Trajectory]], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(whole, out)
+    for path in out.glob("shard-*"):
+        path.unlink()
+    damaged = out / "phases" / "2-search" / "triggers-00000.json"
+    damaged.write_text(damaged.read_text().replace("7", "8"))
+    relay(out, "--leg-tokens", 3, "--shard-rows", 1)
+    assert sorted(map(repr, rows_of(out))) == sorted(map(repr, rows_of(whole)))
