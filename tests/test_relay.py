@@ -130,7 +130,7 @@ TEACHER: Table = STUDENT | {
     "filler1": {"filler2": 0.7},
     "filler2": {"filler0": 0.6},
 }
-GREEDY = ("--temperature", 0, "--dtype", "float32", "--device", "cpu")
+GREEDY = ("--temperature", 0, "--dtype", "float32", "--device", "cpu", "--max-tokens", 14)
 
 
 def words(text: str) -> list[int]:
