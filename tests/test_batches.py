@@ -31,7 +31,7 @@ def random_examples(count: int, seed: int = 0, longest: int = 60) -> list[Exampl
 
     In half of them not all places count, and in a third the places count with weights of their own.
     """
-    chance = random.Random(seed)
+    chance, of_weights = random.Random(seed), random.Random(f"weights {seed}")
 
     def ids(low: int, high: int) -> list[int]:
         return [chance.randrange(4, VOCABULARY) for _ in range(chance.randrange(low, high))]
@@ -45,7 +45,7 @@ def random_examples(count: int, seed: int = 0, longest: int = 60) -> list[Exampl
         response = ids(1, max(2, longest // 2))
         prompts = ids(1, max(2, longest // 3)), ids(1, longest)
         places = scored(response)
-        weights = [chance.uniform(0.1, 2.0) for _ in places] if i % 3 == 1 else ()
+        weights = [of_weights.uniform(0.1, 2.0) for _ in places] if i % 3 == 1 else ()
         made.append(Example(f"row {i:03}", *prompts, response, places, weights=weights))
     return made
 
