@@ -9,10 +9,11 @@ some 150 bytes a row for the pairs of y_o and y_r. The figures are the same for 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
+from trd_cli.diagnosis.pairs import Pairs, Shortening
 from trd_cli.diagnosis.sums import Estimates, Means, Quantiles, Shares
 from trd_cli.training.tenths import TENTHS, tenth_of
 
@@ -30,7 +31,7 @@ _BY_TENTH = {
     "reverse_kl": 1.0,
     "student_entropy": 1.0,
     "teacher_entropy": 1.0,
-    "onset_mass": 1e-3,
+    "onset_mass": 2.0**-10,
     "overlap": 1.0,
     "overlap_advantage": 1.0,
 }
@@ -38,10 +39,10 @@ _BY_ROW = {
     "student_nll": 1.0,
     "teacher_nll": 1.0,
     "perplexity_gap": 1.0,
-    "trigger_token": 1000.0,
-    "onset_repeated": 0.1,
-    "tokens": 1000.0,
-    "onset_words": 10.0,
+    "trigger_token": 1024.0,
+    "onset_repeated": 2.0**-4,
+    "tokens": 1024.0,
+    "onset_words": 8.0,
     "zlib_ratio": 1.0,
 }
 _SHARES = ("trigger", "truncated", "finished", "accuracy_finished", "finished_and_correct")
@@ -79,6 +80,11 @@ class Part:
     is_onset_N: np.ndarray
     trigger_N: np.ndarray
 
+    def __post_init__(self) -> None:
+        lengths = {"R": len(self.tokens_R), "N": int(self.tokens_R.sum())}
+        for field in fields(self):
+            assert len(getattr(self, field.name)) == lengths[field.name[-1]], field.name
+
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
@@ -109,10 +115,16 @@ class Gathering:
         self._first_trigger = Shares(_GROUPS * TENTHS)
         self._log_ratio = Quantiles(_GROUPS * TENTHS)
         self._scatter_GSS = np.zeros((_GROUPS, SQUARES, SQUARES), np.int64)
+        self._pairs = Pairs()
+        self.rows = dict.fromkeys(TEXTS, 0)
+        self.positions = 0
 
     def add(self, part: Part) -> None:
         """Add rows. Those without a position count only in the shares of how rows end."""
         rows = _Rows(part)
+        self.positions += len(rows.row_N)
+        for text, count in zip(TEXTS, np.bincount(part.text_R, minlength=len(TEXTS)).tolist(), strict=True):
+            self.rows[text] += count
         for name, means in self._tenths.items():
             value_N = getattr(part, f"{name}_N")
             cell_G, of_G = rows.in_groups(np.arange(len(part.tokens_R)))
@@ -141,6 +153,9 @@ class Gathering:
         }
         for name, means in self._rows.items():
             means.add(cell_G, values[name][of_G])
+        of_pairs = {name: values[name] for name in ("tokens", "onset_words", "student_nll", "teacher_nll")}
+        is_y_r = part.text_R == TEXTS.index("y_r")
+        self._pairs.add({"id": part.id_R, "parent": part.parent_R, "is_y_r": is_y_r, **of_pairs})
         correct_R = part.verdict_R == VERDICTS.index("correct")
         graded_R = part.verdict_R > 0
         for name, is_true_R, of_R in (
@@ -184,6 +199,10 @@ class Gathering:
             of = (value_C, nothing_C, nothing_C, counts_C)
             found += _listed(f"log_ratio_p{round(100 * level):02d}", of, TENTHS)
         return found
+
+    def shortening(self) -> Shortening | None:
+        """Return y_r against y_o, None without a pair."""
+        return self._pairs.shortening()
 
     def scatter(self) -> dict[tuple[str, str], list[list[int]]]:
         """Return the counts of positions by (text, verdict) and square, rows by rising p of the teacher."""

@@ -23,7 +23,7 @@ Estimates = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
 class Means:
-    """The means of one figure, with t intervals over rows. Its values should be near 1 in `unit`.
+    """The means of one figure, with t intervals over rows. Its values should be near 1 in `unit`, a power of two.
 
     The squares of a million rows must not exceed 2^39 units together. A value that is not finite is left out.
     """

@@ -19,7 +19,6 @@ from trd_cli.trajectories.shards import PROBLEM_SCHEMA, read_table, shard_info
 from trd_cli.trajectories.stage_dir import SESSIONS
 
 
-
 def cost_of(node: Node) -> NodeCost:
     """Return a node's cost so far. Rows and tokens come from its shards; a figure in no log or shard is None."""
     # A verify node fills in another's set, whose sessions are not its own.

@@ -12,6 +12,7 @@ from statistics import median
 from typing import Any
 
 from trd_cli.datasets.ngrams import SIZES
+from trd_cli.evaluation.table import Table, count, number, plain, table_of
 from trd_cli.evaluation.tables import NOTHING, interval, markdown_table, percent, points
 from trd_cli.report.data import (
     ALL_SEEDS,
@@ -27,7 +28,6 @@ from trd_cli.report.data import (
 from trd_cli.report.round_tables import by_round, cost_of_rounds
 from trd_cli.report.rounds import details, evenly, has_many_rounds
 from trd_cli.report.scores import are_several, curves_of
-from trd_cli.report.table import Table, count, number, plain, table_of
 
 _INTERVALS = "Intervals are 95 %, over questions."
 _QUANTILES = ("mean", "5 %", "25 %", "median", "75 %", "95 %")

@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Any
 
 from trd_cli import __version__
 from trd_cli.atomic import replacing
+from trd_cli.evaluation.table import Table
 from trd_cli.report.data import ReportData
 from trd_cli.report.reader.packing import SEARCHED, pack
 from trd_cli.report.reader.trajectories import CHARACTERS, LIMIT, Trajectories
-from trd_cli.report.table import Table
 from trd_cli.report.tabulate import tables
 
 if TYPE_CHECKING:
