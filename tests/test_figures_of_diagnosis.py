@@ -4,41 +4,56 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from typing import Any
 
 import numpy as np
 import pytest
 
-from trd_cli.diagnosis.figures import Estimate, Gathering, Part
+from trd_cli.diagnosis.figures import BY_TENTH, Estimate, Gathering, Part
 from trd_cli.diagnosis.pairs import Shortening
 
 CORRECT, INCORRECT, NEITHER = 1, 2, 0
 T95 = {1: 12.706204736, 2: 4.302652730}
 
 
-def part(rows: Sequence[Mapping[str, object]]) -> Part:
+def part(rows: Sequence[Mapping[str, Any]]) -> Part:
     """Return rows as a part. A row is y_o, ungraded and finished, with 0 for each figure of its positions, but for the
     keys that it has: a figure of its positions is a list.
     """
-    of_row = {"id": "", "parent": None, "text": 0, "verdict": NEITHER, "finished": True, "truncated": False}
-    dtypes = {"text": np.int8, "verdict": np.int8, "tokens": np.int64, "finished": bool, "truncated": bool}
-    made: dict[str, object] = {}
     lengths = [next((len(v) for v in row.values() if isinstance(v, list)), 0) for row in rows]
-    for name in (field.name for field in fields(Part)):
-        key, axis = name[:-2], name[-1]
-        if axis == "R":
-            defaults = {**of_row, "zlib": math.nan}
-            values = [
-                n if key == "tokens" else row.get(key, defaults.get(key)) for row, n in zip(rows, lengths, strict=True)
-            ]
-            made[name] = values if key in ("id", "parent") else np.array(values, dtypes.get(key, np.float64))
-        else:
-            is_flag = key in ("teacher_top1_is_onset", "is_onset", "trigger")
-            dtype = bool if is_flag else np.int64 if key == "teacher_top1" else np.float32
-            made[name] = np.array(
-                [x for row, n in zip(rows, lengths, strict=True) for x in row.get(key, [0] * n)], dtype
-            )
-    return Part(**made)
+
+    def of_rows(name: str, default: object, dtype: type) -> np.ndarray:
+        return np.array([row.get(name, default) for row in rows], dtype)
+
+    def of_positions(name: str, dtype: type = np.float32) -> np.ndarray:
+        return np.array([x for row, n in zip(rows, lengths, strict=True) for x in row.get(name, [0] * n)], dtype)
+
+    def means(name: str) -> np.ndarray:
+        found = [np.array(row.get(name, [0.0] * n)) for row, n in zip(rows, lengths, strict=True)]
+        return np.array([x[np.isfinite(x)].mean() if np.isfinite(x).any() else np.nan for x in found])
+
+    first = [(row.get("trigger") or [0]).index(1) if 1 in row.get("trigger", ()) else -1 for row in rows]
+    return Part(
+        id_R=[row.get("id", "") for row in rows],
+        parent_R=[row.get("parent") for row in rows],
+        text_R=of_rows("text", 0, np.int8),
+        verdict_R=of_rows("verdict", NEITHER, np.int8),
+        tokens_R=np.array(lengths),
+        finished_R=of_rows("finished", True, bool),
+        truncated_R=of_rows("truncated", False, bool),
+        repetition_R=of_rows("repetition", math.nan, float),
+        first_trigger_R=np.array(first),
+        onset_words_R=1000 * means("is_onset"),
+        student_nll_R=-means("student_logprob"),
+        teacher_nll_R=-means("teacher_logprob"),
+        mean_R={name: means(name) for name in BY_TENTH},
+        figure_N={name: of_positions(name) for name in BY_TENTH},
+        student_logprob_N=of_positions("student_logprob"),
+        teacher_logprob_N=of_positions("teacher_logprob"),
+        l2_N=of_positions("l2"),
+        teacher_top_N=of_positions("teacher_top", np.int32),
+        teacher_top_is_onset_N=of_positions("teacher_top_is_onset", bool),
+    )
 
 
 def gathered(*parts: Part) -> Gathering:
@@ -58,10 +73,7 @@ def figure(
 TWENTY = [float(i) for i in range(20)]
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["forward_kl", "reverse_kl", "onset_mass", "overlap", "overlap_advantage", "student_entropy", "teacher_entropy"],
-)
+@pytest.mark.parametrize("name", list(BY_TENTH))
 def test_a_figure_by_tenth_is_the_mean_over_rows_of_each_rows_mean(name: str) -> None:
     # A row of 20 places has two a tenth, one of 10 has one, and one of 5 has a place in every other tenth.
     found = gathered(part([{name: TWENTY}, {name: [1.0] * 10}, {name: [4.0] * 5}]))
@@ -113,14 +125,14 @@ def test_fragments_are_the_tenths_shares_of_a_rows_distance() -> None:
 
 
 def test_an_onset_token_is_repeated_where_it_already_was_the_teachers_first_one_place_before() -> None:
-    repeated = {"teacher_top1": [7, 7, 7, 3, 3], "teacher_top1_is_onset": [1, 1, 1, 0, 0]}
+    repeated = {"teacher_top": [7, 7, 7, 3, 3], "teacher_top_is_onset": [1, 1, 1, 0, 0]}
     # The last token of a row is not the one before the next row's first.
-    other = {"teacher_top1": [7, 5, 7, 3, 3], "teacher_top1_is_onset": [1, 0, 1, 0, 0]}
+    other = {"teacher_top": [7, 5, 7, 3, 3], "teacher_top_is_onset": [1, 0, 1, 0, 0]}
     assert figure(gathered(part([repeated])), "onset_repeated").value == pytest.approx(0.5)
-    ends = {"teacher_top1": [3, 7], "teacher_top1_is_onset": [0, 1]}
+    ends = {"teacher_top": [3, 7], "teacher_top_is_onset": [0, 1]}
     found = gathered(part([ends, other]))
     assert figure(found, "onset_repeated").value == 0.0
-    assert figure(gathered(part([{"teacher_top1": [7], "teacher_top1_is_onset": [1]}])), "onset_repeated") is None
+    assert figure(gathered(part([{"teacher_top": [7], "teacher_top_is_onset": [1]}])), "onset_repeated") is None
 
 
 def test_the_trigger_has_a_rate_by_verdict_and_a_first_place() -> None:
@@ -166,9 +178,9 @@ def test_the_scatter_counts_positions_by_both_probabilities() -> None:
 def test_rows_end_finished_or_cut_off_and_the_accuracy_is_that_of_the_finished_ones() -> None:
     cut = {"finished": False, "truncated": True}
     rows = [
-        {"l2": [1.0], "verdict": CORRECT, "zlib": 0.5},
-        {"l2": [1.0], "verdict": INCORRECT, "zlib": 0.3},
-        {"l2": [1.0], "verdict": INCORRECT, **cut, "zlib": 0.1},
+        {"l2": [1.0], "verdict": CORRECT, "repetition": 0.5},
+        {"l2": [1.0], "verdict": INCORRECT, "repetition": 0.3},
+        {"l2": [1.0], "verdict": INCORRECT, **cut, "repetition": 0.1},
         {"l2": [1.0], **cut},
     ]
     found = gathered(part(rows))
@@ -177,8 +189,8 @@ def test_rows_end_finished_or_cut_off_and_the_accuracy_is_that_of_the_finished_o
     assert figure(found, "truncated", "incorrect").value == 0.5
     assert figure(found, "accuracy_finished").value == 0.5
     assert figure(found, "finished_and_correct").value == pytest.approx(1 / 3)
-    assert figure(found, "zlib_ratio").value == pytest.approx(0.3)
-    assert figure(found, "zlib_ratio").rows == 3
+    assert figure(found, "repetition").value == pytest.approx(0.3)
+    assert figure(found, "repetition").rows == 3
 
 
 def test_onset_words_are_counted_a_thousand_tokens() -> None:
@@ -228,7 +240,7 @@ def made_up(rows: int, seed: int) -> list[dict[str, object]]:
     made = []
     for i in range(rows):
         n = int(random.integers(1, 60))
-        row: dict[str, object] = {"id": str(i), "text": i % 2, "verdict": i % 3, "zlib": float(random.random())}
+        row: dict[str, object] = {"id": str(i), "text": i % 2, "verdict": i % 3, "repetition": float(random.random())}
         row["parent"] = str(i - 1) if i % 2 else None
         for name in ("forward_kl", "reverse_kl", "onset_mass", "overlap", "l2"):
             row[name] = random.exponential(1.0, n).tolist()

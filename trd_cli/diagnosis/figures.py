@@ -8,7 +8,7 @@ some 150 bytes a row for the pairs of y_o and y_r. The figures are the same for 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -26,7 +26,7 @@ LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
 SQUARES = 25
 _GROUPS = len(TEXTS) * len(VERDICTS)
 # Figures of a position → their unit, for means over rows by tenth (the eleventh is the whole response).
-_BY_TENTH = {
+BY_TENTH = {
     "forward_kl": 1.0,
     "reverse_kl": 1.0,
     "student_entropy": 1.0,
@@ -43,7 +43,7 @@ _BY_ROW = {
     "onset_repeated": 2.0**-4,
     "tokens": 1024.0,
     "onset_words": 8.0,
-    "zlib_ratio": 1.0,
+    "repetition": 1.0,
 }
 _SHARES = ("trigger", "truncated", "finished", "accuracy_finished", "finished_and_correct")
 
@@ -53,8 +53,9 @@ class Part:
     """Some rows with the figures of all their positions.
 
     `text_R` and `verdict_R` are places in TEXTS and VERDICTS, the verdict 0 for one that is neither correct nor
-    incorrect. `zlib_R` is NaN for a row without text. The positions of a row, `tokens_R` of them, follow each other in
-    its order. A figure that a position lacks is NaN.
+    incorrect. `first_trigger_R` is a place from 0, or -1. The positions of a row, `tokens_R` of them, follow each other
+    in its order. A figure that is unknown is NaN. Means of a row are given: they are made of figures that are more
+    exact than those of its positions.
     """
 
     id_R: Sequence[str]
@@ -64,26 +65,25 @@ class Part:
     tokens_R: np.ndarray
     finished_R: np.ndarray
     truncated_R: np.ndarray
-    zlib_R: np.ndarray
-    forward_kl_N: np.ndarray
-    reverse_kl_N: np.ndarray
+    repetition_R: np.ndarray
+    first_trigger_R: np.ndarray
+    onset_words_R: np.ndarray
+    student_nll_R: np.ndarray
+    teacher_nll_R: np.ndarray
+    mean_R: Mapping[str, np.ndarray]
+    figure_N: Mapping[str, np.ndarray]
     student_logprob_N: np.ndarray
     teacher_logprob_N: np.ndarray
-    student_entropy_N: np.ndarray
-    teacher_entropy_N: np.ndarray
-    onset_mass_N: np.ndarray
-    overlap_N: np.ndarray
-    overlap_advantage_N: np.ndarray
     l2_N: np.ndarray
-    teacher_top1_N: np.ndarray
-    teacher_top1_is_onset_N: np.ndarray
-    is_onset_N: np.ndarray
-    trigger_N: np.ndarray
+    teacher_top_N: np.ndarray
+    teacher_top_is_onset_N: np.ndarray
 
     def __post_init__(self) -> None:
         lengths = {"R": len(self.tokens_R), "N": int(self.tokens_R.sum())}
         for field in fields(self):
-            assert len(getattr(self, field.name)) == lengths[field.name[-1]], field.name
+            value = getattr(self, field.name)
+            for each in value.values() if isinstance(value, Mapping) else [value]:
+                assert len(each) == lengths[field.name[-1]], field.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +108,7 @@ class Gathering:
     """The sums behind all figures. `add` every part, then read `estimates` and `scatter`."""
 
     def __init__(self) -> None:
-        self._tenths = {name: Means(_GROUPS * (TENTHS + 1), unit) for name, unit in _BY_TENTH.items()}
+        self._tenths = {name: Means(_GROUPS * (TENTHS + 1), unit) for name, unit in BY_TENTH.items()}
         self._fragments = Means(_GROUPS * TENTHS)
         self._rows = {name: Means(_GROUPS, unit) for name, unit in _BY_ROW.items()}
         self._shares = {name: Shares(_GROUPS) for name in _SHARES}
@@ -125,11 +125,10 @@ class Gathering:
         self.positions += len(rows.row_N)
         for text, count in zip(TEXTS, np.bincount(part.text_R, minlength=len(TEXTS)).tolist(), strict=True):
             self.rows[text] += count
+        cell_G, of_G = rows.in_groups(np.arange(len(part.tokens_R)))
         for name, means in self._tenths.items():
-            value_N = getattr(part, f"{name}_N")
-            cell_G, of_G = rows.in_groups(np.arange(len(part.tokens_R)))
-            means.add(cell_G * (TENTHS + 1) + TENTHS, rows.means(value_N)[of_G])
-            self._add_by_tenth(means, TENTHS + 1, rows, rows.means_by_tenth(value_N))
+            means.add(cell_G * (TENTHS + 1) + TENTHS, part.mean_R[name][of_G])
+            self._add_by_tenth(means, TENTHS + 1, rows, rows.means_by_tenth(part.figure_N[name]))
         self._add_by_tenth(self._fragments, TENTHS, rows, rows.shares_by_tenth(part.l2_N))
         self._add_rows(part, rows)
         self._add_pairs_of_probabilities(part, rows)
@@ -140,16 +139,16 @@ class Gathering:
 
     def _add_rows(self, part: Part, rows: _Rows) -> None:
         cell_G, of_G = rows.in_groups(np.arange(len(part.tokens_R)))
-        first_R = rows.first(part.trigger_N)
+        first_R = part.first_trigger_R
         values = {
-            "student_nll": -rows.means(part.student_logprob_N),
-            "teacher_nll": -rows.means(part.teacher_logprob_N),
-            "perplexity_gap": rows.means(part.student_logprob_N - part.teacher_logprob_N),
+            "student_nll": part.student_nll_R,
+            "teacher_nll": part.teacher_nll_R,
+            "perplexity_gap": part.teacher_nll_R - part.student_nll_R,
             "trigger_token": np.where(first_R >= 0, first_R + 1.0, np.nan),
             "onset_repeated": rows.repeated(part),
-            "tokens": part.tokens_R,
-            "onset_words": 1000 * rows.means(part.is_onset_N),
-            "zlib_ratio": part.zlib_R,
+            "tokens": part.tokens_R.astype(np.float64),
+            "onset_words": part.onset_words_R,
+            "repetition": part.repetition_R,
         }
         for name, means in self._rows.items():
             means.add(cell_G, values[name][of_G])
@@ -260,10 +259,6 @@ class _Rows:
         counts = np.bincount(cell_N[known_N], minlength=cells)
         return np.divide(sums, counts, out=np.full(cells, np.nan), where=counts > 0)
 
-    def means(self, value_N: np.ndarray) -> np.ndarray:
-        """Return the mean of each row, (R,), NaN without a position."""
-        return self._means(self.row_N, self._count, value_N)
-
     def means_by_tenth(self, value_N: np.ndarray) -> np.ndarray:
         """Return the mean of each row in each tenth, (R, T), NaN for a tenth without a position."""
         cells = self._count * TENTHS
@@ -277,20 +272,12 @@ class _Rows:
         whole_R1 = sums_RT.sum(axis=1, keepdims=True)
         return np.divide(sums_RT, whole_R1, out=np.full_like(sums_RT, np.nan), where=whole_R1 > 0)
 
-    def first(self, is_true_N: np.ndarray) -> np.ndarray:
-        """Return the first place of each row at which something is true, (R,), -1 where it nowhere is."""
-        first_R = np.full(self._count, -1)
-        # Written from the end, so that the first one stays.
-        (at,) = np.nonzero(is_true_N)
-        first_R[self.row_N[at[::-1]]] = self._place_N[at[::-1]]
-        return first_R
-
     def repeated(self, part: Part) -> np.ndarray:
         """Return the share of a row's places, but the first, whose teacher's top-1 is the onset token of the place
         before, (R,).
         """
         again_N = np.zeros(len(self.row_N))
-        same_N = part.teacher_top1_N[1:] == part.teacher_top1_N[:-1]
-        again_N[1:] = same_N & part.teacher_top1_is_onset_N[1:]
+        same_N = part.teacher_top_N[1:] == part.teacher_top_N[:-1]
+        again_N[1:] = same_N & part.teacher_top_is_onset_N[1:]
         again_N[self._place_N == 0] = np.nan
-        return self.means(again_N)
+        return self._means(self.row_N, self._count, again_N)

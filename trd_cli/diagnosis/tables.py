@@ -143,12 +143,12 @@ def _ends(diagnosis: Diagnosis) -> Table:
         # Among rows of one verdict the accuracy says nothing.
         shown = names if verdict == ALL else names[:2]
         yield from (_share(diagnosis.of(name, text, verdict)) if name in shown else NOTHING for name in names)
-        yield _with_ends(diagnosis.of("zlib_ratio", text, verdict), number)
+        yield _with_ends(diagnosis.of("repetition", text, verdict), number)
 
-    numbers = ("truncated", "finished", "accuracy of the finished", "finished and correct", "zlib ratio")
+    numbers = ("truncated", "finished", "accuracy of the finished", "finished and correct", "repetition")
     note = (
-        f"{_INTERVALS} Finished and correct is finished × accuracy of the finished, of the graded rows. The zlib ratio is compressed over "
-        "plain bytes of the last 10,000 characters: the lower, the more the text repeats itself."
+        f"{_INTERVALS} Finished and correct is finished × accuracy of the finished, of the graded rows. Repetition is how many times "
+        "smaller zlib makes the last 10,000 characters: the higher, the more the text repeats itself."
     )
     return table_of("prefix-ends", "Ends and repetition", _GROUP, numbers, _rows(diagnosis, cells), note)
 
