@@ -46,7 +46,7 @@ def part(rows: Sequence[Mapping[str, Any]]) -> Part:
         onset_words_R=1000 * means("is_onset"),
         student_nll_R=-means("student_logprob"),
         teacher_nll_R=-means("teacher_logprob"),
-        mean_R={name: means(name) for name in BY_TENTH},
+        mean_R={name: means(name) for name in BY_TENTH if name != "overlap_advantage"},
         figure_N={name: of_positions(name) for name in BY_TENTH},
         student_logprob_N=of_positions("student_logprob"),
         teacher_logprob_N=of_positions("teacher_logprob"),

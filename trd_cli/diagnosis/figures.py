@@ -54,8 +54,8 @@ class Part:
 
     `text_R` and `verdict_R` are places in TEXTS and VERDICTS, the verdict 0 for one that is neither correct nor
     incorrect. `first_trigger_R` is a place from 0, or -1. The positions of a row, `tokens_R` of them, follow each other
-    in its order. A figure that is unknown is NaN. Means of a row are given: they are made of figures that are more
-    exact than those of its positions.
+    in its order. A figure that is unknown is NaN. `mean_R` has means of rows that are more exact than those of the
+    figures of their positions would be.
     """
 
     id_R: Sequence[str]
@@ -127,7 +127,7 @@ class Gathering:
             self.rows[text] += count
         cell_G, of_G = rows.in_groups(np.arange(len(part.tokens_R)))
         for name, means in self._tenths.items():
-            means.add(cell_G * (TENTHS + 1) + TENTHS, part.mean_R[name][of_G])
+            means.add(cell_G * (TENTHS + 1) + TENTHS, rows.mean(name)[of_G])
             self._add_by_tenth(means, TENTHS + 1, rows, rows.means_by_tenth(part.figure_N[name]))
         self._add_by_tenth(self._fragments, TENTHS, rows, rows.shares_by_tenth(part.l2_N))
         self._add_rows(part, rows)
@@ -258,6 +258,11 @@ class _Rows:
         sums = np.bincount(cell_N[known_N], value_N[known_N].astype(np.float64), minlength=cells)
         counts = np.bincount(cell_N[known_N], minlength=cells)
         return np.divide(sums, counts, out=np.full(cells, np.nan), where=counts > 0)
+
+    def mean(self, figure: str) -> np.ndarray:
+        """Return the mean of a figure of each row, (R,), as it is given, or made of the row's positions."""
+        given = self._part.mean_R.get(figure)
+        return self._means(self.row_N, self._count, self._part.figure_N[figure]) if given is None else given
 
     def means_by_tenth(self, value_N: np.ndarray) -> np.ndarray:
         """Return the mean of each row in each tenth, (R, T), NaN for a tenth without a position."""

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, astuple, fields, replace
 from math import exp
-from typing import Any
 
 from trd_cli.diagnosis.figures import ALL, LEVELS, Estimate
-from trd_cli.diagnosis.pairs import CERTAIN, FAR, SHORT
+from trd_cli.diagnosis.pairs import CERTAIN, FAR, SHORT, Paired
 from trd_cli.diagnosis.results import Diagnosis
 from trd_cli.evaluation.table import Table, count, number, table_of
-from trd_cli.evaluation.tables import NOTHING, interval, percent
+from trd_cli.evaluation.tables import NOTHING, csv_text, interval, percent
 from trd_cli.training.tenths import TENTHS
 
 Shown = Callable[[float], str]
@@ -42,20 +41,25 @@ def tables(diagnosis: Diagnosis, name: str = "") -> list[Table]:
     if not name:
         return found
     plain = name.replace("/", "-")
-    return [Table(**(vars(t) | {"name": f"{t.name}-{plain}", "title": f"{t.title}, {name}"})) for t in found]
+    return [replace(t, name=f"{t.name}-{plain}", title=f"{t.title}, {name}") for t in found]
 
 
-def csv_lines(diagnosis: Diagnosis) -> tuple[list[str], list[list[Any]]]:
-    """Return the titles and the lines of all figures but the pairs."""
-    return [field.name for field in fields(Estimate)], [list(asdict(e).values()) for e in diagnosis.figures]
-
-
-def csv_of_pairs(diagnosis: Diagnosis) -> tuple[list[str], list[list[Any]]]:
-    """Return the titles and the lines of y_r against y_o."""
-    titles = ["figure", "y_o", "y_r", "difference", "low", "high", "pairs"]
-    if diagnosis.shortening is None:
-        return titles, []
-    return titles, [list(asdict(paired).values()) for paired in diagnosis.shortening.figures]
+def csv_files(diagnosis: Diagnosis) -> dict[str, str]:
+    """Return the content of the CSV files by name. Nothing is rounded, and an empty field is unknown."""
+    figures = [field.name for field in fields(Estimate)], [astuple(each) for each in diagnosis.figures]
+    pairs = diagnosis.shortening.figures if diagnosis.shortening else ()
+    scatter = (
+        [each.text, each.verdict, teacher, student, count]
+        for each in diagnosis.scatter
+        for teacher, counts in enumerate(each.counts)
+        for student, count in enumerate(counts)
+        if count
+    )
+    return {
+        "diagnosis.csv": csv_text(*figures),
+        "diagnosis_pairs.csv": csv_text([field.name for field in fields(Paired)], map(astuple, pairs)),
+        "diagnosis_scatter.csv": csv_text(["text", "verdict", "teacher", "student", "positions"], scatter),
+    }
 
 
 def _rows(diagnosis: Diagnosis, cells: Callable[[str, str], Iterable[str]]) -> Iterator[tuple[str, ...]]:
@@ -72,12 +76,7 @@ def _with_ends(estimate: Estimate | None, shown: Shown) -> str:
 
 
 def _share(estimate: Estimate | None) -> str:
-    return NOTHING if estimate is None else f"{percent(estimate.value)} ({interval(vars_of(estimate))})"
-
-
-def vars_of(estimate: Estimate) -> dict[str, Any]:
-    """Return the fields of an estimate by name."""
-    return asdict(estimate)
+    return NOTHING if estimate is None else f"{percent(estimate.value)} ({interval(asdict(estimate))})"
 
 
 def _count(estimate: Estimate | None) -> str:
