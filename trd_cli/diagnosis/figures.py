@@ -45,6 +45,8 @@ _BY_ROW = {
     "onset_words": 8.0,
     "repetition": 1.0,
 }
+# Figures that may be below 0.
+_SIGNED = ("overlap_advantage", "perplexity_gap")
 _SHARES = ("trigger", "truncated", "finished", "accuracy_finished", "finished_and_correct")
 
 
@@ -108,9 +110,9 @@ class Gathering:
     """The sums behind all figures. `add` every part, then read `estimates` and `scatter`."""
 
     def __init__(self) -> None:
-        self._tenths = {name: Means(_GROUPS * (TENTHS + 1), unit) for name, unit in BY_TENTH.items()}
+        self._tenths = {name: Means(_GROUPS * (TENTHS + 1), unit, _least(name)) for name, unit in BY_TENTH.items()}
         self._fragments = Means(_GROUPS * TENTHS)
-        self._rows = {name: Means(_GROUPS, unit) for name, unit in _BY_ROW.items()}
+        self._rows = {name: Means(_GROUPS, unit, _least(name)) for name, unit in _BY_ROW.items()}
         self._shares = {name: Shares(_GROUPS) for name in _SHARES}
         self._first_trigger = Shares(_GROUPS * TENTHS)
         self._log_ratio = Quantiles(_GROUPS * TENTHS)
@@ -210,6 +212,10 @@ class Gathering:
             for group, counts_SS in zip(_groups(), self._scatter_GSS, strict=True)
             if counts_SS.any()
         }
+
+
+def _least(figure: str) -> float:
+    return -np.inf if figure in _SIGNED else 0.0
 
 
 def _groups() -> Iterator[tuple[str, str]]:

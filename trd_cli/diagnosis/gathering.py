@@ -15,6 +15,7 @@ from trd_cli.diagnosis.figures import BY_TENTH, VERDICTS, Gathering, Part
 from trd_cli.diagnosis.files import ONSET_FILE, ROW, ROWS, ROWS_FILE, flat, iter_figures, read_onset_ids
 from trd_cli.diagnosis.results import Diagnosis, Model, diagnosis_of, write_diagnosis
 from trd_cli.diagnosis.tables import csv_files
+from trd_cli.evaluation.tables import csv_text
 from trd_cli.losses.positions import TOP_K
 from trd_cli.trajectories.shards import read_table
 
@@ -34,8 +35,8 @@ def conclude(directory: Path, student: Model, teacher: Model) -> Diagnosis:
         found.add(part)
     onset = hashlib.sha256((directory / ONSET_FILE).read_bytes()).hexdigest()
     diagnosis = diagnosis_of(found, student, teacher, onset)
-    for name, text in csv_files(diagnosis).items():
-        write_text(directory / name, text)
+    for name, lines in csv_files({directory.resolve().name: diagnosis}).items():
+        write_text(directory / name, csv_text(*lines))
     write_diagnosis(directory, diagnosis)
     return diagnosis
 

@@ -97,7 +97,7 @@ def _paired(name: str, before_N: np.ndarray, after_N: np.ndarray) -> Paired | No
     known_N = np.isfinite(before_N) & np.isfinite(after_N)
     if not known_N.any():
         return None
-    means = Means(3, {"tokens": 1024.0, "onset_words": 8.0}.get(name, 1.0))
+    means = Means(3, {"tokens": 1024.0, "onset_words": 8.0}.get(name, 1.0), least=-np.inf)
     for cell, value_N in enumerate((before_N, after_N, after_N - before_N)):
         means.add(np.full(known_N.sum(), cell), value_N[known_N])
     value_C, low_C, high_C, count_C = means.estimates()

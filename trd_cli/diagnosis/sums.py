@@ -25,11 +25,12 @@ Estimates = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 class Means:
     """The means of one figure, with t intervals over rows. Its values should be near 1 in `unit`, a power of two.
 
+    No value is below `least`, nor is the end of an interval.
     The squares of a million rows must not exceed 2^39 units together. A value that is not finite is left out.
     """
 
-    def __init__(self, cells: int, unit: float = 1.0) -> None:
-        self._unit = unit
+    def __init__(self, cells: int, unit: float = 1.0, least: float = 0.0) -> None:
+        self._unit, self._least = unit, least
         self._count_C, self._sum_C, self._squares_C = (np.zeros(cells, np.int64) for _ in range(3))
 
     def add(self, cell_N: np.ndarray, value_N: np.ndarray) -> None:
@@ -46,7 +47,7 @@ class Means:
         mean_C = self._sum_C / _STEPS / count_C
         spread_C = np.maximum(self._squares_C / _STEPS - count_C * mean_C**2, 0.0)
         low_C, high_C = t_interval(mean_C, spread_C, self._count_C)
-        known_C = self._count_C > 0
+        low_C, known_C = np.maximum(low_C, self._least / self._unit), self._count_C > 0
         ends = (np.where(known_C, each, np.nan) * self._unit for each in (mean_C, low_C, high_C))
         return *ends, self._count_C.copy()
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, astuple, fields, replace
 from math import exp
+from typing import Any
 
 from trd_cli.diagnosis.figures import ALL, LEVELS, Estimate
 from trd_cli.diagnosis.pairs import CERTAIN, FAR, SHORT, Paired
 from trd_cli.diagnosis.results import Diagnosis
 from trd_cli.evaluation.table import Table, count, number, table_of
-from trd_cli.evaluation.tables import NOTHING, csv_text, interval, percent
+from trd_cli.evaluation.tables import NOTHING, interval, percent
 from trd_cli.training.tenths import TENTHS
 
 Shown = Callable[[float], str]
@@ -44,21 +45,24 @@ def tables(diagnosis: Diagnosis, name: str = "") -> list[Table]:
     return [replace(t, name=f"{t.name}-{plain}", title=f"{t.title}, {name}") for t in found]
 
 
-def csv_files(diagnosis: Diagnosis) -> dict[str, str]:
-    """Return the content of the CSV files by name. Nothing is rounded, and an empty field is unknown."""
-    figures = [field.name for field in fields(Estimate)], [astuple(each) for each in diagnosis.figures]
-    pairs = diagnosis.shortening.figures if diagnosis.shortening else ()
-    scatter = (
-        [each.text, each.verdict, teacher, student, count]
-        for each in diagnosis.scatter
-        for teacher, counts in enumerate(each.counts)
-        for student, count in enumerate(counts)
-        if count
-    )
+def csv_files(diagnoses: Mapping[str, Diagnosis]) -> dict[str, tuple[list[str], list[list[Any]]]]:
+    """Return titles and lines of the CSV files by name. Nothing is rounded, and None is unknown."""
+    figures, pairs, scatter = [], [], []
+    for name, diagnosis in diagnoses.items():
+        figures += [[name, *astuple(each)] for each in diagnosis.figures]
+        pairs += [[name, *astuple(each)] for each in (diagnosis.shortening.figures if diagnosis.shortening else ())]
+        scatter += [
+            [name, each.text, each.verdict, teacher, student, positions]
+            for each in diagnosis.scatter
+            for teacher, counts in enumerate(each.counts)
+            for student, positions in enumerate(counts)
+            if positions
+        ]
+    of_scatter = ["diagnosis", "text", "verdict", "teacher", "student", "positions"]
     return {
-        "diagnosis.csv": csv_text(*figures),
-        "diagnosis_pairs.csv": csv_text([field.name for field in fields(Paired)], map(astuple, pairs)),
-        "diagnosis_scatter.csv": csv_text(["text", "verdict", "teacher", "student", "positions"], scatter),
+        "diagnosis.csv": (["diagnosis", *(field.name for field in fields(Estimate))], figures),
+        "diagnosis_pairs.csv": (["diagnosis", *(field.name for field in fields(Paired))], pairs),
+        "diagnosis_scatter.csv": (of_scatter, scatter),
     }
 
 
@@ -195,9 +199,11 @@ def _shortening(diagnosis: Diagnosis) -> Table:
     numbers = ("pairs", "y_o", "y_r", "y_r − y_o", "95 % interval")
     collapsed = (
         f"{percent(found.collapsed)} of the pairs have a y_r of at most {SHORT:g} of y_o's tokens, with a teacher's NLL of at most {CERTAIN:g} "
-        f"nats a token and a student's NLL at least {FAR:g} above it and above that of y_o. "
+        f"nats a token and a student's NLL at least {FAR:g} above it and above that of y_o."
         if found
         else ""
     )
-    note = f"{collapsed}{' '.join(f'Warning: {line}.' for line in diagnosis.warnings)} {_INTERVALS}"
+    note = " ".join(
+        [_INTERVALS.replace("rows", "pairs"), collapsed, *(f"Warning: {line}." for line in diagnosis.warnings)]
+    )
     return table_of("prefix-shortening", "y_r against its y_o", ("figure",), numbers, rows, note.strip())

@@ -101,6 +101,8 @@ def _headed(rows: Sequence[Sequence[Axes]], titles: Sequence[str]) -> None:
     for axes in rows[-1]:
         axes.set_xlabel("place in the response, %")
         axes.set_xlim(0, 100)
+        # The ends of neighbouring axes would touch.
+        axes.set_xticks(range(20, 100, 20))
 
 
 def _entry(verdict: str) -> Line2D:
@@ -172,6 +174,7 @@ def _scatter(diagnosis: Diagnosis) -> Drawn | None:
         axes.plot([0, 1], [0, 1], color=INK, linewidth=0.7)
         axes.set_title(_said(*group), loc="left")
         axes.set_xlabel("p of the student")
+        axes.set_xticks((0.2, 0.5, 0.8))
     row[0].set_ylabel("p of the teacher")
     shares = "; ".join(f"{_said(*group)} {_above(counts[group]):.0f} %" for group in groups)
     alt = f"Share of tokens that the teacher finds likelier than the student, by squares: {shares}."
