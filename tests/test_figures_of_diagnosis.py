@@ -13,7 +13,6 @@ from trd_cli.diagnosis.figures import BY_TENTH, Estimate, Gathering, Part
 from trd_cli.diagnosis.pairs import Shortening
 
 CORRECT, INCORRECT, NEITHER = 1, 2, 0
-T95 = {1: 12.706204736, 2: 4.302652730}
 
 
 def part(rows: Sequence[Mapping[str, Any]]) -> Part:
@@ -85,10 +84,14 @@ def test_a_figure_by_tenth_is_the_mean_over_rows_of_each_rows_mean(name: str) ->
 
 
 def test_an_interval_is_students_over_rows_and_one_row_has_none() -> None:
-    found = gathered(part([{"forward_kl": [1.0]}, {"forward_kl": [2.0, 2.0]}, {"forward_kl": [6.0]}]))
+    three = [[1.0], [2.0, 2.0], [6.0]]
+    found = gathered(part([{"overlap_advantage": x, "forward_kl": x} for x in three]))
+    half = 4.302652730 * math.sqrt(14 / 2) / math.sqrt(3)
+    signed = figure(found, "overlap_advantage")
+    assert (signed.value, signed.low, signed.high) == pytest.approx((3, 3 - half, 3 + half))
+    # No divergence is below 0.
     whole = figure(found, "forward_kl")
-    half = T95[2] * math.sqrt(14 / 2) / math.sqrt(3)
-    assert (whole.value, whole.low, whole.high) == pytest.approx((3, 3 - half, 3 + half), rel=2e-3)
+    assert (whole.value, whole.low, whole.high) == pytest.approx((3, 0, 3 + half))
     alone = figure(gathered(part([{"forward_kl": [1.0]}])), "forward_kl")
     assert (alone.value, alone.low, alone.high) == (1.0, None, None)
 
