@@ -23,7 +23,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("engines/",),
     ("graders/",),
     ("datasets/", "evaluation/", "planned", "continuing", "generation"),
-    ("training/", "diagnosis/", "recipes/", "relaying/"),
+    ("training/", "recipes/", "diagnosis/", "relaying/"),
     ("planning/", "report/", "stages/", "lab/"),
     ("cli", "__main__", "warm"),
 )
