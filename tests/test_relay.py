@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 from array import array
 from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from click.testing import Result
 from support.pair import ID, START, Table, build_table
-from support.sets import rows_of
+from support.sets import by_id, rows_of
+from support.tiny import build_model
 
 from trd_cli.records import Trajectory, author_array, logprob_array, token_array
 from trd_cli.relaying.response import Relay, Response, Rules, Trigger, leg_length, room_of_leg
+from trd_cli.trajectories.shards import list_shards, read_rows, write_shard
 
 Trd = Callable[..., Result]
 
@@ -264,3 +269,138 @@ def test_a_damaged_file_of_triggers_is_searched_again(
     damaged.write_text(damaged.read_text().replace("7", "8"))
     relay(out, "--leg-tokens", 3, "--shard-rows", 1)
     assert sorted(map(repr, rows_of(out))) == sorted(map(repr, rows_of(whole)))
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory, ok: Trd) -> Path:
+    """Return a directory with random models, and six rollouts drawn at temperature 1."""
+    directory = tmp_path_factory.mktemp("drawn")
+    build_model(directory / "student", seed=1)
+    build_model(directory / "teacher", seed=2)
+    (directory / "onset.txt").write_text("\n".join("abcdefghijklmnopqrstuvwxyz0123456789"))
+    ok("data", "make", "arithmetic", "--n", 6, "--out", directory / "p.parquet")
+    args = ("-p", directory / "p.parquet", *DRAWN, "--max-tokens", 24)
+    ok("sample", "-m", directory / "student", *args, "--out", directory / "y_o")
+    return directory
+
+
+DRAWN = ("--temperature", 1, "--top-p", 1, "--top-k", 0, "--dtype", "float32", "--device", "cpu")
+
+
+def test_rows_do_not_depend_on_the_size_of_shards_and_batches_or_on_parts(drawn: Path, tmp_path: Path, ok: Trd) -> None:
+    command = ("refine", "--setting", "opd", "--mode", "relay", "--teacher", drawn / "teacher", *DRAWN)
+    command += ("--onset", drawn / "onset.txt", "--max-tokens", 24, "--leg-tokens", 5, drawn / "y_o")
+    ok(*command, "--out", tmp_path / "a")
+    ok(*command, "--shard-rows", 2, "--batch-size", 1, "--out", tmp_path / "b")
+    for part in ("1/2", "2/2"):
+        ok(*command, "--shard", part, "--batch-size", 3, "--out", tmp_path / "c")
+    first, second, third = (by_id(tmp_path / name) for name in "abc")
+    assert first == second == third
+    legs = {sum(1 for a, b in pairwise([0, *row.author]) if (a, b) == (0, 1)) for row in first.values()}
+    assert {1, 2} & legs, "some rows are relayed"
+    for row in first.values():
+        parent = by_id(drawn / "y_o")[row.parent_id]
+        begun = row.author.index(1) if 1 in row.author else len(row.author)
+        assert row.response_token_ids[:begun] == parent.response_token_ids[:begun]
+        assert row.logprobs[:begun] == parent.logprobs[:begun]
+
+
+def test_the_same_model_with_the_reference_in_view_takes_over_too(drawn: Path, tmp_path: Path, ok: Trd) -> None:
+    command = ("refine", "--setting", "opsd", "--mode", "relay", *DRAWN, "--onset", drawn / "onset.txt")
+    ok(*command, "--max-tokens", 24, "--leg-tokens", 5, "--out", tmp_path / "out", drawn / "y_o")
+    for row in rows_of(tmp_path / "out"):
+        assert row.setting == "opsd"
+        assert row.reference_solution in row.messages[0]["content"]
+        assert len(row.prompt_token_ids) > len(row.student_prompt_token_ids)
+
+
+def test_relayed_rows_are_graded_and_trained_on_as_any_other(drawn: Path, tmp_path: Path, ok: Trd) -> None:
+    command = ("refine", "--setting", "opd", "--mode", "relay", "--teacher", drawn / "teacher", *DRAWN)
+    command += ("--onset", drawn / "onset.txt", "--max-tokens", 24, "--leg-tokens", 5, drawn / "y_o")
+    ok(*command, "--out", tmp_path / "out")
+    ok("verify", tmp_path / "out", "--workers", 1)
+    assert {row.verdict for row in rows_of(tmp_path / "out")} <= {"correct", "incorrect"}
+    training = (
+        "distill",
+        "--objective",
+        "sampled",
+        "--teacher-context",
+        "vanilla",
+        "--dtype",
+        "float32",
+        "--device",
+        "cpu",
+    )
+    for authors in ("all", "student", "teacher"):
+        out = tmp_path / f"trained-{authors}"
+        ok(*training, "--train-on", authors, "--batch-size", 6, tmp_path / "out", "--out", out)
+    tokens = {
+        name: json.loads((tmp_path / f"trained-{name}" / "run.json").read_text())["about"]["tokens"]
+        for name in ("all", "student", "teacher")
+    }
+    assert tokens["all"] > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--legs", 3), "--legs with --mode rewrite; expected --mode relay, which reads it"),
+        (("--mode", "continue", "--onset", "x"), "--onset with --mode continue"),
+        (("--mode", "relay", "--prefix", 9), "--prefix with --mode relay; expected --mode continue"),
+        (("--mode", "relay", "--stream"), "--stream with --mode relay"),
+        (("--mode", "relay", "--legs", 0), "--legs 0"),
+        (("--mode", "relay", "--onset", "nowhere.txt"), "--onset nowhere.txt"),
+        (("--mode", "relay", "--student", "scripted", "--engine", "auto"), "scripted has no weights"),
+        (("--mode", "relay", "--engine", "openai"), "--mode relay with --engine openai"),
+    ],
+)
+def test_what_cannot_be_relayed_is_refused_in_one_line(
+    options: tuple[object, ...], said: str, models: Path, y_o: Path, tmp_path: Path, trd: Trd
+) -> None:
+    words = ("refine", "--setting", "opd", "--teacher", models / "teacher", *options)
+    result = trd(*words, "--out", tmp_path / "out", y_o)
+    assert result.exit_code == 1
+    [line] = [line for line in result.stderr.splitlines() if line.startswith("trd refine: error:")]
+    assert said in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_models_of_other_tokens_relay_nothing(drawn: Path, y_o: Path, tmp_path: Path, trd: Trd) -> None:
+    words = ("refine", "--setting", "opd", "--mode", "relay", "--out", tmp_path / "out", y_o)
+    for models in (("--teacher", drawn / "teacher"), ("--teacher", y_o, "--student", drawn / "student")):
+        result = trd(*words, *models)
+        assert result.exit_code == 1
+    assert "the tokenizer of" in trd(*words, "--teacher", drawn / "teacher").stderr
+
+
+def test_rollouts_drawn_in_two_ways_are_refused(models: Path, y_o: Path, tmp_path: Path, ok: Trd, trd: Trd) -> None:
+    other = tmp_path / "other"
+    args = ("-p", y_o.parent / "p.parquet", *GREEDY, "--temperature", 1, "--max-tokens", 4)
+    ok("sample", "-m", models / "student", *args, "--out", other)
+    words = ("refine", "--setting", "opd", "--mode", "relay", "--teacher", models / "teacher", y_o, other)
+    result = trd(*words, "--out", tmp_path / "out")
+    assert result.exit_code == 1
+    assert "rollouts that were drawn in 2 ways (T 0, " in result.stderr
+
+
+def test_another_rule_is_another_set(models: Path, y_o: Path, whole: Path, tmp_path: Path, trd: Trd) -> None:
+    out = shutil.copytree(whole, tmp_path / "out")
+    words = ("refine", "--setting", "opd", "--mode", "relay", "--teacher", models / "teacher", *GREEDY)
+    result = trd(*words, "--onset", models / "onset.txt", "--leg-tokens", 4, "--out", out, y_o)
+    assert result.exit_code == 1
+    assert "was made by another configuration: leg_tokens (3 → 4), relay (" in result.stderr
+
+
+def test_a_rollout_that_is_an_error_becomes_an_error_row(
+    relay: Callable[..., list[Trajectory]], y_o: Path, tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(y_o, broken)
+    [path] = list_shards(broken)
+    first, *others = read_rows(path)
+    gone = dict.fromkeys(("response", "response_token_ids", "logprobs", "finish_reason", "ids_exact"))
+    write_shard(path, [replace(first, **gone, error="a fault"), *others])
+    rows = relay(tmp_path / "out", "--leg-tokens", 3, "--max-errors", 1, sets=broken)
+    [error] = [row for row in rows if row.error]
+    assert (error.parent_id, error.error) == (first.trajectory_id, "the rollout has no response: a fault")
+    assert len([row for row in rows if row.response]) == 2
