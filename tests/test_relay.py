@@ -294,7 +294,9 @@ def test_rows_do_not_depend_on_the_size_of_shards_and_batches_or_on_parts(drawn:
     ok(*command, "--shard-rows", 2, "--batch-size", 1, "--out", tmp_path / "b")
     for part in ("1/2", "2/2"):
         ok(*command, "--shard", part, "--batch-size", 3, "--out", tmp_path / "c")
-    first, second, third = (by_id(tmp_path / name) for name in "abc")
+    first, second, third = (
+        {name: replace(row, logprobs=None) for name, row in by_id(tmp_path / out).items()} for out in "abc"
+    )
     assert first == second == third
     legs = {sum(1 for a, b in pairwise([0, *row.author]) if (a, b) == (0, 1)) for row in first.values()}
     assert {1, 2} & legs, "some rows are relayed"
@@ -302,7 +304,6 @@ def test_rows_do_not_depend_on_the_size_of_shards_and_batches_or_on_parts(drawn:
         parent = by_id(drawn / "y_o")[row.parent_id]
         begun = row.author.index(1) if 1 in row.author else len(row.author)
         assert row.response_token_ids[:begun] == parent.response_token_ids[:begun]
-        assert row.logprobs[:begun] == parent.logprobs[:begun]
 
 
 def test_the_same_model_with_the_reference_in_view_takes_over_too(drawn: Path, tmp_path: Path, ok: Trd) -> None:
@@ -331,14 +332,12 @@ def test_relayed_rows_are_graded_and_trained_on_as_any_other(drawn: Path, tmp_pa
         "--device",
         "cpu",
     )
+    tokens = {}
     for authors in ("all", "student", "teacher"):
         out = tmp_path / f"trained-{authors}"
         ok(*training, "--train-on", authors, "--batch-size", 6, tmp_path / "out", "--out", out)
-    tokens = {
-        name: json.loads((tmp_path / f"trained-{name}" / "run.json").read_text())["about"]["tokens"]
-        for name in ("all", "student", "teacher")
-    }
-    assert tokens["all"] > 0
+        tokens[authors] = json.loads((out / "run.json").read_text())["about"]["tokens"]
+    assert tokens["student"] + tokens["teacher"] == tokens["all"] > tokens["teacher"] > 0
 
 
 @pytest.mark.parametrize(
