@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import Trd
 from support.sets import by_id, flip, rows_of
-from test_shards import GOLDEN_SHARD, ROLLOUT, ROWS
+from test_shards import GOLDEN_SHARDS, OF_VERSION, ROLLOUT, ROWS
 
 from trd_cli.datasets.rows import file_rows
 from trd_cli.errors import DamagedFile, InputError
@@ -34,6 +34,7 @@ from trd_cli.trajectories.sets import check_complete, iter_selected, open_sets, 
 from trd_cli.trajectories.shards import (
     PROBLEM_SCHEMA,
     SCHEMA,
+    SCHEMAS,
     check_whole,
     list_shards,
     read_rows,
@@ -205,28 +206,32 @@ def test_the_benchmark_of_checksums_compares_the_same_rows(tmp_path: Path) -> No
 # Shards without checksums, from before there were any
 
 
+def _of_version_1(rows: list[Any]) -> pa.Table:
+    schema = SCHEMAS["1"].with_metadata({b"trd.schema_version": b"1"})
+    return pa.table({name: [getattr(row, name) for row in rows] for name in schema.names}, schema=schema)
+
+
 def unsealed(path: Path, rows: list[Any]) -> Path:
     """Write a shard without checksums, as before there were any."""
-    table = pa.table({name: [getattr(row, name) for row in rows] for name in SCHEMA.names}, schema=SCHEMA)
-    pq.write_table(table.replace_schema_metadata({b"trd.schema_version": b"1"}), path, compression="zstd")
+    pq.write_table(_of_version_1(rows), path, compression="zstd")
     return path
 
 
 def test_shards_without_checksums_are_read_as_before(tmp_path: Path) -> None:
-    path = unsealed(tmp_path / "shard-00000.parquet", ROWS)
-    for old in (path, GOLDEN_SHARD):
+    path = unsealed(tmp_path / "shard-00000.parquet", OF_VERSION["1"])
+    for old in (path, GOLDEN_SHARDS["1"]):
         check_whole(old)
-        assert read_rows(old) == ROWS
+        assert read_rows(old) == OF_VERSION["1"]
         assert shard_info(old).rows == 3
     check_complete([tmp_path])
 
 
 def test_text_that_is_none_any_more_in_a_shard_without_checksums_is_refused_by_name(tmp_path: Path) -> None:
     path = tmp_path / "shard-00000.parquet"
-    table = pa.table({name: [getattr(row, name) for row in ROWS] for name in SCHEMA.names}, schema=SCHEMA)
-    broken = pa.array([b"\xff\xfe"] * 3, pa.binary()).view(pa.string())
+    table = _of_version_1(ROWS)
+    broken = pa.array([b"\xff\xfe"] * len(ROWS), pa.binary()).view(pa.string())
     table = table.set_column(table.schema.get_field_index("problem"), SCHEMA.field("problem"), broken)
-    pq.write_table(table.replace_schema_metadata({b"trd.schema_version": b"1"}), path)
+    pq.write_table(table, path)
     with pytest.raises(DamagedFile, match="Invalid UTF8"):
         read_rows(path)
 

@@ -23,7 +23,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("engines/",),
     ("graders/",),
     ("datasets/", "evaluation/", "generation"),
-    ("training/", "recipes/"),
+    ("training/", "diagnosis/", "recipes/"),
     ("planning/", "report/", "stages/"),
     ("cli", "__main__", "warm"),
 )

@@ -19,13 +19,13 @@ from click.testing import Result
 from support.sets import iter_rows
 
 from trd_cli.errors import InputError
-from trd_cli.records import Problem, Trajectory, logprob_array, token_array
+from trd_cli.records import Problem, Trajectory, author_array, logprob_array, token_array, weight_array
 from trd_cli.trajectories.problem_sets import read_problems
 from trd_cli.trajectories.sets import open_sets
 from trd_cli.trajectories.shards import (
     PROBLEM_SCHEMA,
     SCHEMA,
-    SCHEMA_VERSION,
+    SCHEMAS,
     list_shards,
     read_rows,
     read_table,
@@ -34,9 +34,9 @@ from trd_cli.trajectories.shards import (
 )
 
 ROOT = Path(__file__).parent.parent
-# Files of version 1. A change of the schema gets a new version and a new golden file; these are never written again.
+# A change of the schema gets a new version and new golden files; these are never written again.
 GOLDEN = Path(__file__).parent / "golden"
-GOLDEN_SHARD = GOLDEN / "shard-00000.parquet"
+GOLDEN_SHARDS = {"1": GOLDEN / "shard-00000.parquet", "2": GOLDEN / "version-2" / "shard-00000.parquet"}
 
 ROLLOUT = Trajectory(
     trajectory_id="0" * 32,
@@ -112,7 +112,17 @@ FAILED = replace(
     verdict_detail=None,
     error="prompt too long: 9000 tokens, the model takes 8192",
 )
-ROWS = [ROLLOUT, REFINED, FAILED]
+CONTINUED = replace(
+    REFINED,
+    trajectory_id="3" * 32,
+    response="1 + 1 is 2",
+    response_token_ids=token_array([1, 2, 3, 4]),
+    author=author_array([0, 0, 1, 3]),
+    token_weight=weight_array([0.0, 0.25, 1.0, 2.5]),
+    prefix_tokens=2,
+)
+OF_VERSION = {"1": [ROLLOUT, REFINED, FAILED], "2": [ROLLOUT, REFINED, FAILED, CONTINUED]}
+ROWS = OF_VERSION["2"]
 
 
 def described(schema: pa.Schema, version: str) -> str:
@@ -128,12 +138,20 @@ def shard(tmp_path: Path) -> Path:
     return path
 
 
-def test_the_schema_is_the_one_that_is_written_down() -> None:
-    assert described(SCHEMA, SCHEMA_VERSION) == (GOLDEN / "schema.txt").read_text()
+@pytest.mark.parametrize("version", GOLDEN_SHARDS)
+def test_the_schema_of_each_version_is_the_one_that_is_written_down(version: str) -> None:
+    written_down = GOLDEN_SHARDS[version].with_name("schema.txt").read_text()
+    assert described(SCHEMAS[version], version) == written_down
 
 
-def test_the_golden_shard_still_reads_to_the_same_rows() -> None:
-    assert read_rows(GOLDEN_SHARD) == ROWS
+@pytest.mark.parametrize("version", GOLDEN_SHARDS)
+def test_the_golden_shards_still_read_to_the_same_rows(version: str) -> None:
+    assert read_rows(GOLDEN_SHARDS[version]) == OF_VERSION[version]
+
+
+def test_the_newest_version_is_written(shard: Path) -> None:
+    assert described(pq.read_schema(shard), "2") == described(SCHEMA, [*SCHEMAS][-1])
+    assert pq.read_metadata(shard).metadata[b"trd.schema_version"] == b"2"
 
 
 def test_the_golden_rows_use_every_column() -> None:
@@ -179,19 +197,20 @@ def plain(value: Any) -> Any:
     return value.tolist() if isinstance(value, array) else value
 
 
-@pytest.mark.parametrize("path", [GOLDEN_SHARD, None], ids=["golden", "fresh"])
-def test_a_shard_loads_with_plain_polars_pyarrow_and_datasets(path: Path | None, shard: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("version", [*GOLDEN_SHARDS, None])
+def test_a_shard_loads_with_plain_polars_pyarrow_and_datasets(version: str | None, shard: Path, tmp_path: Path) -> None:
     import datasets
     import polars as pl
 
-    name = str(path or shard)
+    name = str(GOLDEN_SHARDS.get(version, shard))
+    version = version or "2"
     loaded = datasets.load_dataset("parquet", data_files=name, split="train", cache_dir=str(tmp_path / "cache"))
     rows = {
         "polars": pl.read_parquet(name).to_dicts(),
         "pyarrow": pq.read_table(name).to_pylist(),
         "datasets": [dict(row) for row in loaded],
     }
-    written = [{name: plain(getattr(row, name)) for name in SCHEMA.names} for row in ROWS]
+    written = [{name: plain(getattr(row, name)) for name in SCHEMAS[version].names} for row in OF_VERSION[version]]
     assert rows == dict.fromkeys(rows, written)
 
 
@@ -223,7 +242,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], list[str]]] = {
     "hole": (with_bytes(lambda data: data[:4] + b"\xff" * 400 + data[404:]), ["truncated or not Parquet"]),
     "later version": (
         rewritten(lambda t: t.replace_schema_metadata({b"trd.schema_version": b"7"})),
-        ["schema version 7", "version 1"],
+        ["schema version 7", "version 1 or 2"],
     ),
     "no version": (
         rewritten(lambda t: t.replace_schema_metadata(None)),

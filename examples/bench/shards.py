@@ -30,7 +30,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from trd_cli.atomic import replacing
-from trd_cli.trajectories.shards import SCHEMA, SCHEMA_VERSION, read_table, write_table
+from trd_cli.trajectories.shards import SCHEMA, SCHEMAS, read_table, write_table
 
 ROWS, TOKENS, VOCABULARY = 2000, 2000, 150_000
 # Shares of the time to write a shard once and to read it once.
@@ -71,7 +71,7 @@ def lists(values: np.ndarray, count: int) -> pa.Array:
 
 
 def write_plainly(path: Path, table: pa.Table) -> None:
-    table = table.replace_schema_metadata({"trd.schema_version": SCHEMA_VERSION})
+    table = table.replace_schema_metadata({"trd.schema_version": [*SCHEMAS][-1]})
     with replacing(path) as file:
         pq.write_table(table, file, compression="zstd", dictionary_pagesize_limit=64 << 20)
 

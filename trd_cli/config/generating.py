@@ -52,7 +52,7 @@ def _for_a_template(value: dict[str, Any]) -> dict[str, Any]:
     return value
 
 
-def _replicas(value: Any) -> str:
+def replicas_text(value: Any) -> str:
     """Return a number of replicas, or auto, as the command line has it; a recipe may have a number."""
     text = str(value).strip()
     if text == "auto":
@@ -89,7 +89,7 @@ class EngineOptions(Config):
     )
     tensor_parallel_size: Positive = option(1, "Engine", "GPUs that share one model (vllm).", rows=False)
     gpu_memory_utilization: Share = option(0.9, "Engine", "Share of GPU memory for vllm.", rows=False)
-    replicas: Annotated[str, BeforeValidator(_replicas)] = option(
+    replicas: Annotated[str, BeforeValidator(replicas_text)] = option(
         "1",
         "Engine",
         "Engines over the same model, each on devices of its own. auto: as many as the visible GPUs allow (with --ray: the cluster's).",

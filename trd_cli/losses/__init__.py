@@ -6,7 +6,7 @@ s_v = ∂e_v/∂log p_v. The slopes give the gradient with respect to the logits
 
 A file whose divergence has options declares them in a dataclass that `Objective` inherits. A field's metadata names the
 objectives that read it (`of`) and its help; `trd distill` offers a flag of the field's name and type. So only `fused`
-imports torch at import time: the command line reads names and options without it.
+and `positions` import torch at import time: the command line reads names and options without it.
 """
 
 # Tokens whose logits exist at one time.

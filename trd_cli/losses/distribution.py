@@ -25,6 +25,14 @@ class Distribution(NamedTuple):
         """Exponentiate logarithms. They need not sum to one."""
         return cls(log_CS, log_CS.exp())
 
+    def log_of(self, ids_C: Tensor) -> Tensor:
+        """Return the log-probability of one entry of each position (C,); `ids_C` is int64."""
+        return self.log.gather(-1, ids_C[:, None])[:, 0]
+
+    def entropy(self) -> Tensor:
+        """Return the entropy of each position (C,), in nats."""
+        return -(self.prob * self.log).sum(-1)
+
 
 class Parts(NamedTuple):
     """Entries e_v and slopes (C, S) of a divergence. The receiver may overwrite both.

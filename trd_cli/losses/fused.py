@@ -16,6 +16,7 @@ them. With a temperature the loss is not multiplied by its square.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -105,13 +106,8 @@ class _FusedDivergence(torch.autograd.Function):
         figures_FN = torch.full((len(Figures._fields), len(student)), torch.nan, dtype=exact, device=student.device)
         grad_states = torch.empty_like(student) if wants_states else None
         grad_head = torch.zeros(head_VD.shape, dtype=exact, device=head_VD.device) if wants_head else None
-        logits = [student.new_empty(min(settings.chunk, len(student)), settings.vocabulary) for _ in range(2)]
         with torch.autocast(student.device.type, enabled=False):
-            for start in range(0, len(student), settings.chunk):
-                at = slice(start, start + settings.chunk)
-                of_student, of_teacher = (x[: len(student[at])] for x in logits)
-                torch.mm(student[at], head.T, out=of_student)
-                torch.mm(teacher[at], teacher_head.T, out=of_teacher)
+            for at, of_student, of_teacher in _chunks(student, head, teacher, teacher_head, settings.chunk):
                 part = settings.of(at)
                 _to_gradient(of_student, of_teacher, response_N[at], weights_N[at], part, figures_FN[:, at])
                 if grad_states is not None:
@@ -135,6 +131,50 @@ class _FusedDivergence(torch.autograd.Function):
         return grad_states, grad_head, None, None, None, None, None
 
 
+@torch.no_grad()
+def distributions(
+    student_ND: Tensor,
+    student_head_VD: Tensor,
+    teacher_NE: Tensor,
+    teacher_head_VE: Tensor,
+    chunk: int = CHUNK,
+) -> Iterator[tuple[slice, Distribution, Distribution]]:
+    """Yield p and q a block of positions at a time, for measurements without a gradient: places in N, student, teacher.
+
+    Dtypes, the cut of longer heads and the memory are those of `fused_divergence`, at temperature 1.
+    """
+    vocabulary = min(len(student_head_VD), len(teacher_head_VE))
+    dtype, exact = student_ND.dtype, torch.promote_types(student_ND.dtype, torch.float32)
+    heads = [head[:vocabulary].to(dtype) for head in (student_head_VD, teacher_head_VE)]
+    with torch.autocast(student_ND.device.type, enabled=False):
+        for at, of_student, of_teacher in _chunks(student_ND, heads[0], teacher_NE.to(dtype), heads[1], chunk):
+            for inner, p, q in _blocks(of_student, of_teacher, exact, 1.0):
+                yield slice(at.start + inner.start, at.start + inner.start + len(p.log)), p, q
+
+
+def _chunks(
+    student_ND: Tensor, head_VD: Tensor, teacher_NE: Tensor, teacher_head_VE: Tensor, chunk: int
+) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Yield each chunk's places in N and the logits (C, V) of both sides, in memory that the next chunk overwrites."""
+    logits = [student_ND.new_empty(min(chunk, len(student_ND)), len(head_VD)) for _ in range(2)]
+    for start in range(0, len(student_ND), chunk):
+        at = slice(start, start + chunk)
+        of_student, of_teacher = (x[: len(student_ND[at])] for x in logits)
+        torch.mm(student_ND[at], head_VD.T, out=of_student)
+        torch.mm(teacher_NE[at], teacher_head_VE.T, out=of_teacher)
+        yield at, of_student, of_teacher
+
+
+def _blocks(
+    student_CV: Tensor, teacher_CV: Tensor, dtype: torch.dtype, temperature: float
+) -> Iterator[tuple[slice, Distribution, Distribution]]:
+    """Yield the distributions of a chunk, as many positions at a time as are worked on together: places in C, p, q."""
+    rows = max(2, _CPU_BLOCK // student_CV.shape[1]) if student_CV.device.type == "cpu" else len(student_CV)
+    for start in range(0, len(student_CV), rows):
+        at = slice(start, start + rows)
+        yield at, *(_distribution(x[at], dtype, temperature) for x in (student_CV, teacher_CV))
+
+
 def _to_gradient(
     student_CV: Tensor,
     teacher_CV: Tensor,
@@ -144,12 +184,9 @@ def _to_gradient(
     figures_FC: Tensor,
 ) -> None:
     """Fill in the figures of a chunk's positions and replace the student's logits by their gradient."""
-    rows = max(2, _CPU_BLOCK // student_CV.shape[1]) if student_CV.device.type == "cpu" else len(student_CV)
-    for start in range(0, len(student_CV), rows):
-        at = slice(start, start + rows)
-        p, q = (_distribution(x[at], weights_C.dtype, settings.temperature) for x in (student_CV, teacher_CV))
+    for at, p, q in _blocks(student_CV, teacher_CV, weights_C.dtype, settings.temperature):
         value_R, clipped_R, grad_RV = settings.objective(p, q, response_C[at], settings.of(at).correct_N)
-        shared = _figures(p, q, response_C[at], first=start)
+        shared = _figures(p, q, response_C[at], first=at.start)
         figures_FC[:, at] = torch.stack([value_R, clipped_R.to(value_R.dtype), *shared])
         grad_RV.masked_fill_(weights_C[at, None] == 0, 0.0)
         torch.mul(grad_RV, weights_C[at, None] / settings.temperature, out=student_CV[at])
@@ -165,10 +202,9 @@ def _figures(p: Distribution, q: Distribution, response_R: Tensor, first: int) -
 
     `first` is the first row's place in its chunk.
     """
-    nll = [-each.log.gather(-1, response_R[:, None])[:, 0] for each in (p, q)]
-    entropy = [-(each.prob * each.log).sum(-1) for each in (p, q)]
-    teachers_best_R1 = q.log.argmax(-1, keepdim=True)
-    agree_R = (p.log.gather(-1, teachers_best_R1)[:, 0] == p.log.amax(-1)).to(nll[0].dtype)
+    nll = [-each.log_of(response_R) for each in (p, q)]
+    entropy = [each.entropy() for each in (p, q)]
+    agree_R = (p.log_of(q.log.argmax(-1)) == p.log.amax(-1)).to(nll[0].dtype)
     mass_R = torch.full_like(agree_R, torch.nan)
     some = slice(-first % _TOP_K_EVERY, None, _TOP_K_EVERY)
     if len(mass_R[some]):

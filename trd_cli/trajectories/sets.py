@@ -13,15 +13,14 @@ from trd_cli.atomic import as_text, from_text
 from trd_cli.errors import InputError
 from trd_cli.records import Part, Trajectory, content_hash
 from trd_cli.trajectories.run_json import About, read_run_json
-from trd_cli.trajectories.shards import SCHEMA, list_shards, read_table, rows_in, shard_number
+from trd_cli.trajectories.shards import PER_TOKEN, SCHEMA, list_shards, read_table, rows_in, shard_number
 from trd_cli.trajectories.state import state_of
 
 if TYPE_CHECKING:
     from trd_cli.trajectories.selection import pl
 
-_PER_TOKEN = {"prompt_token_ids", "student_prompt_token_ids", "response_token_ids", "logprobs"}
-# A filter reads all columns of a parent but those that hold a value a token, which are most of a set.
-_OF_PARENTS = [name for name in SCHEMA.names if name not in _PER_TOKEN]
+# A filter reads all columns of a parent but those that hold a value a token.
+_OF_PARENTS = [name for name in SCHEMA.names if name not in PER_TOKEN]
 # A name that no filter can mean.
 _PLACE = "_place"
 

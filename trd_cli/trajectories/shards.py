@@ -4,6 +4,9 @@ A set is a directory of `shard-NNNNN.parquet` files; those of part 2 of 5 are `s
 written to a temporary name, fsynced and renamed, so a shard is there whole or not at all. Its footer has the version of
 the schema, the digest of the set and checksums. Readers refuse a shard that a disk or a copy has changed since. Shards
 older than the checksums are read too; only damage that breaks their encoding is noticed.
+
+Shards of all versions are read, and may lie in one set: columns that an older one lacks are None. The newest version is
+written.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ import pyarrow.parquet as pq
 
 from trd_cli.atomic import make_directory, replacing
 from trd_cli.errors import DamagedFile, InputError, first_line
-from trd_cli.records import Part, Problem, Trajectory, well_formed
+from trd_cli.records import Part, Problem, Trajectory, unfit_for_response, well_formed
 from trd_cli.trajectories.checksums import Checksums, Damage, write_sealed
 from trd_cli.trajectories.parts import again, named
 from trd_cli.trajectories.run_json import maker_of
@@ -31,7 +34,6 @@ from trd_cli.trajectories.without_pandas import keep_out_pandas
 
 keep_out_pandas()
 
-SCHEMA_VERSION = "1"
 _VERSION_KEY = b"trd.schema_version"
 _SET_KEY = b"trd.set"
 _SHARD_NAME = re.compile(r"shard-(?:(\d+)of(\d+)-)?(\d{5,})\.parquet")
@@ -85,9 +87,17 @@ SCHEMA = pa.schema(
         _field("grader_version", pa.string()),
         _field("verdict_detail", pa.string()),
         _field("error", pa.string()),
+        _field("author", pa.list_(pa.field("element", pa.int8()))),
+        _field("token_weight", pa.list_(pa.field("element", pa.float32()))),
+        _field("prefix_tokens", pa.int32()),
     ]
 )
-OF_A_RESPONSE = ("response", "response_token_ids", "logprobs", "finish_reason", "ids_exact")
+# Columns that hold a value a token, which are most of a set.
+PER_TOKEN = (
+    *("prompt_token_ids", "student_prompt_token_ids", "response_token_ids"),
+    *("logprobs", "author", "token_weight"),
+)
+OF_A_RESPONSE = ("response", "response_token_ids", "logprobs", "finish_reason", "ids_exact", "author", "token_weight")
 OF_A_VERDICT = ("verdict", "extracted_answer", "grader", "grader_version", "verdict_detail")
 # Replaces a value that cannot be written in a required column; a list becomes empty.
 _EMPTY = {pa.string(): "", pa.int32(): 0, pa.int64(): 0, pa.float64(): 0.0}
@@ -97,9 +107,8 @@ _READ_AT_ONCE = 1 << 20
 _GROUP_ROWS, _GROUP_CHARACTERS = 10_000, 64 << 20
 # Rows that are Python objects at the same time while a table is read.
 _ROWS_AT_ONCE = 256
-# The typecode of arrays of a type of numbers, and the columns that hold such arrays.
-_CODES = {pa.int32(): "i", pa.float32(): "f"}
-_ARRAYS = ("prompt_token_ids", "student_prompt_token_ids", "response_token_ids", "logprobs")
+# The typecode of arrays of a type of numbers.
+_CODES = {pa.int32(): "i", pa.float32(): "f", pa.int8(): "b"}
 # Raised by Arrow and Python for a value that is not of its column's type.
 _UNBUILDABLE = (pa.ArrowException, TypeError, ValueError, OverflowError)
 PROBLEM_SCHEMA = pa.schema(
@@ -108,6 +117,10 @@ PROBLEM_SCHEMA = pa.schema(
         for n in (f.name for f in fields(Problem))
     ]
 )
+# The columns of each version of shards and of problem sets. The last version is written.
+_SINCE_VERSION_2 = {"author", "token_weight", "prefix_tokens"}
+SCHEMAS = {"1": pa.schema([column for column in SCHEMA if column.name not in _SINCE_VERSION_2]), "2": SCHEMA}
+PROBLEM_SCHEMAS = {"1": PROBLEM_SCHEMA}
 
 
 def write_table(path: Path, table: pa.Table, set_digest: str | None = None) -> None:
@@ -120,7 +133,7 @@ def write_table(path: Path, table: pa.Table, set_digest: str | None = None) -> N
 
 def _write(path: Path, schema: pa.Schema, tables: Iterable[pa.Table], metadata: Mapping[bytes, str]) -> None:
     """Write tables of one schema as the row groups of a file."""
-    schema = schema.with_metadata({_VERSION_KEY: SCHEMA_VERSION, **metadata})
+    schema = schema.with_metadata({_VERSION_KEY: _version_of(schema), **metadata})
     with replacing(path) as file:
         # The samples of one problem repeat its text and tests, megabytes for some: a dictionary holds them once.
         write_sealed(
@@ -132,12 +145,20 @@ def _write(path: Path, schema: pa.Schema, tables: Iterable[pa.Table], metadata: 
         )
 
 
+def _version_of(schema: pa.Schema) -> str:
+    known = [*SCHEMAS.items(), *PROBLEM_SCHEMAS.items()]
+    return next(version for version, columns in known if columns.equals(schema))
+
+
 def write_shard(path: Path, rows: Sequence[Trajectory], set_digest: str | None = None) -> list[Trajectory]:
     """Write rows as one shard, atomically, and return them as they were written; for `set_digest` see `write_table`.
 
-    A row that no table can hold becomes an error row; it never takes the others along.
+    A row that no table can hold, or whose columns contradict each other, becomes an error row; it never takes the
+    others along.
     """
     try:
+        if any(map(unfit_for_response, rows)):
+            raise ValueError("a row whose columns contradict each other")
         table, written = _to_table(rows, SCHEMA), list(rows)
     except _UNBUILDABLE:
         written = [_writable(row) for row in rows]
@@ -174,9 +195,12 @@ def _writable(row: Trajectory) -> Trajectory:
     """
     for candidate in (row, replace(row, **{name: _in_utf8(getattr(row, name)) for name in SCHEMA.names})):
         unfit = [name for name in SCHEMA.names if not _fits(SCHEMA.field(name), getattr(candidate, name))]
+        reason = f"could not be written: no table holds its {', '.join(unfit)}"
+        if not unfit:
+            unfit = unfit_for_response(candidate)
+            reason = f"could not be written: {', '.join(unfit)} do not go with its response tokens"
         if not unfit:
             return candidate
-    reason = f"could not be written: no table holds its {', '.join(unfit)}"
     required = (name for name in unfit if not SCHEMA.field(name).nullable)
     emptied = dict.fromkeys(unfit) | {name: _EMPTY.get(SCHEMA.field(name).type, ()) for name in required}
     if set(unfit) <= set(OF_A_VERDICT):
@@ -214,7 +238,7 @@ def rows_in(table: pa.Table) -> Iterator[Trajectory]:
 
 def _rows(table: pa.Table) -> Iterator[Trajectory]:
     columns = {
-        name: _arrays(table[name]) if name in _ARRAYS else table[name].to_pylist() for name in table.column_names
+        name: _arrays(table[name]) if name in PER_TOKEN else table[name].to_pylist() for name in table.column_names
     }
     lacking = dict.fromkeys(set(SCHEMA.names) - set(columns))
     for values in zip(*columns.values(), strict=True):
@@ -237,16 +261,26 @@ def _arrays(column: pa.ChunkedArray) -> list[Any]:
 
 
 def read_table(path: Path, columns: list[str] | None = None, schema: pa.Schema = SCHEMA) -> pa.Table:
-    """Read all or some columns of a Parquet file of exactly `schema` and this version.
+    """Read all or some columns of a Parquet file of exactly `schema`, or of an earlier version of it.
 
-    Raises InputError that names the file for any other, DamagedFile for one that is not as it was written.
+    Columns that the earlier version lacks are None. Raises InputError that names the file for any other, DamagedFile for
+    one that is not as it was written.
     """
     with _opened(path, schema) as (checksums, parquet):
         checksums.check_columns(parquet.metadata, columns)
         table = parquet.read(columns=columns)
         if not checksums:
             table.validate(full=True)
-        return table
+        return _completed(table, columns, schema)
+
+
+def _completed(table: pa.Table, columns: Sequence[str] | None, schema: pa.Schema) -> pa.Table:
+    """Return a table with all columns of `schema`, or those asked for; those that an older file lacks are None."""
+    wanted = [name for name in dict.fromkeys(columns or schema.names) if name in schema.names]
+    for name in wanted:
+        if name not in table.column_names:
+            table = table.append_column(schema.field(name), pa.nulls(table.num_rows, schema.field(name).type))
+    return table if table.column_names == wanted else table.select(wanted)
 
 
 def iter_tables(
@@ -259,7 +293,7 @@ def iter_tables(
             table = pa.Table.from_batches([batch])
             if not checksums:
                 table.validate(full=True)
-            yield table
+            yield _completed(table, columns, schema)
 
 
 def check_whole(path: Path, schema: pa.Schema = SCHEMA) -> None:
@@ -349,17 +383,19 @@ def _damaged(path: Path, schema: pa.Schema, error: Exception) -> DamagedFile:
 
 
 def _check_schema(path: Path, found: pa.Schema, expected: pa.Schema) -> None:
-    version = (found.metadata or {}).get(_VERSION_KEY)
+    version, versions = (found.metadata or {}).get(_VERSION_KEY), SCHEMAS if expected is SCHEMA else PROBLEM_SCHEMAS
     if version is None:
         kind = "trajectory shard" if expected is SCHEMA else "problem set"
         mend = "give a set made by trd" if expected is SCHEMA else "make one with trd data import"
         raise InputError(f"{path} is not a {kind} of trd", f"one with {_VERSION_KEY.decode()} in its footer", mend)
-    if version.decode() != SCHEMA_VERSION:
+    if version.decode() not in (*SCHEMAS, *PROBLEM_SCHEMAS):
         raise InputError(
             f"{path} has schema version {version.decode()}",
-            f"version {SCHEMA_VERSION}",
+            f"version {' or '.join(versions)}",
             "use the trd that wrote it, or make it again",
         )
+    # A shard that was given for a problem set differs in its columns.
+    expected = versions.get(version.decode(), expected)
     if found.equals(expected):
         return
     for name in dict.fromkeys([*expected.names, *found.names]):

@@ -28,14 +28,13 @@ from trd_cli.report.leaks import copied_ngrams, talk_of_reference
 from trd_cli.report.rounds import are_many
 from trd_cli.trajectories.selection import pl
 from trd_cli.trajectories.sets import open_sets, selected_tables
-from trd_cli.trajectories.shards import SCHEMA, list_shards, read_table
+from trd_cli.trajectories.shards import PER_TOKEN, SCHEMA, list_shards, read_table
 
 LIMIT = 10_000
 # Of y_o and y_r together. On made-up mathematics this makes a page of 26 MiB in 40 seconds on one core.
 CHARACTERS = 100_000_000
-_PER_TOKEN = ("prompt_token_ids", "response_token_ids")
-_UNREAD = {*_PER_TOKEN, "student_prompt_token_ids", "logprobs", "tests"}
-_TEXTS = [name for name in SCHEMA.names if name not in _UNREAD]
+_COUNTED = ("prompt_token_ids", "response_token_ids")
+_TEXTS = [name for name in SCHEMA.names if name not in (*PER_TOKEN, "tests")]
 _NO_LINES = pl.DataFrame(schema={"id": pl.String, "parent": pl.String, "shard": pl.UInt32, "characters": pl.UInt32})
 
 # Columns of SCHEMA without the tests and those with a value a token, and `prompt_tokens`, `response_tokens` (None
@@ -233,12 +232,12 @@ def _leaks(row: Row, parent: Row | None) -> tuple[bool, int]:
 
 def _rows(shard: Path, names: pl.Series) -> list[Row]:
     """Return the rows of a shard with these ids, in stored order, [] if it cannot be read."""
-    table = _table(shard, [*_TEXTS, *_PER_TOKEN])
+    table = _table(shard, [*_TEXTS, *_COUNTED])
     if table is None:
         return []
     wanted = pc.is_in(table["trajectory_id"], pa.array(names.to_list(), pa.string()))
     table = table.filter(wanted)
-    prompt, response = (pc.list_value_length(table[name]).to_pylist() for name in _PER_TOKEN)
+    prompt, response = (pc.list_value_length(table[name]).to_pylist() for name in _COUNTED)
     return [
         {**row, "prompt_tokens": asked, "response_tokens": came}
         for row, asked, came in zip(table.select(_TEXTS).to_pylist(), prompt, response, strict=True)
