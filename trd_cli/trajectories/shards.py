@@ -263,8 +263,8 @@ def _arrays(column: pa.ChunkedArray) -> list[Any]:
 def read_table(path: Path, columns: list[str] | None = None, schema: pa.Schema = SCHEMA) -> pa.Table:
     """Read all or some columns of a Parquet file of exactly `schema`, or of an earlier version of it.
 
-    Columns that the earlier version lacks are None. Raises InputError that names the file for any other, DamagedFile for
-    one that is not as it was written.
+    Columns that the earlier version lacks are None. Raises InputError that names the file for any other, DamagedFile
+    for one that is not as it was written.
     """
     with _opened(path, schema) as (checksums, parquet):
         checksums.check_columns(parquet.metadata, columns)
