@@ -46,18 +46,17 @@ class Weighed(Sequence[Example]):
         return replace(self._examples[i], row_weight=float(self._weights[i]))
 
 
-def weights_of(nll: np.ndarray, problems: np.ndarray, correct: np.ndarray, temperature: float) -> np.ndarray:
+def weights_of(nll: np.ndarray, groups: np.ndarray, temperature: float) -> np.ndarray:
     """Return the weight of each row (rows,), float64, with a mean of one.
 
-    `nll` (rows, 2) has the means of −log p of student and teacher, `problems` (rows,) a number for each problem,
-    `correct` (rows,) the verdicts as booleans.
+    `nll` (rows, 2) has the means of −log p of student and teacher, `groups` (rows,) the rows' groups, as in `Example`.
     """
-    score = np.where(correct, nll[:, 0], -nll[:, 1]) / temperature
-    _, group = np.unique(np.stack([problems, correct.astype(problems.dtype)]), axis=1, return_inverse=True)
-    best = np.full(group.max() + 1, -np.inf)
+    score = np.where(groups % 2 == 1, nll[:, 0], -nll[:, 1]) / temperature
+    names, group = np.unique(groups, return_inverse=True)
+    best = np.full(len(names), -np.inf)
     np.maximum.at(best, group, score)
     share = np.exp(score - best[group])
-    return share / np.bincount(group, share)[group] * (len(group) / len(best))
+    return share / np.bincount(group, share)[group] * (len(groups) / len(names))
 
 
 def mean_nll(

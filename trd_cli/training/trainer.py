@@ -240,8 +240,8 @@ class Trainer:
         if weights is None:
             with as_it_answers(self._student):
                 nll = row_weights.mean_nll(self._model, examples, self._split, self._accelerator)
-            groups = [np.array([getattr(e, name) for e in examples]) for name in ("problem", "correct")]
-            weights = row_weights.weights_of(nll, *groups, self._config.weight_temperature)
+            groups = np.array([example.group for example in examples])
+            weights = row_weights.weights_of(nll, groups, self._config.weight_temperature)
             self._on_main(lambda: row_weights.write(path, examples, nll, weights))
         progress.note(row_weights.said(weights, examples))
         return row_weights.Weighed(examples, weights)
