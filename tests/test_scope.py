@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,8 +18,6 @@ from support.sets import iter_rows
 from support.tiny import reference_model
 from test_distill import TRAIN, World, edited, log_of, refusal, world
 
-from trd_cli.errors import InputError
-from trd_cli.config.training import DistillConfig
 from trd_cli.records import Trajectory
 from trd_cli.training.row_weights import NAME, weights_of
 from trd_cli.trajectories.shards import list_shards
@@ -55,7 +54,7 @@ def test_the_weights_of_the_paper_s_figure() -> None:
 
 
 def test_the_weights_by_hand() -> None:
-    # Groups: correct of problem 1; wrong of problem 1; wrong of problem 2, alone. Six rows, three groups: twice the shares.
+    # Groups: correct of problem 1; wrong of problem 1; wrong of problem 2, alone. So weights are twice the shares.
     rows, groups = [(2, 1), (4, 1), (1, 2), (1, 4), (1, 4), (7, 7)], [3, 3, 2, 2, 2, 4]
     assert weights_by(rows, groups) == pytest.approx([2 / 3, 4 / 3, 1, 0.5, 0.5, 2])
     # PPL^(1/2): 1 to √2, and √2 to 1 to 1.
@@ -110,3 +109,83 @@ def log_of_tokens(model: Any, row: Trajectory) -> torch.Tensor:
     prompt, response = list(row.prompt_token_ids), list(row.response_token_ids)
     logits = model(torch.tensor([prompt + response])).logits[0, len(prompt) - 1 : -1].double()
     return logits.log_softmax(-1).gather(-1, torch.tensor(response)[:, None])[:, 0]
+
+
+def test_equal_weights_and_no_routing_are_ablations_by_flags(
+    world: World, rollouts: Path, ok: Trd, tmp_path: Path
+) -> None:
+    command = ("distill", rollouts, *SCOPE, "--teacher", world.teacher)
+    plain = ("distill", rollouts, *TRAIN, "--method", "sampled", "--reduction", "token", "--setting", "opd")
+    ok(*command, "--row-weights", "equal", "--correct-objective", "sampled", "--out", tmp_path / "off")
+    ok(*plain, "--batch-size", 12, "--teacher", world.teacher, "--out", tmp_path / "plain")
+    off, expected = (log_of(tmp_path / name)[0] for name in ("off", "plain"))
+    assert (off["loss"], off["grad_norm"]) == (expected["loss"], expected["grad_norm"])
+    assert not (tmp_path / "off" / NAME).exists()
+
+
+def test_a_weight_of_a_token_counts_in_the_loss_and_in_the_perplexity(
+    world: World, rollouts: Path, ok: Trd, tmp_path: Path
+) -> None:
+    def halved(number: int, row: Trajectory) -> Trajectory:
+        count = len(row.response_token_ids)
+        return replace(row, token_weight=[0.0] * (count // 2) + [2.0] * (count - count // 2))
+
+    late = edited(rollouts, tmp_path / "late", halved)
+    ok("distill", late, *SCOPE, "--teacher", world.teacher, "--out", tmp_path / "c")
+    student = reference_model(world.student)
+    rows = {row.trajectory_id: row for row in iter_rows(list_shards(late))}
+    table = pq.read_table(tmp_path / "c" / NAME).to_pydict()
+    for name, perplexity in zip(table["trajectory_id"], table["student_perplexity"], strict=True):
+        scores = log_of_tokens(student, rows[name])
+        expected = -scores[len(scores) // 2 :].mean().exp().log()
+        assert math.log(perplexity) == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_rows_without_a_verdict_of_right_or_wrong_are_left_out_and_counted(
+    world: World, ok: Trd, tmp_path: Path
+) -> None:
+    verdicts = ("correct", "incorrect", "timeout", "error", None, None)
+    some = edited(world.rollouts, tmp_path / "some", graded(lambda number: verdicts[number % 6]))
+    said = ok("distill", some, *SCOPE, "--teacher", world.teacher, "--out", tmp_path / "c").stderr
+    for verdict, count in (("timeout", 2), ("error", 2), ("not graded", 4)):
+        assert f"left out {count} of 12 rows: no verdict of correct or incorrect ({verdict}), which" in said
+    assert "weighed 4 rows, 2 of them correct, from " in said
+    assert log_of(tmp_path / "c")[0]["trajectories"] == 4
+
+
+def test_another_verdict_is_another_training(world: World, rollouts: Path, trd: Trd, ok: Trd, tmp_path: Path) -> None:
+    command = (*SCOPE, "--teacher", world.teacher, "--out", tmp_path / "c")
+    ok("distill", rollouts, *command)
+    other = edited(rollouts, tmp_path / "other", graded(lambda number: "correct"))
+    assert "rows" in refusal(trd("distill", other, *command))
+
+
+def test_a_training_that_goes_on_has_the_weights_it_began_with(
+    world: World, rollouts: Path, trd: Trd, ok: Trd, tmp_path: Path
+) -> None:
+    steep = ("--lr", 3, "--max-grad-norm", 1e9, "--batch-size", 4, "--epochs", 4, "--save-steps", 1)
+    command = ("distill", rollouts, *SCOPE, *steep, "--teacher", world.teacher)
+    ok(*command, "--max-loss", 1e9, "--out", tmp_path / "whole")
+    line = refusal(trd(*command, "--max-loss", 1.5, "--out", tmp_path / "c"))
+    assert f"to go on from the last good state, {tmp_path / 'c' / 'states'}" in line
+    gone = Path(shutil.copytree(tmp_path / "c", tmp_path / "gone"))
+    ok(*command, "--max-loss", 1e9, "--out", tmp_path / "c")
+    assert (tmp_path / "c" / NAME).read_bytes() == (tmp_path / "whole" / NAME).read_bytes()
+    losses = [[line["loss"] for line in log_of(tmp_path / name)] for name in ("c", "whole")]
+    assert losses[0] == losses[1]
+    assert len(losses[0]) == 12
+    # The student is another one by now: from it the weights cannot be made again.
+    (gone / NAME).unlink()
+    line = refusal(trd(*command, "--max-loss", 1e9, "--out", gone))
+    assert f"{gone / NAME} is gone or damaged; expected the weights that the round began with" in line
+
+
+def test_weights_do_not_depend_on_the_batches_that_score_them(
+    world: World, rollouts: Path, ok: Trd, tmp_path: Path
+) -> None:
+    found = []
+    for tokens in (1, 4096):
+        out = tmp_path / str(tokens)
+        ok("distill", rollouts, *SCOPE, "--teacher", world.teacher, "--max-tokens-per-batch", tokens, "--out", out)
+        found.append(pq.read_table(out / NAME)["weight"].to_pylist())
+    assert found[0] == pytest.approx(found[1], rel=1e-5)

@@ -23,9 +23,9 @@ class Example:
     """One trajectory to train on: two contexts and one response, as arrays of token ids (int32).
 
     `scored` are the positions in the response that count, by default all of them. `weights` (float32, above 0) are
-    theirs, by default 1 each. `group` is a number that the rows of one problem with one verdict share, odd where they are
-    correct, 0 where verdicts do not matter; `row_weight` multiplies the row's loss. `parent_verdict` (the attempt's)
-    only sorts the log. Any sequence of numbers becomes an array; an array of the right type is not copied.
+    theirs, by default 1 each. `group` is a number that the rows of one problem with one verdict share, odd where they
+    are correct, 0 where verdicts do not matter; `row_weight` multiplies the row's loss. `parent_verdict` (the
+    attempt's) only sorts the log. Any sequence of numbers becomes an array; one of the right type is not copied.
     """
 
     trajectory_id: str

@@ -66,7 +66,7 @@ def mean_nll(
 
     `model` is a prepared `DistillStep`; `split` cuts rows into micro-batches. Tokens count by their own weights.
     """
-    found = torch.zeros(len(examples), 2, dtype=torch.float64)
+    found = np.zeros((len(examples), 2))
     for first in range(0, len(examples), _ROWS_AT_ONCE):
         rows = [examples[i] for i in range(first, min(first + _ROWS_AT_ONCE, len(examples)))]
         place = {id(row): number for number, row in enumerate(rows, first)}
@@ -74,14 +74,14 @@ def mean_nll(
             batch = collate(group or [min(rows, key=lambda e: e.tokens)], None)
             with torch.no_grad():
                 figures = model(batch.to(accelerator.device))[1]
-            nll_N2 = torch.stack([figures.student_nll, figures.teacher_nll], 1).cpu().double()
-            for row, part in zip(group, nll_N2.split([len(row.scored) for row in group]), strict=bool(group)):
-                weights = torch.from_numpy(row.weights).double()
-                found[place[id(row)]] = weights @ part / weights.sum()
+            nll_2N = torch.stack([figures.student_nll, figures.teacher_nll]).cpu().double().numpy()
+            ends = np.cumsum([len(row.scored) for row in group])
+            for row, end in zip(group, ends, strict=True):
+                found[place[id(row)]] = np.average(nll_2N[:, end - len(row.scored) : end], axis=1, weights=row.weights)
     if accelerator.num_processes > 1:
         # A row is scored by one process and 0 in the others.
-        found = accelerator.reduce(found.to(accelerator.device)).cpu()
-    return found.numpy()
+        found = accelerator.reduce(torch.from_numpy(found).to(accelerator.device)).cpu().numpy()
+    return found
 
 
 def write(path: Path, examples: Sequence[Example], nll: np.ndarray, weights: np.ndarray) -> None:
