@@ -32,6 +32,7 @@ from trd_cli.config.commands import (
 )
 from trd_cli.config.generating import EngineOptions, RefineConfig, SampleConfig
 from trd_cli.config.grading import VerifyConfig
+from trd_cli.config.lab import EstimatorsConfig
 from trd_cli.config.training import METHODS, DistillConfig
 from trd_cli.console import ConsoleProgress, RunTable, print_table
 from trd_cli.errors import InputError
@@ -39,7 +40,9 @@ from trd_cli.progress import SilentProgress
 
 if TYPE_CHECKING:
     from trd_cli.engines.base import Engine
-    from trd_cli.generation import Backend
+    from trd_cli.planned import Backend
+    from trd_cli.prompting.tokens import Tokenizer
+    from trd_cli.trajectories.sets import InputSet
 
 app = typer.Typer(
     help="Trajectory-Refined Distillation: the student samples attempts, the teacher repairs them, the student is trained along the repairs.",
@@ -50,6 +53,9 @@ app = typer.Typer(
 data_app = typer.Typer(name="data", help="Make, import and check problem sets; list benchmarks.", **STYLE)
 app.add_typer(data_app)
 
+lab_app = typer.Typer(name="lab", help="Study the ideas behind distillation where the answer is known.", **STYLE)
+app.add_typer(lab_app)
+
 
 def _backend(options: EngineOptions, name: str) -> Backend:
     """Find the model and choose its engine, which starts when the first row needs it."""
@@ -57,7 +63,7 @@ def _backend(options: EngineOptions, name: str) -> Backend:
     from trd_cli.engines.placement import check_replicas
     from trd_cli.engines.registry import check_arguments, check_weights, choose_engine, window
     from trd_cli.engines.starting import manner, start_engine
-    from trd_cli.generation import Backend
+    from trd_cli.planned import Backend
     from trd_cli.models import resolve_model
 
     engine = choose_engine(options, name)
@@ -77,10 +83,18 @@ def _backend(options: EngineOptions, name: str) -> Backend:
 
 @command(app, "sample", SampleConfig, "trd sample -m Qwen/Qwen3-1.7B -p train.parquet -n 4 --out runs/y_o | trd verify")
 def sample(config: SampleConfig) -> None:
-    """Sample rollouts y_o: the student's attempts at each problem."""
+    """Sample rollouts y_o: the student's attempts at each problem.
+
+    With --from it goes on from a --prefix of each row of a set, by the row's own token ids.
+    """
     from trd_cli.stages import sample as stage
 
-    stage.run(config, _backend(config, config.model), ConsoleProgress("sample"))
+    progress = ConsoleProgress("sample")
+    if config.from_sets:
+        paths = next(waves(config.from_sets, stream=False))
+        stage.go_on(config, paths, _backend(config, config.model), progress)
+    else:
+        stage.run(config, _backend(config, config.model), progress)
 
 
 @command(app, "refine", RefineConfig, "trd refine --setting opd --teacher Qwen/Qwen3-8B --out runs/y_r runs/y_o")
@@ -270,7 +284,7 @@ def show(config: ShowConfig) -> None:
 
     from trd_cli.trajectories import show as stage
 
-    shown = stage.show(config, next(waves(config.inputs, stream=False)))
+    shown = stage.show(config, next(waves(config.inputs, stream=False)), _tokenizer_of)
     with streams.printing():
         Console().print(shown)
 
@@ -282,9 +296,15 @@ def diff(config: DiffConfig) -> None:
 
     from trd_cli.trajectories import show as stage
 
-    shown = stage.diff(config, next(waves(config.inputs, stream=False)))
+    shown = stage.diff(config, next(waves(config.inputs, stream=False)), _tokenizer_of)
     with streams.printing():
         Console().print(shown)
+
+
+def _tokenizer_of(source: InputSet) -> Tokenizer | None:
+    from trd_cli.models import tokenizer_at_hand
+
+    return tokenizer_at_hand(source.about, source.directory)
 
 
 @command(data_app, "make", MakeConfig, "trd data make arithmetic --n 1000 --seed 1 --level 2 --out train.parquet")
@@ -351,6 +371,21 @@ def data_overlap(config: OverlapConfig) -> None:
         for f in offending
     ]
     print_table(titles, rows, right=titles[5:], hidden=() if any(row[1] for row in rows) else ("trajectory", "part"))
+
+
+@command(lab_app, "estimators", EstimatorsConfig, "trd lab estimators --out runs/estimators")
+def lab_estimators(config: EstimatorsConfig) -> None:
+    """Measure how the variance of a gradient grows with its future.
+
+    Distils small policies on two tasks on a line by g_γ: γ = 0 weighs an action by its own log-ratio of student and
+    teacher, γ = 1 by all that follow too. Takes about seven minutes on one core. The same command again makes the cells
+    that are missing. Prints one line a γ: seeds, variance of the output layer's gradient, how often the first γ's, at
+    the end, variance over squared norm, end error, the teachers' end error. Tab-separated in a pipe.
+    """
+    from trd_cli.lab import study
+
+    results = study.run(config, ConsoleProgress("lab estimators"))
+    print_table(study.TITLES, study.table(results), right=study.TITLES)
 
 
 @app.callback(invoke_without_command=True)
