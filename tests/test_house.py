@@ -23,14 +23,21 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("engines/",),
     ("graders/",),
     ("datasets/", "evaluation/", "generation"),
-    ("training/", "diagnosis/", "recipes/"),
-    ("planning/", "report/", "stages/"),
+    ("training/", "recipes/", "diagnosis/", "relaying/"),
+    ("planning/", "report/", "stages/", "lab/"),
     ("cli", "__main__", "warm"),
 )
 # The largest share of the lines that one floor may hold.
 SHARE = 0.25
 # Pure functions: they read no file and no clock.
-PURE = ("losses/", "evaluation.metrics", "evaluation.intervals", "evaluation.paired", "datasets.ngrams")
+PURE = (
+    "losses/",
+    "lab.estimators",
+    "evaluation.metrics",
+    "evaluation.intervals",
+    "evaluation.paired",
+    "datasets.ngrams",
+)
 PRINTING = {"console", "command", "cli", "warm"}
 HEAVY = {
     "accelerate",

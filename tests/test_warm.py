@@ -1,6 +1,6 @@
 """Stages in workers of `trd run`: the same bytes as in processes of their own, also when a worker or the run is killed.
 
-TRD_KILLS sets the number of kills of a test: 20 is the full form.
+TRD_KILLS sets the number of kills of a test: 20 is the full form, which kills a run that trains too.
 """
 
 from __future__ import annotations
@@ -127,6 +127,10 @@ def status(run: Path) -> dict[str, Any]:
 def rows_of(run: Path) -> dict[str, Any]:
     """Return the rows of every trajectory set by the set's directory and their ids."""
     return {path.name: by_id(path) for kind in ("sample", "refine") for path in (run / "nodes").glob(f"{kind}-*")}
+
+
+def weights_of(run: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(run)): p.read_bytes() for p in (run / "nodes").rglob("*.safetensors")}
 
 
 def contents(run: Path) -> dict[str, bytes]:
@@ -321,15 +325,19 @@ def test_a_worker_that_dies_while_its_stage_runs_is_replaced_once(tmp_path: Path
         assert workers_of(run) == []
 
 
-def test_rows_are_the_same_though_workers_and_runs_are_killed_at_random_moments(tmp_path: Path, ok: Trd) -> None:
-    path, chance = scripted_recipe(tmp_path), random.Random(5)
-    ok("run", path, "--out", tmp_path / "undisturbed", "--until", "verify")
+@pytest.mark.parametrize("trains", [False, True] if "TRD_KILLS" in os.environ else [False])
+def test_results_are_the_same_though_workers_and_runs_are_killed_at_random_moments(
+    tmp_path: Path, ok: Trd, trains: bool
+) -> None:
+    path, chance = tiny_recipe(tmp_path) if trains else scripted_recipe(tmp_path), random.Random(5)
+    until = () if trains else ("--until", "verify")
+    ok("run", path, "--out", tmp_path / "undisturbed", *until)
     for victim in ("worker", "run"):
         run, kills = tmp_path / victim, 0
         while True:
-            process = started("run", path, "--out", run, "--until", "verify")
-            if kills < KILLS and strike(process, run, victim, chance):
-                kills += 1
+            process = started("run", path, "--out", run, *until)
+            while kills < KILLS and process.poll() is None:
+                kills += strike(process, run, victim, chance, longest=10 if trains else 4)
             _, said = process.communicate()
             assert "Traceback" not in said
             if process.returncode == 0 and kills == KILLS:
@@ -338,14 +346,16 @@ def test_rows_are_the_same_though_workers_and_runs_are_killed_at_random_moments(
                 run.rename(tmp_path / f"{victim}-{time.monotonic_ns()}")
         wait_for(lambda: workers_of(run) == [], 10)  # noqa: B023
         assert rows_of(run) == rows_of(tmp_path / "undisturbed")
+        if trains:
+            assert weights_of(run) == weights_of(tmp_path / "undisturbed")
         assert list((run / ".stages").iterdir()) == []
 
 
-def strike(process: subprocess.Popen[str], run: Path, victim: str, chance: random.Random) -> bool:
+def strike(process: subprocess.Popen[str], run: Path, victim: str, chance: random.Random, longest: float) -> bool:
     """Kill a run or one of its workers at a random moment. Return False if it had ended before."""
     with contextlib.suppress(AssertionError):
         wait_for(lambda: workers_of(run) or process.poll() is not None, 20)
-    time.sleep(chance.uniform(0, 4))
+    time.sleep(chance.uniform(0, longest))
     if process.poll() is not None:
         return False
     if victim == "run":

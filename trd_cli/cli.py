@@ -33,6 +33,7 @@ from trd_cli.config.commands import (
 from trd_cli.config.diagnosing import DiagnoseConfig
 from trd_cli.config.generating import EngineOptions, RefineConfig, SampleConfig
 from trd_cli.config.grading import VerifyConfig
+from trd_cli.config.lab import EstimatorsConfig
 from trd_cli.config.training import METHODS, DistillConfig
 from trd_cli.console import ConsoleProgress, RunTable, print_table
 from trd_cli.errors import InputError
@@ -50,6 +51,9 @@ app = typer.Typer(
 
 data_app = typer.Typer(name="data", help="Make, import and check problem sets; list benchmarks.", **STYLE)
 app.add_typer(data_app)
+
+lab_app = typer.Typer(name="lab", help="Study the ideas behind distillation where the answer is known.", **STYLE)
+app.add_typer(lab_app)
 
 
 def _backend(options: EngineOptions, name: str) -> Backend:
@@ -365,6 +369,21 @@ def data_overlap(config: OverlapConfig) -> None:
         for f in offending
     ]
     print_table(titles, rows, right=titles[5:], hidden=() if any(row[1] for row in rows) else ("trajectory", "part"))
+
+
+@command(lab_app, "estimators", EstimatorsConfig, "trd lab estimators --out runs/estimators")
+def lab_estimators(config: EstimatorsConfig) -> None:
+    """Measure how the variance of a gradient grows with its future.
+
+    Distils small policies on two tasks on a line by g_γ: γ = 0 weighs an action by its own log-ratio of student and
+    teacher, γ = 1 by all that follow too. Takes about seven minutes on one core. The same command again makes the cells
+    that are missing. Prints one line a γ: seeds, variance of the output layer's gradient, how often the first γ's, at
+    the end, variance over squared norm, end error, the teachers' end error. Tab-separated in a pipe.
+    """
+    from trd_cli.lab import study
+
+    results = study.run(config, ConsoleProgress("lab estimators"))
+    print_table(study.TITLES, study.table(results), right=study.TITLES)
 
 
 @app.callback(invoke_without_command=True)

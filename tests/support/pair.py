@@ -68,10 +68,11 @@ def write_problems_of_pair(path: Path, count: int) -> Path:
 
 def build_pair(directory: Path) -> tuple[Path, Path]:
     """Write both models below a directory and return their paths, the student's first."""
-    return _build(directory / "student", STUDENT), _build(directory / "teacher", TEACHER)
+    return build_table(directory / "student", STUDENT), build_table(directory / "teacher", TEACHER)
 
 
-def _build(directory: Path, table: Table) -> Path:
+def build_table(directory: Path, table: Table) -> Path:
+    """Write the model of a table of words and return its path."""
     import torch
     from transformers import AutoModelForCausalLM
 

@@ -99,6 +99,15 @@ class _OfAllObjectives(Config):
         "Positions of this token do not count (repeatable); special: all special tokens but the end of turn.",
     )
     eos: bool = option(True, "Method", "Train on the end-of-turn token.", flags=("--eos/--no-eos",))
+    train_on: Literal["student", "teacher", "all"] = option(
+        "all",
+        "Method",
+        "Train on tokens that the student or the teacher wrote, or both. What an environment or a template wrote never counts.",
+        counts_unset=False,
+    )
+    max_response_tokens: Positive | None = option(
+        None, "Method", "Train on the first so many tokens of each response. Default: all of them.", counts_unset=False
+    )
 
     def along(self, held: Collection[str] = get_args(Along)) -> Along:
         """Return the kind of rows to train along: as asked, else y_r where the input holds any.

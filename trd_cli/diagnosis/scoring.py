@@ -42,6 +42,7 @@ class PositionFigures:
     overlap: np.ndarray
     overlap_advantage: np.ndarray
     teacher_top: np.ndarray
+    teacher_top_logprob: np.ndarray
     is_onset: np.ndarray
     trigger: np.ndarray
 

@@ -48,6 +48,7 @@ class Compared(NamedTuple):
     overlap: Tensor
     overlap_advantage: Tensor
     teacher_top: Tensor
+    teacher_top_logprob: Tensor
     trigger: Tensor
 
 
@@ -86,6 +87,7 @@ def _compared(p: Distribution, q: Distribution, response_C: Tensor, onset_ids: T
         overlap_C,
         advantage_C,
         of_teacher[:, 0],
+        q.log_of(of_teacher[:, 0]),
         hears_C & ~knows_C,
     )
 

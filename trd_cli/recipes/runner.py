@@ -70,6 +70,7 @@ class Runner:
 
     def _start(self, scheduler: Scheduler) -> None:
         for placement in scheduler.start():
+            self._workers.prepare(self._graph[placement.task.name], placement)
             with held_back():  # a stage that has started is among those that are stopped
                 stage = _Stage(self._graph, placement, self._machine, self._status, self._workers)
                 self._running.append(stage)

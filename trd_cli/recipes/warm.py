@@ -146,13 +146,16 @@ class Workers:
         if self._warm and self._graph.recipe.warm == "auto":
             self._room, self._needs = _memory_here(), self._memory_of(self._graph)
 
-    def start(self, node: Node, placement: Placement, more: Sequence[str]) -> StageProcess | WarmStage:
-        """Start a stage, in a worker where that is worth it."""
+    def prepare(self, node: Node, placement: Placement) -> None:
+        """Make room for a node that is about to start; it may take as long as idle workers take to rest or to end."""
         del self._waiting[node.name]
         if placement.task.kind == "cuda":
             self._clear(node, placement)
         elif self._room:
             self._make_room(node, placement)
+
+    def start(self, node: Node, placement: Placement, more: Sequence[str]) -> StageProcess | WarmStage:
+        """Start a stage that was prepared, in a worker where that is worth it."""
         if node.name in self._warm:
             return WarmStage(self, self._graph, node, placement, more)
         return StageProcess(self._graph, node, environment_of(placement), more)

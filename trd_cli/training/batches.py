@@ -22,8 +22,9 @@ _MOST_PADDING = 0.1
 class Example:
     """One trajectory to train on: two contexts and one response, as arrays of token ids (int32).
 
-    `scored` are the positions in the response that count, by default all of them; `parent_verdict` (the attempt's) only
-    sorts the log. Any sequence of numbers becomes an array; an array of int32 is not copied.
+    `scored` are the positions in the response that count, by default all of them. `weights` (float32, above 0) are
+    theirs, by default 1 each. `parent_verdict` (the attempt's) only sorts the log. Any sequence of numbers becomes an
+    array; an array of the right type is not copied.
     """
 
     trajectory_id: str
@@ -32,12 +33,20 @@ class Example:
     response_ids: np.ndarray
     scored: np.ndarray = ()
     parent_verdict: str | None = None
+    weights: np.ndarray = ()
 
     def __post_init__(self) -> None:
         if not len(self.scored):
             object.__setattr__(self, "scored", np.arange(len(self.response_ids), dtype=np.int32))
         for name in ("student_prompt", "teacher_prompt", "response_ids", "scored"):
             object.__setattr__(self, name, np.asarray(getattr(self, name), np.int32))
+        weights = self.weights if len(self.weights) else np.ones(len(self.scored))
+        object.__setattr__(self, "weights", np.asarray(weights, np.float32))
+
+    @property
+    def weight(self) -> float:
+        """Return the sum of the weights."""
+        return float(self.weights.sum(dtype=np.float64))
 
     @property
     def length(self) -> int:
@@ -94,25 +103,25 @@ class Batch:
 class Weighting:
     """Weigh the response tokens of a step, however it is cut into micro-batches and spread over processes.
 
-    sequence: 1 / (tokens of its response · trajectories of the step), the mean over tokens and then over rows
+    sequence: w / (sum of its row's w · trajectories of the step), the mean over tokens and then over rows
 
-    token: 1 / (tokens of the step)
+    token: w / (sum of all w of the step)
 
-    Only scored tokens are counted.
+    w is the own weight of a scored token, 1 where a row has none; other tokens do not count.
     """
 
     reduction: Literal["sequence", "token"]
     trajectories: int
-    tokens: int
+    weight: float
 
     @classmethod
     def of(cls, step: Sequence[Example], reduction: Literal["sequence", "token"]) -> Weighting:
-        return cls(reduction, len(step), sum(len(e.scored) for e in step))
+        return cls(reduction, len(step), sum(e.weight for e in step))
 
-    def of_token(self, example: Example) -> float:
-        if self.reduction == "token":
-            return 1.0 / self.tokens
-        return 1.0 / (len(example.scored) * self.trajectories)
+    def of_tokens(self, example: Example) -> np.ndarray:
+        """Return the weights of a row's scored tokens, float64."""
+        whole = self.weight if self.reduction == "token" else example.weight * self.trajectories
+        return example.weights / np.float64(whole)
 
 
 def collate(examples: Sequence[Example], weighting: Weighting | None) -> Batch:
@@ -121,12 +130,12 @@ def collate(examples: Sequence[Example], weighting: Weighting | None) -> Batch:
     Without a weighting its tokens count nothing: a process with no rows left uses it to keep step.
     """
     scored_B = [len(e.scored) for e in examples]
-    weights_B = [weighting.of_token(e) if weighting else 0.0 for e in examples]
+    weights = [weighting.of_tokens(e) if weighting else np.zeros(len(e.scored)) for e in examples]
     return Batch(
         _side([e.student_prompt for e in examples], examples),
         _side([e.teacher_prompt for e in examples], examples),
         torch.from_numpy(np.concatenate([e.response_ids[e.scored] for e in examples]).astype(np.int64)),
-        torch.from_numpy(np.repeat(weights_B, scored_B).astype(np.float32)),
+        torch.from_numpy(np.concatenate(weights).astype(np.float32)),
         torch.from_numpy(np.repeat(np.arange(len(examples)), scored_B)),
     )
 

@@ -15,13 +15,15 @@ from trd_cli.models import ModelRef
 from trd_cli.progress import Progress
 from trd_cli.prompting.rendering import Rendering
 from trd_cli.prompting.tokens import Tokenizer, check_same_tokens, check_wrote
-from trd_cli.records import Trajectory
+from trd_cli.records import AUTHORS, Trajectory, authors_of, unfit_for_response
 from trd_cli.training.admission import check_trainable
 from trd_cli.training.batches import Example
 from trd_cli.training.teacher_context import TeacherPrompts, too_long_for
 from trd_cli.trajectories.sets import InputSet
 
 ALL_SPECIAL = "special"
+# The authors whose tokens --train-on names. What an environment or a template wrote is never trained on.
+_TRAINED = {"student": ("student",), "teacher": ("teacher",), "all": ("student", "teacher")}
 
 
 class TextsNeeded(Exception):
@@ -49,6 +51,7 @@ class Contexts:
             )
         self._teacher_eos_ids = teachers.eos_ids
         self._limit = min(longest_row(model, config.max_length) for model in (student, teacher))
+        self._authors = [AUTHORS.index(author) for author in _TRAINED[config.train_on]]
         self._masked = np.array(sorted(masked_ids(config.mask_tokens, self._tokenizer)), np.int64)
         self._config = config
         rendering = Rendering.recorded(source.about.render, source.about.chat_template_kwargs)
@@ -89,10 +92,14 @@ class Contexts:
         """Return the row as an example, or the reason to leave it out."""
         if row.error is not None or row.response_token_ids is None:
             return "no response"
-        response_ids = self._response(row)
+        if unfit := unfit_for_response(row):
+            return f"{', '.join(unfit)} do not go with the response tokens"
+        response_ids, weights = self._response(row)
         if not len(response_ids):
             return "no response"
-        scored = np.flatnonzero(~np.isin(response_ids, self._masked))
+        if not weights.any():
+            return f"no token of the response has a weight above 0 with {flag('train_on')} {self._config.train_on}"
+        scored = np.flatnonzero((weights > 0) & ~np.isin(response_ids, self._masked))
         if not len(scored):
             return "every token of the response is masked"
         students = row.student_prompt_token_ids if row.stage == "refined" else row.prompt_token_ids
@@ -112,21 +119,40 @@ class Contexts:
         if unknown := _unknown(self._teacher, teachers.token_ids, "the teacher's context"):
             return unknown
         self._cut.update(teachers.cut)
-        return Example(row.trajectory_id, students, teachers.token_ids, response_ids, scored, verdict)
+        ids = (students, teachers.token_ids, response_ids)
+        return Example(row.trajectory_id, *ids, scored, verdict, weights[scored])
 
-    def _response(self, row: Trajectory) -> np.ndarray:
-        """Return the ids as sampled. A finished response ends with an end of turn that the student knows."""
-        ids = np.asarray(row.response_token_ids, np.int32)
-        if row.finish_reason != "stop" or not len(ids):
-            return ids
+    def _response(self, row: Trajectory) -> tuple[np.ndarray, np.ndarray]:
+        """Return the ids as sampled (int32) and the weight of each (float32), at most --max-response-tokens of them.
+
+        A finished response ends with an end of turn that the student knows.
+        """
+        ids, weights = np.asarray(row.response_token_ids, np.int32), self._weights(row)
+        if row.finish_reason == "stop" and len(ids):
+            ids, weights = self._ended(ids, weights)
+        most = self._config.max_response_tokens
+        return ids[:most], weights[:most]
+
+    def _weights(self, row: Trajectory) -> np.ndarray:
+        """Return the weight of each response token: its own, and 0 for one whose author is left out."""
+        is_trained = np.isin(np.asarray(authors_of(row), np.int8), self._authors)
+        if row.token_weight is None:
+            return is_trained.astype(np.float32)
+        return np.asarray(row.token_weight, np.float32) * is_trained
+
+    def _ended(self, ids: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the ids and weights of a finished response with the end of turn that the student is to learn."""
         last = int(ids[-1])
         if not self._config.eos:
-            return ids[:-1] if last in self._tokenizer.eos_ids | self._teacher_eos_ids else ids
+            kept = len(ids) - (last in self._tokenizer.eos_ids | self._teacher_eos_ids)
+            return ids[:kept], weights[:kept]
         if last not in self._tokenizer.eos_ids:
             # The student must learn to stop with an end of turn that it knows, not with the teacher's own.
-            kept = ids[:-1] if last in self._teacher_eos_ids else ids
-            return np.append(kept, np.int32(self._tokenizer.end_of_turn_id))
-        return ids
+            kept = len(ids) - (last in self._teacher_eos_ids)
+            return np.append(ids[:kept], np.int32(self._tokenizer.end_of_turn_id)), np.append(
+                weights[:kept], weights[-1]
+            )
+        return ids, weights
 
 
 def shown(example: Example, tokenizer: Tokenizer) -> str:

@@ -40,9 +40,10 @@ class StepFigures:
             known_N = ~values_N.isnan()
             self.sums[name] += values_N[known_N].sum().item()
             self.counts[name] += int(known_N.sum())
-        row_N = batch.row_N
-        sums_B = torch.zeros(len(rows), dtype=figures.divergence.dtype, device=row_N.device)
-        means_B = sums_B.index_add(0, row_N, figures.divergence) / torch.bincount(row_N, minlength=len(rows))
+        own_N = torch.from_numpy(np.concatenate([row.weights for row in rows])).to(figures.divergence)
+        zeros_B = own_N.new_zeros(len(rows))
+        sums_B = zeros_B.index_add(0, batch.row_N, figures.divergence * own_N)
+        means_B = sums_B / zeros_B.index_add(0, batch.row_N, own_N)
         for row, mean in zip(rows, means_B.tolist(), strict=True):
             if row.parent_verdict is not None:
                 self.sums[f"loss_parent_{row.parent_verdict}"] += mean

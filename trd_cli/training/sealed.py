@@ -10,6 +10,7 @@ from __future__ import annotations
 import mmap
 import os
 import zipfile
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,52 +19,63 @@ import xxhash
 
 _MARK = b"trd-xxh3"
 _DIGEST = 16
-# Bytes. A file is made durable and leaves the page cache piece by piece, since nothing reads it soon: the same pages of
-# memory serve again. New ones cost a virtual machine more time than the disk does.
-_PIECE = 128 << 20
+# Bytes. A file is made durable and leaves the page cache piece by piece, while the next piece is written: nothing reads
+# it soon, and the same pages of memory serve again. New ones cost a virtual machine more time than the disk does.
+_PIECE = 32 << 20
 
 
 class _Digesting:
-    """Hand bytes on to a file and take their digest on the way."""
+    """Hand bytes on to a file, take their digest on the way, and see to it that they reach the disk."""
 
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file, self._digest, self._cached = file, xxhash.xxh3_128(), 0
+    def __init__(self, file: IO[bytes], background: ThreadPoolExecutor) -> None:
+        self._file, self._background = file, background
+        self._digest, self._cached = xxhash.xxh3_128(), 0
+        self._piece: Future[None] | None = None
 
     def write(self, data: Any) -> int:
         self._digest.update(data)
         written = self._file.write(data)
         self._cached += written
         if self._cached > _PIECE:
-            self._uncache()
+            self._file.flush()
+            self._wait()
+            self._piece = self._background.submit(_uncache, self._file.fileno())
+            self._cached = 0
         return written
-
-    def _uncache(self) -> None:
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        if hasattr(os, "posix_fadvise"):  # not on macOS
-            os.posix_fadvise(self._file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        self._cached = 0
 
     def flush(self) -> None:
         self._file.flush()
 
     def seal(self) -> None:
+        self._wait()
         self._file.write(_MARK + self._digest.digest())
+
+    def _wait(self) -> None:
+        """Wait for the last piece; raise OSError where the disk has refused it."""
+        if self._piece is not None:
+            self._piece.result()
+
+
+def _uncache(descriptor: int) -> None:
+    os.fsync(descriptor)
+    if hasattr(os, "posix_fadvise"):  # not on macOS
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def save_sealed(value: Any, file: IO[bytes]) -> None:
     """Write a value as `torch.save` does, without torch's checksums and with a digest at the end.
 
-    Raises RuntimeError, as `torch.save` does, where the disk is full.
+    Raises RuntimeError, as `torch.save` does, or OSError where the disk is full.
     """
-    digesting = _Digesting(file)
     before = torch.serialization.get_crc32_options()
     torch.serialization.set_crc32_options(False)
     try:
-        torch.save(value, digesting)
+        with ThreadPoolExecutor(1) as background:
+            digesting = _Digesting(file, background)
+            torch.save(value, digesting)
+            digesting.seal()
     finally:
         torch.serialization.set_crc32_options(before)
-    digesting.seal()
 
 
 def is_whole(path: Path) -> bool:

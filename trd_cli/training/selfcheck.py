@@ -89,7 +89,9 @@ def _same_context(
     same = [replace(e, teacher_prompt=e.student_prompt) for e in rows]
     longest = max(rows, key=lambda e: len(e.student_prompt))
     more = 7 if switch is None or longest.read[0] > switch else min(7, switch - longest.read[0])
-    filler = replace(longest, teacher_prompt=[*longest.student_prompt, *longest.student_prompt[:more]], scored=[0])
+    filler = replace(
+        longest, teacher_prompt=[*longest.student_prompt, *longest.student_prompt[:more]], scored=[0], weights=()
+    )
     found: list[Tensor] = []
     for group in (same, [*same, filler]):
         step.zero_grad()

@@ -2,8 +2,9 @@
 
 The file holds all ids (int32), then the columns of the index, then a JSON object that tells where each column lies,
 then the length of that object (8 bytes). A row's ids are the student's prompt, the teacher's, the response and, where
-not all of it counts, the positions that do. A row takes 4 bytes a token and less than 100 bytes in the index. Columns
-are mapped too, so that the processes of a machine share all of it in the page cache.
+not all of it counts, the positions that do. Where some count with another weight than 1, the positions are there, and
+then the weights (float32). A row takes 4 bytes a token and less than 100 bytes in the index. Columns are mapped too, so
+that the processes of a machine share all of it in the page cache.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ from trd_cli.training.batches import Example
 NAME = "examples.bin"
 _LENGTH = 8
 _ID = np.dtype("<i4")
-# Student's prompt, teacher's prompt, response, scored positions.
+_WEIGHT = np.dtype("<f4")
+# Student's prompt, teacher's prompt, response, and the code of what follows it, see `_following`.
 _PARTS = 4
 _ALL_SCORED = -1
 # The columns of the index: names, starts, lengths, verdicts.
@@ -94,18 +96,21 @@ class Examples(Sequence[Example]):
         return len(self._names)
 
     def __getitem__(self, i: int) -> Example:
-        student, teacher, response, scored = self._lengths[i].tolist()
+        student, teacher, response, code = self._lengths[i].tolist()
+        scored, weighted = _following(code)
         teachers = int(self._starts[i]) + student
         responses = teachers + teacher
         end = responses + response
+        weights = end + scored
         verdict = self._verdicts[i]
         return Example(
             self._names[i].decode(),
             self._ids[teachers - student : teachers],
             self._ids[teachers:responses],
             self._ids[responses:end],
-            () if scored == _ALL_SCORED else self._ids[end : end + scored],
+            self._ids[end:weights],
             None if verdict < 0 else self.about["verdicts"][verdict],
+            self._ids[weights : weights + weighted].view(_WEIGHT),
         )
 
     @property
@@ -126,14 +131,13 @@ class ExampleWriter:
 
     def add(self, example: Example) -> None:
         self.rows += 1
-        is_whole = len(example.scored) == len(example.response_ids)
         parts = (example.student_prompt, example.teacher_prompt, example.response_ids)
+        following, last = _to_follow(example)
         verdict = example.parent_verdict
         code = -1 if verdict is None else self._verdicts.setdefault(verdict, len(self._verdicts))
-        lengths = (*map(len, parts), _ALL_SCORED if is_whole else len(example.scored))
-        self._recent.append((example.trajectory_id.encode(), self._at, lengths, code))
-        ids = np.concatenate(parts if is_whole else (*parts, example.scored))
-        self._write(ids.astype(_ID))
+        self._recent.append((example.trajectory_id.encode(), self._at, (*map(len, parts), last), code))
+        ids = np.concatenate([part.astype(_ID) for part in parts] + following)
+        self._write(ids)
         self._at += len(ids)
         if len(self._recent) == _ROWS_AT_ONCE:
             self._compact()
@@ -190,6 +194,23 @@ class ExampleWriter:
         return refused(Path(name if isinstance(name, str) else tempfile.gettempdir()), error)
 
 
+def _to_follow(example: Example) -> tuple[list[np.ndarray], int]:
+    """Return what follows a row's ids in the file, and the code of it in the index, see `_following`."""
+    scored = example.scored.astype(_ID)
+    if (example.weights != 1).any():
+        return [scored, example.weights.astype(_WEIGHT).view(_ID)], _ALL_SCORED - len(scored)
+    is_whole = len(scored) == len(example.response_ids)
+    return ([], _ALL_SCORED) if is_whole else ([scored], len(scored))
+
+
+def _following(code: int) -> tuple[int, int]:
+    """Return the numbers of positions and of weights that follow a row's ids.
+
+    A code from 0 counts positions without weights, one below `_ALL_SCORED` positions with as many weights.
+    """
+    return (_ALL_SCORED - code,) * 2 if code < _ALL_SCORED else (max(0, code), 0)
+
+
 def _sum_of(*columns: np.ndarray) -> int:
     return functools.reduce(lambda found, column: zlib.crc32(column.tobytes(), found), columns, 0)
 
@@ -218,16 +239,13 @@ def _digest(file: IO[bytes], names: np.ndarray, starts: np.ndarray, lengths: np.
     The file is read and not mapped: its pages would count as memory of this process.
     """
     digest = hashlib.sha256()
-    for name, start, (*parts, scored) in _rows(names, starts, lengths):
+    for name, start, (*parts, code) in _rows(names, starts, lengths):
         digest.update(name)
-        stored = sum(parts) + max(0, scored)
+        following = [count for count in _following(code) if count]
+        stored = sum(parts) + sum(following)
         ids = memoryview(os.pread(file.fileno(), stored * _ID.itemsize, start * _ID.itemsize)).cast("i")
-        if scored == _ALL_SCORED:
-            scored = parts[-1]
-            positions = memoryview(array("i", range(scored)))
-        else:
-            positions = ids[-scored:]
-        for part in (*_cut(ids, parts), positions):
+        whole = [memoryview(array("i", range(parts[-1])))] if code == _ALL_SCORED else []
+        for part in (*_cut(ids, [*parts, *following]), *whole):
             digest.update(len(part).to_bytes(8))
             digest.update(part)
     return digest.hexdigest()[:16]

@@ -1,0 +1,1 @@
+"""Studies of the ideas behind distillation on problems small enough to know the answer."""

@@ -1,0 +1,1 @@
+"""Relays: the student writes until a trigger, the teacher writes a leg, and the student goes on."""
