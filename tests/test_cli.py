@@ -336,7 +336,7 @@ def test_one_of_a_thing_is_counted_in_the_singular(ok: Trd, tmp_path: Path) -> N
 
 def test_every_command_that_works_long_has_a_dry_run() -> None:
     has = {name for name, command in commands().items() if any("--dry-run" in p.opts for p in command.params)}
-    assert has == {"sample", "refine", "verify", "distill", "eval", "run"}
+    assert has == {"sample", "refine", "verify", "distill", "diagnose", "eval", "run"}
 
 
 def commands() -> dict[str, click.Command]:

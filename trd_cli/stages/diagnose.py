@@ -20,8 +20,8 @@ from trd_cli.diagnosis.files import RowFigures, described, write_onset, write_ro
 from trd_cli.diagnosis.onset import Onset, onset_of, read_words
 from trd_cli.diagnosis.scoring import dtype_of
 from trd_cli.engines.placement import check_replicas
-from trd_cli.errors import InputError
-from trd_cli.generation import Outcome, check_strangers
+from trd_cli.errors import InputError, counted
+from trd_cli.generation import check_strangers
 from trd_cli.models import ModelRef
 from trd_cli.progress import Progress, WithoutResults
 from trd_cli.prompting.templates import digest_of
@@ -195,7 +195,7 @@ class Diagnosis:
 
     def preview(self, first: RowFigures, rows: int, where: Path) -> str:
         """Return the text of --dry-run."""
-        would = f"would score {rows} rows with {self.backend().described}, in {where}"
+        would = f"would score {counted(rows, 'row')} with {self.backend().described}, in {where}"
         if first.example is None:
             return f"first row {first.trajectory_id[:12]}: {first.error}\n{would}"
         return f"{shown(first.example, self.student.tokenizer())}\n\n{would}"
