@@ -41,7 +41,9 @@ from trd_cli.progress import SilentProgress
 
 if TYPE_CHECKING:
     from trd_cli.engines.base import Engine
-    from trd_cli.generation import Backend
+    from trd_cli.planned import Backend
+    from trd_cli.prompting.tokens import Tokenizer
+    from trd_cli.trajectories.sets import InputSet
 
 app = typer.Typer(
     help="Trajectory-Refined Distillation: the student samples attempts, the teacher repairs them, the student is trained along the repairs.",
@@ -62,7 +64,7 @@ def _backend(options: EngineOptions, name: str) -> Backend:
     from trd_cli.engines.placement import check_replicas
     from trd_cli.engines.registry import check_arguments, check_weights, choose_engine, window
     from trd_cli.engines.starting import manner, start_engine
-    from trd_cli.generation import Backend
+    from trd_cli.planned import Backend
     from trd_cli.models import resolve_model
 
     engine = choose_engine(options, name)
@@ -82,10 +84,18 @@ def _backend(options: EngineOptions, name: str) -> Backend:
 
 @command(app, "sample", SampleConfig, "trd sample -m Qwen/Qwen3-1.7B -p train.parquet -n 4 --out runs/y_o | trd verify")
 def sample(config: SampleConfig) -> None:
-    """Sample rollouts y_o: the student's attempts at each problem."""
+    """Sample rollouts y_o: the student's attempts at each problem.
+
+    With --from it goes on from a --prefix of each row of a set, by the row's own token ids.
+    """
     from trd_cli.stages import sample as stage
 
-    stage.run(config, _backend(config, config.model), ConsoleProgress("sample"))
+    progress = ConsoleProgress("sample")
+    if config.from_sets:
+        paths = next(waves(config.from_sets, stream=False))
+        stage.go_on(config, paths, _backend(config, config.model), progress)
+    else:
+        stage.run(config, _backend(config, config.model), progress)
 
 
 @command(app, "refine", RefineConfig, "trd refine --setting opd --teacher Qwen/Qwen3-8B --out runs/y_r runs/y_o")
@@ -288,7 +298,7 @@ def show(config: ShowConfig) -> None:
 
     from trd_cli.trajectories import show as stage
 
-    shown = stage.show(config, next(waves(config.inputs, stream=False)))
+    shown = stage.show(config, next(waves(config.inputs, stream=False)), _tokenizer_of)
     with streams.printing():
         Console().print(shown)
 
@@ -300,9 +310,15 @@ def diff(config: DiffConfig) -> None:
 
     from trd_cli.trajectories import show as stage
 
-    shown = stage.diff(config, next(waves(config.inputs, stream=False)))
+    shown = stage.diff(config, next(waves(config.inputs, stream=False)), _tokenizer_of)
     with streams.printing():
         Console().print(shown)
+
+
+def _tokenizer_of(source: InputSet) -> Tokenizer | None:
+    from trd_cli.models import tokenizer_at_hand
+
+    return tokenizer_at_hand(source.about, source.directory)
 
 
 @command(data_app, "make", MakeConfig, "trd data make arithmetic --n 1000 --seed 1 --level 2 --out train.parquet")
