@@ -199,6 +199,13 @@ def test_what_is_made_from_a_set_of_version_1_is_the_same(old: Path, made: Path,
     assert first.trajectory_id in ok("show", tmp_path / "of-old", "--id", first.trajectory_id).stdout
 
 
+def test_trd_show_tells_how_much_was_given_and_what_the_tokens_weigh(ok: Trd, tmp_path: Path) -> None:
+    said = ok("show", write_set(tmp_path / "y_r", [[OURS]])).stdout
+    assert "student 1, then teacher 1, then template 1" in said
+    assert "1 response token given to the model" in said
+    assert "0 to 1, mean 0.5, 0 for 1 of 3 tokens" in said
+
+
 # Training along them
 
 # Responses of four tokens; in the second row the student, the teacher and a template wrote them.
