@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -192,7 +193,7 @@ def trained_on(ok: Trd, source: Path, setting: str, world: World) -> tuple[str, 
     said = ok("distill", source, "--dtype", "float32", "--device", "cpu", "--dry-run").stderr
     parts = ("student reads (", "teacher reads (", "both score (", "would train ")
     places = [said.index(part) for part in parts]
-    student, teacher, response = (said[a:b] for a, b in zip(places, places[1:], strict=False))
+    student, teacher, response = (said[a:b] for a, b in pairwise(places))
     return student, teacher, response.partition("\n")[2].strip("\n")
 
 
