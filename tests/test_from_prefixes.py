@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -192,7 +193,7 @@ def trained_on(ok: Trd, source: Path, setting: str, world: World) -> tuple[str, 
     said = ok("distill", source, "--dtype", "float32", "--device", "cpu", "--dry-run").stderr
     parts = ("student reads (", "teacher reads (", "both score (", "would train ")
     places = [said.index(part) for part in parts]
-    student, teacher, response = (said[a:b] for a, b in zip(places, places[1:], strict=False))
+    student, teacher, response = (said[a:b] for a, b in pairwise(places))
     return student, teacher, response.partition("\n")[2].strip("\n")
 
 
@@ -480,3 +481,20 @@ def test_an_open_prefix_is_half_of_the_response_and_a_recipes_number_is_read(y_o
     rewriting = RefineConfig.parse({"setting": "opsd"})
     assert rewriting.cut is None
     assert not {"mode", "prefix", "at_line_break"} & rewriting.identity().keys(), "identities of earlier runs stay"
+
+
+# Training, recipes and plans
+
+
+def test_training_reads_the_context_of_the_continuation_and_cuts_its_reference_alone(
+    world: World, tmp_path: Path, ok: Trd
+) -> None:
+    out = tmp_path / "y_r"
+    ok("refine", "--setting", "opsd", "--mode", "continue", world.greedy, *GREEDY, "--out", out)
+    rows = rows_of(out)
+    room = min(len(row.prompt_token_ids) for row in rows)
+    longest = max(len(row.response_token_ids) for row in rows)
+    train = ("distill", out, "--dtype", "float32", "--device", "cpu", "--dry-run")
+    assert "cut the" not in ok(*train).stderr
+    said = ok(*train, "--max-length", room + longest - 20).stderr
+    assert f"cut the reference in the teacher's context of {len(rows)} of {len(rows)} rows" in said
