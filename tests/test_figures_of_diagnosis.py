@@ -275,3 +275,9 @@ def test_what_is_not_finite_is_left_out() -> None:
     found = gathered(part([{"overlap_advantage": [math.nan, 2.0]}, {"overlap_advantage": [math.nan]}]))
     assert figure(found, "overlap_advantage").value == 2.0
     assert figure(found, "overlap_advantage").rows == 1
+
+
+def test_rows_without_a_position_have_no_figure_of_positions() -> None:
+    found = gathered(part([{"verdict": INCORRECT}, {}]))
+    assert {e.figure for e in found.estimates()} >= {"finished", "truncated"}
+    assert figure(found, "fragmentation", tenth=1) is None

@@ -261,7 +261,8 @@ class _Rows:
 
     def _means(self, cell_N: np.ndarray, cells: int, value_N: np.ndarray) -> np.ndarray:
         known_N = np.isfinite(value_N)
-        sums = np.bincount(cell_N[known_N], value_N[known_N].astype(np.float64), minlength=cells)
+        # Without a value the sums are whole numbers.
+        sums = np.bincount(cell_N[known_N], value_N[known_N], minlength=cells).astype(np.float64)
         counts = np.bincount(cell_N[known_N], minlength=cells)
         return np.divide(sums, counts, out=np.full(cells, np.nan), where=counts > 0)
 
@@ -279,7 +280,8 @@ class _Rows:
         """Return the share of each row's sum that each tenth has, (R, T), NaN for a row whose sum is 0."""
         cells = self._count * TENTHS
         value_N = np.nan_to_num(value_N.astype(np.float64))
-        sums_RT = np.bincount(self.row_N * TENTHS + self.tenth_N, value_N, minlength=cells).reshape(-1, TENTHS)
+        sums = np.bincount(self.row_N * TENTHS + self.tenth_N, value_N, minlength=cells).astype(np.float64)
+        sums_RT = sums.reshape(-1, TENTHS)
         whole_R1 = sums_RT.sum(axis=1, keepdims=True)
         return np.divide(sums_RT, whole_R1, out=np.full_like(sums_RT, np.nan), where=whole_R1 > 0)
 
