@@ -133,7 +133,7 @@ def test_the_csv_file_has_every_figure_as_it_is(written: Path, run: Path) -> Non
             assert (line["diagnosis"], line["figure"], line["text"]) == ("diagnosis", estimate.figure, estimate.text)
             assert float(line["value"]) == estimate.value
             assert line["tenth"] == ("" if estimate.tenth is None else str(estimate.tenth))
-        assert sum(1 for _ in open(directory / "diagnosis_pairs.csv")) == 5
+        assert len((directory / "diagnosis_pairs.csv").read_text().splitlines()) == 5
 
 
 def test_a_diagnosis_of_a_run_that_is_not_finished_is_named(run: Path, ok: Trd, tmp_path: Path) -> None:

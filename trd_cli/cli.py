@@ -214,8 +214,9 @@ def compare(config: CompareConfig) -> None:
 def report_(config: ReportConfig) -> None:
     """Report on a run, or on two: tables, plots and one page.
 
-    Shows scores, refinement, training and cost; of two runs A and B also the differences B - A. Writes report.html,
-    report.md, CSV files and plots. An unfinished run is reported as far as it is done.
+    Shows scores, refinement, training and cost; of two runs A and B also the differences B - A; of a diagnosis, in the
+    run's directory or alone, what student and teacher say of its rows. Writes report.html, report.md, CSV files and
+    plots. An unfinished run is reported as far as it is done.
     """
     from trd_cli.models import resolve_model
     from trd_cli.report import write as stage
