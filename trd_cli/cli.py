@@ -63,8 +63,8 @@ def _backend(options: EngineOptions, name: str) -> Backend:
     from trd_cli.engines.placement import check_replicas
     from trd_cli.engines.registry import check_arguments, check_weights, choose_engine, window
     from trd_cli.engines.starting import manner, start_engine
-    from trd_cli.planned import Backend
     from trd_cli.models import resolve_model
+    from trd_cli.planned import Backend
 
     engine = choose_engine(options, name)
     version = engine_version(engine)

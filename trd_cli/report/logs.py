@@ -120,6 +120,7 @@ def with_training_nll(run: Run, refinement: Refinement, trainings: Sequence[Trai
 
 
 def _is_plain(config: Mapping[str, Any]) -> bool:
-    """Return True if a training is along all refined rows and scores them as they were sampled."""
+    """Return True if a training is along all tokens of all refined rows and scores them as they were sampled."""
     along_all = config.get("subset") == "all" and config.get("where") is None
+    along_all &= config.get("train_on", "all") == "all" and config.get("max_response_tokens") is None
     return along_all and config.get("stage") in (None, "refined") and config.get("temperature") == 1.0

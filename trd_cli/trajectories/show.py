@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable, Sequence
+from statistics import fmean
 
 from rich.console import Group
 from rich.panel import Panel
@@ -16,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from trd_cli.config.commands import DiffConfig, ShowConfig
-from trd_cli.errors import InputError
+from trd_cli.errors import InputError, counted
 from trd_cli.prompting.authors import Span, author_runs, author_spans
 from trd_cli.prompting.tokens import Tokenizer
 from trd_cli.records import Trajectory
@@ -115,6 +116,8 @@ def _facts(row: Trajectory, source: InputSet) -> Table:
         "sampling": f"T {row.temperature:g}, top-p {row.top_p:g}, top-k {row.top_k}, at most {row.max_tokens} tokens, seed {row.seed}",
         "tokens": f"{len(row.prompt_token_ids)} prompt, {len(row.response_token_ids or ())} response ({row.finish_reason})",
         "authors": ", then ".join(f"{author} {tokens}" for author, tokens in author_runs(row.author or ())),
+        "prefix": f"{counted(row.prefix_tokens, 'response token')} given to the model" if row.prefix_tokens else "",
+        "weights": _weights(row.token_weight) if row.token_weight else "",
         "attempt cut": f"{row.attempt_tokens_trimmed} tokens" if row.attempt_tokens_trimmed else "",
         "reference": row.reference_answer or "",
         "verdict": f"{row.verdict}: {row.extracted_answer} {row.verdict_detail or ''} ({row.grader} {row.grader_version})"
@@ -126,6 +129,11 @@ def _facts(row: Trajectory, source: InputSet) -> Table:
         if value:
             table.add_row(Text(name, style="bold"), Text(value))
     return table
+
+
+def _weights(weights: Sequence[float]) -> str:
+    zero = sum(weight == 0 for weight in weights)
+    return f"{min(weights):g} to {max(weights):g}, mean {fmean(weights):.3g}, 0 for {zero} of {len(weights)} tokens"
 
 
 def _panel(title: str, body: str | Text) -> Panel:
