@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +18,9 @@ from support.sets import by_hand
 from trd_cli.diagnosis.results import FILE, Diagnosis, read_diagnosis
 from trd_cli.diagnosis.tables import tables
 from trd_cli.recipes.nodes import FORMAT
+from trd_cli.report.collect import collect
+from trd_cli.report.csv_files import csv_files
+from trd_cli.report.tabulate import markdown
 from trd_cli.trajectories.run_json import write_run_json
 
 Trd = Callable[..., Result]
@@ -145,16 +149,19 @@ def test_a_diagnosis_of_a_run_that_is_not_finished_is_named(run: Path, ok: Trd, 
     assert "Prefix failure" not in (copy / "report" / "report.md").read_text()
 
 
-def test_several_diagnoses_are_told_apart(run: Path, ok: Trd, tmp_path: Path) -> None:
+def test_several_diagnoses_are_told_apart(run: Path, tmp_path: Path) -> None:
     (tmp_path / "graph.json").write_bytes((run / "graph.json").read_bytes())
     for name in ("diagnosis-before", "diagnosis-after"):
-        diagnosed(tmp_path / name)
-    ok("report", tmp_path)
-    text = (tmp_path / "report" / "report.md").read_text()
+        shutil.copytree(run / "diagnosis", tmp_path / name)
+    data = collect(tmp_path)
+    text = markdown(data)
     assert "### Turning back, diagnosis-before" in text
     assert "### Turning back, diagnosis-after" in text
-    names = {path.stem for path in (tmp_path / "report" / "plots").glob("prefix-kl*.svg")}
-    assert names == {"prefix-kl-1", "prefix-kl-2"}
+    assert [line[0] for line in csv.reader(csv_files(data)["diagnosis_pairs.csv"].splitlines())] == [
+        "diagnosis",
+        *["diagnosis-after"] * 4,
+        *["diagnosis-before"] * 4,
+    ]
 
 
 def test_a_diagnosis_alone_has_a_report_with_its_rows(tmp_path: Path, ok: Trd) -> None:
@@ -168,12 +175,11 @@ def test_a_diagnosis_alone_has_a_report_with_its_rows(tmp_path: Path, ok: Trd) -
     assert "<dt>Trajectories</dt><dd>24</dd>" in page
 
 
-def test_short_and_certain_rows_far_from_the_student_are_warned_of_in_the_report(tmp_path: Path, ok: Trd) -> None:
+def test_short_and_certain_rows_far_from_the_student_are_warned_of_in_the_report(tmp_path: Path) -> None:
     y_o = trajectory("o", 1)
     y_r = trajectory("r", 1, stage="refined", setting="opd", parent_id=y_o.trajectory_id)
     rows = [(y_o, positions(student_logprob=[-0.2] * 9)), (y_r, positions(student_logprob=[-3.0] * 3))]
     write_figures_of(tmp_path / "diagnosis", rows)
     write_run_json(tmp_path / "diagnosis", {"format": "trd-run-1", "command": "diagnose", "digest": "0"})
     concluded(tmp_path / "diagnosis")
-    told = ok("report", tmp_path / "diagnosis").stderr
-    assert "diagnosis: 100 % of 1 pairs have a y_r that is short" in told
+    assert collect(tmp_path / "diagnosis").notes[0].startswith("diagnosis: 100 % of 1 pairs have a y_r that is short")
