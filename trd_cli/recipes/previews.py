@@ -85,10 +85,10 @@ def first_prompts(graph: Graph, chosen: Sequence[Node], done: Collection[str]) -
 
 
 def _kind(node: Node) -> tuple[Any, ...]:
-    """Return what tells one kind of prompt from another: the stage, and for training what the teacher reads."""
+    """Return what tells one kind of prompt from another: the stage, and what the teacher reads."""
     config = node.config
     if isinstance(config, RefineConfig):
-        return (node.stage, config.mode, config.prompt)
+        return (node.stage, config.mode)
     if not isinstance(config, DistillConfig):
         return (node.stage,)
     return (node.stage, config.along(), config.teacher_context_kind(), config.prompt)
