@@ -240,7 +240,7 @@ BAD: dict[str, Bad] = {
 
 def command_of(line: str) -> str:
     words = line.split()
-    return " ".join(words[:2] if words[0] == "data" else words[:1])
+    return " ".join(words[:2] if words[0] in ("data", "lab") else words[:1])
 
 
 @pytest.mark.parametrize("name", BAD)
