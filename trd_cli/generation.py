@@ -126,7 +126,7 @@ class ShardFiller:
         for row in planned:
             if not self._planned.add(row.trajectory_id) or self._unplanned.discard(row.trajectory_id):
                 continue
-            if row.error is None and row.finish_reason is None:
+            if not self._has_ended(row):
                 self._open[row.trajectory_id] = row
                 yield self._request(row)
             else:
@@ -187,6 +187,10 @@ class ShardFiller:
             self.outcome.errors += sum(row.error is not None for row in rows)
             self._progress.result(path)
         self._opened = time.monotonic()
+
+    def _has_ended(self, row: Trajectory) -> bool:
+        """Return whether a planned row goes to the shard as it is."""
+        return row.error is not None or row.finish_reason is not None
 
     def _request(self, row: Trajectory) -> Request:
         return request_for(row, self._backend.max_length)
