@@ -16,8 +16,8 @@ from support.sets import by_id, rows_of
 from trd_cli.config.generating import SampleConfig
 from trd_cli.engines.border import checked
 from trd_cli.errors import EngineError
-from trd_cli.generation import Backend
 from trd_cli.models import resolve_model
+from trd_cli.planned import Backend
 from trd_cli.progress import SilentProgress
 from trd_cli.prompting.tokens import ByteTokenizer
 from trd_cli.records import Completion, Problem, Request, Trajectory, content_hash, logprob_array, token_array

@@ -285,7 +285,7 @@ USAGE = {
     "bad int": (f"{S} -n many", "Invalid value for '--n' / '-n'"),
     "bad float": (f"{S} --temperature hot", "Invalid value for '--temperature'"),
     "bad choice": ("refine --setting both y_o", "Invalid value for '--setting'"),
-    "missing option": ("sample -m scripted", "Missing option '--problems'"),
+    "missing option": ("refine y_o", "Missing option '--setting'"),
     "missing argument": ("data import --out new.parquet", "Missing argument 'file'"),
     "unknown command": ("destroy", "No such command 'destroy'"),
     "one word too many": (f"{S} twice", "unexpected extra argument"),

@@ -22,7 +22,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("streams", "console", "command", "models", "merging", "graders.by_math_verify", "graders/comparing/"),
     ("engines/",),
     ("graders/",),
-    ("datasets/", "evaluation/", "generation"),
+    ("datasets/", "evaluation/", "planned", "continuing", "generation"),
     ("training/", "recipes/", "diagnosis/", "relaying/"),
     ("planning/", "report/", "stages/", "lab/"),
     ("cli", "__main__", "warm"),

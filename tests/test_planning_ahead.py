@@ -17,8 +17,9 @@ from support.sets import by_id, flip, iter_rows, rows_of
 from trd_cli.config.base import OutputOptions
 from trd_cli.engines.base import Engine
 from trd_cli.errors import ResumeRefused
-from trd_cli.generation import Backend, ShardFiller
+from trd_cli.generation import ShardFiller
 from trd_cli.models import resolve_model
+from trd_cli.planned import Backend
 from trd_cli.progress import SilentProgress
 from trd_cli.records import Completion, Message, Problem, Request, Trajectory, content_hash
 from trd_cli.trajectories.id_set import IdSet

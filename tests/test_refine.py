@@ -15,8 +15,8 @@ from support.sets import by_id, iter_rows, rows_of
 from trd_cli.config.generating import RefineConfig
 from trd_cli.engines.scripted import ScriptedEngine
 from trd_cli.errors import InputError
-from trd_cli.generation import Backend
 from trd_cli.models import resolve_model
+from trd_cli.planned import Backend
 from trd_cli.progress import SilentProgress
 from trd_cli.records import Trajectory
 from trd_cli.stages import refine as stage

@@ -40,7 +40,7 @@ from trd_cli.progress import SilentProgress
 
 if TYPE_CHECKING:
     from trd_cli.engines.base import Engine
-    from trd_cli.generation import Backend
+    from trd_cli.planned import Backend
 
 app = typer.Typer(
     help="Trajectory-Refined Distillation: the student samples attempts, the teacher repairs them, the student is trained along the repairs.",
@@ -61,7 +61,7 @@ def _backend(options: EngineOptions, name: str) -> Backend:
     from trd_cli.engines.placement import check_replicas
     from trd_cli.engines.registry import check_arguments, check_weights, choose_engine, window
     from trd_cli.engines.starting import manner, start_engine
-    from trd_cli.generation import Backend
+    from trd_cli.planned import Backend
     from trd_cli.models import resolve_model
 
     engine = choose_engine(options, name)
@@ -81,10 +81,18 @@ def _backend(options: EngineOptions, name: str) -> Backend:
 
 @command(app, "sample", SampleConfig, "trd sample -m Qwen/Qwen3-1.7B -p train.parquet -n 4 --out runs/y_o | trd verify")
 def sample(config: SampleConfig) -> None:
-    """Sample rollouts y_o: the student's attempts at each problem."""
+    """Sample rollouts y_o: the student's attempts at each problem.
+
+    With --from it goes on from a --prefix of each row of a set, by the row's own token ids.
+    """
     from trd_cli.stages import sample as stage
 
-    stage.run(config, _backend(config, config.model), ConsoleProgress("sample"))
+    progress = ConsoleProgress("sample")
+    if config.from_sets:
+        paths = next(waves(config.from_sets, stream=False))
+        stage.go_on(config, paths, _backend(config, config.model), progress)
+    else:
+        stage.run(config, _backend(config, config.model), progress)
 
 
 @command(app, "refine", RefineConfig, "trd refine --setting opd --teacher Qwen/Qwen3-8B --out runs/y_r runs/y_o")

@@ -1,179 +1,23 @@
-"""From planned rows to finished shards: the part that sample, refine and eval share.
-
-A planned row is a `Trajectory` without a response. Its id is a content hash and its seed derives from the id, so a row
-does not depend on the order of the input, the batch, the shard or the number of workers.
-"""
+"""From planned rows to finished shards: the part that sample, refine and eval share."""
 
 from __future__ import annotations
 
-import hashlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 from trd_cli.config.base import OutputOptions, errors_allowed
-from trd_cli.config.generating import SamplingOptions
 from trd_cli.engines.base import Engine, Several
 from trd_cli.engines.border import answered
-from trd_cli.errors import ModelError, ResumeRefused, TooManyRowErrors, counted
-from trd_cli.models import ModelRef
+from trd_cli.errors import ResumeRefused, TooManyRowErrors, counted
+from trd_cli.planned import Backend, request_for, with_completion
 from trd_cli.progress import Progress
-from trd_cli.prompting.rendering import Rendering, room_for_response, values_of
-from trd_cli.prompting.templates import Template
-from trd_cli.prompting.tokens import Tokenizer
-from trd_cli.records import Completion, Kind, Message, Problem, Request, Sampling, Trajectory, content_hash, token_array
+from trd_cli.records import Request, Trajectory
 from trd_cli.trajectories.id_set import IdSet
-from trd_cli.trajectories.run_json import About
-from trd_cli.trajectories.shards import OF_A_RESPONSE, write_shard
+from trd_cli.trajectories.shards import write_shard
 from trd_cli.trajectories.stage_dir import StageDir
-
-
-@dataclass(frozen=True)
-class Backend:
-    """Represent a model behind an engine that is not loaded yet; `start(note)` loads it.
-
-    `note` gets what a person should know of the start. `manner` tells a person how the engine runs, where that is not
-    as usual: "2 replicas".
-    """
-
-    model: ModelRef
-    tokenizer: Tokenizer
-    engine: str
-    engine_version: str
-    max_length: int
-    start: Callable[[Callable[[str], None]], Engine]
-    manner: str = ""
-
-    def identity(self) -> dict[str, Any]:
-        return {"model_revision": self.model.revision, "engine": self.engine}
-
-    def about(self, **more: Any) -> About:
-        """Return what a stage tells of this model, and `more` of its fields."""
-        return About(self.model.lasting_name, self.model.revision, self.tokenizer.fingerprint(), **more)
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """Hold one rendered prompt, its ids in an array, and the template it came from."""
-
-    messages: Sequence[Message]
-    token_ids: Sequence[int]
-    template: Template
-
-
-def new_row(
-    problem: Problem | Trajectory,
-    prompt: Prompt,
-    backend: Backend,
-    sampling: SamplingOptions,
-    *,
-    kind: Kind,
-    round: int,
-    sample_index: int,
-    parent: Trajectory | None = None,
-    setting: str | None = None,
-    trimmed: int | None = None,
-    error: str | None = None,
-) -> Trajectory:
-    """Return a planned row.
-
-    Its identity is: problem, prompt ids, sampling, model revision, sample index, round and parent.
-    """
-    identity = {
-        "problem": [problem.source, problem.problem_id, problem.problem, problem.reference_answer],
-        "prompt": list(prompt.token_ids),
-        "sampling": [sampling.temperature, sampling.top_p, sampling.top_k, sampling.max_tokens, sampling.seed],
-        "model": backend.model.revision,
-        "place": [kind, round, sample_index, parent.trajectory_id if parent else None],
-    }
-    trajectory_id = content_hash(identity)
-    return Trajectory(
-        trajectory_id=trajectory_id,
-        **{field.name: getattr(problem, field.name) for field in fields(Problem)},
-        parent_id=parent.trajectory_id if parent else None,
-        round=round,
-        sample_index=sample_index,
-        stage=kind,
-        setting=setting,
-        messages=prompt.messages,
-        prompt_token_ids=prompt.token_ids,
-        prompt_template=prompt.template.name,
-        prompt_sha256=prompt.template.sha256,
-        student_prompt_token_ids=parent.prompt_token_ids if parent else None,
-        attempt_tokens_trimmed=trimmed,
-        **dict.fromkeys(OF_A_RESPONSE),
-        model=backend.model.name,
-        model_revision=backend.model.revision,
-        engine=backend.engine,
-        engine_version=backend.engine_version,
-        **{field.name: getattr(sampling, field.name) for field in fields(Sampling)},
-        seed=row_seed(trajectory_id),
-        error=error,
-    )
-
-
-def row_seed(trajectory_id: str) -> int:
-    """Return a row's own seed: 62 bits of the SHA-256 of its id."""
-    return int.from_bytes(hashlib.sha256(trajectory_id.encode()).digest()[:8]) >> 2
-
-
-@dataclass(frozen=True)
-class Asker:
-    """Plan the student's attempts at problems: from a problem to its prompt, and to its rows."""
-
-    templates: Mapping[str, Template]
-    rendering: Rendering
-    backend: Backend
-
-    def prompt(self, problem: Problem) -> Prompt:
-        template = self.templates[problem.task]
-        messages = template.render(values_of(problem))
-        return Prompt(messages, token_array(self.rendering.token_ids(self.backend.tokenizer, messages)), template)
-
-    def check_fit(self, problems: Iterable[Problem]) -> None:
-        """Raise ModelError when no prompt at all leaves room for a response. Reads on until the first that does."""
-        limit, shortest = self.backend.max_length, None
-        for problem in problems:
-            length = len(self.prompt(problem).token_ids)
-            if length < limit:
-                return
-            shortest = length if shortest is None else min(shortest, length)
-        if shortest is not None:
-            raise ModelError(
-                f"every prompt is too long: the shortest has {shortest} tokens",
-                f"fewer than the {limit} the model takes",
-                "use a longer --max-model-len, a shorter prompt, or another model",
-            )
-
-    def rows(
-        self, problem: Problem, prompt: Prompt, n: int, sampling: SamplingOptions, round: int = 0
-    ) -> Iterator[Trajectory]:
-        """Yield `n` planned attempts at a problem.
-
-        A prompt that leaves no room for a response, or has an id that the model does not know, makes error rows.
-        """
-        length, limit = len(prompt.token_ids), self.backend.max_length
-        error = unknown_id(self.backend.model, prompt) if length < limit else too_long(length, limit)
-        for i in range(n):
-            yield new_row(
-                problem, prompt, self.backend, sampling, kind="rollout", round=round, sample_index=i, error=error
-            )
-
-
-def too_long(length: int, limit: int) -> str:
-    """Return the `error` of a row whose prompt does not fit."""
-    return f"prompt too long: {length} tokens, the model takes {limit}"
-
-
-def unknown_id(model: ModelRef, prompt: Prompt) -> str | None:
-    """Return the `error` of a row whose prompt has a token id without an embedding in its model, else None."""
-    found = model.unknown_id(prompt.token_ids)
-    if found is None:
-        return None
-    return f"the prompt has the token id {found}, and {model.name} has embeddings for {model.embedding_rows} ids"
 
 
 @dataclass
@@ -311,8 +155,9 @@ class ShardFiller:
         self._at_work_since = time.monotonic()
         try:
             for completion in answered(requests, self._engine.generate, self._backend.tokenizer, self._progress.note):
-                row = with_completion(self._open.pop(completion.request_id), completion)
-                self._add(row, len(row.response_token_ids or ()))
+                planned = self._open.pop(completion.request_id)
+                row = with_completion(planned, completion, self._backend.tokenizer)
+                self._add(row, len(completion.token_ids or ()))
         finally:
             self.outcome.seconds += time.monotonic() - self._at_work_since
             self._at_work_since = None
@@ -351,43 +196,3 @@ def check_strangers(directory: Path, count: int) -> None:
             "only rows of the same problems and attempts",
             "give another --out, or ask for at least what it was made with",
         )
-
-
-def request_for(row: Trajectory, max_length: int) -> Request:
-    """Return the engine's view of a planned row; its new tokens end where the model's context does."""
-    room = room_for_response(max_length, len(row.prompt_token_ids), row.max_tokens)
-    return Request(
-        request_id=row.trajectory_id,
-        prompt_token_ids=row.prompt_token_ids,
-        sampling=Sampling(row.temperature, row.top_p, row.top_k, room),
-        seed=row.seed,
-        messages=row.messages,
-        hints={"task": row.task, "reference_answer": row.reference_answer or ""},
-    )
-
-
-def with_completion(row: Trajectory, completion: Completion) -> Trajectory:
-    """Return a planned row with the completion of an engine."""
-    if completion.error is not None:
-        return replace(row, error=completion.error)
-    return replace(
-        row,
-        response=completion.text,
-        response_token_ids=completion.token_ids,
-        logprobs=completion.logprobs,
-        finish_reason=completion.finish_reason,
-        ids_exact=completion.ids_exact,
-    )
-
-
-def preview(row: Trajectory, total: int, where: Path, is_most: bool = False) -> str:
-    """Return the text of --dry-run: the first prompt as the model sees it, and the rows that would be made.
-
-    With `is_most` the total is the most there can be.
-    """
-    text = "\n\n".join(f"[{m['role']}]\n{m['content']}" for m in row.messages)
-    return (
-        f"first prompt ({row.prompt_template}, {counted(len(row.prompt_token_ids), 'token')}):\n{text}\n\n"
-        f"would make {'at most ' * is_most}{counted(total, 'row')} with {row.model} on {row.engine}, "
-        f"T {row.temperature:g}, top-p {row.top_p:g}, top-k {row.top_k}, at most {row.max_tokens} new tokens, in {where}"
-    )

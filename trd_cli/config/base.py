@@ -51,6 +51,13 @@ def option(
     return Field(default, description=help, json_schema_extra=extra)
 
 
+def later(config_class: type[Config], name: str) -> Any:
+    """Declare an option of another config for a command whose earlier records lack it."""
+    found = config_class.model_fields[name]
+    extra = {**found.json_schema_extra, "counts_unset": False}
+    return Field(found.get_default(), description=found.description, json_schema_extra=extra)
+
+
 def value_type(annotation: Any) -> Any:
     """Return the type of a field without its constraints and None: int for `Positive | None`."""
     if typing.get_origin(annotation) is Annotated:
@@ -69,6 +76,11 @@ def pairs(value: Any) -> Any:
         if len(parts) != 2 or not parts[0]:
             raise ValueError(f"KEY=VALUE, not {item!r}")
     return dict(split)
+
+
+def numbers(value: Any) -> Any:
+    """Split texts of numbers with commas between them, as typed on the command line."""
+    return [part for text in value for part in str(text).split(",")] if isinstance(value, (list, tuple)) else value
 
 
 def json_pairs(value: Any) -> Any:
@@ -231,13 +243,16 @@ class ArrayOptions(Config):
         return self.part is None or self.part.owns(problem_id)
 
 
-class InputOptions(Config):
-    inputs: tuple[str, ...] = option(
-        (), "Input", "Trajectory sets or shards. None, or -: paths from standard input.", argument=True, rows=False
-    )
+class SetOptions(Config):
     allow_partial: bool = option(False, "Input", "Accept a set whose own run is not finished.", rows=False)
     parents: tuple[str, ...] = option(
         (), "Input", "Where the parents of refined rows are now, if moved (repeatable).", rows=False
+    )
+
+
+class InputOptions(SetOptions):
+    inputs: tuple[str, ...] = option(
+        (), "Input", "Trajectory sets or shards. None, or -: paths from standard input.", argument=True, rows=False
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from trd_cli.config.base import (
     ArrayOptions,
@@ -16,11 +16,15 @@ from trd_cli.config.base import (
     OutputOptions,
     Positive,
     SelectOptions,
+    SetOptions,
     Share,
+    Subset,
     Texts,
+    later,
     option,
 )
 from trd_cli.errors import InputError, flag
+from trd_cli.records import Cut
 
 # trd fills in these arguments of transformers' apply_chat_template. Given again, they would break or change a prompt.
 _NOT_FOR_A_TEMPLATE = {
@@ -136,7 +140,31 @@ class RenderOptions(Config):
     )
 
 
-class SampleConfig(OutputOptions, ArrayOptions, EngineOptions, SamplingOptions, RenderOptions):
+class PrefixOptions(Config):
+    prefix: Annotated[str, BeforeValidator(lambda value: str(Cut.parse(str(value))))] | None = option(
+        None,
+        "Input",
+        "Where the given part of a response ends: after so many tokens, as 64, or after a share of them, as 0.4. The end of the turn is no part of it.",
+        counts_unset=False,
+    )
+    at_line_break: bool = option(
+        False, "Input", "Move that place to the nearest line break of the response.", counts_unset=False
+    )
+
+    @property
+    def cut(self) -> Cut | None:
+        """Return where responses are cut to prefixes, None where no prefix is asked for."""
+        return Cut.parse(self.prefix, self.at_line_break) if self.prefix else None
+
+
+# Options of `trd sample` that go with one of its two inputs alone.
+_OF_PROBLEMS = ("max_prompt_tokens", "max_reference_tokens", "round", *RenderOptions.model_fields)
+OF_SETS = (*SelectOptions.model_fields, *SetOptions.model_fields, *PrefixOptions.model_fields)
+
+
+class SampleConfig(
+    OutputOptions, ArrayOptions, EngineOptions, SamplingOptions, RenderOptions, PrefixOptions, SetOptions
+):
     model: str = option(
         "smollm2-135m",
         "Model",
@@ -144,12 +172,30 @@ class SampleConfig(OutputOptions, ArrayOptions, EngineOptions, SamplingOptions, 
         flags=("--model", "-m"),
         rows=False,
     )
-    problems: str = option(
-        ..., "Input", "Problem set: a Parquet file made by trd data.", flags=("--problems", "-p"), rows=False
+    problems: str | None = option(
+        None, "Input", "Problem set: a Parquet file made by trd data.", flags=("--problems", "-p"), rows=False
     )
-    n: Positive = option(1, "Input", "Attempts at each problem.", flags=("--n", "-n"), decides=True)
-    limit: Positive | None = option(None, "Input", "Take only this many problems, after those skipped.", decides=True)
-    skip: NonNegative = option(0, "Input", "Skip this many problems; with --limit, take a slice.", decides=True)
+    from_sets: Texts = option(
+        (),
+        "Input",
+        "Trajectory set or shard, in place of a problem set (repeatable; -: paths from standard input): go on from a --prefix of its rows.",
+        flags=("--from",),
+        rows=False,
+    )
+    subset: Subset = later(SelectOptions, "subset")
+    where: str | None = later(SelectOptions, "where")
+    n: Positive = option(
+        1, "Input", "Attempts at each problem; with --from, from each row.", flags=("--n", "-n"), decides=True
+    )
+    limit: Positive | None = option(
+        None,
+        "Input",
+        "Take only this many problems, after those skipped; with --from, rows in the order of their ids.",
+        decides=True,
+    )
+    skip: NonNegative = option(
+        0, "Input", "Skip this many problems, or rows; with --limit, take a slice.", decides=True
+    )
     max_prompt_tokens: Positive | None = option(
         None, "Input", "Leave out problems of that slice with a longer prompt.", decides=True
     )
@@ -158,14 +204,70 @@ class SampleConfig(OutputOptions, ArrayOptions, EngineOptions, SamplingOptions, 
     )
     round: NonNegative = option(0, "Input", "Number of the round; part of each row's identity.")
 
+    @model_validator(mode="after")
+    def _one_input(self) -> SampleConfig:
+        if bool(self.problems is not None) == bool(self.from_sets):
+            got = f"{flag('problems')} with --from" if self.from_sets else f"no {flag('problems')}"
+            raise InputError(got, "a problem set, or --from SET", "give one of the two")
+        if self.from_sets and self.prefix is None:
+            raise InputError(
+                f"--from without {flag('prefix')}", "where its responses are cut", f"add {flag('prefix')} 0.5"
+            )
+        for name in _OF_PROBLEMS if self.from_sets else OF_SETS:
+            if getattr(self, name) != type(self).model_fields[name].get_default():
+                beside, mend = ("with", "without") if self.from_sets else ("without", "with")
+                why = f"the prompts and rounds of {flag('problems')}" if self.from_sets else "rows of a set"
+                raise InputError(
+                    f"{flag(name)} {beside} --from",
+                    f"{flag(name)} only {mend} --from, for {why}",
+                    f"leave {flag(name)} out",
+                )
+        return self
+
+
+DEFAULT_PREFIX = "0.5"
+
 
 class RefineConfig(
-    InputOptions, SelectOptions, OutputOptions, ArrayOptions, EngineOptions, SamplingOptions, RenderOptions
+    InputOptions,
+    SelectOptions,
+    OutputOptions,
+    ArrayOptions,
+    EngineOptions,
+    SamplingOptions,
+    RenderOptions,
+    PrefixOptions,
 ):
     setting: Literal["opd", "opsd"] = option(
         ..., "Model", "opd: a stronger --teacher sees problem and attempt. opsd: the student sees the reference too."
+    )
+    mode: Literal["rewrite", "continue"] = option(
+        "rewrite",
+        "Model",
+        f"rewrite: the teacher reads the attempt and writes y_r anew. continue: it does not read the rest, but goes on itself from a --prefix of the attempt (default: {DEFAULT_PREFIX}).",
+        counts_unset=False,
     )
     teacher: str | None = option(
         None, "Model", "Teacher. Default for opsd: the model of the rollouts.", flags=("--teacher", "-t"), rows=False
     )
     stream: bool = option(False, "Input", "Start at the first path on standard input, not at its end.", rows=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in(cls, values: Any) -> Any:
+        is_open = isinstance(values, dict) and values.get("mode") == "continue" and values.get("prefix") is None
+        return values | {"prefix": DEFAULT_PREFIX} if is_open else values
+
+    def _implied(self) -> dict[str, Any]:
+        return {"prefix": DEFAULT_PREFIX} if self.mode == "continue" else {}
+
+    @model_validator(mode="after")
+    def _nothing_ignored(self) -> RefineConfig:
+        for name in PrefixOptions.model_fields if self.mode == "rewrite" else ():
+            if getattr(self, name) != type(self).model_fields[name].get_default():
+                raise InputError(
+                    f"{flag(name)} with {flag('mode')} rewrite",
+                    f"{flag('mode')} continue, where the teacher goes on from a prefix",
+                    f"add {flag('mode')} continue, or leave {flag(name)} out",
+                )
+        return self

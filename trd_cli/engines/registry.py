@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 
 from trd_cli.adapter_files import is_adapter_alone
-from trd_cli.config.generating import EngineName, EngineOptions
+from trd_cli.config.generating import EngineName, EngineOptions, PrefixOptions
 from trd_cli.engines.base import Engine
 from trd_cli.errors import EngineError, InputError, flag
 from trd_cli.models import SCRIPTED, ModelRef
@@ -63,7 +63,7 @@ def choose_engine(options: EngineOptions, model_name: str) -> EngineName:
 
 
 def check_arguments(name: EngineName, options: EngineOptions) -> None:
-    """Raise EngineError for an `--engine-arg` that the engine does not accept, or that an option of trd sets.
+    """Raise EngineError for an `--engine-arg` that the engine does not accept, or that an option of trd sets or excludes.
 
     The names that transformers and vllm accept are not known here: these engines refuse others when they start.
     """
@@ -74,7 +74,13 @@ def check_arguments(name: EngineName, options: EngineOptions) -> None:
     elif name == "openai":
         from trd_cli.engines.server import read_arguments
 
-        read_arguments(options.engine_arg)
+        arguments = read_arguments(options.engine_arg)
+        if arguments.api == "chat" and isinstance(options, PrefixOptions) and options.cut:
+            raise EngineError(
+                f"{flag('engine')} openai with api=chat, which takes no token ids to go on from",
+                "a server that takes them, as vllm's does",
+                f"leave api=chat out of {flag('engine_arg')}, or use another {flag('engine')}",
+            )
     for argument, value in options.engine_arg.items():
         instead = _NOT_TO_GIVE.get(name, {}).get(argument)
         if instead:

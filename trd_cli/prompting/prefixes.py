@@ -17,20 +17,35 @@ _MOST_BYTES = 4  # of a character in UTF-8, and so the most tokens that share on
 def cut(token_ids: Sequence[int], tokenizer: Tokenizer, where: Cut) -> int:
     """Return how many of a response's ids its prefix keeps, or 0 where the response is shorter than the prefix.
 
-    A share is rounded to whole tokens, at least one. With `at_line_break` the prefix ends after the token with a line
-    break that is nearest to that place, the earlier of two; a break behind which nothing follows does not count. A
-    response without one is cut as if not asked for. A place inside a character of several tokens moves in front of the
-    character, or behind it where it is the first.
+    With `at_line_break` the prefix ends after the token with a line break that is nearest to the place asked for, the
+    earlier of two; a break behind which nothing follows does not count. A response without one is cut as if not asked
+    for. A place inside a character of several tokens moves in front of the character, or behind it where it is the
+    first.
     """
-    length = len(token_ids)
-    while length and token_ids[length - 1] in tokenizer.eos_ids:
-        length -= 1
-    place = where.tokens if where.share is None else max(1, int(where.share * length + 0.5))
-    if place > length:
+    length = length_before_end(token_ids, tokenizer)
+    place = place_in(length, where)
+    if not place:
         return 0
     if where.at_line_break and (breaks := _after_line_breaks(token_ids[:length], tokenizer)):
         place = min(breaks, key=lambda end: (abs(end - place), end))
     return _beside_character(token_ids[:length], tokenizer, place)
+
+
+def length_before_end(token_ids: Sequence[int], tokenizer: Tokenizer) -> int:
+    """Return the number of a response's ids before the end of its turn."""
+    length = len(token_ids)
+    while length and token_ids[length - 1] in tokenizer.eos_ids:
+        length -= 1
+    return length
+
+
+def place_in(length: int, where: Cut) -> int:
+    """Return where a response of so many tokens is cut by count or share, or 0 where it is shorter than that.
+
+    A share is rounded to whole tokens, at least one.
+    """
+    place = where.tokens if where.share is None else max(1, int(where.share * length + 0.5))
+    return place if place <= length else 0
 
 
 def _after_line_breaks(token_ids: Sequence[int], tokenizer: Tokenizer) -> list[int]:

@@ -66,7 +66,7 @@ def template_kind(config: Config, setting: str, along: str | None = None) -> str
     if isinstance(config, (SampleConfig, EvalConfig)):
         return "student"
     if isinstance(config, RefineConfig):
-        return f"refine-{setting}"
+        return f"refine-{setting}" if config.mode == "rewrite" else f"vanilla-{setting}"
     if isinstance(config, DistillConfig):
         return f"{config.teacher_context_kind(along)}-{setting}"
     return None

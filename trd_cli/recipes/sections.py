@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from trd_cli.config.base import Config
 from trd_cli.config.commands import EvalConfig, ImportConfig, MakeConfig
-from trd_cli.config.generating import RefineConfig, SampleConfig
+from trd_cli.config.generating import OF_SETS, RefineConfig, SampleConfig
 from trd_cli.config.grading import VerifyConfig
 from trd_cli.config.training import DistillConfig
 from trd_cli.errors import OPTION, InputError, UserError
@@ -44,6 +44,7 @@ FILLED: dict[str, dict[str, str]] = {
         "skip": _BY_SLICES,
         "ray": _BY_RAY,
         **dict.fromkeys(("out", "round", "shard", "dry_run"), _BY_GRAPH),
+        **dict.fromkeys(("from_sets", *OF_SETS), "the table [problems], from which the rows of a recipe are sampled"),
     },
     "refine": {
         **_INPUTS,

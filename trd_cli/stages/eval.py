@@ -22,11 +22,12 @@ from trd_cli.errors import InputError, ResumeRefused, counted
 from trd_cli.evaluation.results import FILE, Classify, build_results, results_text
 from trd_cli.evaluation.samples import read_samples, samples_there
 from trd_cli.evaluation.tables import results_csv, results_markdown, sampling_text
-from trd_cli.generation import Asker, Backend, Outcome, ShardFiller, preview
+from trd_cli.generation import Outcome, ShardFiller
 from trd_cli.graders.pool import GraderOptions, GraderPool
 from trd_cli.graders.sandbox import described
 from trd_cli.graders.verdicts import ShardGrader
 from trd_cli.locks import awaited
+from trd_cli.planned import Asker, Backend, preview
 from trd_cli.progress import Progress, WithoutResults
 from trd_cli.prompting.rendering import Rendering, templates_for
 from trd_cli.records import Problem, Trajectory, content_hash

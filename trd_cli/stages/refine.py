@@ -1,44 +1,37 @@
-"""trd refine: the teacher rewrites every rollout y_o into y_r.
+"""trd refine: the teacher makes y_r of every rollout y_o.
 
-OPD: a stronger model sees (x, y_o). OPSD: the student's own weights see (x, y*, y_o).
+OPD: a stronger model sees x. OPSD: the student's own weights see (x, y*). `rewrite`: it sees y_o too and writes y_r.
+`continue`: y_r is the beginning of y_o, and the teacher goes on from there, in the context in which it would write a
+response of its own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import fields, replace
+from dataclasses import fields
+from functools import partial
 from itertools import chain
 from typing import Any
 
-import pyarrow.compute as pc
-
 from trd_cli.config.generating import RefineConfig
+from trd_cli.continuing import LENGTH_OF, PREFIX_OF, Continuer
 from trd_cli.errors import InputError
-from trd_cli.generation import (
-    Backend,
-    Outcome,
-    Prompt,
-    ShardFiller,
-    check_strangers,
-    new_row,
-    preview,
-    too_long,
-    unknown_id,
-)
+from trd_cli.generation import Outcome, ShardFiller, check_strangers
+from trd_cli.planned import Backend, Prompt, new_row, no_response, preview, too_long, unknown_id
 from trd_cli.progress import Progress
 from trd_cli.prompting.rendering import Rendering, room_for_prompt, templates_for, values_of
 from trd_cli.prompting.templates import Template
 from trd_cli.prompting.tokens import check_wrote, fit_attempt
-from trd_cli.records import Problem, Trajectory, token_array
+from trd_cli.records import Problem, Trajectory
 from trd_cli.trajectories.id_set import IdSet
 from trd_cli.trajectories.run_json import About
-from trd_cli.trajectories.sets import InputSet, check_complete, iter_selected, open_sets, selected_tables
-from trd_cli.trajectories.shards import check_whole, list_shards, may_hold, read_table
+from trd_cli.trajectories.sets import InputSet, open_sets
+from trd_cli.trajectories.sources import Sources, asked_of, count_orphans
 from trd_cli.trajectories.stage_dir import StageDir
 
 # The columns of a rollout that its refined row is made from.
 _READ = (
-    *("trajectory_id", "round", "sample_index", "stage", "response", "response_token_ids", "prompt_token_ids", "error"),
+    *("trajectory_id", "round", "sample_index", "response", "prompt_token_ids", *PREFIX_OF),
     *(field.name for field in fields(Problem)),
 )
 
@@ -52,23 +45,22 @@ def run(
     """
     waves = iter(waves)
     sets = open_sets(next(waves))
+    sources = Sources(config, "rollout")
     if not config.stream:
-        _check_inputs(config, sets)
+        sources.check(sets)
     refiner = Refiner(config, sets[0], backend_for(teacher_of(config, sets[0])))
     if unread := refiner.rendering.unread(refiner.backend.tokenizer):
         progress.note(unread)
-    sources = sets[:1] if config.stream else sets
-    identity = refiner.identity(sources)
-    # Rollouts that have grown ask every task of an array for more.
-    asked = config.deciding() | {"inputs": [s.record.get("asked", s.record.get("rows_expected")) for s in sources]}
+    read = sets[:1] if config.stream else sets
+    identity = refiner.identity(read)
     inputs = [s.lineage() for s in sets]
     stage_dir = StageDir(
         *(config.out, "refine", identity, config.record(), inputs, refiner.about()),
         part=config.part,
-        asked=asked,
+        asked=config.deciding() | {"inputs": asked_of(read)},
     )
-    chosen = refiner.chosen(sets)
-    planned = refiner.plan(sets)
+    chosen = refiner.chosen(sources, sets)
+    planned = refiner.plan(sources.rows(sets, _READ))
     first = next(planned, None)  # a template that cannot be rendered is refused before anything is written
     if config.dry_run:
         progress.note(preview(first, len(chosen), stage_dir.path) if first else "no row is in the subset")
@@ -76,42 +68,22 @@ def run(
     total = None if config.stream else len(chosen)
     with stage_dir, ShardFiller(stage_dir, refiner.backend, config, progress, total) as filler:
         if not config.stream:
-            check_strangers(stage_dir.path, _strangers(stage_dir, chosen))
+            check_strangers(stage_dir.path, count_orphans(stage_dir.shards(), chosen))
             stage_dir.expect(total)
         del chosen
         filler.fill(chain([first] if first else [], planned))
         for wave in map(open_sets, waves):
             sets += wave
-            filler.fill(refiner.plan(wave))
+            filler.fill(refiner.plan(sources.rows(wave, _READ)))
         if config.stream:
-            _check_inputs(config, sets)
+            sources.check(sets)
         filler.end_of_plan()
+    if refiner.continuer:
+        refiner.continuer.say_left_out(progress)
     if not filler.planned:
         progress.note("no row is in the subset: nothing to refine")
     filler.outcome.check_errors(config.max_errors)
     return filler.outcome
-
-
-def _strangers(stage_dir: StageDir, parents: IdSet) -> int:
-    """Count the rows of a directory that refine other rollouts than these."""
-    tables = (read_table(path, ["parent_id"]) for path in stage_dir.shards())
-    return sum(name not in parents for table in tables for name in table["parent_id"].to_pylist())
-
-
-def _check_inputs(config: RefineConfig, sets: Sequence[InputSet]) -> None:
-    """Raise InputError for sets that are not finished, or where shards with rows of this part are not given."""
-    if config.part is not None:
-        given = {path.resolve() for each in sets for path in each.shards}
-        for directory in dict.fromkeys(each.directory for each in sets):
-            for path in list_shards(directory):
-                if may_hold(path, config.part) and path.resolve() not in given:
-                    raise InputError(
-                        f"{config.part} of {directory} without its {path.name}",
-                        "all shards that have rows of the part",
-                        "name the directory",
-                    )
-    if not config.allow_partial:
-        check_complete((s.directory for s in sets), config.part)
 
 
 def teacher_of(config: RefineConfig, source: InputSet) -> str:
@@ -134,7 +106,7 @@ def teacher_of(config: RefineConfig, source: InputSet) -> str:
 
 
 class Refiner:
-    """Plan the refined row of each rollout of a set."""
+    """Plan the refined row of each rollout of a set; `continuer` is there where the teacher goes on from a prefix."""
 
     def __init__(self, config: RefineConfig, source: InputSet, backend: Backend) -> None:
         """Raise ModelError when the teacher's tokenizer is not the student's: its tokens could not be trained on."""
@@ -146,8 +118,10 @@ class Refiner:
         self._config, self._source = config, source
         recorded = Rendering.recorded(source.about.render, source.about.chat_template_kwargs)
         self.rendering = recorded.with_options(config)
+        self._render = partial(self.rendering.token_ids, backend.tokenizer)
         self._templates = templates_for(config, config.setting)
         self._room = room_for_prompt(backend.max_length, config.max_tokens)
+        self.continuer = Continuer(backend, config, config.cut) if config.cut else None
 
     def identity(self, sets: Sequence[InputSet]) -> dict[str, Any]:
         """Return what decides the rows."""
@@ -167,51 +141,39 @@ class Refiner:
             student_revision=self._source.about.model_revision,
         )
 
-    def chosen(self, sets: Sequence[InputSet]) -> IdSet:
-        """Return the ids of the rollouts in the subset.
+    def chosen(self, sources: Sources, sets: Sequence[InputSet]) -> IdSet:
+        """Return the ids of the rollouts that rows are planned for."""
+        if self.continuer is None:
+            return sources.ids(sets)
+        return sources.ids(sets, self.continuer.has_prefix, LENGTH_OF)
 
-        Raises InputError for rows that are none, and DamagedFile before hours of work rather than after them.
-        """
-        ids, config = IdSet(), self._config
-        columns = ["trajectory_id", "stage", "problem_id"]
-        for each in self._of_part(sets):
-            for path in each.shards:
-                check_whole(path)
-            for table in selected_tables(each, config.subset, config.where, config.parents, columns):
-                self._check_stages(pc.unique(table["stage"]).to_pylist())
-                for name, problem in zip(*(table[c].to_pylist() for c in ("trajectory_id", "problem_id")), strict=True):
-                    if config.owns(problem):
-                        ids.add(name)
-        return ids
+    def plan(self, rollouts: Iterable[Trajectory]) -> Iterator[Trajectory]:
+        """Yield the refined row of each rollout; one that cannot be asked for is an error row."""
+        for rollout in rollouts:
+            template = self._templates[rollout.task]
+            error = _why_not(rollout, template)
+            if self.continuer is not None:
+                yield from self._continued(self.continuer, rollout, template, error)
+            elif error is not None:
+                yield self._row(rollout, Prompt.nothing(template), error=error)
+            else:
+                yield self._rewritten(rollout, template)
 
-    def _of_part(self, sets: Iterable[InputSet]) -> Iterator[InputSet]:
-        """Yield the sets with the shards that may have rows of the part to make."""
-        for each in sets:
-            yield replace(each, shards=tuple(path for path in each.shards if may_hold(path, self._config.part)))
+    def _continued(
+        self, continuer: Continuer, rollout: Trajectory, template: Template, error: str | None
+    ) -> Iterator[Trajectory]:
+        prompt = Prompt.nothing(template) if error else Prompt.rendered(template, values_of(rollout), self._render)
+        yield from continuer.rows(
+            *(rollout, prompt),
+            kind="refined",
+            sample_indices=(rollout.sample_index,),
+            setting=self._config.setting,
+            error=error,
+        )
 
-    def plan(self, sets: Sequence[InputSet]) -> Iterator[Trajectory]:
-        """Yield the refined row of each rollout in the subset; one that cannot be asked for is an error row."""
-        config = self._config
-        for rollout in iter_selected(self._of_part(sets), config.subset, config.where, config.parents, _READ):
-            if config.owns(rollout.problem_id):
-                yield self._plan_one(rollout)
-
-    def _check_stages(self, stages: Iterable[str]) -> None:
-        if other := next((stage for stage in stages if stage != "rollout"), None):
-            raise InputError(
-                f"{self._source.directory} holds {other} rows", "rollouts", "give the set that trd sample made"
-            )
-
-    def _plan_one(self, rollout: Trajectory) -> Trajectory:
-        self._check_stages([rollout.stage])
-        template = self._templates[rollout.task]
-        problem_with = _why_not(rollout, template)
-        if problem_with:
-            return self._row(rollout, Prompt((), token_array(()), template), error=problem_with)
-
+    def _rewritten(self, rollout: Trajectory, template: Template) -> Trajectory:
         def prompt(attempt: str) -> Prompt:
-            messages = template.render(values_of(rollout, attempt))
-            return Prompt(messages, token_array(self.rendering.token_ids(tokenizer, messages)), template)
+            return Prompt.rendered(template, values_of(rollout, attempt), self._render)
 
         tokenizer = self.backend.tokenizer
         whole = prompt(rollout.response)
@@ -220,14 +182,14 @@ class Refiner:
         text = fit_attempt(tokenizer, rollout.response, lambda attempt: prompt(attempt).token_ids, self._room)
         if text is None:
             error = too_long(len(prompt("").token_ids), self._room) + " beside the response"
-            return self._row(rollout, Prompt((), token_array(()), template), error=error)
+            return self._row(rollout, Prompt.nothing(template), error=error)
         kept = len(tokenizer.encode(text))
         # The sampled ids may differ from the text's own and be fewer.
         trimmed = max(1, len(rollout.response_token_ids) - kept)
         return self._asked(rollout, prompt(text), trimmed=trimmed)
 
     def _asked(self, rollout: Trajectory, prompt: Prompt, trimmed: int) -> Trajectory:
-        return self._row(rollout, prompt, trimmed, unknown_id(self.backend.model, prompt))
+        return self._row(rollout, prompt, trimmed, unknown_id(self.backend.model, prompt.token_ids))
 
     def _row(
         self, rollout: Trajectory, prompt: Prompt, trimmed: int | None = None, error: str | None = None
@@ -249,8 +211,6 @@ class Refiner:
 
 def _why_not(rollout: Trajectory, template: Template) -> str | None:
     """Return the reason why a rollout cannot be refined with this template, or None if it can."""
-    if rollout.error is not None:
-        return f"the rollout has no response: {rollout.error}"
-    if template.needed and not getattr(rollout, template.needed):
+    if template.needed and not getattr(rollout, template.needed) and rollout.error is None:
         return f"the problem has no {template.needed}"
-    return None
+    return no_response(rollout)

@@ -1,20 +1,33 @@
-"""trd sample: the student's own attempts y_o at every problem."""
+"""trd sample: the student's own attempts y_o at every problem, or from a prefix of each row of a set."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import fields
 from itertools import chain
 from pathlib import Path
 
 from trd_cli.config.generating import SampleConfig
+from trd_cli.continuing import LENGTH_OF, PREFIX_OF, Continuer
 from trd_cli.errors import InputError, counted
-from trd_cli.generation import Asker, Backend, Outcome, Prompt, ShardFiller, check_strangers, preview
+from trd_cli.generation import Outcome, ShardFiller, check_strangers
+from trd_cli.planned import Asker, Backend, Prompt, no_response, preview
 from trd_cli.progress import Progress
 from trd_cli.prompting.rendering import Rendering, templates_for
+from trd_cli.prompting.tokens import check_wrote
 from trd_cli.records import Problem, Trajectory
+from trd_cli.trajectories.id_set import IdSet
 from trd_cli.trajectories.problem_sets import ProblemSet
+from trd_cli.trajectories.sets import InputSet, open_sets
 from trd_cli.trajectories.shards import read_table
+from trd_cli.trajectories.sources import Sources, asked_of, count_orphans
 from trd_cli.trajectories.stage_dir import StageDir
+
+# The columns of a row that those which go on from it are made from.
+_READ = (
+    *("trajectory_id", "round", "prompt_token_ids", "student_prompt_token_ids", *PREFIX_OF),
+    *("messages", "prompt_template", "prompt_sha256", *(field.name for field in fields(Problem))),
+)
 
 
 def run(config: SampleConfig, backend: Backend, progress: Progress) -> Outcome:
@@ -121,3 +134,58 @@ class _Plan:
         self._long_prompts += long_prompt
         self._long_references += long_reference
         return not (long_prompt or long_reference)
+
+
+def go_on(config: SampleConfig, paths: Sequence[str], backend: Backend, progress: Progress) -> Outcome:
+    """Generate what is missing of `n` rows from the prefix of each row that the sets at `paths` have in the subset."""
+    sets = open_sets(paths)
+    source, sources = sets[0], Sources(config)
+    sources.check(sets)
+    mend = "give the --model that wrote it, or one of its family"
+    for each in sets:
+        check_wrote(backend.model.name, backend.tokenizer, each.about.tokenizer, each.directory, mend)
+    identity = config.identity() | {"inputs": [each.digest for each in sets], **backend.identity()}
+    rendering = Rendering.recorded(source.about.render, source.about.chat_template_kwargs)
+    stage_dir = StageDir(
+        *(config.out, "sample", identity, config.record(), [each.lineage() for each in sets]),
+        about=backend.about(**rendering.identity()),
+        part=config.part,
+        asked=config.deciding() | {"inputs": asked_of(sets)},
+    )
+    continuer, within = Continuer(backend, config, config.cut), _slice(config, sets)
+    chosen = sources.ids(sets, lambda row: _is_in(row, within) and continuer.has_prefix(row), LENGTH_OF)
+    rows = (row for row in sources.rows(sets, _READ) if _is_in(row, within))
+    planned = chain.from_iterable(_continued(continuer, row, config.n) for row in rows)
+    first, total = next(planned, None), config.n * len(chosen)
+    if config.dry_run:
+        progress.note(preview(first, total, stage_dir.path) if first else "no row is in the subset")
+        return Outcome()
+    with stage_dir, ShardFiller(stage_dir, backend, config, progress, total) as filler:
+        check_strangers(stage_dir.path, count_orphans(stage_dir.shards(), chosen, config.n))
+        stage_dir.expect(total)
+        filler.fill(chain([first] if first else [], planned))
+        filler.end_of_plan()
+    continuer.say_left_out(progress)
+    if not filler.planned:
+        progress.note("no row is in the subset: nothing to go on from")
+    filler.outcome.check_errors(config.max_errors)
+    return filler.outcome
+
+
+def _continued(continuer: Continuer, row: Trajectory, n: int) -> Iterator[Trajectory]:
+    prompt = Prompt.of_student(row)
+    yield from continuer.rows(row, prompt, kind="rollout", sample_indices=range(n), error=no_response(row))
+
+
+def _slice(config: SampleConfig, sets: Sequence[InputSet]) -> IdSet | None:
+    """Return the ids of the rows that --skip and --limit leave, the same for every part, or None where all are left."""
+    if not config.skip and config.limit is None:
+        return None
+    whole = Sources(config.model_copy(update={"shard": None}))
+    whole.check(sets)
+    names = sorted(row.trajectory_id for row in whole.rows(sets, ()))
+    return IdSet(names[config.skip :][: config.limit])
+
+
+def _is_in(row: Trajectory, ids: IdSet | None) -> bool:
+    return ids is None or row.trajectory_id in ids
