@@ -39,7 +39,7 @@ def test_the_rate_is_the_mean_over_problems_with_an_interval_over_problems() -> 
     assert value == pytest.approx((2 / 3 + 0) / 2)
     assert counts == [3, 2, 5, 1], "prefixes, problems, graded, ungraded"
     # Wilson's interval at 2 trials, the number of problems, with t = 12.706 for z, at the mean 1/3.
-    assert (low, high) == pytest.approx((0.0021, 0.9937), abs=2e-3)
+    assert (low, high) == pytest.approx((0.001367, 0.994554), abs=1e-6)
 
 
 def test_all_or_nothing_has_wilsons_interval_of_the_problems() -> None:
