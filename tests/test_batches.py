@@ -27,8 +27,11 @@ MOST_PADDING = 0.1 + 1e-9
 
 
 def random_examples(count: int, seed: int = 0, longest: int = 60) -> list[Example]:
-    """Return rows whose two prompts differ in length and have no padding id; in half of them not all places count."""
-    chance = random.Random(seed)
+    """Return rows whose two prompts differ in length and have no padding id.
+
+    In half of them not all places count, and in a third the places count with weights of their own.
+    """
+    chance, of_weights = random.Random(seed), random.Random(f"weights {seed}")
 
     def ids(low: int, high: int) -> list[int]:
         return [chance.randrange(4, VOCABULARY) for _ in range(chance.randrange(low, high))]
@@ -41,7 +44,9 @@ def random_examples(count: int, seed: int = 0, longest: int = 60) -> list[Exampl
     for i in range(count):
         response = ids(1, max(2, longest // 2))
         prompts = ids(1, max(2, longest // 3)), ids(1, longest)
-        made.append(Example(f"row {i:03}", *prompts, response, scored(response)))
+        places = scored(response)
+        weights = [of_weights.uniform(0.1, 2.0) for _ in places] if i % 3 == 1 else ()
+        made.append(Example(f"row {i:03}", *prompts, response, places, weights=weights))
     return made
 
 
@@ -89,6 +94,20 @@ def test_places_that_are_not_scored_do_not_count_in_the_weights() -> None:
     assert by_sequence.weights_N.tolist() == [0.25, 0.25, 0.5]
     by_token = collate(PARTLY_SCORED, Weighting.of(PARTLY_SCORED, "token"))
     assert by_token.weights_N.tolist() == pytest.approx([1 / 3, 1 / 3, 1 / 3])
+
+
+# As above, but three tokens of the long response count with weights of their own, and the short row's only one.
+WEIGHTED = [
+    Example("long", [11, 12], [21, 22, 23, 24], [31, 32, 33, 34], scored=[0, 2, 3], weights=[1.0, 0.5, 2.5]),
+    Example("short", [13], [25], [41], weights=[3.0]),
+]
+
+
+def test_own_weights_are_normalised_by_their_sum_in_a_row_or_in_the_step() -> None:
+    by_sequence, by_token = (collate(WEIGHTED, Weighting.of(WEIGHTED, r)) for r in REDUCTIONS)
+    assert by_sequence.response_N.tolist() == [31, 33, 34, 41]
+    assert by_sequence.weights_N.tolist() == [0.125, 0.0625, 0.3125, 0.5]
+    assert by_token.weights_N.tolist() == pytest.approx([1 / 7, 0.5 / 7, 2.5 / 7, 3 / 7])
 
 
 def read_before(side: Side, prompts: Sequence[Sequence[int]], row_N: torch.Tensor) -> list[tuple[int, list[int]]]:
@@ -163,11 +182,16 @@ def test_the_weights_of_both_reductions_by_hand() -> None:
     assert by_token.weights_N.tolist() == pytest.approx([0.2] * 5)
 
 
+def own_weights(examples: Sequence[Example]) -> list[torch.Tensor]:
+    return [torch.tensor(e.weights.tolist()) for e in examples]
+
+
 def test_by_sequence_the_weights_are_the_mean_over_tokens_then_over_rows() -> None:
     examples = random_examples(7)
     batch = collate(examples, Weighting.of(examples, "sequence"))
     values_N = torch.rand(len(batch.response_N), generator=torch.Generator().manual_seed(0))
-    row_means = [values.mean() for values in values_N.split([len(e.scored) for e in examples])]
+    by_row = zip(values_N.split([len(e.scored) for e in examples]), own_weights(examples), strict=True)
+    row_means = [(values * weights).sum() / weights.sum() for values, weights in by_row]
     torch.testing.assert_close((batch.weights_N * values_N).sum(), torch.stack(row_means).mean())
 
 
@@ -175,7 +199,9 @@ def test_by_token_the_weights_are_the_mean_over_all_tokens() -> None:
     examples = random_examples(7)
     batch = collate(examples, Weighting.of(examples, "token"))
     values_N = torch.rand(len(batch.response_N), generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close((batch.weights_N * values_N).sum(), values_N.mean())
+    weights_N = torch.cat(own_weights(examples))
+    assert len(set(weights_N.tolist())) > 10
+    torch.testing.assert_close((batch.weights_N * values_N).sum(), (weights_N * values_N).sum() / weights_N.sum())
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
@@ -194,14 +220,15 @@ def flat_gradient(model: torch.nn.Module) -> torch.Tensor:
 def mean_over_own_tokens(models: Models, e: Example) -> tuple[float, torch.Tensor]:
     """Return loss and gradient of one row alone, by whole logits and autograd.
 
-    The loss is the mean of KL(teacher ‖ student) over the row's tokens.
+    The loss is the weighted mean of KL(teacher ‖ student) over the row's tokens.
     """
     student, teacher = models
     student.zero_grad()
     with torch.no_grad():
         q_TV = whole_logits(teacher, e.teacher_prompt, e).log_softmax(-1)
     p_TV = whole_logits(student, e.student_prompt, e).log_softmax(-1)
-    loss = (q_TV.exp() * (q_TV - p_TV)).sum(-1).mean()
+    divergence_T, weights_T = (q_TV.exp() * (q_TV - p_TV)).sum(-1), torch.tensor(e.weights.tolist())
+    loss = (divergence_T * weights_T).sum() / weights_T.sum()
     loss.backward()
     return loss.item(), flat_gradient(student)
 
@@ -225,6 +252,8 @@ def accumulated(models: Models, batches: Sequence[Batch]) -> tuple[float, torch.
         ("token", LONG_AND_SHORT, 4 / 5, 1 / 5),
         ("sequence", PARTLY_SCORED, 1 / 2, 1 / 2),
         ("token", PARTLY_SCORED, 2 / 3, 1 / 3),
+        ("sequence", WEIGHTED, 1 / 2, 1 / 2),
+        ("token", WEIGHTED, 4 / 7, 3 / 7),
     ],
 )
 def test_the_gradient_of_a_long_and_a_short_trajectory_by_hand(

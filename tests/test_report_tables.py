@@ -25,6 +25,7 @@ from support.tiny import reference_model
 from trd_cli.evaluation.paired import holm
 from trd_cli.losses.fused import Figures
 from trd_cli.models import resolve_model
+from trd_cli.records import author_of_kind
 from trd_cli.report.collect import collect
 from trd_cli.report.csv_files import csv_files
 from trd_cli.report.data import Refinement, ReportData, Score, Spread, Training
@@ -43,6 +44,7 @@ from trd_cli.training.batches import Example, Weighting, collate
 from trd_cli.training.figures import StepFigures
 from trd_cli.trajectories.shards import list_shards, read_rows, shard_path, write_shard
 
+STUDENT, TEACHER = author_of_kind("rollout"), author_of_kind("refined")
 SHARES = ("truncated", "no_answer", "error", "timeout")
 
 
@@ -294,6 +296,18 @@ def test_the_stored_nll_is_the_mean_over_tokens(finished: Path, data: ReportData
         assert found[name].value == pytest.approx(-fmean(logprobs))
 
 
+def test_the_stored_nll_of_a_row_of_two_authors_is_that_of_the_tokens_that_each_wrote(copy: Path) -> None:
+    authors = [STUDENT, TEACHER, STUDENT]
+    rollout = {"response_token_ids": [4, 5, 6], "logprobs": [-1.0, -2.0, -4.0], "author": authors}
+    refined = {"response_token_ids": [4, 5, 7], "logprobs": [-1.0, -2.0, -8.0], "author": authors}
+    without = {"logprobs": None}
+    in_order_of_refined(copy, [rollout, *[without] * 7])
+    rewrite(copy, "refine-0", [refined, *[without] * 7])
+    found = refinement(copy).nll
+    assert (found["y_o"].value, found["y_o"].tokens) == (2.5, 2)
+    assert (found["y_r, refiner"].value, found["y_r, refiner"].tokens) == (2.0, 1)
+
+
 def test_the_nll_of_y_r_is_that_of_the_first_step_along_it(finished: Path, data: ReportData) -> None:
     first = logged(finished, "trd")[0]
     nll = the(data.refinements).nll["y_r"]
@@ -301,8 +315,11 @@ def test_the_nll_of_y_r_is_that_of_the_first_step_along_it(finished: Path, data:
     assert nll.source == f"first step of {ROUND}/trd/distill, 4 of 8 rows"
 
 
-@pytest.mark.parametrize("change", ['"subset": "repaired"', '"where": "round = 0"'])
-def test_the_nll_of_y_r_is_not_taken_from_a_training_along_some_of_the_rows(copy: Path, change: str) -> None:
+@pytest.mark.parametrize(
+    "change",
+    ['"subset": "repaired"', '"where": "round = 0"', '"train_on": "teacher"', '"max_response_tokens": 5'],
+)
+def test_the_nll_of_y_r_is_not_taken_from_a_training_along_some_of_its_tokens(copy: Path, change: str) -> None:
     path = copy / "nodes" / "distill-trd" / "run.json"
     by_hand(path, lambda run: run["config"].update(json.loads(f"{{{change}}}")))
     assert "y_r" not in refinement(copy).nll

@@ -12,7 +12,9 @@ import pytest
 from click.testing import Result
 from support.sets import by_id, rows_of
 
-from trd_cli.records import Trajectory
+from trd_cli.prompting.authors import Span, author_spans
+from trd_cli.prompting.tokens import ByteTokenizer
+from trd_cli.records import AUTHORS, Trajectory
 from trd_cli.trajectories.shards import list_shards, read_rows, write_shard
 
 Trd = Callable[..., Result]
@@ -130,3 +132,62 @@ def test_the_same_id_prefix_in_two_sets_shows_the_first(rollouts: Path, tmp_path
     shutil.copytree(rollouts, tmp_path / "copy")
     shown = ok("show", tmp_path / "copy", rollouts, "--id", rows_of(rollouts)[0].trajectory_id).stdout
     assert str(tmp_path / "copy") in shown
+
+
+STUDENT, TEACHER = AUTHORS.index("student"), AUTHORS.index("teacher")
+
+
+def by_both(row: Trajectory, response: str = "It is 5. No: it is 4.", students: int = 8) -> Trajectory:
+    """Return the row with a response in the scripted engine's bytes, of which the student wrote the first ones."""
+    ids = [*response.encode(), ByteTokenizer.end_of_turn_id]
+    authors = [STUDENT] * students + [TEACHER] * (len(ids) - students)
+    return replace(row, response=response, response_token_ids=ids, author=authors, logprobs=None)
+
+
+def test_the_parts_of_two_authors_begin_with_a_sign_without_colours(refined: Path, ok: Trd) -> None:
+    rewrite(refined, by_both)
+    shown = ok("show", refined).stdout
+    assert "⟨student⟩It is 5.⟨teacher⟩ No: it is 4." in shown
+    assert re.search(r"authors +student 8, then teacher 14", shown)
+
+
+def test_the_parts_of_two_authors_have_colours_where_there_are_colours(
+    refined: Path, ok: Trd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rewrite(refined, by_both)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    student, teacher = re.findall("\x1b\\[([0-9;]+)m[^\x1b]*(?:It is 5|No: it is 4)", ok("show", refined).stdout)[-2:]
+    assert student != teacher
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert "⟨student⟩" in ok("show", refined).stdout
+
+
+def test_a_diff_has_the_signs_of_the_authors_of_y_r(refined: Path, rollouts: Path, ok: Trd) -> None:
+    rewrite(rollouts, lambda row: replace(row, response="It is 5."))
+    rewrite(refined, by_both)
+    assert "⟨student⟩It is 5.⟨teacher⟩{+ No: it is 4.+}" in ok("diff", refined).stdout
+
+
+def test_a_row_of_its_usual_author_has_no_sign(refined: Path, ok: Trd) -> None:
+    for command in ("show", "diff"):
+        assert "⟨" not in ok(command, refined).stdout
+        assert "authors" not in ok(command, refined).stdout
+
+
+def test_authors_that_cannot_be_marked_are_told_by_their_tokens(refined: Path, ok: Trd) -> None:
+    rewrite(refined, lambda row: replace(by_both(row), response="another text than the tokens spell"))
+    for command in ("show", "diff"):
+        assert "authors are not marked" in ok(command, refined).stdout
+    assert re.search(r"authors +student 8, then teacher 14", ok("show", refined).stdout)
+    (refined / "run.json").unlink()
+    rewrite(refined, by_both)
+    shown = ok("show", refined).stdout
+    assert "authors are not marked" in shown
+    assert "It is 5. No: it is 4." in shown
+
+
+def test_a_character_of_several_tokens_is_its_last_authors() -> None:
+    text = "aé"
+    spans = author_spans(text, list(text.encode()), [STUDENT, STUDENT, TEACHER], ByteTokenizer())
+    assert spans == [Span("student", 0, 1), Span("teacher", 1, 2)]
+    assert author_spans(text, list(b"ae"), [STUDENT, TEACHER], ByteTokenizer()) is None

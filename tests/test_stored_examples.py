@@ -34,7 +34,7 @@ TRAIN = ("--dtype", "float32", "--device", "cpu")
 
 
 def as_lists(e: Example) -> tuple[Any, ...]:
-    ids = (e.student_prompt, e.teacher_prompt, e.response_ids, e.scored)
+    ids = (e.student_prompt, e.teacher_prompt, e.response_ids, e.scored, e.weights)
     return e.trajectory_id, *(part.tolist() for part in ids), e.parent_verdict
 
 
@@ -48,6 +48,7 @@ def some_examples(count: int) -> list[Example]:
             range(200, 203 + i % 6),
             scored=[0, 2] if i % 2 else (),
             parent_verdict=verdicts[i % 3],
+            weights=[0.25, 1.5] if i % 4 == 3 else (),
         )
         for i in range(count)
     ]
@@ -64,20 +65,33 @@ def test_a_file_gives_back_the_examples_in_the_order_of_their_ids(tmp_path: Path
     expected = sorted(examples, key=lambda e: e.trajectory_id)
     assert [as_lists(e) for e in stored] == [as_lists(e) for e in expected]
     assert stored.read.tolist() == [list(e.read) for e in expected]
-    # Four bytes an id, and the index.
-    ids = sum(len(part) for e in stored for part in as_lists(e)[1:4]) + sum(2 for i in range(5000) if i % 2)
-    assert (tmp_path / NAME).stat().st_size < 4 * ids + 64 * 5000 + 1000
+    # Four bytes an id, a place in a response of which only some count, and a weight other than 1; and the index.
+    ids = sum(len(part) for e in stored for part in as_lists(e)[1:4])
+    places, weights = (2 * sum(1 for i in range(5000) if i % n == n - 1) for n in (2, 4))
+    assert (tmp_path / NAME).stat().st_size < 4 * (ids + places + weights) + 64 * 5000 + 1000
+
+
+def digest_of(path: Path, examples: Sequence[Example]) -> str:
+    with open(path, "x+b") as file:
+        writer = ExampleWriter(file)
+        for example in examples:
+            writer.add(example)
+        return writer.finish({}).digest
+
+
+def test_weights_change_the_digest_and_weights_of_1_change_no_byte(tmp_path: Path) -> None:
+    plain = [replace(e, weights=()) for e in some_examples(9)]
+    given = [replace(e, weights=[1.0] * len(e.scored)) for e in plain]
+    other = [*plain[:-1], replace(plain[-1], weights=[1.0] * (len(plain[-1].scored) - 1) + [0.5])]
+    digests = [digest_of(tmp_path / str(i), rows) for i, rows in enumerate((plain, given, other))]
+    assert digests[0] == digests[1] != digests[2]
+    assert (tmp_path / "0").read_bytes() == (tmp_path / "1").read_bytes()
 
 
 def test_neither_the_order_of_writing_nor_the_verdicts_change_the_digest(tmp_path: Path) -> None:
     examples = some_examples(50)
-    digests = []
-    for number, rows in enumerate([examples, [replace(e, parent_verdict=None) for e in examples[::-1]], examples[1:]]):
-        with open(tmp_path / str(number), "x+b") as file:
-            writer = ExampleWriter(file)
-            for example in rows:
-                writer.add(example)
-            digests.append(writer.finish({}).digest)
+    orders = [examples, [replace(e, parent_verdict=None) for e in examples[::-1]], examples[1:]]
+    digests = [digest_of(tmp_path / str(number), rows) for number, rows in enumerate(orders)]
     assert digests[0] == digests[1] != digests[2]
 
 

@@ -41,6 +41,8 @@ from trd_cli.progress import SilentProgress
 if TYPE_CHECKING:
     from trd_cli.engines.base import Engine
     from trd_cli.planned import Backend
+    from trd_cli.prompting.tokens import Tokenizer
+    from trd_cli.trajectories.sets import InputSet
 
 app = typer.Typer(
     help="Trajectory-Refined Distillation: the student samples attempts, the teacher repairs them, the student is trained along the repairs.",
@@ -61,8 +63,8 @@ def _backend(options: EngineOptions, name: str) -> Backend:
     from trd_cli.engines.placement import check_replicas
     from trd_cli.engines.registry import check_arguments, check_weights, choose_engine, window
     from trd_cli.engines.starting import manner, start_engine
-    from trd_cli.planned import Backend
     from trd_cli.models import resolve_model
+    from trd_cli.planned import Backend
 
     engine = choose_engine(options, name)
     version = engine_version(engine)
@@ -282,7 +284,7 @@ def show(config: ShowConfig) -> None:
 
     from trd_cli.trajectories import show as stage
 
-    shown = stage.show(config, next(waves(config.inputs, stream=False)))
+    shown = stage.show(config, next(waves(config.inputs, stream=False)), _tokenizer_of)
     with streams.printing():
         Console().print(shown)
 
@@ -294,9 +296,15 @@ def diff(config: DiffConfig) -> None:
 
     from trd_cli.trajectories import show as stage
 
-    shown = stage.diff(config, next(waves(config.inputs, stream=False)))
+    shown = stage.diff(config, next(waves(config.inputs, stream=False)), _tokenizer_of)
     with streams.printing():
         Console().print(shown)
+
+
+def _tokenizer_of(source: InputSet) -> Tokenizer | None:
+    from trd_cli.models import tokenizer_at_hand
+
+    return tokenizer_at_hand(source.about, source.directory)
 
 
 @command(data_app, "make", MakeConfig, "trd data make arithmetic --n 1000 --seed 1 --level 2 --out train.parquet")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from trd_cli.adapter_files import ADAPTER, TENSORS, adapter_damage, adapter_settings, is_adapter_alone, read_base
 from trd_cli.atomic import has_text_name
-from trd_cli.errors import ModelError, OutOfReach, first_line, flag
+from trd_cli.errors import ModelError, OutOfReach, UserError, first_line, flag
 from trd_cli.model_files import CONFIG, INDEX, PROBE, configs, context_length, damage, read_settings
 from trd_cli.prompting.tokens import ByteTokenizer, HubTokenizer, Tokenizer
 from trd_cli.records import content_hash
@@ -300,13 +300,33 @@ def _blocks(path: Path) -> Iterator[bytes]:
             yield file.read(_BLOCK)
 
 
-def _from_hub(name: str, weights: bool = True) -> Path:
+def tokenizer_at_hand(about: About, directory: Path) -> Tokenizer | None:
+    """Return the tokenizer of the rows in `directory`, whose run.json tells `about`, or None if it is not here.
+
+    Looks on this machine alone. A tokenizer that has changed since does not count.
+    """
+    for name in filter(None, (about.model, about.student)):
+        with suppress(UserError):
+            path = None if name == SCRIPTED else _here(moved(name, directory))
+            tokenizer = HubTokenizer(path) if path else ByteTokenizer()
+            if about.tokenizer in (None, tokenizer.fingerprint()):
+                return tokenizer
+    return None
+
+
+def _here(name: str) -> Path:
+    if Path(name).is_dir():
+        return Path(name)
+    return _embedded() if name == EMBEDDED else _from_hub(name, weights=False, download=False)
+
+
+def _from_hub(name: str, weights: bool = True, download: bool = True) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
     patterns = ["*.json", "*.jinja", "*.model", "*.txt", *(["*.safetensors"] if weights else [])]
     try:
-        return Path(snapshot_download(name, allow_patterns=patterns))
+        return Path(snapshot_download(name, allow_patterns=patterns, local_files_only=not download))
     except (
         HfHubHTTPError,
         HFValidationError,

@@ -254,7 +254,9 @@ def unfit_for_response(row: Trajectory) -> list[str]:
     unfit = [name for name, values in given.items() if len(values) != tokens or not all(map(columns[name], values))]
     prefix = row.prefix_tokens or 0
     # Without a response it tells what was asked for.
-    return [*unfit, "prefix_tokens"] if prefix < 0 or prefix > tokens and row.response_token_ids is not None else unfit
+    if prefix < 0 or (prefix > tokens and row.response_token_ids is not None):
+        unfit.append("prefix_tokens")
+    return unfit
 
 
 def _is_author(code: int | None) -> bool:

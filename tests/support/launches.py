@@ -19,8 +19,10 @@ from conftest import Trd
 from support.children import start_child
 from support.tiny import END, OTHER_END, VOCABULARY, build_model, set_eos
 
+from trd_cli.records import AUTHORS
 from trd_cli.trajectories.shards import list_shards, read_rows, write_shard
 
+STUDENT, TEACHER, _, TEMPLATE = range(len(AUTHORS))
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 ENGINE = ("--engine", "transformers", "--dtype", "float32", "--device", "cpu", "--max-tokens", 12)
@@ -66,14 +68,17 @@ def make_world(root: Path, ok: Trd, tied: bool = False) -> World:
 
 
 def with_uneven_responses(source: Path, target: Path) -> Path:
-    """Return a copy of a set whose responses have 1, 1, 2, 3, 5, 8 ... tokens."""
+    """Return a copy of a set whose responses have 1, 1, 2, 3, 5, 8 ... tokens, some with weights and other authors."""
     shutil.copytree(source, target)
     shorter, longer = 1, 1
     for shard in list_shards(target):
         rows = []
         for row in read_rows(shard):
             ids = [4 + (7 * i + shorter) % (VOCABULARY - 4) for i in range(shorter)]
-            rows.append(replace(row, response_token_ids=ids, finish_reason="length", logprobs=None))
+            weights = [(1.0, 0.25, 2.0, 0.0)[i % 4] for i in range(shorter)] if shorter % 2 else None
+            authors = [(TEACHER, STUDENT, TEACHER, TEMPLATE)[i % 4] for i in range(shorter)] if shorter % 3 else None
+            changes = {"token_weight": weights, "author": authors, "logprobs": None, "finish_reason": "length"}
+            rows.append(replace(row, response_token_ids=ids, **changes))
             shorter, longer = longer, shorter + longer
         write_shard(shard, rows)
     return target

@@ -82,6 +82,18 @@ def mean_and_stderr(scores_QP: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return scores_QP.mean(axis=0), scores_QP.std(axis=0, ddof=1) / sqrt(questions)
 
 
+def t_interval(mean_P: np.ndarray, spread_P: np.ndarray, units_P: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return Student's intervals mean ∓ t · sqrt(spread / (n (n − 1))) of figures that have no bounds, two arrays (P,).
+
+    `spread_P` are sums of squared deviations from the mean, of `units_P` (n) independent units. Both ends are NaN for
+    fewer than two units.
+    """
+    free_P = units_P - 1
+    quantile_P = np.array([t_quantile(int(free)) if free > 0 else np.nan for free in free_P])
+    half_P = quantile_P * np.sqrt(spread_P / np.maximum(units_P * free_P, 1))
+    return mean_P - half_P, mean_P + half_P
+
+
 def bootstrap_means(scores_QP: np.ndarray, draws: int, seed: int) -> np.ndarray:
     """Return the means of `draws` resamples of the questions, shape (draws, P); all pools share the resamples.
 

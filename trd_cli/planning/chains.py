@@ -78,6 +78,11 @@ class Chain:
         assert isinstance(self.distill.config, DistillConfig)
         return self.distill.config.along()
 
+    def trained(self, case: Case) -> int:
+        """Return the number of response tokens of a row that the training reads."""
+        most, response = self.distill.config.max_response_tokens, case.response(self.along)
+        return response if most is None else min(most, response)
+
 
 def chains(
     recipe: Recipe, graph: Graph, problems: Sequence[Problem], student: Planned, teacher: Planned

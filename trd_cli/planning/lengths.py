@@ -125,7 +125,7 @@ def _fewer_tokens(node: Node, prompts: Sequence[int], limit: int, asked: int) ->
 
 
 def _distill(node: Node, config: DistillConfig, chain: Chain, student: Planned, teacher: Planned) -> Iterator[Finding]:
-    limit, along = longest_training_row(student, teacher, config.max_length), chain.along
+    limit = longest_training_row(student, teacher, config.max_length)
     if limit is None:
         return
     if config.max_length and config.max_length > limit:
@@ -137,8 +137,8 @@ def _distill(node: Node, config: DistillConfig, chain: Chain, student: Planned, 
     cases = chain.cases
     # The shortest response has one token beside what cannot be cut.
     hopeless = sum(case.prompt + 1 > limit for case in cases)
-    left_out = sum(case.prompt + case.response(along) > limit for case in cases)
-    over = sum(case.context + case.response(along) > limit for case in cases)
+    left_out = sum(case.prompt + chain.trained(case) > limit for case in cases)
+    over = sum(case.context + chain.trained(case) > limit for case in cases)
     if config.overflow == "error":
         left_out = max(left_out, over)
     yield _fit(chain, hopeless, left_out, over, limit)
@@ -147,7 +147,7 @@ def _distill(node: Node, config: DistillConfig, chain: Chain, student: Planned, 
 def _fit(chain: Chain, hopeless: int, left_out: int, over: int, limit: int) -> Finding:
     """Judge the rows that never fit (`hopeless`), that do not fit, and whose teacher's context does not (`over`)."""
     rows, along = len(chain.cases), chain.along
-    needed = max(max(case.prompt, case.context) + case.response(along) for case in chain.cases)
+    needed = max(max(case.prompt, case.context) + chain.trained(case) for case in chain.cases)
     text = f"rows of up to {needed:,} tokens{_by(chain, along)}, max_length {limit:,}"
     change = f"raise max_length to {needed:,}, or lower max_tokens of what is trained along"
     if hopeless == rows or (along in chain.measured and left_out == rows):

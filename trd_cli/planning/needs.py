@@ -63,9 +63,9 @@ def work_of(graph: Graph, chains: Sequence[Chain], benchmarks: Sequence[Benchmar
 
 def _of_chain(node: Node, chain: Chain) -> Work:
     cases = chain.cases
-    along = {"sample": "rollout", "refine": "refined"}.get(node.stage, chain.along)
+    written = {"sample": "rollout", "refine": "refined"}.get(node.stage)
     prompts = [{"sample": c.prompt, "refine": c.asked}.get(node.stage, max(c.prompt, c.context)) for c in cases]
-    responses = [case.response(along) for case in cases]
+    responses = [case.response(written) if written else chain.trained(case) for case in cases]
     return Work(
         node,
         chain.rows,
@@ -74,7 +74,7 @@ def _of_chain(node: Node, chain: Chain) -> Work:
         max(p + r for p, r in zip(prompts, responses, strict=True)),
         fmean(case.text for case in cases),
         fmean(case.prompt for case in cases) if node.stage == "refine" else 0.0,
-        measured=not _filtered(node) and along in chain.measured,
+        measured=not _filtered(node) and (written or chain.along) in chain.measured,
     )
 
 

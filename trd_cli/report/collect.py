@@ -1,5 +1,8 @@
 """Collect the figures of a report from a run directory. An unfinished or partly failed run gives the figures it has.
 
+A diagnosis belongs to a run if its directory lies in it and has a name that begins with `diagnosis`. A diagnosis alone
+has a report too, with its own figures and the rows it is of.
+
 `missing` names every node that is not done, every done node whose output is gone or incomplete, and every file that
 cannot be read. None of these stops the report. Only a directory that is not a run raises InputError.
 """
@@ -12,23 +15,26 @@ from typing import TypeVar
 
 from trd_cli.errors import InputError, UserError
 from trd_cli.evaluation.results import FILE, read_results
-from trd_cli.report.data import BASE, Evaluation, Refinement, ReportData, Selection, SetRef, Training
+from trd_cli.report.data import BASE, KIND_OF_SET, Evaluation, Refinement, ReportData, Selection, SetRef, Training
+from trd_cli.report.diagnoses import diagnoses_in, diagnosis_alone, warnings_of
 from trd_cli.report.differences import corrected, within_run
 from trd_cli.report.layouts import Results, checked
 from trd_cli.report.logs import cost_of, training_of, with_training_nll
 from trd_cli.report.refinement import refinement_of
 from trd_cli.report.run_directory import NAMED, Node, Run, lacking, read_run, some
 from trd_cli.report.scores import pooled, pooled_scores, scores_of
-from trd_cli.trajectories.run_json import About, read_run_json
+from trd_cli.trajectories.run_json import About, maker_of, read_run_json
 from trd_cli.trajectories.shards import shard_info
 
 _STAGES = ("problems", "sample", "verify", "refine", "distill", "eval")
-_KIND_OF_SET = {"sample": "rollout", "refine": "refined"}
+
 Value = TypeVar("Value")
 
 
 def collect(directory: Path) -> ReportData:
-    """Collect all figures of a run. Raises InputError if `directory` is not a run directory."""
+    """Collect all figures of a run or of a diagnosis. Raises InputError if `directory` is neither."""
+    if maker_of(directory) == "diagnose":
+        return diagnosis_alone(directory)
     run = read_run(directory)
     # By node, in the graph's order. A dictionary keeps a line that several figures give once.
     missing: dict[str, dict[str, None]] = {name: {} for name in run.nodes}
@@ -43,6 +49,7 @@ def collect(directory: Path) -> ReportData:
                 missing[node.name][f"{node.name}: {_reason(error)}"] = None
         return tuple(value for value in found if value is not None)
 
+    diagnoses, unfinished = diagnoses_in(directory)
     together = _in_one_line(run)
     for line, name in each(_STAGES, lambda node: None if node.state in together else _not_whole(node)):
         missing[name][line] = None
@@ -65,8 +72,9 @@ def collect(directory: Path) -> ReportData:
         refinements=refinements,
         trainings=trainings,
         sets=each(("sample", "refine"), lambda node: _set_ref(run, node)),
-        missing=(*(line for lines in missing.values() for line in lines), *together.values()),
-        notes=notes,
+        missing=(*(line for lines in missing.values() for line in lines), *together.values(), *unfinished),
+        notes=(*notes, *warnings_of(diagnoses)),
+        diagnoses=diagnoses,
     )
 
 
@@ -124,7 +132,7 @@ def _set_ref(run: Run, node: Node) -> SetRef | None:
         return None
     parents = tuple(parent.path for parent in run.sources(node, "sample"))
     return SetRef(
-        *(node.name, node.arm, node.round, node.seed, _KIND_OF_SET[node.stage], node.path, parents),
+        *(node.name, node.arm, node.round, node.seed, KIND_OF_SET[node.stage], node.path, parents),
         selections=tuple(_selections(run, node)),
         users="all arms" if set(node.arms) >= set(run.recipe.get("arms", ())) else ", ".join(node.arms),
     )

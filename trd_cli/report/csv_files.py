@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
+from trd_cli.diagnosis.tables import csv_files as csv_of_diagnoses
 from trd_cli.evaluation.tables import csv_text
 from trd_cli.report.data import Difference, Nll, NodeCost, Refinement, ReportData, Score, Training
 from trd_cli.report.rounds import curves, has_many_rounds
@@ -27,6 +28,7 @@ def csv_files(data: ReportData) -> dict[str, str | None]:
         "kl_by_position.csv": _positions(data.trainings),
         "cost.csv": _records(NodeCost, data.nodes),
         "rounds.csv": _rounds(data),
+        **csv_of_diagnoses(data.diagnoses),
     }
     return {name: csv_text(header, rows) if rows else None for name, (header, rows) in made.items()}
 

@@ -15,11 +15,15 @@ from typing import Any, Literal
 
 import numpy as np
 
+from trd_cli.diagnosis.results import Diagnosis
+
 BASE = "base"
 # The seed of figures of all seeds together.
 ALL_SEEDS = "all"
 Seed = int | str | None
 VERDICTS = ("correct", "incorrect", "error", "timeout")
+# The kind of the set that a stage makes.
+KIND_OF_SET = {"sample": "rollout", "refine": "refined"}
 # The matrix's name for the verdict of a row that was never graded.
 UNVERIFIED = "unverified"
 
@@ -252,6 +256,8 @@ class ReportData:
     """All figures of a report. `missing` has a line for each missing part, with the reason if known. `notes` has other
     remarks for the reader, such as pairs that could not be compared.
 
+    `diagnoses` are by the name of their directory.
+
     `runs` has one name, or two if runs A and B are compared; `directories` are theirs.
     """
 
@@ -269,6 +275,7 @@ class ReportData:
     sets: tuple[SetRef, ...]
     missing: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    diagnoses: Mapping[str, Diagnosis] = field(default_factory=dict)
 
     def arms(self) -> list[str]:
         """Return every arm that has a score or a training, base first, then in order of appearance."""

@@ -13,11 +13,10 @@ from trd_cli.report.data import Nll, NodeCost, Refinement, Training
 from trd_cli.report.layouts import Session, Step
 from trd_cli.report.run_directory import Node, Run
 from trd_cli.training import LOG
+from trd_cli.training.tenths import TENTHS
 from trd_cli.trajectories.run_json import About, read_run_json
 from trd_cli.trajectories.shards import PROBLEM_SCHEMA, read_table, shard_info
 from trd_cli.trajectories.stage_dir import SESSIONS
-
-_TENTHS = 10
 
 
 def cost_of(node: Node) -> NodeCost:
@@ -91,7 +90,7 @@ def kl_by_position(steps: Iterable[Mapping[str, Any]]) -> dict[str, list[float |
             if means is None:
                 continue
             of_step = step[f"positions_tenths_{verdict}"]
-            total, count = sums.setdefault(verdict, [0.0] * _TENTHS), counts.setdefault(verdict, [0] * _TENTHS)
+            total, count = sums.setdefault(verdict, [0.0] * TENTHS), counts.setdefault(verdict, [0] * TENTHS)
             for i, (mean, positions) in enumerate(zip(means, of_step, strict=True)):
                 total[i] += mean * positions
                 count[i] += positions
@@ -121,6 +120,7 @@ def with_training_nll(run: Run, refinement: Refinement, trainings: Sequence[Trai
 
 
 def _is_plain(config: Mapping[str, Any]) -> bool:
-    """Return True if a training is along all refined rows and scores them as they were sampled."""
+    """Return True if a training is along all tokens of all refined rows and scores them as they were sampled."""
     along_all = config.get("subset") == "all" and config.get("where") is None
+    along_all &= config.get("train_on", "all") == "all" and config.get("max_response_tokens") is None
     return along_all and config.get("stage") in (None, "refined") and config.get("temperature") == 1.0

@@ -1,7 +1,8 @@
 """The plots of a report, as SVG and PNG, without background, in colours that are visible on white and on black.
 
 Deterministic: the same figures give the same bytes with the same matplotlib. Colour and mark stand for the arm, in all
-plots the same, and for nothing else. Seeds of an arm are thin lines or dots, under the figures of all seeds together.
+plots the same, and for nothing else; but in the plots of a diagnosis, which have no arm, for the verdict. Seeds of an
+arm are thin lines or dots, under the figures of all seeds together.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from trd_cli.report.drawing import (
     seeds_legend,
     whole_numbers,
 )
+from trd_cli.report.prefix_plots import prefix_plots
 from trd_cli.report.round_plots import course, curve_panels
 from trd_cli.report.rounds import MANY, curves, details, has_many_rounds
 from trd_cli.report.scores import are_several, curves_of
@@ -43,6 +45,7 @@ __all__ = ["INK", "Plot", "is_plot", "plots"]
 
 _NAMES = re.compile(
     r"scores-arms|rounds-(scores|verdicts|changes|nll)|refinement-(verdicts|lengths)(-\d+)?|training-(loss|positions)|cost-rounds"
+    r"|prefix-(kl|onset|overlap|fragments|ratios|scatter)(-\d+)?"
 )
 _ROW, _BINS = 0.32, 40
 _ALL = "all seeds, 95 % interval"
@@ -56,6 +59,7 @@ def plots(data: ReportData) -> dict[str, Plot]:
         "scores-arms": partial(_arms, data, looks),
         "rounds-scores": partial(_rounds, data, looks),
         **several(data, looks),
+        **_of_diagnoses(data),
     }
     found = {}
     for name, draw in made.items():
@@ -89,6 +93,24 @@ def _of_many_rounds(data: ReportData, looks: Mapping[str, Look]) -> dict[str, Ca
         "training-positions": partial(positions, shown, looks),
         "cost-rounds": partial(curve_panels, "cost-rounds", found, looks),
     }
+
+
+def _of_diagnoses(data: ReportData) -> dict[str, Callable[[], Drawn | None]]:
+    numbers = [f"-{i}" for i in range(1, len(data.diagnoses) + 1)] if len(data.diagnoses) > 1 else [""]
+    found: dict[str, Callable[[], Drawn | None]] = {}
+    for (name, diagnosis), number in zip(data.diagnoses.items(), numbers, strict=False):
+        for plot, draw in prefix_plots(diagnosis, number).items():
+            found[plot] = partial(_of_one, draw, name if number else "")
+    return found
+
+
+def _of_one(draw: Callable[[], Drawn | None], name: str) -> Drawn | None:
+    """Draw a plot, and add the name of its diagnosis to its title if there is one."""
+    drawn = draw()
+    if drawn is None or not name:
+        return drawn
+    figure, title, alt = drawn
+    return figure, f"{title}, {name}", alt
 
 
 def is_plot(name: str) -> bool:

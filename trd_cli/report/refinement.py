@@ -22,25 +22,27 @@ from rapidfuzz.distance import Levenshtein
 from rapidfuzz.process import cpdist
 
 from trd_cli.datasets.ngrams import SIZES
+from trd_cli.records import author_of_kind
 from trd_cli.report.data import UNVERIFIED, Leaks, Nll, Refinement, Spread
 from trd_cli.report.leaks import copied_ngrams, talk_of_reference
 from trd_cli.trajectories.shards import read_table
 
 OF_STUDENT = "y_o"
 OF_REFINER = "y_r, refiner"
-_REFINED = ("verdict", "response", "response_token_ids", "logprobs", "problem", "reference_solution")
+_REFINED = ("verdict", "response", "response_token_ids", "logprobs", "author", "problem", "reference_solution")
+_STUDENT, _TEACHER = author_of_kind("rollout"), author_of_kind("refined")
 # Token ids become Python's numbers to be compared, which take nine times the memory.
 _ROWS_AT_ONCE = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """The columns of a y_o that the figures need. `nll` sums over its tokens, None without stored log-probabilities."""
+    """The columns of a y_o that the figures need; `nll` as `_nll` returns it."""
 
     verdict: str | None
     response: str | None
     token_ids: np.ndarray | None
-    nll: float | None
+    nll: tuple[float, int] | None
 
 
 class _Rollouts:
@@ -50,14 +52,15 @@ class _Rollouts:
         names = ["trajectory_id", "verdict", "response_token_ids", *(["response"] if texts else [])]
         tables, nll = [], []
         for path in shards:
-            table = read_table(path, [*names, "logprobs"])
-            nll += [_nll(_array(cell)) for cell in table["logprobs"]]
+            table = read_table(path, [*names, "logprobs", "author"])
+            cells = zip(table["logprobs"], table["author"], strict=True)
+            nll += [_nll(_array(logprobs), _array(author), _STUDENT) or (np.nan, 0) for logprobs, author in cells]
             tables.append(table.select(names))
         rows = pa.concat_tables(tables)
         ids = _encoded(rows["trajectory_id"])
         self._order = np.argsort(ids, kind="stable")
         self._ids = ids[self._order]
-        self._nll = np.array(nll, float)  # None becomes NaN
+        self._nll = np.array(nll, float).reshape(-1, 2)
         self._columns = {name: rows[name] for name in names}
 
     def places(self, names: pa.ChunkedArray) -> list[int]:
@@ -71,8 +74,8 @@ class _Rollouts:
     def __getitem__(self, place: int) -> Rollout:
         verdict, ids = (self._columns[name][place] for name in ("verdict", "response_token_ids"))
         response = self._columns["response"][place].as_py() if "response" in self._columns else None
-        nll = float(self._nll[place])
-        return Rollout(verdict.as_py(), response, _array(ids), None if np.isnan(nll) else nll)
+        nats, tokens = self._nll[place].tolist()
+        return Rollout(verdict.as_py(), response, _array(ids), None if np.isnan(nats) else (nats, int(tokens)))
 
 
 @dataclass
@@ -145,7 +148,7 @@ def _add_shard(sums: _Sums, table: pa.Table, rollouts: _Rollouts, places: Sequen
 
 def _add_rows(sums: _Sums, rows: pa.RecordBatch, rollouts: _Rollouts, places: Sequence[int], leaks: bool) -> None:
     pairs: list[tuple[list[int], list[int]]] = []
-    for place, verdict, response, token_ids, logprobs, problem, reference in zip(
+    for place, verdict, response, token_ids, logprobs, author, problem, reference in zip(
         places, *_columns(rows, _REFINED), strict=True
     ):
         if place < 0:
@@ -157,8 +160,8 @@ def _add_rows(sums: _Sums, rows: pa.RecordBatch, rollouts: _Rollouts, places: Se
             sums.errors += 1
             continue
         pairs.append((before.token_ids.tolist(), token_ids.tolist()))
-        _add_nll(sums.nll[OF_STUDENT], before.nll, len(before.token_ids))
-        _add_nll(sums.nll[OF_REFINER], _nll(logprobs), len(token_ids))
+        _add_nll(sums.nll[OF_STUDENT], before.nll)
+        _add_nll(sums.nll[OF_REFINER], _nll(logprobs, author, _TEACHER))
         if leaks and reference:
             _add_leaks(sums, response or "", before.response or "", problem, reference)
     sums.lengths["y_o"].extend(len(one) for one, _ in pairs)
@@ -167,9 +170,9 @@ def _add_rows(sums: _Sums, rows: pa.RecordBatch, rollouts: _Rollouts, places: Se
     sums.prefixes.extend(prefix_share(one, other) for one, other in pairs)
 
 
-def _add_nll(sums: np.ndarray, nll: float | None, tokens: int) -> None:
-    if nll is not None and tokens:
-        sums += (nll, tokens, 1)
+def _add_nll(sums: np.ndarray, nll: tuple[float, int] | None) -> None:
+    if nll is not None:
+        sums += (*nll, 1)
 
 
 def _add_leaks(sums: _Sums, response: str, before: str, problem: str, reference: str) -> None:
@@ -197,7 +200,7 @@ def _stored_nll(sums: Mapping[str, np.ndarray]) -> dict[str, Nll]:
 
 def _columns(rows: pa.RecordBatch, names: Sequence[str]) -> list[list]:
     """Return the columns as lists. Cells with a value a token are arrays."""
-    per_token = ("response_token_ids", "logprobs")
+    per_token = ("response_token_ids", "logprobs", "author")
     return [list(map(_array, rows[name])) if name in per_token else rows[name].to_pylist() for name in names]
 
 
@@ -210,12 +213,16 @@ def _encoded(names: pa.ChunkedArray) -> np.ndarray:
     return np.array([(name or "").encode() for name in names.to_pylist()], dtype=bytes)
 
 
-def _nll(logprobs: np.ndarray | None) -> float | None:
-    """Return the sum over the tokens, or None if there are no log-probabilities or one is not finite."""
-    if logprobs is None or not len(logprobs):
+def _nll(logprobs: np.ndarray | None, author: np.ndarray | None, writer: int) -> tuple[float, int] | None:
+    """Return the sum over the tokens that the writer wrote, and their number: a log-probability is its author's.
+
+    None if there is no such token, if there are no log-probabilities, or if one of these is not finite.
+    """
+    if logprobs is None or (author is not None and len(author) != len(logprobs)):
         return None
-    total = -float(logprobs.astype(np.float64).sum())
-    return total if np.isfinite(total) else None
+    own = logprobs if author is None else logprobs[author == writer]
+    total = -float(own.astype(np.float64).sum())
+    return (total, len(own)) if len(own) and np.isfinite(total) else None
 
 
 def edit_distances(pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[float]:

@@ -6,11 +6,11 @@ import re
 from collections.abc import Iterable, Sequence
 from statistics import fmean
 
+from trd_cli.evaluation.table import Table, number, table_of
 from trd_cli.evaluation.tables import NOTHING, percent
 from trd_cli.report.data import NodeCost, ReportData
 from trd_cli.report.rounds import CHANGES, curves, evenly, has_many_rounds
 from trd_cli.report.run_directory import some
-from trd_cli.report.table import Table, number, table_of
 
 # Figures by round that are shares of 1.
 _SHARES = re.compile("|".join((*CHANGES, "other verdicts", "top-1 agreement", "y_r (talks|copies) .*")))

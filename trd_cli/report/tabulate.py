@@ -12,6 +12,8 @@ from statistics import median
 from typing import Any
 
 from trd_cli.datasets.ngrams import SIZES
+from trd_cli.diagnosis.tables import tables as diagnosis_tables
+from trd_cli.evaluation.table import Table, count, number, plain, table_of
 from trd_cli.evaluation.tables import NOTHING, interval, markdown_table, percent, points
 from trd_cli.report.data import (
     ALL_SEEDS,
@@ -27,8 +29,15 @@ from trd_cli.report.data import (
 from trd_cli.report.round_tables import by_round, cost_of_rounds
 from trd_cli.report.rounds import details, evenly, has_many_rounds
 from trd_cli.report.scores import are_several, curves_of
-from trd_cli.report.table import Table, count, number, plain, table_of
 
+SECTIONS = {
+    "scores": "Scores",
+    "rounds": "By round",
+    "refinement": "Refinement",
+    "prefix": "Prefix failure",
+    "training": "Training",
+    "cost": "Cost",
+}
 _INTERVALS = "Intervals are 95 %, over questions."
 _QUANTILES = ("mean", "5 %", "25 %", "median", "75 %", "95 %")
 _DIVERGENCES = ("divergence_p50", "divergence_p95", "divergence_p99")
@@ -63,6 +72,7 @@ def tables(data: ReportData) -> list[Table]:
         _changes(shown),
         _nll(shown),
         _leaked(shown),
+        *_diagnoses(data),
         _training(shown),
         _positions(shown),
         cost_of_rounds(data),
@@ -87,7 +97,7 @@ def markdown(data: ReportData) -> str:
         if lines:
             parts.append(f"{words}:\n\n" + "\n".join(f"- {line}" for line in lines))
     for section, group in groupby(tables(data), key=lambda table: table.section):
-        parts.append(f"## {section.capitalize()}")
+        parts.append(f"## {SECTIONS[section]}")
         for table in group:
             parts += [f"### {table.title}", markdown_table(table.columns, table.rows), table.note]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -266,6 +276,11 @@ def _leaked(data: ReportData) -> Table:
         "many words of y* that is neither in y_o nor in the problem."
     )
     return table_of("refinement-leaks", "References leaked", ("refined set",), numbers, rows, note)
+
+
+def _diagnoses(data: ReportData) -> Iterator[Table]:
+    for name, diagnosis in data.diagnoses.items():
+        yield from diagnosis_tables(diagnosis, name if len(data.diagnoses) > 1 else "")
 
 
 def _training(data: ReportData) -> Table:

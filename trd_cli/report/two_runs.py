@@ -31,6 +31,7 @@ def combine(a: ReportData, b: ReportData) -> ReportData:
         sets=one.sets + other.sets,
         missing=one.missing + other.missing,
         notes=one.notes + other.notes + notes,
+        diagnoses={**one.diagnoses, **other.diagnoses},
     )
 
 
@@ -69,6 +70,7 @@ def _named(data: ReportData, run: str) -> ReportData:
         sets=tuple(_named_set(each, run) for each in data.sets),
         missing=tuple(map(of, data.missing)),
         notes=tuple(map(of, data.notes)),
+        diagnoses={f"{run}/{name}": diagnosis for name, diagnosis in data.diagnoses.items()},
     )
 
 

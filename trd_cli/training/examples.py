@@ -93,7 +93,7 @@ class Contexts:
         if not len(response_ids):
             return "no response"
         if not weights.any():
-            return f"no token of the response has a weight above 0 with {flag('train_on')} {self._config.train_on}"
+            return f"no token of the response has a weight above 0 with --train-on {self._config.train_on}"
         scored = np.flatnonzero((weights > 0) & ~np.isin(response_ids, self._masked))
         if not len(scored):
             return "every token of the response is masked"

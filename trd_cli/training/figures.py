@@ -11,10 +11,9 @@ import torch
 
 from trd_cli.losses.fused import Figures
 from trd_cli.training.batches import Batch, Example
+from trd_cli.training.tenths import TENTHS, tenth_of
 
 _QUANTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
-# Equal parts of a response for which the divergence is reported.
-TENTHS = 10
 _MEANS = tuple(name for name in Figures._fields if name != "divergence")
 
 
@@ -55,7 +54,7 @@ class StepFigures:
         by_row = self.divergence[-1].double().split([len(row.scored) for row in rows])
         for row, divergence_S in zip(rows, by_row, strict=True):
             if row.parent_verdict is not None:
-                tenth_S = torch.from_numpy(row.scored.astype(np.int64)) * TENTHS // len(row.response_ids)
+                tenth_S = torch.from_numpy(tenth_of(row.scored, len(row.response_ids)))
                 both_2S = torch.stack([divergence_S, torch.ones_like(divergence_S)])
                 self._tenths_of(row.parent_verdict).index_add_(1, tenth_S, both_2S)
 

@@ -1,10 +1,15 @@
-"""trd show and trd diff: one trajectory with its lineage; the words that the teacher changed."""
+"""trd show and trd diff: one trajectory with its lineage; the words that the teacher changed.
+
+In a row that names the authors of its tokens, each part of the response begins with a sign, as ⟨teacher⟩, and has a
+colour: the sign is there for pipes and for eyes that do not tell the colours apart.
+"""
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from statistics import fmean
 
 from rich.console import Group
 from rich.panel import Panel
@@ -12,38 +17,39 @@ from rich.table import Table
 from rich.text import Text
 
 from trd_cli.config.commands import DiffConfig, ShowConfig
-from trd_cli.errors import InputError
+from trd_cli.errors import InputError, counted
+from trd_cli.prompting.authors import Span, author_runs, author_spans
+from trd_cli.prompting.tokens import Tokenizer
 from trd_cli.records import Trajectory
 from trd_cli.trajectories.sets import InputSet, find_row, open_sets, parent_directories
 
 _WORDS = re.compile(r"\s+|[^\s]+")
+_STYLES = {"student": "cyan", "teacher": "magenta", "environment": "yellow", "template": "dim"}
+
+# From a set to the tokenizer of its rows, None where it is not at hand.
+TokenizerOf = Callable[[InputSet], Tokenizer | None]
 
 
-def show(config: ShowConfig, paths: Sequence[str]) -> Group:
+def show(config: ShowConfig, paths: Sequence[str], tokenizer_of: TokenizerOf) -> Group:
     """Return all facts and texts of a row, with its parent where it has one."""
     row, source = find_row(open_sets(paths), config.id)
     parts: list[Panel | Table] = [_facts(row, source)]
     parent = parent_of(row, source, config.parents)
     if parent is not None:
-        parts.append(
-            _panel(
-                f"parent {parent.trajectory_id[:12]} · y_o · {parent.verdict or 'unverified'}", parent.response or ""
-            )
-        )
+        # The ids of a parent are those of the same tokenizer.
+        body = _by_author(parent, _spans(parent, source, tokenizer_of))
+        parts.append(_panel(f"parent {parent.trajectory_id[:12]} · y_o · {parent.verdict or 'unverified'}", body))
     for message in row.messages:
         parts.append(_panel(f"prompt · {message['role']} · {row.prompt_template}", message["content"]))
-    parts.append(
-        _panel(
-            f"response · {row.verdict or 'unverified'}",
-            row.response if row.response is not None else f"error: {row.error}",
-        )
-    )
+    spans = _spans(row, source, tokenizer_of)
+    body = _by_author(row, spans) if row.response is not None else f"error: {row.error}"
+    parts.append(_panel(f"response · {row.verdict or 'unverified'}{_not_marked(row, spans)}", body))
     if config.tokens:
         parts.append(_panel("response token ids", " ".join(map(str, row.response_token_ids or ()))))
     return Group(*parts)
 
 
-def diff(config: DiffConfig, paths: Sequence[str]) -> Group:
+def diff(config: DiffConfig, paths: Sequence[str], tokenizer_of: TokenizerOf) -> Group:
     """Return y_o against y_r, word by word: removed in red, added in green."""
     row, source = find_row(open_sets(paths), config.id)
     parent = parent_of(row, source, config.parents)
@@ -54,7 +60,39 @@ def diff(config: DiffConfig, paths: Sequence[str]) -> Group:
             "give a set that trd refine made",
         )
     title = f"y_o {parent.verdict or 'unverified'} → y_r {row.verdict or 'unverified'} · problem {row.problem_id}"
-    return Group(_panel(title, _word_diff(parent.response or "", row.response or "")))
+    spans = _spans(row, source, tokenizer_of)
+    body = _word_diff(parent.response or "", row.response or "", spans)
+    return Group(_panel(title + _not_marked(row, spans), body))
+
+
+def _spans(row: Trajectory, source: InputSet, tokenizer_of: TokenizerOf) -> list[Span]:
+    """Return the parts of a response by author, [] for a row that names none, and where they cannot be found."""
+    if row.author is None or not row.response:
+        return []
+    tokenizer = tokenizer_of(source)
+    if tokenizer is None:
+        return []
+    return author_spans(row.response, row.response_token_ids or (), row.author, tokenizer) or []
+
+
+def _not_marked(row: Trajectory, spans: Sequence[Span]) -> str:
+    there = row.author is not None and row.response
+    return " · authors are not marked: no tokenizer here that spells this text" if there and not spans else ""
+
+
+def _by_author(row: Trajectory, spans: Sequence[Span]) -> Text:
+    response = row.response or ""
+    if not spans:
+        return Text(response)
+    text = Text()
+    for span in spans:
+        text.append(_sign(span.author), style=f"bold {_STYLES[span.author]}")
+        text.append(response[span.start : span.end], style=_STYLES[span.author])
+    return text
+
+
+def _sign(author: str) -> str:
+    return f"⟨{author}⟩"
 
 
 def parent_of(row: Trajectory, source: InputSet, parents: Sequence[str]) -> Trajectory | None:
@@ -77,6 +115,9 @@ def _facts(row: Trajectory, source: InputSet) -> Table:
         "model": f"{row.model} @ {row.model_revision} on {row.engine} {row.engine_version}",
         "sampling": f"T {row.temperature:g}, top-p {row.top_p:g}, top-k {row.top_k}, at most {row.max_tokens} tokens, seed {row.seed}",
         "tokens": f"{len(row.prompt_token_ids)} prompt, {len(row.response_token_ids or ())} response ({row.finish_reason})",
+        "authors": ", then ".join(f"{author} {tokens}" for author, tokens in author_runs(row.author or ())),
+        "prefix": f"{counted(row.prefix_tokens, 'response token')} given to the model" if row.prefix_tokens else "",
+        "weights": _weights(row.token_weight) if row.token_weight else "",
         "attempt cut": f"{row.attempt_tokens_trimmed} tokens" if row.attempt_tokens_trimmed else "",
         "reference": row.reference_answer or "",
         "verdict": f"{row.verdict}: {row.extracted_answer} {row.verdict_detail or ''} ({row.grader} {row.grader_version})"
@@ -90,20 +131,34 @@ def _facts(row: Trajectory, source: InputSet) -> Table:
     return table
 
 
+def _weights(weights: Sequence[float]) -> str:
+    zero = sum(weight == 0 for weight in weights)
+    return f"{min(weights):g} to {max(weights):g}, mean {fmean(weights):.3g}, 0 for {zero} of {len(weights)} tokens"
+
+
 def _panel(title: str, body: str | Text) -> Panel:
     return Panel(body if isinstance(body, Text) else Text(body), title=Text(title), title_align="left")
 
 
-def _word_diff(before: str, after: str) -> Text:
+def _word_diff(before: str, after: str, spans: Sequence[Span]) -> Text:
+    """Return both texts as one. `spans` are of `after`; a word belongs to the author of its first character."""
     old, new = _WORDS.findall(before), _WORDS.findall(after)
-    text = Text()
+    text, place, style, left = Text(), 0, "", list(spans)
+
+    def append(words: Sequence[str], added: bool) -> None:
+        nonlocal place, style
+        for i, word in enumerate(words):
+            while left and left[0].start <= place:
+                author = left.pop(0).author
+                style = _STYLES[author]
+                text.append(_sign(author), style=f"bold {style}")
+            opening, closing = "{+" * (added and i == 0), "+}" * (added and i == len(words) - 1)
+            text.append(opening + word + closing, style="green" if added else style)
+            place += len(word)
+
     for kind, a, b, c, d in difflib.SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
-        if kind == "equal":
-            text.append("".join(old[a:b]))
-            continue
         # Marks, not colour alone: a diff must survive a pipe and a colour-blind reader.
-        if b > a:
+        if kind != "equal" and b > a:
             text.append("[-" + "".join(old[a:b]) + "-]", style="red strike")
-        if d > c:
-            text.append("{+" + "".join(new[c:d]) + "+}", style="green")
+        append(new[c:d], added=kind != "equal")
     return text

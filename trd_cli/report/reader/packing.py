@@ -11,7 +11,8 @@ index  {count, starts (first row of each chunk), pattern (formulas.PATTERN), ver
        and `after` are places in `verdicts`, of y_o and y_r; -1 without such a row. Nodes and labels of sets are
        unique. Ids need not be: two runs may share rows
 chunk  [{id, task, problem, answer, reference, facts [[name, value]], before, after, math {formula: tree}}]
-       with `before` and `after` null or {id, verdict, text, error, facts, messages}
+       with `before` and `after` null or {id, verdict, text, error, facts, messages, authors}; `authors` is null or has
+       [name, end] for each part of the text, in UTF-16 code units, as JavaScript counts
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import IO, Any
 
 from trd_cli.report.data import UNVERIFIED, VERDICTS, SetRef
@@ -208,7 +210,16 @@ def _side(row: Row | None) -> dict[str, Any] | None:
         "error": row["error"],
         "facts": _facts(row),
         "messages": [[message["role"], message["content"]] for message in row["messages"]],
+        "authors": _ends_of_authors(row),
     }
+
+
+def _ends_of_authors(row: Row) -> list[tuple[str, int]] | None:
+    if not row["author_spans"]:
+        return None
+    ends = [(span.author, row["response"][span.start : span.end]) for span in row["author_spans"]]
+    lengths = accumulate(len(text.encode("utf-16-le", "surrogatepass")) // 2 for _, text in ends)
+    return [(author, end) for (author, _), end in zip(ends, lengths, strict=True)]
 
 
 def _facts(row: Row) -> list[tuple[str, str]]:
@@ -219,6 +230,7 @@ def _facts(row: Row) -> list[tuple[str, str]]:
         ("id", row["trajectory_id"]),
         ("made from", row["parent_id"]),
         ("tokens", f"{row['prompt_tokens']} prompt, {row['response_tokens'] or 0} response, {ended}"),
+        ("authors", _authors(row)),
         ("answer read", row["extracted_answer"]),
         ("verdict", f"{row['verdict']} by {row['grader']} {row['grader_version']}" if row["verdict"] else None),
         ("why", row["verdict_detail"]),
@@ -228,6 +240,14 @@ def _facts(row: Row) -> list[tuple[str, str]]:
         ("prompt", f"{row['prompt_template']}, {row['prompt_sha256'][:12]}"),
         ("cut from the attempt in the prompt", f"{trimmed} tokens" if trimmed else None),
     )
+
+
+def _authors(row: Row) -> str | None:
+    if not row["authors"]:
+        return None
+    told = ", then ".join(f"{author} {tokens}" for author, tokens in row["authors"])
+    unmarked = row["response"] and not row["author_spans"]
+    return f"{told}; not marked: no tokenizer here that spells this text" if unmarked else told
 
 
 def _said(*facts: tuple[str, str | None]) -> list[tuple[str, str]]:

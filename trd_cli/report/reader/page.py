@@ -21,22 +21,15 @@ from typing import TYPE_CHECKING, Any
 
 from trd_cli import __version__
 from trd_cli.atomic import replacing
+from trd_cli.evaluation.table import Table
 from trd_cli.report.data import ReportData
 from trd_cli.report.reader.packing import SEARCHED, pack
 from trd_cli.report.reader.trajectories import CHARACTERS, LIMIT, Trajectories
-from trd_cli.report.table import Table
-from trd_cli.report.tabulate import tables
+from trd_cli.report.tabulate import SECTIONS, tables
 
 if TYPE_CHECKING:
     from trd_cli.report.plots import Plot
 
-SECTIONS = {
-    "scores": "Scores",
-    "rounds": "By round",
-    "refinement": "Refinement",
-    "training": "Training",
-    "cost": "Cost",
-}
 _ASSETS = Path(__file__).parent / "assets"
 _SCRIPTS = ("frame.js", "difference.js", "text.js", "store.js", "view.js", "page.js")
 _PROLOGUE = re.compile(r"^.*?(?=<svg\b)", re.DOTALL)

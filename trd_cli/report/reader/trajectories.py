@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,13 @@ import pyarrow.compute as pc
 
 from trd_cli.datasets.ngrams import SIZES
 from trd_cli.errors import InputError
+from trd_cli.models import tokenizer_at_hand
+from trd_cli.prompting.authors import author_runs, author_spans
+from trd_cli.prompting.tokens import Tokenizer
 from trd_cli.report.data import Selection, SetRef
 from trd_cli.report.leaks import copied_ngrams, talk_of_reference
 from trd_cli.report.rounds import are_many
+from trd_cli.trajectories.run_json import About, read_run_json
 from trd_cli.trajectories.selection import pl
 from trd_cli.trajectories.sets import open_sets, selected_tables
 from trd_cli.trajectories.shards import PER_TOKEN, SCHEMA, list_shards, read_table
@@ -38,7 +42,7 @@ _TEXTS = [name for name in SCHEMA.names if name not in (*PER_TOKEN, "tests")]
 _NO_LINES = pl.DataFrame(schema={"id": pl.String, "parent": pl.String, "shard": pl.UInt32, "characters": pl.UInt32})
 
 # Columns of SCHEMA without the tests and those with a value a token, and `prompt_tokens`, `response_tokens` (None
-# without a response).
+# without a response). `authors` and `author_spans` are those of `prompting.authors`, None for a row that names none.
 Row = Mapping[str, Any]
 
 
@@ -232,13 +236,32 @@ def _leaks(row: Row, parent: Row | None) -> tuple[bool, int]:
 
 def _rows(shard: Path, names: pl.Series) -> list[Row]:
     """Return the rows of a shard with these ids, in stored order, [] if it cannot be read."""
-    table = _table(shard, [*_TEXTS, *_COUNTED])
+    table = _table(shard, [*_TEXTS, *_COUNTED, "author"])
     if table is None:
         return []
     wanted = pc.is_in(table["trajectory_id"], pa.array(names.to_list(), pa.string()))
     table = table.filter(wanted)
     prompt, response = (pc.list_value_length(table[name]).to_pylist() for name in _COUNTED)
-    return [
-        {**row, "prompt_tokens": asked, "response_tokens": came}
-        for row, asked, came in zip(table.select(_TEXTS).to_pylist(), prompt, response, strict=True)
-    ]
+    rows = zip(table.select(_TEXTS).to_pylist(), prompt, response, _authors(shard.parent, table), strict=True)
+    return [{**row, "prompt_tokens": asked, "response_tokens": came, **wrote} for row, asked, came, wrote in rows]
+
+
+def _authors(directory: Path, table: pa.Table) -> Iterator[dict[str, Any]]:
+    """Yield the author of each row's tokens, in runs, and of the parts of its text if they can be found."""
+    for row in range(len(table)):
+        codes = table["author"][row].as_py()
+        if codes is None:
+            yield {"authors": None, "author_spans": None}
+            continue
+        text, ids = (table[name][row].as_py() for name in ("response", "response_token_ids"))
+        tokenizer = _tokenizer_of(directory) if text else None
+        spans = author_spans(text, ids, codes, tokenizer) if tokenizer else None
+        yield {"authors": author_runs(codes), "author_spans": spans}
+
+
+@lru_cache(maxsize=4)
+def _tokenizer_of(directory: Path) -> Tokenizer | None:
+    try:
+        return tokenizer_at_hand(About.of(read_run_json(directory)), directory)
+    except InputError:
+        return None

@@ -108,10 +108,29 @@ function codeLine(token, raw) {
   return [...token.pieces.map(([kind, text]) => (kind ? element("span", { class: kind }, text) : text)), token.source.endsWith("\n") ? "\n" : ""];
 }
 
+// The author of each token: the one of its first character.
+function authorsOf(tokens, authors) {
+  let at = 0, start = 0;
+  return tokens.map((token) => {
+    while (at + 1 < authors.length && start >= authors[at][1]) at++;
+    start += token.source.length;
+    return authors[at][0];
+  });
+}
+
 // Tokens on the page. `flags` (or null) marks those that changed, as <del> or <ins> by `tag`; neighbours share one mark.
-// With `raw`, the text drawn is the text of the tokens, character by character.
-function drawn(tokens, flags, tag, math, raw) {
+// With `raw`, the text drawn is the text of the tokens, character by character. `authors` (or null) marks who wrote them.
+function drawn(tokens, flags, tag, math, raw, authors = null) {
   const root = element("div", { class: "text" });
+  const by = authors && authorsOf(tokens, authors);
+  // `holder` takes what is no line of code: the text itself, or the part of the last author.
+  let holder = root, last = null;
+  const look = (i, ...names) => {
+    const begins = by !== null && by[i] !== last;
+    if (by) last = by[i];
+    const all = [...names, by && `by ${by[i]}`].filter(Boolean).join(" ");
+    return { ...(all ? { class: all } : {}), ...(begins ? { "data-author": by[i] } : {}) };
+  };
   // `ended` is a block right before the token. The line break after the block must not show twice.
   let block = null, mark = null, ended = null;
   tokens.forEach((token, i) => {
@@ -119,9 +138,9 @@ function drawn(tokens, flags, tag, math, raw) {
     ended = null;
     if (token.kind === "line" || token.kind === "fence") {
       block ??= root.appendChild(element("pre"));
-      const names = [changed && "changed", token.kind === "fence" && "fence"].filter(Boolean).join(" ");
-      block.append(element(changed ? tag : "span", names ? { class: names } : {}, ...codeLine(token, raw)));
+      block.append(element(changed ? tag : "span", look(i, changed && "changed", token.kind === "fence" && "fence"), ...codeLine(token, raw)));
       mark = null;
+      if (by) holder = null;
       if (token.closes) [ended, block] = [block.lastChild, null];
       return;
     }
@@ -134,8 +153,9 @@ function drawn(tokens, flags, tag, math, raw) {
     const node = token.kind === "formula" ? formula(source, math, raw)
       : token.kind === "code" && !raw ? element("code", {}, source.slice(1, -1)) : source;
     if (node.className === "formula block") ended = node;
-    if (!changed) { mark = null; root.append(node); return; }
-    mark ??= root.appendChild(element(tag));
+    if (by && (!holder || by[i] !== last)) [holder, mark] = [root.appendChild(element("span", look(i))), null];
+    if (!changed) { mark = null; holder.append(node); return; }
+    mark ??= holder.appendChild(element(tag));
     mark.append(node);
   });
   return root;

@@ -1,6 +1,6 @@
 // One trajectory: its problem, y_o beside y_r, and the folded parts. page.js holds the state it reads.
 
-function plain(text, math) { return drawn(tokensOf(text, index.pattern), null, "", math, raw); }
+function plain(text, math, authors = null) { return drawn(tokensOf(text, index.pattern), null, "", math, raw, authors); }
 
 function toggle(label, pressed, act) {
   const button = element("button", { type: "button", "aria-pressed": String(pressed) }, label);
@@ -36,20 +36,29 @@ function legend(unit) {
   return note;
 }
 
+// The authors that are marked in a text, if any.
+function wroteLegend(...sides) {
+  const names = new Set(sides.flatMap((each) => (each.authors ?? []).map(([name]) => name)));
+  if (!names.size) return [];
+  const shown = [...names].flatMap((name) => [" ", element("span", { class: `by ${name}`, "data-author": name }, "wrote this")]);
+  return [element("p", { class: "legend" }, "Authors, marked to the word, formula or line of code:", ...shown)];
+}
+
 function pair(entry) {
   const { before, after, math } = entry;
   if (!before || !after) {
     const [name, only] = before ? ["y_o", before] : ["y_r", after];
-    return [element("div", { class: "pair single" }, side(name, only, plain(only.text ?? "", math)))];
+    return [...wroteLegend(only), element("div", { class: "pair single" }, side(name, only, plain(only.text ?? "", math, only.authors)))];
   }
   const [one, other] = [before, after].map((each) => tokensOf(each.text ?? "", index.pattern));
   const found = difference(one, other);
   const hide = !marks || found.unit === "all";
   return [
     element("p", { class: "legend" }, legend(found.unit)),
+    ...wroteLegend(before, after),
     element("div", { class: "pair" },
-      side("y_o", before, drawn(one, hide ? null : found.before, "del", math, raw)),
-      side("y_r", after, drawn(other, hide ? null : found.after, "ins", math, raw))),
+      side("y_o", before, drawn(one, hide ? null : found.before, "del", math, raw, before.authors)),
+      side("y_r", after, drawn(other, hide ? null : found.after, "ins", math, raw, after.authors))),
   ];
 }
 

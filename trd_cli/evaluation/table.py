@@ -1,4 +1,4 @@
-"""A table of a report, and how its cells show numbers."""
+"""A table of figures for a page, a terminal or Markdown, and how its cells show numbers."""
 
 from __future__ import annotations
 
