@@ -30,6 +30,7 @@ from trd_cli.config.commands import (
     ShowConfig,
     StatusConfig,
 )
+from trd_cli.config.diagnosing import DiagnoseConfig
 from trd_cli.config.generating import EngineOptions, RefineConfig, SampleConfig
 from trd_cli.config.grading import VerifyConfig
 from trd_cli.config.lab import EstimatorsConfig
@@ -147,6 +148,19 @@ def distill(config: DistillConfig) -> None:
         raise InputError("several processes and paths from a pipe", "paths as arguments", "name the sets")
     progress = ConsoleProgress("distill") if is_first_process() else SilentProgress()
     stage.run(config, next(waves(config.inputs, stream=False)), resolve_model, progress)
+
+
+@command(app, "diagnose", DiagnoseConfig, "trd diagnose runs/y_o runs/y_r --teacher Qwen/Qwen3-8B --out runs/diagnosis")
+def diagnose(config: DiagnoseConfig) -> None:
+    """Compare student and teacher at every position of y_o and y_r.
+
+    One pass of both models over the rows, with the full vocabulary. Writes figures of positions and of rows, joined to
+    verdicts. The same command again scores only the rows that are missing, and joins the verdicts anew.
+    """
+    from trd_cli.models import resolve_model
+    from trd_cli.stages import diagnose as stage
+
+    stage.run(config, next(waves(config.inputs, stream=False)), resolve_model, ConsoleProgress("diagnose"))
 
 
 @command(app, "eval", EvalConfig, "trd eval runs/student-1 --bench aime25,humaneval+ --k 16 --engine vllm")

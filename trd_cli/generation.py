@@ -14,7 +14,7 @@ from trd_cli.engines.border import answered
 from trd_cli.errors import ResumeRefused, TooManyRowErrors, counted
 from trd_cli.planned import Backend, request_for, with_completion
 from trd_cli.progress import Progress
-from trd_cli.records import Request, Trajectory
+from trd_cli.records import Completion, Request, Trajectory
 from trd_cli.trajectories.id_set import IdSet
 from trd_cli.trajectories.shards import write_shard
 from trd_cli.trajectories.stage_dir import StageDir
@@ -48,6 +48,9 @@ class ShardFiller:
     Rows are planned as the engine takes them: only those in flight and those of the shard that is being filled are in
     memory, and 16 bytes of every other. The engine starts at the first row that is missing, and never when none is. Use
     as a context manager: on the way out, whatever the reason, finished rows are written and the engine is closed.
+
+    A subclass fills a directory with rows of another kind; they have `trajectory_id`, `problem_id`, `sample_index` and
+    `error` too.
     """
 
     def __init__(
@@ -125,7 +128,7 @@ class ShardFiller:
                 continue
             if row.error is None:
                 self._open[row.trajectory_id] = row
-                yield request_for(row, self._backend.max_length)
+                yield self._request(row)
             else:
                 self._begin()
                 self._add(row, 0)
@@ -139,8 +142,7 @@ class ShardFiller:
 
     def _load(self) -> None:
         if self._engine is None:
-            manner = f", {self._backend.manner}" if self._backend.manner else ""
-            self._progress.note(f"loading {self._backend.model.name} with {self._backend.engine}{manner}")
+            self._progress.note(f"loading {self._backend.described}")
             self._engine = self._backend.start(self._progress.note)
             self._progress.replicas(self._rates)
 
@@ -154,9 +156,8 @@ class ShardFiller:
     def _generate(self, requests: Iterable[Request]) -> None:
         self._at_work_since = time.monotonic()
         try:
-            for completion in answered(requests, self._engine.generate, self._backend.tokenizer, self._progress.note):
-                planned = self._open.pop(completion.request_id)
-                row = with_completion(planned, completion, self._backend.tokenizer)
+            for completion in self._answers(requests):
+                row = self._finished(self._open.pop(completion.request_id), completion)
                 self._add(row, len(completion.token_ids or ()))
         finally:
             self.outcome.seconds += time.monotonic() - self._at_work_since
@@ -180,12 +181,25 @@ class ShardFiller:
             self._target = path = self._target or self._stage_dir.next_shard()
             # The order in which rows finish is chance; sorted, equal work gives equal files.
             rows = sorted(self._buffer, key=lambda row: (row.problem_id, row.sample_index, row.trajectory_id))
-            rows = write_shard(path, rows, self._stage_dir.digest)
+            rows = self._write(path, rows)
             self._buffer, self._target = [], None
             self.outcome.rows += len(rows)
             self.outcome.errors += sum(row.error is not None for row in rows)
             self._progress.result(path)
         self._opened = time.monotonic()
+
+    def _request(self, row: Trajectory) -> Request:
+        return request_for(row, self._backend.max_length)
+
+    def _answers(self, requests: Iterable[Request]) -> Iterator[Completion]:
+        return answered(requests, self._engine.generate, self._backend.tokenizer, self._progress.note)
+
+    def _finished(self, row: Trajectory, completion: Completion) -> Trajectory:
+        return with_completion(row, completion, self._backend.tokenizer)
+
+    def _write(self, path: Path, rows: Sequence[Trajectory]) -> Sequence[Trajectory]:
+        """Write a shard, and return the rows as they were written."""
+        return write_shard(path, rows, self._stage_dir.digest)
 
 
 def check_strangers(directory: Path, count: int) -> None:

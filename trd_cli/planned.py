@@ -57,6 +57,11 @@ class Backend:
     start: Callable[[Callable[[str], None]], Engine]
     manner: str = ""
 
+    @property
+    def described(self) -> str:
+        """Return the model and its engine in words."""
+        return f"{self.model.name} with {self.engine}" + (f", {self.manner}" if self.manner else "")
+
     def identity(self) -> dict[str, Any]:
         return {"model_revision": self.model.revision, "engine": self.engine}
 

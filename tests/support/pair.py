@@ -1,7 +1,7 @@
-"""A student and a teacher whose next-token distributions are written down, to know every figure of a diagnosis by hand.
+"""A student and a teacher whose next-token distributions are written down: every figure of theirs is known by hand.
 
-Both are Llamas that look at the last token alone: attention and MLP add nothing, embeddings are unit vectors, and column
-i of the head is log P(· | i). So a response is a walk over a table of words:
+Both are Llamas that look at the last token alone: attention and MLP add nothing, embeddings are unit vectors, and
+column i of the head is log P(· | i). So a response is a walk over a table of words:
 
     the start -> good …            -> \\boxed{4}, which is right (the answer is 4)
               -> bad -> worse …    -> \\boxed{5}, which is wrong
@@ -16,6 +16,9 @@ from pathlib import Path
 
 import numpy as np
 from support.tiny import CHAT_TEMPLATE, END, SPECIALS, llama_config, set_eos
+
+from trd_cli.records import Problem
+from trd_cli.trajectories.shards import write_problems
 
 Table = dict[str, dict[str, float]]
 
@@ -55,6 +58,12 @@ def distribution(table: Table, word: str) -> np.ndarray:
     order = others[::-1] if table is TEACHER else others
     probability = listed | dict(zip(order, rest, strict=True))
     return np.array([probability[piece] for piece in PIECES])
+
+
+def write_problems_of_pair(path: Path, count: int) -> Path:
+    """Write problems whose answer is 4. The models do not read them."""
+    write_problems(path, (Problem(f"p{i:03}", "pair", "math", f"2 + 2 = ? ({i})", "4") for i in range(count)))
+    return path
 
 
 def build_pair(directory: Path) -> tuple[Path, Path]:

@@ -81,3 +81,7 @@ class DiagnoseConfig(OutputOptions, InputOptions, SelectOptions, ScoringOptions)
         "Prompt",
         "Longer rows: cut the attempt's tail in the teacher's context, then the reference's; or count the row as an error.",
     )
+
+    def scoring(self) -> ScoringOptions:
+        """Return the options of scoring alone."""
+        return ScoringOptions(**{name: getattr(self, name) for name in ScoringOptions.model_fields})

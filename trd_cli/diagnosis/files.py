@@ -28,7 +28,8 @@ from trd_cli.diagnosis.onset import Onset
 from trd_cli.diagnosis.scoring import PositionFigures
 from trd_cli.losses.positions import TOP_K
 from trd_cli.records import Trajectory
-from trd_cli.trajectories.shards import list_shards, read_table, write_table
+from trd_cli.training.batches import Example
+from trd_cli.trajectories.shards import list_shards, of_kind, read_table, write_table
 
 ROWS_FILE, ONSET_FILE = "rows.parquet", "onset.json"
 # Characters at the end of a response whose repetition is measured.
@@ -61,20 +62,25 @@ def _schema(*groups: tuple[Sequence[str], pa.DataType]) -> pa.Schema:
 
 # One row a trajectory. All figures are null where `error` is set.
 ROW = _schema((_TEXT, pa.string()), (_COUNTS, pa.int32()), (_NUMBERS, pa.float64()))
-SHARD = pa.schema(
-    [*ROW, *(pa.field(name, pa.list_(pa.field("element", kind))) for name, kind in POSITION_TYPES.items())]
+SHARD = of_kind(
+    *("shard of a diagnosis", "1"),
+    [*ROW, *(pa.field(name, pa.list_(pa.field("element", kind))) for name, kind in POSITION_TYPES.items())],
 )
-ROWS = pa.schema([*ROW, pa.field("verdict", pa.string()), pa.field("parent_verdict", pa.string())])
+ROWS = of_kind(
+    "table of a diagnosis", "1", [*ROW, pa.field("verdict", pa.string()), pa.field("parent_verdict", pa.string())]
+)
 
 
 @dataclass(frozen=True, slots=True)
 class RowFigures:
     """One row of a diagnosis: what it is of, and its figures; `error` is the reason where there are none.
 
-    `values` are the columns of `ROW` by their names, but for `error`; `positions` become columns of `SHARD`.
+    `values` are the columns of `ROW` by their names, but for `error`; `positions` become columns of `SHARD`. A row that
+    is not scored yet has an `example`.
     """
 
     values: dict[str, Any]
+    example: Example | None = None
     positions: PositionFigures | None = None
     error: str | None = None
 
@@ -172,11 +178,12 @@ def write_rows(directory: Path, verdict_of: Callable[[str], str | None], set_dig
     table = pa.concat_tables([ROW.empty_table(), *iter_figures(directory, ROW.names)]).sort_by(
         [(name, "ascending") for name in ("problem_id", "sample_index", "kind", "trajectory_id")]
     )
-    for column, ids in (("verdict", "trajectory_id"), ("parent_verdict", "parent_id")):
-        verdicts = [name and verdict_of(name) for name in table[ids].to_pylist()]
-        table = table.append_column(ROWS.field(column), pa.array(verdicts, pa.string()))
+    of_verdicts = {"verdict": "trajectory_id", "parent_verdict": "parent_id"}
+    verdicts = {
+        column: [name and verdict_of(name) for name in table[ids].to_pylist()] for column, ids in of_verdicts.items()
+    }
     path = directory / ROWS_FILE
-    write_table(path, table, set_digest)
+    write_table(path, pa.table({**dict(zip(ROW.names, table.columns, strict=True)), **verdicts}, ROWS), set_digest)
     return path
 
 

@@ -55,6 +55,13 @@ class PositionFigures:
         return bool(np.isfinite(self.forward_kl).all() and np.isfinite(self.reverse_kl).all())
 
 
+def dtype_of(options: ScoringOptions) -> str:
+    """Return the dtype of weights and products on this machine."""
+    if options.dtype != "auto":
+        return options.dtype
+    return "float32" if pick_device(options.device).type == "cpu" else "bfloat16"
+
+
 class Scorer:
     """Hold the two networks, and score examples with them. A teacher that is the student is loaded once."""
 
@@ -62,8 +69,7 @@ class Scorer:
         """Raise InputError for a device that is not there, and ModelError for a model that cannot be scored with."""
         check_device(options.device)
         self._device = pick_device(options.device)
-        auto = "float32" if self._device.type == "cpu" else "bfloat16"
-        self._dtype = DTYPES[auto if options.dtype == "auto" else options.dtype]
+        self._dtype = DTYPES[dtype_of(options)]
         attention = options.attn_implementation
         self._student = self._loaded(student, attention)
         self._teacher = self._student if teacher.path == student.path else self._loaded(teacher, attention)

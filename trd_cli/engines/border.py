@@ -36,7 +36,18 @@ def answered(
     tokenizer: Tokenizer,
     note: Callable[[str], None],
 ) -> Iterator[Completion]:
-    """Yield exactly one checked completion for each request, in the order in which an engine yields them.
+    """Yield exactly one checked completion for each request, in the order in which an engine yields them; see
+    `matched`."""
+    for completion in matched(requests, generate, note):
+        yield checked(completion, tokenizer)
+
+
+def matched(
+    requests: Iterable[Request],
+    generate: Callable[[Iterable[Request]], Iterable[Completion]],
+    note: Callable[[str], None],
+) -> Iterator[Completion]:
+    """Yield exactly one completion for each request, as the engine gave it.
 
     `generate` is the engine's: it takes requests as it has room for them. A request that the engine leaves unanswered
     ends as an error. A completion that answers no open request is left out, and `note` reports how many there were.
@@ -56,7 +67,7 @@ def answered(
             strangers += 1
             continue
         del waiting[identity]
-        yield checked(completion, tokenizer)
+        yield completion
     if strangers:
         note(f"left out {strangers} answers of the engine that belong to no open request")
     for identity in chain(list(waiting), (request.request_id for request in asked)):

@@ -40,15 +40,26 @@ def start_engine(
     A process that keeps things gives the model to the engine of an earlier command if that fits. `note` gets a line for
     a person where it fits but does not take the model's weights.
     """
+    replicas = start_replicas(name, options, lambda: Build.of(name, model, options))
+    if replicas is not None:
+        return replicas
+    return start_kept(name, model, tokenizer, options, note, partial(build_engine, name, model, tokenizer, options))
+
+
+def start_replicas(name: EngineName, options: EngineOptions, build: Callable[[], Build]) -> Replicas | None:
+    """Start an engine in as many workers as the options ask for; None if one in this process will do.
+
+    Each worker makes its engine from what `build` returns. `name` is the engine whose devices a worker needs.
+    """
     if options.ray is not None:
-        build = Build.of(name, model, options)
-        workers = RayWorkers(build, options, gpus_each(name, options))
-        return _replicas(build, workers, workers.count)
+        made = build()
+        workers = RayWorkers(made, options, gpus_each(name, options))
+        return _replicas(made, workers, workers.count)
     count, gpus = local_replicas(name, options) if options.replicas != "1" else (1, [])
     if count == 1:
-        return start_kept(name, model, tokenizer, options, note, partial(build_engine, name, model, tokenizer, options))
-    build = Build.of(name, model, options)
-    return _replicas(build, LocalWorkers(build, count, gpus), count)
+        return None
+    made = build()
+    return _replicas(made, LocalWorkers(made, count, gpus), count)
 
 
 def _replicas(build: Build, transport: Transport, count: int) -> Replicas:

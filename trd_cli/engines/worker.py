@@ -41,9 +41,14 @@ class Build:
         return cls(engine, engine_version(engine), model.lasting_name, model.revision, own)
 
     def start(self) -> Engine:
-        """Build the engine. Raises UserError; EngineError where the worker has other versions or other weights."""
+        """Build the engine. Raises UserError, as `resolved` does."""
         for name in [name for name in os.environ if name.startswith(_LEAKED)]:
             del os.environ[name]
+        model = self.resolved()
+        return build_engine(self.engine, model, model.tokenizer(), self.options)
+
+    def resolved(self) -> ModelRef:
+        """Return the model on this machine. Raises EngineError where the worker has other versions or other weights."""
         model, version = resolve_model(self.model), engine_version(self.engine)
         if (version, model.revision) != (self.version, self.revision):
             raise EngineError(
@@ -51,7 +56,7 @@ class Build:
                 f"{self.engine} {self.version} and {self.revision}, as the driver has",
                 "install the same versions and the same weights on all nodes",
             )
-        return build_engine(self.engine, model, model.tokenizer(), self.options)
+        return model
 
 
 @dataclass(frozen=True)

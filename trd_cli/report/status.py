@@ -99,8 +99,10 @@ def _of_set(state: State, output: str, what: str) -> Line:
     """Return the line of a set, an evaluation, or a part of one."""
     try:
         rows, expected = state.rows, state.expected
-        counts = rows, None if expected is None else max(0, expected - rows), _failed(state), state.without("verdict")
-        lacks = _lacks(state, ungraded=counts[-1])
+        # The rows of a diagnosis have figures and no verdict of their own.
+        ungraded = None if state.command == "diagnose" else state.without("verdict")
+        counts = rows, None if expected is None else max(0, expected - rows), _failed(state), ungraded
+        lacks = _lacks(state, ungraded)
     except InputError as error:
         return Line(output, what, _running(state) or "damaged", note=error.got)
     found = (
@@ -122,7 +124,7 @@ def _has_started(state: State) -> bool:
     return state.part is None or bool(state.rows) or read_run_json(state.directory, state.part) is not None
 
 
-def _lacks(state: State, ungraded: int) -> str | None:
+def _lacks(state: State, ungraded: int | None) -> str | None:
     """Describe what is missing from a set, or return None if nothing is; raises InputError for a damaged one."""
     if state.record is None:
         return "no run.json"

@@ -19,7 +19,7 @@ from trd_cli.models import ModelRef, own_teacher
 from trd_cli.progress import Progress
 from trd_cli.prompting.templates import digest_of
 from trd_cli.training import LOG
-from trd_cli.training.examples import Contexts
+from trd_cli.training.examples import Contexts, shown
 from trd_cli.training.launch import Processes, accelerator_for, end_of_others_said
 from trd_cli.training.reading import Chosen, choose, key_of, write_examples
 from trd_cli.training.rounds import Earlier, Round, earlier_round
@@ -395,11 +395,4 @@ def _preview(
         would += f": {counted(of_all.steps, 'step')} after {of_all.before} of {of_all.total}"
     if not len(examples):
         return would
-    tokenizer, first = student.tokenizer(), examples[0]
-    return (
-        f"first row {first.trajectory_id[:12]}\n"
-        f"student reads ({len(first.student_prompt)} tokens):\n{tokenizer.decode(first.student_prompt.tolist())}\n\n"
-        f"teacher reads ({len(first.teacher_prompt)} tokens):\n{tokenizer.decode(first.teacher_prompt.tolist())}\n\n"
-        f"both score ({len(first.response_ids)} tokens):\n{tokenizer.decode(first.response_ids.tolist())}\n\n"
-        f"{would}"
-    )
+    return f"{shown(examples[0], student.tokenizer())}\n\n{would}"

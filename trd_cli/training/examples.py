@@ -67,11 +67,16 @@ class Contexts:
 
         Columns of text may be None where they have not been read. Raises TextsNeeded where they are needed.
         """
-        made = self._example(row, verdict)
-        self.rows += 1
+        made = self.made(row, verdict)
         if isinstance(made, str):
             self._left_out[made] += 1
             return None
+        return made
+
+    def made(self, row: Trajectory, verdict: str | None = None) -> Example | str:
+        """Return the row as an example, or the reason why it cannot be one, which is not counted. Else as `example`."""
+        made = self._example(row, verdict)
+        self.rows += 1
         return made
 
     def notes(self) -> list[str]:
@@ -148,6 +153,17 @@ class Contexts:
                 weights[:kept], weights[-1]
             )
         return ids, weights
+
+
+def shown(example: Example, tokenizer: Tokenizer) -> str:
+    """Return the texts of an example for a person: both contexts, and the response."""
+    parts = {
+        "student reads": example.student_prompt,
+        "teacher reads": example.teacher_prompt,
+        "both score": example.response_ids,
+    }
+    texts = (f"{what} ({len(ids)} tokens):\n{tokenizer.decode(ids.tolist())}" for what, ids in parts.items())
+    return f"first row {example.trajectory_id[:12]}\n" + "\n\n".join(texts)
 
 
 def _unknown(model: ModelRef, token_ids: Sequence[int], what: str) -> str | None:

@@ -96,6 +96,7 @@ _TOLD = {
     "sample": _PROMPTED,
     "refine": (*_PROMPTED, "setting", "student", "student_revision"),
     "eval": (*_ROWS, "benchmarks"),
+    "diagnose": ("tokenizer", "setting", "student", "student_revision", "teacher"),
     "distill": (
         *("student", "teacher", "trajectories", "steps", "steps_before", "total_steps"),
         *("tokens", "first_loss", "last_loss", "finished"),
@@ -104,7 +105,7 @@ _TOLD = {
 # Told only where they are known.
 _OF_ROUNDS = ("steps_before", "total_steps")
 # Options whose values are paths of sets, problems or models.
-_PATHS = ("inputs", "parents", "problems", "model", "teacher", "continue_from")
+_PATHS = ("inputs", "parents", "problems", "model", "student", "teacher", "continue_from")
 
 
 def source_paths(run: Mapping[str, Any]) -> Iterator[str]:

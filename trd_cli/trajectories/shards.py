@@ -35,6 +35,7 @@ from trd_cli.trajectories.without_pandas import keep_out_pandas
 keep_out_pandas()
 
 _VERSION_KEY = b"trd.schema_version"
+_KIND_KEY = b"trd.kind"
 _SET_KEY = b"trd.set"
 _SHARD_NAME = re.compile(r"shard-(?:(\d+)of(\d+)-)?(\d{5,})\.parquet")
 
@@ -123,6 +124,16 @@ SCHEMAS = {"1": pa.schema([column for column in SCHEMA if column.name not in _SI
 PROBLEM_SCHEMAS = {"1": PROBLEM_SCHEMA}
 
 
+def schema_of(command: str | None) -> pa.Schema | None:
+    """Return the schema of the shards in the output of a command, None for one of another room."""
+    return None if command == "diagnose" else SCHEMA
+
+
+def of_kind(kind: str, version: str, columns: Iterable[pa.Field]) -> pa.Schema:
+    """Return the schema of a file that another room writes and reads; `kind` names the file in messages."""
+    return pa.schema(columns, {_KIND_KEY: kind, _VERSION_KEY: version})
+
+
 def write_table(path: Path, table: pa.Table, set_digest: str | None = None) -> None:
     """Write `table` to `path` atomically and durably; raises InputError when the disk refuses.
 
@@ -133,7 +144,11 @@ def write_table(path: Path, table: pa.Table, set_digest: str | None = None) -> N
 
 def _write(path: Path, schema: pa.Schema, tables: Iterable[pa.Table], metadata: Mapping[bytes, str]) -> None:
     """Write tables of one schema as the row groups of a file."""
-    schema = schema.with_metadata({_VERSION_KEY: _version_of(schema), **metadata})
+    if _kind(schema):
+        own = {key: schema.metadata[key] for key in (_KIND_KEY, _VERSION_KEY)}
+    else:
+        own = {_VERSION_KEY: _version_of(schema)}
+    schema = schema.with_metadata({**own, **metadata})
     with replacing(path) as file:
         # The samples of one problem repeat its text and tests, megabytes for some: a dictionary holds them once.
         write_sealed(
@@ -148,6 +163,10 @@ def _write(path: Path, schema: pa.Schema, tables: Iterable[pa.Table], metadata: 
 def _version_of(schema: pa.Schema) -> str:
     known = [*SCHEMAS.items(), *PROBLEM_SCHEMAS.items()]
     return next(version for version, columns in known if columns.equals(schema))
+
+
+def _versions(schema: pa.Schema) -> Mapping[str, pa.Schema]:
+    return SCHEMAS if schema is SCHEMA else PROBLEM_SCHEMAS
 
 
 def write_shard(path: Path, rows: Sequence[Trajectory], set_digest: str | None = None) -> list[Trajectory]:
@@ -260,8 +279,8 @@ def _arrays(column: pa.ChunkedArray) -> list[Any]:
     return found
 
 
-def read_table(path: Path, columns: list[str] | None = None, schema: pa.Schema = SCHEMA) -> pa.Table:
-    """Read all or some columns of a Parquet file of exactly `schema`, or of an earlier version of it.
+def read_table(path: Path, columns: list[str] | None = None, schema: pa.Schema | None = SCHEMA) -> pa.Table:
+    """Read all or some columns of a Parquet file of exactly `schema` (None: of any), or of an earlier version of it.
 
     Columns that the earlier version lacks are None. Raises InputError that names the file for any other, DamagedFile
     for one that is not as it was written.
@@ -274,8 +293,10 @@ def read_table(path: Path, columns: list[str] | None = None, schema: pa.Schema =
         return _completed(table, columns, schema)
 
 
-def _completed(table: pa.Table, columns: Sequence[str] | None, schema: pa.Schema) -> pa.Table:
+def _completed(table: pa.Table, columns: Sequence[str] | None, schema: pa.Schema | None) -> pa.Table:
     """Return a table with all columns of `schema`, or those asked for; those that an older file lacks are None."""
+    if schema is None:
+        return table
     wanted = [name for name in dict.fromkeys(columns or schema.names) if name in schema.names]
     for name in wanted:
         if name not in table.column_names:
@@ -296,7 +317,7 @@ def iter_tables(
             yield _completed(table, columns, schema)
 
 
-def check_whole(path: Path, schema: pa.Schema = SCHEMA) -> None:
+def check_whole(path: Path, schema: pa.Schema | None = SCHEMA) -> None:
     """Raise DamagedFile where any part of a file is not as it was written. Only files without checksums are decoded."""
     with _opened(path, schema) as (checksums, parquet):
         checksums.check_columns(parquet.metadata)
@@ -317,17 +338,20 @@ class ShardInfo:
     ids_sum: int | None
 
 
-def shard_info(path: Path, schema: pa.Schema = SCHEMA) -> ShardInfo:
-    """Read the footer of a shard or, by its `schema`, of a problem set; raises as `read_table`."""
+def shard_info(path: Path, schema: pa.Schema | None = SCHEMA) -> ShardInfo:
+    """Read the footer of a shard or, by its `schema`, of another file; raises as `read_table`."""
     with _opened(path, schema) as (checksums, parquet):
         digest = parquet.metadata.metadata.get(_SET_KEY)
-        ids_sum = checksums.of_columns(parquet.metadata).get(schema.names[0])
+        ids_sum = checksums.of_columns(parquet.metadata).get(parquet.schema_arrow.names[0])
         return ShardInfo(parquet.metadata.num_rows, digest and digest.decode(), ids_sum)
 
 
 @contextmanager
-def _opened(path: Path, schema: pa.Schema) -> Iterator[tuple[Checksums, pq.ParquetFile]]:
-    """Open a file whose footer is whole and names `schema`; errors of reading it in the block become DamagedFile."""
+def _opened(path: Path, schema: pa.Schema | None) -> Iterator[tuple[Checksums, pq.ParquetFile]]:
+    """Open a file whose footer is whole and names `schema` (None: any of trd).
+
+    Errors of reading it in the block become DamagedFile.
+    """
     if path.is_dir():
         raise InputError(f"{path} is a directory", "a Parquet file", "name the file in it")
     try:
@@ -371,7 +395,7 @@ def source_of(path: Path) -> pa.OSFile:
     return pa.OSFile(os.fsencode(path))
 
 
-def _damaged(path: Path, schema: pa.Schema, error: Exception) -> DamagedFile:
+def _damaged(path: Path, schema: pa.Schema | None, error: Exception) -> DamagedFile:
     reason = first_line(error).removesuffix(".")
     if schema is PROBLEM_SCHEMA:
         mend = "make or import it again with trd data"
@@ -382,13 +406,24 @@ def _damaged(path: Path, schema: pa.Schema, error: Exception) -> DamagedFile:
     return DamagedFile(f"{path} is damaged, truncated or not Parquet ({reason})", "a whole Parquet file", mend)
 
 
-def _check_schema(path: Path, found: pa.Schema, expected: pa.Schema) -> None:
-    version, versions = (found.metadata or {}).get(_VERSION_KEY), SCHEMAS if expected is SCHEMA else PROBLEM_SCHEMAS
-    if version is None:
-        kind = "trajectory shard" if expected is SCHEMA else "problem set"
-        mend = "give a set made by trd" if expected is SCHEMA else "make one with trd data import"
-        raise InputError(f"{path} is not a {kind} of trd", f"one with {_VERSION_KEY.decode()} in its footer", mend)
-    if version.decode() not in (*SCHEMAS, *PROBLEM_SCHEMAS):
+def _kind(schema: pa.Schema) -> str | None:
+    """Return the kind of a file of another room, None for shards and problem sets."""
+    kind = (schema.metadata or {}).get(_KIND_KEY)
+    return kind and kind.decode()
+
+
+def _check_schema(path: Path, found: pa.Schema, expected: pa.Schema | None) -> None:
+    version = (found.metadata or {}).get(_VERSION_KEY)
+    if version is not None and expected is None:
+        return
+    kind = expected and _kind(expected)
+    if version is None or _kind(found) != kind:
+        called = kind or ("problem set" if expected is PROBLEM_SCHEMA else "trajectory shard")
+        mend = "make one with trd data import" if expected is PROBLEM_SCHEMA else "give a set made by trd"
+        got = f"{path} is a {_kind(found)}" if _kind(found) else f"{path} is not a {called} of trd"
+        raise InputError(got, f"a {called}, which has {_VERSION_KEY.decode()} in its footer", mend)
+    versions = {expected.metadata[_VERSION_KEY].decode(): expected} if kind else _versions(expected)
+    if version.decode() not in ({**versions} if kind else {**SCHEMAS, **PROBLEM_SCHEMAS}):
         raise InputError(
             f"{path} has schema version {version.decode()}",
             f"version {' or '.join(versions)}",

@@ -41,6 +41,7 @@ from trd_cli.trajectories.shards import (
     misplaced,
     part_of,
     read_table,
+    schema_of,
     shard_info,
     shard_number,
     shard_path,
@@ -119,7 +120,7 @@ class StageDir:
         self._last_shard: int | None = None
         self._scratch = scratch
         self._own = {"config": dict(config), "inputs": list(inputs), "versions": versions()}
-        self._count = part.count if part else parts
+        self._count, self._schema = part.count if part else parts, schema_of(command)
         shared = {"parts": part.count, "asked": content_hash(asked or {}, 16)} if part else {}
         self._new = {
             "format": FORMAT,
@@ -191,7 +192,7 @@ class StageDir:
         digests = set()
         for path in list_shards(self.path) if self.path.is_dir() else ():
             with suppress(DamagedFile):
-                digests.add(shard_info(path).set_digest)
+                digests.add(shard_info(path, self._schema).set_digest)
         return digests == {self.digest}
 
     def _refuse(self, previous: Mapping[str, Any]) -> NoReturn:
@@ -307,9 +308,9 @@ class StageDir:
     def _own_rows(self, path: Path) -> pa.Table | None:
         """Return the ids and errors of a shard; None where it is damaged, of another set or of another part."""
         try:
-            check_whole(path)
-            of = shard_info(path).set_digest
-            table = read_table(path, ["trajectory_id", "error", "problem_id"])
+            check_whole(path, self._schema)
+            of = shard_info(path, self._schema).set_digest
+            table = read_table(path, ["trajectory_id", "error", "problem_id"], self._schema)
         except DamagedFile:
             return None
         first = next(iter(table["problem_id"]), None)
@@ -317,7 +318,7 @@ class StageDir:
         return table if of in (None, self.digest) and is_ours else None
 
     def _drop_errors(self, path: Path) -> None:
-        table = read_table(path)
+        table = read_table(path, schema=self._schema)
         kept = table.filter(table["error"].is_null())
         if kept.num_rows:
             write_table(path, kept, self.digest)

@@ -21,6 +21,7 @@ from trd_cli.trajectories.shards import (
     misplaced,
     part_of,
     read_table,
+    schema_of,
     shard_info,
 )
 
@@ -108,7 +109,7 @@ class State:
 
     def without(self, column: str) -> int:
         """Return how many rows have no value in a column."""
-        return sum(read_table(path, [column])[column].null_count for path in self.shards)
+        return sum(read_table(path, [column], self._schema)[column].null_count for path in self.shards)
 
     @property
     def is_finished(self) -> bool:
@@ -171,7 +172,11 @@ class State:
 
     @cached_property
     def _shards(self) -> dict[Path, ShardInfo | InputError]:
-        return {path: _info(path) for path in self.shards}
+        return {path: _info(path, self._schema) for path in self.shards}
+
+    @property
+    def _schema(self) -> pa.Schema | None:
+        return schema_of(self.command)
 
     def _doubles(self, shards: Sequence[Path]) -> Iterator[tuple[Path, InputError]]:
         """Yield the shards that have the rows of another one; ids are read only where their checksums are equal."""
@@ -186,7 +191,7 @@ class State:
 
     def _compared(self, first: Path, second: Path) -> Iterator[tuple[Path, InputError]]:
         """Yield the one of two shards that is a copy of the other: the one under the name of a part not its own."""
-        tables = {path: _ids(path) for path in (first, second)}
+        tables = {path: _ids(path, self._schema) for path in (first, second)}
         if broken := [(path, table) for path, table in tables.items() if isinstance(table, InputError)]:
             yield from broken
         elif tables[first].equals(tables[second]):
@@ -196,16 +201,16 @@ class State:
             yield wrong, InputError(f"{wrong} has the rows of {right.name}", "each row once", mend)
 
 
-def _info(path: Path) -> ShardInfo | InputError:
+def _info(path: Path, schema: pa.Schema | None) -> ShardInfo | InputError:
     try:
-        return shard_info(path)
+        return shard_info(path, schema)
     except InputError as error:
         return error
 
 
-def _ids(path: Path) -> pa.Table | InputError:
+def _ids(path: Path, schema: pa.Schema | None) -> pa.Table | InputError:
     try:
-        return read_table(path, ["trajectory_id", "problem_id"])
+        return read_table(path, ["trajectory_id", "problem_id"], schema)
     except InputError as error:
         return error
 
