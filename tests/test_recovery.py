@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import astuple
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import astuple, replace
+from pathlib import Path
 
 import pytest
+from click.testing import Result
+from support.pair import ID, build_pair, write_problems_of_pair
+from support.rows import rollout
+from support.tiny import write_bare_model
 
-from trd_cli.diagnosis.continuations import Prefix
-from trd_cli.diagnosis.recovery import Continued, quartiles, rates
+from trd_cli.diagnosis.continuations import cut_rows, read_cuts, recovery_figures
+from trd_cli.diagnosis.recovery import Continued, Prefix, quartiles, rates
+from trd_cli.models import resolve_model
+from trd_cli.records import Trajectory, authors_of, token_array
+from trd_cli.trajectories.sets import iter_selected, open_sets
+from trd_cli.trajectories.shards import list_shards, read_rows, write_shard
+
+Trd = Callable[..., Result]
+RECOVER = ("--recover", "--recover-by", "both", "--recover-temperature", 0, "--recover-max-tokens", 12, "--workers", 1)
 
 
 def prefix(name: str, problem: str, cut: float, tokens: int, perplexity: float = 1.0) -> Prefix:
@@ -65,3 +80,142 @@ def test_two_cuts_at_one_place_share_their_continuations_and_count_them_once_in_
 def test_what_is_not_graded_has_no_rate() -> None:
     [*_, of_all] = rates("teacher", [prefix("a", "p", 0.2, 3)], [Continued("a", 3, "error"), Continued("a", 3, None)])
     assert (of_all.value, of_all.low, of_all.high, of_all.graded, of_all.ungraded) == (None, None, None, 0, 2)
+
+
+def test_rows_are_cut_at_the_line_break_nearest_to_each_share(tmp_path: Path) -> None:
+    tokenizer = resolve_model(str(write_bare_model(tmp_path))).tokenizer()
+    # A token a character. Breaks end at 3, 7 and 12 of 14; the shares are at 3, 6, 8 and 11.
+    ids = token_array([*tokenizer.encode("aa\nbbb\ncccc\ndd"), *tokenizer.eos_ids])
+    plain = token_array(tokenizer.encode("0123456789"))
+    rows = [
+        replace(rollout(), trajectory_id=name, response_token_ids=each) for name, each in (("a", ids), ("b", plain))
+    ]
+    found = [(name, share, tokens) for name, _, share, tokens in cut_rows(rows, (0.2, 0.4, 0.6, 0.8), tokenizer)]
+    assert found[:4] == [("a", 0.2, 3), ("a", 0.4, 7), ("a", 0.6, 7), ("a", 0.8, 12)]
+    assert [tokens for *_, tokens in found[4:]] == [2, 4, 6, 8], "without a break at the share itself"
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory, ok: Trd) -> Path:
+    """Make graded attempts of the student, and a diagnosis of them with the recovery of both; no test changes them.
+
+    A wrong attempt is bad, worse, ..., \\boxed{5}. Without chance the teacher turns back after bad and goes on after
+    worse, and the student always goes on.
+    """
+    world = tmp_path_factory.mktemp("recovery")
+    student, teacher = build_pair(world)
+    write_problems_of_pair(world / "p.parquet", 6)
+    chance = ("--temperature", 1, "--top-p", 1, "--top-k", 0, "--max-tokens", 12, "--dtype", "float32")
+    ok("sample", "-m", student, "-p", world / "p.parquet", "-n", 3, *chance, "--out", world / "bare")
+    shutil.copytree(world / "bare", world / "y_o")
+    ok("verify", world / "y_o", "--workers", 1)
+    ok("diagnose", world / "y_o", "-t", teacher, *RECOVER, "--shard-rows", 12, "--out", world / "d")
+    return world
+
+
+def continued(directory: Path) -> list[Trajectory]:
+    return [row for path in list_shards(directory) for row in read_rows(path)]
+
+
+def wrong(world: Path) -> dict[str, Trajectory]:
+    rows = iter_selected(open_sets([str(world / "y_o")]))
+    return {row.trajectory_id: row for row in rows if row.verdict == "incorrect"}
+
+
+def test_the_teacher_goes_on_from_the_very_tokens_of_wrong_rows_and_turns_back_where_it_would(world: Path) -> None:
+    rows, parents = continued(world / "d" / "recovery" / "teacher"), wrong(world)
+    assert {row.parent_id for row in rows} == {*parents}
+    for row in rows:
+        kept = row.prefix_tokens
+        assert row.response_token_ids[:kept] == parents[row.parent_id].response_token_ids[:kept]
+        assert [*authors_of(row)] == [0] * kept + [1] * (len(row.response_token_ids) - kept)
+        turns_back = row.response_token_ids[kept - 1] != ID["worse"]
+        assert (row.verdict == "correct") == turns_back, row.response
+    assert {row.verdict for row in rows} == {"correct", "incorrect"}
+    assert len({row.trajectory_id for row in rows}) == len(rows)
+
+
+def test_the_student_goes_on_in_its_own_context_and_is_wrong_again(world: Path) -> None:
+    rows, parents = continued(world / "d" / "recovery" / "student"), wrong(world)
+    assert all(row.prompt_token_ids == parents[row.parent_id].prompt_token_ids for row in rows)
+    assert {(row.stage, row.verdict, row.author) for row in rows} == {("rollout", "incorrect", None)}
+
+
+def test_the_perplexity_is_that_of_the_prefix_under_the_teacher(world: Path) -> None:
+    parents = wrong(world)
+    # The teacher's probabilities of bad after the prompt, of worse after bad, and of worse after worse.
+    by_hand = {1: 0.08**-1, 2: (0.08 * 0.3) ** -0.5, 3: (0.08 * 0.3 * 0.3) ** (-1 / 3)}
+    _, prefixes = read_cuts(world / "d")
+    known = [
+        each for each in prefixes if [*parents[each.trajectory_id].response_token_ids[:2]] == [ID["bad"], ID["worse"]]
+    ]
+    assert {each.tokens for each in known} >= {1, 2, 3}
+    for each in known:
+        if each.tokens in by_hand:
+            assert each.teacher_perplexity == pytest.approx(by_hand[each.tokens], rel=2e-3)
+
+
+def test_the_rates_are_in_the_results_with_their_intervals_over_problems(world: Path) -> None:
+    figures = {(each.by, each.cut): each for each in recovery_figures(world / "d") if each.quartile is None}
+    parents = wrong(world)
+    problems = {row.problem_id for row in parents.values()}
+    for cut in (0.2, 0.4, 0.6, 0.8):
+        none = figures["student", cut]
+        assert (none.value, none.low, none.problems, none.graded) == (0.0, 0.0, len(problems), 4 * len(parents))
+    early, late = figures["teacher", 0.2], figures["teacher", 0.8]
+    assert (early.low, early.value, early.high) > (late.low, late.value, late.high)
+    assert early.low < early.value <= early.high
+    told = json.loads((world / "d" / "diagnosis.json").read_text())["recovery"]
+    assert [
+        row["value"] for row in told if row["by"] == "teacher" and row["cut"] == 0.2 and row["quartile"] is None
+    ] == [early.value]
+
+
+def test_a_recovery_that_was_killed_goes_on_with_what_is_missing(world: Path, tmp_path: Path, ok: Trd) -> None:
+    shutil.copytree(world / "d", tmp_path / "d")
+    teacher = tmp_path / "d" / "recovery" / "teacher"
+    before = {row.trajectory_id: row for row in continued(teacher)}
+    first, second, *others = list_shards(teacher)
+    # As a kill leaves a set: a shard not written, one not graded, and those after them untouched.
+    ungraded = dict.fromkeys(("verdict", "extracted_answer", "grader", "grader_version", "verdict_detail"))
+    digest = json.loads((teacher / "run.json").read_text())["digest"]
+    write_shard(second, [replace(row, **ungraded) for row in read_rows(second)], digest)
+    first.unlink()
+    kept = {path: path.read_bytes() for path in others}
+    ok("diagnose", world / "y_o", "-t", world / "teacher", *RECOVER, "--shard-rows", 12, "--out", tmp_path / "d")
+    after = {row.trajectory_id: row for row in continued(teacher)}
+    assert after == before
+    assert {path: path.read_bytes() for path in others} == kept
+    assert recovery_figures(tmp_path / "d") == recovery_figures(world / "d")
+
+
+def test_continuations_are_an_ordinary_set(world: Path, tmp_path: Path, ok: Trd) -> None:
+    shutil.copytree(world / "d", tmp_path / "d")
+    teacher = tmp_path / "d" / "recovery" / "teacher"
+    count = len(continued(teacher))
+    assert ok("status", teacher).stdout.split("\t")[1:4] == ["refine", "complete", str(count)]
+    assert "0 verdicts changed" in ok("verify", "--regrade", teacher, "--workers", 1).stderr
+    row = continued(teacher)[0]
+    shown = ok("show", teacher, "--id", row.trajectory_id).stdout
+    assert row.trajectory_id in shown
+    assert "teacher" in shown
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("bare",), "no verdict in bare; expected graded rollouts; run trd verify bare first"),
+        (("y_o", "--subset", "correct"), "no wrong row among"),
+        (("y_o", "--recover-cuts", "0.5,1"), "--recover-cuts '1'; expected less than 1"),
+        (("y_o", "--out", "d", "--recover-samples", 3), "that this command would not make"),
+    ],
+)
+def test_what_cannot_be_recovered_from_is_told_in_one_line(
+    words: tuple[object, ...], told: str, world: Path, trd: Trd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(world)
+    before = sorted(path for path in world.rglob("*"))
+    result = trd("diagnose", "-t", "teacher", *RECOVER, *(() if "--out" in words else ("--out", "new")), *words)
+    assert result.exit_code == 1
+    assert told in result.stderr.splitlines()[-1]
+    assert sorted(path for path in world.rglob("*")) == before

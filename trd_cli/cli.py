@@ -156,11 +156,14 @@ def diagnose(config: DiagnoseConfig) -> None:
 
     One pass of both models over the rows, with the full vocabulary. Writes figures of positions and of rows, joined to
     verdicts. The same command again scores only the rows that are missing, and joins the verdicts anew.
+
+    --recover cuts wrong rollouts, lets the teacher go on from there, and tells how often it ends right.
     """
     from trd_cli.models import resolve_model
     from trd_cli.stages import diagnose as stage
 
-    stage.run(config, next(waves(config.inputs, stream=False)), resolve_model, ConsoleProgress("diagnose"))
+    paths = next(waves(config.inputs, stream=False))
+    stage.run(config, paths, resolve_model, _backend, ConsoleProgress("diagnose"))
 
 
 @command(app, "eval", EvalConfig, "trd eval runs/student-1 --bench aime25,humaneval+ --k 16 --engine vllm")

@@ -25,7 +25,9 @@ Share = Annotated[float, Field(ge=0, le=1)]
 RunStage = Literal["problems", "sample", "verify", "refine", "distill", "eval"]
 Subset = Literal["all", "correct", "incorrect", "repaired", "broken", "kept", "unrepaired"]
 # Panels of a command's help, in the order they are shown.
-Panel = Literal["Input", "Model", "Method", "Training", "Adapter", "Sampling", "Prompt", "Engine", "Grading", "Recovery", "Output"]
+Panel = Literal[
+    "Input", "Model", "Method", "Training", "Adapter", "Sampling", "Prompt", "Engine", "Grading", "Recovery", "Output"
+]
 
 
 def option(

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,10 +21,11 @@ from typing import Any, Literal
 import numpy as np
 
 from trd_cli.atomic import make_directory, write_text
-from trd_cli.config.base import OutputOptions
+from trd_cli.config.diagnosing import DiagnoseConfig
 from trd_cli.config.recovering import RecoverOptions
 from trd_cli.continuing import PREFIX_OF, Continuer
 from trd_cli.diagnosis.files import flat, iter_figures, read_rows
+from trd_cli.diagnosis.recovery import By, Continued, Prefix, Recovery, rates
 from trd_cli.errors import InputError, counted
 from trd_cli.generation import ShardFiller, check_strangers
 from trd_cli.graders.pool import GraderOptions
@@ -34,33 +36,18 @@ from trd_cli.prompting.prefixes import cut
 from trd_cli.prompting.tokens import Tokenizer
 from trd_cli.records import Cut, Trajectory, is_intact, token_array, with_checksum
 from trd_cli.training.batches import Example
-from trd_cli.trajectories.id_set import IdSet
 from trd_cli.trajectories.parts import verdicts_held
-from trd_cli.trajectories.run_json import About
+from trd_cli.trajectories.run_json import About, read_run_json
 from trd_cli.trajectories.sets import InputSet, selected_tables
-from trd_cli.trajectories.shards import read_table
+from trd_cli.trajectories.shards import list_shards, read_table
 from trd_cli.trajectories.stage_dir import StageDir
+from trd_cli.trajectories.state import State
 
-By = Literal["teacher", "student"]
 RECOVERY, CUTS = "recovery", "cuts.json"
 # The columns of a row that its continuations are made from, besides those of its contexts.
 READ = (*PREFIX_OF, "prompt_template", "tests")
 # From the ids of rows to these rows with their examples, which have both contexts.
 Rows = Callable[[Collection[str]], Iterable[tuple[Trajectory, Example]]]
-
-
-@dataclass(frozen=True)
-class Prefix:
-    """Hold where a wrong row is cut: `tokens` of its response are kept, as near to the share `cut` as a line break is.
-
-    `teacher_perplexity` is exp(−mean log-probability of these tokens under the teacher).
-    """
-
-    trajectory_id: str
-    problem_id: str
-    cut: float
-    tokens: int
-    teacher_perplexity: float
 
 
 @dataclass(frozen=True)
@@ -79,23 +66,22 @@ class Voice:
         return Prompt((), token_array(example.teacher_prompt), "", "")
 
 
-def check_wrong(sets: Sequence[InputSet], config: Any) -> None:
+def check_wrong(sets: Sequence[InputSet], config: DiagnoseConfig) -> None:
     """Raise InputError, before hours of scoring, where no rollout of the subset has a verdict, or none is wrong."""
-    rollouts = graded = wrong = 0
-    for each in sets:
-        for table in selected_tables(
-            each, config.subset, config.where, config.parents, ["stage", "verdict", "trajectory_id"]
-        ):
-            for stage, verdict in zip(table["stage"].to_pylist(), table["verdict"].to_pylist(), strict=True):
-                rollouts += stage == "rollout"
-                graded += stage == "rollout" and verdict is not None
-                wrong += stage == "rollout" and verdict == "incorrect"
+    verdicts = Counter(
+        verdict
+        for each in sets
+        for table in selected_tables(each, config.subset, config.where, config.parents, ["stage", "verdict"])
+        for stage, verdict in zip(table["stage"].to_pylist(), table["verdict"].to_pylist(), strict=True)
+        if stage == "rollout"
+    )
+    graded = verdicts.total() - verdicts[None]
     names = ", ".join(str(each.directory) for each in sets)
-    if not rollouts:
+    if not verdicts:
         raise InputError(f"--recover without a rollout in {names}", "the student's attempts", "name their set too")
     if not graded:
         raise InputError(f"--recover and no verdict in {names}", "graded rollouts", f"run trd verify {names} first")
-    if not wrong:
+    if not verdicts["incorrect"]:
         raise InputError(
             f"--recover and no wrong row among {counted(graded, 'graded rollout')} of {names}",
             "at least one with the verdict incorrect",
@@ -167,8 +153,33 @@ def read_cuts(directory: Path) -> tuple[list[By], list[Prefix]]:
 
 
 def voices_of(config: RecoverOptions) -> list[By]:
-    """Return who is to go on."""
-    return ["teacher", "student"] if config.recover_by == "both" else ["teacher"]
+    """Return who is to go on; nobody without --recover."""
+    both: list[By] = ["teacher", "student"]
+    return both[: (2 if config.recover_by == "both" else 1) if config.recover else 0]
+
+
+def recover(
+    directory: Path,
+    digest: str,
+    voices: Sequence[Voice],
+    rows: Rows,
+    config: DiagnoseConfig,
+    progress: Progress,
+) -> None:
+    """Cut the wrong rows of a finished diagnosis, and make the continuations that are missing, with their verdicts.
+
+    `digest` is that of the diagnosis.
+    """
+    wrong = wrong_rows(directory, config.recover_limit)
+    cuts = cut_rows((row for row, _ in rows({*wrong})), config.recover_cuts, voices[0].backend.tokenizer)
+    prefixes = with_perplexities(cuts, directory)
+    write_cuts(directory, prefixes, config)
+    for voice in voices:
+        progress.note(
+            f"recovery: the {voice.by} goes on from {counted(len(prefixes), 'cut')} of {counted(len(wrong), 'wrong row')}, "
+            f"{config.recover_samples} times each"
+        )
+        go_on(voice, directory, digest, prefixes, rows, config, progress)
 
 
 def go_on(
@@ -177,7 +188,7 @@ def go_on(
     digest: str,
     prefixes: Sequence[Prefix],
     rows: Rows,
-    config: RecoverOptions | OutputOptions,
+    config: DiagnoseConfig,
     progress: Progress,
 ) -> None:
     """Generate and grade the continuations that are missing. `digest` is that of the diagnosis."""
@@ -236,3 +247,25 @@ def _grade(stage_dir: StageDir, config: RecoverOptions, progress: Progress) -> N
         for path in stage_dir.shards():
             grader.fill(path, path)
     progress.end()
+
+
+def recovery_figures(directory: Path) -> list[Recovery]:
+    """Return the recovery rates of a diagnosis, nothing where it has none; a set that is not finished is left out."""
+    voices, prefixes = read_cuts(directory)
+    return [
+        figure
+        for by in voices
+        if _is_finished(directory / RECOVERY / by)
+        for figure in rates(by, prefixes, list(_continued(directory / RECOVERY / by)))
+    ]
+
+
+def _is_finished(directory: Path) -> bool:
+    return State(directory, read_run_json(directory)).is_finished
+
+
+def _continued(directory: Path) -> Iterator[Continued]:
+    columns = ["parent_id", "prefix_tokens", "verdict"]
+    for path in list_shards(directory):
+        table = read_table(path, columns)
+        yield from map(Continued, *(table[name].to_pylist() for name in columns))

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from trd_cli.atomic import write_text
+from trd_cli.diagnosis.continuations import recovery_figures
 from trd_cli.diagnosis.figures import BY_TENTH, VERDICTS, Gathering, Part
 from trd_cli.diagnosis.files import ONSET_FILE, ROW, ROWS, ROWS_FILE, flat, iter_figures, read_onset_ids
 from trd_cli.diagnosis.results import Diagnosis, Model, diagnosis_of, write_diagnosis
@@ -34,7 +35,7 @@ def conclude(directory: Path, student: Model, teacher: Model) -> Diagnosis:
     for part in parts(directory, onset_ids):
         found.add(part)
     onset = hashlib.sha256((directory / ONSET_FILE).read_bytes()).hexdigest()
-    diagnosis = diagnosis_of(found, student, teacher, onset)
+    diagnosis = diagnosis_of(found, student, teacher, onset, recovery_figures(directory))
     for name, lines in csv_files({directory.resolve().name: diagnosis}).items():
         write_text(directory / name, csv_text(*lines))
     write_diagnosis(directory, diagnosis)

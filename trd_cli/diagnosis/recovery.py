@@ -9,20 +9,31 @@ ungraded.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
-from trd_cli.diagnosis.continuations import RECOVERY, By, Prefix, read_cuts
 from trd_cli.evaluation.intervals import mean_intervals
-from trd_cli.trajectories.run_json import read_run_json
-from trd_cli.trajectories.shards import list_shards, read_table
-from trd_cli.trajectories.state import State
 
+By = Literal["teacher", "student"]
 QUARTILES = (1, 2, 3, 4)
 _SCORES = {"correct": 1.0, "incorrect": 0.0}
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """Hold where a wrong row is cut: `tokens` of its response are kept, as near to the share `cut` as a line break is.
+
+    `teacher_perplexity` is exp(−mean log-probability of these tokens under the teacher).
+    """
+
+    trajectory_id: str
+    problem_id: str
+    cut: float
+    tokens: int
+    teacher_perplexity: float
 
 
 @dataclass(frozen=True)
@@ -51,28 +62,6 @@ class Continued:
     parent_id: str
     tokens: int
     verdict: str | None
-
-
-def recovery_figures(directory: Path) -> list[Recovery]:
-    """Return the recovery rates of a diagnosis, nothing where it has none; a set that is not finished is left out."""
-    voices, prefixes = read_cuts(directory)
-    return [
-        figure
-        for by in voices
-        if _is_finished(directory / RECOVERY / by)
-        for figure in rates(by, prefixes, list(_continued(directory / RECOVERY / by)))
-    ]
-
-
-def _is_finished(directory: Path) -> bool:
-    return State(directory, read_run_json(directory)).is_finished
-
-
-def _continued(directory: Path) -> Iterator[Continued]:
-    columns = ["parent_id", "prefix_tokens", "verdict"]
-    for path in list_shards(directory):
-        table = read_table(path, columns)
-        yield from map(Continued, *(table[name].to_pylist() for name in columns))
 
 
 def rates(by: By, prefixes: Sequence[Prefix], rows: Iterable[Continued]) -> list[Recovery]:
@@ -113,8 +102,8 @@ def _rate(
     by: By,
     cut: float | None,
     quartile: int | None,
-    group: dict[tuple[str, int], str],
-    verdicts: dict[tuple[str, int], list[str | None]],
+    group: Mapping[tuple[str, int], str],
+    verdicts: Mapping[tuple[str, int], Sequence[str | None]],
 ) -> Recovery:
     scores: defaultdict[str, list[float]] = defaultdict(list)
     total = 0
