@@ -6,6 +6,7 @@ import json
 import os
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -180,6 +181,19 @@ def test_the_weights_of_both_reductions_by_hand() -> None:
     by_sequence, by_token = (collate(LONG_AND_SHORT, Weighting.of(LONG_AND_SHORT, r)) for r in REDUCTIONS)
     assert by_sequence.weights_N.tolist() == [0.125, 0.125, 0.125, 0.125, 0.5]
     assert by_token.weights_N.tolist() == pytest.approx([0.2] * 5)
+
+
+def test_the_weight_of_a_row_multiplies_its_loss_and_changes_no_other() -> None:
+    heavy = [replace(LONG_AND_SHORT[0], row_weight=3.0), LONG_AND_SHORT[1]]
+    by_sequence, by_token = (collate(heavy, Weighting.of(heavy, r)) for r in REDUCTIONS)
+    assert by_sequence.weights_N.tolist() == [0.375, 0.375, 0.375, 0.375, 0.5]
+    assert by_token.weights_N.tolist() == pytest.approx([0.6, 0.6, 0.6, 0.6, 0.2])
+
+
+def test_positions_know_if_their_row_is_correct() -> None:
+    rows = [replace(LONG_AND_SHORT[0], group=3), replace(LONG_AND_SHORT[1], group=2)]
+    assert collate(rows, None).correct_N.tolist() == [True] * 4 + [False]
+    assert not collate(LONG_AND_SHORT, None).correct_N.any()
 
 
 def own_weights(examples: Sequence[Example]) -> list[torch.Tensor]:

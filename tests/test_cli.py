@@ -197,7 +197,8 @@ BAD: dict[str, Bad] = {
     "--where without a truth": Bad("refine --setting opsd --where round+1 y_o", ("--where 'round+1'", "Boolean")),
     "--where that does not parse": Bad("refine --setting opsd --where 'round =' y_o", ("--where 'round ='",)),
     "parents that are not there": Bad(
-        "refine --setting opsd --where parent_round=0 y_o", ("y_o holds rollouts, which have no parents", "trd refine")
+        "refine --setting opsd --where parent_round=0 y_o",
+        ("y_o holds rollouts from problems, which have no parents", "trd refine"),
     ),
     "reference in an opd prompt": Bad(
         f"refine --setting opd -t scripted --prompt '{prompts_dir()}/refine-opsd-math.jinja' y_o",
@@ -239,7 +240,7 @@ BAD: dict[str, Bad] = {
 
 def command_of(line: str) -> str:
     words = line.split()
-    return " ".join(words[:2] if words[0] == "data" else words[:1])
+    return " ".join(words[:2] if words[0] in ("data", "lab") else words[:1])
 
 
 @pytest.mark.parametrize("name", BAD)

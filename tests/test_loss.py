@@ -31,6 +31,7 @@ SEVERAL = [
     Objective("reverse-kl", clip_position=6.0),
     Objective("sampled", estimator="k1"),
     Objective("sampled", estimator="k3", clip_entry=4.0),
+    Objective("likelihood"),
 ]
 
 of_each_smooth = pytest.mark.parametrize("objective", SMOOTH, ids=label)
@@ -273,7 +274,7 @@ def test_only_the_first_two_figures_depend_on_the_objective() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("objective", [Objective(name) for name in OBJECTIVES], ids=label)
+@pytest.mark.parametrize("objective", [Objective(name) for name in OBJECTIVES if name != "likelihood"], ids=label)
 def test_teacher_and_student_alike_give_exactly_nothing(objective: Objective, dtype: torch.dtype) -> None:
     given = inputs(ODD, dtype)
     found = fused(
@@ -386,6 +387,27 @@ def test_positions_of_weight_zero_contribute_nothing(objective: Objective) -> No
     assert_near(found.grad_VD, expected.grad_VD, 1e-6)
     assert_near(found.grad_ND[kept_N], expected.grad_ND, 1e-6)
     assert not found.grad_ND[~kept_N].any()
+
+
+@pytest.mark.parametrize("chunk", CHUNKS)
+@pytest.mark.parametrize("shape", [EVEN, ODD], ids=["even", "odd"])
+@pytest.mark.parametrize("main", ["sampled", "reverse-kl"])
+def test_correct_rows_have_the_gradient_of_their_own_objective(main: str, shape: Shape, chunk: int) -> None:
+    """Against plain autograd on all logits, and with every chunk: chunks may hold rows of both kinds."""
+    given = inputs(shape, torch.float64)
+    correct_N = torch.arange(shape[0]) // 3 % 2 == 1
+    student_ND, head_VD = (x.detach().clone().requires_grad_() for x in given[:2])
+    routed = Objective(main, of_correct="likelihood")
+    loss, figures = fused_divergence(student_ND, head_VD, *given[2:], routed, chunk=chunk, correct_N=correct_N)
+    loss.backward()
+    parts = [
+        reference(given._replace(weights_N=given.weights_N * at), Objective(name))
+        for name, at in ((main, ~correct_N), ("likelihood", correct_N))
+    ]
+    assert loss.item() == pytest.approx(sum(part.loss.item() for part in parts), rel=1e-12)
+    assert_near(student_ND.grad, parts[0].grad_ND + parts[1].grad_ND, 1e-10)
+    assert_near(head_VD.grad, parts[0].grad_VD + parts[1].grad_VD, 1e-10)
+    assert_near(figures.divergence[correct_N], figures.student_nll[correct_N], 1e-12)
 
 
 def test_a_factor_on_the_loss_is_one_on_the_gradients() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,11 @@ import torch
 from conftest import Trd
 from support.sets import iter_rows
 from support.tiny import build_model, reference_model
-from test_distill import ENGINE, TRAIN, World, log_of, refusal, run_json, weights, world
+from test_distill import ENGINE, TRAIN, World, edited, log_of, refusal, run_json, weights, world
 
-from trd_cli.config.training import METHODS, DistillConfig
+from trd_cli.config.training import METHODS, NEEDED, DistillConfig
 from trd_cli.losses.objectives import OBJECTIVES
-from trd_cli.records import Problem
+from trd_cli.records import Problem, Trajectory
 from trd_cli.trajectories.shards import list_shards, write_problems
 
 __all__ = ["world"]  # the fixture, for this module too
@@ -32,16 +33,51 @@ def identity(directory: Path) -> dict[str, Any]:
 # Methods
 
 
+@pytest.fixture(scope="module")
+def graded(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the rollouts with verdicts: two of each problem, every third row correct."""
+    verdicts = ("correct", "incorrect", "incorrect")
+    return edited(
+        world.rollouts, tmp_path_factory.mktemp("graded") / "y_o", lambda i, row: replace(row, verdict=verdicts[i % 3])
+    )
+
+
 @pytest.mark.parametrize("method", METHODS)
-def test_a_method_is_the_options_it_stands_for(world: World, ok: Trd, tmp_path: Path, method: str) -> None:
-    source = world.by_student if method == "trd" else world.rollouts
+def test_a_method_is_the_options_it_stands_for(
+    world: World, graded: Path, ok: Trd, tmp_path: Path, method: str
+) -> None:
+    source = world.by_student if METHODS[method]["stage"] == "refined" else graded
     setting = () if method in ("trd", "opsd-clip") else ("--setting", "opsd")
+    own = ("--max-response-tokens", 5) if method in NEEDED else ()
     spelled = [word for key, value in METHODS[method].items() for word in (f"--{key.replace('_', '-')}", value)]
-    ok("distill", source, *TRAIN, *setting, "--method", method, "--out", tmp_path / "named")
-    ok("distill", source, *TRAIN, *setting, *spelled, "--out", tmp_path / "spelled")
+    ok("distill", source, *TRAIN, *setting, *own, "--method", method, "--out", tmp_path / "named")
+    ok("distill", source, *TRAIN, *setting, *own, *spelled, "--out", tmp_path / "spelled")
     assert identity(tmp_path / "named") == identity(tmp_path / "spelled")
     assert identity(tmp_path / "named") | METHODS[method] == identity(tmp_path / "named")
     assert weights(tmp_path / "named")["lm_head.weight"].equal(weights(tmp_path / "spelled")["lm_head.weight"])
+
+
+def test_a_method_that_leaves_a_choice_to_the_user_asks_for_it(world: World, trd: Trd, tmp_path: Path) -> None:
+    options = ("--method", "fastopd", "--setting", "opsd")
+    line = refusal(trd("distill", world.rollouts, *TRAIN, *options, "--out", tmp_path / "c"))
+    assert "--method fastopd without --max-response-tokens; expected" in line
+
+
+def test_fastopd_trains_on_the_head_of_each_rollout_as_if_sampling_had_stopped_there(
+    world: World, ok: Trd, tmp_path: Path
+) -> None:
+    def head(number: int, row: Trajectory) -> Trajectory:
+        first, ended = row.response_token_ids[:5], len(row.response_token_ids) <= 5
+        reason = row.finish_reason if ended else "length"
+        return replace(row, response_token_ids=first, finish_reason=reason, logprobs=None)
+
+    prefixes = edited(world.rollouts, tmp_path / "y_o", head)
+    options = (*TRAIN, "--method", "fastopd", "--max-response-tokens", 5, "--setting", "opsd")
+    for name, source in (("head", world.rollouts), ("prefixes", prefixes)):
+        ok("distill", source, *options, "--out", tmp_path / name)
+    head_of, all_of = log_of(tmp_path / "head")[0], log_of(tmp_path / "prefixes")[0]
+    assert head_of["response_tokens"] == all_of["response_tokens"] <= 5 * 12
+    assert (head_of["loss"], head_of["grad_norm"]) == (all_of["loss"], all_of["grad_norm"])
 
 
 def test_a_flag_goes_before_the_method() -> None:
@@ -354,11 +390,21 @@ def test_the_selfcheck_passes_and_prints_its_numbers(
     arguments = ("--device", "cpu", "--objective", objective, *options, "--selfcheck", "--out", tmp_path / "c")
     result = ok("distill", world.by_student, *arguments)
     lines = [line for line in result.stderr.splitlines() if "(at most" in line]
-    assert [line.split(": ")[1].split()[0] for line in lines] == ["ok"] * 7
+    vanishes = objective != "likelihood"
+    assert [line.split(": ")[1].split()[0] for line in lines] == ["ok"] * (7 if vanishes else 4)
     zeros = [line.split(": ")[-1].split(" (")[0] for line in lines if "equal contexts" in line]
-    assert zeros == ["0", "0"]
+    assert zeros == ["0", "0"] * vanishes
     assert not (tmp_path / "c").exists()
     assert result.stdout == ""
+
+
+def test_the_selfcheck_holds_where_rows_are_routed_by_their_verdicts(
+    world: World, graded: Path, ok: Trd, tmp_path: Path
+) -> None:
+    options = (*TRAIN, "--method", "scope", "--setting", "opd", "--teacher", world.teacher, "--selfcheck")
+    result = ok("distill", graded, *options)
+    lines = [line for line in result.stderr.splitlines() if "(at most" in line]
+    assert [line.split(": ")[1].split()[0] for line in lines] == ["ok"] * 7
 
 
 def test_the_selfcheck_ends_in_an_error_where_the_loss_is_off(world: World, trd: Trd, tmp_path: Path) -> None:
@@ -394,6 +440,10 @@ def with_weights(model: Path, tmp_path: Path, change: Callable[[Weights], Weight
         (("--top-k-mode", "tail"), "--top-k-mode with --objective forward-kl"),
         (("--estimator", "k3"), "--estimator with --objective forward-kl; expected sampled"),
         (("--entropy-threshold", 1.0), "--entropy-threshold with --objective forward-kl"),
+        (
+            ("--weight-temperature", 2),
+            "--weight-temperature with --row-weights equal; expected --row-weights perplexity",
+        ),
         (("--ema-decay", 0.5), "--ema-decay with --teacher-weights round"),
         (("--objective", "entropy-gated", "--entropy-threshold", "nan"), "--entropy-threshold nan"),
         (("--setting", "opsd"), "--setting opsd along rows that were refined for opd"),

@@ -38,6 +38,7 @@ PLAIN = [
     GATED,
     *(Objective(name, top_k=k, top_k_mode=mode) for name in TOP_K_NAMES for mode in MODES for k in (1, 3, 8)),
     *(Objective("sampled", estimator=estimator) for estimator in ESTIMATORS),
+    Objective("likelihood"),
 ]
 # Bounds that some of the positions below exceed and others do not.
 CLIPPED = [
@@ -59,6 +60,14 @@ CLIPPED = [
     Objective("reverse-kl-topk", top_k=8, top_k_mode="stop-gradient", clip_entry=0.05),
     *(Objective("sampled", estimator=estimator, clip_entry=1.0) for estimator in ESTIMATORS),
     *(Objective("sampled", estimator=estimator, clip_position=1.0) for estimator in ESTIMATORS),
+    Objective("likelihood", clip_entry=4.0),
+    Objective("likelihood", clip_position=5.0),
+]
+# One objective for the positions of correct rows and another for the rest.
+ROUTED = [
+    Objective("sampled", of_correct="likelihood"),
+    Objective("reverse-kl", of_correct="likelihood"),
+    Objective("forward-kl", of_correct="reverse-kl-topk", top_k=3, clip_position=1.5),
 ]
 
 
@@ -104,6 +113,8 @@ def with_gradient_of(surrogate: Tensor, value: Tensor) -> Tensor:
 
 def naive_entries(objective: Objective, p_NV: Tensor, q_NV: Tensor, response_N: Tensor) -> Tensor:
     """Return the terms that are summed at each position."""
+    if objective.name == "likelihood":
+        return -p_NV.gather(-1, response_N[:, None]).log()
     if objective.name == "sampled":
         return naive_sampled(objective.estimator, p_NV, q_NV, response_N)
     if objective.name in TOP_K_NAMES:
@@ -330,6 +341,9 @@ BY_HAND = [
     ByHand(Objective("sampled", estimator="k1"), NINE_TO_ONE, HALVES, LOG_5, (-0.5 * LOG_5, 0.5 * LOG_5), 1),
     ByHand(Objective("sampled", estimator="k2"), NINE_TO_ONE, HALVES, 0.5 * LOG_5**2, (-0.5 * LOG_5, 0.5 * LOG_5), 1),
     ByHand(Objective("sampled", estimator="k3"), NINE_TO_ONE, HALVES, LOG_5 - 0.8, (-0.4, 0.4), 1),
+    # p_y = 1/4 and 1/2; the gradient is (p_0 − 1, p_1) and (p_0, p_1 − 1), whatever the teacher says.
+    ByHand(Objective("likelihood"), HALVES, QUARTERS, 2 * LOG_2, (-0.75, 0.75), 0),
+    ByHand(Objective("likelihood"), NINE_TO_ONE, HALVES, LOG_2, (0.5, -0.5), 1),
     # The first token's 0.5 log 2 = 0.35 is cut to 0.3, without gradient; the other's is −q_1 (−p_0, 1 − p_1).
     ByHand(Objective("forward-kl", clip_entry=0.3), HALVES, QUARTERS, 0.3 + 0.5 * math.log(2 / 3), (0.125, -0.125)),
     ByHand(Objective("forward-kl", clip_position=0.1), HALVES, QUARTERS, 0.1, (0.0, 0.0)),
@@ -490,7 +504,7 @@ def pulls_into_the_support(objective: Objective) -> bool:
     return objective.name == "forward-kl-topk" and objective.top_k_mode == "stop-gradient"
 
 
-@of_each([x for x in PLAIN + CLIPPED if not pulls_into_the_support(x)])
+@of_each([x for x in PLAIN + CLIPPED if x.vanishes(correct=False) and not pulls_into_the_support(x)])
 def test_teacher_and_student_alike_give_exactly_nothing_in_float32(objective: Objective) -> None:
     student_NV, _, response_N = random_logits(ODD)
     found = score(objective, student_NV.float(), student_NV.float(), response_N)
@@ -557,6 +571,35 @@ def test_positions_do_not_see_each_other(objective: Objective) -> None:
     together, alone = score(objective, *logits), score(objective, *(x[6:7] for x in logits))
     assert_near(together.value_C[6:7], alone.value_C, 1e-12)
     assert_near(together.grad_CV[6:7], alone.grad_CV, 1e-12)
+
+
+# Rows with an objective of their own
+
+
+@of_each(ROUTED)
+def test_a_position_of_a_correct_row_has_the_other_objective(objective: Objective) -> None:
+    student_NV, teacher_NV, response_N = random_logits(ODD)
+    correct_N = torch.arange(len(response_N)) % 3 == 1
+    p, q = Distribution.of_logits(student_NV), Distribution.of_logits(teacher_NV)
+    right = replace(objective, name=objective.of_correct, of_correct=None)
+    whole = {False: replace(objective, of_correct=None), True: right}
+    expected = {is_right: naive_scores(each, student_NV, teacher_NV, response_N) for is_right, each in whole.items()}
+    for chosen_N in (correct_N, torch.ones_like(correct_N), torch.zeros_like(correct_N)):
+        found = objective(p, q, response_N, chosen_N)
+        for is_right, scores in expected.items():
+            at = chosen_N == is_right
+            assert_near(found.value_C[at], scores.value_C[at], 1e-10) if at.any() else None
+            assert_near(found.grad_CV[at], scores.grad_CV[at], 1e-10) if at.any() else None
+            assert found.clipped_C[at].equal(scores.clipped_C[at])
+
+
+def test_a_likelihood_does_not_vanish_where_student_and_teacher_agree() -> None:
+    student_NV, _, response_N = random_logits(ODD)
+    found = score(Objective("likelihood"), student_NV, student_NV, response_N)
+    assert found.value_C.equal(-student_NV.log_softmax(-1).gather(-1, response_N[:, None])[:, 0])
+    routed = Objective("sampled", of_correct="likelihood")
+    assert [routed.vanishes(correct) for correct in (False, True)] == [True, False]
+    assert not Objective("likelihood").vanishes(correct=False)
 
 
 # In expectation over y ~ p: every token of the vocabulary once, weighed by its probability.

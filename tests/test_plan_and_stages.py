@@ -121,6 +121,33 @@ def test_the_lengths_that_the_plan_says_are_those_of_the_rows(
     assert is_cut == any(row.attempt_tokens_trimmed for row in refined)
 
 
+@pytest.mark.parametrize(
+    ("prefix", "refine"),
+    [
+        pytest.param(0.4, {"max_tokens": 30}, id="a share"),
+        pytest.param(25, {"max_tokens": 30}, id="tokens"),
+        pytest.param(0.4, {"max_tokens": 3000, "max_model_len": 3000}, id="the window ends responses"),
+        pytest.param(0.9, {"max_tokens": 9, "max_model_len": 520}, id="some leave no room"),
+    ],
+)
+def test_the_lengths_of_rows_whose_beginning_is_given_are_those_that_the_plan_says(
+    world: World, prefix: float, refine: dict[str, Any]
+) -> None:
+    refining = {**ENDLESS, **refine, "mode": "continue", "prefix": prefix}
+    graph = world.write(sample={**ENDLESS, "max_tokens": 40}, refine=refining)
+    cases = world.cases(graph)
+    is_unfit = world.says("warning", "of the prompts do not fit") or world.says("error", "of the prompts do not fit")
+    world.rows(graph, "sample")
+    refined = world.rows(graph, "refine")
+    limit = refine.get("max_model_len", 8192)
+    assert Counter((c.asked, c.given, c.refined, c.context) for c in cases if c.asked + c.given < limit) == Counter(
+        (len(row.prompt_token_ids), row.prefix_tokens, len(row.response_token_ids), len(row.prompt_token_ids))
+        for row in refined
+        if row.error is None
+    )
+    assert is_unfit == any(row.error is not None for row in refined)
+
+
 def test_a_plan_takes_a_window_from_the_engine_that_a_stage_would_choose(world: World) -> None:
     long = {"max_tokens": 8500, "max_model_len": 9100}
     world.write(sample={**ENDLESS, **long})

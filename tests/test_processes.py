@@ -49,6 +49,7 @@ CASES: dict[str, tuple[object, ...]] = {
     "rows weighted alike, uneven rows": (
         *("uneven", "--batch-size", 6, "--max-tokens-per-batch", 300, "--gradient-checkpointing"),
     ),
+    "rows routed and weighed by verdicts": ("graded", "--method", "scope", "--setting", "opsd", "--batch-size", 5),
     "the average as the teacher": (*("by_student", "--batch-size", 3, "--teacher-weights", "ema", "--ema-decay", 0.5),),
 }
 # Figures that depend on how a step is cut into micro-batches, or on the machine.

@@ -35,7 +35,7 @@ TRAIN = ("--dtype", "float32", "--device", "cpu")
 
 def as_lists(e: Example) -> tuple[Any, ...]:
     ids = (e.student_prompt, e.teacher_prompt, e.response_ids, e.scored, e.weights)
-    return e.trajectory_id, *(part.tolist() for part in ids), e.parent_verdict
+    return e.trajectory_id, *(part.tolist() for part in ids), e.parent_verdict, e.group
 
 
 def some_examples(count: int) -> list[Example]:
@@ -48,6 +48,7 @@ def some_examples(count: int) -> list[Example]:
             range(200, 203 + i % 6),
             scored=[0, 2] if i % 2 else (),
             parent_verdict=verdicts[i % 3],
+            group=(i % 3) << 56,
             weights=[0.25, 1.5] if i % 4 == 3 else (),
         )
         for i in range(count)
@@ -93,6 +94,16 @@ def test_neither_the_order_of_writing_nor_the_verdicts_change_the_digest(tmp_pat
     orders = [examples, [replace(e, parent_verdict=None) for e in examples[::-1]], examples[1:]]
     digests = [digest_of(tmp_path / str(number), rows) for number, rows in enumerate(orders)]
     assert digests[0] == digests[1] != digests[2]
+
+
+def test_a_verdict_that_routes_a_row_changes_the_digest(tmp_path: Path) -> None:
+    digests = set()
+    for group in (0, 4, 5, 7):
+        with open(tmp_path / str(group), "x+b") as file:
+            writer = ExampleWriter(file)
+            writer.add(replace(some_examples(1)[0], group=group))
+            digests.add(writer.finish({}).digest)
+    assert len(digests) == 4
 
 
 def test_a_damaged_file_is_not_used(tmp_path: Path) -> None:

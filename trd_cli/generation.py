@@ -122,11 +122,11 @@ class ShardFiller:
         self._stage_dir.expect(len(self._planned))
 
     def _requests(self, planned: Iterable[Trajectory]) -> Iterator[Request]:
-        """Yield the requests of missing rows; a row that cannot be asked for goes to the shard at once."""
+        """Yield the requests of missing rows; one that has ended or cannot be asked for goes to the shard at once."""
         for row in planned:
             if not self._planned.add(row.trajectory_id) or self._unplanned.discard(row.trajectory_id):
                 continue
-            if row.error is None:
+            if row.error is None and row.finish_reason is None:
                 self._open[row.trajectory_id] = row
                 yield self._request(row)
             else:

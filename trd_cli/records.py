@@ -21,6 +21,7 @@ Verdict = Literal["correct", "incorrect", "error", "timeout"]
 FinishReason = Literal["stop", "length"]
 # Who wrote a token. A row holds the place in this tuple.
 AUTHORS = ("student", "teacher", "environment", "template")
+_CODES = frozenset(range(len(AUTHORS)))
 _USUAL_AUTHORS: dict[Kind, str] = {"rollout": "student", "refined": "teacher"}
 Message = Mapping[str, str]
 
@@ -248,19 +249,18 @@ def authors_of(row: Trajectory) -> Sequence[int]:
 
 def unfit_for_response(row: Trajectory) -> list[str]:
     """Return the columns of a row whose values do not go with its response tokens: too many, too few or no such."""
-    columns = {"author": _is_author, "token_weight": _is_weight}
-    tokens = len(row.response_token_ids or ())
-    given = {name: values for name in columns if (values := getattr(row, name)) is not None}
-    unfit = [name for name, values in given.items() if len(values) != tokens or not all(map(columns[name], values))]
+    tokens, unfit = len(row.response_token_ids or ()), []
+    if row.author is not None and not (len(row.author) == tokens and _CODES.issuperset(row.author)):
+        unfit.append("author")
+    if row.token_weight is not None and not (
+        len(row.token_weight) == tokens and all(map(_is_weight, row.token_weight))
+    ):
+        unfit.append("token_weight")
     prefix = row.prefix_tokens or 0
     # Without a response it tells what was asked for.
     if prefix < 0 or (prefix > tokens and row.response_token_ids is not None):
         unfit.append("prefix_tokens")
     return unfit
-
-
-def _is_author(code: int | None) -> bool:
-    return code is not None and 0 <= code < len(AUTHORS)
 
 
 def _is_weight(weight: float | None) -> bool:

@@ -44,13 +44,14 @@ SHARDED = {
 
 @dataclass(frozen=True)
 class World:
-    """Two models of one family, twelve trajectories of each kind, and twelve of very different lengths."""
+    """Two models of one family, twelve trajectories of each kind, twelve of very different lengths, graded rollouts."""
 
     student: Path
     teacher: Path
     by_teacher: Path
     by_student: Path
     uneven: Path
+    graded: Path
 
 
 def make_world(root: Path, ok: Trd, tied: bool = False) -> World:
@@ -64,7 +65,18 @@ def make_world(root: Path, ok: Trd, tied: bool = False) -> World:
     ok("sample", "-m", student, "-p", problems, "-n", 2, *ENGINE, "--out", rollouts)
     ok("refine", rollouts, "--setting", "opd", "--teacher", teacher, *ENGINE, "--out", root / "opd")
     ok("refine", rollouts, "--setting", "opsd", *ENGINE, "--out", root / "opsd")
-    return World(student, teacher, root / "opd", root / "opsd", with_uneven_responses(root / "opd", root / "uneven"))
+    uneven = with_uneven_responses(root / "opd", root / "uneven")
+    graded = with_verdicts(rollouts, root / "graded")
+    return World(student, teacher, root / "opd", root / "opsd", uneven, graded)
+
+
+def with_verdicts(source: Path, target: Path) -> Path:
+    """Return a copy of a set in which every third row is correct and the others are not."""
+    shutil.copytree(source, target)
+    for shard in list_shards(target):
+        rows = read_rows(shard)
+        write_shard(shard, [replace(row, verdict="incorrect" if i % 3 else "correct") for i, row in enumerate(rows)])
+    return target
 
 
 def with_uneven_responses(source: Path, target: Path) -> Path:

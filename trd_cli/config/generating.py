@@ -228,6 +228,37 @@ class SampleConfig(
 DEFAULT_PREFIX = "0.5"
 
 
+class RelayOptions(Config):
+    student: str | None = option(
+        None,
+        "Model",
+        "Of --mode relay: student that goes on after the teacher. Default: the model of the rollouts.",
+        rows=False,
+    )
+    legs: Positive = option(
+        2, "Model", "Of --mode relay: most legs of the teacher in a row, which ends with the last.", counts_unset=False
+    )
+    leg_tokens: Positive = option(
+        256, "Model", "Of --mode relay: most tokens of a leg, its onset token included.", counts_unset=False
+    )
+    leg_paragraphs: NonNegative = option(
+        3,
+        "Model",
+        "Of --mode relay: a leg also ends after this many blank lines; 0: only at --leg-tokens.",
+        counts_unset=False,
+    )
+    onset: str | None = option(
+        None,
+        "Model",
+        "Of --mode relay: words with which a text turns back, one a line. Default: prompts/onset.txt.",
+        rows=False,
+    )
+
+
+# Options of `trd refine` that one mode alone reads.
+_OF_MODES = {"continue": PrefixOptions, "relay": RelayOptions}
+
+
 class RefineConfig(
     InputOptions,
     SelectOptions,
@@ -237,14 +268,15 @@ class RefineConfig(
     SamplingOptions,
     RenderOptions,
     PrefixOptions,
+    RelayOptions,
 ):
     setting: Literal["opd", "opsd"] = option(
         ..., "Model", "opd: a stronger --teacher sees problem and attempt. opsd: the student sees the reference too."
     )
-    mode: Literal["rewrite", "continue"] = option(
+    mode: Literal["rewrite", "continue", "relay"] = option(
         "rewrite",
         "Model",
-        f"rewrite: the teacher reads the attempt and writes y_r anew. continue: it does not read the rest, but goes on itself from a --prefix of the attempt (default: {DEFAULT_PREFIX}).",
+        f"rewrite: the teacher reads the attempt and writes y_r anew. continue: it does not read the rest, but goes on itself from a --prefix of the attempt (default: {DEFAULT_PREFIX}). relay: it takes over where it would turn back and the student would not, for a leg, and the student goes on.",
         counts_unset=False,
     )
     teacher: str | None = option(
@@ -263,11 +295,18 @@ class RefineConfig(
 
     @model_validator(mode="after")
     def _nothing_ignored(self) -> RefineConfig:
-        for name in PrefixOptions.model_fields if self.mode == "rewrite" else ():
-            if getattr(self, name) != type(self).model_fields[name].get_default():
-                raise InputError(
-                    f"{flag(name)} with {flag('mode')} rewrite",
-                    f"{flag('mode')} continue, where the teacher goes on from a prefix",
-                    f"add {flag('mode')} continue, or leave {flag(name)} out",
-                )
+        for mode, options in _OF_MODES.items():
+            for name in options.model_fields if self.mode != mode else ():
+                if getattr(self, name) != type(self).model_fields[name].get_default():
+                    raise InputError(
+                        f"{flag(name)} with {flag('mode')} {self.mode}",
+                        f"{flag('mode')} {mode}, which reads it",
+                        f"add {flag('mode')} {mode}, or leave {flag(name)} out",
+                    )
+        if self.mode == "relay" and self.stream:
+            raise InputError(
+                f"{flag('stream')} with {flag('mode')} relay",
+                "a finished set: each phase of a relay is over all rows",
+                f"leave {flag('stream')} out",
+            )
         return self

@@ -33,12 +33,26 @@ METHODS: dict[str, dict[str, Any]] = {
     "sampled": {"objective": "sampled", "stage": "rollout", "teacher_context": "vanilla", "estimator": "k1"},
     "jsd": {"objective": "jsd", "stage": "rollout", "teacher_context": "vanilla", "beta": 0.5},
     "eopd": {"objective": "entropy-gated", "stage": "rollout", "teacher_context": "vanilla", "entropy_threshold": 0.8},
+    "fastopd": {"objective": "sampled", "stage": "rollout", "teacher_context": "vanilla", "estimator": "k1"},
+    "relay": {"objective": "sampled", "stage": "refined", "teacher_context": "vanilla", "estimator": "k1"},
+    "scope": {
+        "objective": "sampled",
+        "stage": "rollout",
+        "teacher_context": "vanilla",
+        "estimator": "k1",
+        "correct_objective": "likelihood",
+        "row_weights": "perplexity",
+        "reduction": "token",
+    },
 }
+# Options that a method leaves to the user and cannot do without.
+NEEDED = {"fastopd": "max_response_tokens"}
 # Options that only some objectives read, as each objective's file declares them.
 OWN_OPTIONS = {field.name: field for field in dataclasses.fields(Objective) if field.metadata}
 # Values where neither a flag nor the method gives one.
 _METHOD_DEFAULTS: dict[str, Any] = {
     "objective": "forward-kl",
+    "reduction": "sequence",
     "teacher_weights": "round",
     **{name: field.default for name, field in OWN_OPTIONS.items()},
 }
@@ -88,10 +102,25 @@ class _OfAllObjectives(Config):
         None, "Method", "Bound each vocabulary entry of the divergence. Default: the method's, else none."
     )
     temperature: AboveZero = option(1.0, "Method", "Divides the logits of both sides; the loss is not rescaled.")
-    reduction: Literal["sequence", "token"] = option(
-        "sequence",
+    reduction: Literal["sequence", "token"] | None = option(
+        None,
         "Method",
-        "sequence: mean over a trajectory's tokens, then over trajectories; token: over all tokens of a step.",
+        "sequence: mean over a trajectory's tokens, then over trajectories; token: over all tokens of a step. Default: the method's, else sequence.",
+    )
+    correct_objective: Literal[tuple(OBJECTIVES)] | None = option(
+        None,
+        "Method",
+        "Objective of rows whose verdict is correct; rows without a verdict are then left out. Default: the method's, else that of all rows.",
+        counts_unset=False,
+    )
+    row_weights: Literal["equal", "perplexity"] | None = option(
+        None,
+        "Method",
+        "perplexity: among the rows of a problem with one verdict, wrong ones count as the teacher finds them likely, right ones as the student finds them unlikely, when the round begins. Default: the method's, else equal.",
+        counts_unset=False,
+    )
+    weight_temperature: AboveZero = option(
+        1.0, "Method", "Of --row-weights perplexity: larger is closer to equal weights.", counts_unset=False
     )
     mask_tokens: tuple[str, ...] = option(
         (),
@@ -128,6 +157,16 @@ class _OfAllObjectives(Config):
         """Tell whether rows are no plain samples of the student, along which the sampled estimate is biased."""
         return along == "refined" or temperature != self.temperature or top_p < 1 or top_k > 0
 
+    @property
+    def reads_verdicts(self) -> bool:
+        """Return True if a row's own verdict decides how it is trained on."""
+        return self.correct_objective is not None or self.weighs_rows
+
+    @property
+    def weighs_rows(self) -> bool:
+        """Return True if rows get weights of their own, from what both models find of them when the round begins."""
+        return self.row_weights == "perplexity"
+
     def _implied(self) -> dict[str, Any]:
         return _METHOD_DEFAULTS | METHODS.get(self.method, {})
 
@@ -139,9 +178,10 @@ class _OfAllObjectives(Config):
             return values
         given = {key: value for key, value in values.items() if value is not None}
         filled = _METHOD_DEFAULTS | METHODS.get(given.get("method"), {}) | given
+        taken = {filled["objective"], filled.get("correct_objective")}
         for key, field in OWN_OPTIONS.items():
             default, readers = cls.model_fields[key].get_default(), field.metadata["of"]
-            if given.get(key, default) != default and filled["objective"] not in readers:
+            if given.get(key, default) != default and not taken & {*readers}:
                 raise _unread(key, f"{flag('objective')} {filled['objective']}", " or ".join(readers))
         return filled
 
@@ -184,6 +224,14 @@ class DistillConfig(ObjectiveOptions, LoraOptions, InputOptions, SelectOptions):
         if changed("ema_decay") and self.teacher_weights != "ema":
             weights = flag("teacher_weights")
             raise _unread("ema_decay", f"{weights} {self.teacher_weights}", f"{weights} ema")
+        if changed("weight_temperature") and not self.weighs_rows:
+            weights = flag("row_weights")
+            raise _unread("weight_temperature", f"{weights} {self.row_weights or 'equal'}", f"{weights} perplexity")
+        needed = NEEDED.get(self.method)
+        if needed is not None and getattr(self, needed) is None:
+            raise InputError(
+                f"{flag('method')} {self.method} without {flag(needed)}", "the option", f"give {flag(needed)}"
+            )
         if self.steps is not None and changed("epochs"):
             raise InputError(f"{flag('epochs')} with {flag('steps')}", "one of them", "leave one out")
         return self

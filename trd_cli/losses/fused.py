@@ -55,17 +55,21 @@ def fused_divergence(
     objective: Objective,
     temperature: float = 1.0,
     chunk: int = CHUNK,
+    correct_N: Tensor | None = None,
 ) -> tuple[Tensor, Figures]:
     """Return the weighted sum of the divergences (scalar, float32, or float64 for float64 states) and the figures.
 
     Differentiable in the student's hidden states and head. The teacher gets no gradient, and a head that wants none
     costs none. Products are taken in the dtype of `student_ND`, everything from the logits on in float32; the head's
     gradient is summed up in float32. Heads of different length are cut to the shorter one: ids beyond it are padding
-    that no tokenizer makes, and get neither probability nor gradient. `response_N` is int64; `teacher_top32_mass` is
-    measured at every eighth position and NaN at the others.
+    that no tokenizer makes, and get neither probability nor gradient. `response_N` is int64; `correct_N`, bool, tells
+    which positions are in correct rows, for an objective that asks; `teacher_top32_mass` is measured at every eighth
+    position and NaN at the others.
     """
     assert len(student_ND) == len(teacher_NE) == len(weights_N) == len(response_N)
     vocabulary = min(len(student_head_VD), len(teacher_head_VE))
+    if not torch.is_grad_enabled():  # inside the function below it never is
+        student_ND, student_head_VD = student_ND.detach(), student_head_VD.detach()
     loss, figures_FN = _FusedDivergence.apply(
         student_ND,
         student_head_VD,
@@ -73,7 +77,7 @@ def fused_divergence(
         teacher_head_VE,
         response_N,
         weights_N,
-        _Settings(objective, temperature, vocabulary, chunk),
+        _Settings(objective, temperature, vocabulary, chunk, correct_N),
     )
     return loss, Figures(*figures_FN)
 
@@ -83,6 +87,11 @@ class _Settings(NamedTuple):
     temperature: float
     vocabulary: int
     chunk: int
+    correct_N: Tensor | None
+
+    def of(self, at: slice) -> _Settings:
+        """Return the settings of a part of the positions."""
+        return self if self.correct_N is None else self._replace(correct_N=self.correct_N[at])
 
 
 class _FusedDivergence(torch.autograd.Function):
@@ -99,7 +108,8 @@ class _FusedDivergence(torch.autograd.Function):
         grad_head = torch.zeros(head_VD.shape, dtype=exact, device=head_VD.device) if wants_head else None
         with torch.autocast(student.device.type, enabled=False):
             for at, of_student, of_teacher in _chunks(student, head, teacher, teacher_head, settings.chunk):
-                _to_gradient(of_student, of_teacher, response_N[at], weights_N[at], settings, figures_FN[:, at])
+                part = settings.of(at)
+                _to_gradient(of_student, of_teacher, response_N[at], weights_N[at], part, figures_FN[:, at])
                 if grad_states is not None:
                     torch.mm(of_student, head, out=grad_states[at])
                 if grad_head is not None:
@@ -175,7 +185,7 @@ def _to_gradient(
 ) -> None:
     """Fill in the figures of a chunk's positions and replace the student's logits by their gradient."""
     for at, p, q in _blocks(student_CV, teacher_CV, weights_C.dtype, settings.temperature):
-        value_R, clipped_R, grad_RV = settings.objective(p, q, response_C[at])
+        value_R, clipped_R, grad_RV = settings.objective(p, q, response_C[at], settings.of(at).correct_N)
         shared = _figures(p, q, response_C[at], first=at.start)
         figures_FC[:, at] = torch.stack([value_R, clipped_R.to(value_R.dtype), *shared])
         grad_RV.masked_fill_(weights_C[at, None] == 0, 0.0)

@@ -13,6 +13,7 @@ from trd_cli.losses.distribution import Distribution, Parts, Pointwise
 from trd_cli.losses.entropy_gated import EntropyGatedOptions, entropy_gated
 from trd_cli.losses.forward_kl import forward_kl, forward_kl_weights_held
 from trd_cli.losses.jsd import JsdOptions, jsd
+from trd_cli.losses.likelihood import likelihood
 from trd_cli.losses.reverse_kl import reverse_kl, reverse_kl_weights_held
 from trd_cli.losses.sampled import SampledOptions, sampled
 from trd_cli.losses.top_k import TopKOptions, spread, top_k_support
@@ -27,25 +28,47 @@ class Objective(EntropyGatedOptions, SampledOptions, TopKOptions, JsdOptions):
 
     `clip_entry` bounds each vocabulary entry from above (arXiv 2601.18734), `clip_position` the sum over them at one
     position; a bounded value has no gradient. None does not clip. A divergence of the sampled token has one entry.
+    `of_correct` names the divergence of positions in correct rows, None where they have the same as all.
     """
 
     name: str = "forward-kl"
     clip_entry: float | None = None
     clip_position: float | None = None
+    of_correct: str | None = None
 
-    def __call__(self, p: Distribution, q: Distribution, response_C: Tensor) -> Scores:
+    def __call__(self, p: Distribution, q: Distribution, response_C: Tensor, correct_C: Tensor | None = None) -> Scores:
         """Score each position from the student's and the teacher's distribution over the vocabulary.
 
-        `response_C`, int64, are the response's tokens; only `sampled` reads them.
+        `response_C`, int64, are the response's tokens; only `sampled` and `likelihood` read them. `correct_C`, bool,
+        tells which positions are in correct rows (None: no one needs to know).
         """
-        return OBJECTIVES[self.name](self, p, q, response_C)
+        if self.of_correct is None or correct_C is None or not correct_C.any():
+            return OBJECTIVES[self.name](self, p, q, response_C)
+        found = OBJECTIVES[self.of_correct](self, p, q, response_C)
+        if correct_C.all():
+            return found
+        others = OBJECTIVES[self.name](self, p, q, response_C)
+        return Scores(
+            found.value_C.where(correct_C, others.value_C),
+            found.clipped_C.where(correct_C, others.clipped_C),
+            found.grad_CV.where(correct_C[:, None], others.grad_CV),
+        )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Return the names of the divergences that it takes."""
+        return (self.name,) if self.of_correct is None else (self.name, self.of_correct)
 
     @property
     def gradient_is_of_value(self) -> bool:
         """Tell whether the gradient is the slope of the value, not of a surrogate (see `sampled` and `top_k`)."""
-        if self.name == "sampled":
-            return self.estimator != "k1"
-        return not (self.name == "reverse-kl-topk" and self.top_k_mode == "stop-gradient")
+        if "sampled" in self.names and self.estimator == "k1":
+            return False
+        return not ("reverse-kl-topk" in self.names and self.top_k_mode == "stop-gradient")
+
+    def vanishes(self, correct: bool) -> bool:
+        """Tell whether value and gradient of a row are 0 where student and teacher agree, as those of a divergence."""
+        return (self.of_correct if correct and self.of_correct else self.name) != "likelihood"
 
     def clip(self, parts: Parts, p: Distribution) -> tuple[Tensor, Tensor, Tensor]:
         """Return each position's value (C,), a mask of the clipped ones (C,), and the remaining slopes (in place)."""
@@ -101,12 +124,15 @@ def _on_top_k(pointwise: Pointwise, weights_held: Pointwise) -> Score:
     return score
 
 
-def _on_sampled_token(options: Objective, p: Distribution, q: Distribution, response_C: Tensor) -> Scores:
-    ids_C1 = response_C[:, None]
-    student, teacher = (Distribution.of_log(each.log.gather(-1, ids_C1)) for each in (p, q))
-    value_C, clipped_C, slopes_C1 = options.clip(sampled(options.estimator)(student, teacher), student)
-    slopes_CV = p.log.new_zeros(p.log.shape).scatter_(-1, ids_C1, slopes_C1)
-    return Scores(value_C, clipped_C, _through_softmax(slopes_CV, p))
+def _on_response(pointwise: Callable[[Objective], Pointwise]) -> Score:
+    def score(options: Objective, p: Distribution, q: Distribution, response_C: Tensor) -> Scores:
+        ids_C1 = response_C[:, None]
+        student, teacher = (Distribution.of_log(each.log.gather(-1, ids_C1)) for each in (p, q))
+        value_C, clipped_C, slopes_C1 = options.clip(pointwise(options)(student, teacher), student)
+        slopes_CV = p.log.new_zeros(p.log.shape).scatter_(-1, ids_C1, slopes_C1)
+        return Scores(value_C, clipped_C, _through_softmax(slopes_CV, p))
+
+    return score
 
 
 def _through_softmax(slopes_CS: Tensor, p: Distribution) -> Tensor:
@@ -122,5 +148,6 @@ OBJECTIVES: dict[str, Score] = {
     "entropy-gated": _on_vocabulary(lambda options: entropy_gated(options.entropy_threshold)),
     "forward-kl-topk": _on_top_k(forward_kl, weights_held=forward_kl_weights_held),
     "reverse-kl-topk": _on_top_k(reverse_kl, weights_held=reverse_kl_weights_held),
-    "sampled": _on_sampled_token,
+    "sampled": _on_response(lambda options: sampled(options.estimator)),
+    "likelihood": _on_response(lambda _: likelihood),
 }

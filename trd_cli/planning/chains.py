@@ -17,6 +17,7 @@ from trd_cli.config.generating import RefineConfig, RenderOptions, SampleConfig
 from trd_cli.config.training import DistillConfig
 from trd_cli.errors import InputError
 from trd_cli.planning.pair import Planned
+from trd_cli.prompting.prefixes import place_in
 from trd_cli.prompting.rendering import (
     Rendering,
     room_for_prompt,
@@ -42,7 +43,7 @@ class Case:
 
     `attempt` and `refined` are y_o and y_r. `asked` is the refinement prompt, with the attempt cut to its room, and
     `bare` the same without the attempt. `context` is the teacher's context in training. `text` is the problem with
-    reference and tests, in bytes.
+    reference and tests, in bytes. `given` are the tokens of y_r that the teacher gets from y_o and goes on from.
     """
 
     prompt: int
@@ -52,6 +53,7 @@ class Case:
     refined: int
     context: int
     text: int
+    given: int = 0
 
     def response(self, along: str) -> int:
         return self.refined if along == "refined" else self.attempt
@@ -154,10 +156,10 @@ class _Writer:
             longest = max(refined.get(problem.problem_id, ()), default=None)
             text = sum(len(t or "") for t in (problem.problem, problem.reference_solution, problem.tests))
             for attempt in attempts.get(problem.problem_id) or (room_for_response(window, prompt, config.max_tokens),):
-                asked, y_r = _refined(refine.config, refining, bare, attempt, longest) if refine else (0, 0)
+                asked, given, y_r = _refined(refine.config, refining, bare, attempt, longest) if refine else (0, 0, 0)
                 shown = attempt if training.teacher_context_kind() == "refine" else 0
                 read = asked if is_stored else context + shown
-                yield problem.problem_id, Case(prompt, attempt, bare, asked, y_r, read, text)
+                yield problem.problem_id, Case(prompt, attempt, bare, asked, y_r, read, text, given)
 
     def _is_left_out(self, sample: SampleConfig, problem: Problem, prompt: int) -> bool:
         if sample.max_prompt_tokens is not None and prompt > sample.max_prompt_tokens:
@@ -177,10 +179,17 @@ class _Writer:
         return self._rendered[key]
 
 
-def _refined(config: RefineConfig, window: int, bare: int, attempt: int, longest: int | None) -> tuple[int, int]:
-    """Return the lengths of a refinement prompt and of its response, `longest` where that has been measured."""
-    asked = min(bare + attempt, max(bare, room_for_prompt(window, config.max_tokens)))
-    return asked, room_for_response(window, asked, config.max_tokens) if longest is None else longest
+def _refined(config: RefineConfig, window: int, bare: int, attempt: int, longest: int | None) -> tuple[int, int, int]:
+    """Return the lengths of a refinement prompt, of the attempt's prefix that is given, and of y_r.
+
+    y_r has `longest` tokens where that has been measured. The place of line breaks is not known.
+    """
+    if config.cut is None:
+        asked, given = min(bare + attempt, max(bare, room_for_prompt(window, config.max_tokens))), 0
+    else:
+        asked, given = bare, place_in(attempt, config.cut)
+    new = room_for_response(window, asked + given, config.max_tokens)
+    return asked, given, given + new if longest is None else longest
 
 
 def _responses(directory: Path) -> dict[str, list[int]]:

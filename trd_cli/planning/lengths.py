@@ -65,9 +65,15 @@ def _sample(node: Node, config: SampleConfig, chain: Chain, student: Planned) ->
 
 def _refine(node: Node, config: RefineConfig, chain: Chain, teacher: Planned) -> Iterator[Finding]:
     cases = chain.cases
-    yield ok("lengths", f"prompts of {_spread([case.asked for case in cases])} tokens{_by(chain, 'rollout')}")
+    prompts = [case.asked + case.given for case in cases]
+    given = " with the prefix that is given" if config.cut else ""
+    yield ok("lengths", f"prompts of {_spread(prompts)} tokens{given}{_by(chain, 'rollout')}")
     limit = teacher.window(config)
     if limit is None:
+        return
+    if config.cut:
+        yield from _unasked(node, prompts, limit, config.max_errors)
+        yield from _fewer_tokens(node, prompts, limit, config.max_tokens)
         return
     room = room_for_prompt(limit, config.max_tokens)
     yield from _unasked(node, [case.bare for case in cases], room + 1, config.max_errors)

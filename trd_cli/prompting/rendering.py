@@ -13,6 +13,7 @@ from trd_cli.config.base import Config
 from trd_cli.config.commands import EvalConfig
 from trd_cli.config.generating import RefineConfig, RenderOptions, SampleConfig
 from trd_cli.config.training import DistillConfig
+from trd_cli.errors import PromptError
 from trd_cli.prompting.templates import Template, load_template
 from trd_cli.prompting.tokens import Render, Tokenizer
 from trd_cli.records import Message, Problem, Task, Trajectory
@@ -75,6 +76,26 @@ def template_kind(config: Config, setting: str, along: str | None = None) -> str
 def template_for(config: Config, setting: str, task: Task, along: str | None = None) -> Template:
     """Return the template that a stage renders for a task. Raises PromptError for one that cannot be used."""
     return load_template(template_kind(config, setting, along), task, config.prompt)
+
+
+def template_that_made(config: DistillConfig, setting: str, task: Task, sha256: str) -> Template | None:
+    """Return the template with this digest from which trd refine made a prompt, or None where it is not at hand.
+
+    A teacher that rewrites has one of its own; one that goes on from a prefix reads the vanilla context. Raises
+    PromptError for a template of `config` that is neither.
+    """
+    failure: PromptError | None = None
+    for kind in ("refine", "vanilla"):
+        try:
+            template = load_template(f"{kind}-{setting}", task, config.prompt)
+        except PromptError as error:
+            failure = failure or error
+            continue
+        if template.sha256 == sha256:
+            return template
+    if failure is not None:
+        raise failure
+    return None
 
 
 def templates_for(config: Config, setting: str = "", tasks: Iterable[Task] = TASKS) -> dict[Task, Template]:

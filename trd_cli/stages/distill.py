@@ -23,6 +23,7 @@ from trd_cli.training.examples import Contexts, shown
 from trd_cli.training.launch import Processes, accelerator_for, end_of_others_said
 from trd_cli.training.reading import Chosen, choose, key_of, write_examples
 from trd_cli.training.rounds import Earlier, Round, earlier_round
+from trd_cli.training.row_weights import NAME as ROW_WEIGHTS
 from trd_cli.training.state import clear_states
 from trd_cli.training.stored import NAME as EXAMPLES
 from trd_cli.training.stored import Examples
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from trd_cli.training.trainer import Trained
 
 # Files from before the first saved state: no work that another configuration would destroy.
-_SCRATCH = (LOG, "trd", EXAMPLES)
+_SCRATCH = (LOG, "trd", EXAMPLES, ROW_WEIGHTS)
 # Seconds. A network file system may take some to show a file that another machine has written.
 _VISIBLE_WITHIN = 5.0
 

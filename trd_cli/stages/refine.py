@@ -2,7 +2,7 @@
 
 OPD: a stronger model sees x. OPSD: the student's own weights see (x, y*). `rewrite`: it sees y_o too and writes y_r.
 `continue`: y_r is the beginning of y_o, and the teacher goes on from there, in the context in which it would write a
-response of its own.
+response of its own. `relay`: both write y_r in turns, the teacher in that context (see `relaying`).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from trd_cli.trajectories.stage_dir import StageDir
 
 # The columns of a rollout that its refined row is made from.
 _READ = (
-    *("trajectory_id", "round", "sample_index", "response", "prompt_token_ids", *PREFIX_OF),
+    *("trajectory_id", "round", "sample_index", "response", "prompt_token_ids", "finish_reason", *PREFIX_OF),
     *(field.name for field in fields(Problem)),
 )
 
@@ -49,6 +49,8 @@ def run(
     if not config.stream:
         sources.check(sets)
     refiner = Refiner(config, sets[0], backend_for(teacher_of(config, sets[0])))
+    if config.mode == "relay":
+        return _relay(config, sources, sets, refiner, backend_for(student_of(config, sets[0])), progress)
     if unread := refiner.rendering.unread(refiner.backend.tokenizer):
         progress.note(unread)
     read = sets[:1] if config.stream else sets
@@ -86,6 +88,50 @@ def run(
     return filler.outcome
 
 
+def _relay(
+    config: RefineConfig,
+    sources: Sources,
+    sets: Sequence[InputSet],
+    refiner: Refiner,
+    student: Backend,
+    progress: Progress,
+) -> Outcome:
+    """Relay the rollouts of the sets between the student and the refiner's teacher."""
+    from trd_cli.relaying.relays import Relays  # it loads torch
+
+    relays = Relays(config, sets, student, refiner.backend, progress)
+    stage_dir = StageDir(
+        *(config.out, "refine", refiner.identity(sets) | {"relay": relays.identity()}, config.record()),
+        inputs=[s.lineage() for s in sets],
+        about=refiner.about(),
+        part=config.part,
+        asked=config.deciding() | {"inputs": asked_of(sets)},
+    )
+    chosen = sources.ids(sets)
+    if config.dry_run:
+        progress.note(relays.preview(len(chosen), stage_dir.path))
+        return Outcome()
+    with stage_dir, ShardFiller(stage_dir, refiner.backend, config, progress, len(chosen)) as filler:
+        check_strangers(stage_dir.path, count_orphans(stage_dir.shards(), chosen))
+        stage_dir.expect(len(chosen))
+        del chosen
+        relayer = relays.relayer(stage_dir, refiner.own_prompt)
+        filler.fill(relayer.rows(lambda: sources.rows(sets, _READ)))
+        filler.end_of_plan()
+        relayer.add_to(filler.outcome)
+    progress.note(relayer.summary())
+    filler.outcome.check_errors(config.max_errors)
+    return filler.outcome
+
+
+def student_of(config: RefineConfig, source: InputSet) -> str:
+    """Return the name of the student that goes on in relays: as asked, or the model that wrote the rollouts.
+
+    Raises InputError where neither is known.
+    """
+    return config.student or _writer(source, "--student")
+
+
 def teacher_of(config: RefineConfig, source: InputSet) -> str:
     """Return the teacher's name: as asked, or for opsd the model that wrote the rollouts.
 
@@ -95,12 +141,17 @@ def teacher_of(config: RefineConfig, source: InputSet) -> str:
         return config.teacher
     if config.setting == "opd":
         raise InputError("--setting opd without --teacher", "a stronger model that refines", "add --teacher MODEL")
+    return _writer(source, "--teacher")
+
+
+def _writer(source: InputSet, option: str) -> str:
+    """Return the name of the model that wrote a set; raises InputError where the set does not tell it."""
     model = source.about.model
     if model is None:
         raise InputError(
             f"{source.directory} does not say which model wrote it",
             "run.json beside the shards",
-            "give --teacher MODEL",
+            f"give {option} MODEL",
         )
     return model
 
@@ -153,16 +204,21 @@ class Refiner:
             template = self._templates[rollout.task]
             error = _why_not(rollout, template)
             if self.continuer is not None:
-                yield from self._continued(self.continuer, rollout, template, error)
+                yield from self._continued(self.continuer, rollout)
             elif error is not None:
                 yield self._row(rollout, Prompt.nothing(template), error=error)
             else:
                 yield self._rewritten(rollout, template)
 
-    def _continued(
-        self, continuer: Continuer, rollout: Trajectory, template: Template, error: str | None
-    ) -> Iterator[Trajectory]:
-        prompt = Prompt.nothing(template) if error else Prompt.rendered(template, values_of(rollout), self._render)
+    def own_prompt(self, row: Trajectory) -> tuple[Prompt, str | None]:
+        """Return the prompt of a problem for a response of the teacher's own, or an empty one and the row's error."""
+        template = self._templates[row.task]
+        if error := _why_not(row, template):
+            return Prompt.nothing(template), error
+        return Prompt.rendered(template, values_of(row), self._render), None
+
+    def _continued(self, continuer: Continuer, rollout: Trajectory) -> Iterator[Trajectory]:
+        prompt, error = self.own_prompt(rollout)
         yield from continuer.rows(
             *(rollout, prompt),
             kind="refined",

@@ -23,8 +23,9 @@ class Example:
     """One trajectory to train on: two contexts and one response, as arrays of token ids (int32).
 
     `scored` are the positions in the response that count, by default all of them. `weights` (float32, above 0) are
-    theirs, by default 1 each. `parent_verdict` (the attempt's) only sorts the log. Any sequence of numbers becomes an
-    array; an array of the right type is not copied.
+    theirs, by default 1 each. `group` is a number that the rows of one problem with one verdict share, odd where they
+    are correct, 0 where verdicts do not matter; `row_weight` multiplies the row's loss. `parent_verdict` (the
+    attempt's) only sorts the log. Any sequence of numbers becomes an array; one of the right type is not copied.
     """
 
     trajectory_id: str
@@ -34,6 +35,8 @@ class Example:
     scored: np.ndarray = ()
     parent_verdict: str | None = None
     weights: np.ndarray = ()
+    group: int = 0
+    row_weight: float = 1.0
 
     def __post_init__(self) -> None:
         if not len(self.scored):
@@ -47,6 +50,11 @@ class Example:
     def weight(self) -> float:
         """Return the sum of the weights."""
         return float(self.weights.sum(dtype=np.float64))
+
+    @property
+    def correct(self) -> bool:
+        """Return True if the row is known to be correct."""
+        return self.group % 2 == 1
 
     @property
     def length(self) -> int:
@@ -80,7 +88,7 @@ class Side:
 class Batch:
     """Hold two sides aligned on N: position n of both predicts `response_N[n]`.
 
-    The token belongs to row `row_N[n]` and counts with weight `weights_N[n]`.
+    The token belongs to row `row_N[n]` and counts with weight `weights_N[n]`; `correct_N[n]` is True in correct rows.
     """
 
     student: Side
@@ -88,6 +96,7 @@ class Batch:
     response_N: torch.Tensor
     weights_N: torch.Tensor
     row_N: torch.Tensor
+    correct_N: torch.Tensor
 
     def to(self, device: torch.device) -> Batch:
         return Batch(
@@ -96,6 +105,7 @@ class Batch:
             self.response_N.to(device),
             self.weights_N.to(device),
             self.row_N.to(device),
+            self.correct_N.to(device),
         )
 
 
@@ -107,7 +117,8 @@ class Weighting:
 
     token: w / (sum of all w of the step)
 
-    w is the own weight of a scored token, 1 where a row has none; other tokens do not count.
+    w is the own weight of a scored token, 1 where a row has none; other tokens do not count. The weight of a whole row
+    multiplies its loss and enters no sum: over a round, such weights have a mean of one.
     """
 
     reduction: Literal["sequence", "token"]
@@ -121,7 +132,7 @@ class Weighting:
     def of_tokens(self, example: Example) -> np.ndarray:
         """Return the weights of a row's scored tokens, float64."""
         whole = self.weight if self.reduction == "token" else example.weight * self.trajectories
-        return example.weights / np.float64(whole)
+        return example.weights * (example.row_weight / np.float64(whole))
 
 
 def collate(examples: Sequence[Example], weighting: Weighting | None) -> Batch:
@@ -137,6 +148,7 @@ def collate(examples: Sequence[Example], weighting: Weighting | None) -> Batch:
         torch.from_numpy(np.concatenate([e.response_ids[e.scored] for e in examples]).astype(np.int64)),
         torch.from_numpy(np.concatenate(weights).astype(np.float32)),
         torch.from_numpy(np.repeat(np.arange(len(examples)), scored_B)),
+        torch.from_numpy(np.repeat([e.correct for e in examples], scored_B)),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
@@ -92,6 +93,8 @@ class Contexts:
         """Return the row as an example, or the reason to leave it out."""
         if row.error is not None or row.response_token_ids is None:
             return "no response"
+        if self._config.reads_verdicts and row.verdict not in ("correct", "incorrect"):
+            return f"no verdict of correct or incorrect ({row.verdict or 'not graded'}), which {_reader(self._config)} needs"
         if unfit := unfit_for_response(row):
             return f"{', '.join(unfit)} do not go with the response tokens"
         response_ids, weights = self._response(row)
@@ -120,7 +123,8 @@ class Contexts:
             return unknown
         self._cut.update(teachers.cut)
         ids = (students, teachers.token_ids, response_ids)
-        return Example(row.trajectory_id, *ids, scored, verdict, weights[scored])
+        group = group_of(row) if self._config.reads_verdicts else 0
+        return Example(row.trajectory_id, *ids, scored, verdict, weights[scored], group)
 
     def _response(self, row: Trajectory) -> tuple[np.ndarray, np.ndarray]:
         """Return the ids as sampled (int32) and the weight of each (float32), at most --max-response-tokens of them.
@@ -153,6 +157,17 @@ class Contexts:
                 weights[:kept], weights[-1]
             )
         return ids, weights
+
+
+def group_of(row: Trajectory) -> int:
+    """Return the number that a graded row shares with those of its problem and verdict: odd if correct, never 0."""
+    number = int.from_bytes(hashlib.blake2b(row.problem_id.encode(), digest_size=7).digest())
+    return 2 * (number + 1) + (row.verdict == "correct")
+
+
+def _reader(config: DistillConfig) -> str:
+    """Return the flag that makes a training read verdicts."""
+    return flag("correct_objective" if config.correct_objective else "row_weights")
 
 
 def shown(example: Example, tokenizer: Tokenizer) -> str:

@@ -95,7 +95,7 @@ def logits_off(model: nn.Module, compute: torch.dtype) -> float:
     """Return how far head · hidden state is from the model's own logits on a few ids, as a share of the largest one."""
     side = Side(torch.arange(8)[None], torch.arange(8)).to(head_of(model).device)
     autocast = torch.autocast(side.ids_BL.device.type, compute, enabled=compute != torch.float32)
-    with _as_it_answers(model), autocast:
+    with as_it_answers(model), autocast:
         own_NV = base_of(model)(input_ids=side.ids_BL, use_cache=False).logits[0]
         found_NV = response_states(model, side, compute) @ head_of(model).to(compute).T
     return ((found_NV - own_NV).abs().max() / own_NV.abs().max()).item()
@@ -225,7 +225,7 @@ class AdapterOff(Teacher):
 
     @contextmanager
     def weights(self, student: nn.Module) -> Iterator[nn.Module]:
-        with _as_it_answers(student), student.disable_adapter():
+        with as_it_answers(student), student.disable_adapter():
             yield student
 
 
@@ -243,7 +243,7 @@ class Snapshot(Teacher):
 
     @contextmanager
     def weights(self, student: nn.Module) -> Iterator[nn.Module]:
-        with _as_it_answers(student):
+        with as_it_answers(student):
             self._swap(student)
             try:
                 yield student
@@ -299,7 +299,7 @@ def _trained(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 
 
 @contextmanager
-def _as_it_answers(model: nn.Module) -> Iterator[None]:
+def as_it_answers(model: nn.Module) -> Iterator[None]:
     """Switch dropout off while the block lasts."""
     training = model.training
     model.eval()
@@ -356,6 +356,7 @@ class DistillStep(nn.Module):
             batch.weights_N,
             self.objective,
             self.temperature,
+            correct_N=batch.correct_N,
         )
         self.teacher.release()
         return found

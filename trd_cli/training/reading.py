@@ -37,7 +37,7 @@ _SHARED = (
 )
 _OF_SAMPLING = ("temperature", "top_p", "top_k")
 _ALWAYS = (
-    *("trajectory_id", "parent_id", "stage", "setting", "task", "finish_reason", "verdict", "error"),
+    *("trajectory_id", "problem_id", "parent_id", "stage", "setting", "task", "finish_reason", "verdict", "error"),
     *("prompt_token_ids", "student_prompt_token_ids", "response_token_ids", "author", "token_weight"),
 )
 _TEXTS = ("problem", "reference_answer", "reference_solution", "messages", "prompt_sha256", "response")

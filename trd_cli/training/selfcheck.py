@@ -83,7 +83,13 @@ class _Itself(Teacher):
 def _same_context(
     step: DistillStep, rows: Sequence[Example], weighting: Weighting, device: torch.device, switch: int | None
 ) -> list[Check]:
-    """Check that a teacher with the student's weights and context has nothing to teach, even if its padding differs."""
+    """Check that a teacher with the student's weights and context has nothing to teach, even if its padding differs.
+
+    Rows whose objective reads no teacher are left out.
+    """
+    rows = [row for row in rows if step.objective.vanishes(row.correct)]
+    if not rows:
+        return []
     itself = DistillStep(step.student, _Itself(), step.objective, step.compute, step.temperature)
     # A further, longer row on the teacher's side shifts and pads the others, as contexts of their own would.
     same = [replace(e, teacher_prompt=e.student_prompt) for e in rows]
@@ -113,6 +119,7 @@ def _chunked_against_dense(step: DistillStep, batch: Batch, objective: Objective
 
     The latter are computed in float64 from the logits on, with autograd's own gradient.
     """
+    correct_N = batch.correct_N[:_POSITIONS]
     with torch.no_grad(), step.teacher.weights(step.student) as teacher:
         teacher_NE = response_states(teacher, batch.teacher, step.compute)[:_POSITIONS]
         teacher_head_VE = head_of(teacher).detach()
@@ -120,15 +127,15 @@ def _chunked_against_dense(step: DistillStep, batch: Batch, objective: Objective
     head_VD, response_N = head_of(step.student).detach(), batch.response_N[:_POSITIONS]
     weights_N = torch.full_like(batch.weights_N[:_POSITIONS], 1 / len(response_N))
     chunked_ND, dense_ND = (student_ND.clone().requires_grad_() for _ in range(2))
-    chunked, _ = fused_divergence(
-        chunked_ND, head_VD, teacher_NE, teacher_head_VE, response_N, weights_N, objective, step.temperature, chunk=24
-    )
+    fixed = (teacher_NE, teacher_head_VE, response_N, weights_N, objective, step.temperature)
+    chunked, _ = fused_divergence(chunked_ND, head_VD, *fixed, chunk=24, correct_N=correct_N)
     v = min(len(head_VD), len(teacher_head_VE))
     students_NV, teachers_NV = (
         (states_N @ head[:v].to(step.compute).T).double() / step.temperature
         for states_N, head in ((dense_ND, head_VD), (teacher_NE, teacher_head_VE))
     )
-    scores = objective(Distribution.of_logits(students_NV), Distribution.of_logits(teachers_NV), response_N)
+    sides = (Distribution.of_logits(x) for x in (students_NV, teachers_NV))
+    scores = objective(*sides, response_N, correct_N)
     dense = (scores.value_C * weights_N).sum()
     chunked.backward()
     if objective.gradient_is_of_value:

@@ -36,8 +36,11 @@ _WEIGHT = np.dtype("<f4")
 # Student's prompt, teacher's prompt, response, and the code of what follows it, see `_following`.
 _PARTS = 4
 _ALL_SCORED = -1
-# The columns of the index: names, starts, lengths, verdicts.
-_NO_ROWS = (np.array([], np.bytes_), np.array([], "<i8"), np.zeros((0, _PARTS), _ID), np.array([], np.int8))
+# The columns of the index: names, starts, lengths, groups, verdicts.
+_NO_ROWS = (
+    *(np.array([], np.bytes_), np.array([], "<i8"), np.zeros((0, _PARTS), _ID)),
+    *(np.array([], "<i8"), np.array([], np.int8)),
+)
 _ROWS_AT_ONCE = 4096
 
 
@@ -53,7 +56,7 @@ class Examples(Sequence[Example]):
         self._file = file
         self._ids, columns, self.about = _mapped(file)
         self._names, self._starts, self._verdicts = (columns[name] for name in ("name", "start", "verdict"))
-        self._lengths = columns["lengths"].reshape(-1, _PARTS)
+        self._lengths, self._groups = columns["lengths"].reshape(-1, _PARTS), columns["group"]
         self.digest: str = self.about["digest"]
 
     @classmethod
@@ -61,7 +64,7 @@ class Examples(Sequence[Example]):
         """Return the examples in a file, or None if there is no such file or it is not whole."""
         try:
             return cls(open(path, "rb"))  # noqa: SIM115: it stays open for `is_whole`
-        except (OSError, ValueError):
+        except (OSError, ValueError, KeyError):  # KeyError: of another version
             return None
 
     @classmethod
@@ -84,7 +87,7 @@ class Examples(Sequence[Example]):
 
     def is_whole(self) -> bool:
         """Return True if all bytes that are trained on are those that were written. The whole file is read."""
-        columns = (self._names, self._starts, self._lengths)
+        columns = (self._names, self._starts, self._lengths, self._groups)
         if _sum_of(*columns, self._verdicts) != self.about["index_sum"]:
             return False
         try:
@@ -111,6 +114,7 @@ class Examples(Sequence[Example]):
             self._ids[end:weights],
             None if verdict < 0 else self.about["verdicts"][verdict],
             self._ids[weights : weights + weighted].view(_WEIGHT),
+            int(self._groups[i]),
         )
 
     @property
@@ -135,7 +139,7 @@ class ExampleWriter:
         following, last = _to_follow(example)
         verdict = example.parent_verdict
         code = -1 if verdict is None else self._verdicts.setdefault(verdict, len(self._verdicts))
-        self._recent.append((example.trajectory_id.encode(), self._at, (*map(len, parts), last), code))
+        self._recent.append((example.trajectory_id.encode(), self._at, (*map(len, parts), last), example.group, code))
         ids = np.concatenate([part.astype(_ID) for part in parts] + following)
         self._write(ids)
         self._at += len(ids)
@@ -145,9 +149,9 @@ class ExampleWriter:
     def _compact(self) -> None:
         """Turn the entries of the last rows into arrays."""
         if self._recent:
-            names, starts, lengths, verdicts = zip(*self._recent, strict=True)
-            columns = (np.array(names), np.array(starts, "<i8"), np.array(lengths, _ID), np.array(verdicts, np.int8))
-            self._pieces.append(columns)
+            names, starts, lengths, groups, verdicts = zip(*self._recent, strict=True)
+            columns = (np.array(names), np.array(starts, "<i8"), np.array(lengths, _ID))
+            self._pieces.append((*columns, np.array(groups, "<i8"), np.array(verdicts, np.int8)))
             self._recent = []
 
     def finish(self, about: Mapping[str, Any]) -> Examples:
@@ -157,15 +161,16 @@ class ExampleWriter:
         self._pieces = []
         # Training must not depend on the order in which rows finished and entered the shards.
         order = np.argsort(names, kind="stable")
-        names, (starts, lengths, verdicts) = names[order], (column[order] for column in others)
+        names, (starts, lengths, groups, verdicts) = names[order], (column[order] for column in others)
         self._flush()
-        digest = _digest(self._file, names, starts, lengths)
+        digest = _digest(self._file, names, starts, lengths, groups)
         places, at = {"ids": [_ID.str, 0, self._at]}, self._at * _ID.itemsize
-        for name, column in {"name": names, "start": starts, "lengths": lengths, "verdict": verdicts}.items():
+        columns = {"name": names, "start": starts, "lengths": lengths, "group": groups, "verdict": verdicts}
+        for name, column in columns.items():
             places[name] = [column.dtype.str, at, column.size]
             at += column.nbytes
             self._write(column)
-        kinds = {"verdicts": [*self._verdicts], "index_sum": _sum_of(names, starts, lengths, verdicts)}
+        kinds = {"verdicts": [*self._verdicts], "index_sum": _sum_of(*columns.values())}
         text = json.dumps(with_checksum({**about, "digest": digest, **kinds, "places": places})).encode()
         self._write(text + len(text).to_bytes(_LENGTH))
         self._flush()
@@ -233,14 +238,16 @@ def _mapped(file: IO[bytes]) -> tuple[np.ndarray, dict[str, np.ndarray], dict[st
     return columns.pop("ids"), columns, about
 
 
-def _digest(file: IO[bytes], names: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> str:
+def _digest(file: IO[bytes], names: np.ndarray, starts: np.ndarray, lengths: np.ndarray, groups: np.ndarray) -> str:
     """Return a digest of all that is trained on. The attempts' verdicts only sort the log.
 
     The file is read and not mapped: its pages would count as memory of this process.
     """
     digest = hashlib.sha256()
-    for name, start, (*parts, code) in _rows(names, starts, lengths):
+    for name, start, (*parts, code), group in _rows(names, starts, lengths, groups):
         digest.update(name)
+        if group:
+            digest.update(group.to_bytes(8))
         following = [count for count in _following(code) if count]
         stored = sum(parts) + sum(following)
         ids = memoryview(os.pread(file.fileno(), stored * _ID.itemsize, start * _ID.itemsize)).cast("i")
@@ -251,10 +258,10 @@ def _digest(file: IO[bytes], names: np.ndarray, starts: np.ndarray, lengths: np.
     return digest.hexdigest()[:16]
 
 
-def _rows(names: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> Iterator[tuple[bytes, int, list[int]]]:
-    for at in range(0, len(names), _ROWS_AT_ONCE):
-        some = slice(at, at + _ROWS_AT_ONCE)
-        yield from zip(names[some].tolist(), starts[some].tolist(), lengths[some].tolist(), strict=True)
+def _rows(*columns: np.ndarray) -> Iterator[tuple[Any, ...]]:
+    """Yield the entries of columns row by row, as Python's own values."""
+    for at in range(0, len(columns[0]), _ROWS_AT_ONCE):
+        yield from zip(*(column[at : at + _ROWS_AT_ONCE].tolist() for column in columns), strict=True)
 
 
 def _cut(ids: memoryview, lengths: Sequence[int]) -> Iterator[memoryview]:

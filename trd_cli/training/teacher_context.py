@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 
 from trd_cli.config.training import DistillConfig
-from trd_cli.prompting.rendering import Rendering, template_for, values_of
+from trd_cli.prompting.rendering import Rendering, template_for, template_that_made, values_of
 from trd_cli.prompting.templates import Template
 from trd_cli.prompting.tokens import Tokenizer, fit_attempt
 from trd_cli.records import Trajectory
@@ -35,6 +35,7 @@ class TeacherPrompts:
         """`limit` is the most tokens a row may have, its response included."""
         self._config, self._rendering, self._tokenizer, self._limit = config, rendering, tokenizer, limit
         self._template = cache(lambda setting, task, along: template_for(config, setting, task, along))
+        self._stored_by = cache(partial(template_that_made, config))
 
     def prompt_of(self, row: Trajectory, response_tokens: int) -> TeacherPrompt | str | None:
         """Return the prompt of a row, with room for its response, or why there is none.
@@ -53,10 +54,13 @@ class TeacherPrompts:
             return too_long
         if row.problem is None:
             return None
-        template = self._template(setting, row.task, row.stage)
-        attempt = _attempt_in(row, template) if is_stored else row.response or ""
-        if attempt is None:
-            return f"{too_long}, and the template that made the context is not at hand (--prompt) to cut it"
+        if is_stored:
+            template = self._stored_by(setting, row.task, row.prompt_sha256)
+            attempt = None if template is None else _attempt_in(row, template)
+            if attempt is None:
+                return f"{too_long}, and the template that made the context is not at hand (--prompt) to cut it"
+        else:
+            template, attempt = self._template(setting, row.task, row.stage), row.response or ""
         values = values_of(row, attempt)
         ids = self._rendering.token_ids(self._tokenizer, template.render(values))
         if len(ids) <= room:
@@ -89,12 +93,10 @@ def too_long_for(limit: int, what: str) -> str:
 
 
 def _attempt_in(row: Trajectory, template: Template) -> str | None:
-    """Return the attempt as the stored prompt shows it, or None where another template made that prompt.
+    """Return the attempt as the stored prompt of this template shows it, "" where it shows none.
 
-    It may be shorter than what the student wrote.
+    It may be shorter than what the student wrote. Return None for a prompt that the template does not make.
     """
-    if template.sha256 != row.prompt_sha256:
-        return None
     content = row.messages[0]["content"]
     before, _, after = template.render(values_of(row, _MARK))[0]["content"].partition(_MARK)
     fits = len(before) + len(after) <= len(content) and content.startswith(before) and content.endswith(after)

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -26,8 +27,8 @@ from trd_cli.interrupts import stop_signals
 from trd_cli.losses.objectives import Objective
 from trd_cli.models import EMA, ModelRef
 from trd_cli.progress import Progress
-from trd_cli.training import LOG
-from trd_cli.training.batches import Example, Weighting, collate, split_step
+from trd_cli.training import LOG, row_weights
+from trd_cli.training.batches import Example, Split, Weighting, collate, split_step
 from trd_cli.training.checkpoints import dtype_to_save, rehearse, save_model
 from trd_cli.training.figures import StepFigures
 from trd_cli.training.model import (
@@ -37,6 +38,7 @@ from trd_cli.training.model import (
     Snapshot,
     Teacher,
     allow_checkpointing,
+    as_it_answers,
     check_logits,
     compute_dtype,
     load,
@@ -89,7 +91,8 @@ def rate_at(done: int, total: int, warmup_ratio: float, min_ratio: float) -> flo
 def objective_of(config: DistillConfig) -> Objective:
     """Return the objective that the options describe."""
     own = {name: getattr(config, name) for name in OWN_OPTIONS}
-    return Objective(config.objective, clip_entry=config.clip_entry, clip_position=config.clip_position, **own)
+    clips = {"clip_entry": config.clip_entry, "clip_position": config.clip_position}
+    return Objective(config.objective, of_correct=config.correct_objective, **clips, **own)
 
 
 class Trainer:
@@ -200,6 +203,8 @@ class Trainer:
         if config.tracker:
             accelerator.init_trackers("trd", config={k: str(v) for k, v in config.record().items()})
         try:
+            if config.weighs_rows and len(examples):
+                examples = self._weighed(examples, trained, progress)
             with _Signals(progress) as signals:
                 for number, chosen in whole.numbered(config.seed, self._passes_before, trained.steps):
                     rows = [examples[i] for i in chosen]
@@ -221,6 +226,29 @@ class Trainer:
         self._probe = self._ids_to_prove(examples)
         return trained
 
+    def _weighed(self, examples: Sequence[Example], trained: Trained, progress: Progress) -> Sequence[Example]:
+        """Return the examples with the weights of their rows, those that the round began with.
+
+        Raises DamagedFile where steps have been made with weights that are gone.
+        """
+        path = self._directory / row_weights.NAME
+        weights = self._of_main(row_weights.read(path, examples) if self._is_main else None)
+        if weights is None and trained.steps:
+            raise DamagedFile(
+                f"{path} is gone or damaged", "the weights that the round began with", "train into another --out"
+            )
+        if weights is None:
+            with as_it_answers(self._student):
+                nll = row_weights.mean_nll(self._model, examples, self._split, self._accelerator)
+            groups = np.array([example.group for example in examples])
+            weights = row_weights.weights_of(nll, groups, self._config.weight_temperature)
+            self._on_main(lambda: row_weights.write(path, examples, nll, weights))
+        progress.note(row_weights.said(weights, examples))
+        return row_weights.Weighed(examples, weights)
+
+    def _split(self, rows: Sequence[Example]) -> Split:
+        return split_step(rows, self._config.max_tokens_per_batch, self._accelerator.num_processes, self.switches)
+
     def _ids_to_prove(self, examples: Sequence[Example]) -> Sequence[int]:
         """Return the ids of the checkpoint's probe: of the first row or, without rows, those of the earlier round."""
         if len(examples):
@@ -241,7 +269,7 @@ class Trainer:
         rate = config.learning_rate * rate_at(number, self._round.total, config.warmup_ratio, config.min_lr_ratio)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        split = split_step(rows, config.max_tokens_per_batch, self._accelerator.num_processes, self.switches)
+        split = self._split(rows)
         figures = self._gathered(self._accumulate(rows, split.mine(self._accelerator.process_index)))
         norm = self._clip_gradients()
         self._check(number + 1, figures.loss, norm, rows, trained)
@@ -414,11 +442,15 @@ class Trainer:
 
     def _all_agree(self, decision: bool) -> bool:
         """Return the main process's decision: clocks and signals differ between processes, but all must act alike."""
+        return self._of_main(decision)
+
+    def _of_main(self, value: Any) -> Any:
+        """Return the main process's value on all processes."""
         if self._accelerator.num_processes == 1:
-            return decision
+            return value
         from accelerate.utils import broadcast_object_list
 
-        return broadcast_object_list([decision])[0]
+        return broadcast_object_list([value])[0]
 
     def save(self) -> None:
         """Write the trained student as a model directory."""
@@ -455,10 +487,7 @@ class Trainer:
                 work()
             except TrdError as error:
                 failure = error
-        if self._accelerator.num_processes > 1:
-            from accelerate.utils import broadcast_object_list
-
-            failure = broadcast_object_list([failure])[0]
+        failure = self._of_main(failure)
         if failure is not None:
             raise failure
 

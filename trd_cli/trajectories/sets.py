@@ -161,11 +161,11 @@ def parent_frame(each: InputSet, parents: Sequence[str] = (), columns: Sequence[
     from trd_cli.trajectories.selection import pl
 
     columns = list(dict.fromkeys(["trajectory_id", *columns]))
-    if each.record.get("command") == "sample":
+    if each.record.get("command") == "sample" and not each.record.get("inputs"):
         raise InputError(
-            f"{each.directory} holds rollouts, which have no parents",
-            "refined rows",
-            "give the set that trd refine made",
+            f"{each.directory} holds rollouts from problems, which have no parents",
+            "rows that were made from others",
+            "give the set that trd refine or trd sample --from made",
         )
     tables = [
         read_table(path, columns) for directory in parent_directories(each, parents) for path in list_shards(directory)

@@ -1,0 +1,119 @@
+"""Weights of rows, from what both models find of them when the round begins (SCOPE, arXiv 2604.10688, section 3.2).
+
+    PPL = exp(−mean log π(y_t | y_<t))        correct rows: w ∝ PPL_student^(1/τ)        others: w ∝ PPL_teacher^(−1/τ)
+
+Within a group, the rows of one problem with one verdict, the weights of the paper sum to one. Here all of them are
+scaled by rows / groups, so that their mean over the round's rows is one and the learning rate keeps its meaning.
+
+Not covered: weights that follow the student within a round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import torch
+from pyarrow import parquet
+
+from trd_cli.atomic import replacing
+from trd_cli.errors import counted
+from trd_cli.training.batches import Example, Split, collate
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from torch import nn
+
+# The file's name in the output directory, where it stays.
+NAME = "row_weights.parquet"
+_ROWS_AT_ONCE = 512
+
+
+class Weighed(Sequence[Example]):
+    """The examples, each with the weight of its row."""
+
+    def __init__(self, examples: Sequence[Example], weights: np.ndarray) -> None:
+        self._examples, self._weights = examples, weights
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    def __getitem__(self, i: int) -> Example:
+        return replace(self._examples[i], row_weight=float(self._weights[i]))
+
+
+def weights_of(nll: np.ndarray, groups: np.ndarray, temperature: float) -> np.ndarray:
+    """Return the weight of each row (rows,), float64, with a mean of one.
+
+    `nll` (rows, 2) has the means of −log p of student and teacher, `groups` (rows,) the rows' groups, as in `Example`.
+    """
+    score = np.where(groups % 2 == 1, nll[:, 0], -nll[:, 1]) / temperature
+    names, group = np.unique(groups, return_inverse=True)
+    best = np.full(len(names), -np.inf)
+    np.maximum.at(best, group, score)
+    share = np.exp(score - best[group])
+    return share / np.bincount(group, share)[group] * (len(groups) / len(names))
+
+
+def mean_nll(
+    model: nn.Module, examples: Sequence[Example], split: Callable[[Sequence[Example]], Split], accelerator: Accelerator
+) -> np.ndarray:
+    """Return the mean −log p of student and teacher along each row (rows, 2), float64, on all processes.
+
+    `model` is a prepared `DistillStep`; `split` cuts rows into micro-batches. Tokens count by their own weights.
+    """
+    found = np.zeros((len(examples), 2))
+    for first in range(0, len(examples), _ROWS_AT_ONCE):
+        rows = [examples[i] for i in range(first, min(first + _ROWS_AT_ONCE, len(examples)))]
+        place = {id(row): number for number, row in enumerate(rows, first)}
+        for group in split(rows).mine(accelerator.process_index):
+            batch = collate(group or [min(rows, key=lambda e: e.tokens)], None)
+            with torch.no_grad():
+                figures = model(batch.to(accelerator.device))[1]
+            nll_2N = torch.stack([figures.student_nll, figures.teacher_nll]).cpu().double().numpy()
+            ends = np.cumsum([len(row.scored) for row in group])
+            for row, end in zip(group, ends, strict=True):
+                found[place[id(row)]] = np.average(nll_2N[:, end - len(row.scored) : end], axis=1, weights=row.weights)
+    if accelerator.num_processes > 1:
+        # A row is scored by one process and 0 in the others.
+        found = accelerator.reduce(torch.from_numpy(found).to(accelerator.device)).cpu().numpy()
+    return found
+
+
+def write(path: Path, examples: Sequence[Example], nll: np.ndarray, weights: np.ndarray) -> None:
+    """Write a row for each example: its id, verdict, both perplexities, and its weight."""
+    with np.errstate(over="ignore"):
+        student, teacher = np.exp(nll).T
+    columns = {
+        "trajectory_id": [example.trajectory_id for example in examples],
+        "correct": [example.correct for example in examples],
+        "student_perplexity": student,
+        "teacher_perplexity": teacher,
+        "weight": weights,
+    }
+    with replacing(path) as file:
+        parquet.write_table(pa.table(columns), file)
+
+
+def read(path: Path, examples: Sequence[Example]) -> np.ndarray | None:
+    """Return the weights in a file that `write` has written for these examples, or None if there is no such file."""
+    try:
+        table = parquet.read_table(path, columns=["trajectory_id", "weight"])
+    except (OSError, pa.ArrowException):
+        return None
+    if table["trajectory_id"].to_pylist() != [example.trajectory_id for example in examples]:
+        return None
+    return table["weight"].to_numpy()
+
+
+def said(weights: np.ndarray, examples: Sequence[Example]) -> str:
+    """Describe the weights in a line."""
+    correct = sum(example.correct for example in examples)
+    told = f"weighed {counted(len(weights), 'row')}, {correct} of them correct, from {weights.min():.3g} to {weights.max():.3g}"
+    if len(set(weights.tolist())) == 1:
+        told += ": no problem has two rows of one verdict"
+    return told
