@@ -120,10 +120,11 @@ def test_perplexities_are_of_rows_and_the_gap_is_the_mean_log_ratio() -> None:
 
 
 def test_fragments_are_the_tenths_shares_of_a_rows_distance() -> None:
-    found = gathered(part([{"l2": [1.0] * 10}, {"l2": [0.0] * 9 + [2.0]}, {"l2": [0.0] * 10}]))
-    # The third row has no distance at all.
+    twelve = [0.0] * 10 + [2.0, 2.0]
+    found = gathered(part([{"l2": [1.0] * 15}, {"l2": twelve}, {"l2": [0.0] * 10}, {"l2": [1.0] * 9}]))
+    # Tenths of one place and of two count alike. The third row has no distance, the fourth not all tenths.
     assert figure(found, "fragmentation", tenth=1).value == pytest.approx(0.05)
-    assert figure(found, "fragmentation", tenth=10).value == pytest.approx(0.55)
+    assert figure(found, "fragmentation", tenth=10).value == pytest.approx(0.3)
     assert figure(found, "fragmentation", tenth=10).rows == 2
 
 
@@ -275,3 +276,9 @@ def test_what_is_not_finite_is_left_out() -> None:
     found = gathered(part([{"overlap_advantage": [math.nan, 2.0]}, {"overlap_advantage": [math.nan]}]))
     assert figure(found, "overlap_advantage").value == 2.0
     assert figure(found, "overlap_advantage").rows == 1
+
+
+def test_rows_without_a_position_have_no_figure_of_positions() -> None:
+    found = gathered(part([{"verdict": INCORRECT}, {}]))
+    assert {e.figure for e in found.estimates()} >= {"finished", "truncated"}
+    assert figure(found, "fragmentation", tenth=1) is None

@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 from click.testing import Result
 from support.pair import ID, build_pair, write_problems_of_pair
-from support.rows import rollout
+from support.rows import refined_row
+from support.sets import by_id, rows_of
 from support.tiny import write_bare_model
 
 from trd_cli.diagnosis.continuations import cut_rows, read_cuts, recovery_figures
 from trd_cli.diagnosis.recovery import Continued, Prefix, quartiles, rates
 from trd_cli.models import resolve_model
 from trd_cli.records import Trajectory, authors_of, token_array
-from trd_cli.trajectories.sets import iter_selected, open_sets
 from trd_cli.trajectories.shards import list_shards, read_rows, write_shard
 
 Trd = Callable[..., Result]
@@ -87,9 +87,7 @@ def test_rows_are_cut_at_the_line_break_nearest_to_each_share(tmp_path: Path) ->
     # A token a character. Breaks end at 3, 7 and 12 of 14; the shares are at 3, 6, 8 and 11.
     ids = token_array([*tokenizer.encode("aa\nbbb\ncccc\ndd"), *tokenizer.eos_ids])
     plain = token_array(tokenizer.encode("0123456789"))
-    rows = [
-        replace(rollout(), trajectory_id=name, response_token_ids=each) for name, each in (("a", ids), ("b", plain))
-    ]
+    rows = [refined_row(0, trajectory_id=name, response_token_ids=each) for name, each in (("a", ids), ("b", plain))]
     found = [(name, share, tokens) for name, _, share, tokens in cut_rows(rows, (0.2, 0.4, 0.6, 0.8), tokenizer)]
     assert found[:4] == [("a", 0.2, 3), ("a", 0.4, 7), ("a", 0.6, 7), ("a", 0.8, 12)]
     assert [tokens for *_, tokens in found[4:]] == [2, 4, 6, 8], "without a break at the share itself"
@@ -113,17 +111,12 @@ def world(tmp_path_factory: pytest.TempPathFactory, ok: Trd) -> Path:
     return world
 
 
-def continued(directory: Path) -> list[Trajectory]:
-    return [row for path in list_shards(directory) for row in read_rows(path)]
-
-
 def wrong(world: Path) -> dict[str, Trajectory]:
-    rows = iter_selected(open_sets([str(world / "y_o")]))
-    return {row.trajectory_id: row for row in rows if row.verdict == "incorrect"}
+    return {name: row for name, row in by_id(world / "y_o").items() if row.verdict == "incorrect"}
 
 
 def test_the_teacher_goes_on_from_the_very_tokens_of_wrong_rows_and_turns_back_where_it_would(world: Path) -> None:
-    rows, parents = continued(world / "d" / "recovery" / "teacher"), wrong(world)
+    rows, parents = by_id(world / "d" / "recovery" / "teacher").values(), wrong(world)
     assert {row.parent_id for row in rows} == {*parents}
     for row in rows:
         kept = row.prefix_tokens
@@ -132,11 +125,10 @@ def test_the_teacher_goes_on_from_the_very_tokens_of_wrong_rows_and_turns_back_w
         turns_back = row.response_token_ids[kept - 1] != ID["worse"]
         assert (row.verdict == "correct") == turns_back, row.response
     assert {row.verdict for row in rows} == {"correct", "incorrect"}
-    assert len({row.trajectory_id for row in rows}) == len(rows)
 
 
 def test_the_student_goes_on_in_its_own_context_and_is_wrong_again(world: Path) -> None:
-    rows, parents = continued(world / "d" / "recovery" / "student"), wrong(world)
+    rows, parents = rows_of(world / "d" / "recovery" / "student"), wrong(world)
     assert all(row.prompt_token_ids == parents[row.parent_id].prompt_token_ids for row in rows)
     assert {(row.stage, row.verdict, row.author) for row in rows} == {("rollout", "incorrect", None)}
 
@@ -174,7 +166,7 @@ def test_the_rates_are_in_the_results_with_their_intervals_over_problems(world: 
 def test_a_recovery_that_was_killed_goes_on_with_what_is_missing(world: Path, tmp_path: Path, ok: Trd) -> None:
     shutil.copytree(world / "d", tmp_path / "d")
     teacher = tmp_path / "d" / "recovery" / "teacher"
-    before = {row.trajectory_id: row for row in continued(teacher)}
+    before = by_id(teacher)
     first, second, *others = list_shards(teacher)
     # As a kill leaves a set: a shard not written, one not graded, and those after them untouched.
     ungraded = dict.fromkeys(("verdict", "extracted_answer", "grader", "grader_version", "verdict_detail"))
@@ -183,7 +175,7 @@ def test_a_recovery_that_was_killed_goes_on_with_what_is_missing(world: Path, tm
     first.unlink()
     kept = {path: path.read_bytes() for path in others}
     ok("diagnose", world / "y_o", "-t", world / "teacher", *RECOVER, "--shard-rows", 12, "--out", tmp_path / "d")
-    after = {row.trajectory_id: row for row in continued(teacher)}
+    after = by_id(teacher)
     assert after == before
     assert {path: path.read_bytes() for path in others} == kept
     assert recovery_figures(tmp_path / "d") == recovery_figures(world / "d")
@@ -192,10 +184,10 @@ def test_a_recovery_that_was_killed_goes_on_with_what_is_missing(world: Path, tm
 def test_continuations_are_an_ordinary_set(world: Path, tmp_path: Path, ok: Trd) -> None:
     shutil.copytree(world / "d", tmp_path / "d")
     teacher = tmp_path / "d" / "recovery" / "teacher"
-    count = len(continued(teacher))
+    count = len(rows_of(teacher))
     assert ok("status", teacher).stdout.split("\t")[1:4] == ["refine", "complete", str(count)]
     assert "0 verdicts changed" in ok("verify", "--regrade", teacher, "--workers", 1).stderr
-    row = continued(teacher)[0]
+    row = rows_of(teacher)[0]
     shown = ok("show", teacher, "--id", row.trajectory_id).stdout
     assert row.trajectory_id in shown
     assert "teacher" in shown

@@ -26,6 +26,7 @@ from trd_cli.report.plots import plots
 from trd_cli.report.reader.formulas import formulas, mathml
 from trd_cli.report.reader.page import inline_svg, write_page
 from trd_cli.report.reader.trajectories import trajectories
+from trd_cli.trajectories.run_json import write_run_json
 from trd_cli.trajectories.shards import list_shards, shard_path, write_shard
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -491,6 +492,54 @@ def test_going_from_mark_to_mark_begins_anew_with_each_trajectory(reader: Reader
         reader.until(f"return document.getElementById('detail').dataset.id !== '{before}'")
         reader.press("n")
         assert reader.js(first)
+
+
+@pytest.fixture(scope="module")
+def relayed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a page on a refined row that both models wrote, and on one with tokens that do not spell its text."""
+    directory = tmp_path_factory.mktemp("relayed")
+    code = trajectory("code", 1, task="code", response=BEFORE)
+    ids = list(AFTER.encode())
+    at = AFTER.index("Then")
+    mixed = {"response_token_ids": ids, "author": [0] * at + [1] * (len(ids) - at)}
+    other = trajectory("other", 2, response="Two.")
+    refined = [refined_to(code, "code r", AFTER, **mixed), refined_to(other, "other r", "Three 👍.", **mixed)]
+    sets = write_sets(directory, list(zip((code, other), refined, strict=True)))
+    about = {"model": "scripted", "tokenizer": "bytes"}
+    write_run_json(sets[1].path, {"format": "trd-run-1", "command": "refine", "digest": "0", "about": about})
+    path = directory / "report.html"
+    write_page(path, report_data(directory, sets), {}, trajectories(sets))
+    return path
+
+
+def test_the_parts_of_two_authors_are_marked_by_sign_and_colour(driver: Any, relayed: Path) -> None:
+    reader = Reader(driver, relayed)
+    for scheme in ("light", "dark"):
+        reader.open(f"#t={content_hash('code r')}", scheme=scheme)
+        whose = (
+            "return [...document.querySelectorAll('.pair .side:last-child [data-author]')].map((e) => e.dataset.author)"
+        )
+        assert reader.js(whose) == ["student", "teacher"]
+        text = "return document.querySelectorAll('.pair .side:last-child .by.teacher')[0].textContent"
+        assert reader.js(text).startswith("Then:")
+        colours = [
+            reader.js("return getComputedStyle(document.querySelector(arguments[0])).color", f".pair .by.{author}")
+            for author in ("student", "teacher")
+        ]
+        assert len(set(colours)) == 2
+        assert "wrote this" in reader.js("return document.querySelectorAll('.legend')[1].textContent")
+    reader.js("document.querySelectorAll('.bar button')[1].click()")
+    assert reader.js("return document.querySelector('.pair .side:last-child .text').textContent") == AFTER
+    assert problems_said(reader) == []
+
+
+def test_authors_that_cannot_be_marked_are_told_by_their_tokens(driver: Any, relayed: Path) -> None:
+    reader = Reader(driver, relayed).open(f"#t={content_hash('other r')}")
+    assert reader.js("return document.querySelectorAll('[data-author]').length") == 0
+    reader.js("[...document.querySelectorAll('summary')].find((e) => e.textContent === 'Lineage').click()")
+    told = reader.until("return document.querySelector('#detail details:last-child dl:last-child')?.textContent")
+    assert f"student {AFTER.index('Then')}, then teacher" in told
+    assert "not marked" in told
 
 
 def test_code_is_compared_line_by_line(reader: Reader) -> None:

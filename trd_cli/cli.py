@@ -9,7 +9,7 @@ import dataclasses
 import os
 import sys
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
@@ -41,6 +41,7 @@ from trd_cli.progress import SilentProgress
 
 if TYPE_CHECKING:
     from trd_cli.engines.base import Engine
+    from trd_cli.evaluation.table import Table
     from trd_cli.planned import Backend
     from trd_cli.prompting.tokens import Tokenizer
     from trd_cli.trajectories.sets import InputSet
@@ -155,15 +156,38 @@ def diagnose(config: DiagnoseConfig) -> None:
     """Compare student and teacher at every position of y_o and y_r.
 
     One pass of both models over the rows, with the full vocabulary. Writes figures of positions and of rows, joined to
-    verdicts. The same command again scores only the rows that are missing, and joins the verdicts anew.
+    verdicts, and tables, which it prints too; trd report shows them. The same command again scores only the rows that
+    are missing, and joins the verdicts anew.
 
     --recover cuts wrong rollouts, lets the teacher go on from there, and tells how often it ends right.
     """
+    from trd_cli.diagnosis.results import read_diagnosis
+    from trd_cli.diagnosis.tables import tables
     from trd_cli.models import resolve_model
     from trd_cli.stages import diagnose as stage
 
     paths = next(waves(config.inputs, stream=False))
-    stage.run(config, paths, resolve_model, _backend, ConsoleProgress("diagnose"))
+    done = stage.run(config, paths, resolve_model, _backend, ConsoleProgress("diagnose"))
+    if done is not None:
+        _tell_tables(tables(read_diagnosis(done)))
+
+
+def _tell_tables(shown: Iterable[Table]) -> None:
+    """Print tables of figures on standard error."""
+    from rich.console import Console
+    from rich.table import Table as Grid
+    from rich.text import Text
+
+    # A log has no width that its lines must keep to.
+    console = Console(stderr=True, width=None if sys.stderr.isatty() else 250)
+    for each in shown:
+        table = Grid(title=Text(each.title), title_justify="left", box=None)
+        for i, column in enumerate(each.columns):
+            table.add_column(Text(column), justify="right" if i in each.numeric else "left")
+        for row in each.rows:
+            table.add_row(*map(Text, row))
+        console.print(table)
+        console.print()
 
 
 @command(app, "eval", EvalConfig, "trd eval runs/student-1 --bench aime25,humaneval+ --k 16 --engine vllm")
@@ -231,8 +255,9 @@ def compare(config: CompareConfig) -> None:
 def report_(config: ReportConfig) -> None:
     """Report on a run, or on two: tables, plots and one page.
 
-    Shows scores, refinement, training and cost; of two runs A and B also the differences B - A. Writes report.html,
-    report.md, CSV files and plots. An unfinished run is reported as far as it is done.
+    Shows scores, refinement, training and cost; of two runs A and B also the differences B - A; of a diagnosis, in the
+    run's directory or alone, what student and teacher say of its rows. Writes report.html, report.md, CSV files and
+    plots. An unfinished run is reported as far as it is done.
     """
     from trd_cli.models import resolve_model
     from trd_cli.report import write as stage

@@ -76,7 +76,7 @@ def write_figures_of(
 def _row_figures(row: Trajectory, figures: PositionFigures | None) -> RowFigures:
     if figures is None:
         return RowFigures(described(row), error="too long")
-    return RowFigures(described(row) | summary(figures), figures)
+    return RowFigures(described(row) | summary(figures), positions=figures)
 
 
 def concluded(directory: Path) -> Diagnosis:

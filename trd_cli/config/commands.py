@@ -141,7 +141,11 @@ class CompareConfig(Config):
 
 class ReportConfig(Config):
     runs: tuple[str, ...] = option(
-        ..., "Input", "Run directory; or two, A and B: differences are B - A.", argument=True, rows=False
+        ...,
+        "Input",
+        "Run directory, or directory of trd diagnose; or two, A and B: differences are B - A.",
+        argument=True,
+        rows=False,
     )
     out: str | None = option(
         None, "Output", "Directory to write to. Default: report in the run, or report-against-A in B.", rows=False

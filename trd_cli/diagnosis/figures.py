@@ -261,7 +261,8 @@ class _Rows:
 
     def _means(self, cell_N: np.ndarray, cells: int, value_N: np.ndarray) -> np.ndarray:
         known_N = np.isfinite(value_N)
-        sums = np.bincount(cell_N[known_N], value_N[known_N].astype(np.float64), minlength=cells)
+        # Without a value the sums are whole numbers.
+        sums = np.bincount(cell_N[known_N], value_N[known_N], minlength=cells).astype(np.float64)
         counts = np.bincount(cell_N[known_N], minlength=cells)
         return np.divide(sums, counts, out=np.full(cells, np.nan), where=counts > 0)
 
@@ -276,12 +277,14 @@ class _Rows:
         return self._means(self.row_N * TENTHS + self.tenth_N, cells, value_N).reshape(-1, TENTHS)
 
     def shares_by_tenth(self, value_N: np.ndarray) -> np.ndarray:
-        """Return the share of each row's sum that each tenth has, (R, T), NaN for a row whose sum is 0."""
-        cells = self._count * TENTHS
-        value_N = np.nan_to_num(value_N.astype(np.float64))
-        sums_RT = np.bincount(self.row_N * TENTHS + self.tenth_N, value_N, minlength=cells).reshape(-1, TENTHS)
-        whole_R1 = sums_RT.sum(axis=1, keepdims=True)
-        return np.divide(sums_RT, whole_R1, out=np.full_like(sums_RT, np.nan), where=whole_R1 > 0)
+        """Return the share that each tenth has of a row's values, (R, T): its mean over the sum of all tenths' means.
+
+        So a tenth of more places than another has no larger share by that. NaN for a row that has a tenth without a
+        place, and for one whose values are all 0.
+        """
+        means_RT = self.means_by_tenth(value_N)
+        whole_R1 = means_RT.sum(axis=1, keepdims=True)
+        return np.divide(means_RT, whole_R1, out=np.full_like(means_RT, np.nan), where=whole_R1 > 0)
 
     def repeated(self, part: Part) -> np.ndarray:
         """Return the share of a row's places, but the first, whose teacher's top-1 is the onset token of the place

@@ -185,7 +185,7 @@ def _positions(diagnosis: Diagnosis) -> Iterator[Table]:
     graded = [group for group in groups if group[1] != ALL] or groups
     listed = [(figure, label, shown) for figure, (label, shown) in BY_TENTH.items()]
     note = (
-        "Means over rows of each row's mean in a tenth of its response, or the share of the row's whole in the tenth (of ‖p − q‖₂). "
+        "Means over rows of each row's mean in a tenth of its response, for ‖p − q‖₂ over the sum of its ten means. "
         "Intervals are in diagnosis.csv."
     )
     title = "By place in the response"

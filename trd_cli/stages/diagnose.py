@@ -20,7 +20,9 @@ from trd_cli.diagnosis.continuations import READ as CONTINUED_FROM
 from trd_cli.diagnosis.continuations import By, Voice, check_wrong, recover, voices_of
 from trd_cli.diagnosis.engine import FigureFiller, ScoringBackend
 from trd_cli.diagnosis.files import RowFigures, described, write_onset, write_rows
+from trd_cli.diagnosis.gathering import conclude, conclude_recovery
 from trd_cli.diagnosis.onset import Onset, onset_of, read_words
+from trd_cli.diagnosis.results import Model
 from trd_cli.diagnosis.scoring import dtype_of
 from trd_cli.engines.placement import check_replicas
 from trd_cli.errors import InputError, counted
@@ -87,10 +89,15 @@ def run(
         filler.end_of_plan()
         for note in diagnosis.notes():
             progress.note(note)
-        progress.result(write_rows(stage_dir.path, _verdicts(config, sets).get, stage_dir.digest))
+        rows = write_rows(stage_dir.path, _verdicts(config, sets).get, stage_dir.digest)
+        models = (Model(model.name, model.revision) for model in (diagnosis.student, diagnosis.teacher))
+        for warning in conclude(stage_dir.path, *models).warnings:
+            progress.note(f"warning: {warning}")
+        progress.result(rows)
     filler.outcome.check_errors(config.max_errors)
     if voices:
         recover(stage_dir.path, stage_dir.digest, voices, diagnosis.rows, config, progress)
+        conclude_recovery(stage_dir.path)
     return stage_dir.path
 
 
