@@ -421,8 +421,9 @@ def lab_estimators(config: EstimatorsConfig) -> None:
 
     Distils small policies on two tasks on a line by g_γ: γ = 0 weighs an action by its own log-ratio of student and
     teacher, γ = 1 by all that follow too. Takes about seven minutes on one core. The same command again makes the cells
-    that are missing. Prints one line a γ: seeds, variance of the output layer's gradient, how often the first γ's, at
-    the end, variance over squared norm, end error, the teachers' end error. Tab-separated in a pipe.
+    that are missing. Prints one line a γ, tab-separated in a pipe: seeds; variance of the output layer's gradient, and
+    how many times that of the first γ, over all updates, then in the first tenth of them; variance in the last tenth;
+    variance over squared norm, over all and in the first tenth; end error; the teachers' end error.
     """
     from trd_cli.lab import study
 

@@ -12,7 +12,7 @@ scatter              [{text, verdict, counts}]    positions by p of the teacher 
 shortening           {figures [{figure, y_o, y_r, difference, low, high, pairs}], collapsed, low, high, pairs}, null
                      without a pair
 warnings             [one line each]
-recovery             [{by, cut, quartile, value, low, high, prefixes, problems, graded, ungraded}]    with --recover, see
+recovery             [{by, cut, quartile, value, low, high, prefixes, problems, graded, ungraded}]: with --recover,
                      `recovery.Recovery`
 """
 
