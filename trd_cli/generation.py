@@ -126,9 +126,10 @@ class ShardFiller:
         for row in planned:
             if not self._planned.add(row.trajectory_id) or self._unplanned.discard(row.trajectory_id):
                 continue
-            if row.error is None and row.finish_reason is None:
+            request = self._request(row) if row.error is None else None
+            if request is not None:
                 self._open[row.trajectory_id] = row
-                yield self._request(row)
+                yield request
             else:
                 self._begin()
                 self._add(row, 0)
@@ -188,8 +189,9 @@ class ShardFiller:
             self._progress.result(path)
         self._opened = time.monotonic()
 
-    def _request(self, row: Trajectory) -> Request:
-        return request_for(row, self._backend.max_length)
+    def _request(self, row: Trajectory) -> Request | None:
+        """Return what the engine is asked for a row, or None for one that has ended already."""
+        return request_for(row, self._backend.max_length) if row.finish_reason is None else None
 
     def _answers(self, requests: Iterable[Request]) -> Iterator[Completion]:
         return answered(requests, self._engine.generate, self._backend.tokenizer, self._progress.note)
