@@ -17,9 +17,12 @@ from support.sets import by_id, rows_of
 from support.tiny import END, VOCABULARY, build_model
 
 from trd_cli.config.generating import RefineConfig, SampleConfig
+from trd_cli.errors import UserError
 from trd_cli.models import resolve_model
 from trd_cli.prompting.prefixes import cut
 from trd_cli.prompting.templates import load_template
+from trd_cli.recipes.graph import build_graph
+from trd_cli.recipes.loading import load_recipe
 from trd_cli.records import AUTHORS, Cut, Trajectory, author_array, authors_of
 from trd_cli.trajectories.shards import list_shards, read_rows, write_shard
 
@@ -498,3 +501,43 @@ def test_training_reads_the_context_of_the_continuation_and_cuts_its_reference_a
     assert "cut the" not in ok(*train).stderr
     said = ok(*train, "--max-length", room + longest - 20).stderr
     assert f"cut the reference in the teacher's context of {len(rows)} of {len(rows)} rows" in said
+
+
+def recipe_of(directory: Path, refine: str, arm: str) -> Path:
+    path = directory / "recipe.toml"
+    path.write_text(
+        'setting = "opsd"\nstudent = "scripted"\n[problems]\nmake = { kind = "arithmetic", n = 4, seed = 1 }\n'
+        f'[refine]\n{refine}\n[arms.as-all]\nmethod = "trd"\n[arms.own]\nmethod = "trd"\nrefine = {{ {arm} }}\n'
+    )
+    return path
+
+
+def test_an_arm_of_a_recipe_may_go_on_from_prefixes_of_its_own(tmp_path: Path) -> None:
+    recipe = recipe_of(tmp_path, 'mode = "continue"', "prefix = 64, at_line_break = true")
+    graph = build_graph(load_recipe(recipe), tmp_path)
+    nodes = {node.arm: node for node in graph.nodes if node.stage == "refine"}
+    cuts = {arm: node.config.cut for arm, node in nodes.items()}
+    assert list(cuts.values()) == [Cut(share=0.5), Cut(tokens=64, at_line_break=True)]
+    words = " ".join(nodes["own"].argv)
+    assert "--mode continue" in words
+    assert "--prefix 64 --at-line-break" in words
+
+
+@pytest.mark.parametrize(
+    ("refine", "arm", "said"),
+    [
+        ("prefix = 0.4", "", r"\[refine\] prefix with mode rewrite"),
+        ("", "prefix = 0.4", r"\[arms.own.refine\] prefix with mode rewrite"),
+        ('mode = "continue"\nprefix = 0.4', 'mode = "rewrite"', r"\[arms.own.refine\] prefix with mode rewrite"),
+        ('mode = "continue"', "prefix = 1.5", r"\[arms.own.refine\] prefix 1.5; expected a number of tokens"),
+        ('prompt = "refine.jinja"', 'mode = "continue"', r"refine.jinja has the placeholder 'attempt'"),
+        ("[sample]\nprefix = 0.4", "", r"\[sample\] prefix; expected the table \[problems\]"),
+    ],
+)
+def test_a_recipe_with_a_prefix_that_nothing_reads_is_refused(
+    refine: str, arm: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "refine.jinja").write_text("{{ problem }} {{ attempt }}")
+    with pytest.raises(UserError, match=said):
+        build_graph(load_recipe(recipe_of(tmp_path, refine, arm)), tmp_path)

@@ -122,16 +122,16 @@ def test_the_lengths_that_the_plan_says_are_those_of_the_rows(
 
 
 @pytest.mark.parametrize(
-    ("prefix", "refine"),
+    ("prefix", "refine", "fits"),
     [
-        pytest.param(0.4, {"max_tokens": 30}, id="a share"),
-        pytest.param(25, {"max_tokens": 30}, id="tokens"),
-        pytest.param(0.4, {"max_tokens": 3000, "max_model_len": 3000}, id="the window ends responses"),
-        pytest.param(0.9, {"max_tokens": 9, "max_model_len": 520}, id="some leave no room"),
+        pytest.param(0.4, {"max_tokens": 30}, True, id="a share"),
+        pytest.param(25, {"max_tokens": 30}, True, id="tokens"),
+        pytest.param(0.4, {"max_tokens": 3000, "max_model_len": 3000}, True, id="the window ends responses"),
+        pytest.param(0.9, {"max_tokens": 9, "max_model_len": 510}, False, id="some leave no room"),
     ],
 )
 def test_the_lengths_of_rows_whose_beginning_is_given_are_those_that_the_plan_says(
-    world: World, prefix: float, refine: dict[str, Any]
+    world: World, prefix: float, refine: dict[str, Any], fits: bool
 ) -> None:
     refining = {**ENDLESS, **refine, "mode": "continue", "prefix": prefix}
     graph = world.write(sample={**ENDLESS, "max_tokens": 40}, refine=refining)
@@ -145,7 +145,7 @@ def test_the_lengths_of_rows_whose_beginning_is_given_are_those_that_the_plan_sa
         for row in refined
         if row.error is None
     )
-    assert is_unfit == any(row.error is not None for row in refined)
+    assert is_unfit == any(row.error is not None for row in refined) == (not fits)
 
 
 def test_a_plan_takes_a_window_from_the_engine_that_a_stage_would_choose(world: World) -> None:

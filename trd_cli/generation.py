@@ -126,10 +126,9 @@ class ShardFiller:
         for row in planned:
             if not self._planned.add(row.trajectory_id) or self._unplanned.discard(row.trajectory_id):
                 continue
-            request = self._request(row) if row.error is None else None
-            if request is not None:
+            if not self._has_ended(row):
                 self._open[row.trajectory_id] = row
-                yield request
+                yield self._request(row)
             else:
                 self._begin()
                 self._add(row, 0)
@@ -189,9 +188,12 @@ class ShardFiller:
             self._progress.result(path)
         self._opened = time.monotonic()
 
-    def _request(self, row: Trajectory) -> Request | None:
-        """Return what the engine is asked for a row, or None for one that has ended already."""
-        return request_for(row, self._backend.max_length) if row.finish_reason is None else None
+    def _has_ended(self, row: Trajectory) -> bool:
+        """Return whether a planned row goes to the shard as it is."""
+        return row.error is not None or row.finish_reason is not None
+
+    def _request(self, row: Trajectory) -> Request:
+        return request_for(row, self._backend.max_length)
 
     def _answers(self, requests: Iterable[Request]) -> Iterator[Completion]:
         return answered(requests, self._engine.generate, self._backend.tokenizer, self._progress.note)

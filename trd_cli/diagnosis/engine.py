@@ -143,6 +143,9 @@ class ScoringBackend:
 class FigureFiller(ShardFiller):
     """Fill the directory of a diagnosis with the figures of planned rows."""
 
+    def _has_ended(self, row: RowFigures) -> bool:
+        return row.error is not None
+
     def _request(self, row: RowFigures) -> Question:
         return Question(row.trajectory_id, row.example)
 

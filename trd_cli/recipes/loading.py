@@ -230,7 +230,9 @@ class _Check(Checker):
         arm = recipe.arms[name]
         for section in OF_AN_ARM:
             table = f"{where}.{section}"
-            self._rendered(self.section(section, getattr(arm, section), table), recipe.setting, table)
+            # Options that exclude each other may come one from the arm and one from what it inherits.
+            merged = getattr(recipe, section) | getattr(arm, section)
+            self._rendered(self.section(section, merged, table), recipe.setting, table)
         for key in recipe.distill:
             if key in FILLED["distill"] or key not in DistillConfig.model_fields:
                 self.unknown("distill", key, DistillConfig.model_fields, FILLED["distill"])

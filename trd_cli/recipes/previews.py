@@ -17,6 +17,7 @@ from typing import Any
 
 from trd_cli.config.base import Config
 from trd_cli.config.commands import ImportConfig, MakeConfig
+from trd_cli.config.generating import RefineConfig
 from trd_cli.config.training import DistillConfig
 from trd_cli.prompting.rendering import template_for, values_of
 from trd_cli.prompting.templates import Template
@@ -84,8 +85,10 @@ def first_prompts(graph: Graph, chosen: Sequence[Node], done: Collection[str]) -
 
 
 def _kind(node: Node) -> tuple[Any, ...]:
-    """Return what tells one kind of prompt from another: the stage, and for training what the teacher reads."""
+    """Return what tells one kind of prompt from another: the stage, and what the teacher reads."""
     config = node.config
+    if isinstance(config, RefineConfig):
+        return (node.stage, config.mode)
     if not isinstance(config, DistillConfig):
         return (node.stage,)
     return (node.stage, config.along(), config.teacher_context_kind(), config.prompt)

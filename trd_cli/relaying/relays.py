@@ -71,7 +71,7 @@ class Relays:
             *(config, self._rules, out, student, teacher),
             students=SamplingOptions(**self._drawn, seed=config.seed),
             prompt_of=prompt_of,
-            search=search_with(student.model, teacher.model, config, self._onset.ids),
+            search=search_with(student.model, teacher.model, config, self._onset.ids, self._progress.note),
             progress=self._progress,
         )
 
