@@ -13,7 +13,7 @@ from matplotlib.patches import Patch
 
 from trd_cli.diagnosis.figures import ALL, TEXTS
 from trd_cli.diagnosis.results import Diagnosis, Scatter
-from trd_cli.report.drawing import COLOURS, INK, THICK, WIDE, Drawn, Look, add_legend, panels
+from trd_cli.report.drawing import COLOURS, INK, THICK, Drawn, Look, add_legend, panels
 from trd_cli.training.tenths import TENTHS
 
 _LOOKS = {"correct": Look(COLOURS[0], "o"), "incorrect": Look(COLOURS[3], "s"), ALL: Look(INK, "^")}
@@ -169,7 +169,7 @@ def _scatter(diagnosis: Diagnosis) -> Drawn | None:
     if not groups:
         return None
     # The panels are squares, which must not be higher than the figure.
-    figure, [row] = panels(1, len(groups), 0.8 + min(WIDE / len(groups), 2.4), shared=True)
+    figure, [row] = panels(1, len(groups), 3.1, shared=True)
     for axes, group in zip(row, groups, strict=True):
         axes.imshow(_pixels(counts[group], _LOOKS[group[1]].colour), origin="lower", extent=(0, 1, 0, 1))
         axes.plot([0, 1], [0, 1], color=INK, linewidth=0.7)
