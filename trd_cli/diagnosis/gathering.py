@@ -19,6 +19,7 @@ from trd_cli.diagnosis.results import Diagnosis, Model, diagnosis_of, read_diagn
 from trd_cli.diagnosis.tables import csv_files
 from trd_cli.evaluation.tables import csv_text
 from trd_cli.losses.positions import TOP_K
+from trd_cli.training.reading import Verdicts
 from trd_cli.trajectories.shards import read_table
 
 # Rows whose positions are in memory as numbers to compute with.
@@ -54,16 +55,13 @@ def _write(directory: Path, diagnosis: Diagnosis) -> None:
 
 def parts(directory: Path, onset_ids: Sequence[int]) -> Iterator[Part]:
     """Yield the rows of each shard that have figures; those with an error have none."""
-    graded = read_table(directory / ROWS_FILE, ["trajectory_id", "verdict"], ROWS)
-    graded = graded.filter(pc.is_in(graded["verdict"], pa.array(VERDICTS)))
-    names = graded["trajectory_id"].combine_chunks()
-    verdicts = graded["verdict"].combine_chunks()
+    verdicts = Verdicts([read_table(directory / ROWS_FILE, ["trajectory_id", "verdict"], ROWS)])
     for shard in iter_figures(directory, [*ROW.names, *_POSITIONS]):
         known = shard.filter(pc.is_null(shard["error"]))
         for start in range(0, len(known), _AT_ONCE):
             table = known.slice(start, _AT_ONCE)
-            of_row = verdicts.take(pc.index_in(table["trajectory_id"].combine_chunks(), names))
-            yield _part(table, of_row, np.asarray(onset_ids, np.int64))
+            graded = pa.array([verdicts.get(name) for name in table["trajectory_id"].to_pylist()], pa.string())
+            yield _part(table, graded, np.asarray(onset_ids, np.int64))
 
 
 def _part(table: pa.Table, verdict: pa.Array, onset_ids: np.ndarray) -> Part:
