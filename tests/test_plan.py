@@ -192,6 +192,12 @@ def test_a_max_length_that_long_responses_exceed_is_a_warning(write: Write, plan
     told(findings, "warning", "lengths", "distill f", "100 % would be left out", "if every response is as long")
 
 
+def test_of_a_response_the_plan_counts_the_head_that_is_trained_on(write: Write, plan: Any) -> None:
+    distill = {"max_length": 1400, "max_response_tokens": 100}
+    findings = plan(write(sample={"max_tokens": 1500}, distill=distill, arms={"f": {"method": "fkl"}}))
+    told(findings, "ok", "lengths", "distill f")
+
+
 def test_a_window_that_the_model_does_not_have_is_an_error(write: Write, plan: Any) -> None:
     findings = plan(write(sample={"max_tokens": 32, "max_model_len": 9000}), code=1)
     told(findings, "error", "lengths", "sample: max_model_len 9,000", "takes 2,048")
