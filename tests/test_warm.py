@@ -125,7 +125,7 @@ def status(run: Path) -> dict[str, Any]:
 
 
 def rows_of(run: Path) -> dict[str, Any]:
-    """Return the rows of every trajectory set by the set's directory and their ids, models by their places in the run."""
+    """Return the rows of every set by its directory and their ids; a model is named by its place in the run."""
     sets = {path.name: by_id(path) for kind in ("sample", "refine") for path in (run / "nodes").glob(f"{kind}-*")}
     return {
         name: {key: replace(row, model=row.model.removeprefix(str(run))) for key, row in rows.items()}
