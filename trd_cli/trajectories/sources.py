@@ -7,12 +7,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from trd_cli.config.generating import RefineConfig, SampleConfig
 from trd_cli.errors import InputError
 from trd_cli.records import Kind, Trajectory
 from trd_cli.trajectories.id_set import IdSet
-from trd_cli.trajectories.sets import InputSet, check_complete, iter_selected
-from trd_cli.trajectories.shards import check_whole, list_shards, may_hold, read_table
+from trd_cli.trajectories.sets import InputSet, check_complete, selected_tables
+from trd_cli.trajectories.shards import check_whole, list_shards, may_hold, read_table, rows_in
 
 _NAMES = ("trajectory_id", "problem_id", "stage")
 
@@ -43,32 +45,43 @@ class Sources:
     def ids(
         self,
         sets: Iterable[InputSet],
-        takes: Callable[[Trajectory], bool] = lambda row: True,
+        takes: Callable[[Trajectory], bool] | None = None,
         columns: Sequence[str] = (),
     ) -> IdSet:
-        """Return the ids of the rows that `takes` takes, which reads some `columns` of them.
+        """Return the ids of all rows, or of those that `takes` takes, which reads some `columns` of them.
 
         Raises DamagedFile for any byte that has changed: before hours of work rather than after them.
         """
         sets = list(self._of_part(sets))
         for path in (path for each in sets for path in each.shards):
             check_whole(path)
-        return IdSet(row.trajectory_id for row in self.rows(sets, (*_NAMES, *columns)) if takes(row))
+        if takes is not None:
+            return IdSet(row.trajectory_id for row in self.rows(sets, columns) if takes(row))
+        # 0.01 ms a row, where building the rows takes 0.04.
+        tables = (table for each in sets for table in self._tables(each, _NAMES))
+        names = (zip(*(t[c].to_pylist() for c in ("trajectory_id", "problem_id")), strict=True) for t in tables)
+        return IdSet(name for table in names for name, problem in table if self.options.owns(problem))
 
     def rows(self, sets: Iterable[InputSet], columns: Sequence[str]) -> Iterator[Trajectory]:
         """Yield the rows in the subset and the part; columns that are not asked for are None.
 
         Raises InputError for a row of another kind.
         """
-        options, wanted = self.options, list(dict.fromkeys([*_NAMES, *columns]))
+        wanted = list(dict.fromkeys([*_NAMES, *columns]))
         for each in self._of_part(sets):
-            for row in iter_selected([each], options.subset, options.where, options.parents, wanted):
-                if row.stage != (self.kind or row.stage):
-                    raise InputError(
-                        f"{each.directory} holds {row.stage} rows", f"{self.kind}s", "give the set that trd sample made"
-                    )
-                if options.owns(row.problem_id):
-                    yield row
+            for table in self._tables(each, wanted):
+                yield from (row for row in rows_in(table) if self.options.owns(row.problem_id))
+
+    def _tables(self, each: InputSet, columns: Sequence[str]) -> Iterator[pa.Table]:
+        """Yield the rows of each shard that are in the subset."""
+        options = self.options
+        for table in selected_tables(each, options.subset, options.where, options.parents, columns):
+            other = next((kind for kind in table["stage"].unique().to_pylist() if kind != (self.kind or kind)), None)
+            if other is not None:
+                raise InputError(
+                    f"{each.directory} holds {other} rows", f"{self.kind}s", "give the set that trd sample made"
+                )
+            yield table
 
     def _of_part(self, sets: Iterable[InputSet]) -> Iterator[InputSet]:
         """Yield the sets with the shards that may have rows of the part to make."""
