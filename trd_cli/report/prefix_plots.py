@@ -169,7 +169,7 @@ def _scatter(diagnosis: Diagnosis) -> Drawn | None:
     if not groups:
         return None
     # The panels are squares, which must not be higher than the figure.
-    figure, [row] = panels(1, len(groups), 3.1, shared=True)
+    figure, [row] = panels(1, len(groups), 2.85, shared=True)
     for axes, group in zip(row, groups, strict=True):
         axes.imshow(_pixels(counts[group], _LOOKS[group[1]].colour), origin="lower", extent=(0, 1, 0, 1))
         axes.plot([0, 1], [0, 1], color=INK, linewidth=0.7)
