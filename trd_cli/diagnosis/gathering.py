@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from trd_cli.atomic import write_text
+from trd_cli.diagnosis.continuations import recovery_figures
 from trd_cli.diagnosis.figures import BY_TENTH, VERDICTS, Gathering, Part
 from trd_cli.diagnosis.files import ONSET_FILE, ROW, ROWS, ROWS_FILE, flat, iter_figures, read_onset_ids
-from trd_cli.diagnosis.results import Diagnosis, Model, diagnosis_of, write_diagnosis
+from trd_cli.diagnosis.results import Diagnosis, Model, diagnosis_of, read_diagnosis, write_diagnosis
 from trd_cli.diagnosis.tables import csv_files
 from trd_cli.evaluation.tables import csv_text
 from trd_cli.losses.positions import TOP_K
@@ -35,11 +37,20 @@ def conclude(directory: Path, student: Model, teacher: Model) -> Diagnosis:
     for part in parts(directory, onset_ids):
         found.add(part)
     onset = hashlib.sha256((directory / ONSET_FILE).read_bytes()).hexdigest()
-    diagnosis = diagnosis_of(found, student, teacher, onset)
+    diagnosis = diagnosis_of(found, student, teacher, onset, recovery_figures(directory))
+    _write(directory, diagnosis)
+    return diagnosis
+
+
+def conclude_recovery(directory: Path) -> None:
+    """Put the recovery rates of a diagnosis beside its other figures."""
+    _write(directory, replace(read_diagnosis(directory), recovery=recovery_figures(directory)))
+
+
+def _write(directory: Path, diagnosis: Diagnosis) -> None:
     for name, lines in csv_files({directory.resolve().name: diagnosis}).items():
         write_text(directory / name, csv_text(*lines))
     write_diagnosis(directory, diagnosis)
-    return diagnosis
 
 
 def parts(directory: Path, onset_ids: Sequence[int]) -> Iterator[Part]:
