@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import signal
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from click.testing import Result
+from support.children import Start, forking, wait_for
 from support.pair import ID, START, Table, build_table
 from support.sets import by_id, rows_of
 from support.tiny import build_model
@@ -237,27 +239,6 @@ def whole(relay: Callable[..., list[Trajectory]], tmp_path_factory: pytest.TempP
     return out
 
 
-@pytest.mark.parametrize("killed", range(len(PHASES) + 1), ids=[*PHASES, "the rows themselves"])
-def test_a_command_killed_in_any_phase_goes_on_there_and_writes_nothing_twice(
-    killed: int, whole: Path, relay: Callable[..., list[Trajectory]], tmp_path: Path
-) -> None:
-    out = tmp_path / "out"
-    shutil.copytree(whole, out)
-    for later in PHASES[killed + 1 :]:
-        shutil.rmtree(out / "phases" / later)
-    in_work = (out / "phases" / PHASES[killed]) if killed < len(PHASES) else out
-    for path in [*out.glob("shard-*"), *sorted(in_work.glob("*-0000?.*"))[1:]]:
-        if path.name != "shard-00000.parquet" or in_work != out:
-            path.unlink(missing_ok=True)
-    kept = {path: path.stat().st_mtime_ns for path in out.rglob("*-0000?.*")}
-    relay(out, "--leg-tokens", 3, "--shard-rows", 1)
-    assert {path: path.stat().st_mtime_ns for path in kept} == kept
-    assert sorted(map(repr, rows_of(out))) == sorted(map(repr, rows_of(whole)))
-    for phase in PHASES:
-        names = {path.name for path in (out / "phases" / phase).glob("*-0000?.*")}
-        assert names == {path.name for path in (whole / "phases" / phase).glob("*-0000?.*")}
-
-
 def test_a_damaged_file_of_triggers_is_searched_again(
     whole: Path, relay: Callable[..., list[Trajectory]], tmp_path: Path
 ) -> None:
@@ -403,3 +384,54 @@ def test_a_rollout_that_is_an_error_becomes_an_error_row(
     [error] = [row for row in rows if row.error]
     assert (error.parent_id, error.error) == (first.trajectory_id, "the rollout has no response: a fault")
     assert len([row for row in rows if row.response]) == 2
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
+    modules = "import trd_cli.engines.transformers, trd_cli.relaying.relays, trd_cli.stages.refine"
+    with forking(modules, tmp_path_factory.mktemp("talk")) as starts:
+        yield starts
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_a_command_that_is_killed_in_a_phase_makes_the_same_rows_when_it_is_run_again(
+    phase: str,
+    whole: Path,
+    start: Start,
+    models: Path,
+    y_o: Path,
+    relay: Callable[..., list[Trajectory]],
+    tmp_path: Path,
+) -> None:
+    out = tmp_path / "out"
+    words = ("refine", "--setting", "opd", "--mode", "relay", "--teacher", models / "teacher", *GREEDY)
+    words += ("--onset", models / "onset.txt", "--leg-tokens", 3, "--shard-rows", 1)
+    run = start(*words, "--out", out, y_o)
+    wait_for(lambda: any((out / "phases" / phase).glob("[!.]*-0000?.*")))
+    assert run.kill() == -signal.SIGKILL
+    assert not any(out.glob("shard-*"))
+    kept = {path: path.stat().st_mtime_ns for path in out.rglob("[!.]*-0000?.*")}
+    relay(out, "--leg-tokens", 3, "--shard-rows", 1)
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept, "nothing is made twice"
+    assert sorted(map(repr, rows_of(out))) == sorted(map(repr, rows_of(whole)))
+
+
+def test_a_finished_set_needs_its_phases_no_more(
+    whole: Path, relay: Callable[..., list[Trajectory]], tmp_path: Path
+) -> None:
+    out = shutil.copytree(whole, tmp_path / "out")
+    shutil.rmtree(out / "phases")
+    relay(out, "--leg-tokens", 3, "--shard-rows", 1)
+    assert not (out / "phases").exists()
+    assert rows_of(out) == rows_of(whole)
+
+
+def test_the_first_try_shows_what_would_be_relayed_and_writes_nothing(
+    models: Path, y_o: Path, tmp_path: Path, ok: Trd
+) -> None:
+    words = ("refine", "--setting", "opd", "--mode", "relay", "--teacher", models / "teacher", "--dry-run")
+    said = ok(*words, "--onset", models / "onset.txt", "--out", tmp_path / "out", y_o).stderr
+    assert "would relay 3 rollouts" in said
+    assert "at most 2 legs of 256 tokens a row" in said
+    assert "onset tokens: 'Wait'" in said
+    assert not (tmp_path / "out").exists()

@@ -32,8 +32,10 @@ from trd_cli.trajectories.shards import list_shards, read_rows
 from trd_cli.trajectories.stage_dir import StageDir
 
 PHASES = "phases"
-# From examples, each with the first place that may be one, to the first trigger in each, as they are found.
-Search = Callable[[Iterable[tuple[Example, int]]], Iterator[tuple[str, Trigger | None]]]
+# What is found in a response: its first trigger, none, or the error of its row.
+Found = Trigger | None | str
+# From examples, each with the first place that may be a trigger, to what is found in them, in any order.
+Search = Callable[[Iterable[tuple[Example, int]]], Iterator[tuple[str, Found]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,24 +165,32 @@ class Relayer:
         """Search the last part of each response for a trigger, where that is not done yet."""
         triggers = Triggers(self.out.path / PHASES / f"{number}-search", self.config.part)
         missing = (each for each in source() if each.step == "score" and each.source not in triggers)
+        errors: dict[str, str] = {}
         if (first := next(missing, None)) is not None:
-            self._find(number, chain([first], missing), triggers)
+            errors = self._find(number, chain([first], missing), triggers)
 
-        def searched() -> Iterator[Open]:
-            for each in source():
-                is_searched = each.step == "score"
-                yield replace(each, relay=each.relay.after_search(triggers[each.source])) if is_searched else each
+        def after(each: Open) -> Open:
+            if error := errors.get(each.source):
+                return replace(each, row=replace(each.row, error=error), relay=None)
+            return replace(each, relay=each.relay.after_search(triggers[each.source]))
 
-        return searched
+        return lambda: (after(each) if each.step == "score" else each for each in source())
 
-    def _find(self, number: int, rows: Iterable[Open], triggers: Triggers) -> None:
-        """Search rows and write what is found, as often as a shard would be written."""
+    def _find(self, number: int, rows: Iterable[Open], triggers: Triggers) -> dict[str, str]:
+        """Search rows and write what is found, as often as a shard would be written; return the errors of the others.
+
+        A row with an error is searched again by the next command.
+        """
         found: dict[str, Trigger | None] = {}
+        errors: dict[str, str] = {}
         since = time.monotonic()
         self.progress.start(f"search {number} of {self.rules.legs}", None)
         try:
             for name, trigger in self.search((_example(each), each.relay.place) for each in rows):
-                found[name] = trigger
+                if isinstance(trigger, str):
+                    errors[name] = trigger
+                else:
+                    found[name] = trigger
                 self.progress.advance()
                 if len(found) >= self.config.shard_rows or time.monotonic() - since > 60 * self.config.shard_minutes:
                     triggers.add(found)
@@ -189,6 +199,7 @@ class Relayer:
             if found:
                 triggers.add(found)
             self.progress.end()
+        return errors
 
     def _led(self, number: int, searched: Rows) -> Rows:
         """Let the teacher write its legs."""

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,8 +11,9 @@ import numpy as np
 from trd_cli import keeper
 from trd_cli.config.diagnosing import ScoringOptions
 from trd_cli.config.generating import EngineOptions
+from trd_cli.engines.border import matched
 from trd_cli.models import ModelRef
-from trd_cli.relaying.phases import Search
+from trd_cli.relaying.phases import Found, Search
 from trd_cli.relaying.response import Trigger
 from trd_cli.training.batches import Example
 
@@ -21,33 +21,56 @@ if TYPE_CHECKING:
     from trd_cli.diagnosis.scoring import PositionFigures
 
 
-def search_with(student: ModelRef, teacher: ModelRef, options: EngineOptions, onset_ids: Sequence[int]) -> Search:
-    """Return the search with both models, which it loads at its first row and frees after its last."""
-    # Scores have no float16.
-    dtype = "auto" if options.dtype == "float16" else options.dtype
-    scoring = ScoringOptions(dtype=dtype, device=options.device)
+def search_with(
+    student: ModelRef,
+    teacher: ModelRef,
+    options: EngineOptions,
+    onset_ids: Sequence[int],
+    note: Callable[[str], None],
+) -> Search:
+    """Return the search with both models; each call loads them, in as many replicas as generate, and frees them."""
+    scoring = ScoringOptions(
+        # There are no scores in float16.
+        dtype="auto" if options.dtype == "float16" else options.dtype,
+        device=options.device,
+        replicas=options.replicas,
+        ray=options.ray,
+    )
 
-    def search(rows: Iterable[tuple[Example, int]]) -> Iterator[tuple[str, Trigger | None]]:
-        import torch
+    def search(rows: Iterable[tuple[Example, int]]) -> Iterator[tuple[str, Found]]:
+        from trd_cli.diagnosis.engine import Question, ScoringBackend
 
-        from trd_cli.diagnosis.scoring import Scorer
+        backend = ScoringBackend(student, teacher, scoring, tuple(onset_ids))
+        places: dict[str, int] = {}
+
+        def questions() -> Iterator[Question]:
+            for example, place in rows:
+                places[example.trajectory_id] = place
+                yield Question(example.trajectory_id, example)
 
         if (at := keeper.current()) is not None:
             at.rest()
-        scorer = Scorer(student, teacher, scoring, onset_ids)
+        note(f"loading {backend.described}")
+        engine = backend.start(note)
         try:
-            rows = iter(rows)
-            while group := list(islice(rows, scorer.rows_at_once)):
-                found = scorer.score([example for example, _ in group])
-                for (example, place), figures in zip(group, found, strict=True):
-                    yield example.trajectory_id, _first(figures, place)
+            for answer in matched(questions(), engine.generate, note):
+                place = places.pop(answer.request_id)
+                yield answer.request_id, answer.error or _first(answer.figures, place)
         finally:
-            del scorer
-            gc.collect()
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+            engine.close()
+            del engine
+            _free()
 
     return search
+
+
+def _free() -> None:
+    """Give the memory of models that nothing refers to back to the device."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _first(figures: PositionFigures, place: int) -> Trigger | None:

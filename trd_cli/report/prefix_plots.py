@@ -168,7 +168,8 @@ def _scatter(diagnosis: Diagnosis) -> Drawn | None:
     groups = [group for group in _by_group(diagnosis) if group in counts]
     if not groups:
         return None
-    figure, [row] = panels(1, len(groups), 2.6, shared=True)
+    # The panels are squares, which must not be higher than the figure.
+    figure, [row] = panels(1, len(groups), 3.1, shared=True)
     for axes, group in zip(row, groups, strict=True):
         axes.imshow(_pixels(counts[group], _LOOKS[group[1]].colour), origin="lower", extent=(0, 1, 0, 1))
         axes.plot([0, 1], [0, 1], color=INK, linewidth=0.7)

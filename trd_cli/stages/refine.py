@@ -114,12 +114,14 @@ def _relay(
     with stage_dir, ShardFiller(stage_dir, refiner.backend, config, progress, len(chosen)) as filler:
         check_strangers(stage_dir.path, count_orphans(stage_dir.shards(), chosen))
         stage_dir.expect(len(chosen))
-        del chosen
-        relayer = relays.relayer(stage_dir, refiner.own_prompt)
-        filler.fill(relayer.rows(lambda: sources.rows(sets, _READ)))
-        filler.end_of_plan()
-        relayer.add_to(filler.outcome)
-    progress.note(relayer.summary())
+        if filler.outcome.rows == len(chosen) and not config.retry_errors:
+            filler.fill(())  # nothing is missing, whatever has become of the phases
+        else:
+            relayer = relays.relayer(stage_dir, refiner.own_prompt)
+            filler.fill(relayer.rows(lambda: sources.rows(sets, _READ)))
+            filler.end_of_plan()
+            relayer.add_to(filler.outcome)
+            progress.note(relayer.summary())
     filler.outcome.check_errors(config.max_errors)
     return filler.outcome
 
