@@ -31,6 +31,7 @@ LONGEST = (
         "methods",
         "contexts",
         "distill",
+        "diagnose",
         "shells",
         "programs",
         "report_tables",

@@ -28,6 +28,8 @@ ONE_STEP = ("--dtype", "float32", "--device", "cpu", "--lr", 1e-2)
 # Twelve rows make three steps a pass.
 TRAIN = (*ONE_STEP, "--batch-size", 5)
 ADAPTER = ("--lora", "--lora-rank", 4)
+# TRD_FULL=1 makes as many rounds as the recipe on-policy-40.
+MANY = 40 if os.environ.get("TRD_FULL") else 6
 OF_THE_MACHINE = {"seconds", "response_tokens_per_second", "read_tokens_per_second", "peak_memory_gib"}
 WARM = """
 import accelerate.utils, peft, torch, transformers
@@ -104,6 +106,19 @@ def test_rounds_over_the_same_rows_are_one_training_bit_for_bit(
     command = ("distill", getattr(world, kind), *TRAIN, *options)
     ok(*command, "--epochs", 3, "--out", tmp_path / "one")
     rounds = cold(case)
+    assert steps_of(*rounds) == steps_of(tmp_path / "one")
+    assert saved(rounds[-1]) == saved(tmp_path / "one")
+
+
+def test_many_rounds_of_one_step_are_one_training_bit_for_bit(
+    world: World, ok: Trd, tmp_path: Path, keeping: None
+) -> None:
+    command = ("distill", world.by_teacher, *TRAIN, "--batch-size", 12)
+    ok(*command, "--epochs", MANY, "--out", tmp_path / "one")
+    rounds = [tmp_path / str(number) for number in range(MANY)]
+    ok(*command, "--total-steps", MANY, "--out", rounds[0])
+    for before, out in itertools.pairwise(rounds):
+        ok(*command, *goes_on(before), "--out", out)
     assert steps_of(*rounds) == steps_of(tmp_path / "one")
     assert saved(rounds[-1]) == saved(tmp_path / "one")
 

@@ -415,12 +415,12 @@ def test_a_row_that_cannot_be_scored_is_counted_and_the_others_are_scored(
     rows[1] = replace(rows[1], response=None, response_token_ids=None, error="the server was away")
     rows[3] = replace(rows[3], response_token_ids=[5, 99])
     bad = write_set(tmp_path / "bad", [rows])
-    result = trd(
-        *("diagnose", bad, "--student", pair[0], "--teacher", pair[1], *CPU),
-        *("--max-errors", 1, "--out", tmp_path / "out"),
-    )
-    assert result.exit_code == 3
-    assert "2 of 6 rows ended as errors" in result.stderr
+    command = ("diagnose", bad, "--student", pair[0], "--teacher", pair[1], *CPU, "--out", tmp_path / "out")
+    for more in ((), ("--retry-errors",)):
+        result = trd(*command, "--max-errors", 1, *more)
+        assert result.exit_code == 3
+        assert "2 of 6 rows ended as errors" in result.stderr
+    assert sessions(tmp_path / "out") == [6, 2]
     found = {row["trajectory_id"]: row["error"] for row in read_rows(tmp_path / "out").to_pylist()}
     assert [found[row.trajectory_id] for row in (rows[1], rows[3])] == [
         "the server was away",

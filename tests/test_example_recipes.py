@@ -61,7 +61,7 @@ def paper(setting: str, task: str, size: str) -> Path:
 
 
 def test_these_are_the_recipes() -> None:
-    others = {"cpu-rounds", "cpu-smoke", "fu2026", "on-policy-40", "released-code", "subset-ablation"}
+    others = {"cpu-rounds", "cpu-smoke", "fu2026", "on-policy-40", "prefix-smoke", "released-code", "subset-ablation"}
     assert {short(path) for path in WHOLE} == {short(paper(*each)) for each in MATRIX} | others
     assert all(path.is_file() for path in PARTS)
 
@@ -203,6 +203,32 @@ def test_the_smoke_run_has_five_arms_of_the_embedded_model_and_questions_of_its_
     assert "seed=2" in recipe.eval["bench"]
 
 
+def test_the_answers_to_prefix_failure_run_on_rows_of_the_smoke_run_s_size() -> None:
+    graph, smoke = graph_of(RECIPES / "prefix-smoke.toml"), load_recipe(RECIPES / "cpu-smoke.toml")
+    assert [node.stage for node in graph.nodes].count("sample") == 1
+    drawn = one(graph, SampleConfig)
+    assert drawn.n * graph.recipe.problems["make"]["n"] == smoke.problems["make"]["n"]
+    trainings = {n.arm: n.config for n in graph.nodes if isinstance(n.config, DistillConfig)}
+    assert {arm: config.method for arm, config in trainings.items()} == {
+        **{name: name for name in ("trd", "sampled", "fastopd", "scope", "relay")},
+        "continued": "trd",
+    }
+    refined = {
+        graph[name].config.mode
+        for config in trainings
+        for name in graph.needed_by([f"seed-0/round-0/{config}/distill"])
+        if graph[name].stage == "refine"
+    }
+    assert refined == {"rewrite", "continue", "relay"}
+    for arm in ("sampled", "fastopd", "scope"):
+        assert not trainings[arm].is_drawn_otherwise("rollout", drawn.temperature, drawn.top_p, drawn.top_k)
+    assert trainings["fastopd"].max_response_tokens < drawn.max_tokens
+    # The teacher of the loss reads what it read when it wrote its legs.
+    vanilla = (RECIPES.parent.parent / "prompts" / "vanilla-opsd-math.jinja").resolve()
+    for arm in ("relay", "continued"):
+        assert Path(one(graph, RefineConfig, arm).prompt) == vanilla
+
+
 def test_forty_rounds_are_the_paper_s_update_as_one_training_on_chunks_of_its_problems() -> None:
     path, papers = RECIPES / "on-policy-40.toml", graph_of(paper("opd", "math", "qwen3-1.7b"))
     recipe, graph = load_recipe(path), graph_of(path)
@@ -306,8 +332,12 @@ def test_forty_rounds_have_a_plan_that_one_reads(ok: Trd, tmp_path: Path) -> Non
 def test_a_recipe_s_rows_are_made_by_the_scripted_engine(path: Path, ok: Trd, tmp_path: Path, inside: Path) -> None:
     graph = graph_of(scripted(path, tmp_path), inside)
     stages = ("problems", "sample", "verify", "refine")
+    # A relay compares two real models at every token.
+    relayed = graph.made_from(
+        n.name for n in graph.nodes if isinstance(n.config, RefineConfig) and n.config.mode == "relay"
+    )
     # A later round needs the student of the one before.
-    made = [node for node in graph.nodes if node.stage in stages and not node.round]
+    made = [n for n in graph.nodes if n.stage in stages and not n.round and n.name not in relayed]
     assert len(made) >= 3
     for node in made:
         ok(*node.argv)

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from conftest import Trd
 from support.children import Start, forking, wait_for
+from support.local_server import Server, completion
 from support.sets import by_id, rows_of
 from support.tiny import END, VOCABULARY, build_model
 
@@ -198,6 +199,27 @@ def trained_on(ok: Trd, source: Path, setting: str, world: World) -> tuple[str, 
     places = [said.index(part) for part in parts]
     student, teacher, response = (said[a:b] for a, b in pairwise(places))
     return student, teacher, response.partition("\n")[2].strip("\n")
+
+
+@pytest.mark.parametrize("is_exact", [True, False])
+def test_a_server_is_sent_prompt_and_prefix_as_ids_and_only_its_own_text_is_tokenised(
+    is_exact: bool, world: World, tmp_path: Path, ok: Trd, serve: Callable[..., Server]
+) -> None:
+    ids = [8, 9, 10, END]
+    with_ids = {"token_ids": ids, "logprobs": {"token_logprobs": [-0.5] * 4}}
+    server = serve(completion("ing", **(with_ids if is_exact else {})))
+    engine = ("--engine", "openai", "--base-url", server.url)
+    command = ("sample", "-m", world.student, "--from", world.greedy, "--prefix", 5, "--limit", 3, *engine)
+    ok(*command, "--out", tmp_path / "on")
+    tokenizer, parents = resolve_model(str(world.student)).tokenizer(), by_id(world.greedy)
+    rows = rows_of(tmp_path / "on")
+    sent = [one.body["prompt"][0] for one in server.received]
+    assert sorted(sent) == sorted([*row.prompt_token_ids, *row.response_token_ids[:5]] for row in rows)
+    for row in rows:
+        assert row.response_token_ids[:5] == parents[row.parent_id].response_token_ids[:5]
+        assert row.response_token_ids[5:] == (ids if is_exact else [*tokenizer.encode("ing"), END])
+        assert row.ids_exact == is_exact
+        assert (row.logprobs is not None) == is_exact
 
 
 # Which rows, and whose
@@ -437,7 +459,8 @@ def test_what_cannot_be_gone_on_with_is_refused_in_one_line(
 
     on = ("--from", y_o, "--prefix", 7)
     chat = ("--engine", "openai", "--base-url", "http://localhost:9/v1", "--engine-arg", "api=chat")
-    for command in (("sample", "-m", world.student), ("refine", "--setting", "opsd", "--mode", "continue")):
+    refine = ("refine", "--setting", "opsd", "--mode")
+    for command in (("sample", "-m", world.student), (*refine, "continue"), (*refine, "relay")):
         taken = (*command, *chat, *(on if command[0] == "sample" else (world.greedy,)))
         assert "openai with api=chat, which takes no token ids to go on from; expected a server that" in refusal(*taken)
     assert "the tokenizer of scripted is not the one that wrote" in refusal(

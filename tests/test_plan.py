@@ -192,6 +192,12 @@ def test_a_max_length_that_long_responses_exceed_is_a_warning(write: Write, plan
     told(findings, "warning", "lengths", "distill f", "100 % would be left out", "if every response is as long")
 
 
+def test_of_a_response_the_plan_counts_the_head_that_is_trained_on(write: Write, plan: Any) -> None:
+    distill = {"max_length": 1400, "max_response_tokens": 100}
+    findings = plan(write(sample={"max_tokens": 1500}, distill=distill, arms={"f": {"method": "fkl"}}))
+    told(findings, "ok", "lengths", "distill f")
+
+
 def test_a_window_that_the_model_does_not_have_is_an_error(write: Write, plan: Any) -> None:
     findings = plan(write(sample={"max_tokens": 32, "max_model_len": 9000}), code=1)
     told(findings, "error", "lengths", "sample: max_model_len 9,000", "takes 2,048")
@@ -446,6 +452,9 @@ def test_an_adapter_over_rounds_has_no_second_base_and_saves_no_merged_students(
         ({"method": "trd", "mask_tokens": ["<|nothing|>"]}, ["mask_tokens <|nothing|>"]),
         ({"method": "fkl", "beta": 0.3}, ["beta"]),
         ({"method": "fkl", "subset": "repaired"}, ["subset = 'repaired'", "no parents"]),
+        ({"method": "fastopd"}, ["method fastopd without max_response_tokens"]),
+        ({"method": "relay"}, ['method = "relay" along rows that are refined with mode = "rewrite"']),
+        ({"method": "relay", "refine": {"mode": "relay", "engine": "openai"}}, ["mode relay with engine openai"]),
         ({"method": "trd", "lora": True, "lora_targets": ["nope"]}, ["lora_targets nope", "not found"]),
         ({"method": "trd", "lora": True, "lora_targets": ["lm_head"]}, ["lora_targets with the output head"]),
     ],
@@ -476,6 +485,22 @@ def test_a_biased_estimate_is_a_warning(write: Write, plan: Any) -> None:
     told(plan(write(arms=arms), code=0), "warning", "recipe", "biased along rollouts at T 0.6, top-p 0.95, top-k 20")
     unbiased = {"max_tokens": 32, "temperature": 1.0, "top_p": 1.0, "top_k": 0}
     assert not [f for f in plan(write(arms=arms, sample=unbiased)) if "biased" in f["what"]]
+
+
+def test_weights_among_the_rows_of_a_problem_that_has_one_are_a_warning(write: Write, plan: Any) -> None:
+    arms = {"s": {"method": "scope"}}
+    told(plan(write(arms=arms), code=0), "warning", "recipe", "arm s: rows are weighed", "each problem has one")
+    findings = plan(write(arms=arms, sample={"max_tokens": 32, "n": 2}), code=0)
+    assert not [f for f in findings if "weighed" in f["what"]]
+
+
+def test_a_relay_holds_both_models_while_it_searches(write: Write, plan: Any) -> None:
+    arms = {"r": {"method": "relay", "refine": {"mode": "relay", "batch_size": 1}}, "t": {"method": "trd"}}
+    findings = plan(write(arms=arms, refine={"max_tokens": 32, "batch_size": 1}), code=0)
+    assert "teacher" in told(findings, "ok", "memory", "refine r")["what"]
+    # A relayed row is no longer than max_tokens of [refine], whatever the attempt has.
+    told(findings, "ok", "lengths", "distill r: rows of up to")
+    assert "teacher" not in told(findings, "ok", "memory", "refine:")["what"]
 
 
 # Sizes of models

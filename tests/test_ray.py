@@ -18,6 +18,7 @@ import pytest
 from conftest import Trd
 from support.children import start_child, wait_for
 from support.cluster_page import in_small, lines
+from support.pair import build_pair, write_problems_of_pair
 from support.sets import by_id
 from support.tiny import build_model
 
@@ -184,3 +185,14 @@ def test_a_command_on_a_cluster_keeps_its_rows_when_it_is_told_to_end(problems: 
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130, said
     assert 0 < len(by_id(out)) < 12
+
+
+def test_a_diagnosis_on_the_cluster_has_the_figures_of_one_process(tmp_path: Path, ok: Trd) -> None:
+    student, teacher = build_pair(tmp_path)
+    problems = write_problems_of_pair(tmp_path / "problems.parquet", 6)
+    cpu = ("--device", "cpu", "--dtype", "float32")
+    ok("sample", "-m", student, "-p", problems, *cpu, "--max-tokens", 12, "--temperature", 1, "--out", tmp_path / "y_o")
+    command = ("diagnose", tmp_path / "y_o", "--teacher", teacher, *cpu)
+    ok(*command, "--out", tmp_path / "here")
+    ok(*command, "--ray", "auto", "--replicas", 2, "--out", tmp_path / "there")
+    assert (tmp_path / "there/rows.parquet").read_bytes() == (tmp_path / "here/rows.parquet").read_bytes()

@@ -218,6 +218,19 @@ WRONG |= {
     "steps of a stage": (BASE + "[distill]\nsteps = 3\n" + ARM, ("[distill] steps", "steps_per_round, at the top")),
     "all steps of a stage": (BASE + ARM + "total_steps = 3\n", ("[arms.trd] total_steps", "trd run fills it in")),
     "continue of a stage": (BASE + ARM + "continue = true\n", ("[arms.trd] continue", "continue, at the top")),
+    "a method without the option it needs": (
+        BASE + "[arms.f]\nmethod = 'fastopd'\n",
+        ("[arms.f] method fastopd without max_response_tokens", "give max_response_tokens"),
+    ),
+    "a relay along rewritten rows": (
+        BASE + "[arms.r]\nmethod = 'relay'\n",
+        ('[arms.r] method = "relay" along rows that are refined with mode = "rewrite"', 'mode = "relay"'),
+    ),
+    "the student of a relay": (
+        BASE + "[arms.r]\nmethod = 'relay'\nrefine = { mode = 'relay', student = 'x' }\n",
+        ("[arms.r.refine] student", "student, at the top"),
+    ),
+    "legs without a relay": (BASE + "[refine]\nlegs = 3\n" + ARM, ("legs with mode rewrite", "mode relay")),
     "a checkpoint to continue": (
         BASE + "[distill]\ncontinue_from = 'x'\n" + ARM,
         ("[distill] continue_from", "continue, at the top"),
@@ -240,6 +253,23 @@ def test_a_wrong_recipe_is_refused_with_its_file_and_key(
     assert [words for words in said if words not in line] == []
     assert "--" not in line, "a recipe has keys, not flags"
     assert not (tmp_path / "run").exists()
+
+
+def test_arms_of_other_modes_refine_for_themselves_and_onset_words_count_by_their_text(tmp_path: Path) -> None:
+    def refinements(words: str, name: str = "own.txt") -> dict[str, str]:
+        (tmp_path / name).write_text(words)
+        relayed = f"method = 'relay'\nrefine = {{ mode = 'relay', onset = '{name}' }}\n"
+        text = (
+            BASE + ARM + "[arms.c]\nmethod = 'trd'\nrefine = { mode = 'continue', prefix = 0.4 }\n[arms.r]\n" + relayed
+        )
+        graph = build_graph(load_recipe(written(tmp_path, text)), tmp_path / "run")
+        nodes = {node.config.mode: node for node in graph.nodes if node.stage == "refine"}
+        assert {mode: node.arm for mode, node in nodes.items()} == {"rewrite": None, "continue": "c", "relay": "r"}
+        return {mode: node.digest for mode, node in nodes.items()}
+
+    before, renamed, other = refinements("Wait\n"), refinements("Wait\n", "moved.txt"), refinements("Wait\nHmm\n")
+    assert before == renamed
+    assert {mode for mode in before if before[mode] != other[mode]} == {"relay"}
 
 
 def test_a_recipe_that_is_not_there_is_named(tmp_path: Path, trd: Trd) -> None:

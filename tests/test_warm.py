@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -125,8 +125,12 @@ def status(run: Path) -> dict[str, Any]:
 
 
 def rows_of(run: Path) -> dict[str, Any]:
-    """Return the rows of every trajectory set by the set's directory and their ids."""
-    return {path.name: by_id(path) for kind in ("sample", "refine") for path in (run / "nodes").glob(f"{kind}-*")}
+    """Return the rows of every set by its directory and their ids; a model is named by its place in the run."""
+    sets = {path.name: by_id(path) for kind in ("sample", "refine") for path in (run / "nodes").glob(f"{kind}-*")}
+    return {
+        name: {key: replace(row, model=row.model.removeprefix(str(run))) for key, row in rows.items()}
+        for name, rows in sets.items()
+    }
 
 
 def weights_of(run: Path) -> dict[str, bytes]:

@@ -158,13 +158,16 @@ def diagnose(config: DiagnoseConfig) -> None:
     One pass of both models over the rows, with the full vocabulary. Writes figures of positions and of rows, joined to
     verdicts, and tables, which it prints too; trd report shows them. The same command again scores only the rows that
     are missing, and joins the verdicts anew.
+
+    --recover cuts wrong rollouts, lets the teacher go on from there, and tells how often it ends right.
     """
     from trd_cli.diagnosis.results import read_diagnosis
     from trd_cli.diagnosis.tables import tables
     from trd_cli.models import resolve_model
     from trd_cli.stages import diagnose as stage
 
-    done = stage.run(config, next(waves(config.inputs, stream=False)), resolve_model, ConsoleProgress("diagnose"))
+    paths = next(waves(config.inputs, stream=False))
+    done = stage.run(config, paths, resolve_model, _backend, ConsoleProgress("diagnose"))
     if done is not None:
         _tell_tables(tables(read_diagnosis(done)))
 
@@ -418,8 +421,9 @@ def lab_estimators(config: EstimatorsConfig) -> None:
 
     Distils small policies on two tasks on a line by g_γ: γ = 0 weighs an action by its own log-ratio of student and
     teacher, γ = 1 by all that follow too. Takes about seven minutes on one core. The same command again makes the cells
-    that are missing. Prints one line a γ: seeds, variance of the output layer's gradient, how often the first γ's, at
-    the end, variance over squared norm, end error, the teachers' end error. Tab-separated in a pipe.
+    that are missing. Prints one line a γ, tab-separated in a pipe: seeds; variance of the output layer's gradient, and
+    how many times that of the first γ, over all updates, then in the first tenth of them; variance in the last tenth;
+    variance over squared norm, over all and in the first tenth; end error; the teachers' end error.
     """
     from trd_cli.lab import study
 

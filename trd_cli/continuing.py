@@ -17,10 +17,10 @@ PREFIX_OF = (*LENGTH_OF, "stage", "logprobs", "ids_exact", "author")
 
 
 class Continuer:
-    """Plan rows that go on from prefixes, and count the rows that are left out because theirs is longer than they are.
+    """Plan rows that go on from prefixes, and count the rows that are left out because they are shorter than theirs.
 
-    Such a row had ended before its prefix does. Gone on with, it would nearly always end at once, and would count as an
-    answer to a question that was not asked of it.
+    Such a row had ended before the place that is asked about. It is no error of its own, and would use up those that
+    are allowed.
     """
 
     def __init__(self, backend: Backend, sampling: SamplingOptions, where: Cut) -> None:

@@ -321,6 +321,7 @@ def _made_of(row: Trajectory) -> str:
 
 def no_response(row: Trajectory) -> str | None:
     """Return the `error` of a row that is made from one without a response, or None where it has one."""
-    if row.error is None:
+    if row.error is None and row.response_token_ids is not None:
         return None
-    return f"the {'rollout' if row.stage == 'rollout' else 'refined row'} has no response: {row.error}"
+    what = "rollout" if row.stage == "rollout" else "refined row"
+    return f"the {what} has no response: {row.error or 'none is stored'}"

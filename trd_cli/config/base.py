@@ -25,7 +25,9 @@ Share = Annotated[float, Field(ge=0, le=1)]
 RunStage = Literal["problems", "sample", "verify", "refine", "distill", "eval"]
 Subset = Literal["all", "correct", "incorrect", "repaired", "broken", "kept", "unrepaired"]
 # Panels of a command's help, in the order they are shown.
-Panel = Literal["Input", "Model", "Method", "Training", "Adapter", "Sampling", "Prompt", "Engine", "Grading", "Output"]
+Panel = Literal[
+    "Input", "Model", "Method", "Training", "Adapter", "Sampling", "Prompt", "Engine", "Grading", "Recovery", "Output"
+]
 
 
 def option(
@@ -76,6 +78,11 @@ def pairs(value: Any) -> Any:
         if len(parts) != 2 or not parts[0]:
             raise ValueError(f"KEY=VALUE, not {item!r}")
     return dict(split)
+
+
+def numbers(value: Any) -> Any:
+    """Split texts of numbers with commas between them, as typed on the command line."""
+    return [part for text in value for part in str(text).split(",")] if isinstance(value, (list, tuple)) else value
 
 
 def json_pairs(value: Any) -> Any:

@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator
 
 from trd_cli.config.base import Config, InputOptions, OutputOptions, Positive, SelectOptions, option
-from trd_cli.config.generating import replicas_text
+from trd_cli.config.generating import EngineOptions, replicas_text
+from trd_cli.config.recovering import RecoverOptions
 from trd_cli.config.training import Context
 
 
@@ -38,7 +39,7 @@ class ScoringOptions(Config):
     )
 
 
-class DiagnoseConfig(OutputOptions, InputOptions, SelectOptions, ScoringOptions):
+class DiagnoseConfig(OutputOptions, InputOptions, SelectOptions, ScoringOptions, RecoverOptions):
     student: str | None = option(
         None,
         "Model",
@@ -85,3 +86,9 @@ class DiagnoseConfig(OutputOptions, InputOptions, SelectOptions, ScoringOptions)
     def scoring(self) -> ScoringOptions:
         """Return the options of scoring alone."""
         return ScoringOptions(**{name: getattr(self, name) for name in ScoringOptions.model_fields})
+
+    def generating(self, dtype: str) -> EngineOptions:
+        """Return how --recover generates: on the devices and replicas that score."""
+        return EngineOptions(
+            engine=self.recover_engine, dtype=dtype, device=self.device, replicas=self.replicas, ray=self.ray
+        )

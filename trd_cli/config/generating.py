@@ -156,6 +156,11 @@ class PrefixOptions(Config):
         """Return where responses are cut to prefixes, None where no prefix is asked for."""
         return Cut.parse(self.prefix, self.at_line_break) if self.prefix else None
 
+    @property
+    def gives_tokens(self) -> bool:
+        """Return whether a model goes on from response tokens that it is given."""
+        return self.cut is not None
+
 
 # Options of `trd sample` that go with one of its two inputs alone.
 _OF_PROBLEMS = ("max_prompt_tokens", "max_reference_tokens", "round", *RenderOptions.model_fields)
@@ -206,7 +211,7 @@ class SampleConfig(
 
     @model_validator(mode="after")
     def _one_input(self) -> SampleConfig:
-        if bool(self.problems is not None) == bool(self.from_sets):
+        if (self.problems is None) == (not self.from_sets):
             got = f"{flag('problems')} with --from" if self.from_sets else f"no {flag('problems')}"
             raise InputError(got, "a problem set, or --from SET", "give one of the two")
         if self.from_sets and self.prefix is None:
@@ -289,6 +294,10 @@ class RefineConfig(
     def _fill_in(cls, values: Any) -> Any:
         is_open = isinstance(values, dict) and values.get("mode") == "continue" and values.get("prefix") is None
         return values | {"prefix": DEFAULT_PREFIX} if is_open else values
+
+    @property
+    def gives_tokens(self) -> bool:
+        return self.mode != "rewrite"
 
     def _implied(self) -> dict[str, Any]:
         return {"prefix": DEFAULT_PREFIX} if self.mode == "continue" else {}

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import BeforeValidator, Field
 
-from trd_cli.config.base import Config, Positive, Share, option
-
-
-def _numbers(value: Any) -> Any:
-    """Split texts of numbers with commas between them, as typed on the command line."""
-    return [part for text in value for part in str(text).split(",")] if isinstance(value, (list, tuple)) else value
+from trd_cli.config.base import Config, Positive, Share, numbers, option
 
 
 class EstimatorsConfig(Config):
-    gammas: Annotated[tuple[Share, ...], BeforeValidator(_numbers), Field(min_length=1)] = option(
+    gammas: Annotated[tuple[Share, ...], BeforeValidator(numbers), Field(min_length=1)] = option(
         (0.0, 0.25, 0.5, 0.75, 1.0), "Method", "Values of γ, from 0 to 1, comma-separated or repeated.", decides=True
     )
     seeds: Positive = option(3, "Method", "Seeds of each γ: 0, 1, 2, ...", decides=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +12,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from trd_cli.atomic import write_text
+from trd_cli.diagnosis.continuations import recovery_figures
 from trd_cli.diagnosis.figures import BY_TENTH, VERDICTS, Gathering, Part
 from trd_cli.diagnosis.files import ONSET_FILE, ROW, ROWS, ROWS_FILE, flat, iter_figures, read_onset_ids
-from trd_cli.diagnosis.results import Diagnosis, Model, diagnosis_of, write_diagnosis
+from trd_cli.diagnosis.results import Diagnosis, Model, diagnosis_of, read_diagnosis, write_diagnosis
 from trd_cli.diagnosis.tables import csv_files
 from trd_cli.evaluation.tables import csv_text
 from trd_cli.losses.positions import TOP_K
+from trd_cli.training.reading import Verdicts
 from trd_cli.trajectories.shards import read_table
 
 # Rows whose positions are in memory as numbers to compute with.
@@ -34,25 +37,31 @@ def conclude(directory: Path, student: Model, teacher: Model) -> Diagnosis:
     for part in parts(directory, onset_ids):
         found.add(part)
     onset = hashlib.sha256((directory / ONSET_FILE).read_bytes()).hexdigest()
-    diagnosis = diagnosis_of(found, student, teacher, onset)
+    diagnosis = diagnosis_of(found, student, teacher, onset, recovery_figures(directory))
+    _write(directory, diagnosis)
+    return diagnosis
+
+
+def conclude_recovery(directory: Path) -> None:
+    """Put the recovery rates of a diagnosis beside its other figures."""
+    _write(directory, replace(read_diagnosis(directory), recovery=recovery_figures(directory)))
+
+
+def _write(directory: Path, diagnosis: Diagnosis) -> None:
     for name, lines in csv_files({directory.resolve().name: diagnosis}).items():
         write_text(directory / name, csv_text(*lines))
     write_diagnosis(directory, diagnosis)
-    return diagnosis
 
 
 def parts(directory: Path, onset_ids: Sequence[int]) -> Iterator[Part]:
     """Yield the rows of each shard that have figures; those with an error have none."""
-    graded = read_table(directory / ROWS_FILE, ["trajectory_id", "verdict"], ROWS)
-    graded = graded.filter(pc.is_in(graded["verdict"], pa.array(VERDICTS)))
-    names = graded["trajectory_id"].combine_chunks()
-    verdicts = graded["verdict"].combine_chunks()
+    verdicts = Verdicts([read_table(directory / ROWS_FILE, ["trajectory_id", "verdict"], ROWS)])
     for shard in iter_figures(directory, [*ROW.names, *_POSITIONS]):
         known = shard.filter(pc.is_null(shard["error"]))
         for start in range(0, len(known), _AT_ONCE):
             table = known.slice(start, _AT_ONCE)
-            of_row = verdicts.take(pc.index_in(table["trajectory_id"].combine_chunks(), names))
-            yield _part(table, of_row, np.asarray(onset_ids, np.int64))
+            graded = pa.array([verdicts.get(name) for name in table["trajectory_id"].to_pylist()], pa.string())
+            yield _part(table, graded, np.asarray(onset_ids, np.int64))
 
 
 def _part(table: pa.Table, verdict: pa.Array, onset_ids: np.ndarray) -> Part:

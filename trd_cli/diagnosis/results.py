@@ -12,11 +12,14 @@ scatter              [{text, verdict, counts}]    positions by p of the teacher 
 shortening           {figures [{figure, y_o, y_r, difference, low, high, pairs}], collapsed, low, high, pairs}, null
                      without a pair
 warnings             [one line each]
+recovery             [{by, cut, quartile, value, low, high, prefixes, problems, graded, ungraded}]: with --recover,
+                     `recovery.Recovery`
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,6 +30,7 @@ from trd_cli import __version__
 from trd_cli.atomic import write_text
 from trd_cli.diagnosis.figures import ALL, Estimate, Gathering
 from trd_cli.diagnosis.pairs import Shortening
+from trd_cli.diagnosis.recovery import Recovery
 from trd_cli.errors import DamagedFile, InputError
 from trd_cli.records import is_intact, with_checksum
 
@@ -65,6 +69,7 @@ class Diagnosis:
     scatter: list[Scatter]
     shortening: Shortening | None
     warnings: list[str]
+    recovery: list[Recovery]
 
     def of(self, figure: str, text: str, verdict: str = ALL, tenth: int | None = None) -> Estimate | None:
         """Return a figure of a group, or None if it is unknown."""
@@ -79,15 +84,16 @@ class Diagnosis:
         return list(dict.fromkeys((e.text, e.verdict) for e in self.figures))
 
 
-def diagnosis_of(found: Gathering, student: Model, teacher: Model, onset: str) -> Diagnosis:
-    """Return the figures of all rows that were added."""
+def diagnosis_of(
+    found: Gathering, student: Model, teacher: Model, onset: str, recovery: Sequence[Recovery]
+) -> Diagnosis:
+    """Return the figures of all rows that were added, and the recovery rates."""
     shortening = found.shortening()
     warning = shortening.warning if shortening else None
     scatter = [Scatter(*group, counts) for group, counts in found.scatter().items()]
     warnings = [warning] if warning else []
-    return Diagnosis(
-        student, teacher, onset, found.rows, found.positions, found.estimates(), scatter, shortening, warnings
-    )
+    figures = (found.rows, found.positions, found.estimates(), scatter, shortening)
+    return Diagnosis(student, teacher, onset, *figures, warnings, [*recovery])
 
 
 def write_diagnosis(directory: Path, diagnosis: Diagnosis) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from trd_cli.diagnosis.figures import ALL, LEVELS, Estimate
 from trd_cli.diagnosis.pairs import CERTAIN, FAR, SHORT, Paired
+from trd_cli.diagnosis.recovery import Recovery
 from trd_cli.diagnosis.results import Diagnosis
 from trd_cli.evaluation.table import Table, count, number, table_of
 from trd_cli.evaluation.tables import NOTHING, interval, percent
@@ -37,7 +38,14 @@ _PAIRED = {
 
 def tables(diagnosis: Diagnosis, name: str = "") -> list[Table]:
     """Return all tables that have a row. `name` tells the tables of several diagnoses apart."""
-    made = (_models(diagnosis), _onset(diagnosis), _ends(diagnosis), *_positions(diagnosis), _shortening(diagnosis))
+    made = (
+        _models(diagnosis),
+        _onset(diagnosis),
+        _ends(diagnosis),
+        *_positions(diagnosis),
+        _shortening(diagnosis),
+        _recovery(diagnosis),
+    )
     found = [table for table in made if table.rows]
     if not name:
         return found
@@ -47,10 +55,11 @@ def tables(diagnosis: Diagnosis, name: str = "") -> list[Table]:
 
 def csv_files(diagnoses: Mapping[str, Diagnosis]) -> dict[str, tuple[list[str], list[list[Any]]]]:
     """Return titles and lines of the CSV files by name. Nothing is rounded, and None is unknown."""
-    figures, pairs, scatter = [], [], []
+    figures, pairs, scatter, recovery = [], [], [], []
     for name, diagnosis in diagnoses.items():
         figures += [[name, *astuple(each)] for each in diagnosis.figures]
         pairs += [[name, *astuple(each)] for each in (diagnosis.shortening.figures if diagnosis.shortening else ())]
+        recovery += [[name, *astuple(each)] for each in diagnosis.recovery]
         scatter += [
             [name, each.text, each.verdict, teacher, student, positions]
             for each in diagnosis.scatter
@@ -63,6 +72,7 @@ def csv_files(diagnoses: Mapping[str, Diagnosis]) -> dict[str, tuple[list[str], 
         "diagnosis.csv": (["diagnosis", *(field.name for field in fields(Estimate))], figures),
         "diagnosis_pairs.csv": (["diagnosis", *(field.name for field in fields(Paired))], pairs),
         "diagnosis_scatter.csv": (of_scatter, scatter),
+        "diagnosis_recovery.csv": (["diagnosis", *(field.name for field in fields(Recovery))], recovery),
     }
 
 
@@ -207,3 +217,23 @@ def _shortening(diagnosis: Diagnosis) -> Table:
         [_INTERVALS.replace("rows", "pairs"), collapsed, *(f"Warning: {line}." for line in diagnosis.warnings)]
     )
     return table_of("prefix-shortening", "y_r against its y_o", ("figure",), numbers, rows, note.strip())
+
+
+def _recovery(diagnosis: Diagnosis) -> Table:
+    def name(each: Recovery) -> str:
+        if each.quartile is not None:
+            return f"quartile {each.quartile} of the perplexity"
+        return "all" if each.cut is None else f"at {100 * each.cut:g} %"
+
+    def counts(each: Recovery) -> list[str]:
+        return [count(number) for number in (each.prefixes, each.problems, each.graded, each.ungraded)]
+
+    shown = (each for each in diagnosis.recovery if None in (each.cut, each.quartile))
+    rows = ((each.by, name(each), percent(each.value), interval(asdict(each)), *counts(each)) for each in shown)
+    numbers = ("accuracy", "95 % interval", "prefixes", "problems", "graded", "ungraded")
+    note = (
+        "Wrong rollouts are cut at the line break nearest to a share of their tokens, and a model goes on. The accuracy is the mean "
+        "over problems of the share of their graded continuations that are right; intervals are over problems. Quartiles are of the "
+        "teacher's perplexity of the prefix among those of the same cut, 1 the lowest."
+    )
+    return table_of("prefix-recovery", "Recovery from wrong prefixes", ("model", "cut"), numbers, rows, note)

@@ -75,7 +75,7 @@ def check_arguments(name: EngineName, options: EngineOptions) -> None:
         from trd_cli.engines.server import read_arguments
 
         arguments = read_arguments(options.engine_arg)
-        if arguments.api == "chat" and isinstance(options, PrefixOptions) and options.cut:
+        if arguments.api == "chat" and isinstance(options, PrefixOptions) and options.gives_tokens:
             raise EngineError(
                 f"{flag('engine')} openai with api=chat, which takes no token ids to go on from",
                 "a server that takes them, as vllm's does",

@@ -20,8 +20,8 @@ _TEACHER_BATCH = 256
 _RATE, _CLIP = 3e-3, 1.0
 # Walks whose ends are the error of a finished policy.
 _JUDGED = 2048
-# The share of the updates that counts as the end.
-_END = 10
+# The first and the last of so many parts of the updates are the start and the end.
+_PARTS = 10
 
 
 @dataclass(frozen=True)
@@ -41,14 +41,16 @@ class Cell:
     teacher_error: float
 
     def figures(self) -> dict[str, float]:
-        """Return the figures of the study's table: medians over updates, those of the last tenth, and the error."""
+        """Return the figures of the study's table: medians over all updates and over a tenth of them, and the error."""
         ratios = [variance / norm for variance, norm in zip(self.variance, self.squared_norm, strict=True)]
-        last = -(-len(ratios) // _END)
+        tenth = -(-len(ratios) // _PARTS)
         return {
+            "variance_start": median(self.variance[:tenth]),
             "variance": median(self.variance),
-            "variance_end": median(self.variance[-last:]),
+            "variance_end": median(self.variance[-tenth:]),
+            "ratio_start": median(ratios[:tenth]),
             "ratio": median(ratios),
-            "ratio_end": median(ratios[-last:]),
+            "ratio_end": median(ratios[-tenth:]),
             "end_error": self.end_error,
         }
 

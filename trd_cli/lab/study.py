@@ -11,7 +11,7 @@ A cell that is there is not made again; the same command, or one with more seeds
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
 from functools import cache
 from pathlib import Path
@@ -29,7 +29,10 @@ from trd_cli.trajectories.stage_dir import StageDir
 
 RESULTS = "estimators.json"
 CELLS = "cells"
-TITLES = ("γ", "seeds", "variance", "× the first", "of the last tenth", "variance / norm²", "end error", "teachers'")
+TITLES = (
+    *("γ", "seeds", "variance", "times the first", "in the first tenth", "times the first", "in the last tenth"),
+    *("variance / norm²", "in the first tenth", "end error", "teachers'"),
+)
 
 
 def run(config: EstimatorsConfig, progress: Progress) -> dict[str, Any]:
@@ -103,14 +106,15 @@ def _over_seeds(values: Sequence[float]) -> dict[str, float]:
 
 def table(results: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """Return the rows below TITLES: means over the seeds, with the least and the largest in brackets."""
-    first = next(iter(results["gammas"].values()))["variance"]["mean"]
-    return [
-        (
-            *(gamma, str(of["seeds"]), _spread(of["variance"]), f"{of['variance']['mean'] / first:.1f}"),
-            *(_spread(of[name]) for name in ("variance_end", "ratio", "end_error", "teacher_error")),
-        )
-        for gamma, of in results["gammas"].items()
-    ]
+    first = next(iter(results["gammas"].values()))
+
+    def cells(gamma: str, of: Mapping[str, Any]) -> Iterator[str]:
+        yield from (gamma, str(of["seeds"]))
+        for name in ("variance", "variance_start"):
+            yield from (_spread(of[name]), f"{of[name]['mean'] / first[name]['mean']:.1f}")
+        yield from (_spread(of[n]) for n in ("variance_end", "ratio", "ratio_start", "end_error", "teacher_error"))
+
+    return [tuple(cells(gamma, of)) for gamma, of in results["gammas"].items()]
 
 
 def _spread(of: Mapping[str, float]) -> str:

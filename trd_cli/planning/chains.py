@@ -184,10 +184,10 @@ def _refined(config: RefineConfig, window: int, bare: int, attempt: int, longest
 
     y_r has `longest` tokens where that has been measured. The place of line breaks is not known.
     """
-    if config.cut is None:
+    if config.mode == "rewrite":
         asked, given = min(bare + attempt, max(bare, room_for_prompt(window, config.max_tokens))), 0
     else:
-        asked, given = bare, place_in(attempt, config.cut)
+        asked, given = bare, place_in(attempt, config.cut) if config.cut else 0
     new = room_for_response(window, asked + given, config.max_tokens)
     return asked, given, given + new if longest is None else longest
 

@@ -79,6 +79,12 @@ def generating(shape: Shape, dtype: str, longest: int, at_once: int = 1) -> Need
     return Need({"weights": weights, "keys and values": at_once * longest * shape.kv_bytes(dtype)})
 
 
+def comparing(student: Shape, teacher: Shape, dtype: str) -> Need:
+    """Return the weights of two models and what comparing their distributions takes, but no activations."""
+    weights = {name: each.parameters * BYTES[dtype] for name, each in (("weights", student), ("teacher", teacher))}
+    return Need({**weights, "logits": chunk_bytes(student.vocabulary, BYTES[dtype])})
+
+
 def training(
     student: Shape,
     teacher: Shape | None,

@@ -71,7 +71,7 @@ def _refine(node: Node, config: RefineConfig, chain: Chain, teacher: Planned) ->
     limit = teacher.window(config)
     if limit is None:
         return
-    if config.cut:
+    if config.mode != "rewrite":
         yield from _unasked(node, prompts, limit, config.max_errors)
         yield from _fewer_tokens(node, prompts, limit, config.max_tokens)
         return

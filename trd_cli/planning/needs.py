@@ -137,7 +137,16 @@ def need_of(work: Work, student: Planned, teacher: Planned, shards: int = 1) -> 
     if isinstance(work.node.config, DistillConfig):
         return training_need(work, student, teacher, shards)
     assert isinstance(work.node.config, EngineOptions)
-    return _generating(work, _model_of(work, student, teacher), _at_once(work.node.config, work.rows))
+    writing = _generating(work, _model_of(work, student, teacher), _at_once(work.node.config, work.rows))
+    if isinstance(work.node.config, RefineConfig) and work.node.config.mode == "relay" and student.shape is not None:
+        return max(writing, _searching(work, student, teacher), key=lambda need: need.total)
+    return writing
+
+
+def _searching(work: Work, student: Planned, teacher: Planned) -> Need:
+    """Return what a relay holds while it searches rows for triggers: both models, and the logits of a chunk."""
+    dtype = teacher.dtype if work.node.config.dtype == "auto" else work.node.config.dtype
+    return estimates.comparing(student.shape, teacher.shape, dtype)
 
 
 def _model_of(work: Work, student: Planned, teacher: Planned) -> Planned:

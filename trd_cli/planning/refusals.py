@@ -179,6 +179,11 @@ class _Stages:
         ]
         if isinstance(config, EvalConfig):
             found += self._sandbox(config)
+        if isinstance(config, RefineConfig) and config.mode == "relay":
+            from trd_cli.relaying.relays import check_engine
+
+            self._is_trained_or_taught |= dict.fromkeys((self._student, self._teacher), True)
+            found += self._refused("recipe", lambda: check_engine(engine))
         if engine == "transformers":
             from trd_cli.engines.transformers import check_device, check_options
 
@@ -273,6 +278,7 @@ def check_arms(graph: Graph, student: Planned, teacher: Planned) -> Iterator[Fin
             seen.add(node.arm)
             yield from _objective(node, node.config, student, teacher)
             yield from _sampled(node, node.config, graph)
+            yield from _weighed(node, node.config, graph)
 
 
 def _objective(node: Node, config: DistillConfig, student: Planned, teacher: Planned) -> Iterator[Finding]:
@@ -285,9 +291,22 @@ def _objective(node: Node, config: DistillConfig, student: Planned, teacher: Pla
         )
 
 
+def _sampling(node: Node, graph: Graph) -> SampleConfig:
+    """Return the options with which the rollouts of a training are drawn."""
+    return next(graph[n].config for n in graph.needed_by([node.name]) if graph[n].stage == "sample")
+
+
+def _weighed(node: Node, config: DistillConfig, graph: Graph) -> Iterator[Finding]:
+    if config.weighs_rows and _sampling(node, graph).n == 1:
+        yield warning(
+            "recipe",
+            f"arm {node.arm}: rows are weighed among those of their problem, and each problem has one",
+            "set n = 8 in [sample], or take equal weights",
+        )
+
+
 def _sampled(node: Node, config: DistillConfig, graph: Graph) -> Iterator[Finding]:
-    sample = next(graph[n].config for n in graph.needed_by([node.name]) if graph[n].stage == "sample")
-    assert isinstance(sample, SampleConfig)
+    sample = _sampling(node, graph)
     drawn = (sample.temperature, sample.top_p, sample.top_k)
     if config.objective == "sampled" and config.is_drawn_otherwise(config.along(), *drawn):
         is_refined = config.along() == "refined"
@@ -295,5 +314,7 @@ def _sampled(node: Node, config: DistillConfig, graph: Graph) -> Iterator[Findin
         yield warning(
             "recipe",
             f"arm {node.arm}: the sampled estimate of reverse KL is biased along {rows}",
-            f"set temperature = {config.temperature:g}, top_p = 1.0 and top_k = 0 in [sample], or take it as it is",
+            'take objective = "reverse-kl", which needs no samples, or leave it as it is'
+            if is_refined
+            else f"set temperature = {config.temperature:g}, top_p = 1.0 and top_k = 0 in [sample], or take it as it is",
         )

@@ -20,6 +20,7 @@ from trd_cli.config.commands import EvalConfig, ImportConfig, MakeConfig
 from trd_cli.config.generating import RefineConfig, SampleConfig
 from trd_cli.config.grading import VerifyConfig
 from trd_cli.config.training import DistillConfig
+from trd_cli.diagnosis.onset import read_words
 from trd_cli.errors import InputError
 from trd_cli.models import EMA, ModelRef, own_teacher, resolve_model
 from trd_cli.recipes.nodes import BASE, NODES, Contents, Graph, Model, Node
@@ -37,7 +38,7 @@ def build_graph(recipe: Recipe, directory: Path) -> Graph:
 
 
 # Options that name something that counts by its content.
-_NAMES = {"method", "model", "teacher", "problems", "inputs", "parents"}
+_NAMES = {"method", "model", "teacher", "problems", "inputs", "parents", "onset"}
 
 
 class _Builder:
@@ -136,7 +137,10 @@ class _Builder:
         )
         reads_verdicts = config.subset != "all" or config.where is not None
         inputs = (graded if reads_verdicts else rollouts, teacher.node)
-        return self._add("refine", config, inputs, place, arm, {"teacher": self._contents.model(teacher)})
+        contents: dict[str, Any] = {"teacher": self._contents.model(teacher)}
+        if config.mode == "relay":
+            contents["onset"] = read_words(config.onset)
+        return self._add("refine", config, inputs, place, arm, contents)
 
     def _own_teacher(self, arm: str, student: Model) -> Model:
         """Return the weights of the student that refine: those that trd distill takes as the teacher of the loss."""

@@ -251,6 +251,13 @@ class _Check(Checker):
         self._rendered(config, recipe.setting, where)
         self._fits(recipe, where, config)
         refined = RefineConfig.parse({**recipe.refining(name), "setting": recipe.setting})
+        if config.method == "relay" and refined.mode != "relay":
+            self.fail(
+                f"{where}.refine" if arm.refine else where,
+                f'[{where}] method = "relay" along rows that are refined with mode = "{refined.mode}"',
+                'rows of mode = "relay"',
+                'add refine = { mode = "relay" } to the arm',
+            )
         if config.along() == "refined" and needs_parents(refined.subset, refined.where):
             self.fail(
                 f"{where}.refine.subset" if "subset" in arm.refine else "refine.subset",

@@ -28,7 +28,7 @@ from trd_cli.recipes.slots import read_devices
 from trd_cli.redaction import without_secrets
 
 # Keys whose values name files or models.
-_FILES = {"prompt", "file"}
+_FILES = {"prompt", "file", "onset"}
 _MODELS = {"student", "teacher"}
 
 Table = dict[str, Any]

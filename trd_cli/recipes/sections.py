@@ -50,6 +50,7 @@ FILLED: dict[str, dict[str, str]] = {
         **_INPUTS,
         "setting": "setting, at the top of the recipe",
         "teacher": "teacher, at the top of the recipe",
+        "student": "student, at the top of the recipe",
         "seed": _BY_SEEDS,
         "ray": _BY_RAY,
         "stream": _BY_GRAPH,

@@ -24,6 +24,16 @@ from trd_cli.trajectories.stage_dir import StageDir
 _DRAWN = ("temperature", "top_p", "top_k")
 
 
+def check_engine(engine: str) -> None:
+    """Raise InputError for an engine that cannot relay."""
+    if engine == "openai":
+        raise InputError(
+            f"{flag('mode')} relay with {flag('engine')} openai",
+            "an engine on this machine: both models' probabilities are compared at every token",
+            f"change {flag('engine')}",
+        )
+
+
 class Relays:
     """Prepare the relays of some rollouts."""
 
@@ -31,13 +41,8 @@ class Relays:
         self, config: RefineConfig, sets: Sequence[InputSet], student: Backend, teacher: Backend, progress: Progress
     ) -> None:
         """Raise InputError or ModelError for models and rollouts between which nothing can be relayed."""
-        if "openai" in (student.engine, teacher.engine):
-            raise InputError(
-                f"{flag('mode')} relay with {flag('engine')} openai",
-                "an engine on this machine: both models' probabilities are compared at every token",
-                f"change {flag('engine')}",
-            )
         for backend in (student, teacher):
+            check_engine(backend.engine)
             check_trainable(backend.model)
         source = sets[0]
         check_wrote(

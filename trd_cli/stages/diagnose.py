@@ -7,17 +7,20 @@ differs between y_o and y_r is then the text alone.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from trd_cli.config.diagnosing import DiagnoseConfig
+from trd_cli.config.generating import EngineOptions
 from trd_cli.config.training import DistillConfig
+from trd_cli.diagnosis.continuations import READ as CONTINUED_FROM
+from trd_cli.diagnosis.continuations import By, Voice, check_wrong, recover, voices_of
 from trd_cli.diagnosis.engine import FigureFiller, ScoringBackend
 from trd_cli.diagnosis.files import RowFigures, described, write_onset, write_rows
-from trd_cli.diagnosis.gathering import conclude
+from trd_cli.diagnosis.gathering import conclude, conclude_recovery
 from trd_cli.diagnosis.onset import Onset, onset_of, read_words
 from trd_cli.diagnosis.results import Model
 from trd_cli.diagnosis.scoring import dtype_of
@@ -25,7 +28,9 @@ from trd_cli.engines.placement import check_replicas
 from trd_cli.errors import InputError, counted
 from trd_cli.generation import check_strangers
 from trd_cli.models import ModelRef
+from trd_cli.planned import Backend
 from trd_cli.progress import Progress, WithoutResults
+from trd_cli.prompting.rendering import Rendering
 from trd_cli.prompting.templates import digest_of
 from trd_cli.records import Trajectory
 from trd_cli.training.batches import Example
@@ -46,9 +51,16 @@ _READ = (
 
 
 def run(
-    config: DiagnoseConfig, paths: Sequence[str], resolve: Callable[[str], ModelRef], progress: Progress
+    config: DiagnoseConfig,
+    paths: Sequence[str],
+    resolve: Callable[[str], ModelRef],
+    backend_of: Callable[[EngineOptions, str], Backend],
+    progress: Progress,
 ) -> Path | None:
-    """Score the rows that are not there yet, write the tables, and return the directory; None after --dry-run."""
+    """Score the rows that are not there yet, write the tables, and return the directory; None after --dry-run.
+
+    `backend_of` gives the models that --recover goes on with.
+    """
     sets = open_sets(paths)
     if not config.allow_partial:
         check_complete(each.directory for each in sets)
@@ -56,6 +68,9 @@ def run(
     chosen = diagnosis.chosen()
     if not len(chosen):
         raise InputError("no row is in the subset", "at least one", "check --subset and --where")
+    if config.recover:
+        check_wrong(sets, config)
+    voices = [diagnosis.voice(by, backend_of) for by in voices_of(config)]
     inputs = [each.lineage() for each in sets]
     stage_dir = StageDir(config.out, "diagnose", diagnosis.identity(), config.record(), inputs, diagnosis.about())
     planned = diagnosis.plan(chosen)
@@ -80,6 +95,9 @@ def run(
             progress.note(f"warning: {warning}")
         progress.result(rows)
     filler.outcome.check_errors(config.max_errors)
+    if voices:
+        recover(stage_dir.path, stage_dir.digest, voices, diagnosis.rows, config, progress)
+        conclude_recovery(stage_dir.path)
     return stage_dir.path
 
 
@@ -194,6 +212,26 @@ class Diagnosis:
                 yield RowFigures(values | {name: len(prompt) for name, prompt in sides.items()}, made)
             else:
                 yield RowFigures(values, error=row.error or made)
+
+    def rows(self, ids: Collection[str]) -> Iterator[tuple[Trajectory, Example]]:
+        """Yield the rows of these ids that have an example, each with it."""
+        config, columns = self.config, list(dict.fromkeys((*_READ, *CONTINUED_FROM)))
+        for each, contexts in zip(self.sets, self.contexts, strict=True):
+            for row in iter_selected([each], config.subset, config.where, config.parents, columns):
+                made = contexts.made(row) if row.trajectory_id in ids else None
+                if isinstance(made, Example):
+                    yield row, made
+
+    def voice(self, by: By, backend_of: Callable[[EngineOptions, str], Backend]) -> Voice:
+        """Return a model as one that goes on from wrong rows."""
+        model = self.teacher if by == "teacher" else self.student
+        backend = backend_of(self.config.generating(dtype_of(self.config)), model.lasting_name)
+        source = self.sets[0].about
+        rendering = Rendering.recorded(source.render, source.chat_template_kwargs).identity()
+        if by == "student":
+            return Voice(by, backend, backend.about(**rendering))
+        whose = {"student": self.student.lasting_name, "student_revision": self.student.revision}
+        return Voice(by, backend, backend.about(**rendering, **whose, setting=self.setting), self.setting)
 
     def notes(self) -> list[str]:
         """Return how many contexts were cut."""

@@ -173,8 +173,10 @@ def go_on(config: SampleConfig, paths: Sequence[str], backend: Backend, progress
 
 
 def _continued(continuer: Continuer, row: Trajectory, n: int) -> Iterator[Trajectory]:
-    prompt = Prompt.of_student(row)
-    yield from continuer.rows(row, prompt, kind="rollout", sample_indices=range(n), error=no_response(row))
+    prompt, error = Prompt.of_student(row), no_response(row)
+    if not len(prompt.token_ids):
+        error = error or "the refined row does not have the student's prompt"
+    yield from continuer.rows(row, prompt, kind="rollout", sample_indices=range(n), error=error)
 
 
 def _slice(config: SampleConfig, sets: Sequence[InputSet]) -> IdSet | None:
