@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 from collections.abc import Callable
 from dataclasses import astuple, replace
 from pathlib import Path
 
 import pytest
 from click.testing import Result
+from support.children import forking, wait_for
 from support.pair import ID, build_pair, write_problems_of_pair
 from support.rows import refined_row
 from support.sets import by_id, rows_of
@@ -163,12 +165,29 @@ def test_the_rates_are_in_the_results_with_their_intervals_over_problems(world: 
     ] == [early.value]
 
 
-def test_a_recovery_that_was_killed_goes_on_with_what_is_missing(world: Path, tmp_path: Path, ok: Trd) -> None:
+def test_a_recovery_that_is_killed_goes_on_with_what_is_missing(world: Path, tmp_path: Path, ok: Trd) -> None:
+    # The figures are there: only the continuations are made.
+    shutil.copytree(world / "d", tmp_path / "d", ignore=shutil.ignore_patterns("recovery"))
+    command = ("diagnose", world / "y_o", "-t", world / "teacher", *RECOVER, "--shard-rows", 2, "--out", tmp_path / "d")
+    teacher = tmp_path / "d" / "recovery" / "teacher"
+    with forking("import torch, transformers, trd_cli.stages.diagnose", tmp_path) as start:
+        run = start(*command)
+        wait_for(lambda: teacher.is_dir() and list_shards(teacher))
+        assert run.kill() == -signal.SIGKILL
+    before, whole = by_id(teacher), by_id(world / "d" / "recovery" / "teacher")
+    assert 0 < len(before) < len(whole)
+    assert recovery_figures(tmp_path / "d") == [], "a set that is not finished has no rate"
+    ok(*command)
+    assert by_id(teacher) == whole
+    assert recovery_figures(tmp_path / "d") == recovery_figures(world / "d")
+
+
+def test_a_recovery_makes_and_grades_only_what_is_missing(world: Path, tmp_path: Path, ok: Trd) -> None:
     shutil.copytree(world / "d", tmp_path / "d")
     teacher = tmp_path / "d" / "recovery" / "teacher"
     before = by_id(teacher)
     first, second, *others = list_shards(teacher)
-    # As a kill leaves a set: a shard not written, one not graded, and those after them untouched.
+    # As ends of several kinds leave a set: a shard is not written, one not graded, and the others are whole.
     ungraded = dict.fromkeys(("verdict", "extracted_answer", "grader", "grader_version", "verdict_detail"))
     digest = json.loads((teacher / "run.json").read_text())["digest"]
     write_shard(second, [replace(row, **ungraded) for row in read_rows(second)], digest)
@@ -198,6 +217,7 @@ def test_continuations_are_an_ordinary_set(world: Path, tmp_path: Path, ok: Trd)
     [
         (("bare",), "no verdict in bare; expected graded rollouts; run trd verify bare first"),
         (("y_o", "--subset", "correct"), "no wrong row among"),
+        (("y_o", "--where", "stage = 'refined'"), "no row is in the subset"),
         (("y_o", "--recover-cuts", "0.5,1"), "--recover-cuts '1'; expected less than 1"),
         (("y_o", "--out", "d", "--recover-samples", 3), "that this command would not make"),
     ],

@@ -379,11 +379,14 @@ def test_a_rollout_that_is_an_error_becomes_an_error_row(
     [path] = list_shards(broken)
     first, *others = read_rows(path)
     gone = dict.fromkeys(("response", "response_token_ids", "logprobs", "finish_reason", "ids_exact"))
-    write_shard(path, [replace(first, **gone, error="a fault"), *others])
-    rows = relay(tmp_path / "out", "--leg-tokens", 3, "--max-errors", 1, sets=broken)
-    [error] = [row for row in rows if row.error]
-    assert (error.parent_id, error.error) == (first.trajectory_id, "the rollout has no response: a fault")
-    assert len([row for row in rows if row.response]) == 2
+    second, third = others
+    strange = replace(second, response_token_ids=[*second.response_token_ids[:-1], 99])
+    write_shard(path, [replace(first, **gone, error="a fault"), strange, third])
+    rows = relay(tmp_path / "out", "--leg-tokens", 3, "--max-errors", 2, sets=broken)
+    errors = {row.parent_id: row.error for row in rows if row.error}
+    assert errors[first.trajectory_id] == "the rollout has no response: a fault"
+    assert "token id 99" in errors[second.trajectory_id]
+    assert [row.parent_id for row in rows if row.response] == [third.trajectory_id]
 
 
 @pytest.fixture(scope="module")

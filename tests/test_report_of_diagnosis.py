@@ -7,6 +7,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,11 +16,13 @@ from support.diagnoses import ONSET, concluded, invented, positions, write_figur
 from support.pages import pairs, trajectory, write_sets
 from support.sets import by_hand
 
+from trd_cli.diagnosis.recovery import By, Recovery
 from trd_cli.diagnosis.results import FILE, Diagnosis, read_diagnosis
 from trd_cli.diagnosis.tables import tables
 from trd_cli.recipes.nodes import FORMAT
 from trd_cli.report.collect import collect
 from trd_cli.report.csv_files import csv_files
+from trd_cli.report.prefix_plots import prefix_plots
 from trd_cli.report.tabulate import markdown
 from trd_cli.trajectories.run_json import write_run_json
 
@@ -183,3 +186,23 @@ def test_short_and_certain_rows_far_from_the_student_are_warned_of_in_the_report
     write_run_json(tmp_path / "diagnosis", {"format": "trd-run-1", "command": "diagnose", "digest": "0"})
     concluded(tmp_path / "diagnosis")
     assert collect(tmp_path / "diagnosis").notes[0].startswith("diagnosis: 100 % of 1 pairs have a y_r that is short")
+
+
+def test_recovery_is_drawn_by_cut_and_by_quartile_for_each_model_that_goes_on(run: Path) -> None:
+    found = read_diagnosis(run / "diagnosis")
+    assert prefix_plots(found)["prefix-recovery"]() is None
+    rates: list[tuple[By, float | None, int | None, float]] = [
+        ("teacher", 0.2, None, 0.8),
+        ("teacher", 0.8, None, 0.3),
+        ("teacher", None, 1, 0.7),
+        ("teacher", None, 4, 0.4),
+        ("teacher", 0.2, 1, 0.9),
+        ("student", 0.2, None, 0.1),
+    ]
+    recovery = [Recovery(*of, value, value - 0.1, value + 0.1, 9, 9, 36, 0) for *of, value in rates]
+    drawn = prefix_plots(replace(found, recovery=recovery))["prefix-recovery"]()
+    assert drawn is not None
+    figure, _, alt = drawn
+    assert [[*line.get_ydata()] for line in figure.axes[0].lines if line.get_marker() in "os"] == [[80, 30], [10]]
+    assert [[*line.get_ydata()] for line in figure.axes[1].lines if line.get_marker() in "os"] == [[70, 40]]
+    assert "the teacher at 20 % 80 %" in alt

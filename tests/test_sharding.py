@@ -50,6 +50,9 @@ CASES: dict[str, tuple[str, str, tuple[object, ...], dict[str, str]]] = {
     "an adapter, layers recomputed by accelerate": (
         *("untied", "by_student", ("--batch-size", 5, "--lora"), RECOMPUTED),
     ),
+    "rows routed and weighed by verdicts": (
+        *("untied", "graded", ("--method", "scope", "--setting", "opsd", "--batch-size", 7), BY_LAYER),
+    ),
     "uneven rows in several micro-batches": (
         *("untied", "uneven", ("--batch-size", 11, "--max-tokens-per-batch", 300), {}),
     ),

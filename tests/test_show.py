@@ -165,7 +165,10 @@ def test_the_parts_of_two_authors_have_colours_where_there_are_colours(
 def test_a_diff_has_the_signs_of_the_authors_of_y_r(refined: Path, rollouts: Path, ok: Trd) -> None:
     rewrite(rollouts, lambda row: replace(row, response="It is 5."))
     rewrite(refined, by_both)
-    assert "⟨student⟩It is 5.⟨teacher⟩{+ No: it is 4.+}" in ok("diff", refined).stdout
+    assert "⟨student⟩It is 5.{+⟨teacher⟩ No: it is 4.+}" in ok("diff", refined).stdout
+    # Also inside a word.
+    rewrite(refined, lambda row: by_both(row, students=4))
+    assert "⟨student⟩It i⟨teacher⟩s 5.{+ No: it is 4.+}" in ok("diff", refined).stdout
 
 
 def test_a_row_of_its_usual_author_has_no_sign(refined: Path, ok: Trd) -> None:

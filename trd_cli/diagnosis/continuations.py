@@ -36,6 +36,7 @@ from trd_cli.prompting.prefixes import cut
 from trd_cli.prompting.tokens import Tokenizer
 from trd_cli.records import Cut, Trajectory, is_intact, token_array, with_checksum
 from trd_cli.training.batches import Example
+from trd_cli.trajectories.id_set import IdSet
 from trd_cli.trajectories.parts import verdicts_held
 from trd_cli.trajectories.run_json import About, read_run_json
 from trd_cli.trajectories.sets import InputSet, selected_tables
@@ -66,17 +67,18 @@ class Voice:
         return Prompt((), token_array(example.teacher_prompt), "", "")
 
 
-def check_wrong(sets: Sequence[InputSet], config: DiagnoseConfig) -> None:
-    """Raise InputError, before hours of scoring, where no rollout of the subset has a verdict, or none is wrong."""
+def check_wrong(sets: Sequence[InputSet], chosen: IdSet, config: DiagnoseConfig) -> None:
+    """Raise InputError, before hours of scoring, where no rollout to score has a verdict, or none is wrong."""
+    columns = ["trajectory_id", "stage", "verdict"]
     verdicts = Counter(
         verdict
         for each in sets
-        for table in selected_tables(each, config.subset, config.where, config.parents, ["stage", "verdict"])
-        for stage, verdict in zip(table["stage"].to_pylist(), table["verdict"].to_pylist(), strict=True)
-        if stage == "rollout"
+        for table in selected_tables(each, config.subset, config.where, config.parents, columns)
+        for name, stage, verdict in zip(*(table[column].to_pylist() for column in columns), strict=True)
+        if stage == "rollout" and name in chosen
     )
     graded = verdicts.total() - verdicts[None]
-    names = ", ".join(str(each.directory) for each in sets)
+    names = ", ".join(dict.fromkeys(str(each.directory) for each in sets))
     if not verdicts:
         raise InputError(f"--recover without a rollout in {names}", "the student's attempts", "name their set too")
     if not graded:

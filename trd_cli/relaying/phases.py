@@ -128,7 +128,9 @@ class Relayer:
 
     def _begun(self, rollouts: Callable[[], Iterator[Trajectory]]) -> Iterator[Open]:
         for rollout in rollouts():
-            row = self._planned(rollout, rollout.trajectory_id, rollout.prompt_token_ids, *self.prompt_of(rollout))
+            prompt, error = self.prompt_of(rollout)
+            error = error or self._unknown(rollout, prompt)
+            row = self._planned(rollout, rollout.trajectory_id, rollout.prompt_token_ids, prompt, error)
             relay = None if row.error else Relay.begun(_response(rollout), self._most(row))
             yield Open(row, rollout.trajectory_id, relay)
 
@@ -152,6 +154,12 @@ class Relayer:
             return row
         longest = max(len(row.prompt_token_ids), len(students_ids))
         return replace(row, error=too_long(longest, min(self.teacher.max_length, self.student.max_length)))
+
+    def _unknown(self, row: Trajectory, prompt: Prompt) -> str | None:
+        """Return the error of a student's row with an id unknown to a model, or None; `prompt` is the teacher's."""
+        sides = ((self.student, row.prompt_token_ids), (self.teacher, prompt.token_ids))
+        found = (unknown_id(backend.model, [*ids, *row.response_token_ids]) for backend, ids in sides)
+        return next(filter(None, found), None)
 
     def _most(self, row: Trajectory) -> int:
         """Return the most tokens of a row's response: as asked for, and no more than either model's context takes."""
@@ -236,7 +244,8 @@ class Relayer:
         def gone_on() -> Iterator[Open]:
             for row in self._read(phase):
                 prompt, _ = self.prompt_of(replace(row, error=None))
-                planned = self._planned(row, row.parent_id, row.prompt_token_ids, prompt, row.error)
+                error = row.error or self._unknown(row, prompt)
+                planned = self._planned(row, row.parent_id, row.prompt_token_ids, prompt, error)
                 relay = None if planned.error else Relay.after_student(_response(row), row.prefix_tokens)
                 yield Open(planned, row.trajectory_id, relay)
 

@@ -45,7 +45,7 @@ __all__ = ["INK", "Plot", "is_plot", "plots"]
 
 _NAMES = re.compile(
     r"scores-arms|rounds-(scores|verdicts|changes|nll)|refinement-(verdicts|lengths)(-\d+)?|training-(loss|positions)|cost-rounds"
-    r"|prefix-(kl|onset|overlap|fragments|ratios|scatter)(-\d+)?"
+    r"|prefix-(kl|onset|overlap|fragments|ratios|scatter|recovery)(-\d+)?"
 )
 _ROW, _BINS = 0.32, 40
 _ALL = "all seeds, 95 % interval"

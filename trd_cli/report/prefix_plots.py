@@ -1,8 +1,11 @@
-"""The plots of a diagnosis: what both models say, by place in the response. Colour and mark stand for the verdict."""
+"""The plots of a diagnosis: what both models say, by place in the response. Colour and mark stand for the verdict.
+
+In the plot of recovery they stand for the model that goes on.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from math import log1p
 
@@ -12,12 +15,14 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from trd_cli.diagnosis.figures import ALL, TEXTS
+from trd_cli.diagnosis.recovery import QUARTILES, Recovery
 from trd_cli.diagnosis.results import Diagnosis, Scatter
 from trd_cli.report.drawing import COLOURS, INK, THICK, Drawn, Look, add_legend, panels
 from trd_cli.training.tenths import TENTHS
 
 _LOOKS = {"correct": Look(COLOURS[0], "o"), "incorrect": Look(COLOURS[3], "s"), ALL: Look(INK, "^")}
 _STYLES = {"correct": "-", "incorrect": "--", ALL: "-"}
+_WRITERS = {"teacher": Look(COLOURS[2], "o"), "student": Look(COLOURS[4], "s")}
 _PLACES = [100 * (i + 0.5) / TENTHS for i in range(TENTHS)]
 # By plot: its title, and for each row of panels the figure, its label, its scale, and whether it is never below 0.
 _LINES: dict[str, tuple[str, dict[str, tuple[str, float, bool]]]] = {
@@ -44,7 +49,11 @@ _BANDS = ((("log_ratio_p05", "log_ratio_p95"), 0.2), (("log_ratio_p25", "log_rat
 def prefix_plots(diagnosis: Diagnosis, number: str = "") -> dict[str, Callable[[], Drawn | None]]:
     """Return functions that draw the plots of a diagnosis, by name. `number` tells those of several apart."""
     drawn = {name: partial(_lines, diagnosis, name) for name in _LINES}
-    drawn |= {"prefix-ratios": partial(_ratios, diagnosis), "prefix-scatter": partial(_scatter, diagnosis)}
+    drawn |= {
+        "prefix-ratios": partial(_ratios, diagnosis),
+        "prefix-scatter": partial(_scatter, diagnosis),
+        "prefix-recovery": partial(_recovery, diagnosis),
+    }
     return {name + number: draw for name, draw in drawn.items()}
 
 
@@ -169,7 +178,7 @@ def _scatter(diagnosis: Diagnosis) -> Drawn | None:
     if not groups:
         return None
     # The panels are squares, which must not be higher than the figure.
-    figure, [row] = panels(1, len(groups), 3.1, shared=True)
+    figure, [row] = panels(1, len(groups), 2.85, shared=True)
     for axes, group in zip(row, groups, strict=True):
         axes.imshow(_pixels(counts[group], _LOOKS[group[1]].colour), origin="lower", extent=(0, 1, 0, 1))
         axes.plot([0, 1], [0, 1], color=INK, linewidth=0.7)
@@ -191,3 +200,46 @@ def _above(scatter: Scatter) -> float:
     total = sum(map(sum, scatter.counts))
     above = sum(sum(counts[:teacher]) for teacher, counts in enumerate(scatter.counts))
     return 100 * above / total
+
+
+def _recovery(diagnosis: Diagnosis) -> Drawn | None:
+    """Draw the accuracy of the continuations by cut, and by quartile of the teacher's perplexity over all cuts."""
+    known = [each for each in diagnosis.recovery if each.value is not None]
+    if not known:
+        return None
+    figure, [[by_cut, by_quartile]] = panels(1, 2, 2.3)
+    writers = [by for by in _WRITERS if any(each.by == by for each in known)]
+    for by in writers:
+        of = [each for each in known if each.by == by]
+        _rates(by_cut, by, {100 * each.cut: each for each in of if each.cut is not None and each.quartile is None})
+        _rates(by_quartile, by, {each.quartile: each for each in of if each.quartile is not None and each.cut is None})
+    by_cut.set_xlabel("share of the wrong response that is kept, %")
+    by_quartile.set_xlabel("quartile of the teacher's perplexity of the prefix")
+    by_quartile.set_xticks(QUARTILES)
+    by_cut.set_ylabel("accuracy, %")
+    highest = max(axes.get_ylim()[1] for axes in (by_cut, by_quartile))
+    for axes in (by_cut, by_quartile):
+        axes.set_ylim(0, highest)
+        axes.grid(axis="y")
+    add_legend(figure, [_WRITERS[by].entry(f"the {by} goes on") for by in writers])
+    told = "; ".join(
+        f"the {each.by} at {100 * each.cut:g} % {100 * each.value:.0f} %"
+        for each in known
+        if each.cut is not None and each.quartile is None
+    )
+    title = "Recovery from wrong prefixes, with 95 % intervals over problems"
+    return figure, title, f"Accuracy of what is written after a wrong prefix: {told}."
+
+
+def _rates(axes: Axes, by: str, found: Mapping[float, Recovery]) -> None:
+    if not found:
+        return
+    look = _WRITERS[by]
+    # Those of both models would cover each other.
+    places = [x + (0.06 if by == "teacher" else -0.06) * (max(found) - min(found)) / len(found) for x in found]
+    values = [100 * each.value for each in found.values()]
+    ends = [
+        [100 * (each.value - each.low) for each in found.values()],
+        [100 * (each.high - each.value) for each in found.values()],
+    ]
+    axes.errorbar(places, values, yerr=ends, marker=look.mark, color=look.colour, capsize=3, **THICK)

@@ -69,7 +69,7 @@ def run(
     if not len(chosen):
         raise InputError("no row is in the subset", "at least one", "check --subset and --where")
     if config.recover:
-        check_wrong(sets, config)
+        check_wrong(sets, chosen, config)
     voices = [diagnosis.voice(by, backend_of) for by in voices_of(config)]
     inputs = [each.lineage() for each in sets]
     stage_dir = StageDir(config.out, "diagnose", diagnosis.identity(), config.record(), inputs, diagnosis.about())

@@ -77,7 +77,7 @@ def _spans(row: Trajectory, source: InputSet, tokenizer_of: TokenizerOf) -> list
 
 def _not_marked(row: Trajectory, spans: Sequence[Span]) -> str:
     there = row.author is not None and row.response
-    return " · authors are not marked: no tokenizer here that spells this text" if there and not spans else ""
+    return " · authors are not marked (no tokenizer)" if there and not spans else ""
 
 
 def _by_author(row: Trajectory, spans: Sequence[Span]) -> Text:
@@ -141,20 +141,22 @@ def _panel(title: str, body: str | Text) -> Panel:
 
 
 def _word_diff(before: str, after: str, spans: Sequence[Span]) -> Text:
-    """Return both texts as one. `spans` are of `after`; a word belongs to the author of its first character."""
+    """Return both texts as one. `spans` are of `after`."""
     old, new = _WORDS.findall(before), _WORDS.findall(after)
-    text, place, style, left = Text(), 0, "", list(spans)
+    text, place = Text(), 0
 
     def append(words: Sequence[str], added: bool) -> None:
-        nonlocal place, style
-        for i, word in enumerate(words):
-            while left and left[0].start <= place:
-                author = left.pop(0).author
-                style = _STYLES[author]
-                text.append(_sign(author), style=f"bold {style}")
-            opening, closing = "{+" * (added and i == 0), "+}" * (added and i == len(words) - 1)
-            text.append(opening + word + closing, style="green" if added else style)
-            place += len(word)
+        nonlocal place
+        start, place = place, place + sum(map(len, words))
+        if added and start < place:
+            text.append("{+", style="green")
+        for span in spans or [Span("", 0, len(after))]:
+            if start <= span.start < place and span.author:
+                text.append(_sign(span.author), style=f"bold {_STYLES[span.author]}")
+            part = after[max(start, span.start) : min(place, span.end)]
+            text.append(part, style="green" if added else _STYLES.get(span.author, ""))
+        if added and start < place:
+            text.append("+}", style="green")
 
     for kind, a, b, c, d in difflib.SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
         # Marks, not colour alone: a diff must survive a pipe and a colour-blind reader.
