@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
@@ -28,7 +30,8 @@ from trd_cli.diagnosis.onset import onset_of, read_words
 from trd_cli.diagnosis.scoring import PositionFigures, Scorer
 from trd_cli.losses.positions import compare
 from trd_cli.models import resolve_model
-from trd_cli.trajectories.shards import list_shards, read_rows as read_trajectories
+from trd_cli.trajectories.shards import list_shards
+from trd_cli.trajectories.shards import read_rows as read_trajectories
 
 CPU = ("--dtype", "float32", "--device", "cpu")
 DRAW = (*CPU, "--max-tokens", 40, "--temperature", 1, "--top-p", 1, "--top-k", 0)
@@ -141,6 +144,23 @@ def test_the_figures_are_those_of_whole_distributions_in_any_number_of_chunks(to
     # A longer head is cut: ids that only one model has are padding.
     p, q = ((h @ head[:size].T).softmax(-1).numpy() for h, head in zip((student, teacher), heads, strict=True))
     assert_same(found._asdict(), naive(p, q, response.numpy(), [3, 17]), 1e-9)
+
+
+PEAKS = """
+import resource, torch
+from trd_cli.losses.positions import compare
+head = torch.randn(150_000, 64)
+for tokens in (256, 640):
+    states = torch.randn(tokens, 64)
+    compare(states, head, states, head, torch.randint(150_000, (tokens,)), torch.tensor([5]))
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+
+
+def test_the_memory_does_not_grow_with_the_positions() -> None:
+    peaks = subprocess.run([sys.executable, "-c", PEAKS], capture_output=True, text=True, check=True).stdout.split()
+    # The logits of 384 more tokens would take 220 MiB a side.
+    assert int(peaks[1]) - int(peaks[0]) < 40
 
 
 def random_examples() -> list[Any]:

@@ -60,12 +60,16 @@ def compare(
     response_N: Tensor,
     onset_ids: Tensor,
 ) -> Compared:
-    """Return the figures of all positions; `response_N` and `onset_ids` are int64, the latter below V."""
-    found = [
-        _compared(p, q, response_N[at], onset_ids)
-        for at, p, q in distributions(student_ND, student_head_VD, teacher_NE, teacher_head_VE)
-    ]
-    return Compared(*map(torch.cat, zip(*found, strict=True)))
+    """Return the figures of all positions, at least one; `response_N` and `onset_ids` are int64, the latter below V."""
+    found: Compared | None = None
+    for at, p, q in distributions(student_ND, student_head_VD, teacher_NE, teacher_head_VE):
+        block = _compared(p, q, response_N[at], onset_ids)
+        # Written into columns made beforehand: small results kept between large temporary ones fragment the heap, which
+        # then grows with the positions.
+        found = found or Compared(*(column.new_empty(len(response_N)) for column in block))
+        for whole, column in zip(found, block, strict=True):
+            whole[at] = column
+    return found
 
 
 def _compared(p: Distribution, q: Distribution, response_C: Tensor, onset_ids: Tensor) -> Compared:
