@@ -181,13 +181,15 @@ def test_the_perplexity_is_that_of_the_prefix_under_the_teacher(world: Path) -> 
     # The teacher's probabilities of bad after the prompt, of worse after bad, and of worse after worse.
     by_hand = {1: 0.08**-1, 2: (0.08 * 0.3) ** -0.5, 3: (0.08 * 0.3 * 0.3) ** (-1 / 3)}
     _, prefixes = read_cuts(world / "d")
+    walk = [ID["bad"], ID["worse"], ID["worse"]]
     known = [
-        each for each in prefixes if [*parents[each.trajectory_id].response_token_ids[:2]] == [ID["bad"], ID["worse"]]
+        each
+        for each in prefixes
+        if [*parents[each.trajectory_id].response_token_ids[: each.tokens]] == walk[: each.tokens]
     ]
-    assert {each.tokens for each in known} >= {1, 2, 3}
+    assert {each.tokens for each in known} == {*by_hand}
     for each in known:
-        if each.tokens in by_hand:
-            assert each.teacher_perplexity == pytest.approx(by_hand[each.tokens], rel=2e-3)
+        assert each.teacher_perplexity == pytest.approx(by_hand[each.tokens], rel=2e-3)
 
 
 def test_the_rates_are_in_the_results_with_their_intervals_over_problems(world: Path) -> None:
