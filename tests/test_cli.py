@@ -187,7 +187,7 @@ BAD: dict[str, Bad] = {
     # refine
     "opd without teacher": Bad("refine --setting opd y_o", ("--setting opd without --teacher", "add --teacher")),
     "rows without run.json": Bad(
-        "refine --setting opsd loose", ("loose does not say which model wrote it", "give --teacher")
+        "refine --setting opsd loose", ("loose does not say which model wrote the rollouts", "give --teacher")
     ),
     "another tokenizer": Bad(
         "refine --setting opd --teacher tiny y_o", ("tokenizer of tiny", "y_o", "student's family")
@@ -383,6 +383,10 @@ def panels_of(shown: str) -> dict[str, str]:
     """The panels of a help by title, without white space."""
     parts = re.split(r"^(\w+):$", shown.partition("Example:\n")[2], flags=re.MULTILINE)
     return {title: "".join(text.split()) for title, text in zip(parts[1::2], parts[2::2], strict=True)}
+
+
+def test_a_default_of_several_numbers_is_shown_as_it_is_typed(trd: Trd) -> None:
+    assert "[default:0.2,0.4,0.6,0.8]" in "".join(trd("diagnose", "--help").stdout.split())
 
 
 @pytest.mark.parametrize("name", commands())

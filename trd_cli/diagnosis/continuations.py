@@ -11,7 +11,6 @@ Several cuts of a row may fall on one line break. They then share their continua
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -26,6 +25,7 @@ from trd_cli.config.recovering import RecoverOptions
 from trd_cli.continuing import PREFIX_OF, Continuer
 from trd_cli.diagnosis.files import flat, iter_figures, read_rows
 from trd_cli.diagnosis.recovery import By, Continued, Prefix, Recovery, rates
+from trd_cli.diagnosis.sums import perplexity
 from trd_cli.errors import InputError, counted
 from trd_cli.generation import ShardFiller, check_strangers
 from trd_cli.graders.pool import GraderOptions
@@ -117,7 +117,7 @@ def with_perplexities(cuts: Iterable[tuple[Any, ...]], directory: Path) -> list[
     wanted = {name for name, *_ in found}
     sums = dict(_summed_logprobs(directory, wanted))
     return [
-        Prefix(name, problem, share, tokens, math.exp(min(-sums[name][tokens - 1] / tokens, 700.0)))
+        Prefix(name, problem, share, tokens, perplexity(-sums[name][tokens - 1] / tokens))
         for name, problem, share, tokens in found
     ]
 
