@@ -385,10 +385,6 @@ def panels_of(shown: str) -> dict[str, str]:
     return {title: "".join(text.split()) for title, text in zip(parts[1::2], parts[2::2], strict=True)}
 
 
-def test_a_default_of_several_numbers_is_shown_as_it_is_typed(trd: Trd) -> None:
-    assert "[default:0.2,0.4,0.6,0.8]" in "".join(trd("diagnose", "--help").stdout.split())
-
-
 @pytest.mark.parametrize("name", commands())
 def test_the_help_of_a_command_lists_each_option_once_in_a_panel(name: str, trd: Trd) -> None:
     panels, params = panels_of(trd(*name.split(), "--help").stdout), commands()[name].params

@@ -16,12 +16,12 @@ from support.sets import by_hand, by_id, rows_of
 from support.tiny import END, OTHER_END, SPECIALS, build_model, set_eos, with_normalizer, write_tokenizer
 
 from trd_cli.config.training import DistillConfig
-from trd_cli.errors import InputError
+from trd_cli.errors import InputError, PromptError
 from trd_cli.models import resolve_model
 from trd_cli.progress import SilentProgress
 from trd_cli.prompting.templates import load_template
 from trd_cli.prompting.tokens import Tokenizer
-from trd_cli.records import Trajectory
+from trd_cli.records import AUTHORS, Trajectory
 from trd_cli.training.batches import Example
 from trd_cli.training.examples import Contexts
 from trd_cli.training.reading import choose, write_examples
@@ -307,6 +307,26 @@ def test_an_end_that_only_the_teacher_knows_becomes_what_the_students_template_w
     row = replace(rows_of(world.opd)[0], response_token_ids=[20, 21, pad], **FINISHED)
     made = examples_of(world, world.opd, rows=[row], student=base, teacher=teacher)
     assert made.examples[row.trajectory_id].response_ids == [20, 21, END]
+
+
+# Weights
+
+
+def test_a_reader_that_weighs_nothing_takes_all_tokens_whoever_wrote_them(world: World) -> None:
+    first = rows_of(world.opd)[0]
+    tokens = len(first.response_token_ids)
+    by_environment = replace(first, author=[AUTHORS.index("environment")] * tokens)
+    weightless = replace(first, token_weight=[0.0] * tokens)
+    models = (resolve_model(str(world.student)), resolve_model(str(world.teacher)))
+    (source,) = open_sets([str(world.opd)])
+    for weighs in (True, False):
+        contexts = Contexts(DistillConfig(), source, *models, SilentProgress(), weighs)
+        for row in (by_environment, weightless):
+            made = contexts.made(row)
+            if weighs:
+                assert made.startswith("no token of the response has a weight above 0")
+            else:
+                assert (len(made.scored), made.weight) == (len(made.response_ids),) * 2
 
 
 # Masked tokens
@@ -714,6 +734,25 @@ def test_a_template_may_show_the_attempt_before_the_problem(world: World, tmp_pa
         kept = len(left) - len(message("refine-opd", row, "", prompt=prompt))
         assert 0 < kept < len(attempt)
         assert left == message("refine-opd", row, attempt[:kept], prompt=prompt)
+
+
+def test_a_template_that_did_not_make_a_context_cannot_cut_it_and_its_row_is_left_out(
+    world: World, tmp_path: Path
+) -> None:
+    rows, prompt = rows_of(world.opd), tmp_path / "mine.jinja"
+    lengths = [len(row.prompt_token_ids) + len(row.response_token_ids) for row in rows]
+    options = {"max_length": sorted(lengths)[3], "prompt": str(prompt)}
+    longer = sum(length > options["max_length"] for length in lengths)
+    for of_another in ("{{ problem }}, and an attempt: {{ attempt }}", "{{ problem }}"):
+        prompt.write_text(of_another)
+        made = examples_of(world, world.opd, **options)
+        assert len(made.examples) == 6 - longer
+        (note,) = made.notes
+        assert note.startswith(f"left out {longer} of 6 rows")
+        assert "the template that made the context is not at hand (--prompt)" in note
+    prompt.write_text("{{ attempt }}")
+    with pytest.raises(PromptError, match=r"lacks \{\{ problem \}\}"):
+        examples_of(world, world.opd, **options)
 
 
 # The two tokenizers

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from support.sets import by_hand, rows_of
 from support.tiny import VOCABULARY, build_model, reference_model, write_tokenizer
 
 from trd_cli.config.diagnosing import ScoringOptions
+from trd_cli.diagnosis.engine import ScoringEngine
 from trd_cli.diagnosis.files import (
     POSITION_TYPES,
     RowFigures,
@@ -242,6 +244,15 @@ def test_a_model_that_is_its_own_teacher_differs_nowhere_in_equal_contexts(stran
         assert not found.forward_kl.any()
         assert not found.l2.any()
         assert (found.overlap == 16).all()
+
+
+def test_a_closed_engine_frees_its_models_at_once_even_where_they_refer_to_each_other(pair: tuple[Path, Path]) -> None:
+    own = Scorer(*(resolve_model(str(path)) for path in pair), ScoringOptions(device="cpu"), [ONSET])
+    own.again = own
+    engine, freed = ScoringEngine(own, "1"), weakref.ref(own)
+    del own
+    engine.close()
+    assert freed() is None
 
 
 def test_repetition_tells_a_loop_from_prose() -> None:

@@ -17,7 +17,18 @@ PACKAGE = ROOT / "trd_cli"
 # A file may import its own floor and those below. A name with a slash is a directory with all that is in it.
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("__init__", "errors", "records", "redaction", "local_data"),
-    ("atomic", "locks", "interrupts", "keeper", "progress", "model_files", "adapter_files", "losses/", "config/"),
+    (
+        "atomic",
+        "locks",
+        "interrupts",
+        "keeper",
+        "freeing",
+        "progress",
+        "model_files",
+        "adapter_files",
+        "losses/",
+        "config/",
+    ),
     ("graders.answers", "graders/reading/", "prompting/", "trajectories/"),
     ("streams", "console", "command", "models", "merging", "graders.by_math_verify", "graders/comparing/"),
     ("engines/",),
@@ -215,6 +226,11 @@ def test_the_name_of_a_file_that_stages_share_is_written_in_one_place(name: str)
 def test_polars_is_loaded_in_one_place_which_mends_its_handling_of_ctrl_c() -> None:
     found = [module for module, path in FILES.items() if "import polars" in path.read_text()]
     assert found == ["trajectories.selection"]
+
+
+def test_the_memory_of_a_gpu_is_given_back_in_one_place() -> None:
+    found = [module for module, path in FILES.items() if "empty_cache" in path.read_text()]
+    assert found == ["freeing"]
 
 
 @pytest.mark.parametrize("line", ["--help", "sample --help", "distill --help", "data import --help"])

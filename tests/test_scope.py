@@ -180,12 +180,33 @@ def test_a_training_that_goes_on_has_the_weights_it_began_with(
     assert f"{gone / NAME} is gone or damaged; expected the weights that the round began with" in line
 
 
-def test_weights_do_not_depend_on_the_batches_that_score_them(
+def test_weights_of_a_training_that_never_began_are_not_those_of_another(
+    world: World, rollouts: Path, trd: Trd, tmp_path: Path
+) -> None:
+    out = tmp_path / "c"
+    # No loss is this small: the first step is refused after the rows are weighed, and there is no state.
+    command = ("distill", rollouts, *SCOPE, "--max-loss", 1e-30, "--out", out)
+    written = []
+    for other in ((), ("--weight-temperature", 3), ("--max-response-tokens", 3)):
+        assert "at step 1" in refusal(trd(*command, *other, "--teacher", world.teacher))
+        written.append(pq.read_table(out / NAME).to_pydict())
+    refusal(trd(*command, "--teacher", world.student))
+    written.append(pq.read_table(out / NAME).to_pydict())
+    weights, flatter, shorter, own = (table["weight"] for table in written)
+    assert min(flatter) > min(weights)
+    assert shorter != pytest.approx(weights, rel=1e-3)
+    assert written[3]["teacher_perplexity"] == written[3]["student_perplexity"]
+    assert own != pytest.approx(weights, rel=1e-3)
+
+
+def test_weights_depend_neither_on_the_batches_that_score_them_nor_on_the_temperature_of_the_loss(
     world: World, rollouts: Path, ok: Trd, tmp_path: Path
 ) -> None:
     found = []
-    for tokens in (1, 4096):
+    for tokens, temperature in ((1, 2), (4096, 1)):
         out = tmp_path / str(tokens)
-        ok("distill", rollouts, *SCOPE, "--teacher", world.teacher, "--max-tokens-per-batch", tokens, "--out", out)
+        options = ("--max-tokens-per-batch", tokens, "--temperature", temperature, "--out", out)
+        said = ok("distill", rollouts, *SCOPE, "--teacher", world.teacher, *options).stderr
+        assert "weigh 12/12" in said
         found.append(pq.read_table(out / NAME)["weight"].to_pylist())
     assert found[0] == pytest.approx(found[1], rel=1e-5)

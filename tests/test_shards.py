@@ -19,7 +19,7 @@ from click.testing import Result
 from support.sets import iter_rows
 
 from trd_cli.errors import InputError
-from trd_cli.records import Problem, Trajectory, author_array, logprob_array, token_array, weight_array
+from trd_cli.records import Problem, Trajectory, author_array, logprob_array, token_array
 from trd_cli.trajectories.problem_sets import read_problems
 from trd_cli.trajectories.sets import open_sets
 from trd_cli.trajectories.shards import (
@@ -118,7 +118,7 @@ CONTINUED = replace(
     response="1 + 1 is 2",
     response_token_ids=token_array([1, 2, 3, 4]),
     author=author_array([0, 0, 1, 3]),
-    token_weight=weight_array([0.0, 0.25, 1.0, 2.5]),
+    token_weight=array("f", [0.0, 0.25, 1.0, 2.5]),
     prefix_tokens=2,
 )
 OF_VERSION = {"1": [ROLLOUT, REFINED, FAILED], "2": [ROLLOUT, REFINED, FAILED, CONTINUED]}

@@ -81,8 +81,6 @@ def _parameter(config_class: type[Config], name: str) -> inspect.Parameter:
     several = typing.get_origin(kind) in (tuple, dict)
     default = inspect.Parameter.empty if field.is_required() else field.get_default()
     default = [] if default in ((), {}) else default
-    if isinstance(default, tuple) and not isinstance(default[0], str):
-        default = [",".join(map(str, default))]  # as it is typed
     about = {"help": field.description, "rich_help_panel": extra["panel"]}
     if extra["argument"]:
         info = typer.Argument(show_default=False, **about)

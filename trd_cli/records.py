@@ -57,11 +57,6 @@ def author_array(codes: Iterable[int]) -> array[int]:
     return array("b", codes)
 
 
-def weight_array(values: Iterable[float]) -> array[float]:
-    """Return weights of tokens in four bytes each."""
-    return array("f", values)
-
-
 def well_formed(text: str) -> str:
     """Return `text` as UTF-8 can hold it: two surrogates that make a pair are joined, any other one becomes U+FFFD."""
     if text.isascii():

@@ -37,6 +37,7 @@ from typing import Any
 from trd_cli import keeper
 from trd_cli.cli import prepare, run_words
 from trd_cli.errors import Interrupted
+from trd_cli.freeing import free_unreferenced
 from trd_cli.interrupts import raise_when_told
 
 _PROCESS = Path("/proc/self")
@@ -142,7 +143,7 @@ class _Start:
         _forget_warnings()
         random.seed()
         gc.unfreeze()
-        gc.collect()
+        free_unreferenced()
         _reset_libraries()
 
 
@@ -181,7 +182,6 @@ def _reset_torch(torch: ModuleType) -> None:
     torch.use_deterministic_algorithms(False)
     torch.set_float32_matmul_precision("highest")
     if torch.cuda.is_initialized():
-        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
 
 

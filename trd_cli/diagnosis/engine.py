@@ -20,6 +20,7 @@ from trd_cli.engines.base import Engine
 from trd_cli.engines.border import matched
 from trd_cli.engines.starting import manner, start_replicas
 from trd_cli.engines.worker import Build
+from trd_cli.freeing import free_unreferenced
 from trd_cli.generation import ShardFiller
 from trd_cli.models import ModelRef
 from trd_cli.records import Completion, token_array
@@ -84,6 +85,7 @@ class ScoringEngine:
 
     def close(self) -> None:
         del self._scorer
+        free_unreferenced()
 
 
 @dataclass(frozen=True)

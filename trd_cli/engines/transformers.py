@@ -32,6 +32,7 @@ from trd_cli.engines.rope import steady_length, switch_length
 from trd_cli.engines.sampling import draw
 from trd_cli.engines.slot_cache import SlotCache
 from trd_cli.errors import EngineError, InputError, flag
+from trd_cli.freeing import free_unreferenced
 from trd_cli.merging import pretrained
 from trd_cli.model_files import tensor_names
 from trd_cli.models import ModelRef, why_not
@@ -186,14 +187,13 @@ class TransformersEngine:
 
     def close(self) -> None:
         del self.model
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+        free_unreferenced()
 
     def rest(self) -> None:
         """See `Keepable.rest`; on a GPU the weights wait in the machine's memory."""
         if self.device.type == "cuda":
             self.model.to("cpu")
-            torch.cuda.empty_cache()
+            free_unreferenced()
 
     def wake(self) -> bool:
         """See `Keepable.wake`."""

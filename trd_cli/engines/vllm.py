@@ -16,7 +16,6 @@ Not covered: a choice of GPU (set CUDA_VISIBLE_DEVICES), two `generate` at the s
 from __future__ import annotations
 
 import contextlib
-import gc
 import multiprocessing.connection
 import os
 import re
@@ -33,6 +32,7 @@ from trd_cli.config.generating import EngineOptions
 from trd_cli.engines.base import engine_version
 from trd_cli.engines.border import with_end
 from trd_cli.errors import EngineError
+from trd_cli.freeing import free_unreferenced
 from trd_cli.model_files import damage
 from trd_cli.models import ModelRef
 from trd_cli.prompting.tokens import Tokenizer
@@ -100,7 +100,7 @@ class VllmEngine:
         with _output_to(self._log):
             self.llm.llm_engine.engine_core.shutdown()
             self.llm = None
-            gc.collect()
+            free_unreferenced()
         if not self._failed:
             self._log.unlink(missing_ok=True)
 

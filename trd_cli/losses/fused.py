@@ -152,6 +152,14 @@ def distributions(
                 yield slice(at.start + inner.start, at.start + inner.start + len(p.log)), p, q
 
 
+def response_nll(
+    student_ND: Tensor, student_head_VD: Tensor, teacher_NE: Tensor, teacher_head_VE: Tensor, response_N: Tensor
+) -> Tensor:
+    """Return −log p of each response token under student and teacher (2, N), from their `distributions`."""
+    both = distributions(student_ND, student_head_VD, teacher_NE, teacher_head_VE)
+    return -torch.cat([torch.stack([each.log_of(response_N[at]) for each in pair]) for at, *pair in both], dim=1)
+
+
 def _chunks(
     student_ND: Tensor, head_VD: Tensor, teacher_NE: Tensor, teacher_head_VE: Tensor, chunk: int
 ) -> Iterator[tuple[slice, Tensor, Tensor]]:

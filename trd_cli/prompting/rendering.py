@@ -84,18 +84,15 @@ def template_that_made(config: DistillConfig, setting: str, task: Task, sha256: 
     A teacher that rewrites has one of its own; one that goes on from a prefix reads the vanilla context. Raises
     PromptError for a template of `config` that is neither.
     """
-    failure: PromptError | None = None
+    templates, failures = [], []
     for kind in ("refine", "vanilla"):
         try:
-            template = load_template(f"{kind}-{setting}", task, config.prompt)
+            templates.append(load_template(f"{kind}-{setting}", task, config.prompt))
         except PromptError as error:
-            failure = failure or error
-            continue
-        if template.sha256 == sha256:
-            return template
-    if failure is not None:
-        raise failure
-    return None
+            failures.append(error)
+    if not templates:
+        raise failures[0]
+    return next((template for template in templates if template.sha256 == sha256), None)
 
 
 def templates_for(config: Config, setting: str = "", tasks: Iterable[Task] = TASKS) -> dict[Task, Template]:

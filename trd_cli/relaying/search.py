@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -58,19 +57,8 @@ def search_with(
                 yield answer.request_id, answer.error or _first(answer.figures, place)
         finally:
             engine.close()
-            del engine
-            _free()
 
     return search
-
-
-def _free() -> None:
-    """Give the memory of models that nothing refers to back to the device."""
-    import torch
-
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def _first(figures: PositionFigures, place: int) -> Trigger | None:

@@ -155,7 +155,7 @@ class Diagnosis:
         onset = onset_of(read_words(config.onset), student.tokenizer())
         names = ("teacher_context", "prompt", "max_length", "overflow")
         options = DistillConfig.parse({"setting": setting, **{name: getattr(config, name) for name in names}})
-        contexts = [Contexts(options, each, student, teacher, progress) for each in sets]
+        contexts = [Contexts(options, each, student, teacher, progress, weighs=False) for each in sets]
         return cls(config, sets, student, teacher, setting, onset, options, contexts)
 
     def identity(self) -> dict[str, Any]:

@@ -264,7 +264,8 @@ def _train(config: DistillConfig, training: _Training, progress: Progress) -> No
         config, student, teacher, accelerator, directory, earlier, lambda text: progress.note(f"{text} for {described}")
     )
     began = time.monotonic()
-    trained = trainer.train(examples, progress)
+    digest = training.stage_dir.digest if training.stage_dir else ""  # the main process alone asks for it
+    trained = trainer.train(examples, progress, digest)
     at_work = time.monotonic() - began
     trainer.save()
     if training.stage_dir is not None:

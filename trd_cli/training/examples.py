@@ -35,9 +35,18 @@ class Contexts:
     """Make the examples of one training run; count the rows that are left out and the contexts that are cut."""
 
     def __init__(
-        self, config: DistillConfig, source: InputSet, student: ModelRef, teacher: ModelRef, progress: Progress
+        self,
+        config: DistillConfig,
+        source: InputSet,
+        student: ModelRef,
+        teacher: ModelRef,
+        progress: Progress,
+        weighs: bool = True,
     ) -> None:
-        """Raise ModelError when the two tokenizers differ: the response ids would mean different tokens."""
+        """Raise ModelError when the two tokenizers differ: the response ids would mean different tokens.
+
+        Without `weighs` all tokens of a response count alike, whoever wrote them.
+        """
         for model in (student, teacher):
             check_trainable(model)
         self._student, self._teacher = student, teacher
@@ -54,7 +63,7 @@ class Contexts:
         self._limit = min(longest_row(model, config.max_length) for model in (student, teacher))
         self._authors = [AUTHORS.index(author) for author in _TRAINED[config.train_on]]
         self._masked = np.array(sorted(masked_ids(config.mask_tokens, self._tokenizer)), np.int64)
-        self._config = config
+        self._config, self._weighs = config, weighs
         rendering = Rendering.recorded(source.about.render, source.about.chat_template_kwargs)
         self._prompts = TeacherPrompts(config, rendering, teachers, self._limit)
         if unread := rendering.unread(teachers):
@@ -139,6 +148,8 @@ class Contexts:
 
     def _weights(self, row: Trajectory) -> np.ndarray:
         """Return the weight of each response token: its own, and 0 for one whose author is left out."""
+        if not self._weighs:
+            return np.ones(len(row.response_token_ids), np.float32)
         is_trained = np.isin(np.asarray(authors_of(row), np.int8), self._authors)
         if row.token_weight is None:
             return is_trained.astype(np.float32)

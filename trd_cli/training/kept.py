@@ -7,16 +7,14 @@ all that is loaded. Else it is forgotten, and a new one loads everything.
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from trd_cli import keeper
 from trd_cli.config.training import DistillConfig, LoraOptions
+from trd_cli.freeing import free_unreferenced
 from trd_cli.models import ModelRef, resolve_model
 from trd_cli.training.rounds import Earlier
 from trd_cli.training.sharding import is_sharded
@@ -72,7 +70,7 @@ def trainer_for(
         return kept.trainer
     if kept is not None:
         del kept  # before the next models are loaded
-        _free()
+        free_unreferenced()
     note(f"loading {student.name} and its teacher {teacher.name}")
     return Trainer(config, student, teacher, accelerator, directory, earlier)
 
@@ -87,7 +85,7 @@ def keep(
     model = resolve_model(str(directory))
     state = state_path(model.path, step)
     loaded = _loaded(config, student, accelerator)
-    at.put(_NAME, _Kept(trainer, loaded, model.revision, state, _stamp(state)), _free)
+    at.put(_NAME, _Kept(trainer, loaded, model.revision, state, _stamp(state)), free_unreferenced)
 
 
 def _loaded(config: DistillConfig, student: ModelRef, accelerator: Accelerator) -> Any:
@@ -98,10 +96,3 @@ def _loaded(config: DistillConfig, student: ModelRef, accelerator: Accelerator) 
 def _stamp(path: Path) -> tuple[int, ...]:
     status = path.stat()
     return status.st_size, status.st_mtime_ns, status.st_ino
-
-
-def _free() -> None:
-    """Give the memory of a trainer that is forgotten back."""
-    gc.collect()
-    if torch.cuda.is_initialized():
-        torch.cuda.empty_cache()

@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor
 
 from trd_cli.config.training import DistillConfig, LoraOptions
 from trd_cli.errors import InputError, ModelError, TrdError, first_line, flag
-from trd_cli.losses.fused import Figures, fused_divergence
+from trd_cli.losses.fused import Figures, fused_divergence, response_nll
 from trd_cli.losses.objectives import Objective
 from trd_cli.merging import pretrained
 from trd_cli.models import ModelRef, cannot_load
@@ -343,20 +343,20 @@ class DistillStep(nn.Module):
         """Return the embedding, which accelerate shards apart, or None if the head shares its weight."""
         return None if embedding_is_tied(self.student) else base_of(self.student).get_input_embeddings()
 
-    def forward(self, batch: Batch) -> tuple[torch.Tensor, Figures]:
-        """Return the weighted divergence of a micro-batch (scalar) and figures of each position."""
+    def forward(self, batch: Batch, measures: bool = False) -> tuple[torch.Tensor, Figures] | torch.Tensor:
+        """Return the weighted divergence of a micro-batch (scalar) and figures of each position.
+
+        With `measures` return −log p of each response token under student and teacher (2, N), at temperature 1 and
+        without a gradient.
+        """
         teacher_NE, teacher_head_VE = self.teacher.read(self.student, batch.teacher, self.compute, self.autocast)
         student_ND = response_states(self.student, batch.student, self.compute, self.autocast)
-        found = fused_divergence(
-            student_ND,
-            head_of(self.student),
-            teacher_NE,
-            teacher_head_VE,
-            batch.response_N,
-            batch.weights_N,
-            self.objective,
-            self.temperature,
-            correct_N=batch.correct_N,
-        )
+        sides = (student_ND, head_of(self.student), teacher_NE, teacher_head_VE, batch.response_N)
+        if measures:
+            found = response_nll(*sides)
+        else:
+            found = fused_divergence(
+                *sides, batch.weights_N, self.objective, self.temperature, correct_N=batch.correct_N
+            )
         self.teacher.release()
         return found

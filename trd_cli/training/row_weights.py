@@ -2,6 +2,8 @@
 
     PPL = exp(−mean log π(y_t | y_<t))        correct rows: w ∝ PPL_student^(1/τ)        others: w ∝ PPL_teacher^(−1/τ)
 
+π is the model itself, at temperature 1, whatever the temperature of the loss.
+
 Within a group, the rows of one problem with one verdict, the weights of the paper sum to one. Here all of them are
 scaled by rows / groups, so that their mean over the round's rows is one and the learning rate keeps its meaning.
 
@@ -10,7 +12,7 @@ Not covered: weights that follow the student within a round.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +24,7 @@ from pyarrow import parquet
 
 from trd_cli.atomic import replacing
 from trd_cli.errors import counted
+from trd_cli.progress import Progress
 from trd_cli.training.batches import Example, Split, collate
 
 if TYPE_CHECKING:
@@ -31,6 +34,8 @@ if TYPE_CHECKING:
 # The file's name in the output directory, where it stays.
 NAME = "row_weights.parquet"
 _ROWS_AT_ONCE = 512
+# In the file's metadata: the digest of the training that it was written for.
+_TRAINING = b"trd.training"
 
 
 class Weighed(Sequence[Example]):
@@ -59,33 +64,42 @@ def weights_of(nll: np.ndarray, groups: np.ndarray, temperature: float) -> np.nd
     return share / np.bincount(group, share)[group] * (len(groups) / len(names))
 
 
+def windows(examples: Sequence[Example]) -> Iterator[list[Example]]:
+    """Yield the examples in lists of as many as are worth cutting into micro-batches together."""
+    for first in range(0, len(examples), _ROWS_AT_ONCE):
+        yield [examples[i] for i in range(first, min(first + _ROWS_AT_ONCE, len(examples)))]
+
+
 def mean_nll(
-    model: nn.Module, examples: Sequence[Example], split: Callable[[Sequence[Example]], Split], accelerator: Accelerator
+    model: nn.Module, rows: Sequence[Example], split: Split, accelerator: Accelerator, progress: Progress
 ) -> np.ndarray:
     """Return the mean −log p of student and teacher along each row (rows, 2), float64, on all processes.
 
-    `model` is a prepared `DistillStep`; `split` cuts rows into micro-batches. Tokens count by their own weights.
+    `model` is a prepared `DistillStep`; `split` are the micro-batches of the rows. Tokens count by their own weights.
     """
-    found = np.zeros((len(examples), 2))
-    for first in range(0, len(examples), _ROWS_AT_ONCE):
-        rows = [examples[i] for i in range(first, min(first + _ROWS_AT_ONCE, len(examples)))]
-        place = {id(row): number for number, row in enumerate(rows, first)}
-        for group in split(rows).mine(accelerator.process_index):
-            batch = collate(group or [min(rows, key=lambda e: e.tokens)], None)
-            with torch.no_grad():
-                figures = model(batch.to(accelerator.device))[1]
-            nll_2N = torch.stack([figures.student_nll, figures.teacher_nll]).cpu().double().numpy()
-            ends = np.cumsum([len(row.scored) for row in group])
-            for row, end in zip(group, ends, strict=True):
-                found[place[id(row)]] = np.average(nll_2N[:, end - len(row.scored) : end], axis=1, weights=row.weights)
+    found = np.zeros((len(rows), 2))
+    place = {id(row): number for number, row in enumerate(rows)}
+    for together in zip(*map(split.mine, range(split.processes)), strict=True):
+        group = together[accelerator.process_index]
+        batch = collate(group or [min(rows, key=lambda e: e.tokens)], None)
+        with torch.no_grad():
+            nll_2N = model(batch.to(accelerator.device), measures=True).cpu().double().numpy()
+        ends = np.cumsum([len(row.scored) for row in group])
+        for row, end in zip(group, ends, strict=True):
+            found[place[id(row)]] = np.average(nll_2N[:, end - len(row.scored) : end], axis=1, weights=row.weights)
+        of_all = [row for each in together for row in each]
+        progress.advance(len(of_all), sum(len(row.scored) for row in of_all))
     if accelerator.num_processes > 1:
         # A row is scored by one process and 0 in the others.
         found = accelerator.reduce(torch.from_numpy(found).to(accelerator.device)).cpu().numpy()
     return found
 
 
-def write(path: Path, examples: Sequence[Example], nll: np.ndarray, weights: np.ndarray) -> None:
-    """Write a row for each example: its id, verdict, both perplexities, and its weight."""
+def write(path: Path, examples: Sequence[Example], nll: np.ndarray, weights: np.ndarray, digest: str) -> None:
+    """Write a row for each example: its id, verdict, both perplexities, and its weight.
+
+    `digest` is that of the training: of its rows, options and models.
+    """
     with np.errstate(over="ignore"):
         student, teacher = np.exp(nll).T
     columns = {
@@ -96,16 +110,16 @@ def write(path: Path, examples: Sequence[Example], nll: np.ndarray, weights: np.
         "weight": weights,
     }
     with replacing(path) as file:
-        parquet.write_table(pa.table(columns), file)
+        parquet.write_table(pa.table(columns, metadata={_TRAINING: digest.encode()}), file)
 
 
-def read(path: Path, examples: Sequence[Example]) -> np.ndarray | None:
-    """Return the weights in a file that `write` has written for these examples, or None if there is no such file."""
+def read(path: Path, digest: str) -> np.ndarray | None:
+    """Return the weights in a file that `write` has written for this training, or None if there is no such file."""
     try:
-        table = parquet.read_table(path, columns=["trajectory_id", "weight"])
+        table = parquet.read_table(path, columns=["weight"])
     except (OSError, pa.ArrowException):
         return None
-    if table["trajectory_id"].to_pylist() != [example.trajectory_id for example in examples]:
+    if (table.schema.metadata or {}).get(_TRAINING) != digest.encode():
         return None
     return table["weight"].to_numpy()
 

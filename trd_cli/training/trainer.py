@@ -8,8 +8,8 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -186,8 +186,10 @@ class Trainer:
         self.step.teacher, self.step.objective = self._teacher, objective_of(config)
         self.step.temperature = config.temperature
 
-    def train(self, examples: Sequence[Example], progress: Progress) -> Trained:
+    def train(self, examples: Sequence[Example], progress: Progress, digest: str = "") -> Trained:
         """Run the remaining steps; write one line of JSON a step to the log.
+
+        `digest` tells this training from others; the main process needs it where rows are weighed.
 
         Raises TrdError for a loss or a gradient that is not finite or explodes, and KeyboardInterrupt on a signal to
         stop, after the state of the last whole step is saved.
@@ -198,23 +200,21 @@ class Trainer:
         self._states = States(self._directory, config.keep)
         self._rehearse_saving()
         trained = self._resume(progress)
-        progress.start("distill", whole.rows_in(whole.steps), whole.rows_in(trained.steps))
-        rows: Sequence[Example] = ()
         if config.tracker:
             accelerator.init_trackers("trd", config={k: str(v) for k, v in config.record().items()})
         try:
             if config.weighs_rows and len(examples):
-                examples = self._weighed(examples, trained, progress)
+                examples = self._weighed(examples, trained, progress, digest)
+            progress.start("distill", whole.rows_in(whole.steps), whole.rows_in(trained.steps))
             with _Signals(progress) as signals:
                 for number, chosen in whole.numbered(config.seed, self._passes_before, trained.steps):
                     rows = [examples[i] for i in chosen]
-                    before, trained = trained, self._one_step(number, rows, trained)
-                    progress.advance(len(rows), trained.tokens - before.tokens)
-                    if self._all_agree(signals.stop):
-                        self._save_state(trained)
-                        raise KeyboardInterrupt
-        except torch.OutOfMemoryError:
-            raise self._out_of_memory(rows) from None
+                    with self._memory_for(rows):
+                        before, trained = trained, self._one_step(number, rows, trained)
+                        progress.advance(len(rows), trained.tokens - before.tokens)
+                        if self._all_agree(signals.stop):
+                            self._save_state(trained)
+                            raise KeyboardInterrupt
         finally:
             if config.tracker:
                 accelerator.end_training()
@@ -226,25 +226,38 @@ class Trainer:
         self._probe = self._ids_to_prove(examples)
         return trained
 
-    def _weighed(self, examples: Sequence[Example], trained: Trained, progress: Progress) -> Sequence[Example]:
+    def _weighed(
+        self, examples: Sequence[Example], trained: Trained, progress: Progress, digest: str
+    ) -> Sequence[Example]:
         """Return the examples with the weights of their rows, those that the round began with.
 
         Raises DamagedFile where steps have been made with weights that are gone.
         """
         path = self._directory / row_weights.NAME
-        weights = self._of_main(row_weights.read(path, examples) if self._is_main else None)
+        weights = self._of_main(row_weights.read(path, digest) if self._is_main else None)
         if weights is None and trained.steps:
             raise DamagedFile(
                 f"{path} is gone or damaged", "the weights that the round began with", "train into another --out"
             )
         if weights is None:
-            with as_it_answers(self._student):
-                nll = row_weights.mean_nll(self._model, examples, self._split, self._accelerator)
+            nll = self._mean_nll(examples, progress)
             groups = np.array([example.group for example in examples])
             weights = row_weights.weights_of(nll, groups, self._config.weight_temperature)
-            self._on_main(lambda: row_weights.write(path, examples, nll, weights))
+            self._on_main(lambda: row_weights.write(path, examples, nll, weights, digest))
         progress.note(row_weights.said(weights, examples))
         return row_weights.Weighed(examples, weights)
+
+    def _mean_nll(self, examples: Sequence[Example], progress: Progress) -> np.ndarray:
+        """Return the mean −log p of student and teacher along each row (rows, 2)."""
+        progress.start("weigh", len(examples))
+        found = []
+        with as_it_answers(self._student):
+            for rows in row_weights.windows(examples):
+                with self._memory_for(rows):
+                    split = self._split(rows)
+                    found.append(row_weights.mean_nll(self._model, rows, split, self._accelerator, progress))
+        progress.end()
+        return np.concatenate(found)
 
     def _split(self, rows: Sequence[Example]) -> Split:
         return split_step(rows, self._config.max_tokens_per_batch, self._accelerator.num_processes, self.switches)
@@ -299,14 +312,18 @@ class Trainer:
         self._save_state_when_due(trained)
         return trained
 
-    def _out_of_memory(self, rows: Sequence[Example]) -> TrdError:
-        """Return the error of a step with these rows, or of one that had not begun."""
-        longest = max((e.length for e in rows), default=0)
-        return TrdError(
-            f"out of memory with {self._config.max_tokens_per_batch} tokens a forward pass (longest row of the step: {longest}); expected room "
-            "for activations and AdamW's moments; lower --max-tokens-per-batch (the gradient does not depend on it), or add "
-            "--gradient-checkpointing or --lora"
-        )
+    @contextmanager
+    def _memory_for(self, rows: Sequence[Example]) -> Iterator[None]:
+        """Raise TrdError where the memory does not suffice for work on these rows."""
+        try:
+            yield
+        except torch.OutOfMemoryError:
+            longest = max(e.length for e in rows)
+            raise TrdError(
+                f"out of memory with {self._config.max_tokens_per_batch} tokens a forward pass (longest of the rows: {longest}); expected room "
+                "for activations and AdamW's moments; lower --max-tokens-per-batch (the gradient does not depend on it), or add "
+                "--gradient-checkpointing or --lora"
+            ) from None
 
     def _accumulate(self, rows: Sequence[Example], groups: Sequence[Sequence[Example]]) -> StepFigures:
         """Accumulate the gradients of one step's loss, micro-batch by micro-batch."""
