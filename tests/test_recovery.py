@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import signal
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import astuple, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import Result
 from support.children import forking, wait_for
+from support.diagnoses import positions, write_figures_of
 from support.pair import ID, build_pair, write_problems_of_pair
 from support.rows import refined_row
 from support.sets import by_id, rows_of
-from support.tiny import write_bare_model
+from support.tiny import set_eos, write_bare_model
 
-from trd_cli.diagnosis.continuations import cut_rows, read_cuts, recovery_figures
+from trd_cli.diagnosis.continuations import cut_rows, read_cuts, recovery_figures, with_perplexities
 from trd_cli.diagnosis.recovery import Continued, Prefix, quartiles, rates
 from trd_cli.models import resolve_model
 from trd_cli.records import Trajectory, authors_of, token_array
+from trd_cli.trajectories.sets import open_sets, parent_frame
 from trd_cli.trajectories.shards import list_shards, read_rows, write_shard
 
 Trd = Callable[..., Result]
@@ -90,9 +95,44 @@ def test_rows_are_cut_at_the_line_break_nearest_to_each_share(tmp_path: Path) ->
     ids = token_array([*tokenizer.encode("aa\nbbb\ncccc\ndd"), *tokenizer.eos_ids])
     plain = token_array(tokenizer.encode("0123456789"))
     rows = [refined_row(0, trajectory_id=name, response_token_ids=each) for name, each in (("a", ids), ("b", plain))]
-    found = [(name, share, tokens) for name, _, share, tokens in cut_rows(rows, (0.2, 0.4, 0.6, 0.8), tokenizer)]
+    found = [(name, share, tokens) for name, _, share, tokens in cut_rows(rows, (0.2, 0.4, 0.6, 0.8), [tokenizer])]
     assert found[:4] == [("a", 0.2, 3), ("a", 0.4, 7), ("a", 0.6, 7), ("a", 0.8, 12)]
     assert [tokens for *_, tokens in found[4:]] == [2, 4, 6, 8], "without a break at the share itself"
+
+
+def test_an_end_that_one_of_both_models_knows_is_in_no_prefix(tmp_path: Path) -> None:
+    for name in ("student", "teacher"):
+        (tmp_path / name).mkdir()
+    student = resolve_model(str(write_bare_model(tmp_path / "student"))).tokenizer()
+    other = write_bare_model(tmp_path / "teacher")
+    set_eos(other, [0])
+    teacher = resolve_model(str(other)).tokenizer()
+    [end] = student.eos_ids
+    rows = [
+        refined_row(0, trajectory_id=name, response_token_ids=token_array([*student.encode("a"), last]))
+        for name, last in (("student", end), ("teacher", 0))
+    ]
+    found = [(name, tokens) for name, *_, tokens in cut_rows(rows, (0.8,), [teacher, student])]
+    assert found == [("student", 1), ("teacher", 1)]
+
+
+def test_a_row_that_two_sets_have_and_a_share_that_is_given_twice_are_cut_once(tmp_path: Path) -> None:
+    tokenizer = resolve_model(str(write_bare_model(tmp_path))).tokenizer()
+    row = refined_row(0, trajectory_id="a", response_token_ids=token_array(tokenizer.encode("0123456789")))
+    assert [share for _, _, share, _ in cut_rows([row, row], (0.2, 0.5, 0.5), [tokenizer])] == [0.2, 0.5]
+
+
+def test_perplexities_take_the_memory_of_one_shard(tmp_path: Path) -> None:
+    tokens, count = 10_000, 30
+    of_row = positions(teacher_logprob=np.full(tokens, -1.0))
+    write_figures_of(tmp_path, [(refined_row(i), of_row) for i in range(count)], shard_rows=1)
+    cuts = [(refined_row(i).trajectory_id, "p", 0.5, 5) for i in range(count)]
+    tracemalloc.start()
+    found = with_perplexities(cuts, tmp_path)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert [each.teacher_perplexity for each in found] == [pytest.approx(math.e)] * count
+    assert most < 8 * tokens * count / 2, "running sums of all rows take 8 bytes a position"
 
 
 @pytest.fixture(scope="module")
@@ -124,10 +164,9 @@ def test_the_teacher_goes_on_from_the_very_tokens_of_wrong_rows_and_turns_back_w
         kept = row.prefix_tokens
         assert row.response_token_ids[:kept] == parents[row.parent_id].response_token_ids[:kept]
         assert [*authors_of(row)] == [0] * kept + [1] * (len(row.response_token_ids) - kept)
-        # By chance the student may have left the table of words.
-        if {*row.response_token_ids[:kept]} <= {ID["bad"], ID["worse"]}:
-            turns_back = row.response_token_ids[kept - 1] != ID["worse"]
-            assert (row.verdict == "correct") == turns_back, row.response
+        last = row.response_token_ids[kept - 1]
+        if last in (ID["bad"], ID["worse"]):  # chance may have drawn a filler
+            assert (row.verdict == "correct") == (last == ID["bad"]), row.response
     assert {row.verdict for row in rows} == {"correct", "incorrect"}
 
 
@@ -202,6 +241,52 @@ def test_a_recovery_makes_and_grades_only_what_is_missing(world: Path, tmp_path:
     assert recovery_figures(tmp_path / "d") == recovery_figures(world / "d")
 
 
+def test_a_recovery_that_is_refused_changes_nothing(world: Path, tmp_path: Path, trd: Trd) -> None:
+    out = shutil.copytree(world / "d", tmp_path / "d")
+    before = {path: path.read_bytes() for path in (out / "recovery").rglob("*") if path.is_file()}
+    rates_before = recovery_figures(out)
+    command = ("diagnose", world / "y_o", "-t", world / "teacher", *RECOVER, "--shard-rows", 12, "--out", out)
+    for fewer in (("--recover-cuts", 0.5), ("--recover-limit", 1), ("--recover-temperature", 1)):
+        for by in ("both", "teacher"):
+            result = trd(*command, "--recover-by", by, *fewer)
+            assert result.exit_code == 1, fewer
+            assert {path: path.read_bytes() for path in (out / "recovery").rglob("*") if path.is_file()} == before
+    assert recovery_figures(out) == rates_before
+
+
+def test_what_both_have_made_stays_in_the_results_when_only_the_teacher_is_asked(
+    world: Path, tmp_path: Path, ok: Trd
+) -> None:
+    out = shutil.copytree(world / "d", tmp_path / "d")
+    command = ("diagnose", world / "y_o", "-t", world / "teacher", *RECOVER, "--recover-by", "teacher")
+    ok(*command, "--shard-rows", 12, "--out", out)
+    told = json.loads((out / "diagnosis.json").read_text())["recovery"]
+    assert told == json.loads((world / "d" / "diagnosis.json").read_text())["recovery"]
+    ok(*command, "--recover-samples", 5, "--shard-rows", 12, "--out", out)
+    told = json.loads((out / "diagnosis.json").read_text())["recovery"]
+    assert {row["by"] for row in told} == {"teacher"}, "the student's set lacks the fifth samples"
+
+
+def test_a_row_that_is_right_by_now_leaves_the_rates_and_its_continuations_stay(
+    world: Path, tmp_path: Path, ok: Trd
+) -> None:
+    out, y_o = shutil.copytree(world / "d", tmp_path / "d"), shutil.copytree(world / "y_o", tmp_path / "y_o")
+    before = {by: by_id(out / "recovery" / by) for by in ("teacher", "student")}
+    name = min(wrong(world))
+    [path] = list_shards(y_o)
+    rows, digest = read_rows(path), json.loads((y_o / "run.json").read_text())["digest"]
+    for verdict in ("correct", "incorrect"):
+        graded = [replace(row, verdict=verdict) if row.trajectory_id == name else row for row in rows]
+        write_shard(path, graded, digest)
+        ok("diagnose", y_o, "-t", world / "teacher", *RECOVER, "--shard-rows", 12, "--out", out)
+        assert {by: by_id(out / "recovery" / by) for by in before} == before
+        assert ok("status", out / "recovery" / "teacher").stdout.split("\t")[2] == "complete"
+        figures = {(each.by, each.cut): each for each in recovery_figures(out) if each.quartile is None}
+        assert figures["teacher", 0.2].prefixes == len(wrong(world)) - (verdict == "correct")
+        assert figures["teacher", 0.2].ungraded == 0
+    assert recovery_figures(out) == recovery_figures(world / "d")
+
+
 def test_continuations_are_an_ordinary_set(world: Path, tmp_path: Path, ok: Trd) -> None:
     shutil.copytree(world / "d", tmp_path / "d")
     teacher = tmp_path / "d" / "recovery" / "teacher"
@@ -212,6 +297,9 @@ def test_continuations_are_an_ordinary_set(world: Path, tmp_path: Path, ok: Trd)
     shown = ok("show", teacher, "--id", row.trajectory_id).stdout
     assert row.trajectory_id in shown
     assert "teacher" in shown
+    for by in ("teacher", "student"):
+        [source] = open_sets([str(tmp_path / "d" / "recovery" / by)])
+        assert {*parent_frame(source)["parent_id"]} == {*by_id(world / "y_o")}
 
 
 @pytest.mark.parametrize(

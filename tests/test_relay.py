@@ -252,6 +252,56 @@ def test_a_damaged_file_of_triggers_is_searched_again(
     assert sorted(map(repr, rows_of(out))) == sorted(map(repr, rows_of(whole)))
 
 
+@pytest.mark.parametrize(
+    ("phase", "new", "relayed"),
+    [
+        ("1-student", "good bad W 0 1 good good bad worse good", "good bad W 0 1 good good bad W 0 1"),
+        ("1-student", "good bad W 0 1 good worse", "good bad W 0 1 good worse"),
+        ("1-teacher", "good bad W 0 2", "good bad W 0 2 good bad W 0 1"),
+    ],
+)
+def test_a_phase_that_reads_otherwise_when_it_is_made_again_is_gone_on_from_anew(
+    phase: str, new: str, relayed: str, whole: Path, relay: Callable[..., list[Trajectory]], tmp_path: Path
+) -> None:
+    out = shutil.copytree(whole, tmp_path / "out")
+    for path in out.glob("shard-*"):
+        path.unlink()
+    # As after a damaged shard, where chance or another device has made another text.
+    path = list_shards(out / "phases" / phase)[0]
+    [row] = read_rows(path)
+    ids = words(new)
+    author = author_array([*row.author[: row.prefix_tokens], *[phase == "1-teacher"] * (len(ids) - row.prefix_tokens)])
+    changed = replace(
+        row, response=new, response_token_ids=token_array(ids), author=author, logprobs=logprob_array([-1] * len(ids))
+    )
+    write_shard(path, [changed], json.loads((out / "phases" / phase / "run.json").read_text())["digest"])
+    rows = relay(out, "--leg-tokens", 3, "--shard-rows", 1)
+    assert {row.parent_id: row.response_token_ids for row in rows} == {
+        row.parent_id: row.response_token_ids for row in rows_of(whole)
+    } | {row.parent_id: words(relayed)}
+
+
+def test_errors_are_made_again_without_the_phases_of_the_other_rows(
+    whole: Path, relay: Callable[..., list[Trajectory]], tmp_path: Path
+) -> None:
+    out = shutil.copytree(whole, tmp_path / "out")
+    shutil.rmtree(out / "phases")
+    path = list_shards(out)[0]
+    [row] = read_rows(path)
+    gone = dict.fromkeys(("response", "response_token_ids", "logprobs", "author", "finish_reason", "ids_exact"))
+    digest = json.loads((out / "run.json").read_text())["digest"]
+    write_shard(path, [replace(row, **gone, error="too little memory")], digest)
+    rows = relay(out, "--leg-tokens", 3, "--shard-rows", 1, "--retry-errors")
+    assert sorted(map(repr, rows)) == sorted(map(repr, rows_of(whole)))
+    for phase in ("1-teacher", "1-student", "2-teacher"):
+        assert [each.parent_id for each in rows_of(out / "phases" / phase)] == [row.parent_id]
+
+
+def test_the_precision_of_the_search_is_among_what_decides_the_rows(whole: Path) -> None:
+    identity = json.loads((whole / "run.json").read_text())["identity"]
+    assert identity["relay"]["search_dtype"] == "float32"
+
+
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory: pytest.TempPathFactory, ok: Trd) -> Path:
     """Return a directory with random models, and six rollouts drawn at temperature 1."""

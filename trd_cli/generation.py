@@ -116,10 +116,14 @@ class ShardFiller:
             self._generate(chain([first], requests))
         self._flush()
 
-    def end_of_plan(self) -> None:
-        """Record how many rows the finished set has; raises ResumeRefused when the directory holds any other."""
-        check_strangers(self._stage_dir.path, len(self._unplanned))
-        self._stage_dir.expect(len(self._planned))
+    def end_of_plan(self, keeps_others: bool = False) -> None:
+        """Record how many rows the finished set has.
+
+        Raises ResumeRefused when the directory holds any that was not planned; with `keeps_others` these count too.
+        """
+        if not keeps_others:
+            check_strangers(self._stage_dir.path, len(self._unplanned))
+        self._stage_dir.expect(len(self._planned) + len(self._unplanned))
 
     def _requests(self, planned: Iterable[Trajectory]) -> Iterator[Request]:
         """Yield the requests of missing rows; one that has ended or cannot be asked for goes to the shard at once."""

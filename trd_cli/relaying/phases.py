@@ -5,36 +5,41 @@
     phases/1-student    the student's parts after them
     phases/2-search     the places in these parts; and so on, up to the last leg
 
-Each phase is over all rows that have not ended yet. Those of a model are ordinary sets, whose rows have the rollout as
-their parent. At the end the relayed rows are put together from them.
+Each phase is over all rows that have not ended yet, of rollouts without a relayed row. Those of a model are ordinary
+sets, whose rows have the rollout as their parent. At the end the relayed rows are put together from them.
+
+A damaged shard of a phase is made again, and its rows may read otherwise than before. What later phases have made from
+the old text then stays there, and is not read.
 """
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
-from pathlib import Path
 
 from trd_cli.config.generating import RefineConfig, SamplingOptions
 from trd_cli.errors import counted
-from trd_cli.generation import Outcome, ShardFiller
+from trd_cli.generation import Outcome, ShardFiller, check_strangers
 from trd_cli.planned import Backend, Prefix, Prompt, new_row, row_seed, too_long, unknown_id
 from trd_cli.progress import Progress, WithoutResults
-from trd_cli.records import Kind, Trajectory, author_array, authors_of, content_hash, well_formed
+from trd_cli.records import Kind, Trajectory, author_array, authors_of, content_hash, token_array, well_formed
 from trd_cli.relaying.response import TEACHER, Relay, Response, Rules, Trigger, room_of_leg
 from trd_cli.relaying.triggers import Triggers
 from trd_cli.training.batches import Example
-from trd_cli.trajectories.shards import list_shards, read_rows
+from trd_cli.trajectories.id_set import IdSet
+from trd_cli.trajectories.shards import iter_values, read_rows
+from trd_cli.trajectories.sources import count_orphans
 from trd_cli.trajectories.stage_dir import StageDir
 
 PHASES = "phases"
 # What is found in a response: its first trigger, none, or the error of its row.
 Found = Trigger | None | str
-# From examples, each with the first place that may be a trigger, to what is found in them, in any order.
+# From examples, each with the first place that may be a trigger, to what is found in them by their ids, in any order.
 Search = Callable[[Iterable[tuple[Example, int]]], Iterator[tuple[str, Found]]]
 
 
@@ -52,6 +57,12 @@ class Open:
     @property
     def step(self) -> str:
         return "end" if self.relay is None else self.relay.step
+
+    @property
+    def text(self) -> str:
+        """Return a name of the row's tokens so far: the id of a row does not tell what a model wrote."""
+        ids = token_array(self.relay.response.token_ids)
+        return f"{self.source}:{hashlib.blake2b(ids.tobytes(), digest_size=16).hexdigest()}"
 
     def finished(self, decode: Callable[[Sequence[int]], str]) -> Trajectory:
         """Return the relayed row of one that has ended."""
@@ -96,10 +107,16 @@ class Relayer:
         self._rows = Counter[int]()
         self._tokens = Counter[int]()
 
-    def rows(self, rollouts: Callable[[], Iterator[Trajectory]]) -> Iterator[Trajectory]:
-        """Run the phases and yield the relayed rows; each call of `rollouts` reads the rollouts anew."""
+    def rows(self, rollouts: Callable[[], Iterator[Trajectory]], chosen: IdSet) -> Iterator[Trajectory]:
+        """Run the phases and yield the relayed rows that are missing.
+
+        Each call of `rollouts` reads the rollouts anew; `chosen` are their ids. Raises ResumeRefused for a phase with
+        rows of others.
+        """
         after: list[Rows] = []
-        source: Rows = partial(self._begun, rollouts)
+        made = IdSet(parent for (parent,) in iter_values(self.out.shards(), ["parent_id"]))
+        self._chosen = chosen
+        source: Rows = partial(self._begun, lambda: (row for row in rollouts() if row.trajectory_id not in made))
         for number in range(1, self.rules.legs + 1):
             searched = self._searched(number, source)
             led = self._led(number, searched)
@@ -113,7 +130,7 @@ class Relayer:
                 yield row
 
     def summary(self) -> str:
-        """Return how many rows have how many legs, and how much the teacher wrote."""
+        """Return how many of the rows made now have how many legs, and how much the teacher wrote."""
         legs = [f"{count} with {counted(n, 'leg')}" for n, count in sorted(self._rows.items()) if n and count]
         share = self._tokens[TEACHER] / max(1, self._tokens.total())
         return (
@@ -172,15 +189,15 @@ class Relayer:
     def _searched(self, number: int, source: Rows) -> Rows:
         """Search the last part of each response for a trigger, where that is not done yet."""
         triggers = Triggers(self.out.path / PHASES / f"{number}-search", self.config.part)
-        missing = (each for each in source() if each.step == "score" and each.source not in triggers)
+        missing = (each for each in source() if each.step == "score" and each.text not in triggers)
         errors: dict[str, str] = {}
         if (first := next(missing, None)) is not None:
             errors = self._find(number, chain([first], missing), triggers)
 
         def after(each: Open) -> Open:
-            if error := errors.get(each.source):
+            if error := errors.get(each.text):
                 return replace(each, row=replace(each.row, error=error), relay=None)
-            return replace(each, relay=each.relay.after_search(triggers[each.source]))
+            return replace(each, relay=each.relay.after_search(triggers[each.text]))
 
         return lambda: (after(each) if each.step == "score" else each for each in source())
 
@@ -222,7 +239,7 @@ class Relayer:
         phase = self._generated(f"{number}-teacher", self.teacher, legs)
 
         def led() -> Iterator[Open]:
-            for row in self._read(phase):
+            for row in phase():
                 planned = self._planned(row, row.parent_id, row.student_prompt_token_ids, _prompt(row), row.error)
                 most, decode, relay = self._most(planned), self.teacher.tokenizer.decode, None
                 if planned.error is None:
@@ -242,7 +259,7 @@ class Relayer:
         phase = self._generated(f"{number}-student", self.student, parts)
 
         def gone_on() -> Iterator[Open]:
-            for row in self._read(phase):
+            for row in phase():
                 prompt, _ = self.prompt_of(replace(row, error=None))
                 error = row.error or self._unknown(row, prompt)
                 planned = self._planned(row, row.parent_id, row.prompt_token_ids, prompt, error)
@@ -267,8 +284,10 @@ class Relayer:
             error=unknown_id(backend.model, [*prompt.token_ids, *response.token_ids]),
         )
 
-    def _generated(self, name: str, backend: Backend, planned: Iterator[Trajectory]) -> Path:
-        """Generate what is missing of a phase's rows, and return its directory."""
+    def _generated(
+        self, name: str, backend: Backend, planned: Iterator[Trajectory]
+    ) -> Callable[[], Iterator[Trajectory]]:
+        """Generate what is missing of a phase's rows, and return how to read those that are planned."""
         phase = StageDir(
             *(str(self.out.path / PHASES / name), "refine", {"relayed": self.out.digest, "phase": name}),
             self.config.record(),
@@ -277,16 +296,20 @@ class Relayer:
             asked=self.config.deciding(),
         )
         progress = WithoutResults(self.progress)
+        ids = IdSet()
+
+        def counted_in() -> Iterator[Trajectory]:
+            for row in planned:
+                ids.add(row.trajectory_id)
+                yield row
+
         with phase, ShardFiller(phase, backend, self.config, progress, None) as filler:
-            filler.fill(planned)
-            filler.end_of_plan()
+            check_strangers(phase.path, count_orphans(phase.shards(), self._chosen))
+            filler.fill(counted_in())
+            filler.end_of_plan(keeps_others=True)
         self._generated_tokens += filler.outcome.tokens
         self._at_work += filler.outcome.seconds
-        return phase.path
-
-    def _read(self, phase: Path) -> Iterator[Trajectory]:
-        for path in list_shards(phase, self.config.part):
-            yield from read_rows(path)
+        return lambda: (row for path in phase.shards() for row in read_rows(path) if row.trajectory_id in ids)
 
 
 def _sampling(of: SamplingOptions, max_tokens: int) -> SamplingOptions:
@@ -308,4 +331,4 @@ def _response(row: Trajectory) -> Response:
 
 def _example(each: Open) -> Example:
     row = each.row
-    return Example(each.source, row.student_prompt_token_ids, row.prompt_token_ids, each.relay.response.token_ids)
+    return Example(each.text, row.student_prompt_token_ids, row.prompt_token_ids, each.relay.response.token_ids)

@@ -15,10 +15,10 @@ from trd_cli.prompting.tokens import check_wrote
 from trd_cli.records import Trajectory
 from trd_cli.relaying.phases import Relayer
 from trd_cli.relaying.response import Rules
-from trd_cli.relaying.search import search_with
+from trd_cli.relaying.search import scoring_of, search_with
 from trd_cli.training.admission import check_trainable
 from trd_cli.trajectories.sets import InputSet
-from trd_cli.trajectories.shards import read_table
+from trd_cli.trajectories.shards import iter_values
 from trd_cli.trajectories.stage_dir import StageDir
 
 _DRAWN = ("temperature", "top_p", "top_k")
@@ -53,7 +53,7 @@ class Relays:
             student.model.check_revision(source.about.model_revision, source.directory)
         self._config, self._student, self._teacher, self._progress = config, student, teacher, progress
         self._rules = Rules(config.legs, config.leg_tokens, config.leg_paragraphs)
-        self._drawn = _drawn(sets)
+        self._drawn, self._scoring = _drawn(sets), scoring_of(config)
         self._onset: Onset = onset_of(read_words(config.onset), teacher.tokenizer)
         for note in self._onset.notes():
             progress.note(note)
@@ -64,6 +64,7 @@ class Relays:
             "student_revision": self._student.model.revision,
             "student_sampling": self._drawn,
             "onset_ids": list(self._onset.ids),
+            "search_dtype": self._scoring.dtype,
             "legs": self._rules.legs,
             "leg_tokens": self._rules.leg_tokens,
             "leg_paragraphs": self._rules.leg_paragraphs,
@@ -76,7 +77,7 @@ class Relays:
             *(config, self._rules, out, student, teacher),
             students=SamplingOptions(**self._drawn, seed=config.seed),
             prompt_of=prompt_of,
-            search=search_with(student.model, teacher.model, config, self._onset.ids, self._progress.note),
+            search=search_with(student.model, teacher.model, self._scoring, self._onset.ids, self._progress.note),
             progress=self._progress,
         )
 
@@ -92,8 +93,7 @@ class Relays:
 
 def _drawn(sets: Sequence[InputSet]) -> dict[str, Any]:
     """Return how all rollouts were drawn, which is how the student goes on; raises InputError for several ways."""
-    tables = (read_table(path, list(_DRAWN)) for each in sets for path in each.shards)
-    found = {row for table in tables for row in zip(*(table[name].to_pylist() for name in _DRAWN), strict=True)}
+    found = {*iter_values((path for each in sets for path in each.shards), [*_DRAWN])}
     if len(found) != 1:
         shown = "; ".join(f"T {t:g}, top-p {p:g}, top-k {k}" for t, p, k in sorted(found))
         raise InputError(

@@ -8,7 +8,6 @@ next trigger.
 
 from __future__ import annotations
 
-import re
 from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +18,6 @@ from trd_cli.records import AUTHORS, FinishReason, author_array, logprob_array, 
 # The next thing that happens to a response: its last part is searched for a trigger, a model writes on, or nothing.
 Step = Literal["score", "teacher", "student", "end"]
 STUDENT, TEACHER = AUTHORS.index("student"), AUTHORS.index("teacher")
-_BLANK_LINES = re.compile(r"\n{2,}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,13 +123,15 @@ def room_of_leg(length: int, rules: Rules, most: int) -> int:
 def leg_length(leg: Sequence[int], rules: Rules, decode: Callable[[Sequence[int]], str]) -> int:
     """Return how many tokens of a leg count: up to its last blank line, which the rules number, else all.
 
-    A blank line is complete with the token that brings its second line break.
+    A blank line is two line breaks or more in a row, and complete with the token that brings the second.
     """
     if not rules.leg_paragraphs:
         return len(leg)
-    text = ""
+    blank_lines = breaks = 0  # `breaks`: line breaks at the end of the text so far
     for length, token in enumerate(leg, 1):
-        text += decode([token])
-        if len(_BLANK_LINES.findall(text)) >= rules.leg_paragraphs:
+        for character in decode([token]):
+            breaks = breaks + 1 if character == "\n" else 0
+            blank_lines += breaks == 2
+        if blank_lines >= rules.leg_paragraphs:
             return length
     return len(leg)

@@ -20,14 +20,10 @@ if TYPE_CHECKING:
     from trd_cli.diagnosis.scoring import PositionFigures
 
 
-def search_with(
-    student: ModelRef,
-    teacher: ModelRef,
-    options: EngineOptions,
-    onset_ids: Sequence[int],
-    note: Callable[[str], None],
-) -> Search:
-    """Return the search with both models; each call loads them, in as many replicas as generate, and frees them."""
+def scoring_of(options: EngineOptions) -> ScoringOptions:
+    """Return the options with which models score that generate by `options`; their dtype is settled."""
+    from trd_cli.diagnosis.scoring import dtype_of
+
     scoring = ScoringOptions(
         # There are no scores in float16.
         dtype="auto" if options.dtype == "float16" else options.dtype,
@@ -35,6 +31,17 @@ def search_with(
         replicas=options.replicas,
         ray=options.ray,
     )
+    return scoring.model_copy(update={"dtype": dtype_of(scoring)})
+
+
+def search_with(
+    student: ModelRef,
+    teacher: ModelRef,
+    scoring: ScoringOptions,
+    onset_ids: Sequence[int],
+    note: Callable[[str], None],
+) -> Search:
+    """Return the search with both models; each call loads them, in as many replicas as asked for, and frees them."""
 
     def search(rows: Iterable[tuple[Example, int]]) -> Iterator[tuple[str, Found]]:
         from trd_cli.diagnosis.engine import Question, ScoringBackend

@@ -1,8 +1,8 @@
-"""The triggers that a search has found, on disk: which rows were searched, and where the teacher takes over in them.
+"""The triggers that a search has found, on disk: which texts were searched, and where the teacher takes over in them.
 
-`triggers-NNNNN.json` holds some rows, each as [trajectory_id, place, onset token, its log-probability], or as
-[trajectory_id] alone if it has no trigger; `triggers-2of5-NNNNN.json` those of part 2 of 5. A damaged file counts as
-missing: its rows are searched again.
+`triggers-NNNNN.json` holds some texts, each as [name, place, onset token, its log-probability], or as [name] alone if
+it has no trigger; `triggers-2of5-NNNNN.json` those of part 2 of 5. A name tells the row and its tokens. A damaged file
+counts as missing: its texts are searched again.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _NAME = "triggers"
 
 
 class Triggers:
-    """Hold the triggers of one search, by the ids of the rows; None for a row without one."""
+    """Hold the triggers of one search, by the names of the texts; None for a text without one."""
 
     def __init__(self, directory: Path, part: Part | None) -> None:
         """Read what an earlier command has found."""
@@ -31,14 +31,14 @@ class Triggers:
             self._found |= _read(path)
             self._written = int(path.stem[-5:]) + 1
 
-    def __contains__(self, trajectory_id: str) -> bool:
-        return trajectory_id in self._found
+    def __contains__(self, name: str) -> bool:
+        return name in self._found
 
-    def __getitem__(self, trajectory_id: str) -> Trigger | None:
-        return self._found[trajectory_id]
+    def __getitem__(self, name: str) -> Trigger | None:
+        return self._found[name]
 
     def add(self, found: Mapping[str, Trigger | None]) -> None:
-        """Write the triggers of some rows as one file."""
+        """Write the triggers of some texts as one file."""
         make_directory(self._directory)
         rows = [[name, *((t.place, t.onset, t.logprob) if t else ())] for name, t in found.items()]
         path = self._directory / f"{named(_NAME, self._part)}-{self._written:05d}.json"

@@ -39,7 +39,7 @@ from trd_cli.training.reading import Verdicts
 from trd_cli.trajectories.id_set import IdSet
 from trd_cli.trajectories.run_json import About
 from trd_cli.trajectories.sets import InputSet, check_complete, iter_selected, open_sets, parent_tables, selected_tables
-from trd_cli.trajectories.shards import check_whole, read_table, schema_of
+from trd_cli.trajectories.shards import check_whole, iter_values, read_table, schema_of
 from trd_cli.trajectories.stage_dir import StageDir
 from trd_cli.trajectories.writers import check_alike, writer_of
 
@@ -101,7 +101,8 @@ def run(
         progress.result(rows)
     filler.outcome.check_errors(config.max_errors)
     if voices:
-        recover(stage_dir.path, stage_dir.digest, voices, diagnosis.rows, config, progress)
+        tokenizers = (diagnosis.student.tokenizer(), diagnosis.teacher.tokenizer())
+        recover(stage_dir.path, stage_dir.digest, voices, tokenizers, diagnosis.rows, inputs, config, progress)
         conclude_recovery(stage_dir.path)
     return stage_dir.path
 
@@ -115,9 +116,8 @@ def _note_on_dtype(config: DiagnoseConfig) -> list[str]:
 
 def _strangers(stage_dir: StageDir, chosen: IdSet) -> int:
     """Count the rows of a directory that are not among these."""
-    schema = schema_of("diagnose")
-    tables = (read_table(path, ["trajectory_id"], schema) for path in stage_dir.shards())
-    return sum(name not in chosen for table in tables for name in table["trajectory_id"].to_pylist())
+    names = iter_values(stage_dir.shards(), ["trajectory_id"], schema_of("diagnose"))
+    return sum(name not in chosen for (name,) in names)
 
 
 def _verdicts(config: DiagnoseConfig, sets: Sequence[InputSet]) -> Verdicts:

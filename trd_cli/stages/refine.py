@@ -123,8 +123,8 @@ def _relay(
             filler.fill(())  # nothing is missing, whatever has become of the phases
         else:
             relayer = relays.relayer(stage_dir, refiner.own_prompt)
-            filler.fill(relayer.rows(lambda: sources.rows(sets, _READ)))
-            filler.end_of_plan()
+            filler.fill(relayer.rows(lambda: sources.rows(sets, _READ), chosen))
+            filler.end_of_plan(keeps_others=True)
             relayer.add_to(filler.outcome)
             progress.note(relayer.summary())
     filler.outcome.check_errors(config.max_errors)

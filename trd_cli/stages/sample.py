@@ -19,7 +19,7 @@ from trd_cli.records import Problem, Trajectory
 from trd_cli.trajectories.id_set import IdSet
 from trd_cli.trajectories.problem_sets import ProblemSet
 from trd_cli.trajectories.sets import InputSet, open_sets
-from trd_cli.trajectories.shards import read_table
+from trd_cli.trajectories.shards import iter_values
 from trd_cli.trajectories.sources import Sources, asked_of, count_orphans
 from trd_cli.trajectories.stage_dir import StageDir
 
@@ -77,10 +77,7 @@ def _strangers(stage_dir: StageDir, problems: ProblemSet, n: int) -> int:
     """Count the rows of a directory that are of other problems or attempts."""
     shards = stage_dir.shards()
     ids = problems.ids() if shards else ()
-    columns = ["problem_id", "sample_index"]
-    tables = (read_table(path, columns) for path in shards)
-    rows = (row for table in tables for row in zip(*(table[c].to_pylist() for c in columns), strict=True))
-    return sum(index >= n or name not in ids for name, index in rows)
+    return sum(index >= n or name not in ids for name, index in iter_values(shards, ["problem_id", "sample_index"]))
 
 
 class _Plan:

@@ -304,6 +304,15 @@ def _completed(table: pa.Table, columns: Sequence[str] | None, schema: pa.Schema
     return table if table.column_names == wanted else table.select(wanted)
 
 
+def iter_values(
+    paths: Iterable[Path], columns: list[str], schema: pa.Schema | None = SCHEMA
+) -> Iterator[tuple[Any, ...]]:
+    """Yield the values of some columns of each row, one file in memory at a time; raises as `read_table`."""
+    for path in paths:
+        table = read_table(path, columns, schema)
+        yield from zip(*(table[name].to_pylist() for name in columns), strict=True)
+
+
 def iter_tables(
     path: Path, columns: list[str] | None = None, schema: pa.Schema = SCHEMA, rows: int = 1024
 ) -> Iterator[pa.Table]:

@@ -14,7 +14,7 @@ from trd_cli.errors import InputError
 from trd_cli.records import Kind, Trajectory
 from trd_cli.trajectories.id_set import IdSet
 from trd_cli.trajectories.sets import InputSet, check_complete, selected_tables
-from trd_cli.trajectories.shards import check_whole, list_shards, may_hold, read_table, rows_in
+from trd_cli.trajectories.shards import check_whole, iter_values, list_shards, may_hold, rows_in
 
 _NAMES = ("trajectory_id", "problem_id", "stage")
 
@@ -96,7 +96,5 @@ def asked_of(sets: Iterable[InputSet]) -> list[Any]:
 
 def count_orphans(shards: Iterable[Path], parents: IdSet, n: int | None = None) -> int:
     """Count the rows of shards that come from other rows than `parents`, or have a sample index from `n` on."""
-    columns = ["parent_id", "sample_index"]
-    tables = (read_table(path, columns) for path in shards)
-    rows = (row for table in tables for row in zip(*(table[c].to_pylist() for c in columns), strict=True))
+    rows = iter_values(shards, ["parent_id", "sample_index"])
     return sum(parent not in parents or (n is not None and index >= n) for parent, index in rows)
