@@ -187,7 +187,7 @@ BAD: dict[str, Bad] = {
     # refine
     "opd without teacher": Bad("refine --setting opd y_o", ("--setting opd without --teacher", "add --teacher")),
     "rows without run.json": Bad(
-        "refine --setting opsd loose", ("loose does not say which model wrote it", "give --teacher")
+        "refine --setting opsd loose", ("loose does not say which model wrote the rollouts", "give --teacher")
     ),
     "another tokenizer": Bad(
         "refine --setting opd --teacher tiny y_o", ("tokenizer of tiny", "y_o", "student's family")

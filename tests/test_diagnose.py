@@ -6,6 +6,7 @@ Axes: N positions, V vocabulary.
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,16 +23,27 @@ from conftest import Trd
 from support.children import Start, forking, wait_for
 from support.pair import ID, ONSET, START, STUDENT, TEACHER, WRONG, build_pair, distribution, write_problems_of_pair
 from support.rows import write_set
-from support.sets import rows_of
+from support.sets import by_hand, rows_of
 from support.tiny import VOCABULARY, build_model, reference_model, write_tokenizer
 
 from trd_cli.config.diagnosing import ScoringOptions
 from trd_cli.diagnosis.engine import ScoringEngine
-from trd_cli.diagnosis.files import POSITION_TYPES, flat, iter_figures, read_onset_ids, read_rows, repetition
+from trd_cli.diagnosis.files import (
+    POSITION_TYPES,
+    RowFigures,
+    flat,
+    iter_figures,
+    read_onset_ids,
+    read_rows,
+    repetition,
+    write_figures,
+)
 from trd_cli.diagnosis.onset import onset_of, read_words
 from trd_cli.diagnosis.scoring import PositionFigures, Scorer
+from trd_cli.errors import InputError
 from trd_cli.losses.positions import compare
 from trd_cli.models import resolve_model
+from trd_cli.prompting.templates import load_template
 from trd_cli.trajectories.shards import list_shards
 from trd_cli.trajectories.shards import read_rows as read_trajectories
 
@@ -475,6 +487,14 @@ WRONG_COMMANDS: dict[str, Wrong] = {
         (home / "y_o", home / "y_r", *CPU, "--teacher-context", "refine", "--out", home / "diagnosis"),
         "teacher_context (vanilla → refine)",
     ),
+    "an option of --recover alone": lambda home, _: (
+        (home / "y_r", "--recover-by", "both"),
+        "--recover-by without --recover; expected --recover, which reads it",
+    ),
+    "an option of grading without --recover": lambda home, _: (
+        (home / "y_r", "--lenient"),
+        "--lenient without --recover",
+    ),
     "a diagnosis for a set": lambda home, _: ((home / "diagnosis", "--setting", "opsd"), "is a shard of a diagnosis"),
 }
 
@@ -488,6 +508,82 @@ def test_bad_input_is_one_line(name: str, home: Path, tmp_path: Path, trd: Trd) 
     assert (result.exit_code, result.stdout) == (1, "")
     assert words in result.stderr.splitlines()[-1]
     assert sorted(home.rglob("*")) == before
+
+
+def told_otherwise(source: Path, target: Path, **about: str) -> Path:
+    """Return a copy of a set whose run.json tells other things of it."""
+    shutil.copytree(source, target)
+    by_hand(target / "run.json", lambda run: run["about"].update(about))
+    return target
+
+
+@pytest.mark.parametrize(
+    ("name", "about", "option", "told"),
+    [
+        ("y_o", {"model_revision": "later"}, ("--student", "student"), "other differ in student_revision"),
+        (
+            "y_r",
+            {"student": "x", "student_revision": "y"},
+            ("--student", "student"),
+            "differ in student, student_revision",
+        ),
+        ("y_r", {"model": "x"}, ("--teacher", "teacher"), "other differ in teacher;"),
+        ("y_r", {"setting": "opsd"}, ("--setting", "opd"), "other differ in setting;"),
+    ],
+)
+def test_sets_of_two_models_or_settings_are_read_together_only_if_one_is_asked_for(
+    name: str,
+    about: dict[str, str],
+    option: tuple[str, str],
+    told: str,
+    home: Path,
+    pair: tuple[Path, Path],
+    trd: Trd,
+    tmp_path: Path,
+) -> None:
+    other = told_otherwise(home / name, tmp_path / "other", **about)
+    command = ("diagnose", home / "y_r", home / "y_o", other, "--dry-run", "--out", tmp_path / "out")
+    result = trd(*command)
+    assert result.exit_code == 1
+    assert told in result.stderr
+    assert f"take each by itself, or give {option[0]}" in result.stderr
+    paths = dict(zip(("student", "teacher"), pair, strict=True))
+    assert trd(*command, option[0], paths.get(option[1], option[1])).exit_code == 0
+
+
+def test_a_diagnosis_tells_the_built_in_templates_from_which_its_contexts_are_made(home: Path) -> None:
+    identity = json.loads((home / "diagnosis" / "run.json").read_text())["identity"]
+    assert identity["prompt"] == {task: load_template("vanilla-opd", task).sha256 for task in ("math", "code")}
+
+
+def test_a_diagnosis_that_was_stopped_before_its_first_shard_gives_way_to_another(
+    home: Path, tmp_path: Path, ok: Trd
+) -> None:
+    for name in ("run.json", "onset.json"):
+        (tmp_path / "out").mkdir(exist_ok=True)
+        shutil.copy(home / "diagnosis" / name, tmp_path / "out" / name)
+    command = ("diagnose", home / "y_o", home / "y_r", "--teacher-context", "refine", "--out", tmp_path / "out")
+    assert "would score" in ok(*command, "--dry-run").stderr
+
+
+def test_recovery_offers_only_engines_that_can_be_had(home: Path, trd: Trd) -> None:
+    for engine in ("openai", "scripted"):
+        assert trd("diagnose", home / "y_o", "--recover", "--recover-engine", engine).exit_code == 2
+
+
+def test_a_cluster_whose_dtype_this_machine_decides_is_told(home: Path, trd: Trd) -> None:
+    command = ("diagnose", home / "y_o", home / "y_r", "--device", "cpu", "--ray", "auto", "--dry-run")
+    assert "--dtype auto is float32, as on this machine" in trd(*command).stderr
+    assert "--dtype auto" not in trd(*command, "--dtype", "bfloat16").stderr
+
+
+def test_a_shard_of_more_positions_than_its_offsets_can_count_is_refused(tmp_path: Path) -> None:
+    # Arrays that repeat one number, and take no memory.
+    many = {f.name: np.broadcast_to(np.int8(0), 2**30) for f in fields(PositionFigures)}
+    values = {"trajectory_id": "a", "problem_id": "p", "kind": "rollout", "round": 0, "sample_index": 0}
+    row = RowFigures({**values, "source": "s", "task": "math"}, positions=PositionFigures(**many))
+    with pytest.raises(InputError, match="2,147,483,648 tokens in a shard; expected at most 2,147,483,647"):
+        write_figures(tmp_path / "shard-00000.parquet", [row, row], None)
 
 
 def test_a_dry_run_shows_what_both_models_read_and_writes_nothing(home: Path, tmp_path: Path, trd: Trd) -> None:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from support.diagnoses import concluded, positions, write_figures_of
+from support.rows import refined_row
 
 from trd_cli.diagnosis.figures import BY_TENTH, Estimate, Gathering, Part
 from trd_cli.diagnosis.pairs import Shortening
+from trd_cli.diagnosis.tables import tables
 
 CORRECT, INCORRECT, NEITHER = 1, 2, 0
 
@@ -94,6 +98,26 @@ def test_an_interval_is_students_over_rows_and_one_row_has_none() -> None:
     assert (whole.value, whole.low, whole.high) == pytest.approx((3, 0, 3 + half))
     alone = figure(gathered(part([{"forward_kl": [1.0]}])), "forward_kl")
     assert (alone.value, alone.low, alone.high) == (1.0, None, None)
+
+
+def test_an_interval_of_shares_ends_at_1() -> None:
+    rows = [{name: [x] for name in ("onset_mass", "overlap")} for x in (1.0, 0.9)]
+    found = gathered(part(rows))
+    for name in ("onset_mass", "overlap"):
+        assert (figure(found, name).high, figure(found, name, tenth=1).high) == (1.0, 1.0)
+    repeated = {"teacher_top": [4, 4, 4, 4, 4], "teacher_top_is_onset": [1] * 5}
+    once = {"teacher_top": [4, 4, 4, 4, 5], "teacher_top_is_onset": [1] * 5}
+    assert figure(gathered(part([repeated, once])), "onset_repeated").high == 1.0
+    first = [{"l2": [x, *[0.01] * 9]} for x in (9.0, 1.0)]
+    assert figure(gathered(part(first)), "fragmentation", tenth=1).high == 1.0
+
+
+def test_perplexities_too_large_for_a_float_are_shown_all_the_same(tmp_path: Path) -> None:
+    far, near = (refined_row(i, trajectory_id=name) for i, name in enumerate("ab"))
+    figures = [positions(student_logprob=[-x], teacher_logprob=[-0.1]) for x in (300.0, 0.1)]
+    write_figures_of(tmp_path / "d", list(zip((far, near), figures, strict=True)))
+    [models, *_] = tables(concluded(tmp_path / "d"))
+    assert "e+304" in str(models.rows)
 
 
 def test_rows_are_split_by_text_and_verdict_and_ungraded_ones_count_among_all() -> None:

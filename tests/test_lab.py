@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from click.testing import Result
+from support.sets import by_hand
 
 from trd_cli.lab.cells import distil
 from trd_cli.lab.estimators import future_sums, spread, surrogate
@@ -126,6 +128,24 @@ def test_the_same_command_makes_only_cells_that_are_missing_or_damaged(
     assert (cells / "gamma-0-seed-0.json").stat().st_mtime_ns == kept.st_mtime_ns
     after = {path.name: path.read_bytes() for path in out.rglob("*.*") if path.is_file()}
     assert {name for name in before if before[name] != after[name]} <= {"run.json"}
+
+
+def test_a_cell_of_another_layout_or_of_another_gamma_is_made_again(
+    study: tuple[Path, Result], ok: Trd, tmp_path: Path
+) -> None:
+    shutil.copytree(study[0], tmp_path / "study")
+    cells = tmp_path / "study" / "cells"
+    whole = (cells / "gamma-0-seed-0.json").read_bytes()
+    by_hand(cells / "gamma-0-seed-0.json", lambda cell: cell.pop("end_error"))
+    shutil.copy(cells / "gamma-1-seed-0.json", cells / "gamma-0-seed-1.json")
+    assert "2 done before" in ok("lab", "estimators", *TINY, "--out", tmp_path / "study").stderr
+    assert (cells / "gamma-0-seed-0.json").read_bytes() == whole
+
+
+def test_gammas_that_differ_in_their_last_digit_are_two(ok: Trd, tmp_path: Path) -> None:
+    command = ("lab", "estimators", "--seeds", 1, *TINY[2:-2], "--gammas", "0.1234567,0.1234568", "--out", tmp_path)
+    assert [line.split("\t")[0] for line in ok(*command).stdout.splitlines()] == ["0.1234567", "0.1234568"]
+    assert len(list((tmp_path / "cells").iterdir())) == 2
 
 
 def test_other_gammas_go_on_from_the_cells_there_and_other_updates_are_refused(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import Result
-from support.sets import by_id, iter_rows, rows_of
+from support.sets import by_hand, by_id, iter_rows, rows_of
 
 from trd_cli.config.generating import RefineConfig
 from trd_cli.engines.scripted import ScriptedEngine
@@ -72,6 +72,22 @@ def test_each_rollout_gets_one_refined_row_that_points_back_to_it(
         assert message["content"] in text_of(row)
     assert refined.keys() & parents.keys() == set()
     assert len({row.seed for row in refined.values()}) == len(refined)
+
+
+@pytest.mark.parametrize("mode", ["rewrite", "continue", "relay"])
+def test_rollouts_of_two_students_or_of_two_renderings_are_not_refined_together(
+    mode: str, rollouts: Path, tmp_path: Path, trd: Trd
+) -> None:
+    for name, about in {"older": {"model_revision": "0"}, "raw": {"render": "raw"}}.items():
+        shutil.copytree(rollouts, tmp_path / name)
+        by_hand(tmp_path / name / "run.json", lambda run, about=about: run["about"].update(about))
+    command = (*OPD, "--mode", mode, rollouts, "--out", tmp_path / "out")
+    result = trd(*command, tmp_path / "older")
+    assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
+    assert f"{rollouts} and {tmp_path / 'older'} differ in model_revision; expected sets made alike" in result.stderr
+    assert "differ in render;" in trd(*command, tmp_path / "raw").stderr
+    if mode == "rewrite":
+        assert trd(*command, tmp_path / "raw", "--render", "chat", "--dry-run").exit_code == 0
 
 
 def test_opd_never_shows_the_reference_anywhere_in_the_prompt(rollouts: Path, tmp_path: Path, ok: Trd) -> None:

@@ -51,7 +51,8 @@ def _row(parameter: inspect.Parameter, kind: Any, declared: Any) -> str:
     if default is inspect.Parameter.empty or default in _NO_DEFAULT:
         shown = "required" if default is inspect.Parameter.empty else ""
     else:
-        shown = {True: "on", False: "off"}[default] if isinstance(default, bool) else f"`{default}`"
+        typed = ",".join(map(str, default)) if isinstance(default, tuple) else default
+        shown = {True: "on", False: "off"}[default] if isinstance(default, bool) else f"`{typed}`"
     names = ", ".join(f"`{flag}`" for flag in flags or [parameter.name.upper()])
     cells = (names, declared.metavar or _values(kind), shown, declared.help)
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

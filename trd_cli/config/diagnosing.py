@@ -16,7 +16,7 @@ class ScoringOptions(Config):
     dtype: Literal["auto", "bfloat16", "float32"] = option(
         "auto",
         "Engine",
-        "Type of weights and products. auto: float32 on a CPU, else bfloat16. In float32 each row is read by itself.",
+        "Type of weights and products. auto: float32 on a CPU, else bfloat16; with --ray, by this machine. In float32 each row is read by itself.",
     )
     device: str = option("auto", "Engine", "cpu, cuda, mps; auto takes the fastest there is.", rows=False)
     attn_implementation: str | None = option(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from trd_cli.config.base import NotNegative, Positive, numbers, option
-from trd_cli.config.generating import EngineName, SamplingOptions
+from trd_cli.config.generating import SamplingOptions
 from trd_cli.config.grading import GraderConfig
+from trd_cli.errors import InputError, flag
 
 _CUT = Annotated[float, Field(gt=0, lt=1)]
 
@@ -35,9 +36,20 @@ class RecoverOptions(GraderConfig):
     )
     recover_temperature: NotNegative = option(0.6, "Recovery", "0 is greedy.", rows=False)
     recover_max_tokens: Positive = option(16384, "Recovery", "Most new tokens of a continuation.", rows=False)
-    recover_engine: Literal["auto", EngineName] = option(
+    recover_engine: Literal["auto", "transformers", "vllm"] = option(
         "auto", "Recovery", "Program that generates, as --engine of trd sample.", rows=False
     )
+
+    @model_validator(mode="after")
+    def _nothing_ignored(self) -> RecoverOptions:
+        for name in RecoverOptions.model_fields if not self.recover else ():
+            if getattr(self, name) != type(self).model_fields[name].get_default():
+                raise InputError(
+                    f"{flag(name)} without {flag('recover')}",
+                    f"{flag('recover')}, which reads it",
+                    f"add {flag('recover')}, or leave {flag(name)} out",
+                )
+        return self
 
     def continuing(self) -> SamplingOptions:
         """Return how continuations are sampled."""

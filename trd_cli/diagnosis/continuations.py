@@ -12,7 +12,6 @@ changed from incorrect to another stay in their set and count no more.
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
@@ -28,6 +27,7 @@ from trd_cli.config.recovering import RecoverOptions
 from trd_cli.continuing import PREFIX_OF, Continuer
 from trd_cli.diagnosis.files import flat, iter_figures, read_rows
 from trd_cli.diagnosis.recovery import By, Continued, Prefix, Recovery, rates
+from trd_cli.diagnosis.sums import perplexity
 from trd_cli.errors import DamagedFile, InputError, counted
 from trd_cli.generation import ShardFiller, check_strangers
 from trd_cli.graders.pool import GraderOptions
@@ -137,7 +137,7 @@ def with_perplexities(cuts: Iterable[tuple[Any, ...]], directory: Path) -> list[
 
 def _perplexity(sums: np.ndarray, tokens: int) -> float:
     """Return the perplexity of the first tokens from the running sums of log-probabilities."""
-    return math.exp(min(-float(sums[tokens - 1]) / tokens, 700.0))
+    return perplexity(-float(sums[tokens - 1]) / tokens)
 
 
 def write_cuts(directory: Path, prefixes: Sequence[Prefix], config: RecoverOptions) -> None:

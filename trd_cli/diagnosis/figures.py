@@ -47,6 +47,8 @@ _BY_ROW = {
 }
 # Figures that may be below 0.
 _SIGNED = ("overlap_advantage", "perplexity_gap")
+# Means of shares and of probabilities.
+_OF_ONE = ("onset_mass", "overlap", "onset_repeated", "fragmentation")
 _SHARES = ("trigger", "truncated", "finished", "accuracy_finished", "finished_and_correct")
 
 
@@ -110,9 +112,9 @@ class Gathering:
     """The sums behind all figures. `add` every part, then read `estimates` and `scatter`."""
 
     def __init__(self) -> None:
-        self._tenths = {name: Means(_GROUPS * (TENTHS + 1), unit, _least(name)) for name, unit in BY_TENTH.items()}
-        self._fragments = Means(_GROUPS * TENTHS)
-        self._rows = {name: Means(_GROUPS, unit, _least(name)) for name, unit in _BY_ROW.items()}
+        self._tenths = {name: Means(_GROUPS * (TENTHS + 1), unit, *_bounds(name)) for name, unit in BY_TENTH.items()}
+        self._fragments = Means(_GROUPS * TENTHS, 1.0, *_bounds("fragmentation"))
+        self._rows = {name: Means(_GROUPS, unit, *_bounds(name)) for name, unit in _BY_ROW.items()}
         self._shares = {name: Shares(_GROUPS) for name in _SHARES}
         self._first_trigger = Shares(_GROUPS * TENTHS)
         self._log_ratio = Quantiles(_GROUPS * TENTHS)
@@ -214,8 +216,9 @@ class Gathering:
         }
 
 
-def _least(figure: str) -> float:
-    return -np.inf if figure in _SIGNED else 0.0
+def _bounds(figure: str) -> tuple[float, float]:
+    """Return the least and the largest value that a figure can have."""
+    return -np.inf if figure in _SIGNED else 0.0, 1.0 if figure in _OF_ONE else np.inf
 
 
 def _groups() -> Iterator[tuple[str, str]]:

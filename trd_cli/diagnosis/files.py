@@ -13,7 +13,6 @@ Figures of positions are float16, so they have three digits. Means of a row are 
 from __future__ import annotations
 
 import json
-import math
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
@@ -26,6 +25,8 @@ import pyarrow as pa
 from trd_cli.atomic import write_text
 from trd_cli.diagnosis.onset import Onset
 from trd_cli.diagnosis.scoring import PositionFigures
+from trd_cli.diagnosis.sums import perplexity
+from trd_cli.errors import InputError, flag
 from trd_cli.losses.positions import TOP_K
 from trd_cli.records import Trajectory
 from trd_cli.training.batches import Example
@@ -34,6 +35,8 @@ from trd_cli.trajectories.shards import list_shards, of_kind, read_table, write_
 ROWS_FILE, ONSET_FILE = "rows.parquet", "onset.json"
 # Characters at the end of a response whose repetition is measured.
 TAIL = 10_000
+# Offsets of lists are int32.
+_MOST_POSITIONS = 2**31 - 1
 # Type of each figure of a position.
 POSITION_TYPES: dict[str, pa.DataType] = {
     **{field.name: pa.float16() for field in fields(PositionFigures)},
@@ -125,7 +128,7 @@ def summary(of: PositionFigures) -> dict[str, Any]:
     return {
         "tokens": tokens,
         **{f"{side}_nll": value for side, value in nll.items()},
-        **{f"{side}_perplexity": math.exp(min(value, 700.0)) for side, value in nll.items()},
+        **{f"{side}_perplexity": perplexity(value) for side, value in nll.items()},
         "onset_tokens": onsets,
         "onset_per_1000": 1000 * onsets / tokens,
         "triggers": len(places),
@@ -146,13 +149,17 @@ def write_figures(path: Path, rows: Sequence[RowFigures], set_digest: str | None
 
 def _lists(of: Sequence[PositionFigures | None], name: str) -> pa.Array:
     kind, column = POSITION_TYPES[name], SHARD.field(name).type
-    ends = np.cumsum([0, *(0 if each is None else len(each) for each in of)], dtype=np.int32)
+    ends = np.cumsum([0, *(0 if each is None else len(each) for each in of)], dtype=np.int64)
+    if ends[-1] > _MOST_POSITIONS:
+        raise InputError(
+            f"{ends[-1]:,} tokens in a shard", f"at most {_MOST_POSITIONS:,}", f"lower {flag('shard_rows')}"
+        )
     values = [np.asarray(getattr(each, name)) for each in of if each is not None]
     dtype = np.dtype(kind.to_pandas_dtype())
     items = pa.array(np.concatenate([*values, np.empty(0, dtype)], dtype=dtype, casting="unsafe"), kind)
     missing = [each is None for each in of]
     mask = pa.array(missing) if any(missing) else None
-    return pa.ListArray.from_arrays(pa.array(ends), items, column, mask=mask)
+    return pa.ListArray.from_arrays(pa.array(ends, pa.int32()), items, column, mask=mask)
 
 
 def iter_figures(directory: Path, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:

@@ -9,6 +9,7 @@ Sums of floats depend on their order. So means are formed of sums of whole numbe
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import exp
 
 import numpy as np
 
@@ -22,15 +23,20 @@ _WIDTH, _REACH = 0.01, 30.0
 Estimates = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
+def perplexity(nll: float) -> float:
+    """Return exp of a negative log-likelihood a token, at most that of 700 nats: of 710 it is no float."""
+    return exp(min(nll, 700.0))
+
+
 class Means:
     """The means of one figure, with t intervals over rows. Its values should be near 1 in `unit`, a power of two.
 
-    No value is below `least`, nor is the end of an interval.
+    No value is below `least` or above `most`, nor is the end of an interval.
     The squares of a million rows must not exceed 2^39 units together. A value that is not finite is left out.
     """
 
-    def __init__(self, cells: int, unit: float = 1.0, least: float = 0.0) -> None:
-        self._unit, self._least = unit, least
+    def __init__(self, cells: int, unit: float = 1.0, least: float = 0.0, most: float = np.inf) -> None:
+        self._unit, self._least, self._most = unit, least, most
         self._count_C, self._sum_C, self._squares_C = (np.zeros(cells, np.int64) for _ in range(3))
 
     def add(self, cell_N: np.ndarray, value_N: np.ndarray) -> None:
@@ -47,7 +53,8 @@ class Means:
         mean_C = self._sum_C / _STEPS / count_C
         spread_C = np.maximum(self._squares_C / _STEPS - count_C * mean_C**2, 0.0)
         low_C, high_C = t_interval(mean_C, spread_C, self._count_C)
-        low_C, known_C = np.maximum(low_C, self._least / self._unit), self._count_C > 0
+        low_C, high_C = (np.clip(end_C, self._least / self._unit, self._most / self._unit) for end_C in (low_C, high_C))
+        known_C = self._count_C > 0
         ends = (np.where(known_C, each, np.nan) * self._unit for each in (mean_C, low_C, high_C))
         return *ends, self._count_C.copy()
 
@@ -73,7 +80,10 @@ class Shares:
 
 
 class Quantiles:
-    """The quantiles of log-ratios, to half of 0.01 nats. They are of positions, and have no interval."""
+    """The quantiles of log-ratios, to half of 0.01 nats. They are of positions, and have no interval.
+
+    A ratio of two float16 is itself off by at most 0.008 nats from 8 nats on, and 0.016 from 16 on.
+    """
 
     def __init__(self, cells: int) -> None:
         self._bins = round(2 * _REACH / _WIDTH) + 1

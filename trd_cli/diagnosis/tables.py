@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, astuple, fields, replace
-from math import exp
 from typing import Any
 
 from trd_cli.diagnosis.figures import ALL, LEVELS, Estimate
 from trd_cli.diagnosis.pairs import CERTAIN, FAR, SHORT, Paired
 from trd_cli.diagnosis.recovery import Recovery
 from trd_cli.diagnosis.results import Diagnosis
+from trd_cli.diagnosis.sums import perplexity
 from trd_cli.evaluation.table import Table, count, number, table_of
 from trd_cli.evaluation.tables import NOTHING, interval, percent
 from trd_cli.training.tenths import TENTHS
@@ -98,8 +98,8 @@ def _count(estimate: Estimate | None) -> str:
 
 
 def _models(diagnosis: Diagnosis) -> Table:
-    def perplexity(value: float) -> str:
-        return number(exp(value))
+    def shown(nll: float) -> str:
+        return number(perplexity(nll))
 
     def cells(text: str, verdict: str) -> Iterator[str]:
         def of(name: str) -> Estimate | None:
@@ -107,8 +107,8 @@ def _models(diagnosis: Diagnosis) -> Table:
 
         yield _count(of("tokens"))
         yield _with_ends(of("tokens"), count)
-        yield _with_ends(of("student_nll"), perplexity)
-        yield _with_ends(of("teacher_nll"), perplexity)
+        yield _with_ends(of("student_nll"), shown)
+        yield _with_ends(of("teacher_nll"), shown)
         yield from (_with_ends(of(name), number) for name in ("perplexity_gap", "forward_kl", "reverse_kl"))
 
     numbers = (
@@ -191,9 +191,7 @@ def _positions(diagnosis: Diagnosis) -> Iterator[Table]:
     title = "By place in the response"
     yield table_of("prefix-positions", title, ("figure", *_GROUP), tenths, rows(listed, graded), note)
     quantiles = [(f"log_ratio_p{round(100 * q):02d}", f"{round(100 * q)} %", "{:+.2f}".format) for q in LEVELS]
-    note = (
-        "Over positions, in nats, to 0.01. Above 0 the teacher finds the sampled token likelier than the student does."
-    )
+    note = "Over positions, in nats, to 0.01, and to 0.02 where the token has less than e^−8. Above 0 the teacher finds the sampled token likelier than the student does."
     title = "Quantiles of log p_T − log p_S of the text's tokens"
     yield table_of("prefix-ratios", title, ("quantile", *_GROUP), tenths, rows(quantiles, graded), note)
 

@@ -63,7 +63,7 @@ def choose_engine(options: EngineOptions, model_name: str) -> EngineName:
 
 
 def check_arguments(name: EngineName, options: EngineOptions) -> None:
-    """Raise EngineError for an `--engine-arg` that the engine does not accept, or that an option of trd sets or excludes.
+    """Raise EngineError for an `--engine-arg` that the engine does not accept or that goes against an option of trd.
 
     The names that transformers and vllm accept are not known here: these engines refuse others when they start.
     """

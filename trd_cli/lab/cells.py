@@ -55,6 +55,11 @@ class Cell:
         }
 
 
+def shown(gamma: float) -> str:
+    """Return a γ as a text that no other γ has."""
+    return str(gamma).removesuffix(".0")
+
+
 def teachers_of(seed: int, updates: int) -> tuple[Policy, ...]:
     """Return a teacher of each task, trained alone."""
     return tuple(reinforce(task, 2 * seed + number, updates, _TEACHER_BATCH) for number, task in enumerate(TASKS))

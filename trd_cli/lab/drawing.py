@@ -8,7 +8,7 @@ from statistics import fmean
 import matplotlib
 from matplotlib.ticker import NullFormatter
 
-from trd_cli.lab.cells import Cell
+from trd_cli.lab.cells import Cell, shown
 from trd_cli.report.drawing import STYLE, Plot, add_legend, looks_of, panels, saved, seeds_and_mean, seeds_legend
 
 TITLE = "Gradient variance of g_γ"
@@ -18,7 +18,7 @@ _POINTS = 30
 
 def draw(cells: Mapping[float, Sequence[Cell]]) -> Plot:
     """Draw three panels on a logarithmic scale: thin lines are seeds, thick ones their mean."""
-    looks = looks_of([f"γ = {gamma:g}" for gamma in cells])
+    looks = looks_of([f"γ = {shown(gamma)}" for gamma in cells])
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": TITLE}):
         figure, [row] = panels(1, 3, 2.4)
         for found, look in zip(cells.values(), looks.values(), strict=True):
@@ -38,7 +38,9 @@ def draw(cells: Mapping[float, Sequence[Cell]]) -> Plot:
         add_legend(
             figure, [*(look.entry(name) for name, look in looks.items()), *(seeds_legend("mean") if several else [])]
         )
-        ends = (f"{gamma:g}: {fmean(c.figures()['variance'] for c in found):.3g}" for gamma, found in cells.items())
+        ends = (
+            f"{shown(gamma)}: {fmean(c.figures()['variance'] for c in found):.3g}" for gamma, found in cells.items()
+        )
         return saved(figure, TITLE, f"Median variance of the output layer's gradient by γ: {'; '.join(ends)}.")
 
 

@@ -22,9 +22,9 @@ import torch
 
 from trd_cli.atomic import make_directory, write_bytes, write_text
 from trd_cli.config.lab import EstimatorsConfig
-from trd_cli.lab.cells import Cell, distil, teachers_of
+from trd_cli.lab.cells import Cell, distil, shown, teachers_of
 from trd_cli.progress import Progress
-from trd_cli.records import is_intact, with_checksum
+from trd_cli.records import CHECKSUM, is_intact, with_checksum
 from trd_cli.trajectories.stage_dir import StageDir
 
 RESULTS = "estimators.json"
@@ -54,11 +54,11 @@ def _cells(config: EstimatorsConfig, directory: Path, progress: Progress) -> lis
     """Return all cells, by γ and then by seed, and write those that are missing as soon as each is done."""
     make_directory(directory)
     paths = {
-        (gamma, seed): directory / f"gamma-{gamma:g}-seed-{seed}.json"
+        (gamma, seed): directory / f"gamma-{shown(gamma)}-seed-{seed}.json"
         for gamma in config.gammas
         for seed in range(config.seeds)
     }
-    cells = {place: cell for place, path in paths.items() if (cell := read_cell(path)) is not None}
+    cells = {place: cell for place, path in paths.items() if (cell := read_cell(path, *place)) is not None}
     teachers = cache(lambda seed: teachers_of(seed, config.teacher_updates))
     progress.start("cells", len(paths), len(cells))
     # A seed at a time: its teachers serve all of its cells.
@@ -70,23 +70,26 @@ def _cells(config: EstimatorsConfig, directory: Path, progress: Progress) -> lis
     return [cells[place] for place in paths]
 
 
-def read_cell(path: Path) -> Cell | None:
-    """Return a cell from its file, None where there is none or it is damaged: it is made again then."""
+def read_cell(path: Path, gamma: float, seed: int) -> Cell | None:
+    """Return a cell from its file, None where there is none, or a damaged or another one: it is made again then."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     if not isinstance(record, dict) or not is_intact(record):
         return None
-    values = {field.name: record[field.name] for field in fields(Cell)}
-    return Cell(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in record.items()}
+    values.pop(CHECKSUM, None)
+    if values.keys() != {field.name for field in fields(Cell)} or (values["gamma"], values["seed"]) != (gamma, seed):
+        return None
+    return Cell(**values)
 
 
 def summary(cells: Sequence[Cell]) -> dict[str, Any]:
     """Return the content of estimators.json: for each γ the mean, the least and the largest of each figure."""
     return {
         "gammas": {
-            f"{gamma:g}": {
+            shown(gamma): {
                 "seeds": len(found),
                 **{name: _over_seeds([cell.figures()[name] for cell in found]) for name in found[0].figures()},
                 "teacher_error": _over_seeds([cell.teacher_error for cell in found]),

@@ -19,7 +19,7 @@ from trd_cli.config.training import DistillConfig
 from trd_cli.diagnosis.continuations import READ as CONTINUED_FROM
 from trd_cli.diagnosis.continuations import By, Voice, check_wrong, recover, voices_of
 from trd_cli.diagnosis.engine import FigureFiller, ScoringBackend
-from trd_cli.diagnosis.files import RowFigures, described, write_onset, write_rows
+from trd_cli.diagnosis.files import ONSET_FILE, RowFigures, described, write_onset, write_rows
 from trd_cli.diagnosis.gathering import conclude, conclude_recovery
 from trd_cli.diagnosis.onset import Onset, onset_of, read_words
 from trd_cli.diagnosis.results import Model
@@ -30,7 +30,7 @@ from trd_cli.generation import check_strangers
 from trd_cli.models import ModelRef
 from trd_cli.planned import Backend
 from trd_cli.progress import Progress, WithoutResults
-from trd_cli.prompting.rendering import Rendering
+from trd_cli.prompting.rendering import TASKS, Rendering, template_for
 from trd_cli.prompting.templates import digest_of
 from trd_cli.records import Trajectory
 from trd_cli.training.batches import Example
@@ -41,6 +41,7 @@ from trd_cli.trajectories.run_json import About
 from trd_cli.trajectories.sets import InputSet, check_complete, iter_selected, open_sets, parent_tables, selected_tables
 from trd_cli.trajectories.shards import check_whole, iter_values, read_table, schema_of
 from trd_cli.trajectories.stage_dir import StageDir
+from trd_cli.trajectories.writers import check_alike, writer_of
 
 # The columns that figures and contexts are made from.
 _READ = (
@@ -72,10 +73,14 @@ def run(
         check_wrong(sets, chosen, config)
     voices = [diagnosis.voice(by, backend_of) for by in voices_of(config)]
     inputs = [each.lineage() for each in sets]
-    stage_dir = StageDir(config.out, "diagnose", diagnosis.identity(), config.record(), inputs, diagnosis.about())
+    stage_dir = StageDir(
+        *(config.out, "diagnose", diagnosis.identity(), config.record(), inputs, diagnosis.about()),
+        # It is there before the first row has been scored.
+        scratch=(ONSET_FILE,),
+    )
     planned = diagnosis.plan(chosen)
     first = next(planned)  # a template that cannot be rendered is refused before anything is written
-    for note in diagnosis.onset.notes():
+    for note in (*diagnosis.onset.notes(), *_note_on_dtype(config)):
         progress.note(note)
     if config.dry_run:
         progress.note(diagnosis.preview(first, len(chosen), stage_dir.path))
@@ -102,6 +107,13 @@ def run(
     return stage_dir.path
 
 
+def _note_on_dtype(config: DiagnoseConfig) -> list[str]:
+    """Return a line where this machine, which has no GPU, decides the dtype of a cluster that may have some."""
+    if config.ray is None or config.dtype != "auto" or dtype_of(config) != "float32":
+        return []
+    return ["--dtype auto is float32, as on this machine, on the whole cluster: GPUs are faster with --dtype bfloat16"]
+
+
 def _strangers(stage_dir: StageDir, chosen: IdSet) -> int:
     """Count the rows of a directory that are not among these."""
     names = iter_values(stage_dir.shards(), ["trajectory_id"], schema_of("diagnose"))
@@ -125,6 +137,7 @@ class Diagnosis:
     teacher: ModelRef
     setting: str
     onset: Onset
+    options: DistillConfig
     contexts: Sequence[Contexts]
 
     @classmethod
@@ -136,26 +149,32 @@ class Diagnosis:
         progress: Progress,
     ) -> Diagnosis:
         """Find the models, without loading weights. Raises UserError where one is not known or does not fit."""
-        setting = config.setting or next((each.about.setting for each in sets if each.about.setting), "opd")
+        setting = _setting(config, sets)
         student = _student(config, sets, resolve)
         teacher = _teacher(config, sets, setting, student, resolve)
         onset = onset_of(read_words(config.onset), student.tokenizer())
         names = ("teacher_context", "prompt", "max_length", "overflow")
         options = DistillConfig.parse({"setting": setting, **{name: getattr(config, name) for name in names}})
         contexts = [Contexts(options, each, student, teacher, progress, weighs=False) for each in sets]
-        return cls(config, sets, student, teacher, setting, onset, contexts)
+        return cls(config, sets, student, teacher, setting, onset, options, contexts)
 
     def identity(self) -> dict[str, Any]:
         """Return what decides the figures."""
         return self.config.identity() | {
             "inputs": [each.digest for each in self.sets],
             "setting": self.setting,
-            "prompt": self.config.prompt and digest_of(self.config.prompt),
+            "prompt": self._prompt(),
             "onset": list(self.onset.ids),
             "student_revision": self.student.revision,
             "teacher_revision": self.teacher.revision,
             "dtype": dtype_of(self.config),
         }
+
+    def _prompt(self) -> Any:
+        """Return the digest of the template that was given, or of the built-in one of each task."""
+        if self.config.prompt:
+            return digest_of(self.config.prompt)
+        return {task: template_for(self.options, self.setting, task).sha256 for task in TASKS}
 
     def about(self) -> About:
         return About(
@@ -226,12 +245,21 @@ class Diagnosis:
         """Return a model as one that goes on from wrong rows."""
         model = self.teacher if by == "teacher" else self.student
         backend = backend_of(self.config.generating(dtype_of(self.config)), model.lasting_name)
-        source = self.sets[0].about
-        rendering = Rendering.recorded(source.render, source.chat_template_kwargs).identity()
+        rendering = self._rendering()
         if by == "student":
             return Voice(by, backend, backend.about(**rendering))
         whose = {"student": self.student.lasting_name, "student_revision": self.student.revision}
         return Voice(by, backend, backend.about(**rendering, **whose, setting=self.setting), self.setting)
+
+    def _rendering(self) -> dict[str, Any]:
+        """Return how the prompts of the rollouts were rendered, which --recover goes on from."""
+        rollouts = [each for each in self.sets if not each.is_refined] or self.sets[:1]
+
+        def told(each: InputSet) -> dict[str, Any]:
+            return Rendering.recorded(each.about.render, each.about.chat_template_kwargs).identity()
+
+        check_alike(rollouts, told, "let --recover take each by itself")
+        return told(rollouts[0])
 
     def notes(self) -> list[str]:
         """Return how many contexts were cut."""
@@ -249,18 +277,19 @@ def _student(config: DiagnoseConfig, sets: Sequence[InputSet], resolve: Callable
     """Return the student: as asked, else the model that wrote the rollouts."""
     if config.student:
         return resolve(config.student)
-    source = sets[0]
-    about = source.about
-    name, revision = (about.student, about.student_revision) if about.student else (about.model, about.model_revision)
-    if name is None:
-        raise InputError(
-            f"{source.directory} does not say which model wrote the rollouts",
-            "run.json beside the shards",
-            "give --student",
-        )
+    name, revision = writer_of(sets, "--student")
     student = resolve(name)
-    student.check_revision(revision, source.directory)
+    student.check_revision(revision, sets[0].directory)
     return student
+
+
+def _setting(config: DiagnoseConfig, sets: Sequence[InputSet]) -> str:
+    """Return the setting: as asked, else that of the refined rows, else opd."""
+    if config.setting:
+        return config.setting
+    refined = [each for each in sets if each.is_refined]
+    check_alike(refined, lambda each: {"setting": each.about.setting}, "take each by itself, or give --setting")
+    return (refined[0].about.setting if refined else None) or "opd"
 
 
 def _teacher(
@@ -275,9 +304,15 @@ def _teacher(
         return resolve(config.teacher)
     if setting == "opsd":
         return student
-    refined = next((each for each in sets if each.about.student and each.about.model), None)
-    if refined is None:
+    refined = [each for each in sets if each.is_refined]
+
+    def told(each: InputSet) -> dict[str, str | None]:
+        return {"teacher": each.about.model, "teacher_revision": each.about.model_revision}
+
+    check_alike(refined, told, "take each by itself, or give --teacher")
+    name, revision = told(refined[0]).values() if refined else (None, None)
+    if name is None:
         raise InputError("no teacher", "--teacher MODEL, or --setting opsd for the student itself", "add one of them")
-    teacher = resolve(refined.about.model)
-    teacher.check_revision(refined.about.model_revision, refined.directory)
+    teacher = resolve(name)
+    teacher.check_revision(revision, refined[0].directory)
     return teacher

@@ -30,6 +30,7 @@ from trd_cli.training.stored import Examples
 from trd_cli.trajectories.run_json import About
 from trd_cli.trajectories.sets import InputSet, check_complete, open_sets
 from trd_cli.trajectories.stage_dir import DEFAULT_ROOT, StageDir, differing_keys
+from trd_cli.trajectories.writers import writer_of
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -320,18 +321,10 @@ def _writer(
     config: DistillConfig, chosen: Chosen, resolve: Callable[[str], ModelRef], earlier: Earlier | None
 ) -> ModelRef:
     """Return the student as it was when it wrote the rows: the weights that the round begins with."""
-    refined, source = chosen.kind == "refined", chosen.sets[0]
-    about = source.about
-    name = config.model or (about.student if refined else about.model)
-    if name is None:
-        raise InputError(
-            f"{source.directory} does not say which model wrote the rollouts",
-            "run.json beside the shards",
-            "give --model",
-        )
+    name, revision = (config.model, None) if config.model else writer_of(chosen.sets, "--model")
     writer = earlier.model if earlier and config.model is None else resolve(name)
     if config.model is None:
-        writer.check_revision(about.student_revision if refined else about.model_revision, source.directory)
+        writer.check_revision(revision, chosen.sets[0].directory)
     elif earlier and writer.revision != earlier.model.revision:
         raise InputError(
             f"--model {name} with --continue {earlier.model.name}",

@@ -28,12 +28,15 @@ from trd_cli.trajectories.run_json import About
 from trd_cli.trajectories.sets import InputSet, open_sets
 from trd_cli.trajectories.sources import Sources, asked_of, count_orphans
 from trd_cli.trajectories.stage_dir import StageDir
+from trd_cli.trajectories.writers import check_alike, writer_of
 
 # The columns of a rollout that its refined row is made from.
 _READ = (
     *("trajectory_id", "round", "sample_index", "response", "prompt_token_ids", "finish_reason", *PREFIX_OF),
     *(field.name for field in fields(Problem)),
 )
+# What all sets of one command share: the refined set tells it of its rollouts.
+_SHARED = ("tokenizer", "model", "model_revision")
 
 
 def run(
@@ -48,9 +51,10 @@ def run(
     sources = Sources(config, "rollout")
     if not config.stream:
         sources.check(sets)
-    refiner = Refiner(config, sets[0], backend_for(teacher_of(config, sets[0])))
+    _check_alike(config, sets)
+    refiner = Refiner(config, sets[0], backend_for(teacher_of(config, sets)))
     if config.mode == "relay":
-        return _relay(config, sources, sets, refiner, backend_for(student_of(config, sets[0])), progress)
+        return _relay(config, sources, sets, refiner, backend_for(student_of(config, sets)), progress)
     if unread := refiner.rendering.unread(refiner.backend.tokenizer):
         progress.note(unread)
     read = sets[:1] if config.stream else sets
@@ -76,6 +80,7 @@ def run(
         filler.fill(chain([first] if first else [], planned))
         for wave in map(open_sets, waves):
             sets += wave
+            _check_alike(config, sets)
             filler.fill(refiner.plan(sources.rows(wave, _READ)))
         if config.stream:
             sources.check(sets)
@@ -126,15 +131,26 @@ def _relay(
     return filler.outcome
 
 
-def student_of(config: RefineConfig, source: InputSet) -> str:
+def _check_alike(config: RefineConfig, sets: Sequence[InputSet]) -> None:
+    """Raise InputError for sets of two students, or whose prompts would be rendered in two ways."""
+
+    def told(each: InputSet) -> dict[str, Any]:
+        about = each.about
+        rendering = Rendering.recorded(about.render, about.chat_template_kwargs).with_options(config)
+        return {name: getattr(about, name) for name in _SHARED} | rendering.identity()
+
+    check_alike(sets, told, "refine each by itself")
+
+
+def student_of(config: RefineConfig, sets: Sequence[InputSet]) -> str:
     """Return the name of the student that goes on in relays: as asked, or the model that wrote the rollouts.
 
     Raises InputError where neither is known.
     """
-    return config.student or _writer(source, "--student")
+    return config.student or writer_of(sets, "--student")[0]
 
 
-def teacher_of(config: RefineConfig, source: InputSet) -> str:
+def teacher_of(config: RefineConfig, sets: Sequence[InputSet]) -> str:
     """Return the teacher's name: as asked, or for opsd the model that wrote the rollouts.
 
     Raises InputError where neither is known.
@@ -143,19 +159,7 @@ def teacher_of(config: RefineConfig, source: InputSet) -> str:
         return config.teacher
     if config.setting == "opd":
         raise InputError("--setting opd without --teacher", "a stronger model that refines", "add --teacher MODEL")
-    return _writer(source, "--teacher")
-
-
-def _writer(source: InputSet, option: str) -> str:
-    """Return the name of the model that wrote a set; raises InputError where the set does not tell it."""
-    model = source.about.model
-    if model is None:
-        raise InputError(
-            f"{source.directory} does not say which model wrote it",
-            "run.json beside the shards",
-            f"give {option} MODEL",
-        )
-    return model
+    return writer_of(sets, "--teacher")[0]
 
 
 class Refiner:

@@ -29,6 +29,7 @@ from trd_cli.training.examples import Contexts, TextsNeeded
 from trd_cli.training.stored import Examples, ExampleWriter
 from trd_cli.trajectories.sets import InputSet, parent_directories, parent_tables, selected_tables
 from trd_cli.trajectories.shards import list_shards, read_table, rows_in
+from trd_cli.trajectories.writers import check_alike
 
 # Fields that all sets of one training run must share: contexts and defaults are made from them.
 _SHARED = (
@@ -101,15 +102,12 @@ def choose(config: DistillConfig, sets: Sequence[InputSet]) -> Chosen:
             "at least one",
             "check --subset and --where, and that trd verify has run on the set, and on its parents, if they read verdicts",
         )
-    for other in used[1:]:
-        differing = [key for key in _SHARED if getattr(other.about, key) != getattr(used[0].about, key)]
-        if differing:
-            raise InputError(
-                f"{used[0].directory} and {other.directory} differ in {', '.join(differing)}",
-                "sets made alike",
-                "train on one of them, or on each in turn",
-            )
+    check_alike(used, _shared, "train on one of them, or on each in turn")
     return Chosen(kind, used, rows, setting, otherwise)
+
+
+def _shared(each: InputSet) -> dict[str, Any]:
+    return {name: getattr(each.about, name) for name in _SHARED}
 
 
 def _kinds_in(each: InputSet) -> set[str]:

@@ -51,6 +51,11 @@ class InputSet:
         """Return what the stage that made the set tells; all fields are None without run.json."""
         return About.of(self.record)
 
+    @property
+    def is_refined(self) -> bool:
+        """Return whether trd refine made the set; False where no run.json tells it."""
+        return self.record.get("command") == "refine"
+
 
 def open_sets(paths: Sequence[str]) -> list[InputSet]:
     """Return the sets (directories) and single shards at `paths`, by directory in order of appearance.

@@ -77,7 +77,11 @@ def _spans(row: Trajectory, source: InputSet, tokenizer_of: TokenizerOf) -> list
 
 def _not_marked(row: Trajectory, spans: Sequence[Span]) -> str:
     there = row.author is not None and row.response
-    return " · authors are not marked (no tokenizer)" if there and not spans else ""
+    return (
+        " · authors are not marked (the tokenizer is not at hand or spells the text otherwise)"
+        if there and not spans
+        else ""
+    )
 
 
 def _by_author(row: Trajectory, spans: Sequence[Span]) -> Text:
