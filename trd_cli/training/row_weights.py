@@ -18,9 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pyarrow as pa
 import torch
-from pyarrow import parquet
 
 from trd_cli.atomic import replacing
 from trd_cli.errors import counted
@@ -100,6 +98,9 @@ def write(path: Path, examples: Sequence[Example], nll: np.ndarray, weights: np.
 
     `digest` is that of the training: of its rows, options and models.
     """
+    import pyarrow as pa
+    from pyarrow import parquet
+
     with np.errstate(over="ignore"):
         student, teacher = np.exp(nll).T
     columns = {
@@ -115,6 +116,9 @@ def write(path: Path, examples: Sequence[Example], nll: np.ndarray, weights: np.
 
 def read(path: Path, digest: str) -> np.ndarray | None:
     """Return the weights in a file that `write` has written for this training, or None if there is no such file."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
     try:
         table = parquet.read_table(path, columns=["weight"])
     except (OSError, pa.ArrowException):
