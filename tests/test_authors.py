@@ -28,6 +28,7 @@ from trd_cli.training.batches import Example
 from trd_cli.training.stored import Examples
 from trd_cli.trajectories.sets import iter_selected, open_sets
 from trd_cli.trajectories.shards import (
+    SCHEMA,
     SCHEMAS,
     check_whole,
     iter_tables,
@@ -116,7 +117,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, ok: Trd) -> Path:
 
 @pytest.fixture
 def old(made: Path, tmp_path: Path) -> Path:
-    """A copy of them, of which two shards are of version 1 and the last one is of version 2."""
+    """A copy of them, of which two shards are of version 1 and the last one is of the newest."""
     root = shutil.copytree(made, tmp_path / "old")
     for path in list_shards(root / "y_o")[:2]:
         as_version_1(path)
@@ -139,7 +140,7 @@ def refining(root: Path, out: Path) -> list[object]:
 
 def test_every_way_to_read_a_shard_reads_those_of_version_1(tmp_path: Path) -> None:
     plain = refined_row(1, response_token_ids=[5, 6])
-    path, there = shard_path(tmp_path, 0), len(SCHEMAS["2"])
+    path, there = shard_path(tmp_path, 0), len(SCHEMA)
     write_shard(path, [plain, OURS], "digest")
     as_version_1(path)
     check_whole(path)
@@ -147,7 +148,7 @@ def test_every_way_to_read_a_shard_reads_those_of_version_1(tmp_path: Path) -> N
     assert [second.author, second.token_weight, second.prefix_tokens] == [None] * 3
     assert (first.trajectory_id, [*first.response_token_ids]) == (plain.trajectory_id, [5, 6])
     assert (shard_info(path).rows, shard_info(path).set_digest) == (2, "digest")
-    assert read_table(path).schema.equals(SCHEMAS["2"])
+    assert read_table(path).schema.equals(SCHEMA)
     for columns in (["author"], ["author", "trajectory_id"], ["prefix_tokens", "token_weight"]):
         for table in (read_table(path, columns), *iter_tables(path, columns, rows=2)):
             assert (table.column_names, table.num_rows) == (columns, 2)
@@ -175,15 +176,15 @@ def test_a_set_of_version_1_that_lost_a_shard_goes_on_to_the_same_rows(old: Path
     list_shards(old / "y_o")[0].unlink()
     ok(*sampling(old))
     assert by_id(old / "y_o") == by_id(made / "y_o")
-    assert sorted(versions(old / "y_o")) == ["1", "2", "2"]
+    assert sorted(versions(old / "y_o")) == ["1", "3", "3"]
 
 
 def test_verify_writes_version_2_in_place_and_in_copies(old: Path, ok: Trd, tmp_path: Path) -> None:
     ok("verify", old / "y_o", "--out", tmp_path / "copy")
-    assert versions(tmp_path / "copy") == ["2"] * 3
-    assert versions(old / "y_o") == ["1", "1", "2"]
+    assert versions(tmp_path / "copy") == ["3"] * 3
+    assert versions(old / "y_o") == ["1", "1", "3"]
     ok("verify", old / "y_o")
-    assert versions(old / "y_o") == ["2"] * 3
+    assert versions(old / "y_o") == ["3"] * 3
     assert rows_of(old / "y_o") == rows_of(tmp_path / "copy")
     assert {row.verdict for row in rows_of(old / "y_o")} == {"correct", "incorrect"}
 
@@ -192,7 +193,7 @@ def test_what_is_made_from_a_set_of_version_1_is_the_same(old: Path, made: Path,
     ok(*refining(old, tmp_path / "of-old"))
     ok(*refining(made, tmp_path / "of-new"))
     assert rows_of(tmp_path / "of-old") == rows_of(tmp_path / "of-new")
-    assert versions(tmp_path / "of-old") == ["2"] * 3
+    assert versions(tmp_path / "of-old") == ["3"] * 3
     for where in (old / "y_o", tmp_path / "of-old"):
         ok("verify", where)
     [first, *_] = rows_of(tmp_path / "of-old")

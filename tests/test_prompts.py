@@ -19,7 +19,7 @@ from trd_cli.prompting.templates import PLACEHOLDERS, Template, load_template, p
 from trd_cli.prompting.tokens import ByteTokenizer, HubTokenizer
 
 KINDS = ("student", "vanilla-opd", "vanilla-opsd", "refine-opd", "refine-opsd")
-TASKS = ("math", "code")
+TASKS = ("math", "code", "episode", "task")
 REPOSITORY = Path(__file__).resolve().parent.parent
 VALUES = {
     "problem": "How many legs have 3 cats & 2 hens <together>?",

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from array import array
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from click.testing import Result
 from support.sets import iter_rows
 
 from trd_cli.errors import InputError
-from trd_cli.records import Problem, Trajectory, author_array, logprob_array, token_array
+from trd_cli.records import Environment, Problem, Trajectory, Turn, author_array, logprob_array, token_array
 from trd_cli.trajectories.problem_sets import read_problems
 from trd_cli.trajectories.sets import open_sets
 from trd_cli.trajectories.shards import (
@@ -36,7 +36,10 @@ from trd_cli.trajectories.shards import (
 ROOT = Path(__file__).parent.parent
 # A change of the schema gets a new version and new golden files; these are never written again.
 GOLDEN = Path(__file__).parent / "golden"
-GOLDEN_SHARDS = {"1": GOLDEN / "shard-00000.parquet", "2": GOLDEN / "version-2" / "shard-00000.parquet"}
+GOLDEN_SHARDS = {
+    "1": GOLDEN / "shard-00000.parquet",
+    **{version: GOLDEN / f"version-{version}" / "shard-00000.parquet" for version in ("2", "3")},
+}
 
 ROLLOUT = Trajectory(
     trajectory_id="0" * 32,
@@ -121,8 +124,26 @@ CONTINUED = replace(
     token_weight=array("f", [0.0, 0.25, 1.0, 2.5]),
     prefix_tokens=2,
 )
-OF_VERSION = {"1": [ROLLOUT, REFINED, FAILED], "2": [ROLLOUT, REFINED, FAILED, CONTINUED]}
-ROWS = OF_VERSION["2"]
+EPISODE = replace(
+    ROLLOUT,
+    trajectory_id="4" * 32,
+    task="episode",
+    response="> go west\nA wall.\n> go east",
+    response_token_ids=token_array([1, 2, 3, 4, 5, 6]),
+    logprobs=None,
+    author=author_array([0, 0, 3, 2, 3, 0]),
+    turns=[
+        Turn("student", "go west", "A wall.", 0, 2, False, "stop", 2**62 - 1),
+        Turn("student", "go east", None, 5, 6, None, "length", 7, token_array([9, 1, 2, 8])),
+    ],
+    environment=Environment("scripted", "1", '{"rooms": 3}', 5),
+    episode_reward=0.5,
+    stop_reason="tokens",
+)
+OF_VERSION = {"1": [ROLLOUT, REFINED, FAILED]}
+OF_VERSION["2"] = [*OF_VERSION["1"], CONTINUED]
+OF_VERSION["3"] = [*OF_VERSION["2"], EPISODE]
+ROWS = OF_VERSION["3"]
 
 
 def described(schema: pa.Schema, version: str) -> str:
@@ -150,8 +171,8 @@ def test_the_golden_shards_still_read_to_the_same_rows(version: str) -> None:
 
 
 def test_the_newest_version_is_written(shard: Path) -> None:
-    assert described(pq.read_schema(shard), "2") == described(SCHEMA, [*SCHEMAS][-1])
-    assert pq.read_metadata(shard).metadata[b"trd.schema_version"] == b"2"
+    assert described(pq.read_schema(shard), "3") == described(SCHEMA, [*SCHEMAS][-1])
+    assert pq.read_metadata(shard).metadata[b"trd.schema_version"] == b"3"
 
 
 def test_the_golden_rows_use_every_column() -> None:
@@ -194,7 +215,10 @@ def test_a_row_without_a_required_value_becomes_an_error_row_that_says_so(shard:
 
 
 def plain(value: Any) -> Any:
-    return value.tolist() if isinstance(value, array) else value
+    """Return a column's value as other libraries have it: lists and dictionaries."""
+    if is_dataclass(value):
+        return {each.name: plain(getattr(value, each.name)) for each in fields(value)}
+    return [plain(each) for each in value] if isinstance(value, (array, list)) else value
 
 
 @pytest.mark.parametrize("version", [*GOLDEN_SHARDS, None])
@@ -203,7 +227,7 @@ def test_a_shard_loads_with_plain_polars_pyarrow_and_datasets(version: str | Non
     import polars as pl
 
     name = str(GOLDEN_SHARDS.get(version, shard))
-    version = version or "2"
+    version = version or "3"
     loaded = datasets.load_dataset("parquet", data_files=name, split="train", cache_dir=str(tmp_path / "cache"))
     rows = {
         "polars": pl.read_parquet(name).to_dicts(),
@@ -242,7 +266,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], list[str]]] = {
     "hole": (with_bytes(lambda data: data[:4] + b"\xff" * 400 + data[404:]), ["truncated or not Parquet"]),
     "later version": (
         rewritten(lambda t: t.replace_schema_metadata({b"trd.schema_version": b"7"})),
-        ["schema version 7", "version 1 or 2"],
+        ["schema version 7", "version 1 or 2 or 3"],
     ),
     "no version": (
         rewritten(lambda t: t.replace_schema_metadata(None)),

@@ -10,15 +10,20 @@ from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
+from itertools import pairwise
 from typing import Any, Literal
 
 from trd_cli.errors import InputError, flag
 
-Task = Literal["math", "code"]
+# math, code, episode, or a name of the user's own (see `prompting.templates.family_of`).
+Task = str
+EPISODE = "episode"
 Kind = Literal["rollout", "refined"]
 Setting = Literal["opd", "opsd"]
 Verdict = Literal["correct", "incorrect", "error", "timeout"]
 FinishReason = Literal["stop", "length"]
+# Why an episode ended: the environment said so, or a limit was met (turns, tokens of the model's context).
+StopReason = Literal["solved", "failed", "turns", "tokens"]
 # Who wrote a token. A row holds the place in this tuple.
 AUTHORS = ("student", "teacher", "environment", "template")
 _CODES = frozenset(range(len(AUTHORS)))
@@ -166,6 +171,40 @@ class Sampling:
 
 
 @dataclass(frozen=True, slots=True)
+class Environment:
+    """Name what an episode is played in: the same four values give the same episode for the same actions.
+
+    `config` is JSON text with sorted keys. `seed` is the one of `reset`.
+    """
+
+    name: str
+    version: str
+    config: str
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """Hold one turn of an episode: an action, and what the environment answered.
+
+    `role` is the author of the action ("student" or "teacher"). The action's tokens, its end of turn included, are
+    `response_token_ids[start:end]` of the row. `valid` is False for an action that the environment does not know, None
+    where none was taken. `context_token_ids` is what the model read before the action, where this is not the row's
+    prompt and all its response tokens before `start`; else None.
+    """
+
+    role: str
+    action: str
+    observation: str | None
+    start: int
+    end: int
+    valid: bool | None
+    finish_reason: FinishReason | None
+    seed: int | None
+    context_token_ids: Sequence[int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Trajectory:
     """Hold one row of a shard. The fields and their order are those of `shards.SCHEMA`.
 
@@ -229,6 +268,11 @@ class Trajectory:
     token_weight: Sequence[float] | None = None
     prefix_tokens: int | None = None
 
+    turns: Sequence[Turn] | None = None
+    environment: Environment | None = None
+    episode_reward: float | None = None
+    stop_reason: StopReason | None = None
+
 
 def author_of_kind(kind: Kind) -> int:
     """Return the code of the author of all response tokens of a row of this kind that names none."""
@@ -255,7 +299,15 @@ def unfit_for_response(row: Trajectory) -> list[str]:
     # Without a response it tells what was asked for.
     if prefix < 0 or (prefix > tokens and row.response_token_ids is not None):
         unfit.append("prefix_tokens")
+    if row.turns is not None and not _are_in_order([(turn.start, turn.end) for turn in row.turns], tokens):
+        unfit.append("turns")
     return unfit
+
+
+def _are_in_order(spans: Sequence[tuple[int, int]], length: int) -> bool:
+    """Return whether spans, none of them negative, follow one another within a length."""
+    bounds = [0, *(bound for span in spans for bound in span), length]
+    return all(before <= after for before, after in pairwise(bounds))
 
 
 def _is_weight(weight: float | None) -> bool:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import get_args
 
 from trd_cli.config.commands import ImportConfig
 from trd_cli.datasets.code_tests import tests_json
@@ -19,6 +19,7 @@ from trd_cli.graders.answers import reference_answer
 from trd_cli.records import Problem, Task, content_hash
 
 _SHOWN_ROWS = 10
+_TASK_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 # Keys that likely hold the wanted value of an object with several.
 _LIKELY = ("ground_truth", "answer", "final_answer", "content", "value", "text")
 Texts = dict[str, str | None]
@@ -196,6 +197,7 @@ def _problem_id(source: str, given: str | None, text: str) -> str:
 
 
 def _task(value: str) -> Task:
-    if value.strip().lower() not in get_args(Task):
-        raise RowFault(f"task {value!r} is neither math nor code")
-    return value.strip().lower()
+    task = value.strip().lower()
+    if not _TASK_NAME.fullmatch(task):
+        raise RowFault(f"task {value!r} is no name: letters, digits, - and _")
+    return task

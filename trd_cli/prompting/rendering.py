@@ -7,18 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, get_args
+from typing import Any
 
 from trd_cli.config.base import Config
 from trd_cli.config.commands import EvalConfig
 from trd_cli.config.generating import RefineConfig, RenderOptions, SampleConfig
 from trd_cli.config.training import DistillConfig
 from trd_cli.errors import PromptError
-from trd_cli.prompting.templates import Template, load_template
+from trd_cli.prompting.templates import FAMILIES, Template, load_template
 from trd_cli.prompting.tokens import Render, Tokenizer
 from trd_cli.records import Message, Problem, Task, Trajectory
 
-TASKS: tuple[Task, ...] = get_args(Task)
+# One task of each family of templates.
+TASKS: tuple[Task, ...] = FAMILIES
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import jinja2.meta
 
 from trd_cli.atomic import read_text_once
 from trd_cli.errors import PromptError
-from trd_cli.records import Message, Task, well_formed
+from trd_cli.records import EPISODE, Message, Task, well_formed
 
 # Placeholders that a template of each kind may use. It must use those marked True.
 PLACEHOLDERS: dict[str, dict[str, bool]] = {
@@ -24,6 +24,8 @@ PLACEHOLDERS: dict[str, dict[str, bool]] = {
     "refine-opd": {"problem": True, "attempt": True},
     "refine-opsd": {"problem": True, "attempt": True, "reference_solution": False, "reference_answer": False},
 }
+# Templates are written for each of these; any task that is not one of the first three is of the last.
+FAMILIES = ("math", "code", EPISODE, "task")
 _PACKAGE = Path(__file__).parents[1]
 _ENVIRONMENT = jinja2.Environment(
     undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False
@@ -85,12 +87,17 @@ def _text_of(path: Path) -> str:
         raise PromptError(f"prompt {path}: {error.strerror}", "a template file", "check --prompt") from None
 
 
+def family_of(task: Task) -> str:
+    """Return the one of `FAMILIES` whose templates a task has."""
+    return task if task in FAMILIES else FAMILIES[-1]
+
+
 def load_template(kind: str, task: Task, override: str | None = None) -> Template:
     """Return the template of `kind` (a key of `PLACEHOLDERS`) for `task`, from `override` or from the built-in files.
 
     Raises PromptError for a file that is missing, is no template, or has other placeholders than its kind takes.
     """
-    path = Path(override) if override else prompts_dir() / f"{kind}-{task}.jinja"
+    path = Path(override) if override else prompts_dir() / f"{kind}-{family_of(task)}.jinja"
     text = _text_of(path)
     allowed = PLACEHOLDERS[kind]
     try:

@@ -16,7 +16,7 @@ import re
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import astuple, dataclass, fields, replace
+from dataclasses import asdict, astuple, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 
 from trd_cli.atomic import make_directory, replacing
 from trd_cli.errors import DamagedFile, InputError, first_line
-from trd_cli.records import Part, Problem, Trajectory, unfit_for_response, well_formed
+from trd_cli.records import Environment, Part, Problem, Trajectory, Turn, token_array, unfit_for_response, well_formed
 from trd_cli.trajectories.checksums import Checksums, Damage, write_sealed
 from trd_cli.trajectories.parts import again, named
 from trd_cli.trajectories.run_json import maker_of
@@ -45,6 +45,27 @@ def _field(name: str, kind: pa.DataType, required: bool = False) -> pa.Field:
 
 
 _IDS = pa.list_(pa.field("element", pa.int32()))
+_ENVIRONMENT = pa.struct(
+    [("name", pa.string()), ("version", pa.string()), ("config", pa.string()), ("seed", pa.int64())]
+)
+_TURNS = pa.list_(
+    pa.field(
+        "element",
+        pa.struct(
+            [
+                ("role", pa.string()),
+                ("action", pa.string()),
+                ("observation", pa.string()),
+                ("start", pa.int32()),
+                ("end", pa.int32()),
+                ("valid", pa.bool_()),
+                ("finish_reason", pa.string()),
+                ("seed", pa.int64()),
+                ("context_token_ids", _IDS),
+            ]
+        ),
+    )
+)
 _MESSAGES = pa.list_(pa.field("element", pa.struct([("role", pa.string()), ("content", pa.string())])))
 
 SCHEMA = pa.schema(
@@ -91,6 +112,10 @@ SCHEMA = pa.schema(
         _field("author", pa.list_(pa.field("element", pa.int8()))),
         _field("token_weight", pa.list_(pa.field("element", pa.float32()))),
         _field("prefix_tokens", pa.int32()),
+        _field("turns", _TURNS),
+        _field("environment", _ENVIRONMENT),
+        _field("episode_reward", pa.float64()),
+        _field("stop_reason", pa.string()),
     ]
 )
 # Columns that hold a value a token, which are most of a set.
@@ -98,7 +123,10 @@ PER_TOKEN = (
     *("prompt_token_ids", "student_prompt_token_ids", "response_token_ids"),
     *("logprobs", "author", "token_weight"),
 )
-OF_A_RESPONSE = ("response", "response_token_ids", "logprobs", "finish_reason", "ids_exact", "author", "token_weight")
+OF_A_RESPONSE = (
+    *("response", "response_token_ids", "logprobs", "finish_reason", "ids_exact", "author", "token_weight"),
+    *("turns", "episode_reward", "stop_reason"),
+)
 OF_A_VERDICT = ("verdict", "extracted_answer", "grader", "grader_version", "verdict_detail")
 # Replaces a value that cannot be written in a required column; a list becomes empty.
 _EMPTY = {pa.string(): "", pa.int32(): 0, pa.int64(): 0, pa.float64(): 0.0}
@@ -119,8 +147,11 @@ PROBLEM_SCHEMA = pa.schema(
     ]
 )
 # The columns of each version of shards and of problem sets. The last version is written.
-_SINCE_VERSION_2 = {"author", "token_weight", "prefix_tokens"}
-SCHEMAS = {"1": pa.schema([column for column in SCHEMA if column.name not in _SINCE_VERSION_2]), "2": SCHEMA}
+_LAST_OF_VERSION = {"1": "error", "2": "prefix_tokens", "3": "stop_reason"}
+SCHEMAS = {
+    version: pa.schema([*SCHEMA][: SCHEMA.get_field_index(last) + 1]) for version, last in _LAST_OF_VERSION.items()
+}
+SCHEMAS["3"] = SCHEMA
 PROBLEM_SCHEMAS = {"1": PROBLEM_SCHEMA}
 
 
@@ -233,7 +264,9 @@ def _in_utf8(value: Any) -> Any:
         return well_formed(value)
     if isinstance(value, Mapping):
         return {key: _in_utf8(each) for key, each in value.items()}
-    is_text = isinstance(value, (list, tuple)) and any(isinstance(each, (str, Mapping)) for each in value)
+    if isinstance(value, (Turn, Environment)):
+        return replace(value, **{f.name: _in_utf8(getattr(value, f.name)) for f in fields(value)})
+    is_text = isinstance(value, (list, tuple)) and any(isinstance(each, (str, Mapping, Turn)) for each in value)
     return [_in_utf8(each) for each in value] if is_text else value
 
 
@@ -261,7 +294,20 @@ def _rows(table: pa.Table) -> Iterator[Trajectory]:
     }
     lacking = dict.fromkeys(set(SCHEMA.names) - set(columns))
     for values in zip(*columns.values(), strict=True):
-        yield Trajectory(**dict(zip(columns, values, strict=True)), **lacking)
+        yield Trajectory(**_of_episode(dict(zip(columns, values, strict=True))), **lacking)
+
+
+def _of_episode(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row's values with its turns and its environment as their classes."""
+    if row.get("turns") is not None:
+        row["turns"] = [_turn(**turn) for turn in row["turns"]]
+    if row.get("environment") is not None:
+        row["environment"] = Environment(**row["environment"])
+    return row
+
+
+def _turn(context_token_ids: list[int] | None, **others: Any) -> Turn:
+    return Turn(**others, context_token_ids=None if context_token_ids is None else token_array(context_token_ids))
 
 
 def _arrays(column: pa.ChunkedArray) -> list[Any]:
@@ -460,6 +506,8 @@ def _to_table(rows: Sequence[Any], schema: pa.Schema) -> pa.Table:
 
 def _column(values: Sequence[Any], kind: pa.DataType) -> pa.Array | Sequence[Any]:
     """Return arrays of numbers as an Arrow column, from their bytes; any other values as they are."""
+    if kind in (_TURNS, _ENVIRONMENT):
+        return [_as_records(value) for value in values]
     code = _CODES.get(kind.value_type) if pa.types.is_list(kind) else None
     if code is None or not all(v is None or (isinstance(v, array) and v.typecode == code) for v in values):
         return values
@@ -469,6 +517,13 @@ def _column(values: Sequence[Any], kind: pa.DataType) -> pa.Array | Sequence[Any
     is_missing = [value is None for value in values]
     mask = pa.array(is_missing, pa.bool_()) if any(is_missing) else None
     return pa.ListArray.from_arrays(pa.array(ends, pa.int32()), items, kind, mask=mask)
+
+
+def _as_records(value: Any) -> Any:
+    """Return a value with the dataclasses in it as dictionaries."""
+    if isinstance(value, (list, tuple)):
+        return [_as_records(each) for each in value]
+    return asdict(value) if is_dataclass(value) else value
 
 
 def shard_number(path: Path) -> int | None:
