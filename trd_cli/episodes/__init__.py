@@ -1,1 +1,1 @@
-"""Play episodes of many turns: what a model reads at each turn, and how a teacher's commands are replayed."""
+"""Play episodes of many turns with a model: what it reads before each action, and what it does."""

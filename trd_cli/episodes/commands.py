@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from trd_cli.episodes.actions import command_in
 from trd_cli.graders.answers import final_part
 
 _ARROW = re.compile(r"\s*(?:=>|⇒)\s*")
 _FENCE = re.compile(r"\s*(?:```|~~~)")
 # A number or a dot before an entry of a list; a command may begin with a number itself.
-_MARK = re.compile(r"\s*(?:\d{1,3}[.)]\s+|[-*•]\s+)?(?:>\s*)?")
+_MARK = re.compile(r"\A(?:\d{1,3}[.)]|[-*•])\s+")
 _WORD = re.compile(r"\w+")
 
 
@@ -41,7 +42,7 @@ def commands_in(reply: str, is_cut: bool = False, opened: bool = False) -> tuple
 
 def _command(line: str) -> Command:
     action, *expected = _ARROW.split(line.strip(), maxsplit=1)
-    return Command(action[_MARK.match(action).end() :].strip(), *(words.strip() for words in expected))
+    return Command(command_in(_MARK.sub("", action)), *expected)
 
 
 def _words(text: str) -> str:
