@@ -20,6 +20,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     (
         "atomic",
         "children",
+        "own_code",
         "locks",
         "interrupts",
         "keeper",

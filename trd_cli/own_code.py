@@ -1,7 +1,7 @@
 """A user's own function, named as MODULE:FUNCTION: a grader or an environment.
 
-The module is found in the working directory or on Python's module path. It is imported where it works, in a process that
-can be killed; to name its version only its file is read.
+The module is found in the working directory or on Python's module path. It is imported where it works, in a process
+that can be killed; to name its version only its file is read.
 """
 
 from __future__ import annotations

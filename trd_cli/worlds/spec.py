@@ -105,7 +105,7 @@ def _value(text: str) -> Value:
 
 @dataclass(frozen=True)
 class Made:
-    """Hold an episode's problem and environment; where it could not be made, `problem` is None and `failure` says why."""
+    """Hold an episode's environment and problem; one that could not be made has no problem, and `failure` says why."""
 
     environment: Environment
     problem: Problem | None
