@@ -6,27 +6,17 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator
 
-from trd_cli.config.base import Config, InputOptions, OutputOptions, Positive, SelectOptions, option
+from trd_cli.config.base import InputOptions, OutputOptions, Positive, SelectOptions, option
 from trd_cli.config.generating import EngineOptions, replicas_text
 from trd_cli.config.recovering import RecoverOptions
-from trd_cli.config.training import Context
+from trd_cli.config.training import Context, PassOptions
 
 
-class ScoringOptions(Config):
+class ScoringOptions(PassOptions):
     dtype: Literal["auto", "bfloat16", "float32"] = option(
         "auto",
         "Engine",
         "Type of weights and products. auto: float32 on a CPU, else bfloat16; with --ray, by this machine. In float32 each row is read by itself.",
-    )
-    device: str = option("auto", "Engine", "cpu, cuda, mps; auto takes the fastest there is.", rows=False)
-    attn_implementation: str | None = option(
-        None,
-        "Engine",
-        "Passed to transformers: sdpa, eager, flash_attention_2, ... Default: its own choice.",
-        rows=False,
-    )
-    max_tokens_per_batch: Positive = option(
-        4096, "Engine", "Tokens a forward pass, padding included, on the longer side, in bfloat16.", rows=False
     )
     replicas: Annotated[str, BeforeValidator(replicas_text)] = option(
         "1",

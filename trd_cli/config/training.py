@@ -212,7 +212,25 @@ class LoraOptions(Config):
     )
 
 
-class DistillConfig(ObjectiveOptions, LoraOptions, InputOptions, SelectOptions):
+class PassOptions(Config):
+    """Declare how a command reads rows with torch itself, without an engine."""
+
+    device: str = option("auto", "Engine", "cpu, cuda, mps; auto takes the fastest there is.", rows=False)
+    attn_implementation: str | None = option(
+        None,
+        "Engine",
+        "Passed to transformers: sdpa, eager, flash_attention_2, ... Default: its own choice.",
+        rows=False,
+    )
+    max_tokens_per_batch: Positive = option(
+        4096,
+        "Engine",
+        "Tokens a forward pass, padding included, on the longer side. Gradients do not depend on it, nor do figures in float32.",
+        rows=False,
+    )
+
+
+class DistillConfig(ObjectiveOptions, LoraOptions, InputOptions, SelectOptions, PassOptions):
     @model_validator(mode="after")
     def _nothing_ignored(self) -> DistillConfig:
         def changed(name: str) -> bool:
@@ -298,12 +316,6 @@ class DistillConfig(ObjectiveOptions, LoraOptions, InputOptions, SelectOptions):
         counts_unset=False,
     )
     batch_size: Positive = option(32, "Training", "Trajectories an optimiser step, over all processes.")
-    max_tokens_per_batch: Positive = option(
-        4096,
-        "Engine",
-        "Tokens a forward pass, padding included, on the longer side; the gradient does not depend on it.",
-        rows=False,
-    )
     learning_rate: AboveZero = option(
         5e-6, "Training", "Peak learning rate of AdamW.", flags=("--learning-rate", "--lr")
     )
@@ -331,13 +343,6 @@ class DistillConfig(ObjectiveOptions, LoraOptions, InputOptions, SelectOptions):
     )
     save_dtype: Literal["auto", "bfloat16", "float16", "float32"] = option(
         "auto", "Output", "Saved weights. auto: as the starting checkpoint."
-    )
-    device: str = option("auto", "Engine", "cpu, cuda, mps; auto takes the fastest there is.", rows=False)
-    attn_implementation: str | None = option(
-        None,
-        "Engine",
-        "Passed to transformers: sdpa, eager, flash_attention_2, ... Default: its own choice.",
-        rows=False,
     )
     gradient_checkpointing: bool = option(
         False, "Engine", "Recompute activations in the backward pass: less memory.", rows=False
