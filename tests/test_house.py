@@ -33,7 +33,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("streams", "console", "command", "models", "merging", "graders.by_math_verify", "graders/comparing/"),
     ("engines/",),
     ("graders/",),
-    ("datasets/", "evaluation/", "planned", "continuing", "generation"),
+    ("datasets/", "evaluation/", "planned", "continuing", "generation", "episodes/"),
     ("training/", "recipes/", "diagnosis/", "relaying/"),
     ("planning/", "report/", "stages/", "lab/"),
     ("cli", "__main__", "warm"),
