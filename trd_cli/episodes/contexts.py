@@ -95,6 +95,10 @@ class Conversation:
         return self.context.text.rstrip().endswith(OPEN)
 
     @property
+    def messages(self) -> Sequence[Message]:
+        return self._messages
+
+    @property
     def turns(self) -> Sequence[Turn]:
         return self._turns
 
