@@ -246,10 +246,10 @@ def split_step(
 ) -> Split:
     """Group rows of similar length, with at most `max_tokens` on either side and a tenth of padding in a micro-batch.
 
-    Each part of a row counts as a row here. A row that is longer than `max_tokens` stands alone. For several processes, micro-batches are halved until there is
-    a multiple of their number, as far as there are rows. `switches` are the lengths at which the rotary factors of
-    student and teacher change, if they do. Rows on the two sides of such a length are kept apart, so that each has the
-    factors that it would have alone.
+    Each part of a row counts as a row here. A row that is longer than `max_tokens` stands alone. For several processes,
+    micro-batches are halved until there is a multiple of their number, as far as there are rows. `switches` are the
+    lengths at which the rotary factors of student and teacher change, if they do. Rows on the two sides of such a
+    length are kept apart, so that each has the factors that it would have alone.
     """
     groups: list[list[Example]] = []
     parts = [part for row in step for part in row.parts]

@@ -140,7 +140,7 @@ class Contexts:
             return "an episode, most of whose tokens no model wrote"
         of_mix = self._classes.of(row.task, row.source)
         if self._classes and of_mix is None:
-            return f"neither task nor source is a name of {flag('mix')}"
+            return "neither task nor source is a name of --mix"
         response_ids, weights = self._response(row)
         if not len(response_ids):
             return "no response"

@@ -1,8 +1,8 @@
 """Mix the rows of several tasks: which class of --mix a row is of, and the order in which the classes take turns.
 
-Each next row of a training is of the class that is furthest behind its share. So a class is never a whole row beyond its
-share of the rows so far, and shares that a step cannot meet are met exactly over steps. The rows of a class come in a
-random order, all of them before one comes again.
+Each next row of a training is of the class that is furthest behind its share. So a class is never a whole row beyond
+its share of the rows so far, and shares that a step cannot meet are met exactly over steps. The rows of a class come in
+a random order, all of them before one comes again.
 """
 
 from __future__ import annotations

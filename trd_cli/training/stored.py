@@ -3,8 +3,9 @@
 The file holds all ids (int32), then the columns of the index, then a JSON object that tells where each column lies,
 then the length of that object (8 bytes). A row's ids are the student's prompt, the teacher's, the response and, where
 not all of it counts, the positions that do. Where some count with another weight than 1, the positions are there, and
-then the weights (float32). The parts of a row stand one after another, each as a row of its own. A row takes 4 bytes a token and less than 100 bytes in the index. Columns are mapped too, so
-that the processes of a machine share all of it in the page cache.
+then the weights (float32). The parts of a row stand one after another, each as a row of its own. A row takes 4 bytes a
+token and less than 100 bytes in the index. Columns are mapped too, so that the processes of a machine share all of it
+in the page cache.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ _MARK = "\ue000"  # of the private use area: in no text
 
 @dataclass(frozen=True)
 class TeacherPrompt:
-    """A teacher's prompt as ids and as messages, None where they have not been read, and the parts that had to be cut."""
+    """A teacher's prompt as ids, as messages (None where they have not been read), and its parts that had to be cut."""
 
     token_ids: Sequence[int]
     messages: Sequence[Message] | None
