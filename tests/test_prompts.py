@@ -56,8 +56,17 @@ def own(folder: Path, text: str) -> str:
 
 
 def test_there_is_a_template_for_every_kind_and_task_and_no_other() -> None:
-    assert set(PLACEHOLDERS) == set(KINDS)
-    assert {path.name for path in prompts_dir().glob("*.jinja")} == {f"{k}-{t}.jinja" for k in KINDS for t in TASKS}
+    assert set(PLACEHOLDERS) == {*KINDS, "again"}
+    names = {f"{k}-{t}.jinja" for k in KINDS for t in TASKS}
+    assert {path.name for path in prompts_dir().glob("*.jinja")} == {*names, "again-episode.jinja"}
+
+
+def test_a_teacher_that_is_asked_again_reads_the_replies_and_what_is_wrong() -> None:
+    template = load_template("again", "episode")
+    assert template.placeholders == {"done", "fault"}
+    text = text_of(template, done="> go east", fault="The list ended.")
+    assert "> go east" in text
+    assert "The list ended." in text
 
 
 @every_task

@@ -22,10 +22,12 @@ Kind = Literal["rollout", "refined"]
 Setting = Literal["opd", "opsd"]
 Verdict = Literal["correct", "incorrect", "error", "timeout"]
 FinishReason = Literal["stop", "length"]
-# Why an episode ended: the environment said so, or a limit was met (turns, tokens of the model's context).
-StopReason = Literal["solved", "failed", "turns", "tokens"]
+# Why an episode ended: the environment said so, or a limit was met (turns, tokens of the model's context, replays).
+StopReason = Literal["solved", "failed", "turns", "tokens", "replays"]
 # Who wrote a token. A row holds the place in this tuple.
 AUTHORS = ("student", "teacher", "environment", "template")
+# The authors that are models; the other two write what a model reads between the turns of an episode.
+MODELS = AUTHORS[:2]
 _CODES = frozenset(range(len(AUTHORS)))
 _USUAL_AUTHORS: dict[Kind, str] = {"rollout": "student", "refined": "teacher"}
 Message = Mapping[str, str]

@@ -1,31 +1,23 @@
 """Workers on this machine: child processes, each with devices of its own and a pipe to the driver.
 
-A worker is the leader of a process group, in which its own children are too (vLLM's, for example). The whole group is
-killed when the worker dies, when the driver lets it go, and by the worker itself when the pipe to its driver breaks,
-however that ended. Ctrl-C in a terminal reaches the driver alone.
+A worker and its own children (vLLM's, for example) end with the driver, however that ended; see `children`.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import signal
-import subprocess
-import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from multiprocessing.connection import Connection, Pipe, wait
-from pathlib import Path
+from multiprocessing.connection import Connection, wait
 
-import trd_cli
+from trd_cli.children import Child, end_group, pipe_to_parent
 from trd_cli.engines.worker import Build, Died, Failed, Feed, Message, serve
 from trd_cli.records import Request
 
 _log = logging.getLogger(__name__)
-_LAST_LINES, _LONGEST_LINE = 20, 300
 # Seconds: for an idle engine to free its memory, and for a process whose pipe has broken to say its last words.
 _PATIENCE, _LAST_WORDS = 10.0, 1.0
 # Messages of one worker that are read before the other workers have their turn.
@@ -45,10 +37,8 @@ class LocalWorkers:
         self._processes[number] = _Process(number, self._build, self._environment(number), self._said)
 
     def _environment(self, number: int) -> Mapping[str, str]:
-        """Return a worker's variables: its GPUs, its share of the cores, and where this package lies."""
+        """Return a worker's variables: its GPUs, and its share of the cores."""
         variables = dict(os.environ)
-        path = (str(Path(trd_cli.__file__).parents[1]), variables.get("PYTHONPATH", ""))
-        variables["PYTHONPATH"] = os.pathsep.join(filter(None, path))
         if self._gpus:
             variables["CUDA_VISIBLE_DEVICES"] = ",".join(self._gpus[number])
         variables.setdefault("OMP_NUM_THREADS", str(max(1, _cores() // self._count)))
@@ -93,49 +83,19 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-class _Process:
+class _Process(Child):
     """One worker's process. `said` are lines that some worker wrote before: each is shown once."""
 
     def __init__(self, number: int, build: Build, variables: Mapping[str, str], said: set[str]) -> None:
-        self.pipe, theirs = Pipe()
-        with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", __name__, str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
-                env=variables,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                process_group=0,
-            )
         self._number, self._said = number, said
-        self._last: deque[str] = deque(maxlen=_LAST_LINES)
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
+        super().__init__(__name__, variables, self._show)
         with suppress(OSError):
             self.pipe.send(build)
 
-    def _read(self) -> None:
-        with self._process.stdout as lines:
-            for raw in lines:
-                line = raw.decode(errors="replace").strip()
-                if line and line not in self._said:
-                    self._said.add(line)
-                    _log.warning("replica %d: %s", self._number + 1, line[:_LONGEST_LINE])
-                self._last.append(line)
-
-    def end(self, patience: float = 0.0) -> str:
-        """Wait for the process so many seconds, kill its group, and return how it ended, with its last line."""
-        with suppress(subprocess.TimeoutExpired):
-            self._process.wait(patience)
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        code = self._process.wait()
-        self._reader.join(_LAST_WORDS)
-        self.pipe.close()
-        how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-        last = next((line for line in reversed(self._last) if line), "")
-        return f"{how}: {last[:_LONGEST_LINE]}" if last else how
+    def _show(self, line: str) -> None:
+        if line not in self._said:
+            self._said.add(line)
+            _log.warning("replica %d: %s", self._number + 1, line)
 
 
 def _listen(pipe: Connection, feed: Feed) -> None:
@@ -146,17 +106,12 @@ def _listen(pipe: Connection, feed: Feed) -> None:
         feed.end()
         pipe.recv()
     except (EOFError, OSError):
-        os.killpg(os.getpid(), signal.SIGKILL)
+        end_group()
 
 
 def main() -> None:
     """Work for the driver at the other end of the pipe whose descriptor is the only argument."""
-    for number in (signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
-    pipe = Connection(int(sys.argv[1]))
-    os.set_inheritable(pipe.fileno(), False)
-    # A process that the engine forks must not keep the pipe open when this one has died.
-    os.register_at_fork(after_in_child=pipe.close)
+    pipe = pipe_to_parent()
     build, feed = pipe.recv(), Feed()
     threading.Thread(target=_listen, args=(pipe, feed), daemon=True).start()
     for message in serve(build, feed):

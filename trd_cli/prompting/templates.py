@@ -23,6 +23,8 @@ PLACEHOLDERS: dict[str, dict[str, bool]] = {
     "vanilla-opsd": {"problem": True, "reference_solution": False, "reference_answer": False},
     "refine-opd": {"problem": True, "attempt": True},
     "refine-opsd": {"problem": True, "attempt": True, "reference_solution": False, "reference_answer": False},
+    # For episodes alone: a further message in the conversation that a refinement prompt begins.
+    "again": {"done": True, "fault": True},
 }
 # Templates are written for each of these; any task that is not one of the first three is of the last.
 FAMILIES = ("math", "code", EPISODE, "task")

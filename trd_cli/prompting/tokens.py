@@ -7,11 +7,12 @@ files and serves the scripted engine.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 from trd_cli import keeper
 from trd_cli.errors import ModelError, first_line
@@ -62,6 +63,13 @@ class Tokenizer(Protocol):
         """Return the ids of a prompt, ready for the response's first token."""
         ...
 
+    def write(self, messages: Sequence[Message], mode: Render, kwargs: Mapping[str, Any]) -> str:
+        """Return the text of a prompt. `encode` gives the ids of it and of a part of it, special ones included.
+
+        In the raw modes `render` may put a beginning of text before them.
+        """
+        ...
+
     def template_names(self) -> frozenset[str]:
         """Return the names that the chat template reads beside the messages."""
         ...
@@ -76,14 +84,23 @@ class Tokenizer(Protocol):
 
 
 class ByteTokenizer:
-    """UTF-8 bytes as ids 0–255, and two special ids that delimit a turn."""
+    """UTF-8 bytes as ids 0–255, and two special ids that delimit a turn.
+
+    In a text the special ids are halves of surrogate pairs, which no well-formed text has.
+    """
 
     start_id, end_of_turn_id = 256, 257
     eos_ids = frozenset({end_of_turn_id})
     special_ids = frozenset({start_id, end_of_turn_id})
+    _MARKS: ClassVar[Mapping[str, int]] = {chr(0xDBFE): start_id, chr(0xDBFF): end_of_turn_id}
 
     def encode(self, text: str) -> list[int]:
+        if not text.isascii() and not self._MARKS.keys().isdisjoint(text):
+            return [i for part in re.split(f"([{''.join(self._MARKS)}])", text) for i in self._part(part)]
         return list(text.encode("utf-8", "replace"))
+
+    def _part(self, text: str) -> list[int]:
+        return [self._MARKS[text]] if text in self._MARKS else self.encode(text)
 
     def ends(self, text: str) -> list[int]:
         return [i for i, letter in enumerate(text, 1) for _ in self.encode(letter)]
@@ -92,10 +109,14 @@ class ByteTokenizer:
         return bytes(i for i in token_ids if i < 256).decode("utf-8", "replace")
 
     def render(self, messages: Sequence[Message], mode: Render, kwargs: Mapping[str, Any]) -> list[int]:
+        return self.encode(self.write(messages, mode, kwargs))
+
+    def write(self, messages: Sequence[Message], mode: Render, kwargs: Mapping[str, Any]) -> str:
         if mode != "chat":
-            return self.encode(raw_text(messages, mode))
-        turns = [[self.start_id, *self.encode(f"{m['role']}\n{m['content']}"), self.end_of_turn_id] for m in messages]
-        return [i for turn in turns for i in turn] + [self.start_id, *self.encode("assistant\n")]
+            return raw_text(messages, mode)
+        start, end = self._MARKS
+        turns = "".join(f"{start}{m['role']}\n{m['content']}{end}" for m in messages)
+        return f"{turns}{start}assistant\n"
 
     def template_names(self) -> frozenset[str]:
         return frozenset()
@@ -151,7 +172,13 @@ class HubTokenizer:
         if mode != "chat":
             return self._raw(raw_text(messages, mode))
         self._try_template(kwargs)
-        return self._rendered(messages, kwargs)
+        return list(self._applied(messages, kwargs, tokenize=True, return_dict=True)["input_ids"])
+
+    def write(self, messages: Sequence[Message], mode: Render, kwargs: Mapping[str, Any]) -> str:
+        if mode != "chat":
+            return raw_text(messages, mode)
+        self._try_template(kwargs)
+        return self._applied(messages, kwargs, tokenize=False)
 
     def template_names(self) -> frozenset[str]:
         try:
@@ -189,21 +216,18 @@ class HubTokenizer:
                 "add chat_template.jinja to that directory, or use --render raw",
             )
         (probe,) = PROBE
-        text = self.decode(self._rendered(PROBE, kwargs))
+        text = self.decode(self.encode(self._applied(PROBE, kwargs, tokenize=False)))
         if not text.strip():
             raise self._template_fails("renders nothing")
         if not shows(text, self.decode(self.encode(probe["content"]))):
             raise self._template_fails("does not show what the user says")
         self._tried.add(key)
 
-    def _rendered(self, messages: Sequence[Message], kwargs: Mapping[str, Any]) -> list[int]:
+    def _applied(self, messages: Sequence[Message], kwargs: Mapping[str, Any], **form: bool) -> Any:
         try:
-            encoded = self._tokenizer.apply_chat_template(
-                list(messages), add_generation_prompt=True, tokenize=True, return_dict=True, **kwargs
-            )
+            return self._tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, **form, **kwargs)
         except Exception as error:  # whatever a template raises
             raise self._template_fails(f"fails: {first_line(error)}") from None
-        return list(encoded["input_ids"])
 
     def _template_fails(self, how: str) -> ModelError:
         names = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json")

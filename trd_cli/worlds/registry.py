@@ -1,0 +1,75 @@
+"""Find an environment by its name: one that ships with trd, or MODULE:FUNCTION of the user's own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from shutil import which
+
+from trd_cli.errors import InputError, flag
+from trd_cli.own_code import OwnCode, OwnCodeError
+from trd_cli.records import Environment
+from trd_cli.worlds import scripted, textworld
+from trd_cli.worlds.base import World, WorldError
+
+Value = int | float | bool | str
+Config = Mapping[str, Value]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Describe an environment that ships with trd.
+
+    `options` has its defaults. `version` raises InputError where its package is missing. `make` takes every option.
+    """
+
+    options: Config
+    version: Callable[[], str]
+    make: Callable[..., World]
+
+
+def _version(package: str, revision: int) -> str:
+    """Return the version of an installed package and that of our reading of it."""
+    try:
+        return f"{version(package)}-{revision}"
+    except PackageNotFoundError:
+        compiler = "" if which("gcc") else " (it compiles a package: install gcc before)"
+        raise InputError(
+            f"{flag('env')} {package}: the package {package} is not installed",
+            "the extra worlds",
+            f'pip install "trd-cli[worlds]"{compiler}',
+        ) from None
+
+
+KINDS: Mapping[str, Kind] = {
+    "scripted": Kind(vars(scripted.Settings()), lambda: scripted.VERSION, scripted.make),
+    "textworld": Kind(textworld.OPTIONS, partial(_version, textworld.PACKAGE, textworld.REVISION), textworld.make),
+}
+
+
+def version_of(name: str) -> str:
+    """Return the version of an environment on this machine; raises InputError where it is not there.
+
+    Nothing of it is imported.
+    """
+    return KINDS[name].version() if name in KINDS else OwnCode.parse(name).version()
+
+
+def make(environment: Environment) -> World:
+    """Return an environment, ready for `reset`; raises WorldError if it cannot be made or has another version."""
+    name, config = environment.name, json.loads(environment.config)
+    own = OwnCode.parse(name)
+    if name not in KINDS and own is None:
+        raise WorldError(f"no environment has the name {name}")
+    here = version_of(name)
+    if here != environment.version:
+        raise WorldError(f"the episode belongs to {name} {environment.version}; {here} is installed here")
+    if name in KINDS:
+        return KINDS[name].make(**config)
+    try:
+        return own.load()(**config)
+    except OwnCodeError as error:
+        raise WorldError(str(error)) from None
