@@ -112,12 +112,12 @@ class Made:
     failure: str | None = None
 
 
-def problems(spec: Spec, workers: Workers) -> list[Made]:
-    """Begin every episode in a worker and return its problem, in order; raises as `Spec.environments`.
+def problems(environments: Sequence[Environment], workers: Workers) -> list[Made]:
+    """Begin an episode in each environment and return its problem, in order.
 
-    The reference solution is the oracle's commands from the start, one a line.
+    The reference solution is the oracle's commands from the start, one a line. Raises InputError if an environment
+    cannot be made as it is named: an option's value that it does not take, for example.
     """
-    environments = spec.environments()
     for i, environment in enumerate(environments):
         workers.start(i, environment)
     made: dict[int, Made] = {}
@@ -127,6 +127,12 @@ def problems(spec: Spec, workers: Workers) -> list[Made]:
             if isinstance(result, Observation):
                 texts[i] = result.text
                 workers.oracle(i)
+            elif isinstance(result, Failure) and result.refused:
+                raise InputError(
+                    f"{flag('env')} {environments[i].name}: {result.message}",
+                    "an environment that can be made",
+                    f"change {flag('env')}",
+                )
             else:
                 made[i] = _made(environments[i], texts.get(i), result)
                 workers.end(i)
