@@ -112,12 +112,11 @@ class Made:
     failure: str | None = None
 
 
-def problems(spec: Spec, workers: Workers) -> list[Made]:
-    """Begin every episode in a worker and return its problem, in order; raises as `Spec.environments`.
+def problems(environments: Sequence[Environment], workers: Workers) -> list[Made]:
+    """Begin every episode in a worker and return its problem, in order.
 
     The reference solution is the oracle's commands from the start, one a line.
     """
-    environments = spec.environments()
     for i, environment in enumerate(environments):
         workers.start(i, environment)
     made: dict[int, Made] = {}
