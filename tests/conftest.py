@@ -6,9 +6,11 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import Result
+from support.browser import browser
 from support.local_server import Server, servers
 from transformers.utils import logging as transformers_logging
 from typer.testing import CliRunner
@@ -97,6 +99,13 @@ def rollouts(tmp_path: Path, ok: Trd, problems: Path) -> Path:
     path = tmp_path / "y_o"
     ok("sample", "-m", "scripted", "-p", problems, "-n", 2, "--shard-rows", 10, "--out", path)
     return path
+
+
+@pytest.fixture(scope="module")
+def driver() -> Iterator[Any]:
+    """Yield a browser; for what a person does with it see `support.browser`."""
+    with browser() as started:
+        yield started
 
 
 @pytest.fixture

@@ -26,6 +26,8 @@ FinishReason = Literal["stop", "length"]
 StopReason = Literal["solved", "failed", "turns", "tokens", "replays"]
 # Who wrote a token. A row holds the place in this tuple.
 AUTHORS = ("student", "teacher", "environment", "template")
+# The authors that are models; the other two write what a model reads between the turns of an episode.
+MODELS = AUTHORS[:2]
 _CODES = frozenset(range(len(AUTHORS)))
 _USUAL_AUTHORS: dict[Kind, str] = {"rollout": "student", "refined": "teacher"}
 Message = Mapping[str, str]

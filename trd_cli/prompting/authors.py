@@ -26,6 +26,13 @@ def author_runs(codes: Iterable[int]) -> list[tuple[str, int]]:
     return [(AUTHORS[code], sum(1 for _ in run)) for code, run in groupby(codes)]
 
 
+def told_authors(codes: Sequence[int], *, is_episode: bool) -> str:
+    """Return how many tokens each author wrote, in words: in turn, or of an episode, which has many turns, in all."""
+    if is_episode:
+        return ", ".join(f"{author} {codes.count(code)}" for code, author in enumerate(AUTHORS) if code in codes)
+    return ", then ".join(f"{author} {tokens}" for author, tokens in author_runs(codes))
+
+
 def author_spans(text: str, token_ids: Sequence[int], codes: Sequence[int], tokenizer: Tokenizer) -> list[Span] | None:
     """Return the spans of `text` in order, which cover it, or None if the tokens do not spell it in this tokenizer.
 

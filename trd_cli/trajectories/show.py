@@ -1,13 +1,11 @@
-"""trd show and trd diff: one trajectory with its lineage; the words that the teacher changed.
+"""trd show and trd diff: one trajectory with its lineage; the words, or the actions, that the teacher changed.
 
 In a row that names the authors of its tokens, each part of the response begins with a sign, as ⟨teacher⟩, and has a
-colour: the sign is there for pipes and for eyes that do not tell the colours apart.
+colour. An episode is shown by its turns.
 """
 
 from __future__ import annotations
 
-import difflib
-import re
 from collections.abc import Callable, Sequence
 from statistics import fmean
 
@@ -18,13 +16,12 @@ from rich.text import Text
 
 from trd_cli.config.commands import DiffConfig, ShowConfig
 from trd_cli.errors import InputError, counted
-from trd_cli.prompting.authors import Span, author_runs, author_spans
+from trd_cli.prompting.authors import Span, author_spans, told_authors
 from trd_cli.prompting.tokens import Tokenizer
 from trd_cli.records import Trajectory
+from trd_cli.trajectories.marks import by_author, word_diff
 from trd_cli.trajectories.sets import InputSet, find_row, open_sets, parent_directories
-
-_WORDS = re.compile(r"\s+|[^\s]+")
-_STYLES = {"student": "cyan", "teacher": "magenta", "environment": "yellow", "template": "dim"}
+from trd_cli.trajectories.show_turns import shown_turns, told_environment, told_episode, turns_diff
 
 # From a set to the tokenizer of its rows, None where it is not at hand.
 TokenizerOf = Callable[[InputSet], Tokenizer | None]
@@ -37,20 +34,19 @@ def show(config: ShowConfig, paths: Sequence[str], tokenizer_of: TokenizerOf) ->
     parent = parent_of(row, source, config.parents)
     if parent is not None:
         # The ids of a parent are those of the same tokenizer.
-        body = _by_author(parent, _spans(parent, source, tokenizer_of))
+        body = _body(parent, _spans(parent, source, tokenizer_of))
         parts.append(_panel(f"parent {parent.trajectory_id[:12]} · y_o · {parent.verdict or 'unverified'}", body))
     for message in row.messages:
         parts.append(_panel(f"prompt · {message['role']} · {row.prompt_template}", message["content"]))
     spans = _spans(row, source, tokenizer_of)
-    body = _by_author(row, spans) if row.response is not None else f"error: {row.error}"
-    parts.append(_panel(f"response · {row.verdict or 'unverified'}{_not_marked(row, spans)}", body))
+    parts.append(_panel(f"response · {row.verdict or 'unverified'}{_not_marked(row, spans)}", _body(row, spans)))
     if config.tokens:
         parts.append(_panel("response token ids", " ".join(map(str, row.response_token_ids or ()))))
     return Group(*parts)
 
 
 def diff(config: DiffConfig, paths: Sequence[str], tokenizer_of: TokenizerOf) -> Group:
-    """Return y_o against y_r, word by word: removed in red, added in green."""
+    """Return y_o against y_r, word by word or, for episodes, action by action: removed in red, added in green."""
     row, source = find_row(open_sets(paths), config.id)
     parent = parent_of(row, source, config.parents)
     if parent is None:
@@ -60,14 +56,16 @@ def diff(config: DiffConfig, paths: Sequence[str], tokenizer_of: TokenizerOf) ->
             "give a set that trd refine made",
         )
     title = f"y_o {parent.verdict or 'unverified'} → y_r {row.verdict or 'unverified'} · problem {row.problem_id}"
+    if row.turns is not None and parent.turns is not None:
+        return Group(_panel(title, turns_diff(parent.turns, row.turns)))
     spans = _spans(row, source, tokenizer_of)
-    body = _word_diff(parent.response or "", row.response or "", spans)
+    body = word_diff(parent.response or "", row.response or "", spans)
     return Group(_panel(title + _not_marked(row, spans), body))
 
 
 def _spans(row: Trajectory, source: InputSet, tokenizer_of: TokenizerOf) -> list[Span]:
     """Return the parts of a response by author, [] for a row that names none, and where they cannot be found."""
-    if row.author is None or not row.response:
+    if not _has_parts(row):
         return []
     tokenizer = tokenizer_of(source)
     if tokenizer is None:
@@ -75,28 +73,24 @@ def _spans(row: Trajectory, source: InputSet, tokenizer_of: TokenizerOf) -> list
     return author_spans(row.response, row.response_token_ids or (), row.author, tokenizer) or []
 
 
+def _has_parts(row: Trajectory) -> bool:
+    """Return whether a row's text has parts by author, which its tokens tell. An episode has turns instead."""
+    return row.author is not None and bool(row.response) and row.turns is None
+
+
 def _not_marked(row: Trajectory, spans: Sequence[Span]) -> str:
-    there = row.author is not None and row.response
     return (
         " · authors are not marked (the tokenizer is not at hand or spells the text otherwise)"
-        if there and not spans
+        if _has_parts(row) and not spans
         else ""
     )
 
 
-def _by_author(row: Trajectory, spans: Sequence[Span]) -> Text:
-    response = row.response or ""
-    if not spans:
-        return Text(response)
-    text = Text()
-    for span in spans:
-        text.append(_sign(span.author), style=f"bold {_STYLES[span.author]}")
-        text.append(response[span.start : span.end], style=_STYLES[span.author])
-    return text
-
-
-def _sign(author: str) -> str:
-    return f"⟨{author}⟩"
+def _body(row: Trajectory, spans: Sequence[Span]) -> Text:
+    """Return what a row's response is to a person: its text, its turns, or the error in its place."""
+    if row.turns is not None:
+        return shown_turns(row.turns)
+    return Text(f"error: {row.error}") if row.response is None else by_author(row.response, spans)
 
 
 def parent_of(row: Trajectory, source: InputSet, parents: Sequence[str]) -> Trajectory | None:
@@ -119,7 +113,9 @@ def _facts(row: Trajectory, source: InputSet) -> Table:
         "model": f"{row.model} @ {row.model_revision} on {row.engine} {row.engine_version}",
         "sampling": f"T {row.temperature:g}, top-p {row.top_p:g}, top-k {row.top_k}, at most {row.max_tokens} tokens, seed {row.seed}",
         "tokens": f"{len(row.prompt_token_ids)} prompt, {len(row.response_token_ids or ())} response ({row.finish_reason})",
-        "authors": ", then ".join(f"{author} {tokens}" for author, tokens in author_runs(row.author or ())),
+        "environment": told_environment(row.environment) if row.environment else "",
+        "episode": told_episode(row.turns, row.episode_reward, row.stop_reason) if row.turns is not None else "",
+        "authors": told_authors(row.author or (), is_episode=row.turns is not None),
         "prefix": f"{counted(row.prefix_tokens, 'response token')} given to the model" if row.prefix_tokens else "",
         "weights": _weights(row.token_weight) if row.token_weight else "",
         "attempt cut": f"{row.attempt_tokens_trimmed} tokens" if row.attempt_tokens_trimmed else "",
@@ -142,29 +138,3 @@ def _weights(weights: Sequence[float]) -> str:
 
 def _panel(title: str, body: str | Text) -> Panel:
     return Panel(body if isinstance(body, Text) else Text(body), title=Text(title), title_align="left")
-
-
-def _word_diff(before: str, after: str, spans: Sequence[Span]) -> Text:
-    """Return both texts as one. `spans` are of `after`."""
-    old, new = _WORDS.findall(before), _WORDS.findall(after)
-    text, place = Text(), 0
-
-    def append(words: Sequence[str], added: bool) -> None:
-        nonlocal place
-        start, place = place, place + sum(map(len, words))
-        if added and start < place:
-            text.append("{+", style="green")
-        for span in spans or [Span("", 0, len(after))]:
-            if start <= span.start < place and span.author:
-                text.append(_sign(span.author), style=f"bold {_STYLES[span.author]}")
-            part = after[max(start, span.start) : min(place, span.end)]
-            text.append(part, style="green" if added else _STYLES.get(span.author, ""))
-        if added and start < place:
-            text.append("+}", style="green")
-
-    for kind, a, b, c, d in difflib.SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
-        # Marks, not colour alone: a diff must survive a pipe and a colour-blind reader.
-        if kind != "equal" and b > a:
-            text.append("[-" + "".join(old[a:b]) + "-]", style="red strike")
-        append(new[c:d], added=kind != "equal")
-    return text

@@ -10,9 +10,11 @@ index  {count, starts (first row of each chunk), pattern (formulas.PATTERN), ver
        `parent` is the id of the y_o that a y_r was made from, even if that row is missing; null for a y_o. `before`
        and `after` are places in `verdicts`, of y_o and y_r; -1 without such a row. Nodes and labels of sets are
        unique. Ids need not be: two runs may share rows
-chunk  [{id, task, problem, answer, reference, facts [[name, value]], before, after, math {formula: tree}}]
-       with `before` and `after` null or {id, verdict, text, error, facts, messages, authors}; `authors` is null or has
-       [name, end] for each part of the text, in UTF-16 code units, as JavaScript counts
+chunk  [{id, task, problem, answer, reference, facts [[name, value]], before, after, math {formula: tree}, steps}]
+       with `before` and `after` null or {id, verdict, text, error, facts, messages, authors, turns}; `authors` is null
+       or has [name, end] for each part of the text, in UTF-16 code units, as JavaScript counts. An episode has turns
+       [[role, action, [remark], observation]] and no text; other rows have null. `steps` is null but for two rows of
+       an episode: [[place in the turns of `before`, place in those of `after`, change]], null where there is no turn
 """
 
 from __future__ import annotations
@@ -26,9 +28,12 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import IO, Any
 
+from trd_cli.records import EPISODE, Environment
 from trd_cli.report.data import UNVERIFIED, VERDICTS, SetRef
 from trd_cli.report.reader.formulas import PATTERN, typeset
 from trd_cli.report.reader.trajectories import Entry, Row
+from trd_cli.trajectories.alignment import align
+from trd_cli.trajectories.show_turns import remarks_on, told_environment, told_episode
 
 CHUNK = 200
 # A browser parses a chunk in one go.
@@ -36,8 +41,13 @@ _CHUNK_CHARACTERS = 2_000_000
 # Least length of an attempt that the teacher's prompt repeats. A shorter text may be there by chance.
 _REPEATED = 200
 _VERDICTS = (*VERDICTS, UNVERIFIED)
-_FLAGS = ("talks of the reference", "copies 8 words of it", "copies 13 words of it", "cut off", "no response")
+_FLAGS = (
+    *("talks of the reference", "copies 8 words of it", "copies 13 words of it", "cut off", "no response"),
+    "an action not valid",
+)
 SEARCHED = 2000
+# What the counted tokens of a response are, of a text and of an episode.
+_RESPONSE = ("response", "written by the model")
 
 
 @dataclass
@@ -162,6 +172,7 @@ def _flags(entry: Entry) -> Sequence[bool]:
         entry.copies >= 13,
         any(row["finish_reason"] == "length" for row in rows),
         any(row["response"] is None for row in rows),
+        any(turn.valid is False for row in rows for turn in row["turns"] or ()),
     )
 
 
@@ -185,8 +196,17 @@ def _shown(entry: Entry) -> dict[str, Any]:
         "facts": _facts_of_place(entry),
         "before": _side(entry.rollout),
         "after": _side(entry.refined),
-        "math": typeset(texts),
+        # An environment's text has no formulas.
+        "math": {} if row["task"] == EPISODE else typeset(texts),
+        "steps": _steps(entry.rollout, entry.refined),
     }
+
+
+def _steps(before: Row | None, after: Row | None) -> list[tuple[int | None, int | None, str]] | None:
+    if not before or not after or before["turns"] is after["turns"] is None:
+        return None
+    both = ([turn.action for turn in row["turns"] or ()] for row in (before, after))
+    return [(step.before, step.after, step.change) for step in align(*both)]
 
 
 def _facts_of_place(entry: Entry) -> list[tuple[str, str]]:
@@ -206,12 +226,19 @@ def _side(row: Row | None) -> dict[str, Any] | None:
     return {
         "id": row["trajectory_id"],
         "verdict": row["verdict"] or UNVERIFIED,
-        "text": row["response"],
+        "text": row["response"] if row["turns"] is None else None,
         "error": row["error"],
         "facts": _facts(row),
         "messages": [[message["role"], message["content"]] for message in row["messages"]],
         "authors": _ends_of_authors(row),
+        "turns": _turns(row),
     }
+
+
+def _turns(row: Row) -> list[tuple[str, str, list[str], str | None]] | None:
+    if row["turns"] is None:
+        return None
+    return [(turn.role, turn.action, remarks_on(turn), turn.observation) for turn in row["turns"]]
 
 
 def _ends_of_authors(row: Row) -> list[tuple[str, int]] | None:
@@ -225,11 +252,13 @@ def _ends_of_authors(row: Row) -> list[tuple[str, int]] | None:
 def _facts(row: Row) -> list[tuple[str, str]]:
     sampling = f"T {row['temperature']:g}, top-p {row['top_p']:g}, top-k {row['top_k']}, at most {row['max_tokens']} tokens, seed {row['seed']}"
     ended = {"stop": "ended", "length": "cut off"}.get(row["finish_reason"], "not ended")
-    trimmed = row["attempt_tokens_trimmed"]
+    trimmed, is_episode = row["attempt_tokens_trimmed"], row["turns"] is not None
     return _said(
         ("id", row["trajectory_id"]),
         ("made from", row["parent_id"]),
-        ("tokens", f"{row['prompt_tokens']} prompt, {row['response_tokens'] or 0} response, {ended}"),
+        ("tokens", f"{row['prompt_tokens']} prompt, {row['response_tokens'] or 0} {_RESPONSE[is_episode]}, {ended}"),
+        ("episode", told_episode(row["turns"], row["episode_reward"], row["stop_reason"]) if is_episode else None),
+        ("environment", told_environment(Environment(**row["environment"])) if row["environment"] else None),
         ("authors", _authors(row)),
         ("answer read", row["extracted_answer"]),
         ("verdict", f"{row['verdict']} by {row['grader']} {row['grader_version']}" if row["verdict"] else None),
@@ -245,9 +274,8 @@ def _facts(row: Row) -> list[tuple[str, str]]:
 def _authors(row: Row) -> str | None:
     if not row["authors"]:
         return None
-    told = ", then ".join(f"{author} {tokens}" for author, tokens in row["authors"])
-    unmarked = row["response"] and not row["author_spans"]
-    return f"{told}; not marked: no tokenizer here that spells this text" if unmarked else told
+    is_unmarked = row["response"] and row["turns"] is None and not row["author_spans"]
+    return row["authors"] + ("; not marked: no tokenizer here that spells this text" if is_unmarked else "")
 
 
 def _said(*facts: tuple[str, str | None]) -> list[tuple[str, str]]:

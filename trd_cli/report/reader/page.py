@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from trd_cli.report.plots import Plot
 
 _ASSETS = Path(__file__).parent / "assets"
-_SCRIPTS = ("frame.js", "difference.js", "text.js", "store.js", "view.js", "page.js")
+_SCRIPTS = ("frame.js", "difference.js", "text.js", "store.js", "turns.js", "view.js", "page.js")
 _PROLOGUE = re.compile(r"^.*?(?=<svg\b)", re.DOTALL)
 _METADATA = re.compile(r"<metadata>.*?</metadata>", re.DOTALL)
 _REFERENCE = re.compile(r'(\bid="|url\(#|href="#)')

@@ -24,11 +24,12 @@ import pyarrow.compute as pc
 from trd_cli.datasets.ngrams import SIZES
 from trd_cli.errors import InputError
 from trd_cli.models import tokenizer_at_hand
-from trd_cli.prompting.authors import author_runs, author_spans
+from trd_cli.prompting.authors import author_spans, told_authors
 from trd_cli.prompting.tokens import Tokenizer
 from trd_cli.report.data import Selection, SetRef
 from trd_cli.report.leaks import copied_ngrams, talk_of_reference
 from trd_cli.report.rounds import are_many
+from trd_cli.trajectories.episode_columns import OF_LENGTH, light_turns, written_tokens
 from trd_cli.trajectories.run_json import About, read_run_json
 from trd_cli.trajectories.selection import pl
 from trd_cli.trajectories.sets import open_sets, selected_tables
@@ -37,12 +38,12 @@ from trd_cli.trajectories.shards import PER_TOKEN, SCHEMA, list_shards, read_tab
 LIMIT = 10_000
 # Of y_o and y_r together. On made-up mathematics this makes a page of 26 MiB in 40 seconds on one core.
 CHARACTERS = 100_000_000
-_COUNTED = ("prompt_token_ids", "response_token_ids")
-_TEXTS = [name for name in SCHEMA.names if name not in (*PER_TOKEN, "tests")]
+_TEXTS = [name for name in SCHEMA.names if name not in (*PER_TOKEN, "tests", "turns")]
 _NO_LINES = pl.DataFrame(schema={"id": pl.String, "parent": pl.String, "shard": pl.UInt32, "characters": pl.UInt32})
 
-# Columns of SCHEMA without the tests and those with a value a token, and `prompt_tokens`, `response_tokens` (None
-# without a response). `authors` and `author_spans` are those of `prompting.authors`, None for a row that names none.
+# Columns of SCHEMA without the tests and those with a value a token, and `prompt_tokens`, `response_tokens` (those that
+# a model wrote, None without a response). `turns` are light (`episode_columns`). `authors` tells in words who wrote how
+# many tokens, `author_spans` are those of `prompting.authors`; both are None for a row that names none.
 Row = Mapping[str, Any]
 
 
@@ -225,7 +226,8 @@ def _parents(lines: pl.DataFrame, shards: Sequence[Path]) -> dict[str, Row]:
 
 def _leaks(row: Row, parent: Row | None) -> tuple[bool, int]:
     response, reference = row["response"], row["reference_solution"]
-    if row["setting"] != "opsd" or not response:
+    # An episode's commands are to be those of the reference.
+    if row["setting"] != "opsd" or not response or row["turns"] is not None:
         return False, 0
     talks = bool(talk_of_reference(response, row["problem"]))
     if not reference or parent is None:
@@ -236,27 +238,33 @@ def _leaks(row: Row, parent: Row | None) -> tuple[bool, int]:
 
 def _rows(shard: Path, names: pl.Series) -> list[Row]:
     """Return the rows of a shard with these ids, in stored order, [] if it cannot be read."""
-    table = _table(shard, [*_TEXTS, *_COUNTED, "author"])
+    table = _table(shard, [*_TEXTS, "turns", "prompt_token_ids", *OF_LENGTH])
     if table is None:
         return []
     wanted = pc.is_in(table["trajectory_id"], pa.array(names.to_list(), pa.string()))
     table = table.filter(wanted)
-    prompt, response = (pc.list_value_length(table[name]).to_pylist() for name in _COUNTED)
-    rows = zip(table.select(_TEXTS).to_pylist(), prompt, response, _authors(shard.parent, table), strict=True)
-    return [{**row, "prompt_tokens": asked, "response_tokens": came, **wrote} for row, asked, came, wrote in rows]
+    columns = {
+        "prompt_tokens": pc.list_value_length(table["prompt_token_ids"]).to_pylist(),
+        "response_tokens": written_tokens(table).to_pylist(),
+        "turns": list(light_turns(table["turns"])),
+    }
+    more = (dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True))
+    rows = zip(table.select(_TEXTS).to_pylist(), more, _authors(shard.parent, table), strict=True)
+    return [{**row, **counted, **wrote} for row, counted, wrote in rows]
 
 
 def _authors(directory: Path, table: pa.Table) -> Iterator[dict[str, Any]]:
-    """Yield the author of each row's tokens, in runs, and of the parts of its text if they can be found."""
+    """Yield who wrote each row's tokens, and the parts of its text by author if they can be found."""
     for row in range(len(table)):
         codes = table["author"][row].as_py()
         if codes is None:
             yield {"authors": None, "author_spans": None}
             continue
         text, ids = (table[name][row].as_py() for name in ("response", "response_token_ids"))
-        tokenizer = _tokenizer_of(directory) if text else None
+        is_episode = table["turns"][row].is_valid
+        tokenizer = _tokenizer_of(directory) if text and not is_episode else None
         spans = author_spans(text, ids, codes, tokenizer) if tokenizer else None
-        yield {"authors": author_runs(codes), "author_spans": spans}
+        yield {"authors": told_authors(codes, is_episode=is_episode), "author_spans": spans}
 
 
 @lru_cache(maxsize=4)

@@ -21,10 +21,12 @@ function folded(title, content, open = false) {
   return made;
 }
 
+const hasResponse = (about) => about.text !== null || about.turns !== null;
+
 function side(name, about, body) {
   const heading = element("h4", {}, name, element("span", { class: about.verdict }, `${SIGNS[about.verdict]} ${about.verdict}`),
     element("span", { class: "muted" }, `tokens: ${Object.fromEntries(about.facts).tokens}`));
-  return element("div", { class: "side" }, heading, about.text === null ? element("p", { class: "error" }, about.error ?? "no response") : body);
+  return element("div", { class: "side" }, heading, hasResponse(about) ? body : element("p", { class: "error" }, about.error ?? "no response"));
 }
 
 function legend(unit) {
@@ -36,20 +38,24 @@ function legend(unit) {
   return note;
 }
 
-// The authors that are marked in a text, if any.
+// The authors that are marked in the texts or turns, if any.
 function wroteLegend(...sides) {
-  const names = new Set(sides.flatMap((each) => (each.authors ?? []).map(([name]) => name)));
+  const inTurns = sides.some((each) => each.turns);
+  const named = (each) => each.turns ? [...each.turns.map(([role]) => role), "environment"] : (each.authors ?? []).map(([name]) => name);
+  const names = new Set(sides.flatMap(named));
   if (!names.size) return [];
   const shown = [...names].flatMap((name) => [" ", element("span", { class: `by ${name}`, "data-author": name }, "wrote this")]);
-  return [element("p", { class: "legend" }, "Authors, marked to the word, formula or line of code:", ...shown)];
+  return [element("p", { class: "legend" }, inTurns ? "Authors:" : "Authors, marked to the word, formula or line of code:", ...shown)];
 }
 
 function pair(entry) {
   const { before, after, math } = entry;
   if (!before || !after) {
     const [name, only] = before ? ["y_o", before] : ["y_r", after];
+    if (only.turns) return episode(name, only);
     return [...wroteLegend(only), element("div", { class: "pair single" }, side(name, only, plain(only.text ?? "", math, only.authors)))];
   }
+  if (entry.steps) return episodes(before, after, entry.steps);
   const [one, other] = [before, after].map((each) => tokensOf(each.text ?? "", index.pattern));
   const found = difference(one, other);
   const hide = !marks || found.unit === "all";
@@ -62,12 +68,15 @@ function pair(entry) {
   ];
 }
 
-function prompt(title, about, math) {
-  return folded(title, () => about.messages.flatMap(([role, text]) => [element("h4", { class: "muted" }, role), plain(text, math)]));
+// A problem, a reference or a prompt.
+function given(entry, text) { return entry.task === "episode" ? literal(text) : plain(text, entry.math); }
+
+function prompt(title, about, entry) {
+  return folded(title, () => about.messages.flatMap(([role, text]) => [element("h4", { class: "muted" }, role), given(entry, text)]));
 }
 
 function view(entry, i) {
-  const { before, after, math } = entry;
+  const { before, after } = entry;
   const go = (label, step) => {
     const button = toggle(label, false, () => choose(place + step));
     button.removeAttribute("aria-pressed");
@@ -85,12 +94,12 @@ function view(entry, i) {
       element("li", {}, setLabel(i)),
       ...(index.trained[i].length ? [element("li", {}, `trained on by ${index.trained[i].map((arm) => index.arms[arm]).join(", ")}`)] : []),
       ...flags.map((flag) => element("li", { class: "flag" }, `⚑ ${flag}`))),
-    folded("Problem", () => [plain(entry.problem, math)], true),
+    folded("Problem", () => [given(entry, entry.problem)], true),
     ...pair(entry),
   ];
-  if (reference) parts.push(folded("Reference", () => [plain(reference, math)]));
-  if (after) parts.push(prompt("Prompt of y_r, to the teacher", after, math));
-  if (before) parts.push(prompt("Prompt of y_o, to the student", before, math));
+  if (reference) parts.push(folded("Reference", () => [given(entry, reference)]));
+  if (after) parts.push(prompt("Prompt of y_r, to the teacher", after, entry));
+  if (before) parts.push(prompt("Prompt of y_o, to the student", before, entry));
   parts.push(folded("Lineage", () => [facts(entry.facts),
     ...[["y_o", before], ["y_r", after]].filter(([, about]) => about).flatMap(([name, about]) => [element("h4", {}, name), facts(about.facts)])]));
   return parts;

@@ -1,0 +1,193 @@
+"""trd refine on episodes: a teacher's commands are replayed in the environment."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from support.rows import refined_row
+
+from trd_cli.episodes.commands import Command, commands_in
+from trd_cli.episodes.contexts import Conversation
+from trd_cli.episodes.moves import Ask, Reset
+from trd_cli.episodes.replay import Teacher, replay
+from trd_cli.prompting.rendering import Rendering
+from trd_cli.prompting.templates import load_template
+from trd_cli.prompting.tokens import ByteTokenizer
+from trd_cli.records import AUTHORS, Completion, Environment, Request, Trajectory
+from trd_cli.worlds.base import Observation, Score, Step, World
+from trd_cli.worlds.registry import make
+
+# The player begins in the first of four rooms, and the lamp lies in the last.
+WORLD = Environment("scripted", "1", '{"rooms": 4}', 2)
+ORACLE = ("go east", "go east", "go east", "take lamp")
+TOKENIZER = ByteTokenizer()
+TEACHER = Teacher(TOKENIZER, Rendering(), load_template("again", "episode"), 3, 30, 4096)
+STUDENTS = ({"role": "user", "content": "Find the lamp."},)
+TEACHERS = ({"role": "user", "content": "Rewrite what the player did."},)
+
+
+def test_a_reply_is_read_as_commands_with_their_expected_words() -> None:
+    reply = "<think>\ngo up\n</think>\n```\n1. > go east => A blue Room!\n- take lamp\n\n> 2 b\n12 34\nopen do"
+    whole = ("go east", "a blue room", "take lamp", "2 b", "12 34", "open do")
+    found = commands_in(reply)
+    assert found[0] == Command("go east", "A blue Room!")
+    assert [each.action for each in found] == [whole[0], *whole[2:]]
+    assert [each.action for each in commands_in(reply, is_cut=True)] == [whole[0], *whole[2:-1]]
+    assert commands_in("<think>\ngo up\n") == ()
+    assert commands_in("go up\n</think>\ngo down", opened=True) == (Command("go down"),)
+
+
+@pytest.mark.parametrize(
+    ("expected", "is_met"),
+    [("", True), ("blue room", True), ("a  BLUE, room", True), ("lue room", False), ("room blue", False)],
+)
+def test_expected_words_stand_in_the_reply_in_a_row(expected: str, is_met: bool) -> None:
+    assert Command("look", expected).is_met_by("You are in a blue room. Exits: east.") is is_met
+
+
+class Cliff:
+    """A path that one walks; a jump loses the game. Each time it is begun another bird sings where `has_birds`."""
+
+    def __init__(self, has_birds: bool = False) -> None:
+        self._birds, self._has_birds = 0, has_birds
+
+    def reset(self, seed: int) -> str:
+        self._birds, self._steps = self._birds + 1, 0
+        return "A path leads along a cliff."
+
+    def step(self, action: str) -> Step:
+        self._steps += action == "walk"
+        song = f" Bird {self._birds} sings." * self._has_birds
+        return Step("You fall." if action == "jump" else f"You walk.{song}", done=action == "jump" or self._steps == 2)
+
+    def score(self) -> Score:
+        return Score(self._steps / 2, self._steps == 2)
+
+
+def replayed(*lists: str, place: World | None = None, **changes: object) -> tuple[Trajectory, list[Request]]:
+    """Return the row of a teacher that writes these lists in turn, and what it was asked."""
+    prompts = [Rendering().token_ids(TOKENIZER, messages) for messages in (TEACHERS, STUDENTS)]
+    planned = refined_row(
+        *(0,),
+        **{"task": "episode", "messages": TEACHERS, "response": None, "response_token_ids": None},
+        **{"prompt_token_ids": prompts[0], "student_prompt_token_ids": prompts[1], "environment": WORLD},
+        **{"finish_reason": None, "max_tokens": 999},
+    )
+    teacher, requests = replace(TEACHER, **changes), []
+    play = replay(planned, teacher, lambda: Conversation(TOKENIZER, Rendering(), STUDENTS, prompts[1]))
+    place, move, replies = place or make(WORLD), next(play), iter(lists)
+    while True:
+        if isinstance(move, Ask):
+            requests.append(move.request)
+            text = next(replies)
+            ids = [*TOKENIZER.encode(text), TOKENIZER.end_of_turn_id]
+            told = Completion(move.request.request_id, text, ids, None, "stop")
+        elif isinstance(move, Reset):
+            told = Observation(place.reset(WORLD.seed), True, False, False, 0.0)
+        else:
+            step = place.step(move.action)
+            told = Observation(step.text, step.valid, step.done, place.score().solved, place.score().reward)
+        try:
+            move = play.send(told)
+        except StopIteration as end:
+            return end.value, requests
+
+
+def actions(row: Trajectory) -> list[str]:
+    return [turn.action for turn in row.turns]
+
+
+def last_words(request: Request) -> str:
+    return request.messages[-1]["content"]
+
+
+def test_a_list_that_reaches_the_goal_is_an_episode_with_the_environments_own_replies() -> None:
+    row, requests = replayed("\n".join(ORACLE))
+    assert (row.stop_reason, row.episode_reward, row.error, row.ids_exact) == ("solved", 1.0, None, False)
+    assert actions(row) == [*ORACLE]
+    assert len(requests) == 1
+    world = make(WORLD)
+    world.reset(WORLD.seed)
+    for turn in row.turns:
+        assert turn.observation == world.step(turn.action).text
+        assert (turn.role, turn.valid, turn.finish_reason) == ("teacher", True, "stop")
+
+
+def test_each_commands_tokens_are_its_text_and_the_end_of_a_turn_by_the_teacher_and_all_others_are_not() -> None:
+    row, _ = replayed("\n".join(ORACLE))
+    owners = [AUTHORS[code] for code in row.author]
+    for turn in row.turns:
+        ids = row.response_token_ids[turn.start : turn.end]
+        assert [*ids] == [*TOKENIZER.encode(turn.action), TOKENIZER.end_of_turn_id]
+    spoken = {place for turn in row.turns for place in range(turn.start, turn.end)}
+    assert spoken == {place for place, owner in enumerate(owners) if owner == "teacher"}
+    environment = TOKENIZER.decode(
+        [t for t, o in zip(row.response_token_ids, owners, strict=True) if o == "environment"]
+    )
+    assert environment == "".join(turn.observation for turn in row.turns[:-1])
+    assert set(owners) == {"teacher", "environment", "template"}
+
+
+def test_a_refused_command_is_taken_back_and_the_teacher_goes_on_from_there() -> None:
+    row, requests = replayed("go east\nopen the door\ngo west", "go east\ngo east\ntake lamp")
+    assert (row.stop_reason, actions(row)) == ("solved", [*ORACLE])
+    assert all(turn.valid for turn in row.turns)
+    assert [*map(len, (request.messages for request in requests))] == [1, 3]
+    assert requests[1].messages[1]["content"] == "go east\nopen the door\ngo west"
+    assert "> open the door\nThat is no command here." in last_words(requests[1])
+    assert "refused" in last_words(requests[1])
+    assert "go west" not in last_words(requests[1]), "what comes after it was not taken"
+    assert len({request.seed for request in requests}) == 2
+
+
+def test_a_command_that_loses_the_game_is_taken_back_and_stays_where_the_budget_ends() -> None:
+    row, requests = replayed("walk\njump", "walk", place=Cliff())
+    assert (row.stop_reason, actions(row)) == ("solved", ["walk", "walk"])
+    assert "> jump\nYou fall." in last_words(requests[1])
+    assert "lost" in last_words(requests[1])
+    row, _ = replayed("walk\njump", place=Cliff(), replays=1)
+    assert (row.stop_reason, row.episode_reward, actions(row)) == ("failed", 0.5, ["walk", "jump"])
+
+
+def test_an_environment_that_answers_the_same_commands_in_another_way_makes_an_error_row() -> None:
+    row, _ = replayed("walk\njump", "walk", place=Cliff(has_birds=True))
+    assert row.error == "the environment answered the same commands in another way"
+    assert row.turns is None
+
+
+def test_a_teacher_whose_expected_words_do_not_come_is_asked_again_and_the_command_stays() -> None:
+    row, requests = replayed("go east => a lamp lies here\ntake lamp", "go east\ngo east\ntake lamp")
+    assert (row.stop_reason, actions(row)) == ("solved", [*ORACLE])
+    assert "a lamp lies here" in last_words(requests[1])
+    assert "> take lamp" not in last_words(requests[1])
+
+
+def test_a_list_that_ends_before_the_goal_is_gone_on_with_and_only_new_replies_are_told() -> None:
+    row, requests = replayed("go east", "go east", "go east\ntake lamp")
+    assert (row.stop_reason, actions(row)) == ("solved", [*ORACLE])
+    assert [last_words(request).count("> go east") for request in requests[1:]] == [1, 1]
+    assert "not reached" in last_words(requests[1])
+
+
+def test_the_budget_of_lists_ends_an_episode_and_a_refused_command_stays_then() -> None:
+    row, requests = replayed("go east", "jump", "go east\njump\ntake lamp")
+    assert (row.stop_reason, row.episode_reward, len(requests)) == ("replays", 0.0, 3)
+    assert actions(row) == ["go east", "go east", "jump"]
+    assert [turn.valid for turn in row.turns] == [True, True, False]
+    assert replayed("go east", replays=1)[0].stop_reason == "replays"
+
+
+def test_turns_and_the_teachers_window_end_an_episode() -> None:
+    row, _ = replayed("\n".join(["look"] * 9), max_turns=3)
+    assert (row.stop_reason, len(row.turns)) == ("turns", 3)
+    row, _ = replayed("\n".join(["look"] * 99), max_length=600)
+    assert row.stop_reason == "tokens"
+    assert len(row.prompt_token_ids) + len(row.response_token_ids) <= 600
+    assert replayed("look", "look", max_length=200)[0].stop_reason == "tokens"
+
+
+def test_a_teacher_that_writes_no_command_makes_an_error_row() -> None:
+    row, requests = replayed("", "<think>hm", "\n\n")
+    assert (row.error, row.turns, len(requests)) == ("the teacher wrote no command", None, 3)
+    assert "no command" in last_words(requests[1])
