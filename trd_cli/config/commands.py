@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -17,8 +16,8 @@ from trd_cli.config.base import (
     OutputOptions,
     Positive,
     RunStage,
+    joined_pairs,
     option,
-    pairs,
 )
 from trd_cli.config.generating import EngineOptions, RenderOptions
 from trd_cli.config.grading import GraderConfig
@@ -180,14 +179,7 @@ class MakeConfig(Config):
     out: str = option(..., "Output", "Parquet file to write.", rows=False)
 
 
-def _columns(value: Any) -> Any:
-    """Split as `pairs` does, also several in one string: `problem=prompt,answer=reward_model.ground_truth`."""
-    if not isinstance(value, (list, tuple)):
-        return value
-    return pairs([part for item in value for part in re.split(r",\s*(?=\w+=)", str(item))])
-
-
-Columns = Annotated[dict[str, str], BeforeValidator(_columns)]
+Columns = Annotated[dict[str, str], BeforeValidator(joined_pairs)]
 Preset = Literal[
     "gsm8k",
     "math",

@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from shutil import which
 
+from trd_cli.errors import InputError, flag
 from trd_cli.own_code import OwnCode, OwnCodeError
 from trd_cli.records import Environment
-from trd_cli.worlds import scripted
+from trd_cli.worlds import scripted, textworld
 from trd_cli.worlds.base import World, WorldError
 
 Value = int | float | bool | str
@@ -27,8 +31,22 @@ class Kind:
     make: Callable[..., World]
 
 
+def _version(package: str, revision: int) -> str:
+    """Return the version of an installed package and that of our reading of it."""
+    try:
+        return f"{version(package)}-{revision}"
+    except PackageNotFoundError:
+        compiler = "" if which("gcc") else " (it compiles a package: install gcc before)"
+        raise InputError(
+            f"{flag('env')} {package}: the package {package} is not installed",
+            "the extra worlds",
+            f'pip install "trd-cli[worlds]"{compiler}',
+        ) from None
+
+
 KINDS: Mapping[str, Kind] = {
     "scripted": Kind(vars(scripted.Settings()), lambda: scripted.VERSION, scripted.make),
+    "textworld": Kind(textworld.OPTIONS, partial(_version, textworld.PACKAGE, textworld.REVISION), textworld.make),
 }
 
 

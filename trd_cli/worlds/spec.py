@@ -113,7 +113,7 @@ class Made:
 
 
 def problems(environments: Sequence[Environment], workers: Workers) -> list[Made]:
-    """Begin every episode in a worker and return its problem, in order.
+    """Begin an episode in each environment and return its problem, in order.
 
     The reference solution is the oracle's commands from the start, one a line.
     """

@@ -11,12 +11,15 @@ import logging
 import os
 import queue
 import resource
+import shutil
 import signal
+import tempfile
 import threading
 from collections.abc import Hashable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from typing import Literal
 
 from trd_cli.children import Child, end_group, pipe_to_parent
@@ -34,7 +37,7 @@ Call = Literal["start", "step", "oracle", "end"]
 class Limits:
     """The limits of a call: `seconds` until its worker is killed, and `memory`, the worker's bytes of address space."""
 
-    seconds: float = 60.0
+    seconds: float = 120.0
     memory: int = 4 << 30
 
 
@@ -57,8 +60,8 @@ class Workers:
 
     def __init__(self, count: int | None = None, limits: Limits = Limits()) -> None:
         """Prepare for `count` worker processes, by default one a core; each starts with its first episode."""
-        self._limits = limits
-        self._threads = [_Thread(limits) for _ in range(count or os.cpu_count() or 1)]
+        self._scratch = Path(tempfile.mkdtemp(prefix="trd-worlds-"))
+        self._threads = [_Thread(limits, self._scratch) for _ in range(count or os.cpu_count() or 1)]
         self._place: dict[Hashable, _Thread] = {}
         self._results: queue.SimpleQueue[tuple[Hashable, Result]] = queue.SimpleQueue()
 
@@ -70,13 +73,14 @@ class Workers:
             thread.close()
         for thread in self._threads:
             thread.join()
+        shutil.rmtree(self._scratch, ignore_errors=True)
 
     def start(self, key: Hashable, environment: Environment) -> None:
-        """Begin an episode; leads to an `Observation`, what the player reads first."""
-        thread = min(self._threads, key=lambda each: each.load)
-        thread.load += 1
-        self._place[key] = thread
-        thread.put("start", key, environment, self._results)
+        """Begin an episode, or begin it anew; leads to an `Observation`, what the player reads first."""
+        if key not in self._place:
+            self._place[key] = min(self._threads, key=lambda each: each.load)
+            self._place[key].load += 1
+        self._place[key].put("start", key, environment, self._results)
 
     def step(self, key: Hashable, action: str) -> None:
         """Take an action, one line of text; leads to an `Observation`."""
@@ -108,9 +112,9 @@ class Workers:
 class _Thread:
     """A thread that has a worker process and waits for it; a lost worker is replaced with its next call."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, scratch: Path) -> None:
         self.load = 0
-        self._limits = limits
+        self._limits, self._scratch = limits, scratch
         self._calls: queue.SimpleQueue = queue.SimpleQueue()
         self._episodes: dict[Hashable, _Episode] = {}
         self._worker: _Worker | None = None
@@ -161,6 +165,7 @@ class _Thread:
     def _answer(self, name: Call, key: Hashable, value: object) -> Result:
         """Make a call in the worker, first play again what a lost worker had of the episode; raises _Lost."""
         if name == "start":
+            self._forget(key)
             self._numbers += 1
             self._episodes[key] = _Episode(self._numbers, value)
         episode = self._episodes[key]
@@ -189,7 +194,7 @@ class _Thread:
     def _ask(self, name: Call, episode: _Episode, value: object) -> Result:
         if self._worker is None or not self._worker.is_alive():
             self._drop()
-            self._worker = _Worker(self._limits)
+            self._worker = _Worker(self._limits, self._scratch)
             if self._is_closing:
                 raise _Lost("the command is ending")
         try:
@@ -211,12 +216,13 @@ class _Lost(Exception):
 class _Worker:
     """A worker process, for one thread."""
 
-    def __init__(self, limits: Limits) -> None:
-        """Start the process and wait until it takes calls; raises _Lost."""
+    def __init__(self, limits: Limits, scratch: Path) -> None:
+        """Start the process and wait until it takes calls; raises _Lost. Its temporary files lie in `scratch`."""
         self._limits = limits
         self._episodes: set[int] = set()
         # The order of a set of texts must not differ between processes.
-        variables = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", **os.environ, "PYTHONHASHSEED": "0"}
+        fixed = {"PYTHONHASHSEED": "0", "TMPDIR": str(scratch)}
+        variables = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", **os.environ, **fixed}
         self._child = Child(__name__, variables, lambda line: _log.debug("environment: %s", line))
         self._exchange(limits, _START, "did not start")
 
@@ -294,11 +300,12 @@ def _observation(world: World, text: str, valid: bool, done: bool) -> Observatio
 
 
 def _listen(pipe: Connection, calls: queue.SimpleQueue) -> None:
-    """Hand on what arrives; end this process and its children when its owner is gone."""
+    """Hand on what arrives; end this process, its children and all temporary files when its owner is gone."""
     try:
         while True:
             calls.put(pipe.recv())
     except (EOFError, OSError):
+        shutil.rmtree(tempfile.gettempdir(), ignore_errors=True)
         end_group()
 
 
