@@ -21,9 +21,10 @@ from typing import Any
 from trd_cli.config.commands import ImportConfig
 from trd_cli.datasets.evalplus import canonical_version
 from trd_cli.datasets.importing import import_problems
-from trd_cli.datasets.known_sets import GRADERS, KNOWN, OWN, SAMPLING, SPELLINGS, Known, Options
+from trd_cli.datasets.known_sets import GRADERS, KNOWN, OWN, SAMPLING, SPELLINGS, Known, Options, gym_tasks
 from trd_cli.datasets.sources import Loaded
 from trd_cli.errors import InputError, counted, flag
+from trd_cli.graders import gym
 from trd_cli.graders.base import graded_by
 from trd_cli.prompting.templates import family_of
 from trd_cli.records import TASK_NAME, Problem, Sampling, Task, well_formed
@@ -93,13 +94,13 @@ def _named(name: str) -> tuple[str, Known, dict[str, Any]]:
     typed = _options(name, text, known.options)
     if "version" in typed:
         typed["version"] = canonical_version(typed["version"])
-    return ":".join(filter(None, (key, ",".join(f"{k}={v}" for k, v in typed.items())))), known, typed
+    return _with_options(key, typed), known, typed
 
 
 def split_benchmarks(text: str) -> list[str]:
     """Return the names in a comma-separated list; KEY=VALUE belongs to the name before it.
 
-    So `arithmetic:n=200,seed=2` is one name.
+    So `arithmetic:n=200,seed=2` is one name. reasoning-gym becomes a name for each of its tasks.
     """
     names: list[str] = []
     for part in text.split(","):
@@ -107,7 +108,29 @@ def split_benchmarks(text: str) -> list[str]:
             names[-1] += "," + part
         else:
             names.append(part)
-    return [name.strip() for name in names]
+    return [one for name in names for one in _of_each_task(name.strip())]
+
+
+def _of_each_task(name: str) -> list[str]:
+    if _FILE.fullmatch(name) or SPELLINGS.get(_plain(name.partition(":")[0])) != gym.NAME:
+        return [name]
+    _, known, typed = _named(name)
+    tasks = gym_tasks({**known.options, **typed})
+    return [_with_options(gym.NAME, {**typed, "tasks": task}) for task in tasks]
+
+
+def group_of(name: str) -> str | None:
+    """Return the common name of the benchmarks whose mean is told: one for all tasks of reasoning-gym; else None."""
+    if _FILE.fullmatch(name):
+        return None
+    canonical, _, typed = _named(name)
+    if not canonical.startswith(gym.NAME):
+        return None
+    return _with_options(gym.NAME, {key: value for key, value in typed.items() if key != "tasks"})
+
+
+def _with_options(key: str, options: Options) -> str:
+    return ":".join(filter(None, (key, ",".join(f"{k}={v}" for k, v in options.items()))))
 
 
 def _benchmark(name: str, loaded: Loaded, task: Task, grader: str, sampling: Sampling) -> Benchmark:
