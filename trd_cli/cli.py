@@ -220,7 +220,7 @@ def _print_scores(results: dict[str, Any]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from trd_cli.evaluation.tables import headline, interval, percent, shares
+    from trd_cli.evaluation.tables import episodes, headline, interval, percent, shares
 
     k = results["k"]
     columns = ("benchmark", "score", "value", "95 % interval", "questions")
@@ -233,7 +233,8 @@ def _print_scores(results: dict[str, Any]) -> None:
     console = Console(stderr=True)
     console.print(table)
     for name, bench in results["benchmarks"].items():
-        console.print(f"{name}: {shares(bench)}", highlight=False, markup=False, soft_wrap=True)
+        for line in (shares(bench), *([episodes(bench)] if "episodes" in bench else [])):
+            console.print(f"{name}: {line}", highlight=False, markup=False, soft_wrap=True)
 
 
 @command(app, "compare", CompareConfig, "trd compare runs/eval-before runs/eval-after")

@@ -7,6 +7,7 @@ shard size). All other fields must be the same when a run is resumed.
 from __future__ import annotations
 
 import json
+import re
 import types
 import typing
 from typing import Annotated, Any, Literal
@@ -78,6 +79,13 @@ def pairs(value: Any) -> Any:
         if len(parts) != 2 or not parts[0]:
             raise ValueError(f"KEY=VALUE, not {item!r}")
     return dict(split)
+
+
+def joined_pairs(value: Any) -> Any:
+    """Split as `pairs` does, also several in one text with commas between them: `math=0.5,code=0.5`."""
+    if not isinstance(value, (list, tuple)):
+        return value
+    return pairs([part for item in value for part in re.split(r",\s*(?=[^,=]+=)", str(item))])
 
 
 def numbers(value: Any) -> Any:

@@ -304,6 +304,15 @@ class RelayOptions(Config):
     )
 
 
+class ReplayOptions(EpisodeOptions):
+    replays: Positive = option(
+        3,
+        "Model",
+        "Of episodes: most lists of commands that the teacher writes for one. Each goes on from where the last was refused, met another reply than expected, or ended.",
+        counts_unset=False,
+    )
+
+
 # Options of `trd refine` that one mode alone reads.
 _OF_MODES = {"continue": PrefixOptions, "relay": RelayOptions}
 
@@ -318,6 +327,7 @@ class RefineConfig(
     RenderOptions,
     PrefixOptions,
     RelayOptions,
+    ReplayOptions,
 ):
     setting: Literal["opd", "opsd"] = option(
         ..., "Model", "opd: a stronger --teacher sees problem and attempt. opsd: the student sees the reference too."
@@ -325,7 +335,7 @@ class RefineConfig(
     mode: Literal["rewrite", "continue", "relay"] = option(
         "rewrite",
         "Model",
-        f"rewrite: the teacher reads the attempt and writes y_r anew. continue: it does not read the rest, but goes on itself from a --prefix of the attempt (default: {DEFAULT_PREFIX}). relay: it takes over where it would turn back and the student would not, for a leg, and the student goes on.",
+        f"rewrite: the teacher reads the attempt and writes y_r anew; of an episode its commands are replayed. continue: it does not read the rest, but goes on itself from a --prefix of the attempt (default: {DEFAULT_PREFIX}). relay: it takes over where it would turn back and the student would not, for a leg, and the student goes on.",
         counts_unset=False,
     )
     teacher: str | None = option(

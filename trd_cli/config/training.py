@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection
+import math
+from collections.abc import Collection, Mapping
 from typing import Annotated, Any, Literal, get_args, get_type_hints
 
-from pydantic import Field, create_model, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, create_model, model_validator
 
-from trd_cli.config.base import AboveZero, Config, InputOptions, NotNegative, Positive, SelectOptions, Share, option
+from trd_cli.config.base import (
+    AboveZero,
+    Config,
+    InputOptions,
+    NotNegative,
+    Positive,
+    SelectOptions,
+    Share,
+    joined_pairs,
+    option,
+)
 from trd_cli.errors import InputError, flag
 from trd_cli.losses.objectives import OBJECTIVES, Objective
 
@@ -191,6 +202,22 @@ ObjectiveOptions = create_model(
 )
 
 
+def _make_a_whole(shares: Mapping[str, float]) -> Mapping[str, float]:
+    """Raise InputError for shares of a mix that are not of one whole; none at all stand for no mix."""
+    total = math.fsum(shares.values())
+    if shares and abs(total - 1) > _OFF_A_WHOLE:
+        told = ",".join(f"{name}={share:g}" for name, share in shares.items())
+        raise InputError(
+            f"{flag('mix')} {told}, which come to {total:g}", "shares that come to 1", f"change {flag('mix')}"
+        )
+    return shares
+
+
+# What shares as 0.333 may lack.
+_OFF_A_WHOLE = 0.002
+Mix = Annotated[dict[str, AboveZero], BeforeValidator(joined_pairs), AfterValidator(_make_a_whole)]
+
+
 class LoraOptions(Config):
     lora: bool = option(
         False, "Adapter", "Train a low-rank adapter, not all weights; saved in adapter/ beside the merged weights."
@@ -316,6 +343,12 @@ class DistillConfig(ObjectiveOptions, LoraOptions, InputOptions, SelectOptions, 
         counts_unset=False,
     )
     batch_size: Positive = option(32, "Training", "Trajectories an optimiser step, over all processes.")
+    mix: Mix = option(
+        {},
+        "Training",
+        "NAME=SHARE, comma-separated or repeated, as math=0.5,textworld=0.5: the share of each step's trajectories by task or, where no row has a task of that name, by source. A pass has as many trajectories as there are: the rows of one name may come again before those of another have all come. Rows of no name are left out. Default: all rows alike.",
+        counts_unset=False,
+    )
     learning_rate: AboveZero = option(
         5e-6, "Training", "Peak learning rate of AdamW.", flags=("--learning-rate", "--lr")
     )

@@ -161,9 +161,11 @@ class EpisodeFiller(ShardFiller):
         episodes = Episodes(self._workers, self._play_of, self._failed, self._at_once)
         for made in episodes.play(rows, self._answers):
             if isinstance(made, Completion):
-                self._turns += 1
-                self._count(0, len(made.token_ids), turns=1)
+                self._count(0, len(made.token_ids))
             else:
+                turns = len(made.turns or ())
+                self._turns += turns
+                self._count(0, 0, turns)
                 self._ends[made.stop_reason or "error"] += 1
                 yield made, 0
 
@@ -174,4 +176,9 @@ class EpisodeFiller(ShardFiller):
         return with_completion(row, Completion(row.trajectory_id, error=reason), self._backend.tokenizer)
 
 
-_ENDS = {"turns": "at the most turns", "tokens": "at the end of the context", "error": "errors"}
+_ENDS = {
+    "turns": "at the most turns",
+    "tokens": "at the end of the context",
+    "replays": "at the most lists",
+    "error": "errors",
+}

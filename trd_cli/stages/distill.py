@@ -239,7 +239,7 @@ def read(
             f"{chosen.otherwise} of {chosen.rows} rows were not drawn from the student at temperature {config.temperature:g} without top-p and "
             "top-k: along them the sampled estimate of reverse KL is biased"
         )
-    contexts = Contexts(config, chosen.sets[0], student, teacher, progress)
+    contexts = Contexts(config, chosen.sets[0], student, teacher, progress, classes=chosen.classes)
     key = key_of(config, chosen, student, teacher)
     left = [Path(config.out) / EXAMPLES] if config.out else DEFAULT_ROOT.glob(f"distill-*/{EXAMPLES}")
     examples = Examples.found(left, key) or write_examples(config, chosen, contexts, key, file, progress)

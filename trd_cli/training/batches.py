@@ -5,14 +5,17 @@ Axes: B rows, L padded length (one for each side), N response tokens of all rows
 
 from __future__ import annotations
 
+import itertools
 import random
 from array import array
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 import torch
+
+from trd_cli.training.mix import Mixed
 
 # The largest share of a micro-batch that may be padding.
 _MOST_PADDING = 0.1
@@ -25,7 +28,12 @@ class Example:
     `scored` are the positions in the response that count, by default all of them. `weights` (float32, above 0) are
     theirs, by default 1 each. `group` is a number that the rows of one problem with one verdict share, odd where they
     are correct, 0 where verdicts do not matter; `row_weight` multiplies the row's loss. `parent_verdict` (the
-    attempt's) only sorts the log. Any sequence of numbers becomes an array; one of the right type is not copied.
+    attempt's) only sorts the log. `mixed_as` is the class of --mix, None without. Any sequence of numbers becomes an
+    array; one of the right type is not copied.
+
+    Where a chat template rewrites history, each turn of an episode is read in a context of its own. The row is then the
+    example of its first turn, and `others` has those of the further turns. `part` is the turn's place among them, and
+    `whole` the sum of the weights of all, 0.0 where there is one alone.
     """
 
     trajectory_id: str
@@ -37,6 +45,17 @@ class Example:
     weights: np.ndarray = ()
     group: int = 0
     row_weight: float = 1.0
+    mixed_as: str | None = None
+    others: tuple[Example, ...] = ()
+    part: int = 0
+    whole: float = 0.0
+
+    @classmethod
+    def of_turns(cls, turns: Sequence[Example]) -> Example:
+        """Return one row of the examples of its turns, which share an id."""
+        whole = sum(turn.weight for turn in turns)
+        first, *others = (replace(turn, part=part, whole=whole) for part, turn in enumerate(turns))
+        return replace(first, others=tuple(others))
 
     def __post_init__(self) -> None:
         if not len(self.scored):
@@ -48,8 +67,23 @@ class Example:
 
     @property
     def weight(self) -> float:
-        """Return the sum of the weights."""
-        return float(self.weights.sum(dtype=np.float64))
+        """Return the sum of the weights, of all turns of the row."""
+        return self.whole or float(self.weights.sum(dtype=np.float64))
+
+    @property
+    def parts(self) -> tuple[Example, ...]:
+        """Return all examples of the row: itself, and those of further turns."""
+        return (self, *self.others)
+
+    @property
+    def name(self) -> str:
+        """Return a name that no other example has: the row's id and, from the second turn on, its place."""
+        return f"{self.trajectory_id}#{self.part}" if self.part else self.trajectory_id
+
+    def weighed(self, row_weight: float) -> Example:
+        """Return the example with another weight of its row."""
+        others = tuple(replace(other, row_weight=row_weight) for other in self.others)
+        return replace(self, row_weight=row_weight, others=others)
 
     @property
     def correct(self) -> bool:
@@ -127,6 +161,7 @@ class Weighting:
 
     @classmethod
     def of(cls, step: Sequence[Example], reduction: Literal["sequence", "token"]) -> Weighting:
+        """Return the weighting of a step of so many rows, each with all its parts."""
         return cls(reduction, len(step), sum(e.weight for e in step))
 
     def of_tokens(self, example: Example) -> np.ndarray:
@@ -136,7 +171,7 @@ class Weighting:
 
 
 def collate(examples: Sequence[Example], weighting: Weighting | None) -> Batch:
-    """Return one micro-batch.
+    """Return one micro-batch of parts of rows; those of further turns are there only as examples of their own.
 
     Without a weighting its tokens count nothing: a process with no rows left uses it to keep step.
     """
@@ -165,16 +200,25 @@ def _side(prompts: Sequence[np.ndarray], examples: Sequence[Example]) -> Side:
     return Side(torch.from_numpy(ids_BL), torch.from_numpy(np.concatenate(places)))
 
 
-def steps(rows: int, batch_size: int, epochs: int, seed: int, first: int = 0) -> Iterator[array[int]]:
+def steps(
+    rows: int, batch_size: int, epochs: int, seed: int, first: int = 0, mixed: Mixed | None = None
+) -> Iterator[array[int]]:
     """Yield the numbers of the rows of each optimiser step, out of `rows`, shuffled anew every epoch.
 
-    An epoch's last step may be smaller. `first` is the number of the first epoch, which its order derives from.
+    An epoch's last step may be smaller. `first` is the number of the first epoch, which its order derives from. With
+    `mixed` an epoch takes as many rows in shares, some of which may come again before others have come.
     """
-    for epoch in range(first, first + epochs):
-        order = array("q", range(rows))
-        random.Random(f"{seed}-{epoch}").shuffle(order)
+    orders = mixed.passes(seed, first) if mixed else _shuffled(rows, seed, first)
+    for order in itertools.islice(orders, epochs):
         for start in range(0, rows, batch_size):
             yield order[start : start + batch_size]
+
+
+def _shuffled(rows: int, seed: int, first: int) -> Iterator[array[int]]:
+    for epoch in itertools.count(first):
+        order = array("q", range(rows))
+        random.Random(f"{seed}-{epoch}").shuffle(order)
+        yield order
 
 
 @dataclass(frozen=True)
@@ -202,13 +246,14 @@ def split_step(
 ) -> Split:
     """Group rows of similar length, with at most `max_tokens` on either side and a tenth of padding in a micro-batch.
 
-    A row that is longer than `max_tokens` stands alone. For several processes, micro-batches are halved until there is
-    a multiple of their number, as far as there are rows. `switches` are the lengths at which the rotary factors of
-    student and teacher change, if they do. Rows on the two sides of such a length are kept apart, so that each has the
-    factors that it would have alone.
+    Each part of a row counts as a row here. A row that is longer than `max_tokens` stands alone. For several processes,
+    micro-batches are halved until there is a multiple of their number, as far as there are rows. `switches` are the
+    lengths at which the rotary factors of student and teacher change, if they do. Rows on the two sides of such a
+    length are kept apart, so that each has the factors that it would have alone.
     """
     groups: list[list[Example]] = []
-    for example in sorted(step, key=lambda e: (beyond(e, switches), -e.tokens, e.trajectory_id)):
+    parts = [part for row in step for part in row.parts]
+    for example in sorted(parts, key=lambda e: (beyond(e, switches), -e.tokens, e.name)):
         joins = groups and beyond(groups[-1][0], switches) == beyond(example, switches)
         if joins and _fits([*groups[-1], example], max_tokens):
             groups[-1].append(example)

@@ -6,20 +6,24 @@ import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from trd_cli.config.training import DistillConfig
 from trd_cli.engines.rope import steady_length
+from trd_cli.episodes.contexts import contexts_of_turns
 from trd_cli.errors import InputError, ModelError, counted, flag
 from trd_cli.models import ModelRef
 from trd_cli.progress import Progress
 from trd_cli.prompting.rendering import Rendering
 from trd_cli.prompting.tokens import Tokenizer, check_same_tokens, check_wrote
-from trd_cli.records import AUTHORS, Trajectory, authors_of, unfit_for_response
+from trd_cli.records import AUTHORS, EPISODE, Trajectory, authors_of, unfit_for_response
 from trd_cli.training.admission import check_trainable
 from trd_cli.training.batches import Example
-from trd_cli.training.teacher_context import TeacherPrompts, too_long_for
+from trd_cli.training.mix import Classes
+from trd_cli.training.teacher_context import TeacherPrompt, TeacherPrompts, too_long_for
 from trd_cli.trajectories.sets import InputSet
 
 ALL_SPECIAL = "special"
@@ -29,6 +33,19 @@ _TRAINED = {"student": ("student",), "teacher": ("teacher",), "all": ("student",
 
 class TextsNeeded(Exception):
     """A row's prompt must be rendered or cut, and its texts have not been read."""
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """Hold what the student reads before a part of a response, and where the part lies in it."""
+
+    context: Sequence[int]
+    start: int
+    end: int
+
+    @property
+    def tokens(self) -> int:
+        return len(self.context) + self.end - self.start
 
 
 class Contexts:
@@ -42,10 +59,12 @@ class Contexts:
         teacher: ModelRef,
         progress: Progress,
         weighs: bool = True,
+        classes: Classes | None = None,
     ) -> None:
         """Raise ModelError when the two tokenizers differ: the response ids would mean different tokens.
 
-        Without `weighs` all tokens of a response count alike, whoever wrote them.
+        Without `weighs` all tokens of a response count alike, whoever wrote them, and episodes are left out. `source`
+        is the set of the rows, or the first one. `classes` are those of --mix.
         """
         for model in (student, teacher):
             check_trainable(model)
@@ -63,29 +82,31 @@ class Contexts:
         self._limit = min(longest_row(model, config.max_length) for model in (student, teacher))
         self._authors = [AUTHORS.index(author) for author in _TRAINED[config.train_on]]
         self._masked = np.array(sorted(masked_ids(config.mask_tokens, self._tokenizer)), np.int64)
-        self._config, self._weighs = config, weighs
-        rendering = Rendering.recorded(source.about.render, source.about.chat_template_kwargs)
-        self._prompts = TeacherPrompts(config, rendering, teachers, self._limit)
-        if unread := rendering.unread(teachers):
-            progress.note(f"{teacher.name}: {unread}")
+        self._config, self._weighs, self._classes = config, weighs, classes or Classes({}, ())
+        self._teachers_tokenizer, self._note = teachers, progress.note
+        self._prompts = TeacherPrompts(config, teachers, self._limit)
+        self._renderings: dict[Path, Rendering] = {}
+        self._source = source
+        self._rendering_of(source)
         self.rows = 0
         self._cut: Counter[str] = Counter()
         self._left_out: Counter[str] = Counter()
 
-    def example(self, row: Trajectory, verdict: str | None = None) -> Example | None:
+    def example(self, row: Trajectory, verdict: str | None = None, source: InputSet | None = None) -> Example | None:
         """Return the row as an example, or None for one that is left out; `verdict` is the attempt's.
 
-        Columns of text may be None where they have not been read. Raises TextsNeeded where they are needed.
+        `source` is the row's set, if not the first. Columns of text may be None where they have not been read. Raises
+        TextsNeeded where they are needed.
         """
-        made = self.made(row, verdict)
+        made = self.made(row, verdict, source)
         if isinstance(made, str):
             self._left_out[made] += 1
             return None
         return made
 
-    def made(self, row: Trajectory, verdict: str | None = None) -> Example | str:
+    def made(self, row: Trajectory, verdict: str | None = None, source: InputSet | None = None) -> Example | str:
         """Return the row as an example, or the reason why it cannot be one, which is not counted. Else as `example`."""
-        made = self._example(row, verdict)
+        made = self._example(row, verdict, self._rendering_of(source or self._source))
         self.rows += 1
         return made
 
@@ -98,7 +119,16 @@ class Contexts:
         ]
         return cut + [f"left out {count} of {rows}: {reason}" for reason, count in self._left_out.items()]
 
-    def _example(self, row: Trajectory, verdict: str | None) -> Example | str:
+    def _rendering_of(self, source: InputSet) -> Rendering:
+        """Return how the prompts of a set are rendered; note arguments that the teacher's template does not read."""
+        if source.directory not in self._renderings:
+            rendering = Rendering.recorded(source.about.render, source.about.chat_template_kwargs)
+            self._renderings[source.directory] = rendering
+            if unread := rendering.unread(self._teachers_tokenizer):
+                self._note(f"{self._teacher.name}: {unread}")
+        return self._renderings[source.directory]
+
+    def _example(self, row: Trajectory, verdict: str | None, rendering: Rendering) -> Example | str:
         """Return the row as an example, or the reason to leave it out."""
         if row.error is not None or row.response_token_ids is None:
             return "no response"
@@ -106,6 +136,11 @@ class Contexts:
             return f"no verdict of correct or incorrect ({row.verdict or 'not graded'}), which {_reader(self._config)} needs"
         if unfit := unfit_for_response(row):
             return f"{', '.join(unfit)} do not go with the response tokens"
+        if not self._weighs and row.task == EPISODE:
+            return "an episode, most of whose tokens no model wrote"
+        of_mix = self._classes.of(row.task, row.source)
+        if self._classes and of_mix is None:
+            return "neither task nor source is a name of --mix"
         response_ids, weights = self._response(row)
         if not len(response_ids):
             return "no response"
@@ -114,26 +149,76 @@ class Contexts:
         scored = np.flatnonzero((weights > 0) & ~np.isin(response_ids, self._masked))
         if not len(scored):
             return "every token of the response is masked"
-        students = row.student_prompt_token_ids if row.stage == "refined" else row.prompt_token_ids
-        if unknown := (
-            _unknown(self._student, students, "the student's prompt")
-            or _unknown(self._student, response_ids, "the response")
-            or _unknown(self._teacher, response_ids, "the response")
-        ):
-            return unknown
-        if len(students) + len(response_ids) > self._limit:
-            return too_long_for(self._limit, "problem and response")
-        teachers = self._prompts.prompt_of(row, len(response_ids))
-        if teachers is None:
-            raise TextsNeeded
+        readings = self._readings(row, response_ids)
+        teachers = self._teachers(row, response_ids, readings, rendering)
         if isinstance(teachers, str):
             return teachers
-        if unknown := _unknown(self._teacher, teachers.token_ids, "the teacher's context"):
-            return unknown
-        self._cut.update(teachers.cut)
-        ids = (students, teachers.token_ids, response_ids)
         group = group_of(row) if self._config.reads_verdicts else 0
-        return Example(row.trajectory_id, *ids, scored, verdict, weights[scored], group)
+        parts: list[Example] = []
+        for reading, teacher in zip(readings, teachers, strict=True):
+            within = scored[(scored >= reading.start) & (scored < reading.end)]
+            if len(within):
+                ids = (reading.context, teacher, response_ids[reading.start : reading.end])
+                places = within - reading.start
+                parts.append(Example(row.trajectory_id, *ids, places, verdict, weights[within], group, mixed_as=of_mix))
+        return parts[0] if len(readings) == 1 else Example.of_turns(parts)
+
+    def _readings(self, row: Trajectory, response_ids: np.ndarray) -> list[_Reading]:
+        """Return the parts of a response that the student reads in contexts of their own: all of it, or each turn.
+
+        Turns are parts where the chat template rewrites what was said before.
+        """
+        prompt = row.student_prompt_token_ids if row.stage == "refined" else row.prompt_token_ids
+        if not _is_rewritten(row):
+            return [_Reading(prompt, 0, len(response_ids))]
+        found: list[_Reading] = []
+        for turn in row.turns:
+            own = turn.context_token_ids
+            context = np.concatenate([prompt, response_ids[: turn.start]]) if own is None else own
+            # The last one ends where the response does: an end of turn may have been put to it or taken off.
+            end = len(response_ids) if turn is row.turns[-1] else min(turn.end, len(response_ids))
+            if turn.start < end:
+                found.append(_Reading(context, turn.start, end))
+        return found
+
+    def _teachers(
+        self, row: Trajectory, response_ids: np.ndarray, readings: Sequence[_Reading], rendering: Rendering
+    ) -> list[Sequence[int]] | str:
+        """Return what the teacher reads before each part of a response, or the reason to leave the row out."""
+        for reading in readings:
+            if unknown := _unknown(self._student, reading.context, "the student's prompt"):
+                return unknown
+        for model in (self._student, self._teacher):
+            if unknown := _unknown(model, response_ids, "the response"):
+                return unknown
+        longest = max(reading.tokens for reading in readings)
+        if longest > self._limit:
+            return too_long_for(self._limit, "problem and response")
+        prompt = self._prompts.prompt_of(row, longest - len(readings[0].context), rendering)
+        if prompt is None:
+            raise TextsNeeded
+        if isinstance(prompt, str):
+            return prompt
+        contexts = self._contexts(row, prompt, readings, rendering)
+        for context, reading in zip(contexts, readings, strict=True):
+            if unknown := _unknown(self._teacher, context, "the teacher's context"):
+                return unknown
+            if len(context) + reading.end - reading.start > self._limit:
+                return too_long_for(self._limit, "the teacher's context and the response")
+        self._cut.update(prompt.cut)
+        return contexts
+
+    def _contexts(
+        self, row: Trajectory, prompt: TeacherPrompt, readings: Sequence[_Reading], rendering: Rendering
+    ) -> list[Sequence[int]]:
+        """Return the teacher's contexts that begin with a prompt: the prompt itself, or one before each turn."""
+        if not _is_rewritten(row):
+            return [prompt.token_ids]
+        if prompt.messages is None:
+            raise TextsNeeded
+        contexts = contexts_of_turns(self._teachers_tokenizer, rendering, prompt.messages, row)
+        starts = {reading.start for reading in readings}
+        return [context for context, turn in zip(contexts, row.turns, strict=True) if turn.start in starts]
 
     def _response(self, row: Trajectory) -> tuple[np.ndarray, np.ndarray]:
         """Return the ids as sampled (int32) and the weight of each (float32), at most --max-response-tokens of them.
@@ -141,6 +226,8 @@ class Contexts:
         A finished response ends with an end of turn that the student knows.
         """
         ids, weights = np.asarray(row.response_token_ids, np.int32), self._weights(row)
+        if row.turns and not self._config.eos:
+            weights = self._without_ends(row, ids, weights)
         if row.finish_reason == "stop" and len(ids):
             ids, weights = self._ended(ids, weights)
         most = self._config.max_response_tokens
@@ -155,6 +242,13 @@ class Contexts:
             return is_trained.astype(np.float32)
         return np.asarray(row.token_weight, np.float32) * is_trained
 
+    def _without_ends(self, row: Trajectory, ids: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        """Return the weights with 0 at the end of each turn of an episode, which the next one is read after."""
+        ends = [turn.end - 1 for turn in row.turns if turn.end > turn.start]
+        is_end = np.zeros(len(ids), bool)
+        is_end[ends] = np.isin(ids[ends], [*self._tokenizer.eos_ids, *self._teacher_eos_ids])
+        return np.where(is_end, np.float32(0), weights)
+
     def _ended(self, ids: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the ids and weights of a finished response with the end of turn that the student is to learn."""
         last = int(ids[-1])
@@ -168,6 +262,11 @@ class Contexts:
                 weights[:kept], weights[-1]
             )
         return ids, weights
+
+
+def _is_rewritten(row: Trajectory) -> bool:
+    """Return True if some turn was read in a context that is not the prompt and all of the response before it."""
+    return any(turn.context_token_ids is not None for turn in row.turns or ())
 
 
 def group_of(row: Trajectory) -> int:

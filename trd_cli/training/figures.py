@@ -30,7 +30,7 @@ class StepFigures:
     tenths: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def add(self, loss: float, figures: Figures, batch: Batch, rows: Sequence[Example]) -> None:
-        """Add a micro-batch of `rows`; its tensors are moved to the CPU."""
+        """Add a micro-batch of rows, or parts of rows; its tensors are moved to the CPU."""
         self.loss += loss
         self.tokens += len(batch.response_N)
         self.divergence.append(figures.divergence.cpu())
@@ -42,15 +42,18 @@ class StepFigures:
         own_N = torch.from_numpy(np.concatenate([row.weights for row in rows])).to(figures.divergence)
         zeros_B = own_N.new_zeros(len(rows))
         sums_B = zeros_B.index_add(0, batch.row_N, figures.divergence * own_N)
-        means_B = sums_B / zeros_B.index_add(0, batch.row_N, own_N)
+        means_B = sums_B / own_N.new_tensor([row.weight for row in rows])
         for row, mean in zip(rows, means_B.tolist(), strict=True):
-            if row.parent_verdict is not None:
-                self.sums[f"loss_parent_{row.parent_verdict}"] += mean
-                self.counts[f"loss_parent_{row.parent_verdict}"] += 1
+            for name in _sorts(row):
+                self.sums[name] += mean
+                self.counts[name] += row.part == 0
         self._add_tenths(rows)
 
     def _add_tenths(self, rows: Sequence[Example]) -> None:
-        """Add the last micro-batch's divergence by position in the response; rows follow each other, as collated."""
+        """Add the last micro-batch's divergence by position in the response; rows follow each other, as collated.
+
+        Where the turns of a row are read one by one, each counts as a response.
+        """
         by_row = self.divergence[-1].double().split([len(row.scored) for row in rows])
         for row, divergence_S in zip(rows, by_row, strict=True):
             if row.parent_verdict is not None:
@@ -83,9 +86,15 @@ class StepFigures:
         return found
 
     def summary(self) -> dict[str, float]:
-        """Return quantiles over the step's positions, and means over positions (over rows for `loss_parent_…`)."""
+        """Return quantiles over the step's positions, and means over positions (over rows for `loss_…`)."""
         divergence_N = torch.cat(self.divergence).sort().values
         last = len(divergence_N) - 1
         found = {f"divergence_{name}": divergence_N[round(q * last)].item() for name, q in _QUANTILES.items()}
         found["divergence_max"] = divergence_N[last].item()
         return found | {name: self.sums[name] / n for name, n in sorted(self.counts.items()) if n}
+
+
+def _sorts(row: Example) -> list[str]:
+    """Return the names of the mean losses that a row is counted in."""
+    by_verdict = [f"loss_parent_{row.parent_verdict}"] if row.parent_verdict is not None else []
+    return by_verdict + ([f"loss_{row.mixed_as}"] if row.mixed_as is not None else [])

@@ -19,27 +19,38 @@ import pyarrow.compute as pc
 from trd_cli import __version__
 from trd_cli.config.base import SelectOptions
 from trd_cli.config.training import DistillConfig
-from trd_cli.errors import InputError, counted
+from trd_cli.errors import InputError, counted, flag
 from trd_cli.models import ModelRef
 from trd_cli.progress import Progress
 from trd_cli.prompting.rendering import TASKS, template_for
 from trd_cli.prompting.templates import digest_of
 from trd_cli.records import Trajectory, content_hash
 from trd_cli.training.examples import Contexts, TextsNeeded
+from trd_cli.training.mix import Classes
 from trd_cli.training.stored import Examples, ExampleWriter
 from trd_cli.trajectories.sets import InputSet, parent_directories, parent_tables, selected_tables
 from trd_cli.trajectories.shards import list_shards, read_table, rows_in
 from trd_cli.trajectories.writers import check_alike
 
-# Fields that all sets of one training run must share: contexts and defaults are made from them.
-_SHARED = (
-    *("tokenizer", "model", "model_revision", "student", "student_revision"),
-    *("setting", "render", "chat_template_kwargs"),
-)
+# Fields that all sets of one training run must share: defaults are made from them.
+_SHARED = ("tokenizer", "model", "model_revision", "student", "student_revision", "setting")
+_TEACHER = ("model", "model_revision")
+_OF_CLASSES = ("task", "source")
 _OF_SAMPLING = ("temperature", "top_p", "top_k")
 _ALWAYS = (
-    *("trajectory_id", "problem_id", "parent_id", "stage", "setting", "task", "finish_reason", "verdict", "error"),
-    *("prompt_token_ids", "student_prompt_token_ids", "response_token_ids", "author", "token_weight"),
+    *(
+        "trajectory_id",
+        "problem_id",
+        "parent_id",
+        "stage",
+        "setting",
+        "task",
+        "source",
+        "finish_reason",
+        "verdict",
+        "error",
+    ),
+    *("prompt_token_ids", "student_prompt_token_ids", "response_token_ids", "author", "token_weight", "turns"),
 )
 _TEXTS = ("problem", "reference_answer", "reference_solution", "messages", "prompt_sha256", "response")
 _NOTED_EVERY = 10.0  # seconds
@@ -50,7 +61,8 @@ _ROWS_AT_ONCE = 256
 class Chosen:
     """The rows to train on: their kind, the sets that have any, how many there are, and the setting of the first.
 
-    `otherwise` of them were not drawn as the sampled estimate of reverse KL needs. Without a row, `sets` is the first.
+    `otherwise` of them were not drawn as the sampled estimate of reverse KL needs, and `classes` are those of --mix.
+    Without a row, `sets` is the first.
     """
 
     kind: str
@@ -58,13 +70,14 @@ class Chosen:
     rows: int
     setting: str | None
     otherwise: int
+    classes: Classes
 
 
 def choose(config: DistillConfig, sets: Sequence[InputSet]) -> Chosen:
     """Find the rows to train on, by columns without texts and ids.
 
-    Raises InputError where there are none, unless the training continues an earlier round, or two sets disagree on how
-    they were made.
+    Raises InputError where there are none, unless the training continues an earlier round, where two sets disagree on
+    how they were made, or where they do not go with --mix.
     """
     # By the kinds in the sets, not in the subset: a filter must not change the kind that is trained along.
     held = {kind for each in sets for kind in _kinds_in(each)}
@@ -79,13 +92,17 @@ def choose(config: DistillConfig, sets: Sequence[InputSet]) -> Chosen:
         )
     used: list[InputSet] = []
     rows = otherwise = 0
-    setting = None
+    setting, held = None, set()
     for each in sets:
         in_set = 0
-        for table in _tables(config, each, kind, ("setting", *_OF_SAMPLING)):
+        for table in _tables(config, each, kind, ("setting", *_OF_CLASSES, *_OF_SAMPLING)):
             if table.num_rows and not rows + in_set:
                 setting = table["setting"][0].as_py()
             in_set += table.num_rows
+            held |= {
+                (*group.values(),)
+                for group in table.select(_OF_CLASSES).group_by(_OF_CLASSES).aggregate([]).to_pylist()
+            }
             drawn = table.group_by(_OF_SAMPLING).aggregate([([], "count_all")])
             otherwise += sum(
                 group["count_all"]
@@ -95,19 +112,27 @@ def choose(config: DistillConfig, sets: Sequence[InputSet]) -> Chosen:
         rows += in_set
         used += [each] if in_set else []
     if not used and config.continue_from is not None:
-        return Chosen(kind, sets[:1], 0, sets[0].about.setting, 0)
+        return Chosen(kind, sets[:1], 0, sets[0].about.setting, 0, Classes({}, ()))
     if not used:
         raise InputError(
             f"no {kind} row in {', '.join(str(s.directory) for s in sets)} is in the subset",
             "at least one",
             "check --subset and --where, and that trd verify has run on the set, and on its parents, if they read verdicts",
         )
-    check_alike(used, _shared, "train on one of them, or on each in turn")
-    return Chosen(kind, used, rows, setting, otherwise)
+    names = _shared(config, kind, setting)
+    check_alike(
+        used,
+        lambda each: {name: getattr(each.about, name) for name in names},
+        "train on one of them, or on each in turn",
+    )
+    classes = Classes(config.mix, held, needs_all=config.continue_from is None)
+    return Chosen(kind, used, rows, setting, otherwise, classes)
 
 
-def _shared(each: InputSet) -> dict[str, Any]:
-    return {name: getattr(each.about, name) for name in _SHARED}
+def _shared(config: DistillConfig, kind: str, setting: str | None) -> Sequence[str]:
+    """Return the fields that all sets must share; a training that names its teacher takes none from refined rows."""
+    names_teacher = config.teacher is not None or config.setting_of(setting) == "opsd"
+    return [name for name in _SHARED if not (kind == "refined" and names_teacher and name in _TEACHER)]
 
 
 def _kinds_in(each: InputSet) -> set[str]:
@@ -160,11 +185,11 @@ def write_examples(
     put_off = array("q")
     said = time.monotonic()
 
-    def take(numbered: Iterable[tuple[int, Trajectory]]) -> None:
+    def take(numbered: Iterable[tuple[int, Trajectory, InputSet]]) -> None:
         nonlocal said
-        for number, row in numbered:
+        for number, row, source in numbered:
             try:
-                example = contexts.example(row, verdict_of(row))
+                example = contexts.example(row, verdict_of(row), source)
             except TextsNeeded:
                 put_off.append(number)
                 continue
@@ -184,13 +209,25 @@ def write_examples(
         raise InputError(
             f"0 of {counted(chosen.rows, 'row')} can be trained on", "at least one", "see the reasons above"
         )
+    missing = [name for name in config.mix if name not in writer.classes]
+    if missing and config.continue_from is None:
+        for note in notes:
+            progress.note(note)
+        raise InputError(
+            f"no row of {flag('mix')} {missing[0]} can be trained on", "at least one", "see the reasons above"
+        )
+    if writer.rows:
+        notes += [f"no row of {name}: its share goes to the others" for name in missing]
     return writer.finish({"key": key, "notes": notes})
 
 
 def _numbered(
     config: DistillConfig, chosen: Chosen, with_texts: bool, only: np.ndarray | None = None
-) -> Iterator[tuple[int, Trajectory]]:
-    """Yield the chosen rows with their numbers, or those whose number is in `only`. Columns not read are None."""
+) -> Iterator[tuple[int, Trajectory, InputSet]]:
+    """Yield the chosen rows with their numbers and sets, or those whose number is in `only`.
+
+    Columns that are not read are None.
+    """
     columns = (*_ALWAYS, *_TEXTS) if with_texts else _ALWAYS
     first = 0
     for each in chosen.sets:
@@ -202,7 +239,8 @@ def _numbered(
             first += table.num_rows
             for at in range(0, len(numbers), _ROWS_AT_ONCE):
                 some = numbers[at : at + _ROWS_AT_ONCE].tolist()
-                yield from zip(some, rows_in(asked.slice(at, len(some))), strict=True)
+                for number, row in zip(some, rows_in(asked.slice(at, len(some))), strict=True):
+                    yield number, row, each
 
 
 def _verdicts_of_attempts(config: DistillConfig, chosen: Chosen) -> Callable[[Trajectory], str | None]:

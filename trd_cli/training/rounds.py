@@ -14,6 +14,7 @@ from trd_cli.config.training import DistillConfig
 from trd_cli.errors import InputError, counted, flag
 from trd_cli.models import ModelRef, moved
 from trd_cli.training.batches import steps as steps_of
+from trd_cli.training.mix import Mixed
 from trd_cli.training.state import state_path
 
 # Options without which the weights of a state are others.
@@ -150,7 +151,9 @@ class Round:
         """Return the passes of the training after so many steps of the round, as if earlier rounds had its length."""
         return (passes_before * self._of_a_pass + steps) / self._of_a_pass
 
-    def numbered(self, seed: int, passes_before: int, done: int) -> Iterator[tuple[int, array[int]]]:
+    def numbered(
+        self, seed: int, passes_before: int, done: int, mixed: Mixed | None = None
+    ) -> Iterator[tuple[int, array[int]]]:
         """Yield the steps after the first `done`, counted from 0 over all rounds, with the numbers of their rows."""
-        chosen = steps_of(self.rows, self.batch_size, self.passes(self.steps), seed, passes_before)
+        chosen = steps_of(self.rows, self.batch_size, self.passes(self.steps), seed, passes_before, mixed)
         return itertools.islice(enumerate(chosen, self.before), done, self.steps)

@@ -13,7 +13,6 @@ Not covered: weights that follow the student within a round.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,7 +45,7 @@ class Weighed(Sequence[Example]):
         return len(self._examples)
 
     def __getitem__(self, i: int) -> Example:
-        return replace(self._examples[i], row_weight=float(self._weights[i]))
+        return self._examples[i].weighed(float(self._weights[i]))
 
 
 def weights_of(nll: np.ndarray, groups: np.ndarray, temperature: float) -> np.ndarray:
@@ -76,17 +75,18 @@ def mean_nll(
     `model` is a prepared `DistillStep`; `split` are the micro-batches of the rows. Tokens count by their own weights.
     """
     found = np.zeros((len(rows), 2))
-    place = {id(row): number for number, row in enumerate(rows)}
+    place = {id(part): number for number, row in enumerate(rows) for part in row.parts}
     for together in zip(*map(split.mine, range(split.processes)), strict=True):
         group = together[accelerator.process_index]
         batch = collate(group or [min(rows, key=lambda e: e.tokens)], None)
         with torch.no_grad():
             nll_2N = model(batch.to(accelerator.device), measures=True).cpu().double().numpy()
         ends = np.cumsum([len(row.scored) for row in group])
-        for row, end in zip(group, ends, strict=True):
-            found[place[id(row)]] = np.average(nll_2N[:, end - len(row.scored) : end], axis=1, weights=row.weights)
-        of_all = [row for each in together for row in each]
-        progress.advance(len(of_all), sum(len(row.scored) for row in of_all))
+        for part, end in zip(group, ends, strict=True):
+            weighed_2S = nll_2N[:, end - len(part.scored) : end] * part.weights
+            found[place[id(part)]] += weighed_2S.sum(1) / part.weight
+        of_all = [part for each in together for part in each]
+        progress.advance(sum(part.part == 0 for part in of_all), sum(len(part.scored) for part in of_all))
     if accelerator.num_processes > 1:
         # A row is scored by one process and 0 in the others.
         found = accelerator.reduce(torch.from_numpy(found).to(accelerator.device)).cpu().numpy()

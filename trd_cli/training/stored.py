@@ -3,8 +3,9 @@
 The file holds all ids (int32), then the columns of the index, then a JSON object that tells where each column lies,
 then the length of that object (8 bytes). A row's ids are the student's prompt, the teacher's, the response and, where
 not all of it counts, the positions that do. Where some count with another weight than 1, the positions are there, and
-then the weights (float32). A row takes 4 bytes a token and less than 100 bytes in the index. Columns are mapped too, so
-that the processes of a machine share all of it in the page cache.
+then the weights (float32). The parts of a row stand one after another, each as a row of its own. A row takes 4 bytes a
+token and less than 100 bytes in the index. Columns are mapped too, so that the processes of a machine share all of it
+in the page cache.
 """
 
 from __future__ import annotations
@@ -36,10 +37,11 @@ _WEIGHT = np.dtype("<f4")
 # Student's prompt, teacher's prompt, response, and the code of what follows it, see `_following`.
 _PARTS = 4
 _ALL_SCORED = -1
-# The columns of the index: names, starts, lengths, groups, verdicts.
+# The columns of the index; "part" is the place among the parts of a row, "class" that of --mix.
+_COLUMNS = ("name", "start", "lengths", "group", "part", "class", "verdict")
 _NO_ROWS = (
     *(np.array([], np.bytes_), np.array([], "<i8"), np.zeros((0, _PARTS), _ID)),
-    *(np.array([], "<i8"), np.array([], np.int8)),
+    *(np.array([], "<i8"), np.array([], _ID), np.array([], np.int16), np.array([], np.int8)),
 )
 _ROWS_AT_ONCE = 4096
 
@@ -54,9 +56,11 @@ class Examples(Sequence[Example]):
         """Map an open file. Raises ValueError for one that no `ExampleWriter` has finished."""
         self.path = Path(str(file.name))
         self._file = file
-        self._ids, columns, self.about = _mapped(file)
-        self._names, self._starts, self._verdicts = (columns[name] for name in ("name", "start", "verdict"))
-        self._lengths, self._groups = columns["lengths"].reshape(-1, _PARTS), columns["group"]
+        self._ids, self._columns, self.about = _mapped(file)
+        self._lengths = self._columns["lengths"] = self._columns["lengths"].reshape(-1, _PARTS)
+        self._names, self._starts, self._groups = (self._columns[name] for name in ("name", "start", "group"))
+        self._classes, self._verdicts = self._columns["class"], self._columns["verdict"]
+        self._firsts = np.flatnonzero(self._columns["part"] == 0)
         self.digest: str = self.about["digest"]
 
     @classmethod
@@ -87,25 +91,30 @@ class Examples(Sequence[Example]):
 
     def is_whole(self) -> bool:
         """Return True if all bytes that are trained on are those that were written. The whole file is read."""
-        columns = (self._names, self._starts, self._lengths, self._groups)
-        if _sum_of(*columns, self._verdicts) != self.about["index_sum"]:
+        if _sum_of(*self._columns.values()) != self.about["index_sum"]:
             return False
         try:
-            return _digest(self._file, *columns) == self.digest
+            return _digest(self._file, self._columns, self.about["classes"]) == self.digest
         except OSError:
             return False
 
     def __len__(self) -> int:
-        return len(self._names)
+        return len(self._firsts)
 
     def __getitem__(self, i: int) -> Example:
+        first = int(self._firsts[i])
+        end = int(self._firsts[i + 1]) if i + 1 < len(self) else len(self._names)
+        return self._part(first) if end == first + 1 else Example.of_turns([*map(self._part, range(first, end))])
+
+    def _part(self, i: int) -> Example:
+        """Return what is entry `i` of the index: a row, or one of the parts of a row."""
         student, teacher, response, code = self._lengths[i].tolist()
         scored, weighted = _following(code)
         teachers = int(self._starts[i]) + student
         responses = teachers + teacher
         end = responses + response
         weights = end + scored
-        verdict = self._verdicts[i]
+        verdict, of_mix = self._verdicts[i], self._classes[i]
         return Example(
             self._names[i].decode(),
             self._ids[teachers - student : teachers],
@@ -115,12 +124,14 @@ class Examples(Sequence[Example]):
             None if verdict < 0 else self.about["verdicts"][verdict],
             self._ids[weights : weights + weighted].view(_WEIGHT),
             int(self._groups[i]),
+            mixed_as=None if of_mix < 0 else self.about["classes"][of_mix],
         )
 
     @property
     def read(self) -> np.ndarray:
-        """Return the numbers of tokens that student and teacher read of each row (rows, 2)."""
-        return self._lengths[:, :2] + self._lengths[:, 2:3] - 1
+        """Return the numbers of tokens that student and teacher read of each row (rows, 2), at its first turn."""
+        lengths = self._lengths[self._firsts]
+        return lengths[:, :2] + lengths[:, 2:3] - 1
 
 
 class ExampleWriter:
@@ -132,26 +143,37 @@ class ExampleWriter:
         self._pieces: list[tuple[np.ndarray, ...]] = []
         self._recent: list[tuple[Any, ...]] = []
         self._verdicts: dict[str, int] = {}
+        self._classes: dict[str, int] = {}
+
+    @property
+    def classes(self) -> frozenset[str]:
+        """Return the classes of --mix that have a row."""
+        return frozenset(self._classes)
 
     def add(self, example: Example) -> None:
         self.rows += 1
+        for part in example.parts:
+            self._add(part)
+
+    def _add(self, example: Example) -> None:
         parts = (example.student_prompt, example.teacher_prompt, example.response_ids)
         following, last = _to_follow(example)
-        verdict = example.parent_verdict
-        code = -1 if verdict is None else self._verdicts.setdefault(verdict, len(self._verdicts))
-        self._recent.append((example.trajectory_id.encode(), self._at, (*map(len, parts), last), example.group, code))
+        codes = (_code(example.mixed_as, self._classes), _code(example.parent_verdict, self._verdicts))
+        lengths = (*map(len, parts), last)
+        self._recent.append((example.trajectory_id.encode(), self._at, lengths, example.group, example.part, *codes))
         ids = np.concatenate([part.astype(_ID) for part in parts] + following)
         self._write(ids)
         self._at += len(ids)
-        if len(self._recent) == _ROWS_AT_ONCE:
+        if len(self._recent) >= _ROWS_AT_ONCE:
             self._compact()
 
     def _compact(self) -> None:
         """Turn the entries of the last rows into arrays."""
         if self._recent:
-            names, starts, lengths, groups, verdicts = zip(*self._recent, strict=True)
-            columns = (np.array(names), np.array(starts, "<i8"), np.array(lengths, _ID))
-            self._pieces.append((*columns, np.array(groups, "<i8"), np.array(verdicts, np.int8)))
+            names, starts, lengths, groups, parts, classes, verdicts = zip(*self._recent, strict=True)
+            columns = (np.array(names), np.array(starts, "<i8"), np.array(lengths, _ID), np.array(groups, "<i8"))
+            codes = (np.array(classes, np.int16), np.array(verdicts, np.int8))
+            self._pieces.append((*columns, np.array(parts, _ID), *codes))
             self._recent = []
 
     def finish(self, about: Mapping[str, Any]) -> Examples:
@@ -160,17 +182,17 @@ class ExampleWriter:
         names, *others = (np.concatenate(pieces) for pieces in zip(_NO_ROWS, *self._pieces, strict=True))
         self._pieces = []
         # Training must not depend on the order in which rows finished and entered the shards.
-        order = np.argsort(names, kind="stable")
-        names, (starts, lengths, groups, verdicts) = names[order], (column[order] for column in others)
+        columns = dict(zip(_COLUMNS, (names, *others), strict=True))
+        order = _by_name(names, columns["part"])
+        columns = {name: column[order] for name, column in columns.items()}
         self._flush()
-        digest = _digest(self._file, names, starts, lengths, groups)
+        digest = _digest(self._file, columns, [*self._classes])
         places, at = {"ids": [_ID.str, 0, self._at]}, self._at * _ID.itemsize
-        columns = {"name": names, "start": starts, "lengths": lengths, "group": groups, "verdict": verdicts}
         for name, column in columns.items():
             places[name] = [column.dtype.str, at, column.size]
             at += column.nbytes
             self._write(column)
-        kinds = {"verdicts": [*self._verdicts], "index_sum": _sum_of(*columns.values())}
+        kinds = {"classes": [*self._classes], "verdicts": [*self._verdicts], "index_sum": _sum_of(*columns.values())}
         text = json.dumps(with_checksum({**about, "digest": digest, **kinds, "places": places})).encode()
         self._write(text + len(text).to_bytes(_LENGTH))
         self._flush()
@@ -197,6 +219,20 @@ class ExampleWriter:
             self._file.close()
         name = self._file.name
         return refused(Path(name if isinstance(name, str) else tempfile.gettempdir()), error)
+
+
+def _code(name: str | None, known: dict[str, int]) -> int:
+    """Return the number of a name, a new one where it has none yet, and -1 for no name."""
+    return -1 if name is None else known.setdefault(name, len(known))
+
+
+def _by_name(names: np.ndarray, parts: np.ndarray) -> np.ndarray:
+    """Return the places of all entries in the order of the rows' names; the parts of a row stay together."""
+    firsts = np.flatnonzero(parts == 0)
+    counts = np.diff(np.append(firsts, len(parts)))
+    order = np.argsort(names[firsts], kind="stable")
+    within = np.arange(len(parts)) - np.repeat(np.cumsum(counts[order]) - counts[order], counts[order])
+    return np.repeat(firsts[order], counts[order]) + within
 
 
 def _to_follow(example: Example) -> tuple[list[np.ndarray], int]:
@@ -238,23 +274,29 @@ def _mapped(file: IO[bytes]) -> tuple[np.ndarray, dict[str, np.ndarray], dict[st
     return columns.pop("ids"), columns, about
 
 
-def _digest(file: IO[bytes], names: np.ndarray, starts: np.ndarray, lengths: np.ndarray, groups: np.ndarray) -> str:
+def _digest(file: IO[bytes], columns: Mapping[str, np.ndarray], classes: Sequence[str]) -> str:
     """Return a digest of all that is trained on. The attempts' verdicts only sort the log.
 
-    The file is read and not mapped: its pages would count as memory of this process.
+    `columns` are those of the index, `classes` the names of their codes. The file is read and not mapped: its pages
+    would count as memory of this process.
     """
     digest = hashlib.sha256()
-    for name, start, (*parts, code), group in _rows(names, starts, lengths, groups):
+    read = (columns[column] for column in ("name", "start", "lengths", "group", "part", "class"))
+    for name, start, (*pieces, code), group, part, of_mix in _rows(*read):
         digest.update(name)
         if group:
             digest.update(group.to_bytes(8))
+        if part:
+            digest.update(f"#{part}".encode())
+        if of_mix >= 0:
+            digest.update(f"={classes[of_mix]}".encode())
         following = [count for count in _following(code) if count]
-        stored = sum(parts) + sum(following)
+        stored = sum(pieces) + sum(following)
         ids = memoryview(os.pread(file.fileno(), stored * _ID.itemsize, start * _ID.itemsize)).cast("i")
-        whole = [memoryview(array("i", range(parts[-1])))] if code == _ALL_SCORED else []
-        for part in (*_cut(ids, [*parts, *following]), *whole):
-            digest.update(len(part).to_bytes(8))
-            digest.update(part)
+        whole = [memoryview(array("i", range(pieces[-1])))] if code == _ALL_SCORED else []
+        for piece in (*_cut(ids, [*pieces, *following]), *whole):
+            digest.update(len(piece).to_bytes(8))
+            digest.update(piece)
     return digest.hexdigest()[:16]
 
 

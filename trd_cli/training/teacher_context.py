@@ -13,7 +13,7 @@ from trd_cli.config.training import DistillConfig
 from trd_cli.prompting.rendering import Rendering, template_for, template_that_made, values_of
 from trd_cli.prompting.templates import Template
 from trd_cli.prompting.tokens import Tokenizer, fit_attempt
-from trd_cli.records import Trajectory
+from trd_cli.records import Message, Trajectory
 
 # The placeholders that may be cut, in this order, and their names in messages.
 _MAY_GO = {"attempt": "attempt", "reference_solution": "reference"}
@@ -22,31 +22,33 @@ _MARK = "\ue000"  # of the private use area: in no text
 
 @dataclass(frozen=True)
 class TeacherPrompt:
-    """A teacher's prompt as ids, and the parts of it that had to be cut."""
+    """A teacher's prompt as ids, as messages (None where they have not been read), and its parts that had to be cut."""
 
     token_ids: Sequence[int]
+    messages: Sequence[Message] | None
     cut: tuple[str, ...] = ()
 
 
 class TeacherPrompts:
     """Make the teacher's prompt of each row: as refine stored it, or rendered from a template."""
 
-    def __init__(self, config: DistillConfig, rendering: Rendering, tokenizer: Tokenizer, limit: int) -> None:
+    def __init__(self, config: DistillConfig, tokenizer: Tokenizer, limit: int) -> None:
         """`limit` is the most tokens a row may have, its response included."""
-        self._config, self._rendering, self._tokenizer, self._limit = config, rendering, tokenizer, limit
+        self._config, self._tokenizer, self._limit = config, tokenizer, limit
         self._template = cache(lambda setting, task, along: template_for(config, setting, task, along))
         self._stored_by = cache(partial(template_that_made, config))
 
-    def prompt_of(self, row: Trajectory, response_tokens: int) -> TeacherPrompt | str | None:
+    def prompt_of(self, row: Trajectory, response_tokens: int, rendering: Rendering) -> TeacherPrompt | str | None:
         """Return the prompt of a row, with room for its response, or why there is none.
 
-        Return None where the prompt must be cut and the row's texts have not been read.
+        `rendering` is that of the row's set. Return None where the prompt must be cut and the row's texts have not been
+        read.
         """
         room = self._limit - response_tokens
         is_stored = self._config.takes_stored_prompt(row.stage)
         setting = row.setting if is_stored else self._config.setting_of(row.setting)
         if is_stored and len(row.prompt_token_ids) <= room:
-            return TeacherPrompt(row.prompt_token_ids)
+            return TeacherPrompt(row.prompt_token_ids, row.messages)
         if not is_stored and setting == "opsd" and not row.reference_solution:
             return "no reference solution"
         too_long = too_long_for(self._limit, "the teacher's context and the response")
@@ -62,28 +64,29 @@ class TeacherPrompts:
         else:
             template, attempt = self._template(setting, row.task, row.stage), row.response or ""
         values = values_of(row, attempt)
-        ids = self._rendering.token_ids(self._tokenizer, template.render(values))
+        messages = template.render(values)
+        ids = rendering.token_ids(self._tokenizer, messages)
         if len(ids) <= room:
-            return TeacherPrompt(ids)
+            return TeacherPrompt(ids, messages)
         if self._config.overflow == "error":
             return too_long
-        return self._cut(template, values, room) or too_long
+        return self._cut(template, values, room, rendering) or too_long
 
-    def _cut(self, template: Template, values: dict[str, str], room: int) -> TeacherPrompt | None:
+    def _cut(self, template: Template, values: dict[str, str], room: int, rendering: Rendering) -> TeacherPrompt | None:
         cut: list[str] = []
         for name, called in _MAY_GO.items():
             if name not in template.placeholders or not values[name]:
                 continue
 
             def ids_with(text: str, name: str = name, values: dict[str, str] = values) -> list[int]:
-                return self._rendering.token_ids(self._tokenizer, template.render({**values, name: text}))
+                return rendering.token_ids(self._tokenizer, template.render({**values, name: text}))
 
             text = fit_attempt(self._tokenizer, values[name], ids_with, room) or ""
             values = {**values, name: text}
             cut.append(called)
             ids = ids_with(text)
             if len(ids) <= room:
-                return TeacherPrompt(ids, tuple(cut))
+                return TeacherPrompt(ids, template.render(values), tuple(cut))
         return None
 
 

@@ -8,6 +8,7 @@ import resource
 import signal
 import sys
 import time
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
@@ -31,6 +32,7 @@ from trd_cli.training import LOG, row_weights
 from trd_cli.training.batches import Example, Split, Weighting, collate, split_step
 from trd_cli.training.checkpoints import dtype_to_save, rehearse, save_model
 from trd_cli.training.figures import StepFigures
+from trd_cli.training.mix import Mixed
 from trd_cli.training.model import (
     AdapterOff,
     Average,
@@ -207,7 +209,8 @@ class Trainer:
                 examples = self._weighed(examples, trained, progress, digest)
             progress.start("distill", whole.rows_in(whole.steps), whole.rows_in(trained.steps))
             with _Signals(progress) as signals:
-                for number, chosen in whole.numbered(config.seed, self._passes_before, trained.steps):
+                mixed = Mixed(config.mix, _by_class(examples)) if config.mix else None
+                for number, chosen in whole.numbered(config.seed, self._passes_before, trained.steps, mixed):
                     rows = [examples[i] for i in chosen]
                     with self._memory_for(rows):
                         before, trained = trained, self._one_step(number, rows, trained)
@@ -301,9 +304,10 @@ class Trainer:
                 "grad_norm": norm,
                 "learning_rate": rate,
                 "trajectories": len(rows),
+                **{f"trajectories_{name}": sum(row.mixed_as == name for row in rows) for name in config.mix},
                 "response_tokens": figures.tokens,
                 "response_tokens_per_second": round(figures.tokens / seconds, 1),
-                "read_tokens_per_second": round(sum(row.tokens for row in rows) / seconds, 1),
+                "read_tokens_per_second": round(sum(part.tokens for row in rows for part in row.parts) / seconds, 1),
                 "padding": round(split.padding, 4),
                 "peak_memory_gib": round(_peak_memory(self._accelerator.device) / 2**30, 3),
                 "seconds": round(seconds, 3),
@@ -318,7 +322,7 @@ class Trainer:
         try:
             yield
         except torch.OutOfMemoryError:
-            longest = max(e.length for e in rows)
+            longest = max(part.length for row in rows for part in row.parts)
             raise TrdError(
                 f"out of memory with {self._config.max_tokens_per_batch} tokens a forward pass (longest of the rows: {longest}); expected room "
                 "for activations and AdamW's moments; lower --max-tokens-per-batch (the gradient does not depend on it), or add "
@@ -533,6 +537,14 @@ class _Signals:
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+
+
+def _by_class(examples: Sequence[Example]) -> dict[str, array[int]]:
+    """Return the numbers of the rows of each class of --mix."""
+    found: dict[str, array[int]] = {}
+    for number in range(len(examples)):
+        found.setdefault(examples[number].mixed_as, array("q")).append(number)
+    return found
 
 
 def _switches(student: ModelRef, teacher: ModelRef) -> tuple[int | None, int | None]:

@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from shutil import which
 
+from trd_cli.errors import InputError, flag
 from trd_cli.own_code import OwnCode, OwnCodeError
 from trd_cli.records import Environment
-from trd_cli.worlds import scripted
+from trd_cli.worlds import scripted, textarena, textworld
 from trd_cli.worlds.base import World, WorldError
 
 Value = int | float | bool | str
@@ -27,8 +31,23 @@ class Kind:
     make: Callable[..., World]
 
 
+def _version(package: str, revision: int) -> str:
+    """Return the version of an installed package and that of our reading of it."""
+    try:
+        return f"{version(package)}-{revision}"
+    except PackageNotFoundError:
+        compiler = "" if which("gcc") else " (it compiles a package: install gcc before)"
+        raise InputError(
+            f"{flag('env')} {package}: the package {package} is not installed",
+            "the extra worlds",
+            f'pip install "trd-cli[worlds]"{compiler}',
+        ) from None
+
+
 KINDS: Mapping[str, Kind] = {
     "scripted": Kind(vars(scripted.Settings()), lambda: scripted.VERSION, scripted.make),
+    "textarena": Kind(textarena.OPTIONS, partial(_version, textarena.PACKAGE, textarena.REVISION), textarena.make),
+    "textworld": Kind(textworld.OPTIONS, partial(_version, textworld.PACKAGE, textworld.REVISION), textworld.make),
 }
 
 
@@ -40,18 +59,31 @@ def version_of(name: str) -> str:
     return KINDS[name].version() if name in KINDS else OwnCode.parse(name).version()
 
 
+def refusal(environment: Environment) -> str | None:
+    """Return why an environment of a row cannot be played on this machine, or None; imports nothing of it."""
+    name = environment.name
+    if name not in KINDS and OwnCode.parse(name) is None:
+        return f"no environment has the name {name}"
+    try:
+        here = version_of(name)
+    except InputError as error:
+        return str(error)
+    if here != environment.version:
+        return f"the episode belongs to {name} {environment.version}; {here} is installed here"
+    return None
+
+
 def make(environment: Environment) -> World:
     """Return an environment, ready for `reset`; raises WorldError if it cannot be made or has another version."""
+    reason = refusal(environment)
+    if reason is not None:
+        raise WorldError(reason)
     name, config = environment.name, json.loads(environment.config)
-    own = OwnCode.parse(name)
-    if name not in KINDS and own is None:
-        raise WorldError(f"no environment has the name {name}")
-    here = version_of(name)
-    if here != environment.version:
-        raise WorldError(f"the episode belongs to {name} {environment.version}; {here} is installed here")
     if name in KINDS:
         return KINDS[name].make(**config)
     try:
-        return own.load()(**config)
+        return OwnCode.parse(name).load()(**config)
     except OwnCodeError as error:
         raise WorldError(str(error)) from None
+    except Exception as error:
+        raise WorldError(f"{name} raised {type(error).__name__}: {error}") from None

@@ -10,13 +10,17 @@ from __future__ import annotations
 import logging
 import os
 import queue
+import random
 import resource
+import shutil
 import signal
+import tempfile
 import threading
 from collections.abc import Hashable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from typing import Literal
 
 from trd_cli.children import Child, end_group, pipe_to_parent
@@ -34,7 +38,7 @@ Call = Literal["start", "step", "oracle", "end"]
 class Limits:
     """The limits of a call: `seconds` until its worker is killed, and `memory`, the worker's bytes of address space."""
 
-    seconds: float = 60.0
+    seconds: float = 120.0
     memory: int = 4 << 30
 
 
@@ -57,8 +61,8 @@ class Workers:
 
     def __init__(self, count: int | None = None, limits: Limits = Limits()) -> None:
         """Prepare for `count` worker processes, by default one a core; each starts with its first episode."""
-        self._limits = limits
-        self._threads = [_Thread(limits) for _ in range(count or os.cpu_count() or 1)]
+        self._scratch = Path(tempfile.mkdtemp(prefix="trd-worlds-"))
+        self._threads = [_Thread(limits, self._scratch) for _ in range(count or os.cpu_count() or 1)]
         self._place: dict[Hashable, _Thread] = {}
         self._results: queue.SimpleQueue[tuple[Hashable, Result]] = queue.SimpleQueue()
 
@@ -70,13 +74,14 @@ class Workers:
             thread.close()
         for thread in self._threads:
             thread.join()
+        shutil.rmtree(self._scratch, ignore_errors=True)
 
     def start(self, key: Hashable, environment: Environment) -> None:
-        """Begin an episode; leads to an `Observation`, what the player reads first."""
-        thread = min(self._threads, key=lambda each: each.load)
-        thread.load += 1
-        self._place[key] = thread
-        thread.put("start", key, environment, self._results)
+        """Begin an episode, or begin it anew; leads to an `Observation`, what the player reads first."""
+        if key not in self._place:
+            self._place[key] = min(self._threads, key=lambda each: each.load)
+            self._place[key].load += 1
+        self._place[key].put("start", key, environment, self._results)
 
     def step(self, key: Hashable, action: str) -> None:
         """Take an action, one line of text; leads to an `Observation`."""
@@ -108,9 +113,9 @@ class Workers:
 class _Thread:
     """A thread that has a worker process and waits for it; a lost worker is replaced with its next call."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, scratch: Path) -> None:
         self.load = 0
-        self._limits = limits
+        self._limits, self._scratch = limits, scratch
         self._calls: queue.SimpleQueue = queue.SimpleQueue()
         self._episodes: dict[Hashable, _Episode] = {}
         self._worker: _Worker | None = None
@@ -161,6 +166,7 @@ class _Thread:
     def _answer(self, name: Call, key: Hashable, value: object) -> Result:
         """Make a call in the worker, first play again what a lost worker had of the episode; raises _Lost."""
         if name == "start":
+            self._forget(key)
             self._numbers += 1
             self._episodes[key] = _Episode(self._numbers, value)
         episode = self._episodes[key]
@@ -189,7 +195,7 @@ class _Thread:
     def _ask(self, name: Call, episode: _Episode, value: object) -> Result:
         if self._worker is None or not self._worker.is_alive():
             self._drop()
-            self._worker = _Worker(self._limits)
+            self._worker = _Worker(self._limits, self._scratch)
             if self._is_closing:
                 raise _Lost("the command is ending")
         try:
@@ -211,12 +217,13 @@ class _Lost(Exception):
 class _Worker:
     """A worker process, for one thread."""
 
-    def __init__(self, limits: Limits) -> None:
-        """Start the process and wait until it takes calls; raises _Lost."""
+    def __init__(self, limits: Limits, scratch: Path) -> None:
+        """Start the process and wait until it takes calls; raises _Lost. Its temporary files lie in `scratch`."""
         self._limits = limits
         self._episodes: set[int] = set()
         # The order of a set of texts must not differ between processes.
-        variables = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", **os.environ, "PYTHONHASHSEED": "0"}
+        fixed = {"PYTHONHASHSEED": "0", "TMPDIR": str(scratch)}
+        variables = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", **os.environ, **fixed}
         self._child = Child(__name__, variables, lambda line: _log.debug("environment: %s", line))
         self._exchange(limits, _START, "did not start")
 
@@ -263,27 +270,43 @@ class _Worker:
 # In the worker's process
 
 
-def _call(worlds: dict[int, World], name: Call, number: int, value: object) -> Result:
-    """Make a call; a world that raises is forgotten."""
+@dataclass
+class _Held:
+    """An episode's world, and the state of Python's generator of random numbers, which each has for itself."""
+
+    world: World
+    chance: object
+
+
+def _call(held: dict[int, _Held], name: Call, number: int, value: object) -> Result:
+    """Make a call; an episode whose world raises is forgotten."""
     try:
         if name == "start":
-            worlds[number] = world = make(value)
-            return _observation(world, world.reset(value.seed), valid=True, done=False)
-        world = worlds[number]
+            return _started(held, number, value)
+        episode = held[number]
+        random.setstate(episode.chance)
         if name == "oracle":
-            commands = world.oracle() if hasattr(world, "oracle") else None
+            commands = episode.world.oracle() if hasattr(episode.world, "oracle") else None
             return Oracle(None if commands is None else tuple(commands))
-        step = world.step(value)
-        return _observation(world, step.text, step.valid, step.done)
+        step = episode.world.step(value)
+        episode.chance = random.getstate()
+        return _observation(episode.world, step.text, step.valid, step.done)
     except MemoryError:
-        worlds.pop(number, None)
-        return Failure("the environment took more memory than it may")
+        failure = Failure("the environment took more memory than it may")
     except WorldError as error:
-        worlds.pop(number, None)
-        return Failure(str(error))
+        failure = Failure(str(error), refused=True)
     except Exception as error:
-        worlds.pop(number, None)
-        return Failure(f"the environment raised {type(error).__name__}: {error}"[:500])
+        failure = Failure(f"the environment raised {type(error).__name__}: {error}"[:500])
+    held.pop(number, None)
+    return failure
+
+
+def _started(held: dict[int, _Held], number: int, environment: Environment) -> Observation:
+    random.seed(environment.seed)
+    world = make(environment)
+    text = world.reset(environment.seed)
+    held[number] = _Held(world, random.getstate())
+    return _observation(world, text, valid=True, done=False)
 
 
 def _observation(world: World, text: str, valid: bool, done: bool) -> Observation:
@@ -294,17 +317,18 @@ def _observation(world: World, text: str, valid: bool, done: bool) -> Observatio
 
 
 def _listen(pipe: Connection, calls: queue.SimpleQueue) -> None:
-    """Hand on what arrives; end this process and its children when its owner is gone."""
+    """Hand on what arrives; end this process, its children and all temporary files when its owner is gone."""
     try:
         while True:
             calls.put(pipe.recv())
     except (EOFError, OSError):
+        shutil.rmtree(tempfile.gettempdir(), ignore_errors=True)
         end_group()
 
 
 def main() -> None:
     """Work for the owner at the other end of the pipe whose descriptor is the only argument."""
-    pipe, worlds, calls = pipe_to_parent(), {}, queue.SimpleQueue()
+    pipe, held, calls = pipe_to_parent(), {}, queue.SimpleQueue()
     limits = pipe.recv()
     threading.Thread(target=_listen, args=(pipe, calls), daemon=True).start()
     with suppress(ValueError, OSError):
@@ -313,11 +337,11 @@ def main() -> None:
     while True:
         name, number, value = calls.get()
         if name == "end":
-            worlds.pop(number, None)
+            held.pop(number, None)
             continue
         # The thread that listens does not run while a call holds the interpreter; this ends it all the same.
         signal.setitimer(signal.ITIMER_REAL, limits.seconds + _GRACE)
-        pipe.send(_call(worlds, name, number, value))
+        pipe.send(_call(held, name, number, value))
         signal.setitimer(signal.ITIMER_REAL, 0)
 
 
