@@ -87,7 +87,8 @@ def _backend(options: EngineOptions, name: str) -> Backend:
 def sample(config: SampleConfig) -> None:
     """Sample rollouts y_o: the student's attempts at each problem.
 
-    With --from it goes on from a --prefix of each row of a set, by the row's own token ids.
+    With --env it plays episodes of many turns in an environment. With --from it goes on from a --prefix of each row of
+    a set, by the row's own token ids.
     """
     from trd_cli.stages import sample as stage
 
@@ -95,6 +96,8 @@ def sample(config: SampleConfig) -> None:
     if config.from_sets:
         paths = next(waves(config.from_sets, stream=False))
         stage.go_on(config, paths, _backend(config, config.model), progress)
+    elif config.env is not None:
+        stage.play(config, _backend(config, config.model), progress)
     else:
         stage.run(config, _backend(config, config.model), progress)
 
