@@ -59,7 +59,11 @@ class EvalConfig(OutputOptions, ArrayOptions, EngineOptions, EpisodeOptions, Ren
         counts_unset=False,
     )
     k: Positive | None = option(
-        None, "Input", "Samples for each question or episode. Default: 1, with --rescore all.", flags=("--k", "-k"), decides=True
+        None,
+        "Input",
+        "Samples for each question or episode. Default: 1, with --rescore all.",
+        flags=("--k", "-k"),
+        decides=True,
     )
     rescore: str | None = option(
         None,
@@ -99,7 +103,7 @@ class EvalConfig(OutputOptions, ArrayOptions, EngineOptions, EpisodeOptions, Ren
     @model_validator(mode="after")
     def _generates_or_rescores(self) -> EvalConfig:
         if self.rescore is None:
-            if self.bench is None and not self.env:
+            if not self.bench and not self.env:
                 raise InputError("no --bench", "a benchmark, --env SPEC or --rescore DIR", "add --bench NAME")
             for name in ("n", *EpisodeOptions.model_fields) if not self.env else ():
                 if getattr(self, name) != type(self).model_fields[name].get_default():

@@ -93,8 +93,8 @@ class EpisodeExam(Exam):
         return EpisodeAsker(templates, rendering, backend, self.problems, self.config.max_turns, self.config.part)
 
     def remarks(self, samples: int, max_length: int) -> Iterator[str]:
-        sampling, turns = sampling_text(self.sampling.model_dump()), counted(self.config.max_turns, "turn")
-        yield f"{counted(len(self.problems), 'episode')} × {samples}, at most {turns}, {sampling} a turn"
+        turns, sampling = counted(self.config.max_turns, "turn"), sampling_text(self.sampling.model_dump())
+        yield f"{counted(len(self.problems), 'episode')} × {samples} of at most {turns}; a turn: {sampling}"
 
 
 def exams_of(config: EvalConfig, workers: Workers | None, note: Callable[[str], None]) -> dict[str, Exam]:

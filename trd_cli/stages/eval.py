@@ -9,6 +9,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
@@ -40,6 +41,7 @@ from trd_cli.trajectories.shards import list_shards, read_table
 from trd_cli.trajectories.stage_dir import StageDir
 from trd_cli.trajectories.state import state_of
 from trd_cli.worlds.workers import Workers
+
 
 def run(config: EvalConfig, backend: Backend, progress: Progress) -> dict[str, Any] | None:
     """Generate and grade what is missing, write the results, and return them.
@@ -164,9 +166,7 @@ def check_errors(results: dict[str, Any], allowed: float) -> None:
 def _remarks(config: EvalConfig, exams: Mapping[str, Exam], backend: Backend) -> list[str]:
     """Return the facts that matter before the first sample."""
     lines = [
-        f"{name}: {line}"
-        for name, exam in exams.items()
-        for line in exam.remarks(config.samples, backend.max_length)
+        f"{name}: {line}" for name, exam in exams.items() for line in exam.remarks(config.samples, backend.max_length)
     ]
     if any(exam.benchmark.task == "code" for exam in exams.values()):
         # Resolved now: a level that this machine lacks must not fail after hours of sampling.
@@ -179,7 +179,8 @@ class _Filler(EpisodeFiller):
 
     def _made(self, rows: Iterable[Trajectory]) -> Iterator[tuple[Trajectory, int]]:
         for is_episode, group in groupby(rows, lambda row: row.task == EPISODE):
-            yield from super()._made(group) if is_episode else ShardFiller._made(self, group)
+            made = super()._made if is_episode else partial(ShardFiller._made, self)
+            yield from made(group)
 
 
 def _generate(
