@@ -17,10 +17,12 @@ from trd_cli.graders import evalplus_tasks
 from trd_cli.local_data import local_file
 from trd_cli.records import EPISODE, Sampling, Task
 
-# Qwen3's settings for thinking; code ends sooner, arithmetic much sooner, and a turn of an episode is a command.
+# Qwen3's settings for thinking; code and other tasks end sooner, arithmetic much sooner, and a turn of an episode is a
+# command.
 SAMPLING: dict[str, Sampling] = {
     "math": Sampling(0.6, 0.95, 20, 38912),
     "code": Sampling(0.6, 0.95, 20, 16384),
+    "task": Sampling(0.6, 0.95, 20, 16384),
     "arithmetic": Sampling(0.6, 0.95, 20, 1024),
     EPISODE: Sampling(0.6, 0.95, 20, TURN_TOKENS),
 }
@@ -30,6 +32,7 @@ GRADERS: dict[str, str] = {
     "evalplus": "EvalPlus base+plus",
     "livecodebench": "stdin and call tests",
 }
+OWN = "your own (--grader)"
 Options = Mapping[str, str]
 
 

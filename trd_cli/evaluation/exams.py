@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
@@ -12,6 +13,9 @@ from trd_cli.datasets.known_sets import SAMPLING
 from trd_cli.episodes.sampling import EpisodeAsker, EpisodeSet
 from trd_cli.errors import InputError, counted
 from trd_cli.evaluation.tables import sampling_text
+from trd_cli.graders.base import graded_by
+from trd_cli.graders.options import GraderOptions, no_grader
+from trd_cli.graders.pool import GraderPool
 from trd_cli.planned import Asker, Backend
 from trd_cli.prompting.rendering import Rendering
 from trd_cli.prompting.templates import Template
@@ -102,17 +106,15 @@ def exams_of(config: EvalConfig, workers: Workers | None, note: Callable[[str], 
 
     `workers` run the environments of --env. `note` gets a line for a person while episodes are made.
     """
-    exams: list[Exam] = []
-    for benchmark in map(load_benchmark, split_benchmarks(config.bench or "")):
-        _check_gradable(benchmark)
-        taken = benchmark.problems[: config.limit]
-        exams.append(Exam(benchmark, taken, len(benchmark.problems), _sampling(config, benchmark)))
+    benchmarks = [load_benchmark(name) for name in split_benchmarks(config.bench or "")]
+    exams = [Exam(b, b.problems[: config.limit], len(b.problems), _sampling(config, b)) for b in benchmarks]
     exams += [_of_episodes(config, text, workers, note) for text in config.env]
     names = [exam.name for exam in exams]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice:
-        option = "--env" if twice in names[len(exams) - len(config.env) :] else "--bench"
+        option = "--bench" if twice in names[: len(benchmarks)] else "--env"
         raise InputError(f"{option} has {twice} twice", "each benchmark once", "leave one out")
+    _check_gradable(config, benchmarks)
     return dict(zip(names, exams, strict=True))
 
 
@@ -134,14 +136,23 @@ def _of_episodes(config: EvalConfig, text: str, workers: Workers, note: Callable
     return EpisodeExam(benchmark, taken, len(episodes), _sampling(config, benchmark), config)
 
 
-def _check_gradable(benchmark: Benchmark) -> None:
-    column = "reference_answer" if benchmark.task == "math" else "tests"
-    if all(getattr(problem, column) is None for problem in benchmark.problems):
-        raise InputError(
-            f"no question of {benchmark.name} has {column}",
-            f"a column {column}",
-            f"rename its column, or make a problem set with trd data import --map {column}=COLUMN",
-        )
+def _check_gradable(config: EvalConfig, benchmarks: Sequence[Benchmark]) -> None:
+    """Raise InputError for questions that no grader could grade, before the first sample."""
+    options = GraderOptions.of(config)
+    without = Counter(p.task for b in benchmarks for p in b.problems if options.grader(p.task, p.tests) is None)
+    if without:
+        raise no_grader(without, "question")
+    for benchmark in benchmarks:
+        column = None if benchmark.task in options.own else graded_by(benchmark.task)
+        if column and all(getattr(problem, column) is None for problem in benchmark.problems):
+            raise InputError(
+                f"no question of {benchmark.name} has {column}",
+                f"a column {column}",
+                f"rename its column, or make a problem set with trd data import --map {column}=COLUMN",
+            )
+    if options.own:
+        with GraderPool(options):
+            pass  # a function that cannot be imported must not fail after hours of sampling
 
 
 def _sampling(config: EvalConfig, benchmark: Benchmark) -> SamplingOptions:

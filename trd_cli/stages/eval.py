@@ -27,7 +27,8 @@ from trd_cli.evaluation.results import FILE, Classify, build_results, results_te
 from trd_cli.evaluation.samples import read_samples, samples_there
 from trd_cli.evaluation.tables import results_csv, results_markdown
 from trd_cli.generation import Outcome, ShardFiller
-from trd_cli.graders.pool import GraderOptions, GraderPool
+from trd_cli.graders.options import GraderOptions
+from trd_cli.graders.pool import GraderPool
 from trd_cli.graders.sandbox import described
 from trd_cli.graders.verdicts import ShardGrader
 from trd_cli.locks import awaited
@@ -230,6 +231,7 @@ def _grade(
         progress.start("grade", sum(read_table(shard, ["verdict"]).num_rows for shard in shards))
         for shard in shards:
             grader.fill(shard, shard)
+        grader.check_all_graded()
         progress.end()
     changed = sum(count for (old, new), count in grader.changes.items() if old != new)
     if changed:
