@@ -15,8 +15,9 @@ from typing import Any, Literal
 
 from trd_cli.errors import InputError, flag
 
-# math, code, episode, or a name of the user's own (see `prompting.templates.family_of`).
+# math, code, episode, reasoning-gym, or a name of the user's own (see `prompting.templates.family_of`).
 Task = str
+TASK_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 EPISODE = "episode"
 Kind = Literal["rollout", "refined"]
 Setting = Literal["opd", "opsd"]
@@ -146,7 +147,7 @@ class Cut:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Hold one problem x with its reference y*. `tests` is JSON text, for code only."""
+    """Hold one problem x with its reference y*. `tests` is JSON text, for code and reasoning-gym."""
 
     problem_id: str
     source: str

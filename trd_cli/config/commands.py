@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from trd_cli.config.base import (
     AboveZero,
@@ -22,6 +22,7 @@ from trd_cli.config.base import (
 from trd_cli.config.generating import EngineOptions, RenderOptions
 from trd_cli.config.grading import GraderConfig
 from trd_cli.errors import InputError
+from trd_cli.records import EPISODE, TASK_NAME
 
 
 class EvalConfig(OutputOptions, ArrayOptions, EngineOptions, RenderOptions, GraderConfig):
@@ -38,7 +39,7 @@ class EvalConfig(OutputOptions, ArrayOptions, EngineOptions, RenderOptions, Grad
     bench: str | None = option(
         None,
         "Input",
-        "Benchmarks, comma-separated: names that trd data list shows, also with options, as arithmetic:n=200,seed=2 or livecodebench:from=2025-02-01,to=2025-04-30; problem sets (Parquet); files as questions.jsonl:math or :code.",
+        "Benchmarks, comma-separated: names that trd data list shows, also with options, as arithmetic:n=200,seed=2 or livecodebench:from=2025-02-01,to=2025-04-30; problem sets (Parquet); files as questions.jsonl:math, :code or :TASK.",
         flags=("--bench", "-b"),
         decides=True,
     )
@@ -179,6 +180,13 @@ class MakeConfig(Config):
     out: str = option(..., "Output", "Parquet file to write.", rows=False)
 
 
+def _is_task(text: str) -> str:
+    """Return the name of a task that rows of a file can have; raises ValueError for any other text."""
+    if not TASK_NAME.fullmatch(text) or text == EPISODE:
+        raise ValueError("math, code, or a name of lower-case letters, digits, - and _")
+    return text
+
+
 Columns = Annotated[dict[str, str], BeforeValidator(joined_pairs)]
 Preset = Literal[
     "gsm8k",
@@ -209,8 +217,11 @@ class ImportConfig(Config):
         {}, "Input", "FIELD=COLUMN, comma-separated or repeated; COLUMN may be a path: answer=a.b.", decides=True
     )
     no_answers: bool = option(False, "Input", "Accept a set of mathematics without any reference answer.", rows=False)
-    task: Literal["math", "code"] | None = option(
-        None, "Input", "Task of all rows. Default: the preset's, else math.", decides=True
+    task: Annotated[str, AfterValidator(_is_task)] | None = option(
+        None,
+        "Input",
+        "Task of all rows: math, code, or a name of your own, for trd verify --grader. Default: the preset's, else math.",
+        decides=True,
     )
     source: str | None = option(
         None, "Input", "Name of the set in its rows. Default: the preset's or the file's name.", decides=True

@@ -16,10 +16,11 @@ from trd_cli.graders import evalplus_tasks
 from trd_cli.local_data import local_file
 from trd_cli.records import Sampling, Task
 
-# Qwen3's settings for thinking; code ends sooner, and arithmetic much sooner.
+# Qwen3's settings for thinking; code and other tasks end sooner, and arithmetic much sooner.
 SAMPLING: dict[str, Sampling] = {
     "math": Sampling(0.6, 0.95, 20, 38912),
     "code": Sampling(0.6, 0.95, 20, 16384),
+    "task": Sampling(0.6, 0.95, 20, 16384),
     "arithmetic": Sampling(0.6, 0.95, 20, 1024),
 }
 GRADERS: dict[str, str] = {
@@ -28,6 +29,7 @@ GRADERS: dict[str, str] = {
     "evalplus": "EvalPlus base+plus",
     "livecodebench": "stdin and call tests",
 }
+OWN = "your own (--grader)"
 Options = Mapping[str, str]
 
 

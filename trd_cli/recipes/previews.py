@@ -140,11 +140,10 @@ def _filled(template: Template, problem: Problem) -> str:
 
 def _first_question(node: Node) -> Problem:
     """Return a stand-in for the first question of the first benchmark, which is not read."""
-    from trd_cli.datasets.known_sets import KNOWN
+    from trd_cli.datasets.benchmarks import split_benchmarks, task_of
 
-    name = node.config.bench.partition(",")[0].partition(":")[0]
-    task = KNOWN[name].task if name in KNOWN else "math"
-    return Problem("", "", task, f"⟨the first question of {name}⟩")
+    first, *_ = split_benchmarks(node.config.bench)
+    return Problem("", "", task_of(first) or "math", f"⟨the first question of {first}⟩")
 
 
 def _first_problem(graph: Graph, done: Collection[str]) -> Problem:

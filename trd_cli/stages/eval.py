@@ -23,7 +23,9 @@ from trd_cli.evaluation.results import FILE, Classify, build_results, results_te
 from trd_cli.evaluation.samples import read_samples, samples_there
 from trd_cli.evaluation.tables import results_csv, results_markdown, sampling_text
 from trd_cli.generation import Outcome, ShardFiller
-from trd_cli.graders.pool import GraderOptions, GraderPool
+from trd_cli.graders.base import graded_by
+from trd_cli.graders.options import GraderOptions, no_grader
+from trd_cli.graders.pool import GraderPool
 from trd_cli.graders.sandbox import described
 from trd_cli.graders.verdicts import ShardGrader
 from trd_cli.locks import awaited
@@ -172,19 +174,27 @@ def _exams(config: EvalConfig) -> dict[str, _Exam]:
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice:
         raise InputError(f"--bench has {twice} twice", "each benchmark once", "leave one out")
-    for benchmark in benchmarks:
-        _check_gradable(benchmark)
+    _check_gradable(config, benchmarks)
     return {b.name: _Exam(b, b.problems[: config.limit], _sampling(config, b)) for b in benchmarks}
 
 
-def _check_gradable(benchmark: Benchmark) -> None:
-    column = "reference_answer" if benchmark.task == "math" else "tests"
-    if all(getattr(problem, column) is None for problem in benchmark.problems):
-        raise InputError(
-            f"no question of {benchmark.name} has {column}",
-            f"a column {column}",
-            f"rename its column, or make a problem set with trd data import --map {column}=COLUMN",
-        )
+def _check_gradable(config: EvalConfig, benchmarks: Sequence[Benchmark]) -> None:
+    """Raise InputError for questions that no grader could grade, before the first sample."""
+    options = GraderOptions.of(config)
+    without = Counter(p.task for b in benchmarks for p in b.problems if options.grader(p.task, p.tests) is None)
+    if without:
+        raise no_grader(without, "question")
+    for benchmark in benchmarks:
+        column = None if benchmark.task in options.own else graded_by(benchmark.task)
+        if column and all(getattr(problem, column) is None for problem in benchmark.problems):
+            raise InputError(
+                f"no question of {benchmark.name} has {column}",
+                f"a column {column}",
+                f"rename its column, or make a problem set with trd data import --map {column}=COLUMN",
+            )
+    if options.own:
+        with GraderPool(options):
+            pass  # a function that cannot be imported must not fail after hours of sampling
 
 
 def _sampling(config: EvalConfig, benchmark: Benchmark) -> SamplingOptions:
@@ -263,6 +273,7 @@ def _grade(
         progress.start("grade", sum(read_table(shard, ["verdict"]).num_rows for shard in shards))
         for shard in shards:
             grader.fill(shard, shard)
+        grader.check_all_graded()
         progress.end()
     changed = sum(count for (old, new), count in grader.changes.items() if old != new)
     if changed:
