@@ -220,12 +220,12 @@ def _print_scores(results: dict[str, Any]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from trd_cli.evaluation.tables import episodes, headline, interval, percent, shares
+    from trd_cli.evaluation.tables import episodes, headline, interval, percent, scored, shares
 
     k = results["k"]
     columns = ("benchmark", "score", "value", "95 % interval", "questions")
     table = Table(*columns, title=Text(f"{results['model']}, k = {k}"))
-    for name, bench in results["benchmarks"].items():
+    for name, bench in scored(results):
         for score in headline(bench, k):
             estimate = bench["scores"][score]
             shown = percent(estimate["value"]), interval(estimate)

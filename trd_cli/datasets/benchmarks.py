@@ -41,7 +41,7 @@ class Benchmark:
     `problems` have `name` as their source. `source` says where they were read; `revision` is the Hub's commit or
     EvalPlus's version, None for a local file. `known` is True if `sha256` is the hash that trd knows of this set, False
     if it is another, and None if trd has no hash to compare: for a file of the user's, or an edition whose text may
-    differ in details.
+    differ in details. `group` is the common name of several benchmarks whose mean is told too.
     """
 
     name: str
@@ -57,6 +57,7 @@ class Benchmark:
     top_k: int
     max_tokens: int
     notes: tuple[str, ...] = ()
+    group: str | None = None
 
 
 def load_benchmark(name: str) -> Benchmark:
@@ -71,7 +72,8 @@ def load_benchmark(name: str) -> Benchmark:
     canonical, known, typed = _named(name)
     loaded = known.load(canonical, {**known.options, **typed})
     _check(canonical, loaded)
-    return _benchmark(canonical, loaded, known.task, known.grader, known.sampling)
+    benchmark = _benchmark(canonical, loaded, known.task, known.grader, known.sampling)
+    return replace(benchmark, group=_group(_canonical(name.partition(":")[0]), typed))
 
 
 def check_benchmark(name: str) -> None:
@@ -119,14 +121,10 @@ def _of_each_task(name: str) -> list[str]:
     return [_with_options(gym.NAME, {**typed, "tasks": task}) for task in tasks]
 
 
-def group_of(name: str) -> str | None:
-    """Return the common name of the benchmarks whose mean is told: one for all tasks of reasoning-gym; else None."""
-    if _FILE.fullmatch(name):
-        return None
-    canonical, _, typed = _named(name)
-    if not canonical.startswith(gym.NAME):
-        return None
-    return _with_options(gym.NAME, {key: value for key, value in typed.items() if key != "tasks"})
+def _group(key: str, typed: Options) -> str | None:
+    """Return the name that reasoning-gym's tasks have in common; None for another benchmark."""
+    others = {name: value for name, value in typed.items() if name != "tasks"}
+    return _with_options(key, others) if key == gym.NAME else None
 
 
 def _with_options(key: str, options: Options) -> str:

@@ -33,6 +33,8 @@ GRADERS: dict[str, str] = {
     "evalplus": "EvalPlus base+plus",
     "livecodebench": "stdin and call tests",
 }
+# In place of the names of reasoning-gym's tasks: those with short answers.
+SHORT = "short"
 OWN = "your own (--grader)"
 Options = Mapping[str, str]
 
@@ -74,7 +76,8 @@ def _load_gym(name: str, options: Options) -> Loaded:
 
 def gym_tasks(options: Options) -> tuple[str, ...]:
     """Return the tasks in the options of reasoning-gym, which stand between plus signs."""
-    return tasks_named([name for name in options["tasks"].split("+") if name])
+    names = options["tasks"].split("+")
+    return tasks_named([] if names == [SHORT] else names)
 
 
 def _load_math(key: str, _: str, options: Options) -> Loaded:
@@ -139,7 +142,7 @@ KNOWN: dict[str, Known] = {
         gym.NAME,
         50,
         "each task's own score",
-        {"tasks": "", "n": "50", "seed": "2"},
+        {"tasks": SHORT, "n": "50", "seed": "2"},
         _load_gym,
         lambda: ("generated", gym.NAME),
         SAMPLING["task"],

@@ -64,7 +64,9 @@ def package_version() -> str:
     try:
         return metadata.version(NAME)
     except metadata.PackageNotFoundError:
-        raise InputError("the package reasoning-gym is not installed", "it", 'pip install "trd-cli[worlds]"') from None
+        raise InputError(
+            "the package reasoning-gym is not installed", "the extra worlds", 'pip install "trd-cli[worlds]"'
+        ) from None
 
 
 def version(lenient: bool) -> str:
