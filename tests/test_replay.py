@@ -423,3 +423,12 @@ def test_episodes_of_an_environment_that_is_another_one_now_are_refused_in_one_l
     assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
     assert "the episode belongs to gates:World" in result.stderr
     assert not (tmp_path / "again").exists()
+
+
+def test_trd_diagnose_refuses_episodes_in_one_line(rollouts: Path, refined: Path, tmp_path: Path, trd: Trd) -> None:
+    model = build_model(tmp_path / "model")
+    models = ("--student", model, "--teacher", model, "--setting", "opd", "--device", "cpu")
+    result = trd("diagnose", rollouts, refined, *models, "--out", tmp_path / "d")
+    assert result.exit_code == 1
+    assert f"episodes in {rollouts}" in result.stderr
+    assert not (tmp_path / "d").exists()
