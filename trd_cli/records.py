@@ -25,6 +25,14 @@ Verdict = Literal["correct", "incorrect", "error", "timeout"]
 FinishReason = Literal["stop", "length"]
 # Why an episode ended: the environment said so, or a limit was met (turns, tokens of the model's context, replays).
 StopReason = Literal["solved", "failed", "turns", "tokens", "replays"]
+# The same in words.
+ENDED: dict[StopReason, str] = {
+    "solved": "solved",
+    "failed": "failed",
+    "turns": "out of turns",
+    "tokens": "out of tokens",
+    "replays": "out of replays",
+}
 # Who wrote a token. A row holds the place in this tuple.
 AUTHORS = ("student", "teacher", "environment", "template")
 # The authors that are models; the other two write what a model reads between the turns of an episode.

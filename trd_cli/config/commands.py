@@ -16,16 +16,17 @@ from trd_cli.config.base import (
     OutputOptions,
     Positive,
     RunStage,
+    Texts,
     joined_pairs,
     option,
 )
-from trd_cli.config.generating import EngineOptions, RenderOptions
+from trd_cli.config.generating import EngineOptions, EpisodeOptions, RenderOptions
 from trd_cli.config.grading import GraderConfig
 from trd_cli.errors import InputError
 from trd_cli.records import EPISODE, TASK_NAME
 
 
-class EvalConfig(OutputOptions, ArrayOptions, EngineOptions, RenderOptions, GraderConfig):
+class EvalConfig(OutputOptions, ArrayOptions, EngineOptions, EpisodeOptions, RenderOptions, GraderConfig):
     model: str | None = option(
         None,
         "Input",
@@ -43,8 +44,27 @@ class EvalConfig(OutputOptions, ArrayOptions, EngineOptions, RenderOptions, Grad
         flags=("--bench", "-b"),
         decides=True,
     )
+    env: Texts = option(
+        (),
+        "Input",
+        "Environment of episodes, beside or in place of --bench (repeatable): NAME:KEY=VALUE,… as for trd sample.",
+        decides=True,
+        counts_unset=False,
+    )
+    n: Positive | None = option(
+        None,
+        "Input",
+        "Episodes of each --env, in place of the n that it names.",
+        flags=("--n", "-n"),
+        decides=True,
+        counts_unset=False,
+    )
     k: Positive | None = option(
-        None, "Input", "Samples for each question. Default: 1, with --rescore all.", flags=("--k", "-k"), decides=True
+        None,
+        "Input",
+        "Samples for each question or episode. Default: 1, with --rescore all.",
+        flags=("--k", "-k"),
+        decides=True,
     )
     rescore: str | None = option(
         None,
@@ -84,8 +104,12 @@ class EvalConfig(OutputOptions, ArrayOptions, EngineOptions, RenderOptions, Grad
     @model_validator(mode="after")
     def _generates_or_rescores(self) -> EvalConfig:
         if self.rescore is None:
-            if self.bench is None:
-                raise InputError("no --bench", "a benchmark, or --rescore DIR", "add --bench NAME")
+            if not self.bench and not self.env:
+                raise InputError("no --bench", "a benchmark, --env SPEC or --rescore DIR", "add --bench NAME")
+            for name in ("n", *EpisodeOptions.model_fields) if not self.env else ():
+                if getattr(self, name) != type(self).model_fields[name].get_default():
+                    flag = self.flag(name)
+                    raise InputError(f"{flag} without --env", f"{flag} only for episodes", f"leave {flag} out")
             return self
         for name, field in type(self).model_fields.items():
             if name not in _READ_BY_RESCORE and getattr(self, name) != field.get_default():

@@ -97,12 +97,12 @@ def _named(name: str) -> tuple[str, Known, dict[str, Any]]:
 
 
 def split_benchmarks(text: str) -> list[str]:
-    """Return the names in a comma-separated list; KEY=VALUE belongs to the name before it.
+    """Return the names in a comma-separated list, none of an empty one; KEY=VALUE belongs to the name before it.
 
     So `arithmetic:n=200,seed=2` is one name.
     """
     names: list[str] = []
-    for part in text.split(","):
+    for part in text.split(",") if text else ():
         if names and re.fullmatch(r"\s*\w+=[^:/]*", part):
             names[-1] += "," + part
         else:
