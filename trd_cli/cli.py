@@ -195,9 +195,9 @@ def _tell_tables(shown: Iterable[Table]) -> None:
 
 @command(app, "eval", EvalConfig, "trd eval runs/student-1 --bench aime25,humaneval+ --k 16 --engine vllm")
 def evaluate(config: EvalConfig) -> None:
-    """Score a model on benchmarks: avg@k, pass@k, maj@k, intervals.
+    """Score a model on benchmarks: avg@k, pass@k, maj@k, intervals; with --env on episodes in environments.
 
-    Intervals are 95 % over questions. Writes results.json, results.md and results.csv beside the samples. --rescore
+    Intervals are 95 % over questions, or games. Writes results.json, results.md and results.csv beside the samples. --rescore
     DIR scores the samples of an earlier evaluation again.
     """
     from trd_cli.stages import eval as stage
@@ -337,7 +337,7 @@ def show(config: ShowConfig) -> None:
 
 @command(app, "diff", DiffConfig, "trd diff runs/y_r --id 3fa9")
 def diff(config: DiffConfig) -> None:
-    """Show what the teacher changed from y_o to y_r, word by word."""
+    """Show what the teacher changed from y_o to y_r: word by word, or of an episode action by action."""
     from rich.console import Console
 
     from trd_cli.trajectories import show as stage
