@@ -114,7 +114,7 @@ def test_the_parts_of_a_job_array_give_the_results_of_the_whole(made: Path, tmp_
         ok("eval", "scripted", *PLAY, "--env", ENV, "--shard", part, "--out", tmp_path / "parts")
     for name in ("results.md", "results.csv"):
         assert (tmp_path / "parts" / name).read_bytes() == (made / name).read_bytes()
-    assert " complete " in ok("status", tmp_path / "parts").stdout
+    assert "\teval\tcomplete\t12\t0\t" in ok("status", tmp_path / "parts").stdout
 
 
 def test_episodes_beside_a_benchmark_are_scored_with_one_start_of_the_engine(tmp_path: Path, ok: Trd) -> None:
