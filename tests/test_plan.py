@@ -346,7 +346,7 @@ def test_a_task_of_ones_own_needs_a_grader_and_an_answer_is_reference_enough(
     problems = {"import": {"file": str(tmp_path / "mates.jsonl")}}
     told(plan(write(problems=problems), code=1), "error", "problems", "12 problems of the task chess")
     missing = {"grader": "nowhere:grade"}
-    told(plan(write(problems=problems, verify=missing), code=1), "error", "problems", "no module nowhere")
+    told(plan(write(problems=problems, verify=missing), code=1), "error", "recipe", "no module nowhere")
     findings = plan(write(problems=problems, verify={"grader": "mine:grade"}), code=0)
     told(findings, "ok", "problems", "reference_solution or reference_answer")
 
