@@ -15,10 +15,13 @@ from trd_cli.config.training import DistillConfig
 from trd_cli.datasets.benchmarks import split_benchmarks
 from trd_cli.errors import InputError
 from trd_cli.models import EMA, fingerprint
+from trd_cli.own_code import OwnCode
 from trd_cli.prompting.rendering import template_kind, templates_for
-from trd_cli.recipes.recipe import Recipe
+from trd_cli.recipes.recipe import Recipe, Source
 from trd_cli.recipes.sections import PROBLEMS_FILE
 from trd_cli.redaction import without_secrets
+from trd_cli.worlds.registry import version_of
+from trd_cli.worlds.spec import Spec
 
 FORMAT = "trd-graph-1"
 GRAPH_FILE = "graph.json"
@@ -36,7 +39,7 @@ class Node:
 
     `out` is the output directory, relative to the run directory; a verify node fills the set there in place. `arms` are
     the arms that need the node, `arm` the one that it belongs to alone. `arm`, `round` and `seed` are None for a node
-    of several.
+    of several. `source` is what the rows that it makes or grades were sampled from, None for a node without rows.
     """
 
     name: str
@@ -49,6 +52,7 @@ class Node:
     arms: tuple[str, ...] = ()
     round: int | None = None
     seed: int | None = None
+    source: Source | None = None
 
     @property
     def kind(self) -> str:
@@ -179,6 +183,11 @@ class Contents:
         file, colon, options = name.partition(":")
         return f"{self.file(file)}{colon}{options}" if Path(file).is_file() else name
 
+    def environment(self, spec: str) -> str:
+        """Return a specification of episodes; with the version of code of one's own, which may change."""
+        name = Spec.parse(spec).name
+        return spec if OwnCode.parse(name) is None else f"{spec} {version_of(name)}"
+
     def model(self, model: Model) -> str | None:
         """Return the digest of the weights of a local model, or the name of any other.
 
@@ -210,6 +219,8 @@ class Contents:
             chosen["prompt"] = self._templates(config, setting)
         if isinstance(config, EvalConfig):
             chosen["bench"] = [self.benchmark(name) for name in split_benchmarks(config.bench or "")]
+        if "env" in chosen:
+            chosen["env"] = [*map(self.environment, [config.env] if isinstance(config.env, str) else config.env)]
         if isinstance(config, ImportConfig) and Path(config.file).is_file():
             chosen["file"] = self.file(config.file)
         return chosen
