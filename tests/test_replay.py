@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+from click.testing import Result
 from support.rows import refined_row
+from support.sets import by_id, rows_of
 
 from trd_cli.episodes.commands import Command, commands_in
 from trd_cli.episodes.contexts import Conversation
@@ -18,6 +23,7 @@ from trd_cli.records import AUTHORS, Completion, Environment, Request, Trajector
 from trd_cli.worlds.base import Observation, Score, Step, World
 from trd_cli.worlds.registry import make
 
+Trd = Callable[..., Result]
 # The player begins in the first of four rooms, and the lamp lies in the last.
 WORLD = Environment("scripted", "1", '{"rooms": 4}', 2)
 ORACLE = ("go east", "go east", "go east", "take lamp")
@@ -191,3 +197,155 @@ def test_a_teacher_that_writes_no_command_makes_an_error_row() -> None:
     row, requests = replayed("", "<think>hm", "\n\n")
     assert (row.error, row.turns, len(requests)) == ("the teacher wrote no command", None, 3)
     assert "no command" in last_words(requests[1])
+
+
+# The command. The student is the scripted engine, and so is the teacher, which has the environment's oracle.
+N = 8
+
+
+@pytest.fixture(scope="module")
+def rollouts(ok: Trd, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return episodes of a student that reaches no goal."""
+    out = tmp_path_factory.mktemp("episodes") / "y_o"
+    env = ("--env", f"scripted:n={N},rooms=5", "--max-turns", 4, "--engine-arg", "accuracy=0")
+    ok("sample", "-m", "scripted", *env, "--out", out)
+    assert {row.stop_reason for row in rows_of(out)} == {"turns"}
+    return out
+
+
+ORACLES = ("--setting", "opsd", "--engine-arg", "accuracy=1")
+
+
+@pytest.fixture(scope="module")
+def refined(ok: Trd, rollouts: Path) -> Path:
+    """Return the rollouts as the oracle refines them."""
+    out = rollouts.parent / "y_r"
+    ok("refine", rollouts, *ORACLES, "--out", out)
+    return out
+
+
+def test_the_oracle_as_teacher_makes_every_failed_episode_a_solved_one(rollouts: Path, refined: Path) -> None:
+    parents, rows = by_id(rollouts), rows_of(refined)
+    assert sorted(row.parent_id for row in rows) == sorted(parents)
+    for row in rows:
+        parent = parents[row.parent_id]
+        assert (row.stop_reason, row.episode_reward) == ("solved", 1.0)
+        assert (row.stage, row.setting, row.error, row.ids_exact) == ("refined", "opsd", None, False)
+        assert actions(row) == parent.reference_solution.splitlines()
+        assert row.environment == parent.environment
+        assert (row.problem_id, row.source, row.task) == (parent.problem_id, "scripted", "episode")
+        assert row.student_prompt_token_ids == parent.prompt_token_ids
+    assert rows[0].trajectory_id not in parents
+
+
+def test_the_teacher_reads_the_episode_and_with_opsd_the_oracles_commands(
+    rollouts: Path, refined: Path, tmp_path: Path, ok: Trd
+) -> None:
+    parents = by_id(rollouts)
+    ok("refine", rollouts, "--setting", "opd", "--teacher", "scripted", "--out", tmp_path / "opd")
+    for directory, shows in ((refined, True), (tmp_path / "opd", False)):
+        for row in rows_of(directory):
+            parent, [message] = parents[row.parent_id], row.messages
+            assert parent.problem in message["content"]
+            assert parent.response in message["content"]
+            assert parent.response.startswith(f"> {parent.turns[0].action}\n{parent.turns[0].observation}")
+            assert (f"\n{parent.reference_solution}\n" in message["content"]) == shows
+            assert message["content"] in TOKENIZER.decode(row.prompt_token_ids)
+
+
+def test_every_observation_is_what_the_environment_says_to_the_same_commands(
+    rollouts: Path, tmp_path: Path, ok: Trd
+) -> None:
+    ok("refine", rollouts, "--setting", "opsd", "--engine-arg", "accuracy=0.3", "--out", tmp_path / "y_r")
+    rows = rows_of(tmp_path / "y_r")
+    assert {"solved", "replays"} <= {row.stop_reason for row in rows}
+    for row in rows:
+        world = make(row.environment)
+        assert world.reset(row.environment.seed) == row.problem
+        steps = [world.step(action) for action in actions(row)]
+        assert [(step.text, step.valid) for step in steps] == [(t.observation, t.valid) for t in row.turns]
+        assert world.score().reward == row.episode_reward
+        assert [turn.valid for turn in row.turns[:-1]] == [True] * (len(row.turns) - 1)
+
+
+def test_more_lists_solve_more_and_rows_of_other_limits_are_others(rollouts: Path, tmp_path: Path, ok: Trd) -> None:
+    solved, names = [], set()
+    for number in (1, 2, 6):
+        out = tmp_path / f"{number}"
+        log = tmp_path / f"{number}.log"
+        script = ("--engine-arg", "accuracy=0.3", "--engine-arg", f"log={log}")
+        ok("refine", rollouts, "--setting", "opsd", "--replays", number, *script, "--out", out)
+        rows = rows_of(out)
+        solved.append(sum(row.stop_reason == "solved" for row in rows))
+        asked = Counter(line.partition(":")[0] for line in log.read_text().splitlines())
+        assert max(asked.values()) <= number
+        names |= asked.keys()
+    assert solved == sorted(solved)
+    assert solved[0] < solved[-1]
+    assert len(names) == 3 * N
+
+
+def test_a_refinement_whose_engine_crashes_goes_on_to_the_same_rows(
+    rollouts: Path, tmp_path: Path, trd: Trd, ok: Trd
+) -> None:
+    command = ("refine", rollouts, "--setting", "opsd", "--shard-rows", 1, "--engine-arg", "accuracy=0.5")
+    log = tmp_path / "log"
+    ok(*command, "--engine-arg", f"log={log}", "--out", tmp_path / "whole")
+    lists = len(log.read_text().splitlines())
+    assert lists > N
+    crashing = (*command, "--engine-arg", f"crash_after={lists - 1}", "--out", tmp_path / "y_r")
+    assert trd(*crashing).exit_code == 1
+    assert 0 < len(rows_of(tmp_path / "y_r")) < N
+    ok(*crashing)
+    assert by_id(tmp_path / "y_r") == by_id(tmp_path / "whole")
+
+
+def test_the_attempts_end_is_cut_where_the_prompt_has_no_room(rollouts: Path, tmp_path: Path, ok: Trd) -> None:
+    longest = max(len(row.prompt_token_ids) for row in rows_of(rollouts.parent / "y_r"))
+    ok("refine", rollouts, *ORACLES, "--max-model-len", longest + 40, "--max-tokens", 100, "--out", tmp_path / "y_r")
+    parents, rows = by_id(rollouts), rows_of(tmp_path / "y_r")
+    cut = [row for row in rows if row.attempt_tokens_trimmed]
+    assert cut
+    for row in cut:
+        content, attempt = row.messages[0]["content"], parents[row.parent_id].response
+        assert attempt not in content
+        assert attempt[:40] in content
+        assert parents[row.parent_id].reference_solution in content
+
+
+def test_an_environment_that_fails_costs_its_row_alone(tmp_path: Path, ok: Trd, trd: Trd) -> None:
+    # The student plays two turns, and the fault comes with the third.
+    env = ("--env", "scripted:n=6,rooms=9,fault=raise,at_seed=0,at_turn=3", "--max-turns", 2)
+    ok("sample", "-m", "scripted", *env, "--out", tmp_path / "y_o")
+    result = trd("refine", tmp_path / "y_o", *ORACLES, "--max-errors", 1, "--out", tmp_path / "y_r")
+    assert result.exit_code == 0
+    errors = [row for row in rows_of(tmp_path / "y_r") if row.error]
+    assert [row.environment.seed for row in errors] == [0]
+    assert "scripted environment raises" in errors[0].error
+
+
+@pytest.mark.parametrize("mode", ["continue", "relay"])
+def test_other_modes_refuse_episodes_in_one_line(mode: str, rollouts: Path, tmp_path: Path, trd: Trd) -> None:
+    result = trd("refine", rollouts, *ORACLES, "--mode", mode, "--out", tmp_path / "y_r")
+    assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
+    assert f"--mode {mode} with episodes" in result.stderr
+    assert not (tmp_path / "y_r").exists()
+
+
+def test_episodes_and_other_rows_are_not_refined_in_one_command(
+    rollouts: Path, problems: Path, tmp_path: Path, ok: Trd, trd: Trd
+) -> None:
+    ok("sample", "-m", "scripted", "-p", problems, "--out", tmp_path / "sums")
+    result = trd("refine", rollouts, tmp_path / "sums", *ORACLES, "--out", tmp_path / "y_r")
+    assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
+    assert "episodes and rows of other tasks (math)" in result.stderr
+    result = trd("refine", tmp_path / "sums", *ORACLES, "--replays", 2, "--out", tmp_path / "y_r")
+    assert (result.exit_code, "--replays without episodes" in result.stderr) == (1, True)
+
+
+def test_a_dry_run_shows_the_first_prompt_and_plays_nothing(rollouts: Path, tmp_path: Path, trd: Trd) -> None:
+    result = trd("refine", rollouts, *ORACLES, "--dry-run", "--out", tmp_path / "y_r")
+    assert result.exit_code == 0
+    assert rows_of(rollouts)[0].response.splitlines()[0] in result.stderr
+    assert f"would make {N} rows" in result.stderr
+    assert not (tmp_path / "y_r").exists()

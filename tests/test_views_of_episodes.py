@@ -7,18 +7,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from conftest import Trd
 from support.browser import Reader, problems_said
 from support.pages import report_data, write_sets
-from support.rows import episode, write_set
+from support.rows import episode, refined_row, write_set
 
+from trd_cli.evaluation.metrics import mean_of
 from trd_cli.records import content_hash
 from trd_cli.report.reader.page import write_page
 from trd_cli.report.reader.trajectories import trajectories
+from trd_cli.report.refinement import refinement_of
 from trd_cli.trajectories.alignment import align
+from trd_cli.trajectories.episode_columns import light_turns, turn_counts, written_tokens
 from trd_cli.trajectories.run_json import write_run_json
-from trd_cli.trajectories.shards import OF_A_RESPONSE
+from trd_cli.trajectories.shards import OF_A_RESPONSE, list_shards, read_table
 
 Y_O = episode(
     "y_o",
@@ -234,3 +238,41 @@ def test_an_episode_alone_and_one_whose_refinement_failed_are_shown_whole(driver
     assert reader.js("return document.querySelector('.pair .error').textContent") == "no room"
     assert reader.pick("flag", "not valid") == 3
     assert problems_said(reader) == []
+
+
+def test_lengths_and_edits_of_a_refinement_are_of_the_tokens_that_models_wrote(sets: Path) -> None:
+    about = {"node": "refine", "arm": None, "round": 0, "seed": 0, "setting": "opsd"}
+    found = refinement_of(list_shards(sets / "y_r"), list_shards(sets / "y_o"), about)
+    assert found.matrix == {("incorrect", "correct"): 1}
+    assert (found.lengths["y_o"].mean, found.lengths["y_r"].mean) == (10, 8)
+    assert (found.edit_distance.mean, found.common_prefix.mean) == (pytest.approx(0.2), 0.8)
+    assert found.leaks is None, "an episode's commands are to be the reference's"
+
+
+def test_tokens_turns_and_actions_are_counted_by_row_also_where_others_are_no_episodes(tmp_path: Path) -> None:
+    plain = replace(refined_row(1), response_token_ids=[1, 2, 3])
+    relayed = replace(plain, author=[0, 1, 1])
+    lost = replace(plain, response=None, response_token_ids=None, error="no room")
+    shard = list_shards(write_set(tmp_path / "mixed", [[plain, Y_O, lost, relayed, Y_R]]))[0]
+    table = read_table(shard)
+    assert written_tokens(table).to_pylist() == [3, 10, None, 3, 8]
+    turns, taken, invalid = (column.to_pylist() for column in turn_counts(table["turns"]))
+    assert (turns, taken) == ([None, 5, None, None, 4], [None, 4, None, None, 4])
+    assert invalid == [None, 1, None, None, 0]
+    assert list(light_turns(table["turns"])) == [None, list(Y_O.turns), None, None, list(Y_R.turns)]
+
+
+def test_the_means_of_episodes_and_their_intervals_are_over_games() -> None:
+    # Means of the games 1, 3 and 2: the mean 2, s = 1, t = 4.303 for two degrees of freedom.
+    turns = mean_of(np.array([[1.0, 1.0], [2.0, 4.0], [2.0, np.nan], [np.nan, np.nan]]), are_shares=False)
+    assert (turns.value, turns.questions) == (2.0, 3)
+    assert (turns.low, turns.high) == (
+        pytest.approx(2 - 4.303 / 3**0.5, abs=1e-3),
+        pytest.approx(2 + 4.303 / 3**0.5, abs=1e-3),
+    )
+    shares = mean_of(np.array([[0.0], [0.0], [0.0]]), are_shares=True)
+    assert (shares.value, shares.low) == (0, 0)
+    assert 0 < shares.high < 1, "three games without such an action do not show that there is none"
+    alone = mean_of(np.array([[7.0, 9.0]]), are_shares=False)
+    assert alone.value == 8
+    assert np.isnan([alone.low, alone.high]).all()

@@ -87,7 +87,8 @@ def _backend(options: EngineOptions, name: str) -> Backend:
 def sample(config: SampleConfig) -> None:
     """Sample rollouts y_o: the student's attempts at each problem.
 
-    With --from it goes on from a --prefix of each row of a set, by the row's own token ids.
+    With --env it plays episodes of many turns in an environment. With --from it goes on from a --prefix of each row of
+    a set, by the row's own token ids.
     """
     from trd_cli.stages import sample as stage
 
@@ -95,6 +96,8 @@ def sample(config: SampleConfig) -> None:
     if config.from_sets:
         paths = next(waves(config.from_sets, stream=False))
         stage.go_on(config, paths, _backend(config, config.model), progress)
+    elif config.env is not None:
+        stage.play(config, _backend(config, config.model), progress)
     else:
         stage.run(config, _backend(config, config.model), progress)
 
@@ -217,7 +220,7 @@ def _print_scores(results: dict[str, Any]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from trd_cli.evaluation.tables import headline, interval, percent, shares
+    from trd_cli.evaluation.tables import episodes, headline, interval, percent, shares
 
     k = results["k"]
     columns = ("benchmark", "score", "value", "95 % interval", "questions")
@@ -230,7 +233,8 @@ def _print_scores(results: dict[str, Any]) -> None:
     console = Console(stderr=True)
     console.print(table)
     for name, bench in results["benchmarks"].items():
-        console.print(f"{name}: {shares(bench)}", highlight=False, markup=False, soft_wrap=True)
+        for line in (shares(bench), *([episodes(bench)] if "episodes" in bench else [])):
+            console.print(f"{name}: {line}", highlight=False, markup=False, soft_wrap=True)
 
 
 @command(app, "compare", CompareConfig, "trd compare runs/eval-before runs/eval-after")

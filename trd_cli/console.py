@@ -36,7 +36,8 @@ class ConsoleProgress:
 
     def start(self, what: str, total: int | None, done: int = 0) -> None:
         self.end()
-        self._what, self._total, self._done, self._rows, self._tokens = what, total, done, 0, 0
+        self._what, self._total, self._done = what, total, done
+        self._rows = self._tokens = self._turns = 0
         self._began = self._said = time.monotonic()
         self._tell()
         if self._live:
@@ -46,11 +47,12 @@ class ConsoleProgress:
         elif total is not None:
             self.note(counted(total, "row") + (f", {done} done before" if done else ""))
 
-    def advance(self, rows: int = 1, tokens: int = 0) -> None:
+    def advance(self, rows: int = 1, tokens: int = 0, turns: int = 0) -> None:
         if self._total is None and not self._rows:
             self._began = self._said = time.monotonic()  # waiting for the first input is not work
         self._rows += rows
         self._tokens += tokens
+        self._turns += turns
         if time.monotonic() - self._told > _EVENT_INTERVAL:
             self._tell()
         if self._bar is not None:
@@ -92,7 +94,8 @@ class ConsoleProgress:
 
     def _work(self) -> Work:
         seconds = time.monotonic() - self._began
-        return Work(self._what, self._total, self._done, self._rows, self._tokens, seconds, self._rates())
+        done = (self._done, self._rows, self._tokens, seconds, self._rates(), self._turns)
+        return Work(self._what, self._total, *done)
 
     def _tell(self) -> None:
         self._told = time.monotonic()

@@ -99,6 +99,10 @@ class ShardFiller:
         """Return how many rows have been planned so far, those from before included."""
         return len(self._planned)
 
+    def summary(self) -> str | None:
+        """Return what a person should know of the rows that were made now, None where there is nothing."""
+        return None
+
     def fill(self, planned: Iterable[Trajectory]) -> None:
         """Generate the rows that are not there yet; shards from before are reported first."""
         if not self._announced:
@@ -108,12 +112,12 @@ class ShardFiller:
             for path in self._stage_dir.shards():
                 self._progress.result(path)
         self._begun = False
-        requests = self._requests(planned)
-        first = next(requests, None)
+        missing = self._missing(planned)
+        first = next(missing, None)
         if first is not None:
             self._load()
             self._begin()
-            self._generate(chain([first], requests))
+            self._generate(chain([first], missing))
         self._flush()
 
     def end_of_plan(self, keeps_others: bool = False) -> None:
@@ -125,14 +129,13 @@ class ShardFiller:
             check_strangers(self._stage_dir.path, len(self._unplanned))
         self._stage_dir.expect(len(self._planned) + len(self._unplanned))
 
-    def _requests(self, planned: Iterable[Trajectory]) -> Iterator[Request]:
-        """Yield the requests of missing rows; one that has ended or cannot be asked for goes to the shard at once."""
+    def _missing(self, planned: Iterable[Trajectory]) -> Iterator[Trajectory]:
+        """Yield the rows to make; one that has ended or cannot be asked for goes to the shard at once."""
         for row in planned:
             if not self._planned.add(row.trajectory_id) or self._unplanned.discard(row.trajectory_id):
                 continue
             if not self._has_ended(row):
-                self._open[row.trajectory_id] = row
-                yield self._request(row)
+                yield row
             else:
                 self._begin()
                 self._add(row, 0)
@@ -157,26 +160,38 @@ class ShardFiller:
                 self._stage_dir.expect(None)  # a count from before would make a growing set look finished
             self._progress.start(self._stage_dir.state().command, self._total, self.outcome.rows)
 
-    def _generate(self, requests: Iterable[Request]) -> None:
+    def _generate(self, rows: Iterable[Trajectory]) -> None:
         self._at_work_since = time.monotonic()
         try:
-            for completion in self._answers(requests):
-                row = self._finished(self._open.pop(completion.request_id), completion)
-                self._add(row, len(completion.token_ids or ()))
+            for row, tokens in self._made(rows):
+                self._add(row, tokens)
         finally:
             self.outcome.seconds += time.monotonic() - self._at_work_since
             self._at_work_since = None
 
+    def _made(self, rows: Iterable[Trajectory]) -> Iterator[tuple[Trajectory, int]]:
+        """Yield the finished row of each planned one, in any order, and the tokens generated for it."""
+        for completion in self._answers(map(self._asked, rows)):
+            row = self._finished(self._open.pop(completion.request_id), completion)
+            yield row, len(completion.token_ids or ())
+
+    def _asked(self, row: Trajectory) -> Request:
+        self._open[row.trajectory_id] = row
+        return self._request(row)
+
     def _add(self, row: Trajectory, tokens: int) -> None:
         self._buffer.append(row)
         self.outcome.generated += 1
-        self.outcome.tokens += tokens
-        self._progress.advance(1, tokens)
+        self._count(1, tokens)
         if (
             len(self._buffer) >= self._options.shard_rows
             or time.monotonic() - self._opened > 60 * self._options.shard_minutes
         ):
             self._flush()
+
+    def _count(self, rows: int, tokens: int, turns: int = 0) -> None:
+        self.outcome.tokens += tokens
+        self._progress.advance(rows, tokens, turns)
 
     def _flush(self) -> None:
         if self._buffer:
@@ -199,7 +214,7 @@ class ShardFiller:
     def _request(self, row: Trajectory) -> Request:
         return request_for(row, self._backend.max_length)
 
-    def _answers(self, requests: Iterable[Request]) -> Iterator[Completion]:
+    def _answers(self, requests: Iterable[Request | None]) -> Iterator[Completion]:
         return answered(requests, self._engine.generate, self._backend.tokenizer, self._progress.note)
 
     def _finished(self, row: Trajectory, completion: Completion) -> Trajectory:

@@ -300,16 +300,17 @@ def with_completion(row: Trajectory, completion: Completion, tokenizer: Tokenize
     )
 
 
-def preview(row: Trajectory, total: int, where: Path, is_most: bool = False) -> str:
+def preview(row: Trajectory, total: int, where: Path, is_most: bool = False, turns: int | None = None) -> str:
     """Return the text of --dry-run: the first prompt as the model sees it, and the rows that would be made.
 
-    With `is_most` the total is the most there can be.
+    With `is_most` the total is the most there can be; `turns` are the most turns of an episode.
     """
+    a_turn = f" in each of at most {counted(turns, 'turn')}" if turns else ""
     text = "\n\n".join(f"[{m['role']}]\n{m['content']}" for m in row.messages)
     return (
         f"first prompt ({_made_of(row)}):\n{text}\n\n"
         f"would make {'at most ' * is_most}{counted(total, 'row')} with {row.model} on {row.engine}, "
-        f"T {row.temperature:g}, top-p {row.top_p:g}, top-k {row.top_k}, at most {row.max_tokens} new tokens, in {where}"
+        f"T {row.temperature:g}, top-p {row.top_p:g}, top-k {row.top_k}, at most {row.max_tokens} new tokens{a_turn}, in {where}"
     )
 
 

@@ -25,8 +25,8 @@ class Progress(Protocol):
         """Begin a piece of work of `total` rows (None if unknown), of which `done` were finished earlier."""
         ...
 
-    def advance(self, rows: int = 1, tokens: int = 0) -> None:
-        """Count rows that are finished, with so many response tokens."""
+    def advance(self, rows: int = 1, tokens: int = 0, turns: int = 0) -> None:
+        """Count rows that are finished, so many response tokens, and turns of episodes."""
         ...
 
     def replicas(self, rates: Callable[[], Sequence[float]]) -> None:
@@ -55,7 +55,7 @@ class SilentProgress:
 
     def start(self, what: str, total: int | None, done: int = 0) -> None: ...
 
-    def advance(self, rows: int = 1, tokens: int = 0) -> None: ...
+    def advance(self, rows: int = 1, tokens: int = 0, turns: int = 0) -> None: ...
 
     def replicas(self, rates: Callable[[], Sequence[float]]) -> None: ...
 
@@ -82,8 +82,8 @@ class WithoutResults:
 class Work:
     """A piece of work: `before` of `total` rows (None if unknown) were finished earlier, and `rows` since its start.
 
-    `tokens` are the response tokens of these rows, `seconds` the time since the start, `replicas` the tokens a second
-    of each replica, where there are several.
+    `tokens` are the response tokens of these rows, `turns` those of episodes, `seconds` the time since the start,
+    `replicas` the tokens a second of each replica, where there are several.
     """
 
     what: str
@@ -93,15 +93,18 @@ class Work:
     tokens: int = 0
     seconds: float = 0.0
     replicas: Sequence[float] = ()
+    turns: int = 0
 
     @property
     def done(self) -> int:
         return self.before + self.rows
 
     def rate(self) -> str:
-        """Return rows and tokens a second in words."""
+        """Return rows, turns and tokens a second in words."""
         seconds = max(self.seconds, 1e-6)
         per_row = f"{self.rows / seconds:.1f} rows/s"
+        if self.turns:
+            per_row += f" · {self.turns / seconds:.1f} turns/s"
         return f"{per_row} · {self.tokens / seconds:.0f} tok/s{self._by_replica()}" if self.tokens else per_row
 
     def _by_replica(self) -> str:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from trd_cli.config.base import (
+    AboveZero,
     ArrayOptions,
     Config,
     InputOptions,
@@ -116,6 +117,10 @@ class EngineOptions(Config):
     )
 
 
+# The most new tokens of a response, and of a turn of an episode.
+_RESPONSE_TOKENS, TURN_TOKENS = 16384, 64
+
+
 class SamplingOptions(Config):
     temperature: NotNegative = option(0.6, "Sampling", "0 is greedy.")
     top_p: Annotated[float, Field(gt=0, le=1)] = option(
@@ -123,7 +128,7 @@ class SamplingOptions(Config):
     )
     top_k: NonNegative = option(20, "Sampling", "Keep this many of the likeliest tokens; 0: all.")
     max_tokens: Positive = option(
-        16384, "Sampling", "Most new tokens of a response; fewer where the model's context ends."
+        _RESPONSE_TOKENS, "Sampling", "Most new tokens of a response; fewer where the model's context ends."
     )
     seed: int = option(0, "Sampling", "Each row's seed is made from this one and from the row's identity.")
 
@@ -162,13 +167,23 @@ class PrefixOptions(Config):
         return self.cut is not None
 
 
-# Options of `trd sample` that go with one of its two inputs alone.
+class EpisodeOptions(Config):
+    max_turns: Positive = option(30, "Sampling", "Most turns of an episode.", counts_unset=False)
+    env_timeout: AboveZero = option(
+        60.0, "Engine", "Seconds that an environment has for a turn; more costs the episode.", rows=False
+    )
+    env_memory: AboveZero = option(4.0, "Engine", "GiB of memory that a process of environments may take.", rows=False)
+    env_workers: Positive | None = option(None, "Engine", "Processes of environments. Default: one a core.", rows=False)
+
+
+# Options of `trd sample` that go with some of its inputs alone.
 _OF_PROBLEMS = ("max_prompt_tokens", "max_reference_tokens", "round", *RenderOptions.model_fields)
 OF_SETS = (*SelectOptions.model_fields, *SetOptions.model_fields, *PrefixOptions.model_fields)
 
 
 class SampleConfig(
-    OutputOptions, ArrayOptions, EngineOptions, SamplingOptions, RenderOptions, PrefixOptions, SetOptions
+    *(OutputOptions, ArrayOptions, EngineOptions, SamplingOptions, RenderOptions),
+    *(PrefixOptions, EpisodeOptions, SetOptions),
 ):
     model: str = option(
         "smollm2-135m",
@@ -179,6 +194,13 @@ class SampleConfig(
     )
     problems: str | None = option(
         None, "Input", "Problem set: a Parquet file made by trd data.", flags=("--problems", "-p"), rows=False
+    )
+    env: str | None = option(
+        None,
+        "Input",
+        "Environment of episodes, in place of a problem set: NAME:KEY=VALUE,… as textworld:level=1,n=20,seed=0, textarena:Sudoku-v0 or scripted:n=8; MODULE:FUNCTION:… for your own.",
+        decides=True,
+        counts_unset=False,
     )
     from_sets: Texts = option(
         (),
@@ -208,12 +230,34 @@ class SampleConfig(
         None, "Input", "Leave out problems of that slice with a longer reference solution.", decides=True
     )
     round: NonNegative = option(0, "Input", "Number of the round; part of each row's identity.")
+    max_tokens: Positive | None = option(
+        None,
+        "Sampling",
+        f"Most new tokens of a response, or of a turn of an episode; fewer where the model's context ends. Default: {_RESPONSE_TOKENS}; with --env {TURN_TOKENS}.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or values.get("max_tokens") is not None:
+            return values
+        return values | {"max_tokens": _RESPONSE_TOKENS if values.get("env") is None else TURN_TOKENS}
+
+    def _implied(self) -> dict[str, Any]:
+        return {"max_tokens": _RESPONSE_TOKENS if self.env is None else TURN_TOKENS}
 
     @model_validator(mode="after")
     def _one_input(self) -> SampleConfig:
-        if (self.problems is None) == (not self.from_sets):
-            got = f"{flag('problems')} with --from" if self.from_sets else f"no {flag('problems')}"
-            raise InputError(got, "a problem set, or --from SET", "give one of the two")
+        inputs = {"problems": self.problems, "env": self.env, "from": self.from_sets}
+        given = [flag(name) for name, value in inputs.items() if value]
+        if len(given) != 1:
+            got = " with ".join(given) or f"no {flag('problems')}"
+            raise InputError(got, "a problem set, --env SPEC or --from SET", "give one of the three")
+        for name in EpisodeOptions.model_fields if self.env is None else ():
+            if getattr(self, name) != type(self).model_fields[name].get_default():
+                raise InputError(
+                    f"{flag(name)} without {flag('env')}", f"{flag(name)} only for episodes", f"leave {flag(name)} out"
+                )
         if self.from_sets and self.prefix is None:
             raise InputError(
                 f"--from without {flag('prefix')}", "where its responses are cut", f"add {flag('prefix')} 0.5"
@@ -260,6 +304,15 @@ class RelayOptions(Config):
     )
 
 
+class ReplayOptions(EpisodeOptions):
+    replays: Positive = option(
+        3,
+        "Model",
+        "Of episodes: most lists of commands that the teacher writes for one. Each goes on from where the last was refused, met another reply than expected, or ended.",
+        counts_unset=False,
+    )
+
+
 # Options of `trd refine` that one mode alone reads.
 _OF_MODES = {"continue": PrefixOptions, "relay": RelayOptions}
 
@@ -274,6 +327,7 @@ class RefineConfig(
     RenderOptions,
     PrefixOptions,
     RelayOptions,
+    ReplayOptions,
 ):
     setting: Literal["opd", "opsd"] = option(
         ..., "Model", "opd: a stronger --teacher sees problem and attempt. opsd: the student sees the reference too."
@@ -281,7 +335,7 @@ class RefineConfig(
     mode: Literal["rewrite", "continue", "relay"] = option(
         "rewrite",
         "Model",
-        f"rewrite: the teacher reads the attempt and writes y_r anew. continue: it does not read the rest, but goes on itself from a --prefix of the attempt (default: {DEFAULT_PREFIX}). relay: it takes over where it would turn back and the student would not, for a leg, and the student goes on.",
+        f"rewrite: the teacher reads the attempt and writes y_r anew; of an episode its commands are replayed. continue: it does not read the rest, but goes on itself from a --prefix of the attempt (default: {DEFAULT_PREFIX}). relay: it takes over where it would turn back and the student would not, for a leg, and the student goes on.",
         counts_unset=False,
     )
     teacher: str | None = option(

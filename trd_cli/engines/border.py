@@ -31,8 +31,8 @@ class Malformed(ValueError):
 
 
 def answered(
-    requests: Iterable[Request],
-    generate: Callable[[Iterable[Request]], Iterable[Completion]],
+    requests: Iterable[Request | None],
+    generate: Callable[[Iterable[Request | None]], Iterable[Completion]],
     tokenizer: Tokenizer,
     note: Callable[[str], None],
 ) -> Iterator[Completion]:
@@ -43,20 +43,21 @@ def answered(
 
 
 def matched(
-    requests: Iterable[Request],
-    generate: Callable[[Iterable[Request]], Iterable[Completion]],
+    requests: Iterable[Request | None],
+    generate: Callable[[Iterable[Request | None]], Iterable[Completion]],
     note: Callable[[str], None],
 ) -> Iterator[Completion]:
-    """Yield exactly one completion for each request, as the engine gave it.
+    """Yield exactly one completion for each request, as the engine gave it. None is no request, see `Engine.generate`.
 
     `generate` is the engine's: it takes requests as it has room for them. A request that the engine leaves unanswered
     ends as an error. A completion that answers no open request is left out, and `note` reports how many there were.
     """
     waiting: dict[str, None] = {}
 
-    def taken() -> Iterator[Request]:
+    def taken() -> Iterator[Request | None]:
         for request in requests:
-            waiting[request.request_id] = None
+            if request is not None:
+                waiting[request.request_id] = None
             yield request
 
     asked = taken()
@@ -70,7 +71,7 @@ def matched(
         yield completion
     if strangers:
         note(f"left out {strangers} answers of the engine that belong to no open request")
-    for identity in chain(list(waiting), (request.request_id for request in asked)):
+    for identity in chain(list(waiting), (request.request_id for request in asked if request is not None)):
         yield Completion(identity, error="the engine ended without an answer to this request")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 
 from trd_cli.adapter_files import is_adapter_alone
-from trd_cli.config.generating import EngineName, EngineOptions, PrefixOptions
+from trd_cli.config.generating import EngineName, EngineOptions, PrefixOptions, RefineConfig
 from trd_cli.engines.base import Engine
 from trd_cli.errors import EngineError, InputError, flag
 from trd_cli.models import SCRIPTED, ModelRef
@@ -42,10 +42,12 @@ _LOGPROBS_MODE = "raw_logprobs"
 def choose_engine(options: EngineOptions, model_name: str) -> EngineName:
     """Return the engine that `--engine` means on this machine; `auto` is vllm if it is installed and there is a GPU.
 
-    Otherwise `auto` is transformers.
+    Otherwise `auto` is transformers. In a refinement the scripted engine may write in the tokens of a real model, as
+    the oracle of episodes.
     """
     if options.engine != "auto":
-        if (options.engine == SCRIPTED) != (model_name == SCRIPTED):
+        in_tokens_of_another = options.engine == SCRIPTED and isinstance(options, RefineConfig)
+        if (options.engine == SCRIPTED) != (model_name == SCRIPTED) and not in_tokens_of_another:
             raise EngineError(
                 f"{flag('engine')} {options.engine} with {flag('model')} {model_name}",
                 "scripted for both or for neither",

@@ -1,9 +1,11 @@
 """A deterministic engine without a model, for tests, dry runs and first tries of the commands.
 
-A reply depends on the request's seed alone. Arguments (`--engine-arg`): `accuracy` share of replies that give the
-reference answer (0.5); `delay` seconds a reply takes (0); `length` filler words (8); `faults` share of requests that
-fail (0); `crash_after` replies after which the engine itself fails (never); `dies_on` a reference answer whose requests
-kill the engine's process (none); `log` a file that gets a line with the id of each request as its reply is made (none).
+A reply depends on the request's seed alone. In a turn of an episode the right reply is the next command of the
+environment's oracle, in its refinement all of them. Arguments (`--engine-arg`): `accuracy` share of replies that give
+the reference answer (0.5); `delay` seconds a reply takes (0); `length` filler words (8); `faults` share of requests
+that fail (0); `crash_after` replies after which the engine itself fails (never); `dies_on` a reference answer whose
+requests kill the engine's process (none); `log` a file that gets a line with the id of each request as its reply is
+made (none).
 """
 
 from __future__ import annotations
@@ -103,12 +105,31 @@ class ScriptedEngine:
         if chance.random() < self._script.faults:
             return Completion(request.request_id, error="scripted fault")
         right = chance.random() < self._script.accuracy
-        text = " ".join(chance.choices(_WORDS, k=self._script.length)) + "\n" + self._ending(request, right, chance)
+        write = {"turn": self._turn, "commands": self._commands}.get(request.hints.get("wanted", ""), self._text)
+        text = write(request, right, chance)
         ids = [*self._tokenizer.encode(text), self._tokenizer.end_of_turn_id]
         cut = len(ids) > request.sampling.max_tokens
         ids = ids[: request.sampling.max_tokens]
         logprobs = [-chance.random() for _ in ids]
         return Completion(request.request_id, self._tokenizer.decode(ids), ids, logprobs, "length" if cut else "stop")
+
+    @staticmethod
+    def _turn(request: Request, right: bool, chance: random.Random) -> str:
+        """Return the next command of the oracle, or a word that is none."""
+        command, _, _ = request.hints["oracle"].partition("\n")
+        return command if right and command else chance.choice(_WORDS)
+
+    @staticmethod
+    def _commands(request: Request, right: bool, chance: random.Random) -> str:
+        """Return the commands of the oracle, or some of them and a word that is none."""
+        commands = request.hints.get("oracle", "").split("\n")
+        if right:
+            return "\n".join(commands)
+        return "\n".join([*commands[: chance.randrange(len(commands))], chance.choice(_WORDS)])
+
+    def _text(self, request: Request, right: bool, chance: random.Random) -> str:
+        filler = " ".join(chance.choices(_WORDS, k=self._script.length))
+        return f"{filler}\n{self._ending(request, right, chance)}"
 
     @staticmethod
     def _ending(request: Request, right: bool, chance: random.Random) -> str:

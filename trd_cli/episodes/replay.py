@@ -24,7 +24,18 @@ from trd_cli.planned import row_seed
 from trd_cli.prompting.rendering import Rendering, room_for_response
 from trd_cli.prompting.templates import Template
 from trd_cli.prompting.tokens import Tokenizer
-from trd_cli.records import EPISODE, Completion, Request, Sampling, StopReason, Trajectory, Turn
+from trd_cli.records import (
+    EPISODE,
+    Completion,
+    Message,
+    Request,
+    Sampling,
+    StopReason,
+    Trajectory,
+    Turn,
+    content_hash,
+    well_formed,
+)
 from trd_cli.worlds.base import Observation
 
 _ENDED = "The commands ended, and the goal is not reached."
@@ -50,6 +61,29 @@ class Teacher:
     max_turns: int
     max_length: int
     is_led: bool = False
+
+
+class Replays:
+    """Plan refined episodes and play them. It keeps what a planned row does not have until the row is played."""
+
+    def __init__(self, teacher: Teacher, students: Rendering) -> None:
+        """`students` is the rendering of the rollouts."""
+        self._teacher, self._students = teacher, students
+        self._asked: dict[str, Sequence[Message]] = {}
+
+    def identity(self) -> dict[str, str]:
+        return {"again": self._teacher.again.sha256}
+
+    def planned(self, row: Trajectory, rollout: Trajectory) -> Trajectory:
+        """Return a planned row of the rollout as one of an episode; rows of other limits are others."""
+        name = content_hash([row.trajectory_id, self._teacher.replays, self._teacher.max_turns])
+        if row.error is None:
+            self._asked[name] = rollout.messages
+        return replace(row, trajectory_id=name, seed=row_seed(name), environment=rollout.environment)
+
+    def play(self, row: Trajectory) -> Play:
+        messages, ids = self._asked.pop(row.trajectory_id), row.student_prompt_token_ids
+        return replay(row, self._teacher, lambda: Conversation(self._teacher.tokenizer, self._students, messages, ids))
 
 
 @dataclass(slots=True)
@@ -129,7 +163,7 @@ def _take(
             return _LOST
         if not game.seen.valid:
             return _REFUSED
-        if not command.is_met_by(game.seen.text):
+        if not command.is_met_by(game.turns[-1].observation):
             return _UNEXPECTED.format(command.expected)
     if len(game.turns) >= teacher.max_turns:
         return "turns"
@@ -139,7 +173,7 @@ def _take(
 def _act(action: str, game: _Game, seed: int | None) -> Generator[Move, Any, None]:
     game.conversation.act(action, action, role="teacher", seed=seed)
     game.seen = yield Step(action)
-    game.conversation.observe(game.seen.text, game.seen.valid)
+    game.conversation.observe(well_formed(game.seen.text), game.seen.valid)
 
 
 def _again(turns: Sequence[Turn], conversation: Conversation) -> Generator[Move, Any, _Game]:

@@ -1,4 +1,4 @@
-"""avg@k, pass@k and maj@k of one model over questions, with 95 % intervals.
+"""avg@k, pass@k and maj@k of one model over questions, and means of other figures, with 95 % intervals.
 
 Axes: Q questions, K samples of each. `correct_QK` holds 1.0 for correct, 0.0 for incorrect, and NaN for a sample
 without a verdict (error, timeout), which enters no score.
@@ -13,7 +13,7 @@ from math import comb, sqrt
 
 import numpy as np
 
-from trd_cli.evaluation.intervals import mean_and_stderr, mean_intervals
+from trd_cli.evaluation.intervals import mean_and_stderr, mean_intervals, t_interval
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,20 @@ def majority_chances(own: int, others: tuple[int, ...], unanswered: int) -> np.n
     return chances
 
 
-def _estimate(scores_Q: np.ndarray, variances_Q: np.ndarray, graded_Q: np.ndarray) -> Estimate:
+def mean_of(values_QK: np.ndarray, *, are_shares: bool) -> Estimate:
+    """Return the mean over questions of each one's mean value; NaN is a sample without a value.
+
+    The interval is that of scores for shares, which lie in [0, 1], and Student's for figures without such bounds.
+    """
+    known_Q = (~np.isnan(values_QK)).sum(axis=1)
+    none_Q = np.full(len(values_QK), np.nan)
+    mean_Q = np.divide(np.nansum(values_QK, axis=1), known_Q, out=none_Q.copy(), where=known_Q > 0)
+    squares_Q = np.nansum((values_QK - mean_Q[:, None]) ** 2, axis=1)
+    variance_Q = np.divide(squares_Q, (known_Q - 1) * known_Q, out=none_Q, where=known_Q > 1)
+    return _estimate(mean_Q, variance_Q, known_Q, are_shares)
+
+
+def _estimate(scores_Q: np.ndarray, variances_Q: np.ndarray, graded_Q: np.ndarray, are_shares: bool = True) -> Estimate:
     """Return the estimate over the questions that have a score; `variances_Q` are the v_q of `Estimate`."""
     scored_Q = ~np.isnan(scores_Q)
     questions = int(scored_Q.sum())
@@ -157,7 +170,10 @@ def _estimate(scores_Q: np.ndarray, variances_Q: np.ndarray, graded_Q: np.ndarra
     # Sorted, so that the order of the questions does not choose the resamples.
     scores_Q1 = np.sort(scores_Q[scored_Q])[:, None]
     mean, stderr = mean_and_stderr(scores_Q1)
-    low, high = mean_intervals(scores_Q1, graded_Q[scored_Q].sum(keepdims=True))
+    if are_shares:
+        low, high = mean_intervals(scores_Q1, graded_Q[scored_Q].sum(keepdims=True))
+    else:
+        low, high = t_interval(mean, ((scores_Q1 - mean) ** 2).sum(axis=0), np.array([questions]))
     known = variances_Q[scored_Q & ~np.isnan(variances_Q)]
     within = sqrt(float(known.mean()) / questions) if len(known) else float("nan")
     return Estimate(float(mean[0]), float(low[0]), float(high[0]), float(stderr[0]), within, questions)

@@ -17,7 +17,9 @@ graders' equivalence classes, so scoring again gives the same bytes.
                                                                         "base_pass@j", by the original tests alone
       verdicts: {correct, incorrect, error, timeout}                    counts of samples
       truncated, no_answer, unclosed_thinking, error, timeout           shares of samples
-      tokens: {total, mean, median}                                     of the responses
+      tokens: {total, mean, median}                                     of the responses, those that the model wrote
+      episodes: {reward, invalid_actions (share), turns: {value, low, …}, stop_reasons: {solved, failed, turns, tokens}}
+                                                                        of a benchmark of episodes alone
       questions: {problem id: [correct, graded]}                        in the benchmark's order
       samples: {problem id: "10.1"}     in the order of sampling: 1 correct, 0 incorrect, . no verdict (error, timeout)
     }}
@@ -33,7 +35,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -41,17 +43,19 @@ import pyarrow.compute as pc
 
 from trd_cli import __version__
 from trd_cli.errors import DamagedFile, InputError
-from trd_cli.evaluation.metrics import Estimate, avg_at_k, maj_at_k, pass_at_k
+from trd_cli.evaluation.metrics import Estimate, avg_at_k, maj_at_k, mean_of, pass_at_k
 from trd_cli.evaluation.samples import first_samples
 from trd_cli.graders.base import NO_ANSWER
 from trd_cli.graders.evalplus import BASE_PASSED
 from trd_cli.graders.evalplus import NAME as EVALPLUS
-from trd_cli.records import is_intact, with_checksum
+from trd_cli.records import EPISODE, StopReason, is_intact, with_checksum
 from trd_cli.trajectories.run_json import Asked
 
 FORMAT = "trd-results-1"
 FILE = "results.json"
 VERDICTS = ("correct", "incorrect", "error", "timeout")
+# Figures of episodes by their names in results.json, with their columns in `read_samples`'s table.
+FIGURES = {"reward": "episode_reward", "invalid_actions": "invalid_actions", "turns": "turns"}
 _MARK = {"correct": b"1", "incorrect": b"0"}
 _VALUE = {"1": 1.0, "0": 0.0, ".": math.nan}
 
@@ -106,9 +110,20 @@ def _benchmark(asked: Asked, rows: pa.Table, k: int, classes_QK: np.ndarray | No
         "error": counts["error"] / len(rows),
         "timeout": counts["timeout"] / len(rows),
         "tokens": _lengths(rows["tokens"].drop_null().to_numpy()),
+        **({"episodes": _episodes(rows, k)} if asked.task == EPISODE else {}),
         "questions": {name: [mark.count("1"), len(mark) - mark.count(".")] for name, mark in marks.items()},
         "samples": marks,
     }
+
+
+def _episodes(rows: pa.Table, k: int) -> dict[str, Any]:
+    """Return the figures of a benchmark of episodes, and how many ended for each reason; errors have no figures."""
+    figures = {}
+    for name, column in FIGURES.items():
+        values_QK = rows[column].to_numpy().astype(np.float64).reshape(-1, k)
+        figures[name] = json_ready(asdict(mean_of(values_QK, are_shares=name == "invalid_actions")))
+    ends = {reason: _count(pc.equal(rows["stop_reason"], reason)) for reason in get_args(StopReason)}
+    return {**figures, "stop_reasons": ends}
 
 
 def _count(mask: pa.ChunkedArray) -> int:

@@ -14,31 +14,37 @@ import pyarrow.compute as pc
 
 from trd_cli.graders.answers import thinking_is_open
 from trd_cli.graders.thinking import Prompts, tails
+from trd_cli.trajectories.episode_columns import OF_LENGTH, turn_counts, written_tokens
 from trd_cli.trajectories.run_json import Asked
 from trd_cli.trajectories.shards import read_table
 
 _REPEATED = (
     *("source", "problem_id", "model", "model_revision", "engine", "engine_version", "prompt_sha256"),
-    *("finish_reason", "verdict", "grader", "grader_version", "verdict_detail"),
+    *("finish_reason", "verdict", "grader", "grader_version", "verdict_detail", "stop_reason"),
 )
-_COLUMNS = (*_REPEATED, "sample_index", "extracted_answer")
+_COLUMNS = (*_REPEATED, "sample_index", "extracted_answer", "episode_reward")
 # Columns that tell whether a response ends inside its thinking block.
 _THOUGHT = ("model", "response", "ids_exact", "finish_reason")
+# Columns that are read to be counted.
+_COUNTED = ("response", "prompt_token_ids", "ids_exact", "turns", *OF_LENGTH)
 _ROWS_AT_ONCE = 32
 
 
 def read_samples(shards: Iterable[Path]) -> pa.Table:
     """Return a row for each sample of an evaluation.
 
-    Its columns are those of the shards that scoring reads, `tokens` (of the response, null without one) and
-    `open_thinking`.
+    Its columns are those of the shards that scoring reads, `tokens` (those of the response that the model wrote, null
+    without one), `open_thinking`, and of episodes `turns` and `invalid_actions`, the share of its actions.
     """
     prompts = Prompts()
     found = []
     for path in shards:
-        table = read_table(path, [*_COLUMNS, "response", "response_token_ids", "prompt_token_ids", "ids_exact"])
+        table = read_table(path, [*_COLUMNS, *_COUNTED])
         columns = {name: table[name].dictionary_encode() if name in _REPEATED else table[name] for name in _COLUMNS}
-        columns["tokens"] = pc.list_value_length(table["response_token_ids"])
+        columns["tokens"] = written_tokens(table)
+        columns["turns"], taken, invalid = turn_counts(table["turns"])
+        # 0 / 0 is NaN, which the figures leave out.
+        columns["invalid_actions"] = pc.divide(invalid.cast(pa.float64()), taken.cast(pa.float64()))
         columns["open_thinking"] = pa.array(_open_thinking(table, prompts), pa.bool_())
         found.append(pa.table(columns))
     return pa.concat_tables(found).unify_dictionaries().combine_chunks()
@@ -47,7 +53,12 @@ def read_samples(shards: Iterable[Path]) -> pa.Table:
 def _open_thinking(table: pa.Table, prompts: Prompts) -> Iterator[bool]:
     for batch in table.to_batches(max_chunksize=_ROWS_AT_ONCE):
         columns = (batch[name].to_pylist() for name in _THOUGHT)
-        for model, text, exact, finish_reason, tail in zip(*columns, tails(batch["prompt_token_ids"]), strict=True):
+        are_episodes = batch["turns"].is_valid().to_pylist()
+        ends = tails(batch["prompt_token_ids"])
+        for is_episode, model, text, exact, finish_reason, tail in zip(are_episodes, *columns, ends, strict=True):
+            if is_episode:  # its text is what it did, without its thinking
+                yield False
+                continue
             opens = prompts.open_thinking(model, tail, text or "", exact, finish_reason)
             yield thinking_is_open(text or "", opens)
 

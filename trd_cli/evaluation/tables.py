@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 KINDS = ("avg", "pass", "maj", "base_avg", "base_pass")
@@ -19,6 +19,8 @@ _SHARES = {
     "error": "error",
     "timeout": "timeout",
 }
+# Figures of episodes.
+_LABELS = {"reward": "reward", "invalid_actions": "actions not valid", "turns": "turns"}
 NOTHING = "–"
 
 
@@ -36,6 +38,28 @@ def shares(bench: Mapping[str, Any]) -> str:
     told = ", ".join(f"{label} {bench[key]:.1%}" for key, label in _SHARES.items() if key not in bench["verdicts"])
     tokens = bench["tokens"]
     return f"{counts}; {told}; {tokens['mean']:.0f} tokens a response, median {tokens['median']:g}"
+
+
+def episodes(bench: Mapping[str, Any]) -> str:
+    """Return one line on the figures of a benchmark of episodes, with intervals, and on how they ended."""
+    figures = (f"{_LABELS[name]} {shown} ({between})" for name, shown, between in _figures(bench))
+    return f"{', '.join(figures)}; {_stop_reasons(bench)}"
+
+
+def _figures(bench: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Yield the name, the value and the interval of each figure of a benchmark of episodes."""
+    for name in _LABELS:
+        estimate = bench["episodes"][name]
+        if name == "invalid_actions":
+            yield name, percent(estimate["value"]), interval(estimate)
+        else:
+            values = (NOTHING if estimate[key] is None else f"{estimate[key]:.2f}" for key in ("value", "low", "high"))
+            value, low, high = values
+            yield name, value, NOTHING if low == NOTHING else f"{low} – {high}"
+
+
+def _stop_reasons(bench: Mapping[str, Any]) -> str:
+    return ", ".join(f"{count} {reason}" for reason, count in bench["episodes"]["stop_reasons"].items())
 
 
 def percent(value: float | None) -> str:
@@ -72,13 +96,18 @@ def csv_text(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 
 def results_csv(results: Mapping[str, Any]) -> str:
-    """Return one line a benchmark and score, for every k, with plain numbers."""
+    """Return one line a benchmark and score, for every k, and one a figure of episodes, with plain numbers."""
     rows = (
         [name, *score.split("@"), *(estimate[key] for key in _ESTIMATE)]
         for name, bench in results["benchmarks"].items()
-        for score, estimate in bench["scores"].items()
+        for score, estimate in (*bench["scores"].items(), *_estimates_of_episodes(bench, results["k"]))
     )
     return csv_text(("benchmark", "score", "k", *_ESTIMATE), rows)
+
+
+def _estimates_of_episodes(bench: Mapping[str, Any], k: int) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    if "episodes" in bench:
+        yield from ((f"{name}@{k}", bench["episodes"][name]) for name in _LABELS)
 
 
 def results_markdown(results: Mapping[str, Any]) -> str:
@@ -107,12 +136,25 @@ def results_markdown(results: Mapping[str, Any]) -> str:
             ("benchmark", "score", "value", "interval", "standard error", "sampling noise", "questions"), scores
         ),
         markdown_table(("benchmark", *_SHARES.values(), "tokens, mean", "tokens, median"), ends),
+        *_table_of_episodes(benchmarks),
         markdown_table(
             ("benchmark", "questions from", "SHA-256", "sampling", "grader"),
             ([name, *_origin(bench)] for name, bench in benchmarks.items()),
         ),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _table_of_episodes(benchmarks: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the table of the figures of episodes where a benchmark has them."""
+    columns = [part for label in _LABELS.values() for part in (label, "interval")]
+    rows = [
+        [name, *(part for _, *parts in _figures(bench) for part in parts), _stop_reasons(bench)]
+        for name, bench in benchmarks.items()
+        if "episodes" in bench
+    ]
+    if rows:
+        yield markdown_table(("benchmark", *columns, "ended"), rows)
 
 
 def _told(bench: Mapping[str, Any], k: int) -> list[str]:

@@ -58,12 +58,12 @@ class Spread:
 class NodeCost:
     """Rows, tokens, time and memory that a node of the run's graph took.
 
-    `tokens` are response tokens: generated, or for distill trained on, every epoch counted. `seconds` is wall time; for
-    an interrupted stage it covers the recorded invocations. `tokens_per_second` is over the time of the stage itself,
-    without starting the process. `at_work` are the seconds of that time: the wall time without loading, starting and
-    saving; unknown for verify. `peak_bytes` is resident memory of the host, for distill on a GPU the allocator's peak
-    if that is more. The GPU memory of sample, refine and eval is unknown. `devices` are named where the machine has
-    several. `warm` is True for a stage that ran in a worker which had run another before.
+    `tokens` are response tokens that models wrote: generated, or for distill trained on, every epoch counted. `seconds`
+    is wall time; for an interrupted stage it covers the recorded invocations. `tokens_per_second` is over the time of
+    the stage itself, without starting the process. `at_work` are the seconds of that time: the wall time without
+    loading, starting and saving; unknown for verify. `peak_bytes` is resident memory of the host, for distill on a GPU
+    the allocator's peak if that is more. The GPU memory of sample, refine and eval is unknown. `devices` are named
+    where the machine has several. `warm` is True for a stage that ran in a worker which had run another before.
     """
 
     name: str

@@ -14,6 +14,7 @@ from trd_cli.report.layouts import Session, Step
 from trd_cli.report.run_directory import Node, Run
 from trd_cli.training import LOG
 from trd_cli.training.tenths import TENTHS
+from trd_cli.trajectories.episode_columns import OF_LENGTH, written_tokens
 from trd_cli.trajectories.run_json import About, read_run_json
 from trd_cli.trajectories.shards import PROBLEM_SCHEMA, read_table, shard_info
 from trd_cli.trajectories.stage_dir import SESSIONS
@@ -54,7 +55,7 @@ def _sum(numbers: Iterable[float]) -> float | None:
 
 
 def _in_shards(node: Node) -> tuple[int | None, int | None]:
-    """Return rows and response tokens. A verify node has the rows that it graded, and no tokens."""
+    """Return rows and response tokens that models wrote. A verify node has the rows that it graded, and no tokens."""
     shards = node.shards()
     if not shards:
         problems = node.path / PROBLEMS_FILE
@@ -62,7 +63,7 @@ def _in_shards(node: Node) -> tuple[int | None, int | None]:
     rows = sum(shard_info(path).rows for path in shards)
     if node.stage == "verify":
         return rows, None
-    lengths = (pc.list_value_length(read_table(path, ["response_token_ids"])["response_token_ids"]) for path in shards)
+    lengths = (written_tokens(read_table(path, list(OF_LENGTH))) for path in shards)
     return rows, sum(pc.sum(each).as_py() or 0 for each in lengths)
 
 

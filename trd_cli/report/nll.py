@@ -6,8 +6,8 @@ Probabilities are at temperature 1, in float32 on a CPU and bfloat16 elsewhere.
 Rows are chosen by their ids alone. Texts and token ids are read for little more than the N rows to score; of all other
 rows at most one shard's columns are in memory at a time.
 
-Not covered: rows without a reference solution, rows with a text that does not fit the model beside the problem, and
-rows with a token id that the model has no embedding for.
+Not covered: episodes, rows without a reference solution, rows with a text that does not fit the model beside the
+problem, and rows with a token id that the model has no embedding for.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from trd_cli.losses import CHUNK
 from trd_cli.models import ModelRef, moved
 from trd_cli.progress import Progress
 from trd_cli.prompting.tokens import Tokenizer
+from trd_cli.records import EPISODE
 from trd_cli.report.data import Nll, SetRef
 from trd_cli.training.batches import Example, collate, split_step
 from trd_cli.training.model import head_of, load, response_states
@@ -104,11 +105,15 @@ def _candidates(refined: SetRef) -> pa.Table:
 
 
 def _ids(directory: Path, names: list[str], text: str | None = None) -> pa.Table:
-    """Return the columns `names` of ids, for the rows that have a response and, if asked for, another text."""
+    """Return the columns `names` of ids, for the rows that have a response and, if asked for, another text.
+
+    Episodes are left out.
+    """
     found = [pa.table({name: pa.array([], pa.string()) for name in names})]
     for path in list_shards(directory):
-        table = read_table(path, [*names, "response_token_ids", *([text] if text else [])])
+        table = read_table(path, [*names, "task", "response_token_ids", *([text] if text else [])])
         there = pc.greater(pc.list_value_length(table["response_token_ids"]), 0)
+        there = pc.and_(there, pc.not_equal(table["task"], EPISODE))
         if text:
             there = pc.and_(there, pc.greater(pc.binary_length(table[text]), 0))
         # `filter` drops rows with a null, too.

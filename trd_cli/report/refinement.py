@@ -6,6 +6,9 @@ more of them, the refined rows are gone through once for each such part, each ro
 Edit distance is Levenshtein's (insertions, deletions and substitutions of a token cost 1 each) by RapidFuzz, which
 works on 64 cells of the table at once and on all cores: two sequences of 16,384 unrelated tokens took 0.07 s on one.
 A moved passage costs its deletion and its insertion.
+
+Of an episode, lengths and edits are of the tokens that the models wrote. Its commands are to be those of the reference,
+so it is not searched for leaks.
 """
 
 from __future__ import annotations
@@ -22,14 +25,15 @@ from rapidfuzz.distance import Levenshtein
 from rapidfuzz.process import cpdist
 
 from trd_cli.datasets.ngrams import SIZES
-from trd_cli.records import author_of_kind
+from trd_cli.records import AUTHORS, EPISODE, MODELS, author_of_kind
 from trd_cli.report.data import UNVERIFIED, Leaks, Nll, Refinement, Spread
 from trd_cli.report.leaks import copied_ngrams, talk_of_reference
 from trd_cli.trajectories.shards import read_table
 
 OF_STUDENT = "y_o"
 OF_REFINER = "y_r, refiner"
-_REFINED = ("verdict", "response", "response_token_ids", "logprobs", "author", "problem", "reference_solution")
+_REFINED = ("verdict", "response", "response_token_ids", "logprobs", "author", "task", "problem", "reference_solution")
+_MODELS = [AUTHORS.index(author) for author in MODELS]
 _STUDENT, _TEACHER = author_of_kind("rollout"), author_of_kind("refined")
 # Token ids become Python's numbers to be compared, which take nine times the memory.
 _ROWS_AT_ONCE = 64
@@ -37,7 +41,7 @@ _ROWS_AT_ONCE = 64
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """The columns of a y_o that the figures need; `nll` as `_nll` returns it."""
+    """The columns of a y_o that the figures need; `token_ids` as `_written` returns them, `nll` as `_nll` does."""
 
     verdict: str | None
     response: str | None
@@ -49,10 +53,10 @@ class _Rollouts:
     """Hold the rollouts of some shards as columns, to find by their ids. Texts are held only if `texts` is set."""
 
     def __init__(self, shards: Iterable[Path], texts: bool) -> None:
-        names = ["trajectory_id", "verdict", "response_token_ids", *(["response"] if texts else [])]
+        names = ["trajectory_id", "verdict", "response_token_ids", "author", *(["response"] if texts else [])]
         tables, nll = [], []
         for path in shards:
-            table = read_table(path, [*names, "logprobs", "author"])
+            table = read_table(path, [*names, "logprobs"])
             cells = zip(table["logprobs"], table["author"], strict=True)
             nll += [_nll(_array(logprobs), _array(author), _STUDENT) or (np.nan, 0) for logprobs, author in cells]
             tables.append(table.select(names))
@@ -72,10 +76,11 @@ class _Rollouts:
         return np.where(self._ids[place] == wanted, self._order[place], -1).tolist()
 
     def __getitem__(self, place: int) -> Rollout:
-        verdict, ids = (self._columns[name][place] for name in ("verdict", "response_token_ids"))
+        verdict, ids, author = (self._columns[name][place] for name in ("verdict", "response_token_ids", "author"))
         response = self._columns["response"][place].as_py() if "response" in self._columns else None
         nats, tokens = self._nll[place].tolist()
-        return Rollout(verdict.as_py(), response, _array(ids), None if np.isnan(nats) else (nats, int(tokens)))
+        written = _written(_array(ids), _array(author))
+        return Rollout(verdict.as_py(), response, written, None if np.isnan(nats) else (nats, int(tokens)))
 
 
 @dataclass
@@ -148,12 +153,12 @@ def _add_shard(sums: _Sums, table: pa.Table, rollouts: _Rollouts, places: Sequen
 
 def _add_rows(sums: _Sums, rows: pa.RecordBatch, rollouts: _Rollouts, places: Sequence[int], leaks: bool) -> None:
     pairs: list[tuple[list[int], list[int]]] = []
-    for place, verdict, response, token_ids, logprobs, author, problem, reference in zip(
+    for place, verdict, response, ids, logprobs, author, task, problem, reference in zip(
         places, *_columns(rows, _REFINED), strict=True
     ):
         if place < 0:
             continue
-        before = rollouts[place]
+        before, token_ids = rollouts[place], _written(ids, author)
         sums.rows += 1
         sums.matrix[before.verdict or UNVERIFIED, verdict or UNVERIFIED] += 1
         if token_ids is None or before.token_ids is None:
@@ -162,7 +167,7 @@ def _add_rows(sums: _Sums, rows: pa.RecordBatch, rollouts: _Rollouts, places: Se
         pairs.append((before.token_ids.tolist(), token_ids.tolist()))
         _add_nll(sums.nll[OF_STUDENT], before.nll)
         _add_nll(sums.nll[OF_REFINER], _nll(logprobs, author, _TEACHER))
-        if leaks and reference:
+        if leaks and reference and task != EPISODE:
             _add_leaks(sums, response or "", before.response or "", problem, reference)
     sums.lengths["y_o"].extend(len(one) for one, _ in pairs)
     sums.lengths["y_r"].extend(len(other) for _, other in pairs)
@@ -206,6 +211,11 @@ def _columns(rows: pa.RecordBatch, names: Sequence[str]) -> list[list]:
 
 def _array(cell: pa.ListScalar) -> np.ndarray | None:
     return cell.values.to_numpy() if cell.is_valid else None
+
+
+def _written(token_ids: np.ndarray | None, author: np.ndarray | None) -> np.ndarray | None:
+    """Return the response tokens that a model wrote."""
+    return token_ids if token_ids is None or author is None else token_ids[np.isin(author, _MODELS)]
 
 
 def _encoded(names: pa.ChunkedArray) -> np.ndarray:

@@ -228,7 +228,8 @@ def _changes(data: ReportData) -> Table:
         rows += [(r.node, name, *_spread(spread, name)) for name, spread in figures.items() if spread]
     note = (
         "Over the rows in which y_o and y_r both have a response. The edit distance is Levenshtein over tokens, divided by the longer of "
-        "the two; the common prefix is how much of y_o's tokens y_r begins with. Quantiles are interpolated linearly."
+        "the two; the common prefix is how much of y_o's tokens y_r begins with. Of an episode, tokens are those that the models wrote. "
+        "Quantiles are interpolated linearly."
     )
     title, words = "Changes by the teacher", ("refined set", "figure")
     return table_of("refinement-changes", title, words, ("rows", *_QUANTILES), rows, note)
@@ -336,7 +337,7 @@ def _cost(data: ReportData) -> Table:
     ]
     numbers = ("rows", "tokens", "seconds", "tokens/s", "peak memory, GiB")
     note = (
-        "Tokens are response tokens: generated, or for distill trained on in all epochs. Seconds are wall time with the start of the process, "
+        "Tokens are those of responses that models wrote: generated, or for distill trained on in all epochs. Seconds are wall time with the start of the process, "
         "tokens/s are without it. Peak memory is the host's, resident; for distill on a GPU it is the allocator's peak if that is more. The "
         "GPU memory of sample, refine and eval is not included."
     )

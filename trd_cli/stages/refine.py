@@ -3,38 +3,48 @@
 OPD: a stronger model sees x. OPSD: the student's own weights see (x, y*). `rewrite`: it sees y_o too and writes y_r.
 `continue`: y_r is the beginning of y_o, and the teacher goes on from there, in the context in which it would write a
 response of its own. `relay`: both write y_r in turns, the teacher in that context (see `relaying`).
+
+Of an episode the teacher rewrites the commands, which are replayed in its environment (see `episodes.replay`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import fields
 from functools import partial
 from itertools import chain
 from typing import Any
 
-from trd_cli.config.generating import RefineConfig
+from trd_cli.config.generating import RefineConfig, ReplayOptions
 from trd_cli.continuing import LENGTH_OF, PREFIX_OF, Continuer
-from trd_cli.errors import InputError
+from trd_cli.episodes.contexts import check_turns
+from trd_cli.episodes.driver import EpisodeFiller, workers_of
+from trd_cli.episodes.replay import Replays, Teacher
+from trd_cli.errors import EngineError, InputError, flag
 from trd_cli.generation import Outcome, ShardFiller, check_strangers
+from trd_cli.models import SCRIPTED
 from trd_cli.planned import Backend, Prompt, new_row, no_response, preview, too_long, unknown_id
 from trd_cli.progress import Progress
 from trd_cli.prompting.rendering import Rendering, room_for_prompt, templates_for, values_of
-from trd_cli.prompting.templates import Template
+from trd_cli.prompting.templates import Template, family_of, load_template
 from trd_cli.prompting.tokens import check_wrote, fit_attempt
-from trd_cli.records import Problem, Trajectory
+from trd_cli.records import EPISODE, Problem, Task, Trajectory
 from trd_cli.trajectories.id_set import IdSet
 from trd_cli.trajectories.run_json import About
 from trd_cli.trajectories.sets import InputSet, open_sets
+from trd_cli.trajectories.shards import iter_values
 from trd_cli.trajectories.sources import Sources, asked_of, count_orphans
 from trd_cli.trajectories.stage_dir import StageDir
 from trd_cli.trajectories.writers import check_alike, writer_of
+from trd_cli.worlds.workers import Workers
 
 # The columns of a rollout that its refined row is made from.
 _READ = (
     *("trajectory_id", "round", "sample_index", "response", "prompt_token_ids", "finish_reason", *PREFIX_OF),
     *(field.name for field in fields(Problem)),
 )
+# And of an episode.
+_OF_EPISODES = ("messages", "environment")
 # What all sets of one command share: the refined set tells it of its rollouts.
 _SHARED = ("tokenizer", "model", "model_revision")
 
@@ -52,7 +62,8 @@ def run(
     if not config.stream:
         sources.check(sets)
     _check_alike(config, sets)
-    refiner = Refiner(config, sets[0], backend_for(teacher_of(config, sets)))
+    tasks = _tasks(config, sets)
+    refiner = Refiner(config, sets[0], backend_for(teacher_of(config, sets)), tasks)
     if config.mode == "relay":
         return _relay(config, sources, sets, refiner, backend_for(student_of(config, sets)), progress)
     if unread := refiner.rendering.unread(refiner.backend.tokenizer):
@@ -66,13 +77,18 @@ def run(
         asked=config.deciding() | {"inputs": asked_of(read)},
     )
     chosen = refiner.chosen(sources, sets)
-    planned = refiner.plan(sources.rows(sets, _READ))
+    columns = (*_READ, *_OF_EPISODES) if refiner.replays else _READ
+    planned = refiner.plan(sources.rows(sets, columns))
     first = next(planned, None)  # a template that cannot be rendered is refused before anything is written
     if config.dry_run:
         progress.note(preview(first, len(chosen), stage_dir.path) if first else "no row is in the subset")
         return Outcome()
     total = None if config.stream else len(chosen)
-    with stage_dir, ShardFiller(stage_dir, refiner.backend, config, progress, total) as filler:
+    with (
+        workers_of(config) as workers,
+        stage_dir,
+        refiner.filler(stage_dir, progress, total, workers) as filler,
+    ):
         if not config.stream:
             check_strangers(stage_dir.path, count_orphans(stage_dir.shards(), chosen))
             stage_dir.expect(total)
@@ -81,12 +97,15 @@ def run(
         for wave in map(open_sets, waves):
             sets += wave
             _check_alike(config, sets)
-            filler.fill(refiner.plan(sources.rows(wave, _READ)))
+            _tasks(config, sets)
+            filler.fill(refiner.plan(sources.rows(wave, columns)))
         if config.stream:
             sources.check(sets)
         filler.end_of_plan()
     if refiner.continuer:
         refiner.continuer.say_left_out(progress)
+    if refiner.replays and (summary := filler.summary()):
+        progress.note(summary)
     if not filler.planned:
         progress.note("no row is in the subset: nothing to refine")
     filler.outcome.check_errors(config.max_errors)
@@ -142,6 +161,31 @@ def _check_alike(config: RefineConfig, sets: Sequence[InputSet]) -> None:
     check_alike(sets, told, "refine each by itself")
 
 
+def _tasks(config: RefineConfig, sets: Sequence[InputSet]) -> frozenset[Task]:
+    """Return the families of tasks that sets have.
+
+    Raises InputError for episodes beside other tasks, and for options that are not for what there is.
+    """
+    found = iter_values((path for each in sets for path in each.shards), ["task"])
+    families = frozenset(family_of(task) for (task,) in found)
+    if EPISODE not in families:
+        fields = ReplayOptions.model_fields
+        given = [flag(name) for name in fields if getattr(config, name) != fields[name].get_default()]
+        if given:
+            raise InputError(f"{given[0]} without episodes", "episodes, to replay", f"leave {given[0]} out")
+        return families
+    if len(families) > 1:
+        others = ", ".join(sorted(families - {EPISODE}))
+        raise InputError(f"episodes and rows of other tasks ({others})", "one of both", "refine each set by itself")
+    if config.mode != "rewrite":
+        raise InputError(
+            f"{flag('mode')} {config.mode} with episodes",
+            f"{flag('mode')} rewrite: the teacher's commands are replayed",
+            f"leave {flag('mode')} out",
+        )
+    return families
+
+
 def student_of(config: RefineConfig, sets: Sequence[InputSet]) -> str:
     """Return the name of the student that goes on in relays: as asked, or the model that wrote the rollouts.
 
@@ -163,10 +207,17 @@ def teacher_of(config: RefineConfig, sets: Sequence[InputSet]) -> str:
 
 
 class Refiner:
-    """Plan the refined row of each rollout of a set; `continuer` is there where the teacher goes on from a prefix."""
+    """Plan the refined row of each rollout of a set.
 
-    def __init__(self, config: RefineConfig, source: InputSet, backend: Backend) -> None:
-        """Raise ModelError when the teacher's tokenizer is not the student's: its tokens could not be trained on."""
+    `continuer` is there where the teacher goes on from a prefix, `replays` where the rollouts are episodes.
+    """
+
+    def __init__(self, config: RefineConfig, source: InputSet, backend: Backend, tasks: Set[Task]) -> None:
+        """Raise ModelError when the teacher's tokenizer is not the student's: its tokens could not be trained on.
+
+        `tasks` are the families of the rollouts' tasks. Raises EngineError for a scripted teacher of other rows.
+        """
+        _check_scripted(backend, tasks)
         mend = "use a teacher of the student's family"
         check_wrote(backend.model.name, backend.tokenizer, source.about.tokenizer, source.directory, mend)
         if config.teacher is None:
@@ -177,17 +228,38 @@ class Refiner:
         self.rendering = recorded.with_options(config)
         self._render = partial(self.rendering.token_ids, backend.tokenizer)
         self._templates = templates_for(config, config.setting)
+        # A set of mathematics and code has the identity that it had before there were other tasks.
+        self._deciding = sorted({"math", "code", *tasks})
         self._room = room_for_prompt(backend.max_length, config.max_tokens)
         self.continuer = Continuer(backend, config, config.cut) if config.cut else None
+        self.replays = Replays(self._of_episodes(), recorded) if EPISODE in tasks else None
+        if self.replays:
+            check_turns(backend.tokenizer, recorded)
+
+    def _of_episodes(self) -> Teacher:
+        """Return how the teacher is asked for the commands of episodes; raises ModelError as `check_turns`."""
+        config, backend = self._config, self.backend
+        check_turns(backend.tokenizer, self.rendering)
+        return Teacher(
+            *(backend.tokenizer, self.rendering, load_template("again", EPISODE)),
+            *(config.replays, config.max_turns, backend.max_length),
+            is_led=backend.engine == SCRIPTED,
+        )
 
     def identity(self, sets: Sequence[InputSet]) -> dict[str, Any]:
         """Return what decides the rows."""
         return self._config.identity() | {
             "inputs": [s.digest for s in sets],
-            "prompt": {task: template.sha256 for task, template in self._templates.items()},
+            "prompt": {family: self._templates[family].sha256 for family in self._deciding},
             **self.rendering.identity(),
             **self.backend.identity(),
+            **(self.replays.identity() if self.replays else {}),
         }
+
+    def filler(self, stage_dir: StageDir, progress: Progress, total: int | None, workers: Workers) -> ShardFiller:
+        """Return what fills the directory; `workers` are for the environments of episodes."""
+        of = (stage_dir, self.backend, self._config, progress, total)
+        return EpisodeFiller(*of, workers, self.replays.play) if self.replays else ShardFiller(*of)
 
     def about(self) -> About:
         """Return what trd distill reads: the teacher, how it was prompted, and the student's model."""
@@ -207,7 +279,7 @@ class Refiner:
     def plan(self, rollouts: Iterable[Trajectory]) -> Iterator[Trajectory]:
         """Yield the refined row of each rollout; one that cannot be asked for is an error row."""
         for rollout in rollouts:
-            template = self._templates[rollout.task]
+            template = self._templates[family_of(rollout.task)]
             error = _why_not(rollout, template)
             if self.continuer is not None:
                 yield from self._continued(self.continuer, rollout)
@@ -218,7 +290,7 @@ class Refiner:
 
     def own_prompt(self, row: Trajectory) -> tuple[Prompt, str | None]:
         """Return the prompt of a problem for a response of the teacher's own, or an empty one and the row's error."""
-        template = self._templates[row.task]
+        template = self._templates[family_of(row.task)]
         if error := _why_not(row, template):
             return Prompt.nothing(template), error
         return Prompt.rendered(template, values_of(row), self._render), None
@@ -256,7 +328,7 @@ class Refiner:
     def _row(
         self, rollout: Trajectory, prompt: Prompt, trimmed: int | None = None, error: str | None = None
     ) -> Trajectory:
-        return new_row(
+        row = new_row(
             rollout,
             prompt,
             self.backend,
@@ -268,6 +340,17 @@ class Refiner:
             setting=self._config.setting,
             trimmed=trimmed,
             error=error,
+        )
+        return self.replays.planned(row, rollout) if self.replays else row
+
+
+def _check_scripted(backend: Backend, tasks: Set[Task]) -> None:
+    """Raise EngineError for scripted replies in the tokens of a real model: only to episodes they are of use."""
+    if backend.engine == SCRIPTED and backend.model.name != SCRIPTED and EPISODE not in tasks:
+        raise EngineError(
+            f"{flag('engine')} scripted with {flag('teacher')} {backend.model.name}",
+            f"episodes, whose oracle it plays, or {flag('teacher')} scripted",
+            "change one of them",
         )
 
 

@@ -1,14 +1,19 @@
-"""trd sample: the student's own attempts y_o at every problem, or from a prefix of each row of a set."""
+"""trd sample: the student's own attempts y_o at every problem or episode, or from a prefix of each row of a set."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
+from functools import partial
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from trd_cli.config.generating import SampleConfig
 from trd_cli.continuing import LENGTH_OF, PREFIX_OF, Continuer
+from trd_cli.episodes.contexts import check_turns
+from trd_cli.episodes.driver import EpisodeFiller, workers_of
+from trd_cli.episodes.sampling import EpisodeAsker, EpisodeSet, Player
 from trd_cli.errors import InputError, counted
 from trd_cli.generation import Outcome, ShardFiller, check_strangers
 from trd_cli.planned import Asker, Backend, Prompt, no_response, preview
@@ -22,6 +27,7 @@ from trd_cli.trajectories.sets import InputSet, open_sets
 from trd_cli.trajectories.shards import iter_values
 from trd_cli.trajectories.sources import Sources, asked_of, count_orphans
 from trd_cli.trajectories.stage_dir import StageDir
+from trd_cli.worlds.spec import Spec
 
 # The columns of a row that those which go on from it are made from.
 _READ = (
@@ -33,19 +39,44 @@ _READ = (
 def run(config: SampleConfig, backend: Backend, progress: Progress) -> Outcome:
     """Generate what is missing of `n` rollouts a problem; see `generation` for identity and resuming."""
     everything = ProblemSet.open(Path(config.problems))
+    return _attempt(config, everything, {"problems": everything.digest}, backend, progress, Asker, ShardFiller)
+
+
+def play(config: SampleConfig, backend: Backend, progress: Progress) -> Outcome:
+    """Play what is missing of `n` attempts at each episode that --env names; see `episodes`."""
+    rendering = Rendering().with_options(config)
+    check_turns(backend.tokenizer, rendering)
+    player = Player(backend, rendering, config.max_turns)
+    with workers_of(config) as workers:
+        everything = EpisodeSet.of(Spec.parse(config.env), workers, progress.note)
+        asker_of = partial(EpisodeAsker, episodes=everything, max_turns=config.max_turns, part=config.part)
+        filler_of = partial(EpisodeFiller, workers=workers, play_of=player.play)
+        return _attempt(config, everything, everything.identity(), backend, progress, asker_of, filler_of)
+
+
+def _attempt(
+    config: SampleConfig,
+    everything: ProblemSet | EpisodeSet,
+    asked_about: Mapping[str, Any],
+    backend: Backend,
+    progress: Progress,
+    asker_of: Callable[..., Asker],
+    filler_of: Callable[..., ShardFiller],
+) -> Outcome:
+    """Generate what is missing of `n` attempts at each problem; `asked_about` is what decides the problems."""
     problems = everything.slice(config.skip, config.limit)
     templates = templates_for(config, tasks=problems.tasks())
     rendering = Rendering().with_options(config)
     if unread := rendering.unread(backend.tokenizer):
         progress.note(unread)
     identity = config.identity() | {
-        "problems": everything.digest,
+        **asked_about,
         "prompt": {task: template.sha256 for task, template in templates.items()},
         **rendering.identity(),
         **backend.identity(),
     }
     about = backend.about(**rendering.identity())
-    asker = Asker(templates, rendering, backend)
+    asker = asker_of(templates, rendering, backend)
     asker.check_fit(problems)
     # From here on only what is to be made: all that decides the rows is the same for every part.
     problems = problems.of_part(config.part)
@@ -57,23 +88,25 @@ def run(config: SampleConfig, backend: Backend, progress: Progress) -> Outcome:
     most = config.n * len(problems)
     if config.dry_run:
         first = next(planned, None)
-        progress.note(
-            preview(first, most, stage_dir.path, is_most=plan.is_filtered) if first else "no problem is in this part"
-        )
+        turns = config.max_turns if config.env else None
+        would = first and preview(first, most, stage_dir.path, is_most=plan.is_filtered, turns=turns)
+        progress.note(would or "no problem is in this part")
         return Outcome()
     total = None if plan.is_filtered else most
-    with stage_dir, ShardFiller(stage_dir, backend, config, progress, total) as filler:
+    with stage_dir, filler_of(stage_dir, backend, config, progress, total) as filler:
         check_strangers(stage_dir.path, _strangers(stage_dir, problems, config.n))
         if total is not None:
             stage_dir.expect(total)
         filler.fill(planned)
         filler.end_of_plan()
     plan.say_left_out(progress)
+    if summary := filler.summary():
+        progress.note(summary)
     filler.outcome.check_errors(config.max_errors)
     return filler.outcome
 
 
-def _strangers(stage_dir: StageDir, problems: ProblemSet, n: int) -> int:
+def _strangers(stage_dir: StageDir, problems: ProblemSet | EpisodeSet, n: int) -> int:
     """Count the rows of a directory that are of other problems or attempts."""
     shards = stage_dir.shards()
     ids = problems.ids() if shards else ()
@@ -83,7 +116,7 @@ def _strangers(stage_dir: StageDir, problems: ProblemSet, n: int) -> int:
 class _Plan:
     """Plan the attempts at the problems whose prompt and reference are short enough, and count those left out."""
 
-    def __init__(self, config: SampleConfig, problems: ProblemSet, asker: Asker) -> None:
+    def __init__(self, config: SampleConfig, problems: ProblemSet | EpisodeSet, asker: Asker) -> None:
         self._config, self._problems, self._asker = config, problems, asker
         self._long_prompts = self._long_references = 0
         self.is_filtered = config.max_prompt_tokens is not None or config.max_reference_tokens is not None

@@ -28,12 +28,17 @@ def written_tokens(table: pa.Table) -> pa.Array:
     return pc.if_else(pc.is_valid(authors), _count(authors, by_models).cast(lengths.type), lengths)
 
 
-def turn_counts(turns: pa.ChunkedArray) -> tuple[pa.Array, pa.Array]:
-    """Return the number of turns of each row, and of those whose action was not valid; null for rows without turns."""
+def turn_counts(turns: pa.ChunkedArray) -> tuple[pa.Array, pa.Array, pa.Array]:
+    """Return how many turns each row has, how many of their actions were taken, and how many were not valid.
+
+    All are null for a row without turns.
+    """
     column = turns.combine_chunks()
-    is_invalid = pc.equal(pc.struct_field(pc.list_flatten(column), "valid"), False)
-    counts = _count(column, pc.fill_null(is_invalid, False))
-    return pc.list_value_length(column), pc.if_else(pc.is_valid(column), counts, pa.scalar(None, counts.type))
+    is_valid = pc.struct_field(pc.list_flatten(column), "valid")
+    taken = _count(column, pc.is_valid(is_valid))
+    invalid = _count(column, pc.fill_null(pc.invert(is_valid), False))
+    there, none = pc.is_valid(column), pa.scalar(None, taken.type)
+    return pc.list_value_length(column), pc.if_else(there, taken, none), pc.if_else(there, invalid, none)
 
 
 def _count(lists: pa.Array, chosen: pa.Array) -> pa.Array:

@@ -69,9 +69,13 @@ class Oracle:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Tell why an episode cannot go on: its environment hung, crashed, raised or took too much memory."""
+    """Tell why an episode cannot go on: its environment hung, crashed, raised or took too much memory.
+
+    `refused` is True if the environment cannot be made as it is named, and so no episode of it.
+    """
 
     message: str
+    refused: bool = False
 
 
 Result = Observation | Oracle | Failure

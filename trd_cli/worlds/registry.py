@@ -12,7 +12,7 @@ from shutil import which
 from trd_cli.errors import InputError, flag
 from trd_cli.own_code import OwnCode, OwnCodeError
 from trd_cli.records import Environment
-from trd_cli.worlds import scripted, textworld
+from trd_cli.worlds import scripted, textarena, textworld
 from trd_cli.worlds.base import World, WorldError
 
 Value = int | float | bool | str
@@ -46,6 +46,7 @@ def _version(package: str, revision: int) -> str:
 
 KINDS: Mapping[str, Kind] = {
     "scripted": Kind(vars(scripted.Settings()), lambda: scripted.VERSION, scripted.make),
+    "textarena": Kind(textarena.OPTIONS, partial(_version, textarena.PACKAGE, textarena.REVISION), textarena.make),
     "textworld": Kind(textworld.OPTIONS, partial(_version, textworld.PACKAGE, textworld.REVISION), textworld.make),
 }
 
@@ -58,18 +59,31 @@ def version_of(name: str) -> str:
     return KINDS[name].version() if name in KINDS else OwnCode.parse(name).version()
 
 
+def refusal(environment: Environment) -> str | None:
+    """Return why an environment of a row cannot be played on this machine, or None; imports nothing of it."""
+    name = environment.name
+    if name not in KINDS and OwnCode.parse(name) is None:
+        return f"no environment has the name {name}"
+    try:
+        here = version_of(name)
+    except InputError as error:
+        return str(error)
+    if here != environment.version:
+        return f"the episode belongs to {name} {environment.version}; {here} is installed here"
+    return None
+
+
 def make(environment: Environment) -> World:
     """Return an environment, ready for `reset`; raises WorldError if it cannot be made or has another version."""
+    reason = refusal(environment)
+    if reason is not None:
+        raise WorldError(reason)
     name, config = environment.name, json.loads(environment.config)
-    own = OwnCode.parse(name)
-    if name not in KINDS and own is None:
-        raise WorldError(f"no environment has the name {name}")
-    here = version_of(name)
-    if here != environment.version:
-        raise WorldError(f"the episode belongs to {name} {environment.version}; {here} is installed here")
     if name in KINDS:
         return KINDS[name].make(**config)
     try:
-        return own.load()(**config)
+        return OwnCode.parse(name).load()(**config)
     except OwnCodeError as error:
         raise WorldError(str(error)) from None
+    except Exception as error:
+        raise WorldError(f"{name} raised {type(error).__name__}: {error}") from None

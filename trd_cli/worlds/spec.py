@@ -115,7 +115,8 @@ class Made:
 def problems(environments: Sequence[Environment], workers: Workers) -> list[Made]:
     """Begin an episode in each environment and return its problem, in order.
 
-    The reference solution is the oracle's commands from the start, one a line.
+    The reference solution is the oracle's commands from the start, one a line. Raises InputError if an environment
+    cannot be made as it is named: an option's value that it does not take, for example.
     """
     for i, environment in enumerate(environments):
         workers.start(i, environment)
@@ -126,6 +127,12 @@ def problems(environments: Sequence[Environment], workers: Workers) -> list[Made
             if isinstance(result, Observation):
                 texts[i] = result.text
                 workers.oracle(i)
+            elif isinstance(result, Failure) and result.refused:
+                raise InputError(
+                    f"{flag('env')} {environments[i].name}: {result.message}",
+                    "an environment that can be made",
+                    f"change {flag('env')}",
+                )
             else:
                 made[i] = _made(environments[i], texts.get(i), result)
                 workers.end(i)

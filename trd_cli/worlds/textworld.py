@@ -24,8 +24,8 @@ _BANNER = "$$"
 # The status line stands after it.
 _PROMPT = re.compile(r"\n>[^\n]*\Z")
 _END = "Would you like to RESTART"
-# Words that a command may begin with, besides a game's own verbs. All others (restart, undo, transcript, …) are answered
-# here: they would part the game from its record.
+# Words that a command may begin with, besides a game's own verbs. All others (restart, undo, …) are answered here: they
+# would part the game from its record.
 _SHORT = {"n", "s", "e", "w", "north", "south", "east", "west", "l", "i", "x", "get", "pick"}
 _TALK = {"help", "goal", "wait", "z"}
 _NO_VERB = "That's not a verb I recognise."

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import queue
+import random
 import resource
 import shutil
 import signal
@@ -269,27 +270,43 @@ class _Worker:
 # In the worker's process
 
 
-def _call(worlds: dict[int, World], name: Call, number: int, value: object) -> Result:
-    """Make a call; a world that raises is forgotten."""
+@dataclass
+class _Held:
+    """An episode's world, and the state of Python's generator of random numbers, which each has for itself."""
+
+    world: World
+    chance: object
+
+
+def _call(held: dict[int, _Held], name: Call, number: int, value: object) -> Result:
+    """Make a call; an episode whose world raises is forgotten."""
     try:
         if name == "start":
-            worlds[number] = world = make(value)
-            return _observation(world, world.reset(value.seed), valid=True, done=False)
-        world = worlds[number]
+            return _started(held, number, value)
+        episode = held[number]
+        random.setstate(episode.chance)
         if name == "oracle":
-            commands = world.oracle() if hasattr(world, "oracle") else None
+            commands = episode.world.oracle() if hasattr(episode.world, "oracle") else None
             return Oracle(None if commands is None else tuple(commands))
-        step = world.step(value)
-        return _observation(world, step.text, step.valid, step.done)
+        step = episode.world.step(value)
+        episode.chance = random.getstate()
+        return _observation(episode.world, step.text, step.valid, step.done)
     except MemoryError:
-        worlds.pop(number, None)
-        return Failure("the environment took more memory than it may")
+        failure = Failure("the environment took more memory than it may")
     except WorldError as error:
-        worlds.pop(number, None)
-        return Failure(str(error))
+        failure = Failure(str(error), refused=True)
     except Exception as error:
-        worlds.pop(number, None)
-        return Failure(f"the environment raised {type(error).__name__}: {error}"[:500])
+        failure = Failure(f"the environment raised {type(error).__name__}: {error}"[:500])
+    held.pop(number, None)
+    return failure
+
+
+def _started(held: dict[int, _Held], number: int, environment: Environment) -> Observation:
+    random.seed(environment.seed)
+    world = make(environment)
+    text = world.reset(environment.seed)
+    held[number] = _Held(world, random.getstate())
+    return _observation(world, text, valid=True, done=False)
 
 
 def _observation(world: World, text: str, valid: bool, done: bool) -> Observation:
@@ -311,7 +328,7 @@ def _listen(pipe: Connection, calls: queue.SimpleQueue) -> None:
 
 def main() -> None:
     """Work for the owner at the other end of the pipe whose descriptor is the only argument."""
-    pipe, worlds, calls = pipe_to_parent(), {}, queue.SimpleQueue()
+    pipe, held, calls = pipe_to_parent(), {}, queue.SimpleQueue()
     limits = pipe.recv()
     threading.Thread(target=_listen, args=(pipe, calls), daemon=True).start()
     with suppress(ValueError, OSError):
@@ -320,11 +337,11 @@ def main() -> None:
     while True:
         name, number, value = calls.get()
         if name == "end":
-            worlds.pop(number, None)
+            held.pop(number, None)
             continue
         # The thread that listens does not run while a call holds the interpreter; this ends it all the same.
         signal.setitimer(signal.ITIMER_REAL, limits.seconds + _GRACE)
-        pipe.send(_call(worlds, name, number, value))
+        pipe.send(_call(held, name, number, value))
         signal.setitimer(signal.ITIMER_REAL, 0)
 
 

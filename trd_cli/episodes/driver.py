@@ -1,0 +1,184 @@
+"""Play planned episodes with an engine and environments, and write the finished rows.
+
+The turns of all open episodes are requests of one `generate` call: an episode asks again as soon as its environment has
+answered, and the engine goes on with the others meanwhile. What happens in an episode is a `Play` (see `moves`). Here
+are only the ways between plays, engine and environments.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+from trd_cli.config.base import OutputOptions
+from trd_cli.config.generating import EpisodeOptions
+from trd_cli.episodes.moves import Ask, AskOracle, Move, Play, Reset, Step
+from trd_cli.errors import ModelError
+from trd_cli.generation import ShardFiller
+from trd_cli.planned import Backend, with_completion
+from trd_cli.progress import Progress
+from trd_cli.records import Completion, Request, Trajectory, well_formed
+from trd_cli.redaction import one_line
+from trd_cli.trajectories.stage_dir import StageDir
+from trd_cli.worlds.base import Failure, Result
+from trd_cli.worlds.workers import Limits, Workers
+
+# Episodes that are open at a time: for each row that the engine computes side by side, and at least. While some wait
+# for their environments, the engine has others.
+_OPEN_PER_ROW, _LEAST_OPEN = 2, 16
+_LONGEST_REASON = 2000
+
+
+def workers_of(options: EpisodeOptions) -> Workers:
+    """Return the workers of environments, with the limits that the options set."""
+    return Workers(options.env_workers, Limits(options.env_timeout, int(options.env_memory * 2**30)))
+
+
+@dataclass
+class _Episode:
+    row: Trajectory
+    play: Play
+
+
+class Episodes:
+    """Play episodes; see the module. `play` may be called once."""
+
+    def __init__(
+        self,
+        workers: Workers,
+        play_of: Callable[[Trajectory], Play],
+        failed: Callable[[Trajectory, str], Trajectory],
+        at_once: Callable[[], int],
+    ) -> None:
+        """`failed` makes the error row of a planned row; `at_once` tells how many episodes may be open."""
+        self._workers, self._play_of, self._failed, self._at_once = workers, play_of, failed, at_once
+        self._open: dict[str, _Episode] = {}
+        self._asked: dict[str, str] = {}
+        self._requests: deque[Request] = deque()
+        self._ended: deque[Trajectory] = deque()
+
+    def play(
+        self, rows: Iterable[Trajectory], answers: Callable[[Iterable[Request | None]], Iterable[Completion]]
+    ) -> Iterator[Trajectory | Completion]:
+        """Yield each finished row, and each completion of a turn before that; `answers` is the engine's part."""
+        for completion in answers(self._turns(iter(rows))):
+            name = self._asked.pop(completion.request_id)
+            if completion.error is not None:
+                self._fail(name, completion.error)
+            else:
+                yield completion
+                self._go_on(name, completion)
+            yield from self._finished()
+        yield from self._finished()
+
+    def _turns(self, rows: Iterator[Trajectory]) -> Iterator[Request | None]:
+        """Yield the requests of open episodes as they become ready, None while the engine has others to go on with."""
+        while True:
+            for row in islice(rows, max(0, self._at_once() - len(self._open))):
+                self._open[row.trajectory_id] = _Episode(row, self._play_of(row))
+                self._go_on(row.trajectory_id, None)
+            is_idle = bool(self._open) and not self._requests and not self._asked
+            for name, result in self._workers.ready(None if is_idle else 0):
+                self._hear(name, result)
+            if self._requests:
+                yield self._requests.popleft()
+            elif self._asked:
+                yield None
+            elif not self._open:
+                return
+
+    def _hear(self, name: str, result: Result) -> None:
+        if isinstance(result, Failure):
+            self._fail(name, result.message)
+        else:
+            self._go_on(name, result)
+
+    def _go_on(self, name: str, answer: Completion | Result | None) -> None:
+        """Send an answer to a play, None at its beginning, and make its next move."""
+        try:
+            move = self._open[name].play.send(answer)
+        except StopIteration as end:
+            self._end(name, end.value)
+        except ModelError as error:  # of a chat template, about this conversation
+            self._fail(name, str(error))
+        else:
+            self._make(name, move)
+
+    def _make(self, name: str, move: Move) -> None:
+        match move:
+            case Ask(request):
+                self._asked[request.request_id] = name
+                self._requests.append(request)
+            case Reset():
+                self._workers.start(name, self._open[name].row.environment)
+            case Step(action):
+                self._workers.step(name, action)
+            case AskOracle():
+                self._workers.oracle(name)
+
+    def _fail(self, name: str, reason: str) -> None:
+        self._open[name].play.close()
+        self._end(name, self._failed(self._open[name].row, one_line(well_formed(reason), _LONGEST_REASON)))
+
+    def _end(self, name: str, row: Trajectory) -> None:
+        del self._open[name]
+        self._workers.end(name)
+        self._ended.append(row)
+
+    def _finished(self) -> Iterator[Trajectory]:
+        while self._ended:
+            yield self._ended.popleft()
+
+
+class EpisodeFiller(ShardFiller):
+    """Fill a directory with episodes. `play_of` makes the play of a planned row."""
+
+    def __init__(
+        self,
+        stage_dir: StageDir,
+        backend: Backend,
+        options: OutputOptions,
+        progress: Progress,
+        total: int | None,
+        workers: Workers,
+        play_of: Callable[[Trajectory], Play],
+    ) -> None:
+        super().__init__(stage_dir, backend, options, progress, total)
+        self._workers, self._play_of = workers, play_of
+        self._ends: Counter[str] = Counter()
+        self._turns = 0
+
+    def summary(self) -> str | None:
+        """Return how the episodes that were played now have ended."""
+        if not self._ends:
+            return None
+        ends = ", ".join(f"{count} {_ENDS.get(reason, reason)}" for reason, count in sorted(self._ends.items()))
+        return f"{self._turns} turns; episodes: {ends}"
+
+    def _made(self, rows: Iterable[Trajectory]) -> Iterator[tuple[Trajectory, int]]:
+        episodes = Episodes(self._workers, self._play_of, self._failed, self._at_once)
+        for made in episodes.play(rows, self._answers):
+            if isinstance(made, Completion):
+                self._count(0, len(made.token_ids))
+            else:
+                turns = len(made.turns or ())
+                self._turns += turns
+                self._count(0, 0, turns)
+                self._ends[made.stop_reason or "error"] += 1
+                yield made, 0
+
+    def _at_once(self) -> int:
+        return max(_LEAST_OPEN, _OPEN_PER_ROW * self._engine.rows_at_once)
+
+    def _failed(self, row: Trajectory, reason: str) -> Trajectory:
+        return with_completion(row, Completion(row.trajectory_id, error=reason), self._backend.tokenizer)
+
+
+_ENDS = {
+    "turns": "at the most turns",
+    "tokens": "at the end of the context",
+    "replays": "at the most lists",
+    "error": "errors",
+}
