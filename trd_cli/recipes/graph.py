@@ -7,7 +7,7 @@ the same digest, and so share the node. Local files and model directories are re
     problems ─ sample ─ verify-rollouts ─┬───────────── distill (along y_o) ─ eval
                   └──── refine ─ verify-refined ─────── distill (along y_r) ─ eval
 
-Episodes are sampled from their environment, without a node before. A recipe with both has two such chains up to distill.
+Episodes are sampled from their environment, without a node before. A recipe with both has two chains up to distill.
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@
     setting, student, teacher, rounds, problems_per_round, steps_per_round, continue, seeds, processes, nodes, devices,
     ray, warm, reference_arm
     [problems]                     one of: file = "set.parquet", make = {kind = …}, import = {file = …}
-    [episodes]                     beside problems or in place of them: env = "textworld:n=20", per_round, and options of
-                                   its rows alone: sample = {…}, refine = {…}
+    [episodes]                     beside problems or in place of them: env = "textworld:n=20", per_round, and options
+                                   of its rows alone: sample = {…}, refine = {…}
     [sample] [refine] [verify] [distill] [eval]
                                    options of these commands; without [eval] nothing is evaluated
     [arms.NAME]                    options of trd distill for this arm alone; sample = {…} and refine = {…} give it
