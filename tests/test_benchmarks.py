@@ -727,7 +727,7 @@ def test_a_hub_dataset_is_imported_as_a_problem_set(tmp_path: Path) -> None:
 def test_the_list_has_a_line_for_every_benchmark_and_one_for_files(ok: Any, folder: Path) -> None:
     (folder / "aime24.jsonl").write_text("")
     lines = [line.split("\t") for line in ok("data", "list").stdout.splitlines()]
-    assert [cells[0] for cells in lines] == [*KNOWN, "FILE[:math|:code]"]
+    assert [cells[0] for cells in lines] == [*KNOWN, "FILE[:TASK]"]
     assert {len(cells) for cells in lines} == {8}
     rows = {cells[0]: cells[1:] for cells in lines}
     assert rows["aime24"][:5] == ["30", "math", "math-verify", str(folder / "aime24.jsonl"), "local file"]

@@ -20,7 +20,8 @@ from trd_cli.errors import InputError
 from trd_cli.graders import code, evalplus
 from trd_cli.graders.base import Grade, Question
 from trd_cli.graders.evalplus_tasks import tasks
-from trd_cli.graders.pool import GraderOptions, GraderPool
+from trd_cli.graders.options import GraderOptions
+from trd_cli.graders.pool import GraderPool
 from trd_cli.graders.sandbox import choose_level
 from trd_cli.local_data import local_file
 

@@ -14,7 +14,8 @@ from support.sets import evalplus_tests
 from trd_cli.graders import evalplus
 from trd_cli.graders.base import Grade, Question
 from trd_cli.graders.evalplus_tasks import LATEST, Dataset, tasks
-from trd_cli.graders.pool import GraderOptions, GraderPool
+from trd_cli.graders.options import GraderOptions
+from trd_cli.graders.pool import GraderPool
 
 DATA = Path(os.environ.get("TRD_DATA", Path(__file__).parent.parent.parent / "shared" / "data"))
 RECORDS = DATA / "rollouts" / "evalplus_llama3_8b"

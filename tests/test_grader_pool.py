@@ -25,7 +25,8 @@ from support.sets import by_id
 from trd_cli import keeper
 from trd_cli.errors import InputError
 from trd_cli.graders.base import Question
-from trd_cli.graders.pool import GraderOptions, GraderPool
+from trd_cli.graders.options import GraderOptions
+from trd_cli.graders.pool import GraderPool
 
 Trd = Callable[..., Result]
 

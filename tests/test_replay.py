@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,15 +12,21 @@ import pytest
 from click.testing import Result
 from support.rows import refined_row
 from support.sets import by_id, rows_of
+from support.tiny import build_model
 
+from trd_cli.config.training import DistillConfig
 from trd_cli.episodes.commands import Command, commands_in
 from trd_cli.episodes.contexts import Conversation
 from trd_cli.episodes.moves import Ask, Reset
 from trd_cli.episodes.replay import Teacher, replay
+from trd_cli.models import resolve_model
+from trd_cli.progress import SilentProgress
 from trd_cli.prompting.rendering import Rendering
 from trd_cli.prompting.templates import load_template
 from trd_cli.prompting.tokens import ByteTokenizer
 from trd_cli.records import AUTHORS, Completion, Environment, Request, Trajectory
+from trd_cli.stages.distill import read
+from trd_cli.trajectories.sets import open_sets
 from trd_cli.worlds.base import Observation, Score, Step, World
 from trd_cli.worlds.registry import make
 
@@ -349,3 +356,70 @@ def test_a_dry_run_shows_the_first_prompt_and_plays_nothing(rollouts: Path, tmp_
     assert rows_of(rollouts)[0].response.splitlines()[0] in result.stderr
     assert f"would make {N} rows" in result.stderr
     assert not (tmp_path / "y_r").exists()
+
+
+def test_the_oracle_writes_in_the_tokens_of_a_real_model_which_is_trained_on_its_commands_alone(
+    tmp_path: Path, ok: Trd, trd: Trd, problems: Path
+) -> None:
+    model = build_model(tmp_path / "model")
+    tokenizer = resolve_model(str(model)).tokenizer()
+    on_cpu = ("--dtype", "float32", "--device", "cpu")
+    env = ("--env", "scripted:n=2,rooms=3", "--max-turns", 2, "--max-tokens", 4)
+    ok("sample", "-m", model, *env, *on_cpu, "--out", tmp_path / "y_o")
+    scripted = ("--engine", "scripted", "--engine-arg", "accuracy=1", "--max-tokens", 200)
+    ok("refine", tmp_path / "y_o", "--setting", "opsd", *scripted, "--out", tmp_path / "y_r")
+    rows = by_id(tmp_path / "y_r")
+    assert {row.stop_reason for row in rows.values()} == {"solved"}
+    config = DistillConfig.parse({"model": str(model), "device": "cpu", "inputs": (str(tmp_path / "y_r"),)})
+    sets = open_sets([str(tmp_path / "y_r")])
+    with tempfile.TemporaryFile() as file:
+        examples = [*read(config, sets, resolve_model, SilentProgress(), file)[2]]
+    assert len(examples) == 2
+    for example in examples:
+        row = rows[example.trajectory_id]
+        assert example.response_ids.tolist() == [*row.response_token_ids]
+        assert example.teacher_prompt.tolist() == [*row.prompt_token_ids]
+        assert example.student_prompt.tolist() == [*row.student_prompt_token_ids]
+        scored = [place for turn in row.turns for place in range(turn.start, turn.end)]
+        assert example.scored.tolist() == scored
+        assert tokenizer.decode(example.response_ids[scored].tolist()) == "".join(actions(row))
+    result = trd("sample", "-m", model, "-p", problems, "--engine", "scripted", "--out", tmp_path / "sums")
+    assert "--engine scripted with --model" in result.stderr
+
+
+OWN = """
+class World:
+    def reset(self, seed):
+        return "Say friend and enter."
+
+    def step(self, action):
+        from trd_cli.worlds.base import Step
+
+        self.is_in = action == "friend"
+        return Step("The doors open." if self.is_in else "Nothing happens.", done=self.is_in)
+
+    is_in = False
+
+    def score(self):
+        from trd_cli.worlds.base import Score
+
+        return Score(float(self.is_in), self.is_in)
+
+    def oracle(self):
+        return ["friend"]
+"""
+
+
+def test_episodes_of_an_environment_that_is_another_one_now_are_refused_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ok: Trd, trd: Trd
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "gates.py").write_text(OWN)
+    ok("sample", "-m", "scripted", "--env", "gates:World:n=1", "--engine-arg", "accuracy=0", "--out", "y_o")
+    ok("refine", "y_o", *ORACLES, "--out", "y_r")
+    assert [row.stop_reason for row in rows_of(tmp_path / "y_r")] == ["solved"]
+    (tmp_path / "gates.py").write_text(OWN + "# anew")
+    result = trd("refine", "y_o", *ORACLES, "--out", "again")
+    assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
+    assert "the episode belongs to gates:World" in result.stderr
+    assert not (tmp_path / "again").exists()

@@ -264,15 +264,16 @@ def test_tokens_turns_and_actions_are_counted_by_row_also_where_others_are_no_ep
 
 def test_the_means_of_episodes_and_their_intervals_are_over_games() -> None:
     # Means of the games 1, 3 and 2: the mean 2, s = 1, t = 4.303 for two degrees of freedom.
-    turns = mean_of(np.array([[1.0, 1.0], [2.0, 4.0], [2.0, np.nan], [np.nan, np.nan]]), are_shares=False)
+    turns = mean_of(np.array([[1.0, 1.0], [2.0, 4.0], [2.0, np.nan], [np.nan, np.nan]]), are_scores=False)
     assert (turns.value, turns.questions) == (2.0, 3)
     assert (turns.low, turns.high) == (
         pytest.approx(2 - 4.303 / 3**0.5, abs=1e-3),
         pytest.approx(2 + 4.303 / 3**0.5, abs=1e-3),
     )
-    shares = mean_of(np.array([[0.0], [0.0], [0.0]]), are_shares=True)
+    shares = mean_of(np.array([[0.0], [0.0], [0.0]]), are_scores=True)
     assert (shares.value, shares.low) == (0, 0)
     assert 0 < shares.high < 1, "three games without such an action do not show that there is none"
-    alone = mean_of(np.array([[7.0, 9.0]]), are_shares=False)
-    assert alone.value == 8
-    assert np.isnan([alone.low, alone.high]).all()
+    for values in ([[7.0, 9.0]], [[8.0], [8.0]]):
+        same = mean_of(np.array(values), are_scores=False)
+        assert same.value == 8
+        assert np.isnan([same.low, same.high]).all(), "one game, or games without a difference, show no spread"

@@ -15,8 +15,9 @@ from typing import Any, Literal
 
 from trd_cli.errors import InputError, flag
 
-# math, code, episode, or a name of the user's own (see `prompting.templates.family_of`).
+# math, code, episode, reasoning-gym, or a name of the user's own (see `prompting.templates.family_of`).
 Task = str
+TASK_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 EPISODE = "episode"
 Kind = Literal["rollout", "refined"]
 Setting = Literal["opd", "opsd"]
@@ -24,6 +25,14 @@ Verdict = Literal["correct", "incorrect", "error", "timeout"]
 FinishReason = Literal["stop", "length"]
 # Why an episode ended: the environment said so, or a limit was met (turns, tokens of the model's context, replays).
 StopReason = Literal["solved", "failed", "turns", "tokens", "replays"]
+# The same in words.
+ENDED: dict[StopReason, str] = {
+    "solved": "solved",
+    "failed": "failed",
+    "turns": "out of turns",
+    "tokens": "out of tokens",
+    "replays": "out of replays",
+}
 # Who wrote a token. A row holds the place in this tuple.
 AUTHORS = ("student", "teacher", "environment", "template")
 # The authors that are models; the other two write what a model reads between the turns of an episode.
@@ -146,7 +155,7 @@ class Cut:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Hold one problem x with its reference y*. `tests` is JSON text, for code only."""
+    """Hold one problem x with its reference y*. `tests` is JSON text, for code and reasoning-gym."""
 
     problem_id: str
     source: str

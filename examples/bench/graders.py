@@ -57,7 +57,8 @@ from trd_cli.graders import math
 from trd_cli.graders.base import Question
 from trd_cli.graders.comparing.parsing import parse
 from trd_cli.graders.evalplus_tasks import LATEST, origin, task_sha256, tasks
-from trd_cli.graders.pool import GraderOptions, GraderPool
+from trd_cli.graders.options import GraderOptions
+from trd_cli.graders.pool import GraderPool
 from trd_cli.graders.reading import read
 from trd_cli.graders.sandbox import LEVELS, Limits, Sandbox, refusal
 

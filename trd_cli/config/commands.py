@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from trd_cli.config.base import (
     AboveZero,
@@ -16,15 +16,17 @@ from trd_cli.config.base import (
     OutputOptions,
     Positive,
     RunStage,
+    Texts,
     joined_pairs,
     option,
 )
-from trd_cli.config.generating import EngineOptions, RenderOptions
+from trd_cli.config.generating import EngineOptions, EpisodeOptions, RenderOptions
 from trd_cli.config.grading import GraderConfig
 from trd_cli.errors import InputError
+from trd_cli.records import EPISODE, TASK_NAME
 
 
-class EvalConfig(OutputOptions, ArrayOptions, EngineOptions, RenderOptions, GraderConfig):
+class EvalConfig(OutputOptions, ArrayOptions, EngineOptions, EpisodeOptions, RenderOptions, GraderConfig):
     model: str | None = option(
         None,
         "Input",
@@ -38,12 +40,31 @@ class EvalConfig(OutputOptions, ArrayOptions, EngineOptions, RenderOptions, Grad
     bench: str | None = option(
         None,
         "Input",
-        "Benchmarks, comma-separated: names that trd data list shows, also with options, as arithmetic:n=200,seed=2 or livecodebench:from=2025-02-01,to=2025-04-30; problem sets (Parquet); files as questions.jsonl:math or :code.",
+        "Benchmarks, comma-separated: names that trd data list shows, also with options, as arithmetic:n=200,seed=2 or livecodebench:from=2025-02-01,to=2025-04-30; problem sets (Parquet); files as questions.jsonl:math, :code or :TASK.",
         flags=("--bench", "-b"),
         decides=True,
     )
+    env: Texts = option(
+        (),
+        "Input",
+        "Environment of episodes, beside or in place of --bench (repeatable): NAME:KEY=VALUE,… as for trd sample.",
+        decides=True,
+        counts_unset=False,
+    )
+    n: Positive | None = option(
+        None,
+        "Input",
+        "Episodes of each --env, in place of the n that it names.",
+        flags=("--n", "-n"),
+        decides=True,
+        counts_unset=False,
+    )
     k: Positive | None = option(
-        None, "Input", "Samples for each question. Default: 1, with --rescore all.", flags=("--k", "-k"), decides=True
+        None,
+        "Input",
+        "Samples for each question or episode. Default: 1, with --rescore all.",
+        flags=("--k", "-k"),
+        decides=True,
     )
     rescore: str | None = option(
         None,
@@ -83,8 +104,12 @@ class EvalConfig(OutputOptions, ArrayOptions, EngineOptions, RenderOptions, Grad
     @model_validator(mode="after")
     def _generates_or_rescores(self) -> EvalConfig:
         if self.rescore is None:
-            if self.bench is None:
-                raise InputError("no --bench", "a benchmark, or --rescore DIR", "add --bench NAME")
+            if not self.bench and not self.env:
+                raise InputError("no --bench", "a benchmark, --env SPEC or --rescore DIR", "add --bench NAME")
+            for name in ("n", *EpisodeOptions.model_fields) if not self.env else ():
+                if getattr(self, name) != type(self).model_fields[name].get_default():
+                    flag = self.flag(name)
+                    raise InputError(f"{flag} without --env", f"{flag} only for episodes", f"leave {flag} out")
             return self
         for name, field in type(self).model_fields.items():
             if name not in _READ_BY_RESCORE and getattr(self, name) != field.get_default():
@@ -179,6 +204,13 @@ class MakeConfig(Config):
     out: str = option(..., "Output", "Parquet file to write.", rows=False)
 
 
+def _is_task(text: str) -> str:
+    """Return the name of a task that rows of a file can have; raises ValueError for any other text."""
+    if not TASK_NAME.fullmatch(text) or text == EPISODE:
+        raise ValueError("math, code, or a name of lower-case letters, digits, - and _")
+    return text
+
+
 Columns = Annotated[dict[str, str], BeforeValidator(joined_pairs)]
 Preset = Literal[
     "gsm8k",
@@ -209,8 +241,11 @@ class ImportConfig(Config):
         {}, "Input", "FIELD=COLUMN, comma-separated or repeated; COLUMN may be a path: answer=a.b.", decides=True
     )
     no_answers: bool = option(False, "Input", "Accept a set of mathematics without any reference answer.", rows=False)
-    task: Literal["math", "code"] | None = option(
-        None, "Input", "Task of all rows. Default: the preset's, else math.", decides=True
+    task: Annotated[str, AfterValidator(_is_task)] | None = option(
+        None,
+        "Input",
+        "Task of all rows: math, code, or a name of your own, for trd verify --grader. Default: the preset's, else math.",
+        decides=True,
     )
     source: str | None = option(
         None, "Input", "Name of the set in its rows. Default: the preset's or the file's name.", decides=True

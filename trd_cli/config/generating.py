@@ -248,8 +248,8 @@ class SampleConfig(
 
     @model_validator(mode="after")
     def _one_input(self) -> SampleConfig:
-        inputs = {"problems": self.problems, "env": self.env, "from": self.from_sets}
-        given = [flag(name) for name, value in inputs.items() if value]
+        inputs = {"problems": self.problems, "env": self.env, "from": self.from_sets or None}
+        given = [flag(name) for name, value in inputs.items() if value is not None]
         if len(given) != 1:
             got = " with ".join(given) or f"no {flag('problems')}"
             raise InputError(got, "a problem set, --env SPEC or --from SET", "give one of the three")

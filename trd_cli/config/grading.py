@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from typing import Literal
 
-from trd_cli.config.base import AboveZero, ArrayOptions, Config, InputOptions, NotNegative, Positive, Share, option
+from trd_cli.config.base import (
+    AboveZero,
+    ArrayOptions,
+    Config,
+    InputOptions,
+    NotNegative,
+    Positive,
+    Share,
+    Texts,
+    option,
+)
 
 
 class GraderConfig(Config):
@@ -12,7 +22,14 @@ class GraderConfig(Config):
         False, "Grading", "Without a boxed answer, take the final expression of the response.", decides=True
     )
     timeout: AboveZero = option(
-        10.0, "Grading", "Seconds to grade a row of mathematics, else its verdict is timeout.", decides=True
+        10.0, "Grading", "Seconds to grade a row, unless of code, else its verdict is timeout.", decides=True
+    )
+    grader: Texts = option(
+        (),
+        "Grading",
+        "Python function MODULE:FUNCTION that grades tasks of your own; TASK=MODULE:FUNCTION for one task, also math (repeatable).",
+        decides=True,
+        counts_unset=False,
     )
     workers: Positive | None = option(None, "Grading", "Grader processes. Default: the number of cores.", rows=False)
     sandbox: Literal["auto", "namespaces", "bwrap", "limits"] = option(

@@ -2,8 +2,8 @@
 
 A name is `aime24`, or with options `livecodebench:from=2025-02,to=2025-04`. The case of letters, hyphens, underscores
 and a few other spellings (`HumanEval-plus`, `MATH-500`, `aime2024`) do not matter. A file is a problem set (.parquet),
-or JSONL, JSON, CSV or Parquet with the columns of `trd data import`; `:math` or `:code` follows its name where no
-column gives the task.
+or JSONL, JSON, CSV or Parquet with the columns of `trd data import`; `:TASK` follows its name where no column gives the
+task.
 
 A known set is read from `$TRD_DATA/benchmarks` if that file exists, else from the Hub at a pinned commit
 (`aime24:revision=main` asks for another one). Its number of questions must be right. The SHA-256 over the text,
@@ -21,14 +21,16 @@ from typing import Any
 from trd_cli.config.commands import ImportConfig
 from trd_cli.datasets.evalplus import canonical_version
 from trd_cli.datasets.importing import import_problems
-from trd_cli.datasets.known_sets import GRADERS, KNOWN, SAMPLING, SPELLINGS, Known, Options
+from trd_cli.datasets.known_sets import GRADERS, KNOWN, OWN, SAMPLING, SPELLINGS, Known, Options
 from trd_cli.datasets.sources import Loaded
 from trd_cli.errors import InputError, counted, flag
-from trd_cli.records import Problem, Sampling, Task, well_formed
+from trd_cli.graders.base import graded_by
+from trd_cli.prompting.templates import family_of
+from trd_cli.records import TASK_NAME, Problem, Sampling, Task, well_formed
 from trd_cli.trajectories.problem_sets import read_problems
 
-FILES = "FILE[:math|:code]"
-_FILE = re.compile(r"(.+\.(?:jsonl|jsonl\.gz|json|csv|parquet))(?::(math|code))?", re.IGNORECASE)
+FILES = "FILE[:TASK]"
+_FILE = re.compile(rf"(.+\.(?:jsonl|jsonl\.gz|json|csv|parquet))(?::({TASK_NAME.pattern}))?", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -77,10 +79,10 @@ def check_benchmark(name: str) -> None:
         _named(name)
 
 
-def asks_for_code(name: str) -> bool:
-    """Return True if a benchmark asks for programs, as far as its name alone tells; no file is read."""
+def task_of(name: str) -> Task | None:
+    """Return the task of a benchmark, None where its name alone does not tell; no file is read."""
     file = _FILE.fullmatch(name)
-    return file[2] == "code" if file else _named(name)[1].task == "code"
+    return file[2] if file else _named(name)[1].task
 
 
 def _named(name: str) -> tuple[str, Known, dict[str, Any]]:
@@ -95,12 +97,12 @@ def _named(name: str) -> tuple[str, Known, dict[str, Any]]:
 
 
 def split_benchmarks(text: str) -> list[str]:
-    """Return the names in a comma-separated list; KEY=VALUE belongs to the name before it.
+    """Return the names in a comma-separated list, none of an empty one; KEY=VALUE belongs to the name before it.
 
     So `arithmetic:n=200,seed=2` is one name.
     """
     names: list[str] = []
-    for part in text.split(","):
+    for part in text.split(",") if text else ():
         if names and re.fullmatch(r"\s*\w+=[^:/]*", part):
             names[-1] += "," + part
         else:
@@ -181,12 +183,13 @@ def _from_file(name: str, path: str, task: str | None) -> Benchmark:
             f"{path} has {' and '.join(sorted(tasks)) or 'no'} problems", "one task a benchmark", "make a file of each"
         )
     (only,) = tasks
-    missing = sum((p.reference_answer if only == "math" else p.tests) is None for p in loaded.problems)
+    needs = graded_by(only)
+    missing = sum(getattr(problem, needs) is None for problem in loaded.problems) if needs else 0
     if missing:
-        what = "reference answer" if only == "math" else "tests"
+        what = "reference answer" if needs == "reference_answer" else "tests"
         note = f"{missing} of {len(loaded.problems)} questions have no {what}: they get no verdict"
         loaded = replace(loaded, notes=(*loaded.notes, note))
-    return _benchmark(name, loaded, only, GRADERS[only], SAMPLING[only])
+    return _benchmark(name, loaded, only, GRADERS.get(only, OWN), SAMPLING[family_of(only)])
 
 
 def _imported(path: str, task: str | None) -> Loaded:

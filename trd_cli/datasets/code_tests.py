@@ -25,7 +25,7 @@ from trd_cli.records import well_formed
 
 Tests = dict[str, Any]
 # The kinds above and those of benchmarks, in problem sets that trd has written.
-_OWN = ("stdin", "call", "functional", "evalplus", "points", "rounded")
+_OWN = ("stdin", "call", "functional", "evalplus", "points", "rounded", "reasoning-gym")
 _EXPECTED = "an object with lists of inputs and outputs (and fn_name for calls), or a list of cases"
 
 

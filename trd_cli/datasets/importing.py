@@ -30,6 +30,7 @@ from trd_cli.datasets.spool import Spool, Spooled
 from trd_cli.datasets.values import RowFault
 from trd_cli.errors import InputError, counted
 from trd_cli.graders.answers import reference_answer
+from trd_cli.graders.base import graded_by
 from trd_cli.records import Problem
 
 FIELDS = ("problem", "reference_answer", "reference_solution", "tests", "problem_id", "source", "task")
@@ -126,13 +127,15 @@ def _order(count: int, config: ImportConfig) -> np.ndarray:
     return np.argsort(np.fromiter((rng.random() for _ in range(count)), float, count), kind="stable")[: config.limit]
 
 
-# Kinds of problems: those of mathematics and of code, each with and without what its grader needs.
-_ANSWERED, _UNANSWERED, _TESTED, _UNTESTED = range(4)
+# Kinds of problems: those of mathematics and those that tests grade, each with and without what its grader needs, and
+# all others.
+_ANSWERED, _UNANSWERED, _TESTED, _UNTESTED, _OTHER = range(5)
 
 
 def _kind(problem: Problem) -> int:
-    if problem.task == "code":
-        return _TESTED if problem.tests else _UNTESTED
+    if problem.task != "math":
+        needs = graded_by(problem.task)
+        return _OTHER if needs is None else _TESTED if getattr(problem, needs) else _UNTESTED
     return _ANSWERED if problem.reference_answer and reference_answer(problem.reference_answer) else _UNANSWERED
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
+from trd_cli.config.generating import TURN_TOKENS
 from trd_cli.datasets import evalplus, livecodebench
 from trd_cli.datasets.arithmetic import make_arithmetic
 from trd_cli.datasets.math_sets import MATH_SETS, load_math_set
@@ -14,13 +15,16 @@ from trd_cli.datasets.sources import Loaded
 from trd_cli.errors import InputError, flag
 from trd_cli.graders import evalplus_tasks
 from trd_cli.local_data import local_file
-from trd_cli.records import Sampling, Task
+from trd_cli.records import EPISODE, Sampling, Task
 
-# Qwen3's settings for thinking; code ends sooner, and arithmetic much sooner.
+# Qwen3's settings for thinking; code and other tasks end sooner, arithmetic much sooner, and a turn of an episode is a
+# command.
 SAMPLING: dict[str, Sampling] = {
     "math": Sampling(0.6, 0.95, 20, 38912),
     "code": Sampling(0.6, 0.95, 20, 16384),
+    "task": Sampling(0.6, 0.95, 20, 16384),
     "arithmetic": Sampling(0.6, 0.95, 20, 1024),
+    EPISODE: Sampling(0.6, 0.95, 20, TURN_TOKENS),
 }
 GRADERS: dict[str, str] = {
     "math": "math-verify",
@@ -28,6 +32,7 @@ GRADERS: dict[str, str] = {
     "evalplus": "EvalPlus base+plus",
     "livecodebench": "stdin and call tests",
 }
+OWN = "your own (--grader)"
 Options = Mapping[str, str]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,10 +15,9 @@ from trd_cli.datasets.rows import Row, set_name
 from trd_cli.datasets.values import RowFault, Structured, answer_of, control_character, filled, mended, opened, text_of
 from trd_cli.errors import InputError
 from trd_cli.graders.answers import reference_answer
-from trd_cli.records import Problem, Task, content_hash
+from trd_cli.records import TASK_NAME, Problem, Task, content_hash
 
 _SHOWN_ROWS = 10
-_TASK_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 # Keys that likely hold the wanted value of an object with several.
 _LIKELY = ("ground_truth", "answer", "final_answer", "content", "value", "text")
 Texts = dict[str, str | None]
@@ -198,6 +196,6 @@ def _problem_id(source: str, given: str | None, text: str) -> str:
 
 def _task(value: str) -> Task:
     task = value.strip().lower()
-    if not _TASK_NAME.fullmatch(task):
+    if not TASK_NAME.fullmatch(task):
         raise RowFault(f"task {value!r} is no name: letters, digits, - and _")
     return task

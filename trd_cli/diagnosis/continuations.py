@@ -30,7 +30,7 @@ from trd_cli.diagnosis.recovery import By, Continued, Prefix, Recovery, rates
 from trd_cli.diagnosis.sums import perplexity
 from trd_cli.errors import DamagedFile, InputError, counted
 from trd_cli.generation import ShardFiller, check_strangers
-from trd_cli.graders.pool import GraderOptions
+from trd_cli.graders.options import GraderOptions
 from trd_cli.graders.verdicts import ShardGrader
 from trd_cli.planned import Backend, Prompt
 from trd_cli.progress import Progress, WithoutResults
@@ -279,6 +279,7 @@ def _grade(stage_dir: StageDir, config: RecoverOptions, progress: Progress) -> N
     ):
         for path in stage_dir.shards():
             grader.fill(path, path)
+        grader.check_all_graded()
     progress.end()
 
 

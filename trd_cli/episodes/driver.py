@@ -19,7 +19,7 @@ from trd_cli.errors import ModelError
 from trd_cli.generation import ShardFiller
 from trd_cli.planned import Backend, with_completion
 from trd_cli.progress import Progress
-from trd_cli.records import Completion, Request, Trajectory, well_formed
+from trd_cli.records import ENDED, Completion, Request, Trajectory, well_formed
 from trd_cli.redaction import one_line
 from trd_cli.trajectories.stage_dir import StageDir
 from trd_cli.worlds.base import Failure, Result
@@ -154,7 +154,7 @@ class EpisodeFiller(ShardFiller):
         """Return how the episodes that were played now have ended."""
         if not self._ends:
             return None
-        ends = ", ".join(f"{count} {_ENDS.get(reason, reason)}" for reason, count in sorted(self._ends.items()))
+        ends = ", ".join(f"{count} {ENDED.get(reason, reason)}" for reason, count in sorted(self._ends.items()))
         return f"{self._turns} turns; episodes: {ends}"
 
     def _made(self, rows: Iterable[Trajectory]) -> Iterator[tuple[Trajectory, int]]:
@@ -166,7 +166,7 @@ class EpisodeFiller(ShardFiller):
                 turns = len(made.turns or ())
                 self._turns += turns
                 self._count(0, 0, turns)
-                self._ends[made.stop_reason or "error"] += 1
+                self._ends[made.stop_reason or "errors"] += 1
                 yield made, 0
 
     def _at_once(self) -> int:
@@ -174,11 +174,3 @@ class EpisodeFiller(ShardFiller):
 
     def _failed(self, row: Trajectory, reason: str) -> Trajectory:
         return with_completion(row, Completion(row.trajectory_id, error=reason), self._backend.tokenizer)
-
-
-_ENDS = {
-    "turns": "at the most turns",
-    "tokens": "at the end of the context",
-    "replays": "at the most lists",
-    "error": "errors",
-}

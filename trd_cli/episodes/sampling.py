@@ -85,8 +85,12 @@ class EpisodeSet:
     def tasks(self) -> list[Task]:
         return [EPISODE]
 
+    def names(self) -> list[str]:
+        """Return the ids of the problems in their order."""
+        return [_id_of(each) for each in self.environments]
+
     def ids(self) -> IdSet:
-        return IdSet(map(_id_of, self.environments))
+        return IdSet(self.names())
 
 
 def _id_of(environment: Environment) -> str:

@@ -148,20 +148,21 @@ def majority_chances(own: int, others: tuple[int, ...], unanswered: int) -> np.n
     return chances
 
 
-def mean_of(values_QK: np.ndarray, *, are_shares: bool) -> Estimate:
+def mean_of(values_QK: np.ndarray, *, are_scores: bool) -> Estimate:
     """Return the mean over questions of each one's mean value; NaN is a sample without a value.
 
-    The interval is that of scores for shares, which lie in [0, 1], and Student's for figures without such bounds.
+    Scores, which lie in [0, 1], have the interval above, other figures Student's: NaN where all questions have the same
+    mean, which shows nothing of their spread.
     """
     known_Q = (~np.isnan(values_QK)).sum(axis=1)
     none_Q = np.full(len(values_QK), np.nan)
     mean_Q = np.divide(np.nansum(values_QK, axis=1), known_Q, out=none_Q.copy(), where=known_Q > 0)
     squares_Q = np.nansum((values_QK - mean_Q[:, None]) ** 2, axis=1)
     variance_Q = np.divide(squares_Q, (known_Q - 1) * known_Q, out=none_Q, where=known_Q > 1)
-    return _estimate(mean_Q, variance_Q, known_Q, are_shares)
+    return _estimate(mean_Q, variance_Q, known_Q, are_scores)
 
 
-def _estimate(scores_Q: np.ndarray, variances_Q: np.ndarray, graded_Q: np.ndarray, are_shares: bool = True) -> Estimate:
+def _estimate(scores_Q: np.ndarray, variances_Q: np.ndarray, graded_Q: np.ndarray, are_scores: bool = True) -> Estimate:
     """Return the estimate over the questions that have a score; `variances_Q` are the v_q of `Estimate`."""
     scored_Q = ~np.isnan(scores_Q)
     questions = int(scored_Q.sum())
@@ -170,10 +171,11 @@ def _estimate(scores_Q: np.ndarray, variances_Q: np.ndarray, graded_Q: np.ndarra
     # Sorted, so that the order of the questions does not choose the resamples.
     scores_Q1 = np.sort(scores_Q[scored_Q])[:, None]
     mean, stderr = mean_and_stderr(scores_Q1)
-    if are_shares:
+    spread = ((scores_Q1 - mean) ** 2).sum(axis=0)
+    if are_scores:
         low, high = mean_intervals(scores_Q1, graded_Q[scored_Q].sum(keepdims=True))
     else:
-        low, high = t_interval(mean, ((scores_Q1 - mean) ** 2).sum(axis=0), np.array([questions]))
+        low, high = t_interval(mean, np.where(spread > 0, spread, np.nan), np.array([questions]))
     known = variances_Q[scored_Q & ~np.isnan(variances_Q)]
     within = sqrt(float(known.mean()) / questions) if len(known) else float("nan")
     return Estimate(float(mean[0]), float(low[0]), float(high[0]), float(stderr[0]), within, questions)

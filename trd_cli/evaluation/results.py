@@ -18,7 +18,7 @@ graders' equivalence classes, so scoring again gives the same bytes.
       verdicts: {correct, incorrect, error, timeout}                    counts of samples
       truncated, no_answer, unclosed_thinking, error, timeout           shares of samples
       tokens: {total, mean, median}                                     of the responses, those that the model wrote
-      episodes: {reward, invalid_actions (share), turns: {value, low, …}, stop_reasons: {solved, failed, turns, tokens}}
+      episodes: {reward, invalid_actions (share), turns: {value, low, …}, stop_reasons: {solved, failed, turns, …}}
                                                                         of a benchmark of episodes alone
       questions: {problem id: [correct, graded]}                        in the benchmark's order
       samples: {problem id: "10.1"}     in the order of sampling: 1 correct, 0 incorrect, . no verdict (error, timeout)
@@ -35,7 +35,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import median
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -48,7 +48,7 @@ from trd_cli.evaluation.samples import first_samples
 from trd_cli.graders.base import NO_ANSWER
 from trd_cli.graders.evalplus import BASE_PASSED
 from trd_cli.graders.evalplus import NAME as EVALPLUS
-from trd_cli.records import EPISODE, StopReason, is_intact, with_checksum
+from trd_cli.records import ENDED, EPISODE, is_intact, with_checksum
 from trd_cli.trajectories.run_json import Asked
 
 FORMAT = "trd-results-1"
@@ -121,8 +121,10 @@ def _episodes(rows: pa.Table, k: int) -> dict[str, Any]:
     figures = {}
     for name, column in FIGURES.items():
         values_QK = rows[column].to_numpy().astype(np.float64).reshape(-1, k)
-        figures[name] = json_ready(asdict(mean_of(values_QK, are_shares=name == "invalid_actions")))
-    ends = {reason: _count(pc.equal(rows["stop_reason"], reason)) for reason in get_args(StopReason)}
+        # An environment's rewards may have any bounds; mostly these are those of a score.
+        are_scores = name != "turns" and not ((values_QK < 0) | (values_QK > 1)).any()
+        figures[name] = json_ready(asdict(mean_of(values_QK, are_scores=bool(are_scores))))
+    ends = {reason: _count(pc.equal(rows["stop_reason"], reason)) for reason in ENDED}
     return {**figures, "stop_reasons": ends}
 
 

@@ -10,6 +10,8 @@ import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from trd_cli.records import ENDED
+
 KINDS = ("avg", "pass", "maj", "base_avg", "base_pass")
 _ESTIMATE = ("value", "low", "high", "stderr", "stderr_within", "questions")
 _SHARES = {
@@ -59,7 +61,7 @@ def _figures(bench: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
 
 
 def _stop_reasons(bench: Mapping[str, Any]) -> str:
-    return ", ".join(f"{count} {reason}" for reason, count in bench["episodes"]["stop_reasons"].items())
+    return ", ".join(f"{n} {ENDED[reason]}" for reason, n in bench["episodes"]["stop_reasons"].items() if n) or NOTHING
 
 
 def percent(value: float | None) -> str:

@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from trd_cli.records import Task, Verdict
 
 NO_ANSWER = "no_answer"
+# The column of a problem that trd's own grader of a task reads. A user's grader may need neither.
+_READ: dict[Task, Literal["reference_answer", "tests"]] = {
+    "math": "reference_answer",
+    "code": "tests",
+    "reasoning-gym": "tests",
+}
+
+
+def graded_by(task: Task) -> Literal["reference_answer", "tests"] | None:
+    """Return the column of a problem without which rows of a task get no verdict, or None where there is none."""
+    return _READ.get(task)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +37,8 @@ class Grade:
 class Question:
     """A response and what to grade it against: a reference answer, or `tests` (JSON, as in the row's column).
 
-    `thinking` is true if the prompt itself opens a thinking block, so that the response begins inside it.
+    `thinking` is true if the prompt itself opens a thinking block, so that the response begins inside it. Graders of
+    the user's own read the `problem` too.
     """
 
     task: Task
@@ -33,3 +46,4 @@ class Question:
     reference_answer: str | None
     tests: str | None = None
     thinking: bool = False
+    problem: str = ""

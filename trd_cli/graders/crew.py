@@ -23,6 +23,8 @@ from trd_cli.graders.workers import Died, Expired, NotStarted, Work, Worker
 # `_STARTS` workers may die one after the other before they have a row. The pause between two tries, in seconds, is long
 # enough to notice that the server was killed. Each worker must find `_ROOM` bytes free.
 _STARTS, _PAUSE, _ROOM = 5, 0.2, 16 << 20
+# A package that a grader needs, or a user's module, is imported within this time, however busy the machine is.
+IMPORT_SECONDS = 120.0
 
 
 def _warm_up(memory: int) -> None:
@@ -95,19 +97,25 @@ class Crew:
         for worker in list(self._alive):
             worker.close()
 
-    def schedule(self, seconds: float, *work: Any, tries: int = 2) -> Future[Any]:
-        """Have a function called with its arguments in a worker that is killed after `seconds`."""
+    def schedule(self, seconds: float, *work: Any, tries: int = 2, before: Work | None = None) -> Future[Any]:
+        """Have a function called with its arguments in a worker that is killed after `seconds`.
+
+        The worker does `before` first, once in its life, for which it has time of its own.
+        """
         function, *arguments = work
-        future = self._threads.submit(self._in_worker, tries, seconds, (function, tuple(arguments)))
+        future = self._threads.submit(self._in_worker, tries, seconds, (function, tuple(arguments)), before)
         self._open.add(future)
         future.add_done_callback(self._open.discard)
         return future
 
-    def _in_worker(self, tries: int, seconds: float, work: Work) -> Any:
+    def _in_worker(self, tries: int, seconds: float, work: Work, before: Work | None) -> Any:
         """Do a piece of work in this thread's worker; if that dies, try again in another one, `tries` times in all."""
         while True:
             worker = self._worker()
             try:
+                if before is not None and before not in worker.done:
+                    worker.ask(IMPORT_SECONDS, before)
+                    worker.done.append(before)
                 return worker.ask(seconds, work)
             except Expired:
                 self._drop(worker)

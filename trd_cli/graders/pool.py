@@ -12,25 +12,25 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import groupby, islice
 from queue import SimpleQueue
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from trd_cli import keeper
-from trd_cli.config.grading import GraderConfig
-from trd_cli.graders import code, evalplus, math
+from trd_cli.errors import InputError, flag
+from trd_cli.graders import code, gym, math, own
 from trd_cli.graders.base import Grade, Question
 from trd_cli.graders.code import CodeOptions
-from trd_cli.graders.crew import Crew
+from trd_cli.graders.crew import IMPORT_SECONDS, Crew
+from trd_cli.graders.options import Grader, GraderOptions
 from trd_cli.graders.sandbox import Level, choose_level, described
-from trd_cli.graders.workers import Died, Expired, Raised
+from trd_cli.graders.workers import Died, Expired, Raised, Work
+from trd_cli.own_code import OwnCodeError
 from trd_cli.records import Verdict
 
-# Added to the time of all tests for a busy machine.
-_CODE_GRACE = 60.0
 _CLASSES_SECONDS = 30.0
-# Sending a task to a worker costs more than grading a usual row of mathematics. Such rows therefore go together, at
+# Sending a task to a worker costs more than grading a usual row of mathematics. Fast rows therefore go together, at
 # most `_CHUNK_ROWS`, and one by one if the chunk has not ended after `_CHUNK_SECONDS`.
 _CHUNK_ROWS, _CHUNK_SECONDS = 32, 3.0
 # As many pieces of work a worker are under way at a time, so that none waits for the next one.
@@ -40,54 +40,13 @@ _NAME = "graders"
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class GraderOptions:
-    """Options of grading: `timeout` in seconds for a row of mathematics, the limits of programs in `code`."""
-
-    lenient: bool = False
-    timeout: float = 10.0
-    workers: int | None = None
-    sandbox: Level | Literal["auto"] = "auto"
-    code: CodeOptions = field(default_factory=CodeOptions)
-
-    @classmethod
-    def of(cls, config: GraderConfig) -> GraderOptions:
-        """Return the options that a configuration asks for."""
-        limits = CodeOptions(
-            test_timeout=config.test_timeout, code_timeout=config.code_timeout, memory=int(config.memory * (1 << 30))
-        )
-        return cls(config.lenient, config.timeout, config.workers, config.sandbox, limits)
-
-    def grader(self, task: str, tests: str | None) -> tuple[str, str]:
-        """Return the name and version of such a row's grader; options that can change a verdict change the version."""
-        if task == "math":
-            return math.NAME, math.version(self.lenient)
-        name = code.name_of(tests)
-        return name, code.version(name, self.code)
-
-    def seconds(self, question: Question) -> float:
-        """Return the seconds after which a row's worker is killed."""
-        if question.task == "math":
-            return self.timeout
-        if code.name_of(question.tests) == evalplus.NAME:
-            return evalplus.SECONDS
-        return self.code.code_timeout + _CODE_GRACE
+# What is done with each question of a chunk: a function and its arguments after the question.
+_Way = tuple[Callable[..., Grade], tuple[Any, ...]]
 
 
-def _grade_all(questions: Sequence[Question], lenient: bool) -> list[Grade]:
-    return [math.grade(question, lenient) for question in questions]
-
-
-def _chunks(questions: Iterable[Question], workers: int) -> Iterator[Sequence[Question]]:
-    """Yield the questions in order, in chunks.
-
-    Consecutive rows of mathematics share chunks of one size; any other row is alone. Questions are taken as many at a
-    time as make four full chunks a worker, which is where the chunks of a short row of questions get their size.
-    """
-    for taken in _portions(questions, 4 * workers * _CHUNK_ROWS):
-        size = max(1, min(_CHUNK_ROWS, len(taken) // (4 * workers)))
-        for task, rows in groupby(taken, key=lambda question: question.task):
-            yield from _portions(rows, size if task == "math" else 1)
+def _grade_all(questions: Sequence[Question], way: _Way) -> list[Grade]:
+    function, arguments = way
+    return [function(question, *arguments) for question in questions]
 
 
 def _portions(questions: Iterable[Question], size: int) -> Iterator[Sequence[Question]]:
@@ -116,7 +75,23 @@ class GraderPool:
             kept.close()
             kept = None
         self._crew: Crew = kept or Crew(*kind)
+        try:
+            self._check_own()
+        except BaseException:
+            self._crew.close(at_once=True)
+            raise
         return self
+
+    def _check_own(self) -> None:
+        """Raise InputError for a grader of the user's that a worker cannot import."""
+        for grader in self._options.own.values():
+            try:
+                self._crew.schedule(IMPORT_SECONDS, own.load, grader).result()
+            except (Raised, Expired, Died) as failure:
+                why = str(failure).removeprefix(f"{OwnCodeError.__name__}: {grader.code}: ")
+                raise InputError(
+                    f"{flag('grader')} {grader.code}: {why}", "a function of a module that can be imported", "mend it"
+                ) from None
 
     def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
         at = keeper.current()
@@ -144,7 +119,7 @@ class GraderPool:
 
     def grade(self, questions: Iterable[Question]) -> Iterator[Grade]:
         """Yield one grade for each question, in order. Questions are taken as the workers have room for them."""
-        chunks = _chunks(questions, self._workers)
+        chunks = self._chunks(questions)
         # Rows of chunks that were killed, died or raised: they go one by one, those that hang side by side.
         alone: deque[tuple[int, Sequence[Question]]] = deque()
         working: dict[Future[Any], tuple[int, Sequence[Question]]] = {}
@@ -166,7 +141,7 @@ class GraderPool:
                 return
             future = ended.get()
             start, chunk = working.pop(future)
-            found = _result(future, self._options.seconds(chunk[0]))
+            found = _result(future, self._grader(chunk[0]).seconds)
             if isinstance(found, list):
                 grades |= enumerate(found, start)
             elif len(chunk) > 1:
@@ -177,31 +152,58 @@ class GraderPool:
                 yield grades.pop(yielded)
                 yielded += 1
 
+    def _grader(self, question: Question) -> Grader:
+        grader = self._options.grader(question.task, question.tests)
+        assert grader is not None, f"a row of the task {question.task}, which has no grader"
+        return grader
+
+    def _chunks(self, questions: Iterable[Question]) -> Iterator[Sequence[Question]]:
+        """Yield the questions in order, in chunks of one grader.
+
+        Consecutive rows of a fast grader share chunks of one size; any other row is alone. Questions are taken as many
+        at a time as make four full chunks a worker, which is where the chunks of a short row of questions get their
+        size.
+        """
+        for taken in _portions(questions, 4 * self._workers * _CHUNK_ROWS):
+            size = max(1, min(_CHUNK_ROWS, len(taken) // (4 * self._workers)))
+            for grader, rows in groupby(taken, key=self._grader):
+                yield from _portions(rows, size if grader.together else 1)
+
     def _submit(self, questions: Sequence[Question]) -> Future[Any]:
         """Have a chunk graded, which gives a list of grades, or a single row, which gives its grade."""
-        first, lenient = questions[0], self._options.lenient
-        seconds = self._options.seconds(first)
+        first = questions[0]
+        grader = self._grader(first)
+        (function, arguments), before = self._way(grader), _before(grader)
         if len(questions) > 1:
             # Never longer than a single row may take: a verdict must not depend on the chunking.
-            return self._crew.schedule(min(_CHUNK_SECONDS, seconds), _grade_all, questions, lenient, tries=1)
-        if first.task == "math":
-            return self._crew.schedule(seconds, math.grade, first, lenient)
-        return self._crew.schedule(seconds, code.grade, first, self._code_options())
+            seconds = min(_CHUNK_SECONDS, grader.seconds)
+            return self._crew.schedule(seconds, _grade_all, questions, (function, arguments), tries=1, before=before)
+        return self._crew.schedule(grader.seconds, function, first, *arguments, before=before)
+
+    def _way(self, grader: Grader) -> _Way:
+        if grader.own is not None:
+            return own.grade, (grader.own,)
+        if grader.name == math.NAME:
+            return math.grade, (self._options.lenient,)
+        if grader.name == gym.NAME:
+            return gym.grade, (self._options.lenient,)
+        return code.grade, (self._code_options(),)
 
     def second_opinions(self, questions: Iterable[Question]) -> Iterator[Verdict | None]:
         """Yield the verdict of another method on each question, in order, or None if it cannot judge.
 
-        For mathematics the method is math-verify called plainly, with its own extraction. For code the tests run again.
+        For mathematics the method is math-verify called plainly, with its own extraction. Rows of other graders are
+        graded once more.
         """
         for question, future in self._ahead(self._ask_again, questions):
             second = _result(future, 0.0)
-            if question.task == "code":
+            if self._grader(question).name != math.NAME:
                 yield second.verdict
             else:
                 yield ("correct" if second else "incorrect") if isinstance(second, bool) else None
 
     def _ask_again(self, question: Question) -> Future[Any]:
-        if question.task == "math":
+        if self._grader(question).name == math.NAME:
             return self._crew.schedule(self._options.timeout, math.second_opinion, question)
         return self._submit([question])
 
@@ -226,6 +228,13 @@ class GraderPool:
             if len(begun) > _AHEAD * self._workers:
                 yield begun.popleft()
         yield from begun
+
+
+def _before(grader: Grader) -> Work | None:
+    """Return what a worker does before its first row of a grader, outside the row's time."""
+    if grader.own is not None:
+        return own.load, (grader.own,)
+    return (gym.load, ()) if grader.name == gym.NAME else None
 
 
 def _result(future: Future[Any], seconds: float) -> Any:

@@ -14,7 +14,8 @@ import pyarrow as pa
 from trd_cli.errors import InputError, counted
 from trd_cli.graders.base import Grade, Question
 from trd_cli.graders.math import NOT_ONE_ANSWER
-from trd_cli.graders.pool import GraderOptions, GraderPool
+from trd_cli.graders.options import Grader, GraderOptions, no_grader
+from trd_cli.graders.pool import GraderPool
 from trd_cli.graders.thinking import Prompts, tails
 from trd_cli.progress import Progress
 from trd_cli.records import well_formed
@@ -25,7 +26,7 @@ _SETTLED = ("correct", "incorrect")
 # Columns that decide whether a row has to be graded.
 _KNOWN = (*OF_A_VERDICT, "problem_id", "task", "tests", "error")
 # Columns of a question, and those that grading reads.
-_ASKED = ("task", "response", "reference_answer", "tests", "model", "ids_exact", "finish_reason")
+_ASKED = ("task", "problem", "response", "reference_answer", "tests", "model", "ids_exact", "finish_reason")
 _READ = (*_ASKED, "prompt_token_ids", "error")
 _ROWS_AT_ONCE = 32
 # Problems that a remark names.
@@ -101,6 +102,8 @@ class ShardGrader:
     `regrade` decides about rows that have a verdict. "none" refuses those of another grader or of other options,
     "stale" grades only those again, "unsettled" also those that ended as error or timeout, and "all" grades every row
     again. A share `audit` of the rows, chosen by their ids, is graded by a second method too.
+
+    Rows of a task that has no grader get no verdict; `without_grader` counts them by task.
     """
 
     def __init__(
@@ -118,6 +121,7 @@ class ShardGrader:
         self.changes: Counter[tuple[str, str]] = Counter()
         self.audit = Audit()
         self.worked_references = WorkedReferences()
+        self.without_grader: Counter[str] = Counter()
 
     def __enter__(self) -> ShardGrader:
         self._pool.__enter__()
@@ -138,38 +142,44 @@ class ShardGrader:
                 self._check(table, verdicts)
             if owed or source != target:
                 write_table(target, _with(table, verdicts), shard_info(source).set_digest)
-        self.counts.update(verdicts["verdict"])
+        self.counts.update(verdict for verdict in verdicts["verdict"] if verdict is not None)
         details = zip(known["problem_id"].to_pylist(), verdicts["verdict_detail"], strict=True)
         for problem_id in (problem_id for problem_id, detail in details if detail == NOT_ONE_ANSWER):
             self.worked_references.add(problem_id)
         self._progress.result(target)
+
+    def check_all_graded(self) -> None:
+        """Raise InputError if some of the rows are of a task that has no grader."""
+        if self.without_grader:
+            raise no_grader(self.without_grader, "row")
 
     def _owed(self, table: pa.Table, verdicts: Verdicts, path: Path) -> list[int]:
         """Return the places of the rows that still have to be graded.
 
         Raises InputError for a verdict of another grader if `regrade` is "none".
         """
-        if self._regrade == "all":
-            return list(range(table.num_rows))
         owed = []
         old = zip(verdicts["verdict"], verdicts["grader"], verdicts["grader_version"], strict=True)
         for i, ((verdict, *by), now, error) in enumerate(
             zip(old, self._graders(table), table["error"].to_pylist(), strict=True)
         ):
-            is_stale = verdict is not None and tuple(by) != now
+            if now is None:
+                self.without_grader[table["task"][i].as_py()] += 1
+                continue
+            is_stale = verdict is not None and tuple(by) != (now.name, now.version)
             if is_stale and self._regrade == "none":
                 raise InputError(
                     f"{path} was graded by {' '.join(map(str, by))}",
-                    " ".join(now),
+                    f"{now.name} {now.version}",
                     "pass --regrade to grade it again",
                 )
             is_unsettled = verdict not in _SETTLED and error is None and self._regrade == "unsettled"
-            if verdict is None or is_stale or is_unsettled:
+            if verdict is None or is_stale or is_unsettled or self._regrade == "all":
                 owed.append(i)
         return owed
 
-    def _graders(self, table: pa.Table) -> Iterator[tuple[str, str]]:
-        """Yield the name and version of each row's grader."""
+    def _graders(self, table: pa.Table) -> Iterator[Grader | None]:
+        """Yield each row's grader."""
         for task, tests in zip(table["task"].to_pylist(), table["tests"], strict=True):
             yield self._options.grader(task, tests.as_py() if task == "code" else None)
 
@@ -186,18 +196,20 @@ class ShardGrader:
                 self.changes[verdicts["verdict"][i], grade.verdict] += 1
             answer = grade.extracted_answer and well_formed(grade.extracted_answer)
             detail = grade.detail and well_formed(grade.detail)
-            for name, value in zip(OF_A_VERDICT, (grade.verdict, answer, *by, detail), strict=True):
+            for name, value in zip(OF_A_VERDICT, (grade.verdict, answer, by.name, by.version, detail), strict=True):
                 verdicts[name][i] = value
 
     def _say_sandbox(self, rows: pa.Table) -> None:
-        if not self._said_sandbox and "code" in rows["task"].unique().to_pylist():
+        if not self._said_sandbox and any(grader.in_sandbox for grader in self._graders(rows)):
             self._said_sandbox = True
             self._progress.note(f"programs run in the sandbox: {self._pool.sandbox_described}")
 
     def _check(self, table: pa.Table, verdicts: Verdicts) -> None:
         ids = table["trajectory_id"].to_pylist()
         sampled = [
-            i for i, verdict in enumerate(verdicts["verdict"]) if verdict in _SETTLED and self._is_sampled(ids[i])
+            i
+            for i, (verdict, grader) in enumerate(zip(verdicts["verdict"], self._graders(table), strict=True))
+            if verdict in _SETTLED and grader is not None and self._is_sampled(ids[i])
         ]
         rows = table.select(_READ).take(pa.array(sampled, pa.int64()))
         seconds = self._pool.second_opinions(self._questions(rows))
@@ -219,9 +231,9 @@ class ShardGrader:
         for batch in rows.to_batches(max_chunksize=_ROWS_AT_ONCE):
             columns = (batch[name].to_pylist() for name in _ASKED)
             for row in zip(*columns, tails(batch["prompt_token_ids"]), strict=True):
-                task, response, reference, tests, model, exact, finish_reason, tail = row
+                task, problem, response, reference, tests, model, exact, finish_reason, tail = row
                 opens = self._prompts.open_thinking(model, tail, response or "", exact, finish_reason)
-                yield Question(task, response or "", reference, tests, opens)
+                yield Question(task, response or "", reference, tests, opens, problem)
 
 
 def _with(table: pa.Table, verdicts: Verdicts) -> pa.Table:

@@ -51,6 +51,8 @@ class Worker:
 
         Raises NotStarted if no process could be started.
         """
+        # Work that need not be done again in this process; its owner keeps the list.
+        self.done: list[Work] = []
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, prepare), name="trd-grader")
         try:

@@ -15,6 +15,7 @@ from trd_cli.datasets.benchmarks import Benchmark, load_benchmark, split_benchma
 from trd_cli.datasets.importing import check_answers, import_problems
 from trd_cli.datasets.ngrams import SIZES, QuestionIndex
 from trd_cli.errors import InputError, PromptError, counted
+from trd_cli.graders.base import graded_by
 from trd_cli.planning.findings import Finding, error, of_exception, ok, out_of_reach, per_cent, warning
 from trd_cli.prompting.rendering import templates_for
 from trd_cli.recipes.nodes import Graph
@@ -130,7 +131,8 @@ def _shown(graph: Graph, tasks: Sequence[Task]) -> dict[str, float]:
 
 def _answers(graph: Graph, problems: Sequence[Problem]) -> Iterator[Finding]:
     """Check that problems can be graded, as arms that filter by verdict need."""
-    ungraded = sum(not (problem.reference_answer if problem.task == "math" else problem.tests) for problem in problems)
+    needs = {problem.task: graded_by(problem.task) for problem in problems}
+    ungraded = sum(not getattr(problem, column) for problem in problems if (column := needs[problem.task]))
     if not ungraded:
         return
     reading = sorted(

@@ -15,7 +15,7 @@ from trd_cli.config.base import Config
 from trd_cli.config.commands import EvalConfig
 from trd_cli.config.generating import EngineName, RefineConfig, SampleConfig
 from trd_cli.config.training import DistillConfig
-from trd_cli.datasets.benchmarks import asks_for_code, split_benchmarks
+from trd_cli.datasets.benchmarks import split_benchmarks, task_of
 from trd_cli.engines.base import engine_version
 from trd_cli.engines.placement import LOADING, check_replicas
 from trd_cli.engines.registry import check_arguments, check_server, check_weights, choose_engine, window
@@ -210,7 +210,7 @@ class _Stages:
                 yield warning("lengths", what, f"{lower}, where the engine takes no more")
 
     def _sandbox(self, config: EvalConfig) -> Iterator[Finding]:
-        if any(asks_for_code(name) for name in split_benchmarks(config.bench or "")):
+        if any(task_of(name) == "code" for name in split_benchmarks(config.bench or "")):
             yield from self._refused("recipe", lambda: choose_level(config.sandbox), lacking=True)
 
     # Training

@@ -29,6 +29,7 @@ from trd_cli.recipes.nodes import BASE, NODES, Contents, Graph, Model, Node
 from trd_cli.recipes.recipe import Recipe, Source
 from trd_cli.recipes.rounds import problems_a_round, total_steps
 from trd_cli.recipes.sections import PROBLEMS_FILE
+from trd_cli.recipes.tasks import tasks_of
 from trd_cli.records import content_hash
 
 
@@ -231,10 +232,11 @@ class _Builder:
         """
         stage = kind.partition("-")[0]
         sources = tuple(dict.fromkeys(node for node in inputs if node is not None))
+        tasks = tasks_of(self._recipe, config, place.source)
         digest = content_hash(
             {
                 "stage": stage,
-                "options": self._contents.deciding(config, self._recipe.setting),
+                "options": self._contents.deciding(config, self._recipe.setting, tasks),
                 "inputs": [node.digest for node in sources],
                 **(contents or {}),
             }

@@ -17,8 +17,10 @@ from trd_cli.errors import InputError
 from trd_cli.models import EMA, fingerprint
 from trd_cli.own_code import OwnCode
 from trd_cli.prompting.rendering import template_kind, templates_for
+from trd_cli.prompting.templates import deciding_families
 from trd_cli.recipes.recipe import Recipe, Source
 from trd_cli.recipes.sections import PROBLEMS_FILE
+from trd_cli.records import Task
 from trd_cli.redaction import without_secrets
 from trd_cli.worlds.registry import version_of
 from trd_cli.worlds.spec import Spec
@@ -201,22 +203,23 @@ class Contents:
             self._known[model.name] = fingerprint(Path(model.name))
         return self._known[model.name]
 
-    def _templates(self, config: Config, setting: str) -> list[str]:
-        """Return the digests of a stage's templates, by task."""
+    def _templates(self, config: Config, setting: str, tasks: Iterable[Task]) -> list[str]:
+        """Return the digests of a stage's templates, by the family of tasks."""
         stored = isinstance(config, DistillConfig) and config.takes_stored_prompt()
-        key = (template_kind(config, setting), config.prompt, stored)
+        families = deciding_families(tasks)
+        key = (template_kind(config, setting), config.prompt, stored, families)
         if key not in self._of_templates:
-            self._of_templates[key] = [template.sha256 for template in templates_for(config, setting).values()]
+            self._of_templates[key] = [each.sha256 for each in templates_for(config, setting, families).values()]
         return self._of_templates[key]
 
-    def deciding(self, config: Config, setting: str) -> dict[str, Any]:
-        """Return the options that decide the result of a command, as JSON values.
+    def deciding(self, config: Config, setting: str, tasks: Iterable[Task]) -> dict[str, Any]:
+        """Return the options that decide the result of a command on rows of some tasks, as JSON values.
 
         Templates, built in or not, count by their text, files by their content.
         """
         chosen = config.deciding()
         if "prompt" in chosen:
-            chosen["prompt"] = self._templates(config, setting)
+            chosen["prompt"] = self._templates(config, setting, tasks)
         if isinstance(config, EvalConfig):
             chosen["bench"] = [self.benchmark(name) for name in split_benchmarks(config.bench or "")]
         if "env" in chosen:

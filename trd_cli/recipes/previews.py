@@ -144,13 +144,12 @@ def _filled(template: Template, problem: Problem) -> str:
 
 def _first_question(node: Node) -> Problem:
     """Return a stand-in for the first question of the first benchmark, which is not read."""
-    from trd_cli.datasets.known_sets import KNOWN
+    from trd_cli.datasets.benchmarks import split_benchmarks, task_of
 
     if not node.config.bench:
         return _first_episode(node.config.env[0])
-    name = node.config.bench.partition(",")[0].partition(":")[0]
-    task = KNOWN[name].task if name in KNOWN else "math"
-    return Problem("", "", task, f"⟨the first question of {name}⟩")
+    first, *_ = split_benchmarks(node.config.bench)
+    return Problem("", "", task_of(first) or "math", f"⟨the first question of {first}⟩")
 
 
 def _first_episode(env: str) -> Problem:

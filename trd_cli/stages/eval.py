@@ -1,4 +1,4 @@
-"""trd eval: sample k attempts at every question of some benchmarks, grade them, and score with intervals.
+"""trd eval: sample k attempts at every question of some benchmarks, or episode, grade them, and score with intervals.
 
 The samples stay as trajectory shards, so another grader or a smaller k needs no model: see `rescore`.
 """
@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,47 +18,30 @@ import pyarrow.compute as pc
 
 from trd_cli.atomic import make_directory, write_text
 from trd_cli.config.commands import EvalConfig
-from trd_cli.config.generating import SamplingOptions
-from trd_cli.datasets.benchmarks import Benchmark, load_benchmark, split_benchmarks
+from trd_cli.episodes.contexts import check_turns
+from trd_cli.episodes.driver import EpisodeFiller, workers_of
+from trd_cli.episodes.sampling import Player
 from trd_cli.errors import InputError, ResumeRefused, counted
+from trd_cli.evaluation.exams import Exam, exams_of
 from trd_cli.evaluation.results import FILE, Classify, build_results, results_text
 from trd_cli.evaluation.samples import read_samples, samples_there
-from trd_cli.evaluation.tables import results_csv, results_markdown, sampling_text
+from trd_cli.evaluation.tables import results_csv, results_markdown
 from trd_cli.generation import Outcome, ShardFiller
-from trd_cli.graders.pool import GraderOptions, GraderPool
+from trd_cli.graders.options import GraderOptions
+from trd_cli.graders.pool import GraderPool
 from trd_cli.graders.sandbox import described
 from trd_cli.graders.verdicts import ShardGrader
 from trd_cli.locks import awaited
-from trd_cli.planned import Asker, Backend, preview
+from trd_cli.planned import Backend, preview
 from trd_cli.progress import Progress, WithoutResults
 from trd_cli.prompting.rendering import Rendering, templates_for
-from trd_cli.records import Problem, Trajectory, content_hash
+from trd_cli.records import EPISODE, Trajectory, content_hash
 from trd_cli.trajectories.parts import verdicts_held
-from trd_cli.trajectories.run_json import About, Asked, read_run_json
+from trd_cli.trajectories.run_json import About, read_run_json
 from trd_cli.trajectories.shards import list_shards, read_table
 from trd_cli.trajectories.stage_dir import StageDir
 from trd_cli.trajectories.state import state_of
-
-_OF_THE_BENCHMARK = ("temperature", "top_p", "top_k", "max_tokens")
-
-
-@dataclass(frozen=True)
-class _Exam:
-    """Hold one benchmark as this command evaluates it: the questions it takes, and how it samples."""
-
-    benchmark: Benchmark
-    problems: Sequence[Problem]
-    sampling: SamplingOptions
-
-    def asked(self) -> Asked:
-        """Return what scoring needs later."""
-        benchmark = self.benchmark
-        return Asked(
-            *(benchmark.task, benchmark.source, benchmark.revision, benchmark.sha256, benchmark.known),
-            sampling=self.sampling.model_dump(mode="json"),
-            limit=len(self.problems) if len(self.problems) < len(benchmark.problems) else None,
-            questions=[problem.problem_id for problem in self.problems],
-        )
+from trd_cli.worlds.workers import Workers
 
 
 def run(config: EvalConfig, backend: Backend, progress: Progress) -> dict[str, Any] | None:
@@ -65,23 +50,27 @@ def run(config: EvalConfig, backend: Backend, progress: Progress) -> dict[str, A
     `results.json` (its layout: `trd_cli.evaluation.results`), `results.md` and `results.csv` are written anew each
     time. None is returned for a dry run, and for a part of a job array before all parts are complete.
     """
-    exams = _exams(config)
-    templates = templates_for(config, tasks=(p.task for exam in exams.values() for p in exam.problems))
+    with workers_of(config) if config.env else nullcontext() as workers:
+        return _evaluate(config, exams_of(config, workers, progress.note), backend, workers, progress)
+
+
+def _evaluate(
+    config: EvalConfig, exams: Mapping[str, Exam], backend: Backend, workers: Workers | None, progress: Progress
+) -> dict[str, Any] | None:
+    templates = templates_for(config, tasks=(exam.benchmark.task for exam in exams.values()))
     rendering = Rendering().with_options(config)
     if unread := rendering.unread(backend.tokenizer):
         progress.note(unread)
-    asker = Asker(templates, rendering, backend)
-    for exam in exams.values():
-        asker.check_fit(exam.problems)
+    askers = {name: exam.asker(templates, rendering, backend) for name, exam in exams.items()}
+    for name, exam in exams.items():
+        askers[name].check_fit(exam.problems)
     planned = (
         row
-        for exam in exams.values()
-        for problem in exam.problems
-        if config.owns(problem.problem_id)
-        for row in asker.rows(problem, asker.prompt(problem), config.samples, exam.sampling)
+        for name, exam in exams.items()
+        for problem in exam.of_part(config.part)
+        for row in askers[name].rows(problem, askers[name].prompt(problem), config.samples, exam.sampling)
     )
-    own = sum(config.owns(problem.problem_id) for exam in exams.values() for problem in exam.problems)
-    total = config.samples * own
+    total = config.samples * sum(exam.count(config.part) for exam in exams.values())
     asked = {name: exam.asked() for name, exam in exams.items()}
     identity = config.identity() | {
         "questions": {name: content_hash(each.questions, 16) for name, each in asked.items()},
@@ -101,10 +90,20 @@ def run(config: EvalConfig, backend: Backend, progress: Progress) -> dict[str, A
         progress.note(line)
     if config.dry_run:
         first = next(planned, None)
-        progress.note(preview(first, total, stage_dir.path) if first else "no question is in this part")
+        turns = config.max_turns if first and first.task == EPISODE else None
+        progress.note(preview(first, total, stage_dir.path, turns=turns) if first else "no question is in this part")
         return None
     with stage_dir:
-        _generate(config, backend, stage_dir, planned, total, progress)
+        silent = WithoutResults(progress)
+        if workers is None:
+            filler = ShardFiller(stage_dir, backend, config, silent, total)
+        else:
+            check_turns(backend.tokenizer, rendering)
+            play = Player(backend, rendering, config.max_turns).play
+            filler = _Filler(stage_dir, backend, config, silent, total, workers, play)
+        _generate(config, stage_dir, filler, planned, total)
+        if summary := filler.summary():
+            progress.note(summary)
         counts = _grade(config, stage_dir, "stale", progress)
         if config.part is None:
             return _score(config, stage_dir, config.samples, stage_dir.path, progress)
@@ -165,62 +164,31 @@ def check_errors(results: dict[str, Any], allowed: float) -> None:
     Outcome(rows=counts.total(), errors=counts["error"] + counts["timeout"]).check_errors(allowed)
 
 
-def _exams(config: EvalConfig) -> dict[str, _Exam]:
-    """Return the benchmarks by their names, which are the sources of their rows: two benchmarks never share a row."""
-    benchmarks = [load_benchmark(name) for name in split_benchmarks(config.bench)]
-    names = [benchmark.name for benchmark in benchmarks]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice:
-        raise InputError(f"--bench has {twice} twice", "each benchmark once", "leave one out")
-    for benchmark in benchmarks:
-        _check_gradable(benchmark)
-    return {b.name: _Exam(b, b.problems[: config.limit], _sampling(config, b)) for b in benchmarks}
-
-
-def _check_gradable(benchmark: Benchmark) -> None:
-    column = "reference_answer" if benchmark.task == "math" else "tests"
-    if all(getattr(problem, column) is None for problem in benchmark.problems):
-        raise InputError(
-            f"no question of {benchmark.name} has {column}",
-            f"a column {column}",
-            f"rename its column, or make a problem set with trd data import --map {column}=COLUMN",
-        )
-
-
-def _sampling(config: EvalConfig, benchmark: Benchmark) -> SamplingOptions:
-    """Return the sampling options: as given, else the benchmark's own."""
-    given = {name: getattr(config, name) for name in _OF_THE_BENCHMARK}
-    chosen = {name: getattr(benchmark, name) if value is None else value for name, value in given.items()}
-    return SamplingOptions(**chosen, seed=config.seed)
-
-
-def _remarks(config: EvalConfig, exams: dict[str, _Exam], backend: Backend) -> list[str]:
+def _remarks(config: EvalConfig, exams: Mapping[str, Exam], backend: Backend) -> list[str]:
     """Return the facts that matter before the first sample."""
-    lines: list[str] = []
-    for name, exam in exams.items():
-        sampling = sampling_text(exam.sampling.model_dump())
-        lines.append(f"{name}: {counted(len(exam.problems), 'question')} × {config.samples}, {sampling}")
-        if exam.sampling.max_tokens > backend.max_length:
-            lines.append(f"{name}: prompt and response end where the model's {backend.max_length} tokens do")
-        if exam.benchmark.known is False:
-            lines.append(f"{name}: other questions than trd knows by this name (SHA-256 {exam.benchmark.sha256[:12]})")
-        lines += [f"{name}: {note}" for note in exam.benchmark.notes]
+    lines = [
+        f"{name}: {line}" for name, exam in exams.items() for line in exam.remarks(config.samples, backend.max_length)
+    ]
     if any(exam.benchmark.task == "code" for exam in exams.values()):
         # Resolved now: a level that this machine lacks must not fail after hours of sampling.
         lines.append(f"programs will run in the sandbox: {described(config.sandbox)}")
     return lines
 
 
+class _Filler(EpisodeFiller):
+    """Fill a directory with episodes, and with the attempts at questions that are planned before them."""
+
+    def _made(self, rows: Iterable[Trajectory]) -> Iterator[tuple[Trajectory, int]]:
+        for is_episode, group in groupby(rows, lambda row: row.task == EPISODE):
+            made = super()._made if is_episode else partial(ShardFiller._made, self)
+            yield from made(group)
+
+
 def _generate(
-    config: EvalConfig,
-    backend: Backend,
-    stage_dir: StageDir,
-    planned: Iterable[Trajectory],
-    total: int,
-    progress: Progress,
+    config: EvalConfig, stage_dir: StageDir, filling: ShardFiller, planned: Iterable[Trajectory], total: int
 ) -> None:
     """Fill the directory with `total` rows; the engine starts once for all benchmarks."""
-    with ShardFiller(stage_dir, backend, config, WithoutResults(progress), total) as filler:
+    with filling as filler:
         indices = (read_table(path, ["sample_index"])["sample_index"] for path in stage_dir.shards())
         most = 1 + max((pc.max(some).as_py() for some in indices if len(some)), default=-1)
         if most > config.samples:
@@ -263,6 +231,7 @@ def _grade(
         progress.start("grade", sum(read_table(shard, ["verdict"]).num_rows for shard in shards))
         for shard in shards:
             grader.fill(shard, shard)
+        grader.check_all_graded()
         progress.end()
     changed = sum(count for (old, new), count in grader.changes.items() if old != new)
     if changed:

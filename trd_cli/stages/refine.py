@@ -28,7 +28,7 @@ from trd_cli.progress import Progress
 from trd_cli.prompting.rendering import Rendering, room_for_prompt, templates_for, values_of
 from trd_cli.prompting.templates import Template, family_of, load_template
 from trd_cli.prompting.tokens import check_wrote, fit_attempt
-from trd_cli.records import EPISODE, Problem, Task, Trajectory
+from trd_cli.records import EPISODE, Environment, Problem, Task, Trajectory
 from trd_cli.trajectories.id_set import IdSet
 from trd_cli.trajectories.run_json import About
 from trd_cli.trajectories.sets import InputSet, open_sets
@@ -36,6 +36,7 @@ from trd_cli.trajectories.shards import iter_values
 from trd_cli.trajectories.sources import Sources, asked_of, count_orphans
 from trd_cli.trajectories.stage_dir import StageDir
 from trd_cli.trajectories.writers import check_alike, writer_of
+from trd_cli.worlds.registry import refusal
 from trd_cli.worlds.workers import Workers
 
 # The columns of a rollout that its refined row is made from.
@@ -164,7 +165,8 @@ def _check_alike(config: RefineConfig, sets: Sequence[InputSet]) -> None:
 def _tasks(config: RefineConfig, sets: Sequence[InputSet]) -> frozenset[Task]:
     """Return the families of tasks that sets have.
 
-    Raises InputError for episodes beside other tasks, and for options that are not for what there is.
+    Raises InputError for episodes beside other tasks, and for options that are not for what there is,
+    and as `_check_playable`.
     """
     found = iter_values((path for each in sets for path in each.shards), ["task"])
     families = frozenset(family_of(task) for (task,) in found)
@@ -183,7 +185,16 @@ def _tasks(config: RefineConfig, sets: Sequence[InputSet]) -> frozenset[Task]:
             f"{flag('mode')} rewrite: the teacher's commands are replayed",
             f"leave {flag('mode')} out",
         )
+    _check_playable(sets)
     return families
+
+
+def _check_playable(sets: Sequence[InputSet]) -> None:
+    """Raise InputError for episodes of an environment that is not here, or here in another version."""
+    found = iter_values((path for each in sets for path in each.shards), ["environment"])
+    environments = {(each["name"], each["version"]): Environment(**each) for (each,) in found if each}
+    for reason in filter(None, map(refusal, environments.values())):
+        raise InputError(reason, "the environment that the rollouts were played in", "install it, or sample anew")
 
 
 def student_of(config: RefineConfig, sets: Sequence[InputSet]) -> str:

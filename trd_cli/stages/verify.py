@@ -13,8 +13,7 @@ from trd_cli.atomic import make_directory, write_text
 from trd_cli.config.grading import VerifyConfig
 from trd_cli.errors import DamagedFile, InputError, counted
 from trd_cli.generation import Outcome
-from trd_cli.graders import math
-from trd_cli.graders.pool import GraderOptions
+from trd_cli.graders.options import Grader, GraderOptions
 from trd_cli.graders.sandbox import described
 from trd_cli.graders.verdicts import ShardGrader, lines
 from trd_cli.progress import Progress
@@ -75,6 +74,7 @@ def run(config: VerifyConfig, waves: Iterable[Sequence[str]], progress: Progress
         progress.note(grader.worked_references.summary())
     if config.audit and not config.dry_run:
         progress.note(grader.audit.summary())
+    grader.check_all_graded()
     outcome = Outcome(rows=grader.counts.total(), errors=grader.counts["error"] + grader.counts["timeout"])
     outcome.check_errors(config.max_errors)
     return grader.counts
@@ -117,19 +117,26 @@ class _Held(ExitStack):
 
 def _preview(each: InputSet, options: GraderOptions, regrade: bool) -> Iterator[str]:
     """Yield how many rows each grader would get."""
-    counts: Counter[tuple[str, str]] = Counter()
+    counts: Counter[Grader] = Counter()
     others: Counter[str] = Counter()
+    without: Counter[str] = Counter()
     for path in each.shards:
         columns = read_table(path, ["verdict", "task", "tests", "grader", "grader_version"])
         for verdict, task, tests, *by in zip(*(c.to_pylist() for c in columns.columns), strict=True):
             grader = options.grader(task, tests)
+            if grader is None:
+                without[task] += 1
+                continue
             counts[grader] += regrade or verdict is None
-            others[" ".join(map(str, by))] += not regrade and verdict is not None and tuple(by) != grader
+            is_other = tuple(by) != (grader.name, grader.version)
+            others[" ".join(map(str, by))] += not regrade and verdict is not None and is_other
     for name, count in sorted((+others).items()):
         yield f"would refuse {counted(count, 'row')} graded by {name}: pass --regrade to grade them again"
-    for (name, version), count in sorted(counts.items()):
-        yield f"would grade {counted(count, 'row')} in {each.directory} with {name} {version}"
-    if any(name != math.NAME for name, _ in counts):
+    for task, count in sorted(without.items()):
+        yield f"would leave {counted(count, 'row')} of the task {task}, which has no grader: name one with --grader"
+    for grader, count in sorted(counts.items(), key=lambda item: item[0].name):
+        yield f"would grade {counted(count, 'row')} in {each.directory} with {grader.name} {grader.version}"
+    if any(grader.in_sandbox for grader in counts):
         yield f"programs would run in the sandbox: {described(options.sandbox)}"
 
 

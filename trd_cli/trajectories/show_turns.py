@@ -7,19 +7,18 @@ from collections.abc import Sequence
 from rich.text import Text
 
 from trd_cli.errors import counted
-from trd_cli.records import Environment, StopReason, Turn
+from trd_cli.records import ENDED, Environment, StopReason, Turn
 from trd_cli.trajectories.alignment import Step, align
 from trd_cli.trajectories.marks import STYLES, added, removed, sign, word_diff
 
 _NO_TURN = "–"
-_ENDED: dict[StopReason | None, str] = {"turns": "out of turns", "tokens": "out of tokens", None: "not ended"}
 
 
 def told_episode(turns: Sequence[Turn], reward: float | None, stop_reason: StopReason | None) -> str:
     """Return how an episode went, in a line."""
     invalid = sum(turn.valid is False for turn in turns)
     known = "unknown" if reward is None else f"{reward:g}"
-    return f"{_ENDED.get(stop_reason, stop_reason)} after {counted(len(turns), 'turn')}, {invalid} not valid, reward {known}"
+    return f"{ENDED.get(stop_reason, 'not ended')} after {counted(len(turns), 'turn')}, {invalid} not valid, reward {known}"
 
 
 def told_environment(environment: Environment) -> str:

@@ -49,6 +49,13 @@ class Spec:
             raise _refused(text, f"seed={seed}", "at least 0")
         return cls(text, name, _config(text, name, given), n, seed)
 
+    def label(self) -> str:
+        """Return the specification in one spelling: options at their defaults are left out, but for n and seed."""
+        defaults = KINDS[self.name].options if self.name in KINDS else {}
+        chosen = {key: value for key, value in self.config.items() if key not in defaults or value != defaults[key]}
+        pairs = {**chosen, "n": self.n, "seed": self.seed}
+        return f"{self.name}:{','.join(f'{key}={value}' for key, value in pairs.items())}"
+
     def environments(self) -> list[Environment]:
         """Return the environment of every episode; raises InputError where its package or module is missing."""
         version, config = version_of(self.name), json.dumps(dict(self.config), sort_keys=True)
