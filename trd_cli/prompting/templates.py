@@ -99,7 +99,7 @@ def deciding_families(tasks: Iterable[Task]) -> tuple[Task, ...]:
 
     Those of mathematics and code always do, as before there were others.
     """
-    return tuple(dict.fromkeys(("math", "code", *sorted(map(family_of, tasks)))))
+    return tuple(dict.fromkeys(("math", "code", *sorted({family_of(task) for task in tasks}))))
 
 
 def load_template(kind: str, task: Task, override: str | None = None) -> Template:

@@ -29,7 +29,7 @@ from trd_cli.recipes.nodes import BASE, NODES, Contents, Graph, Model, Node
 from trd_cli.recipes.recipe import Recipe, Source
 from trd_cli.recipes.rounds import problems_a_round, total_steps
 from trd_cli.recipes.sections import PROBLEMS_FILE
-from trd_cli.recipes.tasks import tasks_of
+from trd_cli.recipes.tasks import tasks_of, tasks_of_problems
 from trd_cli.records import content_hash
 
 
@@ -51,6 +51,7 @@ class _Builder:
         self._names: set[str] = set()
         self._users: dict[str, set[str]] = {}
         self._contents = Contents()
+        self._tasks = tasks_of_problems(recipe.problems)
 
     def nodes(self) -> Iterable[Node]:
         """Yield all nodes; those that several arms use belong to none of them."""
@@ -232,7 +233,7 @@ class _Builder:
         """
         stage = kind.partition("-")[0]
         sources = tuple(dict.fromkeys(node for node in inputs if node is not None))
-        tasks = tasks_of(self._recipe, config, place.source)
+        tasks = tasks_of(self._recipe, config, place.source, self._tasks)
         digest = content_hash(
             {
                 "stage": stage,

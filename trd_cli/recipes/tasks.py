@@ -17,21 +17,25 @@ from trd_cli.trajectories.shards import PROBLEM_SCHEMA, read_table
 _OTHER = "task"
 
 
-def tasks_of(recipe: Recipe, config: Config, source: Source | None) -> frozenset[Task]:
+def tasks_of(recipe: Recipe, config: Config, source: Source | None, of_problems: frozenset[Task]) -> frozenset[Task]:
     """Return the tasks of the rows of a node that are known; mathematics and code may be there beside them.
 
-    `source` is what the rows were sampled from, None for an evaluation, which has rows of its own, and for a training on
-    all of the recipe's.
+    `source` is what the rows were sampled from, None for an evaluation, which has rows of its own, and for a training
+    on all of the recipe's. `of_problems` is what `tasks_of_problems` has found.
     """
     if isinstance(config, EvalConfig):
         found = {task_of(name) for name in split_benchmarks(config.bench or "")}
         return frozenset(found - {None}) | ({EPISODE} if config.env else frozenset())
     sources = recipe.sources if source is None else (source,)
-    of_problems = _of_problems(recipe.problems) if "problems" in sources else frozenset()
-    return of_problems | ({EPISODE} if "episodes" in sources else frozenset())
+    return (of_problems if "problems" in sources else frozenset()) | (
+        {EPISODE} if "episodes" in sources else frozenset()
+    )
 
 
-def _of_problems(table: Mapping[str, Any]) -> frozenset[Task]:
+def tasks_of_problems(table: Mapping[str, Any] | None) -> frozenset[Task]:
+    """Return the tasks of the table [problems] that are known. A file is read."""
+    if table is None:
+        return frozenset()
     (kind, value), *_ = table.items()
     if kind == "make":
         return frozenset() if value.get("kind") == "arithmetic" else frozenset({_OTHER})
