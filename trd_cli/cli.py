@@ -197,8 +197,9 @@ def _tell_tables(shown: Iterable[Table]) -> None:
 def evaluate(config: EvalConfig) -> None:
     """Score a model on benchmarks: avg@k, pass@k, maj@k, intervals.
 
-    Intervals are 95 % over questions. Writes results.json, results.md and results.csv beside the samples. --rescore
-    DIR scores the samples of an earlier evaluation again.
+    With --env it plays episodes, and scores reward, actions that are not valid, and turns too. Intervals are 95 % over
+    questions, or games. Writes results.json, results.md and results.csv beside the samples. --rescore DIR scores the
+    samples of an earlier evaluation again.
     """
     from trd_cli.stages import eval as stage
 
@@ -337,7 +338,7 @@ def show(config: ShowConfig) -> None:
 
 @command(app, "diff", DiffConfig, "trd diff runs/y_r --id 3fa9")
 def diff(config: DiffConfig) -> None:
-    """Show what the teacher changed from y_o to y_r, word by word."""
+    """Show what the teacher changed from y_o to y_r: words, or actions."""
     from rich.console import Console
 
     from trd_cli.trajectories import show as stage

@@ -49,13 +49,12 @@ from trd_cli.graders.base import NO_ANSWER
 from trd_cli.graders.evalplus import BASE_PASSED
 from trd_cli.graders.evalplus import NAME as EVALPLUS
 from trd_cli.records import ENDED, EPISODE, is_intact, with_checksum
+from trd_cli.trajectories.episode_columns import FIGURES
 from trd_cli.trajectories.run_json import Asked
 
 FORMAT = "trd-results-1"
 FILE = "results.json"
 VERDICTS = ("correct", "incorrect", "error", "timeout")
-# Figures of episodes by their names in results.json, with their columns in `read_samples`'s table.
-FIGURES = {"reward": "episode_reward", "invalid_actions": "invalid_actions", "turns": "turns"}
 _MARK = {"correct": b"1", "incorrect": b"0"}
 _VALUE = {"1": 1.0, "0": 0.0, ".": math.nan}
 
@@ -119,8 +118,8 @@ def _benchmark(asked: Asked, rows: pa.Table, k: int, classes_QK: np.ndarray | No
 def _episodes(rows: pa.Table, k: int) -> dict[str, Any]:
     """Return the figures of a benchmark of episodes, and how many ended for each reason; errors have no figures."""
     figures = {}
-    for name, column in FIGURES.items():
-        values_QK = rows[column].to_numpy().astype(np.float64).reshape(-1, k)
+    for name in FIGURES:
+        values_QK = rows[name].to_numpy().astype(np.float64).reshape(-1, k)
         # An environment's rewards may have any bounds; mostly these are those of a score.
         are_scores = name != "turns" and not ((values_QK < 0) | (values_QK > 1)).any()
         figures[name] = json_ready(asdict(mean_of(values_QK, are_scores=bool(are_scores))))

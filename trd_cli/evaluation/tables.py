@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from trd_cli.records import ENDED
+from trd_cli.trajectories.episode_columns import FIGURES
 
 KINDS = ("avg", "pass", "maj", "base_avg", "base_pass")
 _ESTIMATE = ("value", "low", "high", "stderr", "stderr_within", "questions")
@@ -21,8 +22,6 @@ _SHARES = {
     "error": "error",
     "timeout": "timeout",
 }
-# Figures of episodes.
-_LABELS = {"reward": "reward", "invalid_actions": "actions not valid", "turns": "turns"}
 NOTHING = "–"
 
 
@@ -44,13 +43,13 @@ def shares(bench: Mapping[str, Any]) -> str:
 
 def episodes(bench: Mapping[str, Any]) -> str:
     """Return one line on the figures of a benchmark of episodes, with intervals, and on how they ended."""
-    figures = (f"{_LABELS[name]} {shown} ({between})" for name, shown, between in _figures(bench))
+    figures = (f"{FIGURES[name]} {shown} ({between})" for name, shown, between in _figures(bench))
     return f"{', '.join(figures)}; {_stop_reasons(bench)}"
 
 
 def _figures(bench: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     """Yield the name, the value and the interval of each figure of a benchmark of episodes."""
-    for name in _LABELS:
+    for name in FIGURES:
         estimate = bench["episodes"][name]
         if name == "invalid_actions":
             yield name, percent(estimate["value"]), interval(estimate)
@@ -109,7 +108,7 @@ def results_csv(results: Mapping[str, Any]) -> str:
 
 def _estimates_of_episodes(bench: Mapping[str, Any], k: int) -> Iterator[tuple[str, Mapping[str, Any]]]:
     if "episodes" in bench:
-        yield from ((f"{name}@{k}", bench["episodes"][name]) for name in _LABELS)
+        yield from ((f"{name}@{k}", bench["episodes"][name]) for name in FIGURES)
 
 
 def results_markdown(results: Mapping[str, Any]) -> str:
@@ -149,7 +148,7 @@ def results_markdown(results: Mapping[str, Any]) -> str:
 
 def _table_of_episodes(benchmarks: Mapping[str, Any]) -> Iterator[str]:
     """Yield the table of the figures of episodes where a benchmark has them."""
-    columns = [part for label in _LABELS.values() for part in (label, "interval")]
+    columns = [part for label in FIGURES.values() for part in (label, "interval")]
     rows = [
         [name, *(part for _, *parts in _figures(bench) for part in parts), _stop_reasons(bench)]
         for name, bench in benchmarks.items()

@@ -8,11 +8,11 @@ from typing import Literal
 
 from trd_cli.config.grading import GraderConfig
 from trd_cli.errors import InputError, counted, flag
-from trd_cli.graders import code, evalplus, gym, math
+from trd_cli.graders import code, episodes, evalplus, gym, math
 from trd_cli.graders.code import CodeOptions
 from trd_cli.graders.own import OwnGrader, chosen, own_graders
 from trd_cli.graders.sandbox import Level
-from trd_cli.records import Task
+from trd_cli.records import EPISODE, Task
 
 # Added to the time of all tests for a busy machine.
 _CODE_GRACE = 60.0
@@ -30,6 +30,11 @@ class Grader:
     seconds: float
     together: bool = True
     own: OwnGrader | None = None
+
+    @property
+    def is_environment(self) -> bool:
+        """Return True if the verdict is what an episode's environment said."""
+        return self.own is None and self.name == episodes.NAME
 
     @property
     def in_sandbox(self) -> bool:
@@ -60,8 +65,8 @@ class GraderOptions:
         own = own_graders(config.grader)
         return cls(config.lenient, config.timeout, config.workers, config.sandbox, limits, own)
 
-    def grader(self, task: Task, tests: str | None) -> Grader | None:
-        """Return the grader of such a row, or None for a task that has none.
+    def grader(self, task: Task, tests: str | None, environment: str = "") -> Grader | None:
+        """Return the grader of such a row, or None for a task that has none. `environment` is an episode's version.
 
         Raises InputError for a row of reasoning-gym if the package is not installed.
         """
@@ -73,6 +78,8 @@ class GraderOptions:
             return Grader(math.NAME, math.version(self.lenient), self.timeout)
         if task == gym.NAME:
             return Grader(gym.NAME, gym.version(self.lenient), self.timeout)
+        if task == EPISODE:
+            return Grader(episodes.NAME, environment, self.timeout)
         if not known:
             return None
         name = code.name_of(tests)
@@ -81,7 +88,7 @@ class GraderOptions:
 
 
 # Tasks that trd has a grader for.
-KNOWN: tuple[Task, ...] = ("math", "code", gym.NAME)
+KNOWN: tuple[Task, ...] = ("math", "code", EPISODE, gym.NAME)
 
 
 def no_grader(tasks: Mapping[Task, int], of: str) -> InputError:

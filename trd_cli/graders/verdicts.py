@@ -4,30 +4,35 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from trd_cli.errors import InputError, counted
+from trd_cli.graders import episodes
 from trd_cli.graders.base import Grade, Question
 from trd_cli.graders.math import NOT_ONE_ANSWER
 from trd_cli.graders.options import Grader, GraderOptions, no_grader
 from trd_cli.graders.pool import GraderPool
 from trd_cli.graders.thinking import Prompts, tails
 from trd_cli.progress import Progress
-from trd_cli.records import well_formed
+from trd_cli.records import Verdict, well_formed
 from trd_cli.trajectories.id_set import IdSet
 from trd_cli.trajectories.shards import OF_A_VERDICT, read_table, shard_info, write_table
+from trd_cli.worlds.workers import Limits, Workers
 
 _SETTLED = ("correct", "incorrect")
-# Columns that decide whether a row has to be graded.
-_KNOWN = (*OF_A_VERDICT, "problem_id", "task", "tests", "error")
+# Columns that decide which grader a row has, and those that decide whether it has to be graded.
+OF_A_GRADER = ("task", "tests", "environment")
+_KNOWN = (*OF_A_VERDICT, *OF_A_GRADER, "problem_id", "error")
 # Columns of a question, and those that grading reads.
 _ASKED = ("task", "problem", "response", "reference_answer", "tests", "model", "ids_exact", "finish_reason")
-_READ = (*_ASKED, "prompt_token_ids", "error")
+_READ = (*_ASKED, *episodes.READ, "prompt_token_ids", "error")
 _ROWS_AT_ONCE = 32
 # Problems that a remark names.
 _NAMED = 10
@@ -115,6 +120,8 @@ class ShardGrader:
     ) -> None:
         self._options, self._progress, self._regrade, self._share = options, progress, regrade, audit
         self._pool = GraderPool(options)
+        self._open = ExitStack()
+        self._worlds: Workers | None = None
         self._prompts = Prompts()
         self._said_sandbox = False
         self.counts: Counter[str] = Counter()
@@ -124,11 +131,11 @@ class ShardGrader:
         self.without_grader: Counter[str] = Counter()
 
     def __enter__(self) -> ShardGrader:
-        self._pool.__enter__()
+        self._open.enter_context(self._pool)
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._pool.__exit__(*exception)
+        self._open.__exit__(*exception)
 
     def fill(self, source: Path, target: Path) -> None:
         """Write `source` with all its verdicts to `target`, which may be `source`; write nothing if none is missing."""
@@ -180,17 +187,14 @@ class ShardGrader:
 
     def _graders(self, table: pa.Table) -> Iterator[Grader | None]:
         """Yield each row's grader."""
-        for task, tests in zip(table["task"].to_pylist(), table["tests"], strict=True):
-            yield self._options.grader(task, tests.as_py() if task == "code" else None)
+        return graders_of(table, self._options)
 
     def _grade(self, table: pa.Table, owed: Sequence[int], verdicts: Verdicts) -> None:
         """Grade the rows at these places and put the results into `verdicts`."""
         rows = table.select(_READ).take(pa.array(owed, pa.int64()))
-        answered = rows.filter(rows["error"].is_null())
-        self._say_sandbox(answered)
-        grades = self._pool.grade(self._questions(answered))
-        for i, by, error in zip(owed, self._graders(rows), rows["error"].to_pylist(), strict=True):
-            grade = next(grades) if error is None else Grade("error", detail=f"no response: {error}")
+        graders = list(self._graders(rows))
+        self._say_sandbox(graders)
+        for i, by, grade in zip(owed, graders, self._grades(rows, graders), strict=True):
             self._progress.advance(1)
             if verdicts["verdict"][i] is not None:
                 self.changes[verdicts["verdict"][i], grade.verdict] += 1
@@ -199,29 +203,52 @@ class ShardGrader:
             for name, value in zip(OF_A_VERDICT, (grade.verdict, answer, by.name, by.version, detail), strict=True):
                 verdicts[name][i] = value
 
-    def _say_sandbox(self, rows: pa.Table) -> None:
-        if not self._said_sandbox and any(grader.in_sandbox for grader in self._graders(rows)):
+    def _grades(self, rows: pa.Table, graders: Sequence[Grader]) -> Iterator[Grade]:
+        """Yield the grade of each row, in order."""
+        errors = rows["error"].to_pylist()
+        played, others = _parted(graders, [i for i, error in enumerate(errors) if error is None])
+        of_episodes = episodes.grades(rows.take(played))
+        by_pool = self._pool.grade(self._questions(rows.take(others)))
+        for grader, error in zip(graders, errors, strict=True):
+            if error is not None:
+                yield Grade("error", detail=f"no response: {error}")
+            else:
+                yield next(of_episodes if grader.is_environment else by_pool)
+
+    def _say_sandbox(self, graders: Sequence[Grader]) -> None:
+        if not self._said_sandbox and any(grader.in_sandbox for grader in graders):
             self._said_sandbox = True
             self._progress.note(f"programs run in the sandbox: {self._pool.sandbox_described}")
 
     def _check(self, table: pa.Table, verdicts: Verdicts) -> None:
-        ids = table["trajectory_id"].to_pylist()
+        ids, graders = table["trajectory_id"].to_pylist(), list(self._graders(table))
         sampled = [
             i
-            for i, (verdict, grader) in enumerate(zip(verdicts["verdict"], self._graders(table), strict=True))
+            for i, (verdict, grader) in enumerate(zip(verdicts["verdict"], graders, strict=True))
             if verdict in _SETTLED and grader is not None and self._is_sampled(ids[i])
         ]
-        rows = table.select(_READ).take(pa.array(sampled, pa.int64()))
-        seconds = self._pool.second_opinions(self._questions(rows))
-        about = zip(sampled, rows["task"].to_pylist(), rows["reference_answer"].to_pylist(), seconds, strict=True)
-        for i, task, reference, second in about:
-            verdict, answer = verdicts["verdict"][i], verdicts["extracted_answer"][i]
+        played, others = _parted(graders, sampled)
+        seconds = dict(zip(played.to_pylist(), self._played_again(table.select(_READ).take(played)), strict=True))
+        by_pool = self._pool.second_opinions(self._questions(table.select(_READ).take(others)))
+        seconds |= zip(others.to_pylist(), by_pool, strict=True)
+        for i in sampled:
+            verdict, second = verdicts["verdict"][i], seconds[i]
             if second is None:
                 self.audit.untold += 1
             elif second == verdict:
                 self.audit.agreed += 1
             else:
+                task, reference = table["task"][i].as_py(), table["reference_answer"][i].as_py()
+                answer = verdicts["extracted_answer"][i]
                 self.audit.differing.append(Differing(ids[i], task, reference, answer, verdict, second))
+
+    def _played_again(self, rows: pa.Table) -> list[Verdict | None]:
+        if not rows.num_rows:
+            return []
+        if self._worlds is None:
+            limits = Limits(memory=self._options.code.memory)
+            self._worlds = self._open.enter_context(Workers(self._options.workers, limits))
+        return episodes.second_opinions(rows, self._worlds)
 
     def _is_sampled(self, trajectory_id: str) -> bool:
         return int(trajectory_id[:8], 16) < self._share * 16**8
@@ -234,6 +261,21 @@ class ShardGrader:
                 task, problem, response, reference, tests, model, exact, finish_reason, tail = row
                 opens = self._prompts.open_thinking(model, tail, response or "", exact, finish_reason)
                 yield Question(task, response or "", reference, tests, opens, problem)
+
+
+def graders_of(table: pa.Table, options: GraderOptions) -> Iterator[Grader | None]:
+    """Yield the grader of each row of a table with the columns `OF_A_GRADER`."""
+    versions = pc.struct_field(table["environment"], "version").to_pylist()
+    for task, tests, version in zip(table["task"].to_pylist(), table["tests"], versions, strict=True):
+        yield options.grader(task, tests.as_py() if task == "code" else None, version or "")
+
+
+def _parted(graders: Sequence[Grader | None], places: Iterable[int]) -> tuple[pa.Array, pa.Array]:
+    """Return which of these places are graded by their environments, and which by the pool."""
+    parts: tuple[list[int], list[int]] = ([], [])
+    for i in places:
+        parts[not graders[i].is_environment].append(i)
+    return pa.array(parts[0], pa.int64()), pa.array(parts[1], pa.int64())
 
 
 def _with(table: pa.Table, verdicts: Verdicts) -> pa.Table:

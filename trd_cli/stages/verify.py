@@ -15,7 +15,7 @@ from trd_cli.errors import DamagedFile, InputError, counted
 from trd_cli.generation import Outcome
 from trd_cli.graders.options import Grader, GraderOptions
 from trd_cli.graders.sandbox import described
-from trd_cli.graders.verdicts import ShardGrader, lines
+from trd_cli.graders.verdicts import OF_A_GRADER, ShardGrader, graders_of, lines
 from trd_cli.progress import Progress
 from trd_cli.records import Part, Verdict
 from trd_cli.trajectories.parts import named, verdicts_held
@@ -121,9 +121,9 @@ def _preview(each: InputSet, options: GraderOptions, regrade: bool) -> Iterator[
     others: Counter[str] = Counter()
     without: Counter[str] = Counter()
     for path in each.shards:
-        columns = read_table(path, ["verdict", "task", "tests", "grader", "grader_version"])
-        for verdict, task, tests, *by in zip(*(c.to_pylist() for c in columns.columns), strict=True):
-            grader = options.grader(task, tests)
+        table = read_table(path, ["verdict", "grader", "grader_version", *OF_A_GRADER])
+        columns = (table[name].to_pylist() for name in ("verdict", "task", "grader", "grader_version"))
+        for grader, verdict, task, *by in zip(graders_of(table, options), *columns, strict=True):
             if grader is None:
                 without[task] += 1
                 continue
