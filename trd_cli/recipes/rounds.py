@@ -21,16 +21,19 @@ from trd_cli.worlds.spec import Spec
 
 
 def known_problems(recipe: Recipe, source: Source | None = None) -> int | None:
-    """Return the number of problems or episodes, None for a set that is imported.
+    """Return the number of problems or episodes, None where it is not known before the set is made.
 
-    Raises InputError for a file without problems.
+    That is so for an imported set, and for one that is made by task. Raises InputError for a file without problems.
     """
     if (source or recipe.sources[0]) == "episodes":
         return Spec.parse(recipe.episodes.env).n
     (kind, value), *_ = recipe.problems.items()
     if kind == "file":
         return shard_info(Path(value), PROBLEM_SCHEMA).rows
-    return MakeConfig.parse({**value, "out": PROBLEMS_FILE}).n if kind == "make" else None
+    if kind != "make":
+        return None
+    config = MakeConfig.parse({**value, "out": PROBLEMS_FILE})
+    return config.n if config.kind == "arithmetic" else None
 
 
 def problems_a_round(recipe: Recipe, arm: str, source: Source | None = None) -> int | None:
