@@ -225,7 +225,7 @@ class _Worker:
         fixed = {"PYTHONHASHSEED": "0", "TMPDIR": str(scratch)}
         variables = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", **os.environ, **fixed}
         self._child = Child(__name__, variables, lambda line: _log.debug("environment: %s", line))
-        self._exchange(limits, _START, "did not start")
+        self._exchange((limits, scratch), _START, "did not start")
 
     def kill(self) -> None:
         """End the process now; may be called from any thread."""
@@ -316,21 +316,21 @@ def _observation(world: World, text: str, valid: bool, done: bool) -> Observatio
     return Observation(text, bool(valid), bool(done), bool(score.solved), float(score.reward))
 
 
-def _listen(pipe: Connection, calls: queue.SimpleQueue) -> None:
-    """Hand on what arrives; end this process, its children and all temporary files when its owner is gone."""
+def _listen(pipe: Connection, calls: queue.SimpleQueue, scratch: Path) -> None:
+    """Hand on what arrives; end this process, its children and the directory `scratch` when its owner is gone."""
     try:
         while True:
             calls.put(pipe.recv())
     except (EOFError, OSError):
-        shutil.rmtree(tempfile.gettempdir(), ignore_errors=True)
+        shutil.rmtree(scratch, ignore_errors=True)
         end_group()
 
 
 def main() -> None:
     """Work for the owner at the other end of the pipe whose descriptor is the only argument."""
     pipe, held, calls = pipe_to_parent(), {}, queue.SimpleQueue()
-    limits = pipe.recv()
-    threading.Thread(target=_listen, args=(pipe, calls), daemon=True).start()
+    limits, scratch = pipe.recv()
+    threading.Thread(target=_listen, args=(pipe, calls, scratch), daemon=True).start()
     with suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_AS, (limits.memory, resource.getrlimit(resource.RLIMIT_AS)[1]))
     pipe.send(None)
