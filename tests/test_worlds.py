@@ -254,7 +254,7 @@ def test_a_missing_package_is_told_with_the_line_that_installs_it_and_the_compil
 ) -> None:
     monkeypatch.setenv("PATH", "")
     with pytest.raises(
-        InputError, match=re.escape('no-such-world is not installed; expected it; pip install "trd-cli')
+        InputError, match=re.escape('no-such-world is not installed; expected the extra worlds; pip install "trd-cli')
     ):
         version_of("no-such-world", "worlds")
     with pytest.raises(InputError, match="once gcc is installed"):

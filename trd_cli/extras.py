@@ -19,6 +19,6 @@ def version_of(package: str, extra: str) -> str:
         missing = extra in _COMPILED and which("gcc") is None
         raise InputError(
             f"the package {package} is not installed",
-            "it",
+            f"the extra {extra}",
             f'pip install "trd-cli[{extra}]"' + (", once gcc is installed (pip compiles with it)" if missing else ""),
         ) from None

@@ -317,11 +317,12 @@ def _observation(world: World, text: str, valid: bool, done: bool) -> Observatio
 
 
 def _listen(pipe: Connection, calls: queue.SimpleQueue, scratch: Path) -> None:
-    """Hand on what arrives; end this process, its children and the directory `scratch` when its owner is gone."""
+    """Hand on what arrives; end this process, its children and the owner's temporary files when the owner is gone."""
     try:
         while True:
             calls.put(pipe.recv())
     except (EOFError, OSError):
+        # The path that the owner made and told. Where it is gone already, gettempdir() would name /tmp itself.
         shutil.rmtree(scratch, ignore_errors=True)
         end_group()
 
