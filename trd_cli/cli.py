@@ -221,12 +221,12 @@ def _print_scores(results: dict[str, Any]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from trd_cli.evaluation.tables import episodes, headline, interval, percent, shares
+    from trd_cli.evaluation.tables import episodes, headline, interval, percent, scored, shares
 
     k = results["k"]
     columns = ("benchmark", "score", "value", "95 % interval", "questions")
     table = Table(*columns, title=Text(f"{results['model']}, k = {k}"))
-    for name, bench in results["benchmarks"].items():
+    for name, bench in scored(results):
         for score in headline(bench, k):
             estimate = bench["scores"][score]
             shown = percent(estimate["value"]), interval(estimate)
@@ -356,7 +356,7 @@ def _tokenizer_of(source: InputSet) -> Tokenizer | None:
 
 @command(data_app, "make", MakeConfig, "trd data make arithmetic --n 1000 --seed 1 --level 2 --out train.parquet")
 def data_make(config: MakeConfig) -> None:
-    """Make a problem set with worked reference solutions."""
+    """Make a problem set: word problems with worked solutions, or tasks of reasoning-gym."""
     from trd_cli.datasets import make as stage
 
     stage.make(config, ConsoleProgress("data make"))

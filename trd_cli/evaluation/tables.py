@@ -25,6 +25,13 @@ _SHARES = {
 NOTHING = "–"
 
 
+def scored(results: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield the name and the scores of each benchmark, then of each mean of several."""
+    yield from results["benchmarks"].items()
+    for name, mean in results.get("means", {}).items():
+        yield f"{name} (mean of {len(mean['benchmarks'])})", mean
+
+
 def headline(bench: Mapping[str, Any], k: int) -> list[str]:
     """Return the names of the few scores that matter most: avg@k, pass@1, pass@k, maj@k for math, base_pass@1 for
     EvalPlus.
@@ -100,7 +107,7 @@ def results_csv(results: Mapping[str, Any]) -> str:
     """Return one line a benchmark and score, for every k, and one a figure of episodes, with plain numbers."""
     rows = (
         [name, *score.split("@"), *(estimate[key] for key in _ESTIMATE)]
-        for name, bench in results["benchmarks"].items()
+        for name, bench in scored(results)
         for score, estimate in (*bench["scores"].items(), *_estimates_of_episodes(bench, results["k"]))
     )
     return csv_text(("benchmark", "score", "k", *_ESTIMATE), rows)
@@ -115,9 +122,7 @@ def results_markdown(results: Mapping[str, Any]) -> str:
     """Return the scores at powers of two and at k, how the samples ended, and what was evaluated."""
     benchmarks, k = results["benchmarks"], results["k"]
     scores = (
-        _score_row(name, score, bench["scores"][score])
-        for name, bench in benchmarks.items()
-        for score in _told(bench, k)
+        _score_row(name, score, bench["scores"][score]) for name, bench in scored(results) for score in _told(bench, k)
     )
     ends = (
         [

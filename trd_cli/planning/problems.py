@@ -10,9 +10,9 @@ from trd_cli.config.base import errors_allowed
 from trd_cli.config.commands import EvalConfig, ImportConfig, MakeConfig, OverlapConfig
 from trd_cli.config.generating import RefineConfig
 from trd_cli.config.training import DistillConfig
-from trd_cli.datasets.arithmetic import make_arithmetic
 from trd_cli.datasets.benchmarks import Benchmark, load_benchmark, split_benchmarks
 from trd_cli.datasets.importing import check_answers, import_problems
+from trd_cli.datasets.make import drawn
 from trd_cli.datasets.ngrams import SIZES, QuestionIndex
 from trd_cli.errors import InputError, PromptError, counted
 from trd_cli.graders.base import graded_by
@@ -41,7 +41,7 @@ def load_problems(recipe: Recipe, graph: Graph) -> tuple[list[Problem], list[Fin
             problems = read_problems(Path(value))
         elif kind == "make":
             config = MakeConfig.parse({**value, "out": PROBLEMS_FILE})
-            problems = make_arithmetic(config.n, config.seed, config.level)
+            problems = list(drawn(config))
         else:
             config = ImportConfig.parse({**value, "out": PROBLEMS_FILE})
             imported = import_problems(config)

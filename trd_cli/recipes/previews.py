@@ -156,10 +156,9 @@ def _first_problem(graph: Graph, done: Collection[str]) -> Problem:
     if "problems" in done:
         return read_problems(graph.path(graph["problems"]) / PROBLEMS_FILE)[0]
     if kind == "make":
-        from trd_cli.datasets.arithmetic import draw_arithmetic
+        from trd_cli.datasets.make import drawn
 
-        options = MakeConfig.parse({**value, "out": "-"})
-        return next(draw_arithmetic(options.n, options.seed, options.level))
+        return next(drawn(MakeConfig.parse({**value, "out": "-"})))
     from trd_cli.datasets.importing import import_problems
     from trd_cli.datasets.presets import PRESETS
 

@@ -17,11 +17,17 @@ from trd_cli.trajectories.shards import PROBLEM_SCHEMA, shard_info
 
 
 def known_problems(recipe: Recipe) -> int | None:
-    """Return the number of problems, None for a set that is imported. Raises InputError for a file without problems."""
+    """Return the number of problems, None where it is not known before the set is made: imported, or by task.
+
+    Raises InputError for a file without problems.
+    """
     (kind, value), *_ = recipe.problems.items()
     if kind == "file":
         return shard_info(Path(value), PROBLEM_SCHEMA).rows
-    return MakeConfig.parse({**value, "out": PROBLEMS_FILE}).n if kind == "make" else None
+    if kind != "make":
+        return None
+    config = MakeConfig.parse({**value, "out": PROBLEMS_FILE})
+    return config.n if config.kind == "arithmetic" else None
 
 
 def problems_a_round(recipe: Recipe, arm: str) -> int | None:
