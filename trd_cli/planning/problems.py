@@ -20,7 +20,7 @@ from trd_cli.planning.findings import Finding, error, of_exception, ok, out_of_r
 from trd_cli.prompting.rendering import templates_for
 from trd_cli.recipes.nodes import Graph
 from trd_cli.recipes.recipe import Recipe
-from trd_cli.recipes.rounds import drawn, problems_a_round
+from trd_cli.recipes.rounds import problems_a_round, sampling_of
 from trd_cli.recipes.sections import PROBLEMS_FILE
 from trd_cli.records import Problem, Task
 from trd_cli.trajectories.problem_sets import read_problems
@@ -67,7 +67,7 @@ def check_episodes(recipe: Recipe) -> Iterator[Finding]:
         version_of(spec.name)
     except InputError as raised:
         yield of_exception("warning", "problems", raised, "the episodes cannot be played on this machine: ")
-    sampling = drawn(recipe, source="episodes")
+    sampling = sampling_of(recipe, source="episodes")
     a_round = max((problems_a_round(recipe, arm, "episodes") or 0 for arm in recipe.arms), default=0)
     told = f", {a_round} of them a round" if a_round else ""
     turns = f"at most {counted(sampling.max_turns, 'turn')} of {counted(sampling.max_tokens, 'token')}"

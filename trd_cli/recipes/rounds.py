@@ -82,7 +82,7 @@ def _batch(recipe: Recipe, arm: str) -> int:
     return DistillConfig.parse(recipe.training(arm)).batch_size
 
 
-def drawn(recipe: Recipe, arm: str | None = None, source: Source | None = None) -> SampleConfig:
+def sampling_of(recipe: Recipe, arm: str | None = None, source: Source | None = None) -> SampleConfig:
     """Return how rollouts are sampled from a source, before the graph fills in models and files."""
     is_played = (source or recipe.sources[0]) == "episodes"
     read = {"env": recipe.episodes.env} if is_played else {"problems": PROBLEMS_FILE}
@@ -90,4 +90,4 @@ def drawn(recipe: Recipe, arm: str | None = None, source: Source | None = None) 
 
 
 def _attempts(recipe: Recipe, arm: str, source: Source) -> int:
-    return drawn(recipe, arm, source).n
+    return sampling_of(recipe, arm, source).n
