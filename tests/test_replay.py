@@ -212,11 +212,12 @@ N = 8
 
 @pytest.fixture(scope="module")
 def rollouts(ok: Trd, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return episodes of a student that reaches no goal."""
+    """Return episodes of a student that reaches no goal, verified."""
     out = tmp_path_factory.mktemp("episodes") / "y_o"
     env = ("--env", f"scripted:n={N},rooms=5", "--max-turns", 4, "--engine-arg", "accuracy=0")
     ok("sample", "-m", "scripted", *env, "--out", out)
-    assert {row.stop_reason for row in rows_of(out)} == {"turns"}
+    ok("verify", out, "--workers", 1)
+    assert {(row.stop_reason, row.verdict) for row in rows_of(out)} == {("turns", "incorrect")}
     return out
 
 
@@ -225,9 +226,10 @@ ORACLES = ("--setting", "opsd", "--engine-arg", "accuracy=1")
 
 @pytest.fixture(scope="module")
 def refined(ok: Trd, rollouts: Path) -> Path:
-    """Return the rollouts as the oracle refines them."""
+    """Return the rollouts as the oracle refines them, verified."""
     out = rollouts.parent / "y_r"
     ok("refine", rollouts, *ORACLES, "--out", out)
+    ok("verify", out, "--workers", 1)
     return out
 
 
@@ -236,7 +238,10 @@ def test_the_oracle_as_teacher_makes_every_failed_episode_a_solved_one(rollouts:
     assert sorted(row.parent_id for row in rows) == sorted(parents)
     for row in rows:
         parent = parents[row.parent_id]
-        assert (row.stop_reason, row.episode_reward) == ("solved", 1.0)
+        assert (row.stop_reason, row.episode_reward, row.verdict, row.grader) == (
+            *("solved", 1.0, "correct"),
+            "environment",
+        )
         assert (row.stage, row.setting, row.error, row.ids_exact) == ("refined", "opsd", None, False)
         assert actions(row) == parent.reference_solution.splitlines()
         assert row.environment == parent.environment
@@ -383,6 +388,9 @@ def test_the_oracle_writes_in_the_tokens_of_a_real_model_which_is_trained_on_its
         scored = [place for turn in row.turns for place in range(turn.start, turn.end)]
         assert example.scored.tolist() == scored
         assert tokenizer.decode(example.response_ids[scored].tolist()) == "".join(actions(row))
+    result = trd("diagnose", tmp_path / "y_o", tmp_path / "y_r", "--device", "cpu", "--out", tmp_path / "d")
+    assert (result.exit_code, (tmp_path / "d").exists()) == (1, False)
+    assert f"error: episodes in {tmp_path / 'y_o'}" in result.stderr
     result = trd("sample", "-m", model, "-p", problems, "--engine", "scripted", "--out", tmp_path / "sums")
     assert "--engine scripted with --model" in result.stderr
 

@@ -20,7 +20,7 @@ from trd_cli.report.reader.page import write_page
 from trd_cli.report.reader.trajectories import trajectories
 from trd_cli.report.refinement import refinement_of
 from trd_cli.trajectories.alignment import align
-from trd_cli.trajectories.episode_columns import light_turns, turn_counts, written_tokens
+from trd_cli.trajectories.episode_columns import episode_figures, light_turns, written_tokens
 from trd_cli.trajectories.run_json import write_run_json
 from trd_cli.trajectories.shards import OF_A_RESPONSE, list_shards, read_table
 
@@ -34,7 +34,11 @@ Y_O = episode(
         ("go up", None, None),
     ],
     "tokens",
+    reference_solution="go east\nopen door",
     verdict="incorrect",
+    verdict_detail="out of luck",
+    grader="environment",
+    grader_version="1",
 )
 Y_R = episode(
     "y_r",
@@ -89,6 +93,8 @@ def test_an_episode_is_shown_turn_by_turn_with_authors_and_what_was_not_valid(se
     assert re.search(r"environment +scripted 1, seed 7, {\"rooms\":3}", shown)
     assert re.search(r"episode +out of tokens after 5 turns, 1 not valid, reward 0", shown)
     assert re.search(r"authors +student 10, environment 16, template 12", shown)
+    assert re.search(r"oracle +go east, open door", shown)
+    assert re.search(r"verdict +incorrect: out of luck \(environment 1\)", shown)
 
 
 def test_a_refined_episode_is_shown_with_the_turns_of_its_parent(sets: Path, ok: Trd) -> None:
@@ -246,6 +252,9 @@ def test_lengths_and_edits_of_a_refinement_are_of_the_tokens_that_models_wrote(s
     assert found.matrix == {("incorrect", "correct"): 1}
     assert (found.lengths["y_o"].mean, found.lengths["y_r"].mean) == (10, 8)
     assert (found.edit_distance.mean, found.common_prefix.mean) == (pytest.approx(0.2), 0.8)
+    before, after = ({name: spread.mean for name, spread in side.items()} for side in found.episodes.values())
+    assert before == {"reward": 0, "invalid_actions": 1 / 4, "turns": 5}
+    assert after == {"reward": 1, "invalid_actions": 0, "turns": 4}
     assert found.leaks is None, "an episode's commands are to be the reference's"
 
 
@@ -256,9 +265,12 @@ def test_tokens_turns_and_actions_are_counted_by_row_also_where_others_are_no_ep
     shard = list_shards(write_set(tmp_path / "mixed", [[plain, Y_O, lost, relayed, Y_R]]))[0]
     table = read_table(shard)
     assert written_tokens(table).to_pylist() == [3, 10, None, 3, 8]
-    turns, taken, invalid = (column.to_pylist() for column in turn_counts(table["turns"]))
-    assert (turns, taken) == ([None, 5, None, None, 4], [None, 4, None, None, 4])
-    assert invalid == [None, 1, None, None, 0]
+    figures = {name: column.to_pylist() for name, column in episode_figures(table).items()}
+    assert figures == {
+        "reward": [None, 0, None, None, 1],
+        "invalid_actions": [None, 1 / 4, None, None, 0],
+        "turns": [None, 5, None, None, 4],
+    }
     assert list(light_turns(table["turns"])) == [None, list(Y_O.turns), None, None, list(Y_R.turns)]
 
 

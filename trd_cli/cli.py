@@ -197,8 +197,9 @@ def _tell_tables(shown: Iterable[Table]) -> None:
 def evaluate(config: EvalConfig) -> None:
     """Score a model on benchmarks: avg@k, pass@k, maj@k, intervals.
 
-    Intervals are 95 % over questions. Writes results.json, results.md and results.csv beside the samples. --rescore
-    DIR scores the samples of an earlier evaluation again.
+    With --env it plays episodes, and scores reward, actions that are not valid, and turns too. Intervals are 95 % over
+    questions, or games. Writes results.json, results.md and results.csv beside the samples. --rescore DIR scores the
+    samples of an earlier evaluation again.
     """
     from trd_cli.stages import eval as stage
 
@@ -220,12 +221,12 @@ def _print_scores(results: dict[str, Any]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from trd_cli.evaluation.tables import episodes, headline, interval, percent, shares
+    from trd_cli.evaluation.tables import episodes, headline, interval, percent, scored, shares
 
     k = results["k"]
     columns = ("benchmark", "score", "value", "95 % interval", "questions")
     table = Table(*columns, title=Text(f"{results['model']}, k = {k}"))
-    for name, bench in results["benchmarks"].items():
+    for name, bench in scored(results):
         for score in headline(bench, k):
             estimate = bench["scores"][score]
             shown = percent(estimate["value"]), interval(estimate)
@@ -337,7 +338,7 @@ def show(config: ShowConfig) -> None:
 
 @command(app, "diff", DiffConfig, "trd diff runs/y_r --id 3fa9")
 def diff(config: DiffConfig) -> None:
-    """Show what the teacher changed from y_o to y_r, word by word."""
+    """Show what the teacher changed from y_o to y_r: words, or actions."""
     from rich.console import Console
 
     from trd_cli.trajectories import show as stage
@@ -355,7 +356,7 @@ def _tokenizer_of(source: InputSet) -> Tokenizer | None:
 
 @command(data_app, "make", MakeConfig, "trd data make arithmetic --n 1000 --seed 1 --level 2 --out train.parquet")
 def data_make(config: MakeConfig) -> None:
-    """Make a problem set with worked reference solutions."""
+    """Make a problem set: word problems with worked solutions, or tasks of reasoning-gym."""
     from trd_cli.datasets import make as stage
 
     stage.make(config, ConsoleProgress("data make"))

@@ -152,23 +152,48 @@ def write_sets(
 
 def report_data(directory: Path, sets: tuple[SetRef, ...] = ()) -> ReportData:
     """Return invented figures of a run of two arms and two rounds."""
-    scores, differences = [], []
+    return ReportData(
+        name="made-up run",
+        runs=("made-up run",),
+        directories=(directory,),
+        setting="opsd",
+        reference_arm="trd",
+        nodes=tuple(_nodes()),
+        evaluations=(),
+        scores=tuple(_scores()),
+        differences=tuple(_differences()),
+        refinements=(_refinement(),),
+        trainings=tuple(_trainings()),
+        sets=sets,
+        missing=(),
+    )
+
+
+def _evaluated() -> Iterator[tuple[str, int | None, int | None, str, float]]:
+    """Yield arm, round, seed, benchmark and mean score of each evaluation."""
     for arm, at in (("base", 0.1), ("fkl", 0.14), ("trd", 0.22)):
         for bench in ("math500", "aime25"):
             for step in (None,) if arm == "base" else (0, 1):
-                value = at + 0.05 * (step or 0)
-                shares = {"truncated": 0.031, "no_answer": 0.12, "error": 0.0, "timeout": 0.002}
-                for score in ("avg@4", "pass@4"):
-                    place = (arm, step, None if arm == "base" else 0, bench, score)
-                    scores.append(Score(*place, value, value - 0.03, value + 0.035, 200, **shares))
-                if arm != "base":
-                    place = (arm, step, 0, bench, "base", "base", 4)
-                    differences.append(
-                        Difference(*place, value - 0.1, value - 0.14, value - 0.06, 0.0004, 0.0016, 31, 7, 200)
-                    )
+                yield arm, step, None if arm == "base" else 0, bench, at + 0.05 * (step or 0)
+
+
+def _scores() -> Iterator[Score]:
+    shares = {"truncated": 0.031, "no_answer": 0.12, "error": 0.0, "timeout": 0.002}
+    for *place, value in _evaluated():
+        for score in ("avg@4", "pass@4"):
+            yield Score(*place, score, value, value - 0.03, value + 0.035, 200, **shares)
+
+
+def _differences() -> Iterator[Difference]:
+    for *place, value in _evaluated():
+        if place[0] != "base":
+            to_base = (value - 0.1, value - 0.14, value - 0.06, 0.0004, 0.0016, 31, 7, 200)
+            yield Difference(*place, "base", "base", 4, *to_base)
+
+
+def _refinement() -> Refinement:
     spread = Spread.of([x / 40 for x in range(41)])
-    lengths = {side: Spread.of([float(x) for x in range(40, 900, 7)]) for side in ("y_o", "y_r")}
-    refinement = Refinement(
+    return Refinement(
         node="seed-0/round-0/refine",
         arm=None,
         round=0,
@@ -177,46 +202,29 @@ def report_data(directory: Path, sets: tuple[SetRef, ...] = ()) -> ReportData:
         rows=400,
         errors=2,
         matrix=dict(zip(PAIRS, (210, 90, 80, 20), strict=True)),
-        lengths=lengths,
+        lengths={side: Spread.of([float(x) for x in range(40, 900, 7)]) for side in ("y_o", "y_r")},
         edit_distance=spread,
         common_prefix=spread,
         nll={"y_o": Nll(0.41, 90000, 400, "the sampler"), "y_r": Nll(0.93, 80000, 400, "step 1")},
         leaks=Leaks(400, 0.02, 0.005, {8: 0.11, 13: 0.03}),
     )
-    trainings = [
-        Training(
-            f"seed-0/round-{step}/{arm}/distill",
-            arm,
-            step,
-            0,
-            [
-                {"step": i, "loss": 1.2 / i, "grad_norm": 0.8, "trajectories": 16, "divergence_p50": 0.2}
-                for i in range(1, 30)
-            ],
-            {"correct": [0.3 - 0.02 * i for i in range(10)], "incorrect": [0.5 - 0.03 * i for i in range(10)]},
+
+
+def _trainings() -> Iterator[Training]:
+    steps = [
+        {"step": i, "loss": 1.2 / i, "grad_norm": 0.8, "trajectories": 16, "divergence_p50": 0.2} for i in range(1, 30)
+    ]
+    tenths = {"correct": [0.3 - 0.02 * i for i in range(10)], "incorrect": [0.5 - 0.03 * i for i in range(10)]}
+    for arm in ("fkl", "trd"):
+        for of in (0, 1):
+            yield Training(f"seed-0/round-{of}/{arm}/distill", arm, of, 0, steps, tenths)
+
+
+def _nodes() -> Iterator[NodeCost]:
+    for stage, arm in (("sample", None), ("refine", None), ("distill", "trd"), ("distill", "fkl")):
+        yield NodeCost(
+            f"seed-0/round-0/{stage}", stage, arm, 0, 0, "done", 400, 90000, 61.5, 1463.4, peak_bytes=3 << 30
         )
-        for arm in ("fkl", "trd")
-        for step in (0, 1)
-    ]
-    nodes = [
-        NodeCost(f"seed-0/round-0/{stage}", stage, arm, 0, 0, "done", 400, 90000, 61.5, 1463.4, 3 << 30)
-        for stage, arm in (("sample", None), ("refine", None), ("distill", "trd"), ("distill", "fkl"))
-    ]
-    return ReportData(
-        name="made-up run",
-        runs=("made-up run",),
-        directories=(directory,),
-        setting="opsd",
-        reference_arm="trd",
-        nodes=tuple(nodes),
-        evaluations=(),
-        scores=tuple(scores),
-        differences=tuple(differences),
-        refinements=(refinement,),
-        trainings=tuple(trainings),
-        sets=sets,
-        missing=(),
-    )
 
 
 def main(out: str, rows: str = "10000", tokens: str = "1000") -> None:

@@ -22,7 +22,7 @@ from trd_cli.config.base import (
 )
 from trd_cli.config.generating import EngineOptions, EpisodeOptions, RenderOptions
 from trd_cli.config.grading import GraderConfig
-from trd_cli.errors import InputError
+from trd_cli.errors import InputError, flag
 from trd_cli.records import EPISODE, TASK_NAME
 
 
@@ -40,7 +40,7 @@ class EvalConfig(OutputOptions, ArrayOptions, EngineOptions, EpisodeOptions, Ren
     bench: str | None = option(
         None,
         "Input",
-        "Benchmarks, comma-separated: names that trd data list shows, also with options, as arithmetic:n=200,seed=2 or livecodebench:from=2025-02-01,to=2025-04-30; problem sets (Parquet); files as questions.jsonl:math, :code or :TASK.",
+        "Benchmarks, comma-separated: names that trd data list shows, also with options, as arithmetic:n=200,seed=2, reasoning-gym:tasks=chain_sum+countdown,n=50,seed=7 or livecodebench:from=2025-02-01,to=2025-04-30; problem sets (Parquet); files as questions.jsonl:math, :code or :TASK.",
         flags=("--bench", "-b"),
         decides=True,
     )
@@ -195,13 +195,39 @@ class StatusConfig(Config):
 
 
 class MakeConfig(Config):
-    kind: Literal["arithmetic"] = option(
-        ..., "Input", "Generator: arithmetic (word problems with solutions).", argument=True, decides=True
+    kind: Literal["arithmetic", "reasoning-gym"] = option(
+        ...,
+        "Input",
+        "Generator: arithmetic (word problems with solutions), reasoning-gym (tasks with graders of their own).",
+        argument=True,
+        decides=True,
     )
-    n: Positive = option(1000, "Input", "Number of problems.", flags=("--n", "-n"), decides=True)
+    n: Positive = option(
+        1000, "Input", "Number of problems; of reasoning-gym, of each task.", flags=("--n", "-n"), decides=True
+    )
     seed: int = option(0, "Input", "Seed: another one gives other problems.", decides=True)
-    level: Annotated[int, Field(ge=1, le=3)] = option(1, "Input", "Steps to solve a problem: 1 to 3.", decides=True)
+    level: Annotated[int, Field(ge=1, le=3)] = option(
+        1, "Input", "Steps to solve a problem of arithmetic: 1 to 3.", decides=True
+    )
+    tasks: str | None = option(
+        None,
+        "Input",
+        "Tasks of reasoning-gym, comma-separated. Default: those with short answers.",
+        decides=True,
+        counts_unset=False,
+    )
     out: str = option(..., "Output", "Parquet file to write.", rows=False)
+
+    @model_validator(mode="after")
+    def _options_of_its_kind(self) -> MakeConfig:
+        other = "tasks" if self.kind == "arithmetic" else "level"
+        if getattr(self, other) != type(self).model_fields[other].get_default():
+            raise InputError(f"{flag(other)} with {self.kind}", "options of its kind", f"leave {flag(other)} out")
+        return self
+
+    def task_names(self) -> list[str]:
+        """Return the tasks that are named."""
+        return [name.strip() for name in self.tasks.split(",")] if self.tasks else []
 
 
 def _is_task(text: str) -> str:

@@ -21,9 +21,10 @@ from typing import Any
 from trd_cli.config.commands import ImportConfig
 from trd_cli.datasets.evalplus import canonical_version
 from trd_cli.datasets.importing import import_problems
-from trd_cli.datasets.known_sets import GRADERS, KNOWN, OWN, SAMPLING, SPELLINGS, Known, Options
+from trd_cli.datasets.known_sets import GRADERS, KNOWN, OWN, SAMPLING, SPELLINGS, Known, Options, gym_tasks
 from trd_cli.datasets.sources import Loaded
 from trd_cli.errors import InputError, counted, flag
+from trd_cli.graders import gym
 from trd_cli.graders.base import graded_by
 from trd_cli.prompting.templates import family_of
 from trd_cli.records import TASK_NAME, Problem, Sampling, Task, well_formed
@@ -40,7 +41,7 @@ class Benchmark:
     `problems` have `name` as their source. `source` says where they were read; `revision` is the Hub's commit or
     EvalPlus's version, None for a local file. `known` is True if `sha256` is the hash that trd knows of this set, False
     if it is another, and None if trd has no hash to compare: for a file of the user's, or an edition whose text may
-    differ in details.
+    differ in details. `group` is the common name of several benchmarks whose mean is told too.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Benchmark:
     top_k: int
     max_tokens: int
     notes: tuple[str, ...] = ()
+    group: str | None = None
 
 
 def load_benchmark(name: str) -> Benchmark:
@@ -70,7 +72,8 @@ def load_benchmark(name: str) -> Benchmark:
     canonical, known, typed = _named(name)
     loaded = known.load(canonical, {**known.options, **typed})
     _check(canonical, loaded)
-    return _benchmark(canonical, loaded, known.task, known.grader, known.sampling)
+    benchmark = _benchmark(canonical, loaded, known.task, known.grader, known.sampling)
+    return replace(benchmark, group=_group(_canonical(name.partition(":")[0]), typed))
 
 
 def check_benchmark(name: str) -> None:
@@ -93,13 +96,13 @@ def _named(name: str) -> tuple[str, Known, dict[str, Any]]:
     typed = _options(name, text, known.options)
     if "version" in typed:
         typed["version"] = canonical_version(typed["version"])
-    return ":".join(filter(None, (key, ",".join(f"{k}={v}" for k, v in typed.items())))), known, typed
+    return _with_options(key, typed), known, typed
 
 
 def split_benchmarks(text: str) -> list[str]:
     """Return the names in a comma-separated list, none of an empty one; KEY=VALUE belongs to the name before it.
 
-    So `arithmetic:n=200,seed=2` is one name.
+    So `arithmetic:n=200,seed=2` is one name. reasoning-gym becomes a name for each of its tasks.
     """
     names: list[str] = []
     for part in text.split(",") if text else ():
@@ -107,7 +110,25 @@ def split_benchmarks(text: str) -> list[str]:
             names[-1] += "," + part
         else:
             names.append(part)
-    return [name.strip() for name in names]
+    return [one for name in names for one in _of_each_task(name.strip())]
+
+
+def _of_each_task(name: str) -> list[str]:
+    if _FILE.fullmatch(name) or SPELLINGS.get(_plain(name.partition(":")[0])) != gym.NAME:
+        return [name]
+    _, known, typed = _named(name)
+    tasks = gym_tasks({**known.options, **typed})
+    return [_with_options(gym.NAME, {**typed, "tasks": task}) for task in tasks]
+
+
+def _group(key: str, typed: Options) -> str | None:
+    """Return the name that reasoning-gym's tasks have in common; None for another benchmark."""
+    others = {name: value for name, value in typed.items() if name != "tasks"}
+    return _with_options(key, others) if key == gym.NAME else None
+
+
+def _with_options(key: str, options: Options) -> str:
+    return ":".join(filter(None, (key, ",".join(f"{k}={v}" for k, v in options.items()))))
 
 
 def _benchmark(name: str, loaded: Loaded, task: Task, grader: str, sampling: Sampling) -> Benchmark:

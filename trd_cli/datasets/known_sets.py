@@ -10,10 +10,11 @@ from functools import partial
 from trd_cli.config.generating import TURN_TOKENS
 from trd_cli.datasets import evalplus, livecodebench
 from trd_cli.datasets.arithmetic import make_arithmetic
+from trd_cli.datasets.gym import draw_gym, tasks_named
 from trd_cli.datasets.math_sets import MATH_SETS, load_math_set
 from trd_cli.datasets.sources import Loaded
 from trd_cli.errors import InputError, flag
-from trd_cli.graders import evalplus_tasks
+from trd_cli.graders import evalplus_tasks, gym
 from trd_cli.local_data import local_file
 from trd_cli.records import EPISODE, Sampling, Task
 
@@ -32,6 +33,8 @@ GRADERS: dict[str, str] = {
     "evalplus": "EvalPlus base+plus",
     "livecodebench": "stdin and call tests",
 }
+# In place of the names of reasoning-gym's tasks: those with short answers.
+SHORT = "short"
 OWN = "your own (--grader)"
 Options = Mapping[str, str]
 
@@ -60,6 +63,21 @@ def _load_arithmetic(name: str, options: Options) -> Loaded:
     loaded = Loaded(make_arithmetic(**{key: int(value) for key, value in options.items()}), "generated")
     # It is made from its options, so its content is always the known one.
     return replace(loaded, expected_sha256=loaded.sha256())
+
+
+def _load_gym(name: str, options: Options) -> Loaded:
+    wrong = next((key for key in ("n", "seed") if not re.fullmatch(r"\d+", options[key])), None)
+    if wrong:
+        raise InputError(f"{name}: {wrong}={options[wrong]}", "a whole number", f"change {flag('bench')}")
+    notes: list[str] = []
+    problems = list(draw_gym(gym_tasks(options), int(options["n"]), int(options["seed"]), notes.append))
+    return Loaded(problems, "generated", f"{gym.NAME} {gym.package_version()}", notes=tuple(notes))
+
+
+def gym_tasks(options: Options) -> tuple[str, ...]:
+    """Return the tasks in the options of reasoning-gym, which stand between plus signs."""
+    names = options["tasks"].split("+")
+    return tasks_named([] if names == [SHORT] else names)
 
 
 def _load_math(key: str, _: str, options: Options) -> Loaded:
@@ -120,9 +138,19 @@ KNOWN: dict[str, Known] = {
         lambda: ("generated", ""),
         SAMPLING["arithmetic"],
     ),
+    gym.NAME: Known(
+        gym.NAME,
+        50,
+        "each task's own score",
+        {"tasks": SHORT, "n": "50", "seed": "2"},
+        _load_gym,
+        lambda: ("generated", gym.NAME),
+        SAMPLING["task"],
+    ),
 }
 # Other spellings of a name, in lower case and without hyphens, underscores and spaces.
 SPELLINGS: dict[str, str] = {
+    "reasoninggym": "reasoning-gym",
     "aime2024": "aime24",
     "aime2025": "aime25",
     "hmmt2025": "hmmt25",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
@@ -9,19 +10,27 @@ from trd_cli.atomic import make_directory
 from trd_cli.config.commands import ImportConfig, MakeConfig
 from trd_cli.datasets.arithmetic import draw_arithmetic
 from trd_cli.datasets.benchmarks import FILES
+from trd_cli.datasets.gym import draw_gym, tasks_named
 from trd_cli.datasets.importing import check_answers, import_problems
-from trd_cli.datasets.known_sets import GRADERS, KNOWN, Known
+from trd_cli.datasets.known_sets import GRADERS, KNOWN, OWN, Known
 from trd_cli.errors import counted
 from trd_cli.progress import Progress
-from trd_cli.records import Sampling
-from trd_cli.trajectories.shards import write_problems
+from trd_cli.records import Problem, Sampling
+from trd_cli.trajectories.shards import PROBLEM_SCHEMA, shard_info, write_problems
 
 
 def make(config: MakeConfig, progress: Progress) -> None:
     """Write a generated problem set."""
-    write_problems(Path(config.out), draw_arithmetic(config.n, config.seed, config.level))
-    progress.note(f"{counted(config.n, 'problem')} in {config.out}")
+    write_problems(Path(config.out), drawn(config, progress.note))
+    progress.note(f"{counted(shard_info(Path(config.out), PROBLEM_SCHEMA).rows, 'problem')} in {config.out}")
     progress.result(Path(config.out))
+
+
+def drawn(config: MakeConfig, remark: Callable[[str], None] = lambda _: None) -> Iterator[Problem]:
+    """Yield the problems of a generated set; `remark` gets lines for people on those that there are too few of."""
+    if config.kind == "arithmetic":
+        return draw_arithmetic(config.n, config.seed, config.level)
+    return draw_gym(tasks_named(config.task_names()), config.n, config.seed, remark)
 
 
 def import_(config: ImportConfig, progress: Progress) -> None:
@@ -59,7 +68,9 @@ class Listed:
 def list_() -> list[Listed]:
     """Return every benchmark as it would be read now, and a line for users' files, without the network."""
     grader = f"{GRADERS['math']}, {GRADERS['code']}"
-    own = Listed(FILES, "all", "math, code", grader, "JSONL, JSON, CSV, Parquet", "", "as its task", "")
+    own = Listed(
+        FILES, "all", "math, code, your own", f"{grader}, {OWN}", "JSONL, JSON, CSV, Parquet", "", "as its task", ""
+    )
     return [*(_listed(name, known) for name, known in KNOWN.items()), own]
 
 

@@ -51,6 +51,7 @@ class Exam:
             sampling=self.sampling.model_dump(mode="json"),
             limit=len(questions) if len(questions) < self.whole else None,
             questions=questions,
+            group=benchmark.group,
         )
 
     def ids(self) -> list[str]:

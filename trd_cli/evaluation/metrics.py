@@ -7,6 +7,7 @@ without a verdict (error, timeout), which enters no score.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import comb, sqrt
@@ -160,6 +161,29 @@ def mean_of(values_QK: np.ndarray, *, are_scores: bool) -> Estimate:
     squares_Q = np.nansum((values_QK - mean_Q[:, None]) ** 2, axis=1)
     variance_Q = np.divide(squares_Q, (known_Q - 1) * known_Q, out=none_Q, where=known_Q > 1)
     return _estimate(mean_Q, variance_Q, known_Q, are_scores)
+
+
+def mean_of_groups(estimates: Sequence[Estimate]) -> Estimate:
+    """Return the mean of some estimates, each of which weighs the same: a macro average, as over tasks.
+
+    The groups are fixed and their questions drawn, so errors add in squares. The interval is put together from those of
+    the groups, as Zou and Donner (2008) do for sums: low = mean − sqrt(Σ (value − low)²)/G. It has a width where all
+    groups are at 0 or 1. NaN where a group has no score.
+    """
+    count = len(estimates)
+
+    def root(parts: Iterable[float]) -> float:
+        return sqrt(sum(part**2 for part in parts)) / count
+
+    mean = sum(each.value for each in estimates) / count
+    return Estimate(
+        mean,
+        max(0.0, mean - root(each.value - each.low for each in estimates)),
+        min(1.0, mean + root(each.high - each.value for each in estimates)),
+        root(each.stderr for each in estimates),
+        root(each.stderr_within for each in estimates),
+        sum(each.questions for each in estimates),
+    )
 
 
 def _estimate(scores_Q: np.ndarray, variances_Q: np.ndarray, graded_Q: np.ndarray, are_scores: bool = True) -> Estimate:

@@ -23,6 +23,8 @@ graders' equivalence classes, so scoring again gives the same bytes.
       questions: {problem id: [correct, graded]}                        in the benchmark's order
       samples: {problem id: "10.1"}     in the order of sampling: 1 correct, 0 incorrect, . no verdict (error, timeout)
     }}
+    means: {name: {benchmarks: [their names], scores: as above}}        of groups of several benchmarks, as the tasks of
+                                                                        reasoning-gym; not there without a group
 
 Not covered: rows of other stages. Results of a version before this layout are refused.
 """
@@ -32,7 +34,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -43,19 +45,18 @@ import pyarrow.compute as pc
 
 from trd_cli import __version__
 from trd_cli.errors import DamagedFile, InputError
-from trd_cli.evaluation.metrics import Estimate, avg_at_k, maj_at_k, mean_of, pass_at_k
+from trd_cli.evaluation.metrics import Estimate, avg_at_k, maj_at_k, mean_of, mean_of_groups, pass_at_k
 from trd_cli.evaluation.samples import first_samples
 from trd_cli.graders.base import NO_ANSWER
 from trd_cli.graders.evalplus import BASE_PASSED
 from trd_cli.graders.evalplus import NAME as EVALPLUS
 from trd_cli.records import ENDED, EPISODE, is_intact, with_checksum
+from trd_cli.trajectories.episode_columns import FIGURES
 from trd_cli.trajectories.run_json import Asked
 
 FORMAT = "trd-results-1"
 FILE = "results.json"
 VERDICTS = ("correct", "incorrect", "error", "timeout")
-# Figures of episodes by their names in results.json, with their columns in `read_samples`'s table.
-FIGURES = {"reward": "episode_reward", "invalid_actions": "invalid_actions", "turns": "turns"}
 _MARK = {"correct": b"1", "incorrect": b"0"}
 _VALUE = {"1": 1.0, "0": 0.0, ".": math.nan}
 
@@ -75,6 +76,11 @@ def build_results(benchmarks: Mapping[str, Asked], samples: pa.Table, k: int, cl
     ends = np.cumsum([len(rows) // k for rows in voting])[:-1]
     parts = iter(np.split(classes_QK, ends))
     every = pa.concat_tables(list(chosen.values()))
+    results = {
+        name: _benchmark(benchmarks[name], rows, k, next(parts) if _votes(benchmarks[name]) else None)
+        for name, rows in chosen.items()
+    }
+    means = _means(benchmarks, results)
     return {
         "format": FORMAT,
         "trd": __version__,
@@ -82,11 +88,29 @@ def build_results(benchmarks: Mapping[str, Asked], samples: pa.Table, k: int, cl
         "model_revision": every["model_revision"][0].as_py(),
         "engine": _distinct(every, "engine", "engine_version"),
         "k": k,
-        "benchmarks": {
-            name: _benchmark(benchmarks[name], rows, k, next(parts) if _votes(benchmarks[name]) else None)
-            for name, rows in chosen.items()
-        },
+        "benchmarks": results,
+        **({"means": means} if means else {}),
     }
+
+
+def _means(benchmarks: Mapping[str, Asked], results: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the mean scores of each group of several benchmarks, in which each weighs the same."""
+    groups: dict[str, list[str]] = {}
+    for name, asked in benchmarks.items():
+        if asked.group is not None:
+            groups.setdefault(asked.group, []).append(name)
+    return {
+        group: {"benchmarks": names, "scores": _mean_scores([results[name]["scores"] for name in names])}
+        for group, names in groups.items()
+        if len(names) > 1
+    }
+
+
+def _mean_scores(scores: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    def known(estimate: Mapping[str, Any]) -> Estimate:
+        return Estimate(**{name: math.nan if value is None else value for name, value in estimate.items()})
+
+    return {name: json_ready(asdict(mean_of_groups([known(each[name]) for each in scores]))) for name in scores[0]}
 
 
 def _votes(asked: Asked) -> bool:
@@ -119,11 +143,14 @@ def _benchmark(asked: Asked, rows: pa.Table, k: int, classes_QK: np.ndarray | No
 def _episodes(rows: pa.Table, k: int) -> dict[str, Any]:
     """Return the figures of a benchmark of episodes, and how many ended for each reason; errors have no figures."""
     figures = {}
-    for name, column in FIGURES.items():
-        values_QK = rows[column].to_numpy().astype(np.float64).reshape(-1, k)
+    for name in FIGURES:
+        values_QK = rows[name].to_numpy().astype(np.float64).reshape(-1, k)
         # An environment's rewards may have any bounds; mostly these are those of a score.
         are_scores = name != "turns" and not ((values_QK < 0) | (values_QK > 1)).any()
-        figures[name] = json_ready(asdict(mean_of(values_QK, are_scores=bool(are_scores))))
+        figure = mean_of(values_QK, are_scores=bool(are_scores))
+        if name == "turns":  # no episode has fewer than none
+            figure = replace(figure, low=float(np.maximum(figure.low, 0)))
+        figures[name] = json_ready(asdict(figure))
     ends = {reason: _count(pc.equal(rows["stop_reason"], reason)) for reason in ENDED}
     return {**figures, "stop_reasons": ends}
 

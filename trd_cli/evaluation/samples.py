@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from trd_cli.graders.answers import thinking_is_open
 from trd_cli.graders.thinking import Prompts, tails
-from trd_cli.trajectories.episode_columns import OF_LENGTH, turn_counts, written_tokens
+from trd_cli.trajectories.episode_columns import OF_FIGURES, OF_LENGTH, episode_figures, written_tokens
 from trd_cli.trajectories.run_json import Asked
 from trd_cli.trajectories.shards import read_table
 
@@ -22,11 +22,11 @@ _REPEATED = (
     *("source", "problem_id", "model", "model_revision", "engine", "engine_version", "prompt_sha256"),
     *("finish_reason", "verdict", "grader", "grader_version", "verdict_detail", "stop_reason"),
 )
-_COLUMNS = (*_REPEATED, "sample_index", "extracted_answer", "episode_reward")
+_COLUMNS = (*_REPEATED, "sample_index", "extracted_answer")
 # Columns that tell whether a response ends inside its thinking block.
 _THOUGHT = ("model", "response", "ids_exact", "finish_reason")
 # Columns that are read to be counted.
-_COUNTED = ("response", "prompt_token_ids", "ids_exact", "turns", *OF_LENGTH)
+_COUNTED = ("response", "prompt_token_ids", "ids_exact", *OF_LENGTH, *OF_FIGURES)
 _ROWS_AT_ONCE = 32
 
 
@@ -34,7 +34,7 @@ def read_samples(shards: Iterable[Path]) -> pa.Table:
     """Return a row for each sample of an evaluation.
 
     Its columns are those of the shards that scoring reads, `tokens` (those of the response that the model wrote, null
-    without one), `open_thinking`, and of episodes `turns` and `invalid_actions`, the share of its actions.
+    without one), `open_thinking`, and the figures of episodes.
     """
     prompts = Prompts()
     found = []
@@ -42,9 +42,7 @@ def read_samples(shards: Iterable[Path]) -> pa.Table:
         table = read_table(path, [*_COLUMNS, *_COUNTED])
         columns = {name: table[name].dictionary_encode() if name in _REPEATED else table[name] for name in _COLUMNS}
         columns["tokens"] = written_tokens(table)
-        columns["turns"], taken, invalid = turn_counts(table["turns"])
-        # 0 / 0 is NaN, which the figures leave out.
-        columns["invalid_actions"] = pc.divide(invalid.cast(pa.float64()), taken.cast(pa.float64()))
+        columns |= episode_figures(table)
         columns["open_thinking"] = pa.array(_open_thinking(table, prompts), pa.bool_())
         found.append(pa.table(columns))
     return pa.concat_tables(found).unify_dictionaries().combine_chunks()

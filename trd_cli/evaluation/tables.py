@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from trd_cli.records import ENDED
+from trd_cli.trajectories.episode_columns import FIGURES
 
 KINDS = ("avg", "pass", "maj", "base_avg", "base_pass")
 _ESTIMATE = ("value", "low", "high", "stderr", "stderr_within", "questions")
@@ -21,9 +22,14 @@ _SHARES = {
     "error": "error",
     "timeout": "timeout",
 }
-# Figures of episodes.
-_LABELS = {"reward": "reward", "invalid_actions": "actions not valid", "turns": "turns"}
 NOTHING = "–"
+
+
+def scored(results: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield the name and the scores of each benchmark, then of each mean of several."""
+    yield from results["benchmarks"].items()
+    for name, mean in results.get("means", {}).items():
+        yield f"{name} (mean of {len(mean['benchmarks'])})", mean
 
 
 def headline(bench: Mapping[str, Any], k: int) -> list[str]:
@@ -44,13 +50,13 @@ def shares(bench: Mapping[str, Any]) -> str:
 
 def episodes(bench: Mapping[str, Any]) -> str:
     """Return one line on the figures of a benchmark of episodes, with intervals, and on how they ended."""
-    figures = (f"{_LABELS[name]} {shown} ({between})" for name, shown, between in _figures(bench))
+    figures = (f"{FIGURES[name]} {shown} ({between})" for name, shown, between in _figures(bench))
     return f"{', '.join(figures)}; {_stop_reasons(bench)}"
 
 
 def _figures(bench: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     """Yield the name, the value and the interval of each figure of a benchmark of episodes."""
-    for name in _LABELS:
+    for name in FIGURES:
         estimate = bench["episodes"][name]
         if name == "invalid_actions":
             yield name, percent(estimate["value"]), interval(estimate)
@@ -101,7 +107,7 @@ def results_csv(results: Mapping[str, Any]) -> str:
     """Return one line a benchmark and score, for every k, and one a figure of episodes, with plain numbers."""
     rows = (
         [name, *score.split("@"), *(estimate[key] for key in _ESTIMATE)]
-        for name, bench in results["benchmarks"].items()
+        for name, bench in scored(results)
         for score, estimate in (*bench["scores"].items(), *_estimates_of_episodes(bench, results["k"]))
     )
     return csv_text(("benchmark", "score", "k", *_ESTIMATE), rows)
@@ -109,16 +115,14 @@ def results_csv(results: Mapping[str, Any]) -> str:
 
 def _estimates_of_episodes(bench: Mapping[str, Any], k: int) -> Iterator[tuple[str, Mapping[str, Any]]]:
     if "episodes" in bench:
-        yield from ((f"{name}@{k}", bench["episodes"][name]) for name in _LABELS)
+        yield from ((f"{name}@{k}", bench["episodes"][name]) for name in FIGURES)
 
 
 def results_markdown(results: Mapping[str, Any]) -> str:
     """Return the scores at powers of two and at k, how the samples ended, and what was evaluated."""
     benchmarks, k = results["benchmarks"], results["k"]
     scores = (
-        _score_row(name, score, bench["scores"][score])
-        for name, bench in benchmarks.items()
-        for score in _told(bench, k)
+        _score_row(name, score, bench["scores"][score]) for name, bench in scored(results) for score in _told(bench, k)
     )
     ends = (
         [
@@ -149,7 +153,7 @@ def results_markdown(results: Mapping[str, Any]) -> str:
 
 def _table_of_episodes(benchmarks: Mapping[str, Any]) -> Iterator[str]:
     """Yield the table of the figures of episodes where a benchmark has them."""
-    columns = [part for label in _LABELS.values() for part in (label, "interval")]
+    columns = [part for label in FIGURES.values() for part in (label, "interval")]
     rows = [
         [name, *(part for _, *parts in _figures(bench) for part in parts), _stop_reasons(bench)]
         for name, bench in benchmarks.items()

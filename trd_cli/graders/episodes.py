@@ -11,7 +11,7 @@ import pyarrow as pa
 from trd_cli.errors import counted
 from trd_cli.graders.base import Grade
 from trd_cli.records import Environment, Turn, Verdict, well_formed
-from trd_cli.trajectories.episode_columns import light_turns, turn_counts
+from trd_cli.trajectories.episode_columns import episode_figures, light_turns
 from trd_cli.worlds.base import Failure, Observation, Result
 from trd_cli.worlds.workers import Workers
 
@@ -24,7 +24,7 @@ _AT_ONCE = 64
 
 def grades(table: pa.Table) -> Iterator[Grade]:
     """Yield the grade of every row of a table of episodes: correct if the environment's goal was reached."""
-    turns, _, _ = turn_counts(table["turns"])
+    turns = episode_figures(table)["turns"]
     columns = (table["stop_reason"].to_pylist(), turns.to_pylist(), table["episode_reward"].to_pylist())
     for reason, count, reward in zip(*columns, strict=True):
         if reason is None:

@@ -7,21 +7,20 @@ A row's `tests` name the entry: `{"kind": "reasoning-gym", "task": …, "seed": 
 The answer is the text in the last box of the response, after any thinking block. Where it is scored below 1.0 as it is
 written, it is asked once more as plain text (see `plain`).
 
-Not covered: `list_functions`, whose entries differ each time they are made.
+An entry whose question is another one than the row's is an error: some tasks draw other entries in other processes.
 """
 
 from __future__ import annotations
 
 import json
 import re
-import sys
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from importlib import metadata
+from io import StringIO
 from typing import Any
 
-from trd_cli.errors import InputError
+from trd_cli import extras
 from trd_cli.graders import answers
 from trd_cli.graders.base import NO_ANSWER, Grade, Question
 
@@ -61,10 +60,7 @@ class Entry:
 @cache
 def package_version() -> str:
     """Return the version of the installed package; raises InputError without one."""
-    try:
-        return metadata.version(NAME)
-    except metadata.PackageNotFoundError:
-        raise InputError("the package reasoning-gym is not installed", "it", 'pip install "trd-cli[worlds]"') from None
+    return extras.version_of(NAME, "worlds")
 
 
 def version(lenient: bool) -> str:
@@ -81,29 +77,29 @@ def load() -> None:
 def maker(task: str, seed: int) -> Any:
     """Return the package's data set of a task and a seed, of which `maker[index]` makes an entry.
 
-    Raises ValueError for a task that the package does not have.
+    Its size is the package's default, on which the entries of a few tasks depend. Raises ValueError for a task that the
+    package does not have.
     """
     import reasoning_gym
 
-    with redirect_stdout(sys.stderr):
-        return reasoning_gym.create_dataset(task, seed=seed, size=SIZE)
-
-
-# The number of entries of each data set. Some tasks draw other ones for another size.
-SIZE = 1 << 20
+    with redirect_stdout(StringIO()):
+        return reasoning_gym.create_dataset(task, seed=seed)
 
 
 @lru_cache(_ENTRIES)
-def _made(entry: Entry) -> dict[str, Any]:
-    with redirect_stdout(sys.stderr):
+def made(entry: Entry) -> dict[str, Any]:
+    """Return an entry as the package has it: `question`, `answer`, `metadata`.
+
+    Raises IndexError for an index beyond the last entry of a task that has a last one, and ValueError as `maker` does.
+    """
+    with redirect_stdout(StringIO()):
         return maker(entry.task, entry.seed)[entry.index]
 
 
 def is_right(entry: Entry, answer: str) -> bool:
-    """Return whether a task's own score of an answer is exactly 1.0."""
-    made = _made(entry)
-    with redirect_stdout(sys.stderr):
-        return maker(entry.task, entry.seed).score_answer(answer, made) == 1.0
+    """Return whether a task's own score of an answer is exactly 1.0; raises what the task raises for some answers."""
+    with redirect_stdout(StringIO()):
+        return maker(entry.task, entry.seed).score_answer(answer, made(entry)) == 1.0
 
 
 def grade(question: Question, lenient: bool) -> Grade:
@@ -119,8 +115,15 @@ def grade(question: Question, lenient: bool) -> Grade:
         return Grade("incorrect", detail=NO_ANSWER)
     if len(answer) > answers.MAX_CHARACTERS:
         return Grade("incorrect", answer, f"not read: longer than {answers.MAX_CHARACTERS} characters")
-    tried = dict.fromkeys((answer, plain(answer)))
-    return Grade("correct" if any(is_right(entry, text) for text in tried) else "incorrect", answer)
+    if made(entry)["question"] != question.problem:
+        return Grade("error", answer, "the package makes another question of the row's task, seed and index here")
+    try:
+        right = any(is_right(entry, text) for text in dict.fromkeys((answer, plain(answer))))
+    except MemoryError:
+        raise
+    except Exception as fault:  # some tasks raise for an answer that they cannot read
+        return Grade("incorrect", answer, f"not read: {type(fault).__name__}: {fault}"[:500])
+    return Grade("correct" if right else "incorrect", answer)
 
 
 # Where an answer stands

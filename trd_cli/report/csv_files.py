@@ -58,6 +58,7 @@ def _refinement(refinements: Iterable[Refinement]) -> Lines:
             "tokens_y_r": r.lengths["y_r"],
             "edit_distance": r.edit_distance,
             "common_prefix": r.common_prefix,
+            **{f"{name}_{side}": s for side, figures in r.episodes.items() for name, s in figures.items()},
         }
         rows += [[*_whose(r), name, *(getattr(s, key) for key in _SPREAD)] for name, s in spreads.items() if s]
     return (*_WHOSE, "figure", *_SPREAD), rows

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from trd_cli.diagnosis.results import Diagnosis
+from trd_cli.trajectories.episode_columns import FIGURES
 
 BASE = "base"
 # The seed of figures of all seeds together.
@@ -161,7 +162,8 @@ class Refinement:
     tokens divided by the longer of the two; `common_prefix` is the share of y_o's tokens that y_r begins with. `nll`
     has the known ones of "y_o", "y_r" and "y*" under the student that wrote y_o, in the student's own context, and of
     "y_r, refiner" under the teacher in the refinement context. `leaks` is None except for opsd. `arms` are those that
-    need the set.
+    need the set. `episodes` has the spreads of the figures of episodes (`trajectories.episode_columns`) under "y_o" and
+    "y_r"; it is empty without any.
     """
 
     node: str
@@ -178,6 +180,15 @@ class Refinement:
     nll: Mapping[str, Nll]
     leaks: Leaks | None
     arms: tuple[str, ...] = ()
+    episodes: Mapping[str, Mapping[str, Spread | None]] = field(default_factory=dict)
+
+    def of_episodes(self) -> dict[str, Spread | None]:
+        """Return the spreads of the figures of episodes by their names in words."""
+        return {
+            f"{FIGURES[name]} of {side}": spread
+            for side, figures in self.episodes.items()
+            for name, spread in figures.items()
+        }
 
     def verdicts(self, side: int) -> list[str]:
         """Return the verdicts of y_o (side 0) or y_r (side 1), correct and incorrect always among them."""

@@ -17,6 +17,7 @@ from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import isnan
 from pathlib import Path
 
 import numpy as np
@@ -28,11 +29,13 @@ from trd_cli.datasets.ngrams import SIZES
 from trd_cli.records import AUTHORS, EPISODE, MODELS, author_of_kind
 from trd_cli.report.data import UNVERIFIED, Leaks, Nll, Refinement, Spread
 from trd_cli.report.leaks import copied_ngrams, talk_of_reference
+from trd_cli.trajectories.episode_columns import FIGURES, OF_FIGURES, episode_figures
 from trd_cli.trajectories.shards import read_table
 
 OF_STUDENT = "y_o"
 OF_REFINER = "y_r, refiner"
 _REFINED = ("verdict", "response", "response_token_ids", "logprobs", "author", "task", "problem", "reference_solution")
+_SIDES = ("y_o", "y_r")
 _MODELS = [AUTHORS.index(author) for author in MODELS]
 _STUDENT, _TEACHER = author_of_kind("rollout"), author_of_kind("refined")
 # Token ids become Python's numbers to be compared, which take nine times the memory.
@@ -41,12 +44,16 @@ _ROWS_AT_ONCE = 64
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """The columns of a y_o that the figures need; `token_ids` as `_written` returns them, `nll` as `_nll` does."""
+    """The columns of a y_o that the figures need; `token_ids` as `_written` returns them, `nll` as `_nll` does.
+
+    `figures` are those of an episode, None for another row.
+    """
 
     verdict: str | None
     response: str | None
     token_ids: np.ndarray | None
     nll: tuple[float, int] | None
+    figures: Sequence[float | None]
 
 
 class _Rollouts:
@@ -56,16 +63,16 @@ class _Rollouts:
         names = ["trajectory_id", "verdict", "response_token_ids", "author", *(["response"] if texts else [])]
         tables, nll = [], []
         for path in shards:
-            table = read_table(path, [*names, "logprobs"])
+            table = _with_figures(read_table(path, [*names, "logprobs", *OF_FIGURES]))
             cells = zip(table["logprobs"], table["author"], strict=True)
             nll += [_nll(_array(logprobs), _array(author), _STUDENT) or (np.nan, 0) for logprobs, author in cells]
-            tables.append(table.select(names))
+            tables.append(table.select([*names, *FIGURES]))
         rows = pa.concat_tables(tables)
         ids = _encoded(rows["trajectory_id"])
         self._order = np.argsort(ids, kind="stable")
         self._ids = ids[self._order]
         self._nll = np.array(nll, float).reshape(-1, 2)
-        self._columns = {name: rows[name] for name in names}
+        self._columns = {name: rows[name] for name in rows.column_names}
 
     def places(self, names: pa.ChunkedArray) -> list[int]:
         """Return the place of the rollout of each name, -1 where it is not among these."""
@@ -80,7 +87,8 @@ class _Rollouts:
         response = self._columns["response"][place].as_py() if "response" in self._columns else None
         nats, tokens = self._nll[place].tolist()
         written = _written(_array(ids), _array(author))
-        return Rollout(verdict.as_py(), response, written, None if np.isnan(nats) else (nats, int(tokens)))
+        figures = [self._columns[name][place].as_py() for name in FIGURES]
+        return Rollout(verdict.as_py(), response, written, None if np.isnan(nats) else (nats, int(tokens)), figures)
 
 
 @dataclass
@@ -90,7 +98,10 @@ class _Sums:
     rows: int = 0
     errors: int = 0
     matrix: Counter[tuple[str, str]] = field(default_factory=Counter)
-    lengths: dict[str, array[float]] = field(default_factory=lambda: {"y_o": array("d"), "y_r": array("d")})
+    lengths: dict[str, array[float]] = field(default_factory=lambda: {side: array("d") for side in _SIDES})
+    episodes: dict[str, dict[str, array[float]]] = field(
+        default_factory=lambda: {side: {name: array("d") for name in FIGURES} for side in _SIDES}
+    )
     distances: array[float] = field(default_factory=lambda: array("d"))
     prefixes: array[float] = field(default_factory=lambda: array("d"))
     # Sum of nats, tokens, rows.
@@ -115,7 +126,8 @@ def refinement_of(
         for path in shards:
             places = rollouts.places(read_table(path, ["parent_id"])["parent_id"])
             if max(places, default=-1) >= 0:
-                _add_shard(sums, read_table(path, list(_REFINED)), rollouts, places, leaks)
+                table = _with_figures(read_table(path, [*_REFINED, *OF_FIGURES]))
+                _add_shard(sums, table, rollouts, places, leaks)
     return Refinement(
         **about,
         rows=sums.rows,
@@ -126,7 +138,21 @@ def refinement_of(
         common_prefix=Spread.of(sums.prefixes),
         nll=_stored_nll(sums.nll),
         leaks=_leaks(sums) if leaks else None,
+        episodes={side: _spreads(figures) for side, figures in sums.episodes.items() if any(figures.values())},
     )
+
+
+def _spreads(figures: Mapping[str, array[float]]) -> dict[str, Spread | None]:
+    return {name: Spread.of(values) for name, values in figures.items()}
+
+
+def _with_figures(table: pa.Table) -> pa.Table:
+    """Return a table with the figures of episodes in the place of the columns that they are made from."""
+    figures = episode_figures(table)
+    table = table.drop_columns(list(OF_FIGURES))
+    for name, column in figures.items():
+        table = table.append_column(name, column)
+    return table
 
 
 def _parts(shards: Iterable[Path], held: int) -> Iterator[list[Path]]:
@@ -153,8 +179,9 @@ def _add_shard(sums: _Sums, table: pa.Table, rollouts: _Rollouts, places: Sequen
 
 def _add_rows(sums: _Sums, rows: pa.RecordBatch, rollouts: _Rollouts, places: Sequence[int], leaks: bool) -> None:
     pairs: list[tuple[list[int], list[int]]] = []
-    for place, verdict, response, ids, logprobs, author, task, problem, reference in zip(
-        places, *_columns(rows, _REFINED), strict=True
+    figures = zip(*(rows[name].to_pylist() for name in FIGURES), strict=True)
+    for place, after, verdict, response, ids, logprobs, author, task, problem, reference in zip(
+        places, figures, *_columns(rows, _REFINED), strict=True
     ):
         if place < 0:
             continue
@@ -165,6 +192,8 @@ def _add_rows(sums: _Sums, rows: pa.RecordBatch, rollouts: _Rollouts, places: Se
             sums.errors += 1
             continue
         pairs.append((before.token_ids.tolist(), token_ids.tolist()))
+        if task == EPISODE:
+            _add_figures(sums, before.figures, after)
         _add_nll(sums.nll[OF_STUDENT], before.nll)
         _add_nll(sums.nll[OF_REFINER], _nll(logprobs, author, _TEACHER))
         if leaks and reference and task != EPISODE:
@@ -173,6 +202,14 @@ def _add_rows(sums: _Sums, rows: pa.RecordBatch, rollouts: _Rollouts, places: Se
     sums.lengths["y_r"].extend(len(other) for _, other in pairs)
     sums.distances.extend(edit_distances(pairs))
     sums.prefixes.extend(prefix_share(one, other) for one, other in pairs)
+
+
+def _add_figures(sums: _Sums, before: Sequence[float | None], after: Sequence[float | None]) -> None:
+    """Add the known figures of two episodes; an action's share is unknown where no action was taken."""
+    for side, values in zip(_SIDES, (before, after), strict=True):
+        for name, value in zip(FIGURES, values, strict=True):
+            if value is not None and not isnan(value):
+                sums.episodes[side][name].append(value)
 
 
 def _add_nll(sums: np.ndarray, nll: tuple[float, int] | None) -> None:

@@ -13,7 +13,9 @@ from trd_cli.report.rounds import CHANGES, curves, evenly, has_many_rounds
 from trd_cli.report.run_directory import some
 
 # Figures by round that are shares of 1.
-_SHARES = re.compile("|".join((*CHANGES, "other verdicts", "top-1 agreement", "y_r (talks|copies) .*")))
+_SHARES = re.compile(
+    "|".join((*CHANGES, "other verdicts", "top-1 agreement", "y_r (talks|copies) .*", "actions not valid .*"))
+)
 
 
 def by_round(data: ReportData) -> Table:

@@ -130,6 +130,10 @@ def _together(name: str, group: Sequence[Refinement]) -> Refinement:
         common_prefix=_spread(each.common_prefix for each in group),
         nll={text: _nll(group, text) for text in dict.fromkeys(text for each in group for text in each.nll)},
         leaks=_leaks([each.leaks for each in group if each.leaks is not None]),
+        episodes={
+            side: {name: _spread(each.episodes.get(side, {}).get(name) for each in group) for name in figures}
+            for side, figures in group[0].episodes.items()
+        },
     )
 
 
@@ -196,6 +200,7 @@ def _of_refinement(r: Refinement) -> dict[str, float | None]:
         "tokens of y_r": r.lengths["y_r"],
         "edit distance": r.edit_distance,
         "common prefix": r.common_prefix,
+        **r.of_episodes(),
     }
     found = {
         **shares,

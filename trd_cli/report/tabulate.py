@@ -224,6 +224,7 @@ def _changes(data: ReportData) -> Table:
             "tokens of y_r": r.lengths["y_r"],
             "token edit distance, share of the longer": r.edit_distance,
             "common prefix, share of y_o": r.common_prefix,
+            **r.of_episodes(),
         }
         rows += [(r.node, name, *_spread(spread, name)) for name, spread in figures.items() if spread]
     note = (

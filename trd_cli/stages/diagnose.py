@@ -25,14 +25,14 @@ from trd_cli.diagnosis.onset import Onset, onset_of, read_words
 from trd_cli.diagnosis.results import Model
 from trd_cli.diagnosis.scoring import dtype_of
 from trd_cli.engines.placement import check_replicas
-from trd_cli.errors import InputError, counted
+from trd_cli.errors import InputError, counted, flag
 from trd_cli.generation import check_strangers
 from trd_cli.models import ModelRef
 from trd_cli.planned import Backend
 from trd_cli.progress import Progress, WithoutResults
-from trd_cli.prompting.rendering import TASKS, Rendering, template_for
-from trd_cli.prompting.templates import digest_of
-from trd_cli.records import Trajectory
+from trd_cli.prompting.rendering import Rendering, template_for
+from trd_cli.prompting.templates import deciding_families, digest_of
+from trd_cli.records import EPISODE, Trajectory
 from trd_cli.training.batches import Example
 from trd_cli.training.examples import Contexts, shown
 from trd_cli.training.reading import Verdicts
@@ -171,10 +171,12 @@ class Diagnosis:
         }
 
     def _prompt(self) -> Any:
-        """Return the digest of the template that was given, or of the built-in one of each task."""
+        """Return the digest of the template that was given, or of the built-in ones of the sets' tasks."""
         if self.config.prompt:
             return digest_of(self.config.prompt)
-        return {task: template_for(self.options, self.setting, task).sha256 for task in TASKS}
+        shards = (path for each in self.sets for path in each.shards)
+        families = deciding_families(task for (task,) in iter_values(shards, ["task"]))
+        return {family: template_for(self.options, self.setting, family).sha256 for family in families}
 
     def about(self) -> About:
         return About(
@@ -206,11 +208,20 @@ class Diagnosis:
         return ids
 
     def _named(self) -> Iterator[tuple[str, str]]:
-        """Yield the id of each row in the subset after that of its attempt, which may be the row itself."""
+        """Yield the id of each row in the subset after that of its attempt, which may be the row itself.
+
+        Raises InputError for episodes.
+        """
         config = self.config
         for each in self.sets:
-            columns = ["trajectory_id", "parent_id"]
+            columns = ["trajectory_id", "parent_id", "task"]
             for table in selected_tables(each, config.subset, config.where, config.parents, columns):
+                if EPISODE in table["task"].unique().to_pylist():
+                    raise InputError(
+                        f"episodes in {each.directory}, most of whose tokens no model wrote",
+                        "rows of one response each",
+                        f"leave the set out, or add {flag('where')} \"task <> '{EPISODE}'\"",
+                    )
                 names, parents = (table[column].to_pylist() for column in columns)
                 yield from ((parent or name, name) for name, parent in zip(names, parents, strict=True))
 

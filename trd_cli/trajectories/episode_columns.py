@@ -12,6 +12,10 @@ from trd_cli.records import AUTHORS, MODELS, Turn
 
 # The columns that `written_tokens` reads.
 OF_LENGTH = ("response_token_ids", "author")
+# Figures of an episode, by their names in files, in words.
+FIGURES = {"reward": "reward", "invalid_actions": "actions not valid", "turns": "turns"}
+# The columns that `episode_figures` reads.
+OF_FIGURES = ("episode_reward", "turns")
 _CODES = pa.array([AUTHORS.index(author) for author in MODELS], pa.int8())
 
 
@@ -28,17 +32,18 @@ def written_tokens(table: pa.Table) -> pa.Array:
     return pc.if_else(pc.is_valid(authors), _count(authors, by_models).cast(lengths.type), lengths)
 
 
-def turn_counts(turns: pa.ChunkedArray) -> tuple[pa.Array, pa.Array, pa.Array]:
-    """Return how many turns each row has, how many of their actions were taken, and how many were not valid.
+def episode_figures(table: pa.Table) -> dict[str, pa.Array]:
+    """Return the `FIGURES` of each row, null for one without turns; reads `OF_FIGURES`.
 
-    All are null for a row without turns.
+    They are the reward, the share of the actions taken that were not valid (NaN where none was taken), and the number
+    of turns.
     """
-    column = turns.combine_chunks()
-    is_valid = pc.struct_field(pc.list_flatten(column), "valid")
-    taken = _count(column, pc.is_valid(is_valid))
-    invalid = _count(column, pc.fill_null(pc.invert(is_valid), False))
-    there, none = pc.is_valid(column), pa.scalar(None, taken.type)
-    return pc.list_value_length(column), pc.if_else(there, taken, none), pc.if_else(there, invalid, none)
+    turns = table["turns"].combine_chunks()
+    is_valid = pc.struct_field(pc.list_flatten(turns), "valid")
+    taken, invalid = _count(turns, pc.is_valid(is_valid)), _count(turns, pc.fill_null(pc.invert(is_valid), False))
+    share = pc.divide(invalid.cast(pa.float64()), taken.cast(pa.float64()))
+    shares = pc.if_else(pc.is_valid(turns), share, pa.scalar(None, share.type))
+    return dict(zip(FIGURES, (table["episode_reward"], shares, pc.list_value_length(turns)), strict=True))
 
 
 def _count(lists: pa.Array, chosen: pa.Array) -> pa.Array:

@@ -28,6 +28,7 @@ class Asked:
     """Hold what an evaluation has asked of a benchmark, for scoring when the benchmark itself may be gone.
 
     `questions` are ids in the order of the benchmark. `limit` is their number where they are only its first ones.
+    Benchmarks of one `group` have a mean of their own.
     """
 
     task: str
@@ -38,6 +39,7 @@ class Asked:
     sampling: Mapping[str, Any]
     limit: int | None
     questions: Sequence[str]
+    group: str | None = None
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> Asked:
