@@ -1,7 +1,7 @@
 """Stages killed at any moment and run again: the same rows as in an undisturbed run, none lost, none doubled.
 
 The commands run in children forked from one process with the modules loaded, so that the moments of death fall into the
-work and not into Python's start. Not covered: power loss, which only the fsync before each rename guards against.
+work and not into Python's start. TRD_KILLS sets the number of kills of episodes. Not covered: power loss, which only the fsync before each rename guards against.
 """
 
 from __future__ import annotations
@@ -60,8 +60,10 @@ def state(directory: Path) -> Rows:
     return by_id(directory)
 
 
-def survive(start: Start, prepare: Callable[[], Path], command: Callable[[Path], list[object]], seed: int) -> None:
-    """Kill `command` on the directory that `prepare` makes until it is done, and begin anew; twenty kills in all."""
+def survive(
+    start: Start, prepare: Callable[[], Path], command: Callable[[Path], list[object]], seed: int, most: int = KILLS
+) -> None:
+    """Kill `command` on the directory that `prepare` makes until it is done, and begin anew; `most` kills in all."""
     undisturbed = prepare()
     run, began = start(*command(undisturbed)), time.time_ns()
     assert run.wait() == 0, run.stderr.read_text()
@@ -71,7 +73,7 @@ def survive(start: Start, prepare: Callable[[], Path], command: Callable[[Path],
     chance, kills, amid, sessions = random.Random(seed), 0, 0, []
     directory = prepare()
     before = state(directory)
-    for attempt in range(10 * KILLS):
+    for attempt in range(10 * most):
         run = start(*command(directory))
         sessions.append(run.pid)
         # The start takes most of the time: every other kill falls into the work after it.
@@ -79,13 +81,13 @@ def survive(start: Start, prepare: Callable[[], Path], command: Callable[[Path],
         if late:
             at_work(run, directory)
         left = work * sum(before.get(name) != row for name, row in expected.items()) / len(expected)
-        time.sleep(chance.uniform(0, left if late else startup + left) if kills < KILLS else 0)
-        code = run.kill() if kills < KILLS else run.wait()
+        time.sleep(chance.uniform(0, left if late else startup + left) if kills < most else 0)
+        code = run.kill() if kills < most else run.wait()
         after = state(directory)
         if code == 0:
             assert after == expected
             assert {path.name for path in directory.iterdir()} <= names, "nothing is left over"
-            if kills == KILLS:
+            if kills == most:
                 break
             directory = prepare()
             before = state(directory)
@@ -95,8 +97,8 @@ def survive(start: Start, prepare: Callable[[], Path], command: Callable[[Path],
         kills += 1
         amid += after not in (before, expected)
         before = after
-    assert kills == KILLS
-    assert amid >= KILLS // 5, "the kills fell into the work"
+    assert kills == most
+    assert amid >= most // 5, "the kills fell into the work"
     assert gone(sessions, 10), "no process outlives its command"
 
 
@@ -141,6 +143,24 @@ def test_sample_survives_being_killed_at_any_moment(start: Start, problems: Path
 
 def test_refine_survives_being_killed_at_any_moment(start: Start, y_o: Path, fresh: Callable[[], Path]) -> None:
     survive(start, fresh, lambda out: ["refine", "--setting", "opsd", y_o, *SLOWLY, "--out", out], seed=2)
+
+
+@pytest.fixture(scope="module")
+def episodes(tmp_path_factory: pytest.TempPathFactory, ok: Trd) -> Path:
+    """Return twelve episodes, none of which reaches its goal."""
+    path = tmp_path_factory.mktemp("episodes") / "y_o"
+    env = ("--env", "scripted:n=12,rooms=6", "--env-workers", 1, "--max-turns", 3, "--engine-arg", "accuracy=0")
+    ok("sample", "-m", "scripted", *env, "--out", path)
+    return path
+
+
+def test_replays_of_episodes_survive_being_killed_at_any_moment(
+    start: Start, episodes: Path, fresh: Callable[[], Path]
+) -> None:
+    script = ("--engine-arg", "accuracy=0.4", "--engine-arg", "delay=0.02", "--shard-rows", 1, "--env-workers", 1)
+    command = ("refine", "--setting", "opsd", episodes, *script)
+    kills = int(os.environ.get("TRD_KILLS", "1"))
+    survive(start, fresh, lambda out: [*command, "--out", out], seed=4, most=kills)
 
 
 def test_verify_survives_being_killed_at_any_moment(start: Start, y_o: Path, fresh: Callable[[], Path]) -> None:
