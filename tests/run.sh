@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # All tests that a machine without GPU can run; arguments go to pytest. Sets up .venv on first use.
 set -euo pipefail
+trd_with_worlds=1
 source "$(dirname "$0")/../examples/setup.sh"
 cd "$trd_root"
 

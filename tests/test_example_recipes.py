@@ -61,7 +61,16 @@ def paper(setting: str, task: str, size: str) -> Path:
 
 
 def test_these_are_the_recipes() -> None:
-    others = {"cpu-rounds", "cpu-smoke", "fu2026", "on-policy-40", "prefix-smoke", "released-code", "subset-ablation"}
+    others = {
+        "cpu-rounds",
+        "cpu-smoke",
+        "fu2026",
+        "fu2026-multitask",
+        "on-policy-40",
+        "prefix-smoke",
+        "released-code",
+        "subset-ablation",
+    }
     assert {short(path) for path in WHOLE} == {short(paper(*each)) for each in MATRIX} | others
     assert all(path.is_file() for path in PARTS)
 
@@ -195,6 +204,17 @@ def test_fu_et_al_compare_the_sampled_token_with_the_teacher_s_top_32() -> None:
     assert not [n for n in graph.nodes if n.stage == "refine"]
 
 
+def test_the_multi_task_runs_of_fu_et_al_take_half_of_each_step_from_either_task() -> None:
+    graph, of_one_task = graph_of(RECIPES / "fu2026-multitask.toml"), graph_of(RECIPES / "fu2026.toml")
+    drawn = {n.source: n.config for n in graph.nodes if isinstance(n.config, SampleConfig)}
+    assert (drawn["problems"].limit, drawn["episodes"].limit, drawn["problems"].max_tokens) == (3200, 3200, 16384)
+    assert (drawn["episodes"].max_turns, drawn["episodes"].max_tokens, drawn["episodes"].top_p) == (30, 512, 0.9)
+    for arm in ("sampled", "top-k"):
+        own = differing(one(graph, DistillConfig, arm), one(of_one_task, DistillConfig, arm))
+        assert own == {"learning_rate": 1e-6, "mix": {"math": 0.5, "episode": 0.5}, "steps": 50}
+        assert len(one(graph, DistillConfig, arm).inputs) == 2
+
+
 def test_the_smoke_run_has_five_arms_of_the_embedded_model_and_questions_of_its_own() -> None:
     recipe = load_recipe(RECIPES / "cpu-smoke.toml")
     assert (recipe.student, recipe.setting, recipe.rounds, len(recipe.arms)) == ("smollm2-135m", "opsd", 1, 5)
@@ -286,9 +306,12 @@ def scripted(path: Path, directory: Path) -> Path:
     own: dict[str, Any] = {"extends": str(path), "student": "scripted"}
     if recipe.teacher:
         own["teacher"] = "scripted"
-    if "make" in recipe.problems:
+    if recipe.episodes:
+        own |= {"episodes": {"env": "scripted:n=4"}, "distill": {"batch_size": 4}}
+        own |= {"steps_per_round": 1} if recipe.steps_per_round else {}
+    if "make" in (recipe.problems or {}):
         own["problems"] = {"make": {"n": 4 if recipe.rounds == 1 else 96}}
-    else:
+    elif recipe.problems:
         task = {"deepscaler": "math", "taco": "code"}[recipe.problems["import"]["preset"]]
         file = directory / "rows.jsonl"
         file.write_text(json.dumps(ROWS[task]) + "\n")

@@ -16,7 +16,7 @@ PACKAGE = ROOT / "trd_cli"
 
 # A file may import its own floor and those below. A name with a slash is a directory with all that is in it.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("__init__", "errors", "records", "redaction", "local_data"),
+    ("__init__", "errors", "extras", "records", "redaction", "local_data"),
     (
         "atomic",
         "children",

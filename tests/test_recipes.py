@@ -828,7 +828,7 @@ def test_a_node_s_config_does_not_say_where_it_writes_and_its_command_line_does(
 def test_the_templates_that_trd_brings_count_by_their_content_too() -> None:
     config = SampleConfig.parse({"problems": "p.parquet"})
     texts = [(prompts_dir() / f"student-{task}.jinja").read_bytes() for task in ("math", "code")]
-    assert Contents().deciding(config, "opsd")["prompt"] == [hashlib.sha256(text).hexdigest() for text in texts]
+    assert Contents().deciding(config, "opsd", ())["prompt"] == [hashlib.sha256(text).hexdigest() for text in texts]
 
 
 def test_a_file_of_questions_counts_by_its_content(tmp_path: Path) -> None:

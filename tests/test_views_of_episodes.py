@@ -34,7 +34,11 @@ Y_O = episode(
         ("go up", None, None),
     ],
     "tokens",
+    reference_solution="go east\nopen door",
     verdict="incorrect",
+    verdict_detail="out of luck",
+    grader="environment",
+    grader_version="1",
 )
 Y_R = episode(
     "y_r",
@@ -89,6 +93,8 @@ def test_an_episode_is_shown_turn_by_turn_with_authors_and_what_was_not_valid(se
     assert re.search(r"environment +scripted 1, seed 7, {\"rooms\":3}", shown)
     assert re.search(r"episode +out of tokens after 5 turns, 1 not valid, reward 0", shown)
     assert re.search(r"authors +student 10, environment 16, template 12", shown)
+    assert re.search(r"oracle +go east, open door", shown)
+    assert re.search(r"verdict +incorrect: out of luck \(environment 1\)", shown)
 
 
 def test_a_refined_episode_is_shown_with_the_turns_of_its_parent(sets: Path, ok: Trd) -> None:

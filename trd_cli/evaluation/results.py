@@ -34,7 +34,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -147,7 +147,10 @@ def _episodes(rows: pa.Table, k: int) -> dict[str, Any]:
         values_QK = rows[name].to_numpy().astype(np.float64).reshape(-1, k)
         # An environment's rewards may have any bounds; mostly these are those of a score.
         are_scores = name != "turns" and not ((values_QK < 0) | (values_QK > 1)).any()
-        figures[name] = json_ready(asdict(mean_of(values_QK, are_scores=bool(are_scores))))
+        figure = mean_of(values_QK, are_scores=bool(are_scores))
+        if name == "turns":  # no episode has fewer than none
+            figure = replace(figure, low=float(np.maximum(figure.low, 0)))
+        figures[name] = json_ready(asdict(figure))
     ends = {reason: _count(pc.equal(rows["stop_reason"], reason)) for reason in ENDED}
     return {**figures, "stop_reasons": ends}
 

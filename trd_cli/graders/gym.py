@@ -17,11 +17,10 @@ import re
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from importlib import metadata
 from io import StringIO
 from typing import Any
 
-from trd_cli.errors import InputError
+from trd_cli import extras
 from trd_cli.graders import answers
 from trd_cli.graders.base import NO_ANSWER, Grade, Question
 
@@ -61,12 +60,7 @@ class Entry:
 @cache
 def package_version() -> str:
     """Return the version of the installed package; raises InputError without one."""
-    try:
-        return metadata.version(NAME)
-    except metadata.PackageNotFoundError:
-        raise InputError(
-            "the package reasoning-gym is not installed", "the extra worlds", 'pip install "trd-cli[worlds]"'
-        ) from None
+    return extras.version_of(NAME, "worlds")
 
 
 def version(lenient: bool) -> str:

@@ -121,7 +121,8 @@ class _Writer:
         self._rendered: dict[tuple[object, ...], list[int]] = {}
 
     def chain(self, distill: Node, count: int) -> Chain:
-        before = {self._graph[name].stage: self._graph[name] for name in self._graph.needed_by([distill.name])}
+        made = (self._graph[name] for name in self._graph.needed_by([distill.name]))
+        before = {node.stage: node for node in made if node.source == self._graph.recipe.sources[0]}
         sample, refine = before["sample"], before.get("refine")
         attempts, refined = (_responses(self._graph.path(node)) if node else {} for node in (sample, refine))
         cases = list(self._cases(sample, refine, distill, attempts, refined))
@@ -155,7 +156,9 @@ class _Writer:
                 continue
             longest = max(refined.get(problem.problem_id, ()), default=None)
             text = sum(len(t or "") for t in (problem.problem, problem.reference_solution, problem.tests))
-            for attempt in attempts.get(problem.problem_id) or (room_for_response(window, prompt, config.max_tokens),):
+            # How long an episode is, nobody knows: it may fill the model's context.
+            most = config.max_tokens if config.env is None else window
+            for attempt in attempts.get(problem.problem_id) or (room_for_response(window, prompt, most),):
                 asked, given, y_r = _refined(refine.config, refining, bare, attempt, longest) if refine else (0, 0, 0)
                 shown = attempt if training.teacher_context_kind() == "refine" else 0
                 read = asked if is_stored else context + shown

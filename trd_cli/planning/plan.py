@@ -17,7 +17,7 @@ from trd_cli.planning.lengths import check_evaluations, check_lengths
 from trd_cli.planning.memory import UNKNOWN
 from trd_cli.planning.needs import check_disk, check_memory, work_of
 from trd_cli.planning.pair import Planned
-from trd_cli.planning.problems import check_overlap, check_problems, load_benchmarks, load_problems
+from trd_cli.planning.problems import check_episodes, check_overlap, check_problems, load_benchmarks, load_problems
 from trd_cli.planning.refusals import check_arms, check_stages, read_models
 from trd_cli.progress import Progress
 from trd_cli.recipes.graph import build_graph
@@ -72,11 +72,13 @@ def check_rounds(recipe: Recipe) -> list[Finding]:
         return []
     found = []
     for arm in recipe.arms:
-        steps, problems = steps_a_round(recipe, arm), problems_a_round(recipe, arm)
+        steps = steps_a_round(recipe, arm)
+        slices = {source: problems_a_round(recipe, arm, source) for source in recipe.sources}
         if steps is None:
             continue
         bound = "" if recipe.steps_per_round else "at most "
-        rows = f" ({counted(problems, 'problem', ',')})" if problems else ""
+        taken = [counted(size, source.removesuffix("s"), ",") for source, size in slices.items() if size]
+        rows = f" ({', '.join(taken)})" if taken else ""
         whole = f"one training of {bound}{counted(total_steps(recipe, arm), 'step', ',')}"
         told = whole if recipe.is_continued or recipe.rounds == 1 else "each a training of its own"
         what = f"{counted(recipe.rounds, 'round')} of {bound}{counted(steps, 'step', ',')}{rows}, {told}"
@@ -101,6 +103,7 @@ class _Plan:
         yield from found
         if problems:
             yield from check_problems(self._recipe, self._graph, problems)
+        yield from check_episodes(self._recipe)
         if problems and benchmarks:
             yield from check_overlap(problems, benchmarks)
         if student is not None and teacher is not None:

@@ -20,18 +20,23 @@ from trd_cli.planning.findings import Finding, error, of_exception, ok, out_of_r
 from trd_cli.prompting.rendering import templates_for
 from trd_cli.recipes.nodes import Graph
 from trd_cli.recipes.recipe import Recipe
-from trd_cli.recipes.rounds import problems_a_round
+from trd_cli.recipes.rounds import problems_a_round, sampling_of
 from trd_cli.recipes.sections import PROBLEMS_FILE
 from trd_cli.records import Problem, Task
 from trd_cli.trajectories.problem_sets import read_problems
 from trd_cli.trajectories.selection import SUBSETS
+from trd_cli.worlds.registry import version_of
+from trd_cli.worlds.spec import Spec
 
 
 def load_problems(recipe: Recipe, graph: Graph) -> tuple[list[Problem], list[Finding]]:
     """Return the whole problem set: that of the run directory, else as the recipe makes it (a Hub set is fetched).
 
-    The list is empty for a set that cannot be read: an error, or a warning where the Hub did not give it.
+    The list is empty for a set that cannot be read: an error, or a warning where the Hub did not give it. A recipe of
+    episodes alone has none.
     """
+    if recipe.problems is None:
+        return [], []
     made = next((graph.path(node) / PROBLEMS_FILE for node in graph.nodes if node.stage == "problems"), None)
     (kind, value), *_ = recipe.problems.items()
     try:
@@ -53,10 +58,27 @@ def load_problems(recipe: Recipe, graph: Graph) -> tuple[list[Problem], list[Fin
     return problems, []
 
 
+def check_episodes(recipe: Recipe) -> Iterator[Finding]:
+    """Tell the number of episodes; how long they will be is not known."""
+    if recipe.episodes is None:
+        return
+    spec = Spec.parse(recipe.episodes.env)
+    try:
+        version_of(spec.name)
+    except InputError as raised:
+        yield of_exception("warning", "problems", raised, "the episodes cannot be played on this machine: ")
+    sampling = sampling_of(recipe, source="episodes")
+    a_round = max((problems_a_round(recipe, arm, "episodes") or 0 for arm in recipe.arms), default=0)
+    told = f", {a_round} of them a round" if a_round else ""
+    turns = f"at most {counted(sampling.max_turns, 'turn')} of {counted(sampling.max_tokens, 'token')}"
+    beside = "; lengths, hours and disk are those of the problems alone" if recipe.problems is not None else ""
+    yield ok("problems", f"{counted(spec.n, 'episode', ',')} of {spec.name}{told}, {turns}{beside}")
+
+
 def check_problems(recipe: Recipe, graph: Graph, problems: Sequence[Problem]) -> Iterator[Finding]:
     """Check the number of problems against the rounds, and that rows have what the stages read."""
     tasks = sorted({problem.task for problem in problems})
-    a_round = max((problems_a_round(recipe, arm) or 0 for arm in recipe.arms), default=0)
+    a_round = max((problems_a_round(recipe, arm, "problems") or 0 for arm in recipe.arms), default=0)
     needed = recipe.rounds * a_round
     if needed > len(problems):
         by_steps = recipe.steps_per_round is not None

@@ -30,6 +30,7 @@ from trd_cli.planning.pair import Planned, check_pair, check_template, read_mode
 from trd_cli.prompting.rendering import Rendering, templates_for
 from trd_cli.recipes.nodes import Graph, Node
 from trd_cli.recipes.recipe import Recipe
+from trd_cli.recipes.rounds import sampling_of
 from trd_cli.recipes.sections import in_a_recipe
 
 Generating = SampleConfig | RefineConfig | EvalConfig
@@ -74,7 +75,7 @@ def read_models(recipe: Recipe, with_teacher: bool = True) -> tuple[Planned | No
     teacher, more = read_model(recipe.teacher)
     found = [*found, *more]
     if student is not None and teacher is not None:
-        rendering = Rendering().with_options(SampleConfig.parse({**recipe.sample, "problems": ""}))
+        rendering = Rendering().with_options(sampling_of(recipe))
         found += check_pair(student, teacher, rendering)
     return student, teacher, found
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -92,6 +92,14 @@ def _text_of(path: Path) -> str:
 def family_of(task: Task) -> str:
     """Return the one of `FAMILIES` whose templates a task has."""
     return task if task in FAMILIES else FAMILIES[-1]
+
+
+def deciding_families(tasks: Iterable[Task]) -> tuple[Task, ...]:
+    """Return the families whose templates count in the identity of rows of these tasks.
+
+    Those of mathematics and code always do, as before there were others.
+    """
+    return tuple(dict.fromkeys(("math", "code", *sorted({family_of(task) for task in tasks}))))
 
 
 def load_template(kind: str, task: Task, override: str | None = None) -> Template:

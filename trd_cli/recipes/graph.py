@@ -6,6 +6,8 @@ the same digest, and so share the node. Local files and model directories are re
 
     problems ─ sample ─ verify-rollouts ─┬───────────── distill (along y_o) ─ eval
                   └──── refine ─ verify-refined ─────── distill (along y_r) ─ eval
+
+Episodes are sampled from their environment, without a node before. A recipe with both has two chains up to distill.
 """
 
 from __future__ import annotations
@@ -24,9 +26,10 @@ from trd_cli.diagnosis.onset import read_words
 from trd_cli.errors import InputError
 from trd_cli.models import EMA, ModelRef, own_teacher, resolve_model
 from trd_cli.recipes.nodes import BASE, NODES, Contents, Graph, Model, Node
-from trd_cli.recipes.recipe import Recipe
+from trd_cli.recipes.recipe import Recipe, Source
 from trd_cli.recipes.rounds import problems_a_round, total_steps
 from trd_cli.recipes.sections import PROBLEMS_FILE
+from trd_cli.recipes.tasks import tasks_of, tasks_of_problems
 from trd_cli.records import content_hash
 
 
@@ -48,6 +51,7 @@ class _Builder:
         self._names: set[str] = set()
         self._users: dict[str, set[str]] = {}
         self._contents = Contents()
+        self._tasks = tasks_of_problems(recipe.problems)
 
     def nodes(self) -> Iterable[Node]:
         """Yield all nodes; those that several arms use belong to none of them."""
@@ -57,7 +61,7 @@ class _Builder:
 
     def build(self) -> None:
         recipe = self._recipe
-        problems = self._problems()
+        problems = self._problems() if recipe.problems is not None else None
         start = Model(recipe.student)
         if recipe.eval is not None:
             self._eval(start, _Place(BASE))
@@ -67,25 +71,35 @@ class _Builder:
                 for number in range(recipe.rounds):
                     student = self._round(arm, seed, number, student, problems)
 
-    def _round(self, arm: str, seed: int, number: int, student: Model, problems: tuple[str, Node | None]) -> Model:
+    def _round(
+        self, arm: str, seed: int, number: int, student: Model, problems: tuple[str, Node | None] | None
+    ) -> Model:
         """Add one round of one arm. Return the student that it ends with."""
-        whole = f"seed-{seed}/round-{number}"
-        own = _Place(f"{whole}/{arm}", arm, number, seed)
-        shared = _Place(whole, None, number, seed)
-        # In the first round all arms start from the same student.
-        of_rollouts = own if number or self._recipe.arms[arm].sample else shared
-        of_refined = own if of_rollouts is own or self._recipe.arms[arm].refine else shared
-        rollouts = self._sample(arm, student, problems, of_rollouts)
-        graded = self._verify("verify-rollouts", rollouts, of_rollouts, arm)
-        inputs = [graded]
-        if self._recipe.along(arm) == "refined":
-            refined = self._refine(arm, student, rollouts, graded, of_refined)
-            inputs = [self._verify("verify-refined", refined, of_refined, arm), graded]
-        trained = self._distill(arm, student, inputs, rollouts, own)
+        own = _Place(f"seed-{seed}/round-{number}/{arm}", arm, number, seed)
+        rows = [self._rows(arm, own, student, source, problems) for source in self._recipe.sources]
+        trained = self._distill(arm, student, rows, own)
         model = Model(trained.out, trained)
         if self._recipe.eval is not None:
             self._eval(model, own)
         return model
+
+    def _rows(
+        self, arm: str, own: _Place, student: Model, source: Source, problems: tuple[str, Node | None] | None
+    ) -> list[Node]:
+        """Add what makes the rows of one source. Return the graded set to train along, and the graded rollouts."""
+        recipe = self._recipe
+        inner = f"/{source}" if source != recipe.sources[0] else ""
+        mine = replace(own, prefix=own.prefix + inner, source=source)
+        shared = replace(mine, prefix=own.prefix.removesuffix(f"/{arm}") + inner, arm=None)
+        # In the first round all arms start from the same student.
+        of_rollouts = mine if own.round or recipe.arms[arm].sample else shared
+        of_refined = mine if of_rollouts is mine or recipe.arms[arm].refine else shared
+        rollouts = self._sample(arm, student, problems, of_rollouts)
+        graded = self._verify("verify-rollouts", rollouts, of_rollouts, arm)
+        if recipe.along(arm) != "refined":
+            return [graded]
+        refined = self._refine(arm, student, rollouts, graded, of_refined)
+        return [self._verify("verify-refined", refined, of_refined, arm), graded]
 
     def _problems(self) -> tuple[str, Node | None]:
         """Return the file that trd sample reads, and the node that makes it unless it is the recipe's own."""
@@ -99,22 +113,23 @@ class _Builder:
         node = self._add("problems", config, (), _Place(), contents={"kind": kind})
         return f"{node.out}/{PROBLEMS_FILE}", node
 
-    def _sample(self, arm: str, student: Model, problems: tuple[str, Node | None], place: _Place) -> Node:
-        size = problems_a_round(self._recipe, arm)
+    def _sample(self, arm: str, student: Model, problems: tuple[str, Node | None] | None, place: _Place) -> Node:
+        size = problems_a_round(self._recipe, arm, place.source)
         sliced = {} if size is None else {"limit": size, "skip": size * place.round}
-        file, made = problems
+        file, made = problems if place.source == "problems" else (None, None)
+        read = {"env": self._recipe.episodes.env} if place.source == "episodes" else {"problems": file}
         config = SampleConfig.parse(
             {
-                **self._recipe.sampling(arm),
+                **self._recipe.sampling(arm, place.source),
                 **sliced,
+                **read,
                 "model": student.name,
-                "problems": file,
                 "round": place.round,
                 "seed": place.seed,
             }
         )
         contents = {"model": self._contents.model(student)}
-        if made is None:
+        if file is not None and made is None:
             contents["problems"] = self._contents.file(file)
         return self._add("sample", config, (made, student.node), place, arm, contents)
 
@@ -128,7 +143,7 @@ class _Builder:
         teacher = Model(recipe.teacher) if recipe.teacher else self._own_teacher(arm, student)
         config = RefineConfig.parse(
             {
-                **recipe.refining(arm),
+                **recipe.refining(arm, place.source),
                 "setting": recipe.setting,
                 "teacher": teacher.name,
                 "seed": place.seed,
@@ -163,7 +178,8 @@ class _Builder:
 
         return Model(own_teacher(found(name), config.teacher_weights, config.lora, found).name)
 
-    def _distill(self, arm: str, student: Model, inputs: list[Node], rollouts: Node, place: _Place) -> Node:
+    def _distill(self, arm: str, student: Model, rows: list[list[Node]], place: _Place) -> Node:
+        """Add the training on the rows of each source: the graded set to train along, and the graded rollouts."""
         recipe = self._recipe
         along_refined = recipe.along(arm) == "refined"
         teacher = Model(recipe.teacher) if recipe.teacher else self._own_teacher(arm, student)
@@ -175,14 +191,15 @@ class _Builder:
                 **self._steps(arm, student),
                 "model": student.name,
                 "seed": place.seed,
-                "inputs": (inputs[0].out,),
+                "inputs": tuple(along.out for along, *_ in rows),
                 # The refined set names its parents by a path, which is wrong once a run is moved or copied.
-                "parents": (rollouts.out,) if along_refined else (),
+                "parents": tuple(rollouts.out for *_, rollouts in rows) if along_refined else (),
             }
         )
         contents = {"model": self._contents.model(student), "teacher": self._contents.model(teacher)}
         if config.continue_from is not None:
             contents["continues"] = True
+        inputs = [node for nodes in rows for node in nodes]
         return self._add("distill", config, (*inputs, student.node), place, arm, contents)
 
     def _steps(self, arm: str, student: Model) -> dict[str, Any]:
@@ -216,10 +233,11 @@ class _Builder:
         """
         stage = kind.partition("-")[0]
         sources = tuple(dict.fromkeys(node for node in inputs if node is not None))
+        tasks = tasks_of(self._recipe, config, place.source, self._tasks)
         digest = content_hash(
             {
                 "stage": stage,
-                "options": self._contents.deciding(config, self._recipe.setting),
+                "options": self._contents.deciding(config, self._recipe.setting, tasks),
                 "inputs": [node.digest for node in sources],
                 **(contents or {}),
             }
@@ -235,6 +253,7 @@ class _Builder:
                 arm=place.arm,
                 round=place.round,
                 seed=place.seed,
+                source=place.source,
             )
         node = self._by_digest[digest]
         users = self._users.setdefault(digest, set())
@@ -273,9 +292,10 @@ def _check_shared(node: Node, config: Config, arm: str, users: Collection[str]) 
 
 @dataclass(frozen=True)
 class _Place:
-    """A place in the recipe: the first part of its nodes' names, and the arm, round and seed that it belongs to."""
+    """A place in the recipe: the first part of its nodes' names, and the arm, round, seed and source of its rows."""
 
     prefix: str = ""
     arm: str | None = None
     round: int | None = None
     seed: int | None = None
+    source: Source | None = None

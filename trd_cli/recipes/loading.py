@@ -6,6 +6,8 @@
     setting, student, teacher, rounds, problems_per_round, steps_per_round, continue, seeds, processes, nodes, devices,
     ray, warm, reference_arm
     [problems]                     one of: file = "set.parquet", make = {kind = …}, import = {file = …}
+    [episodes]                     beside problems or in place of them: env = "textworld:n=20", per_round, and options
+                                   of its rows alone: sample = {…}, refine = {…}
     [sample] [refine] [verify] [distill] [eval]
                                    options of these commands; without [eval] nothing is evaluated
     [arms.NAME]                    options of trd distill for this arm alone; sample = {…} and refine = {…} give it
@@ -28,11 +30,12 @@ from trd_cli.config.training import METHODS, DistillConfig
 from trd_cli.datasets.benchmarks import check_benchmark, split_benchmarks
 from trd_cli.errors import InputError, PromptError, UserError, counted
 from trd_cli.prompting.rendering import templates_for
-from trd_cli.recipes.recipe import OF_AN_ARM, Recipe, Table, read_recipe
-from trd_cli.recipes.rounds import known_problems, problems_a_round, total_steps
+from trd_cli.recipes.recipe import OF_AN_ARM, Recipe, Source, Table, read_recipe
+from trd_cli.recipes.rounds import known_problems, problems_a_round, share_of, total_steps
 from trd_cli.recipes.sections import FILLED, SOURCES, Checker, closest
 from trd_cli.trajectories.selection import needs_parents
 from trd_cli.trajectories.sets import check_filter
+from trd_cli.worlds.spec import Spec
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+_-]*")
 
@@ -57,14 +60,16 @@ class _Check(Checker):
         except ValidationError as error:
             first = error.errors()[0]
             parts = [str(part) for part in first["loc"]]
-            if len(parts) > 2:  # a table of an arm
+            if len(parts) > 2 or (parts[0] == "episodes" and len(parts) > 1):  # a table of an arm, or of episodes
                 self.invalid(".".join(parts[:-1]), parts[-1], first)
             self.invalid("", parts[0], first, ".".join(parts))
         self._names(recipe)
         self._models(recipe)
         recipe = recipe.model_copy(update={"eval": self._evaluation(recipe.eval)})
         self._problems(recipe)
-        for name in ("sample", "refine", "verify", "eval"):
+        self._episodes(recipe)
+        self._rows(recipe)
+        for name in ("verify", "eval"):
             if getattr(recipe, name) is not None:
                 self._rendered(self.section(name, getattr(recipe, name), name), recipe.setting, name)
         self._arms(recipe)
@@ -76,7 +81,7 @@ class _Check(Checker):
             if key not in Recipe.top_keys():
                 self.unknown("", key, ("extends", *Recipe.top_keys()), {})
         for key in ("setting", "student", "problems", "arms"):
-            if key not in values:
+            if key not in values and not (key == "problems" and "episodes" in values):
                 what = f"[{key}]" if key in ("problems", "arms") else key
                 self.fail(key, f"no {what}", what, f"add {what}, or what this recipe extends")
 
@@ -122,7 +127,11 @@ class _Check(Checker):
         """Return the section with `bench`, which a recipe may give as a list, joined to the one word of the command."""
         if table is None:
             return None
-        bench = table.get("bench")
+        bench, env = table.get("bench"), table.get("env") or ()
+        for spec in [env] if isinstance(env, str) else env:
+            self._environment(spec, "eval")
+        if bench in (None, "", []) and env:
+            return {key: value for key, value in table.items() if key != "bench"}
         if bench in (None, "", []):
             self.fail("eval.bench", "[eval] without a benchmark", 'bench = "NAME"', "add one, or leave [eval] out")
         joined = ",".join(map(str, bench)) if isinstance(bench, list) else str(bench)
@@ -133,7 +142,40 @@ class _Check(Checker):
                 self.refuse("eval", error)
         return table | {"bench": joined}
 
+    def _environment(self, spec: str, where: str) -> None:
+        try:
+            Spec.parse(spec)
+        except InputError as error:
+            self.refuse(where, error)
+
+    def _episodes(self, recipe: Recipe) -> None:
+        if recipe.episodes is None:
+            return
+        self._environment(recipe.episodes.env, "episodes")
+        if recipe.episodes.per_round is not None and recipe.steps_per_round is not None:
+            self.fail(
+                "episodes.per_round",
+                f"[episodes] per_round with steps_per_round = {recipe.steps_per_round}",
+                "one of them: as many episodes as the steps need, or as many steps as the episodes give",
+                "leave one out",
+            )
+
+    def _rows(self, recipe: Recipe, arm: str | None = None) -> None:
+        """Check the options of trd sample and trd refine for each source, those of an arm where one is given."""
+        for source in recipe.sources:
+            is_played = source == "episodes"
+            env = {"env": recipe.episodes.env} if is_played else None
+            for name, table, filled_in in (
+                ("sample", recipe.sampling(arm, source), env),
+                ("refine", recipe.refining(arm, source), None),
+            ):
+                inner = f"arms.{arm}" if arm else "episodes" if is_played and getattr(recipe.episodes, name) else ""
+                where = f"{inner}.{name}".lstrip(".")
+                self._rendered(self.section(name, table, where, filled_in), recipe.setting, where)
+
     def _problems(self, recipe: Recipe) -> None:
+        if recipe.problems is None:
+            return
         table, kinds = recipe.problems, ("file", *SOURCES)
         for key in table:
             if key not in kinds:
@@ -174,23 +216,45 @@ class _Check(Checker):
                 "raise rounds, or leave continue out",
             )
         for arm in recipe.arms:
-            self._slices(recipe, arm)
+            if recipe.steps_per_round is not None:
+                self._shares(recipe, arm)
+            for source in recipe.sources:
+                self._slices(recipe, arm, source)
             self._steps(recipe, arm)
 
-    def _slices(self, recipe: Recipe, arm: str) -> None:
-        """Check that there are problems for all rounds of an arm."""
-        a_round, there = problems_a_round(recipe, arm), _problems_there(recipe)
+    def _shares(self, recipe: Recipe, arm: str) -> None:
+        """Check that the steps of an arm tell how many rows of each source they take."""
+        where = f"arms.{arm}" if "mix" in recipe.arms[arm].distill else "distill"
+        if len(recipe.sources) > 1 and not recipe.training(arm).get("mix"):
+            self.fail(
+                "steps_per_round",
+                f"steps_per_round = {recipe.steps_per_round} with problems and episodes, and arm {arm} without mix",
+                "mix = { NAME = SHARE, … } in [distill], from which the rows of each follow",
+                "add it, or leave steps_per_round out",
+            )
+        for source in recipe.sources:
+            if not share_of(recipe, arm, source):
+                self.fail(
+                    f"{where}.mix",
+                    f"[{where}] mix, which has no share for {source}",
+                    f"a share for each, or no {source}",
+                    f"change mix, or leave [{source}] out",
+                )
+
+    def _slices(self, recipe: Recipe, arm: str, source: Source) -> None:
+        """Check that there are problems, or episodes, for all rounds of an arm."""
+        a_round, there = problems_a_round(recipe, arm, source), _problems_there(recipe, source)
         needed = recipe.rounds * (a_round or 0)
         if there is None or needed <= there:
             return
-        by_steps = recipe.steps_per_round is not None
+        by_steps, one = recipe.steps_per_round is not None, source.removesuffix("s")
         self.fail(
-            "steps_per_round" if by_steps else "problems_per_round",
-            f"{counted(recipe.rounds, 'round')} of {counted(a_round, 'problem')}"
+            "steps_per_round" if by_steps else "problems_per_round" if source == "problems" else "episodes.per_round",
+            f"{counted(recipe.rounds, 'round')} of {counted(a_round, one)}"
             + (f" ({counted(recipe.steps_per_round, 'step')} of arm {arm})" if by_steps else "")
             + f", and there are {there}",
-            f"at least {counted(needed, 'problem')}",
-            f"take more problems, or fewer {'steps ' if by_steps else ''}a round",
+            f"at least {counted(needed, one)}",
+            f"take more {source}, or fewer {'steps ' if by_steps else ''}a round",
         )
 
     def _steps(self, recipe: Recipe, arm: str) -> None:
@@ -203,7 +267,7 @@ class _Check(Checker):
                 "one of them: steps_per_round takes as many passes over the rows as its steps need",
                 "leave epochs or steps_per_round out",
             )
-        if recipe.is_continued and "import" in recipe.problems and total_steps(recipe, arm) is None:
+        if recipe.is_continued and "import" in (recipe.problems or {}) and total_steps(recipe, arm) is None:
             self.fail(
                 "rounds",
                 f"{counted(recipe.rounds, 'round')} of problems that are counted when they are imported, and one training over all rounds",
@@ -228,11 +292,8 @@ class _Check(Checker):
         """Check one arm by itself; the graph shows if two arms are the same."""
         where = f"arms.{name}"
         arm = recipe.arms[name]
-        for section in OF_AN_ARM:
-            table = f"{where}.{section}"
-            # Options that exclude each other may come one from the arm and one from what it inherits.
-            merged = getattr(recipe, section) | getattr(arm, section)
-            self._rendered(self.section(section, merged, table), recipe.setting, table)
+        # Options that exclude each other may come one from the arm and one from what it inherits.
+        self._rows(recipe, name)
         for key in recipe.distill:
             if key in FILLED["distill"] or key not in DistillConfig.model_fields:
                 self.unknown("distill", key, DistillConfig.model_fields, FILLED["distill"])
@@ -250,7 +311,20 @@ class _Check(Checker):
             self.refuse(where, error)
         self._rendered(config, recipe.setting, where)
         self._fits(recipe, where, config)
-        refined = RefineConfig.parse({**recipe.refining(name), "setting": recipe.setting})
+        for source in recipe.sources:
+            self._refined(recipe, name, source, config)
+
+    def _refined(self, recipe: Recipe, name: str, source: Source, config: DistillConfig) -> None:
+        """Check that the rows which an arm refines are such as it trains along."""
+        where, arm = f"arms.{name}", recipe.arms[name]
+        refined = RefineConfig.parse({**recipe.refining(name, source), "setting": recipe.setting})
+        if config.along() == "refined" and source == "episodes" and refined.mode != "rewrite":
+            self.fail(
+                f"{where}.refine" if "mode" in arm.refine else "refine.mode",
+                f'[{where}] along episodes that are refined with mode = "{refined.mode}"',
+                'mode = "rewrite"',
+                'put mode = "rewrite" into [episodes] refine, or leave [episodes] out',
+            )
         if config.method == "relay" and refined.mode != "relay":
             self.fail(
                 f"{where}.refine" if arm.refine else where,
@@ -297,9 +371,9 @@ def _reads(config: DistillConfig | RefineConfig) -> str:
     return f"where = {config.where!r}" if config.subset == "all" else f"subset = {config.subset!r}"
 
 
-def _problems_there(recipe: Recipe) -> int | None:
-    """Return the number of problems, or None if it cannot be known yet."""
+def _problems_there(recipe: Recipe, source: Source) -> int | None:
+    """Return the number of problems or episodes, or None if it cannot be known yet."""
     try:
-        return known_problems(recipe)
+        return known_problems(recipe, source)
     except InputError:
         return None

@@ -15,10 +15,15 @@ from trd_cli.config.training import DistillConfig
 from trd_cli.datasets.benchmarks import split_benchmarks
 from trd_cli.errors import InputError
 from trd_cli.models import EMA, fingerprint
+from trd_cli.own_code import OwnCode
 from trd_cli.prompting.rendering import template_kind, templates_for
-from trd_cli.recipes.recipe import Recipe
+from trd_cli.prompting.templates import deciding_families
+from trd_cli.recipes.recipe import Recipe, Source
 from trd_cli.recipes.sections import PROBLEMS_FILE
+from trd_cli.records import Task
 from trd_cli.redaction import without_secrets
+from trd_cli.worlds.registry import version_of
+from trd_cli.worlds.spec import Spec
 
 FORMAT = "trd-graph-1"
 GRAPH_FILE = "graph.json"
@@ -36,7 +41,7 @@ class Node:
 
     `out` is the output directory, relative to the run directory; a verify node fills the set there in place. `arms` are
     the arms that need the node, `arm` the one that it belongs to alone. `arm`, `round` and `seed` are None for a node
-    of several.
+    of several. `source` is what the rows that it makes or grades were sampled from, None for a node without rows.
     """
 
     name: str
@@ -49,6 +54,7 @@ class Node:
     arms: tuple[str, ...] = ()
     round: int | None = None
     seed: int | None = None
+    source: Source | None = None
 
     @property
     def kind(self) -> str:
@@ -179,6 +185,11 @@ class Contents:
         file, colon, options = name.partition(":")
         return f"{self.file(file)}{colon}{options}" if Path(file).is_file() else name
 
+    def environment(self, spec: str) -> str:
+        """Return a specification of episodes; with the version of code of one's own, which may change."""
+        name = Spec.parse(spec).name
+        return spec if OwnCode.parse(name) is None else f"{spec} {version_of(name)}"
+
     def model(self, model: Model) -> str | None:
         """Return the digest of the weights of a local model, or the name of any other.
 
@@ -192,24 +203,27 @@ class Contents:
             self._known[model.name] = fingerprint(Path(model.name))
         return self._known[model.name]
 
-    def _templates(self, config: Config, setting: str) -> list[str]:
-        """Return the digests of a stage's templates, by task."""
+    def _templates(self, config: Config, setting: str, tasks: Iterable[Task]) -> list[str]:
+        """Return the digests of a stage's templates, by the family of tasks."""
         stored = isinstance(config, DistillConfig) and config.takes_stored_prompt()
-        key = (template_kind(config, setting), config.prompt, stored)
+        families = deciding_families(tasks)
+        key = (template_kind(config, setting), config.prompt, stored, families)
         if key not in self._of_templates:
-            self._of_templates[key] = [template.sha256 for template in templates_for(config, setting).values()]
+            self._of_templates[key] = [each.sha256 for each in templates_for(config, setting, families).values()]
         return self._of_templates[key]
 
-    def deciding(self, config: Config, setting: str) -> dict[str, Any]:
-        """Return the options that decide the result of a command, as JSON values.
+    def deciding(self, config: Config, setting: str, tasks: Iterable[Task]) -> dict[str, Any]:
+        """Return the options that decide the result of a command on rows of some tasks, as JSON values.
 
         Templates, built in or not, count by their text, files by their content.
         """
         chosen = config.deciding()
         if "prompt" in chosen:
-            chosen["prompt"] = self._templates(config, setting)
+            chosen["prompt"] = self._templates(config, setting, tasks)
         if isinstance(config, EvalConfig):
             chosen["bench"] = [self.benchmark(name) for name in split_benchmarks(config.bench or "")]
+        if "env" in chosen:
+            chosen["env"] = [*map(self.environment, [config.env] if isinstance(config.env, str) else config.env)]
         if isinstance(config, ImportConfig) and Path(config.file).is_file():
             chosen["file"] = self.file(config.file)
         return chosen

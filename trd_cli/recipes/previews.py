@@ -23,8 +23,10 @@ from trd_cli.prompting.rendering import template_for, values_of
 from trd_cli.prompting.templates import Template
 from trd_cli.recipes.nodes import Graph, Node
 from trd_cli.recipes.processes import command_of
+from trd_cli.recipes.recipe import Source
 from trd_cli.recipes.sections import PROBLEMS_FILE
-from trd_cli.records import Problem
+from trd_cli.records import EPISODE, Problem
+from trd_cli.worlds.spec import Spec
 
 _ATTEMPT = "⟨the student's attempt y_o⟩"
 _WITH_PROMPTS = ("sample", "refine", "distill", "eval")
@@ -88,9 +90,9 @@ def _kind(node: Node) -> tuple[Any, ...]:
     """Return what tells one kind of prompt from another: the stage, and what the teacher reads."""
     config = node.config
     if isinstance(config, RefineConfig):
-        return (node.stage, config.mode)
+        return (node.stage, node.source, config.mode)
     if not isinstance(config, DistillConfig):
-        return (node.stage,)
+        return (node.stage, node.source)
     return (node.stage, config.along(), config.teacher_context_kind(), config.prompt)
 
 
@@ -120,14 +122,16 @@ def _its_own(graph: Graph, node: Node) -> tuple[str | None, str]:
 
 
 def _from_templates(graph: Graph, node: Node, done: Collection[str]) -> str:
-    problem = _first_question(node) if node.stage == "eval" else _first_problem(graph, done)
+    source = node.source or graph.recipe.sources[0]
+    problem = _first_question(node) if node.stage == "eval" else _first_problem(graph, done, source)
 
     def prompt_of(config: Config) -> str:
         return _filled(template_for(config, graph.recipe.setting, problem.task), problem)
 
     if not isinstance(node.config, DistillConfig):
         return prompt_of(node.config)
-    before = {graph[name].stage: graph[name].config for name in graph.needed_by([node.name])}
+    made = (graph[name] for name in graph.needed_by([node.name]))
+    before = {each.stage: each.config for each in made if each.source == source}
     teachers = before["refine"] if node.config.takes_stored_prompt() else node.config
     return f"student reads:\n{prompt_of(before['sample'])}\n\nteacher reads:\n{prompt_of(teachers)}"
 
@@ -142,14 +146,24 @@ def _first_question(node: Node) -> Problem:
     """Return a stand-in for the first question of the first benchmark, which is not read."""
     from trd_cli.datasets.benchmarks import split_benchmarks, task_of
 
+    if not node.config.bench:
+        return _first_episode(node.config.env[0])
     first, *_ = split_benchmarks(node.config.bench)
     return Problem("", "", task_of(first) or "math", f"⟨the first question of {first}⟩")
 
 
-def _first_problem(graph: Graph, done: Collection[str]) -> Problem:
+def _first_episode(env: str) -> Problem:
+    """Return a stand-in for the first episode of an environment, which is not played."""
+    name = Spec.parse(env).name
+    return Problem("", name, EPISODE, f"⟨what {name} shows first⟩", None, "⟨the oracle's commands⟩")
+
+
+def _first_problem(graph: Graph, done: Collection[str], source: Source) -> Problem:
     """Return the first problem of the recipe's set, from its file or made in memory, or a stand-in."""
     from trd_cli.trajectories.problem_sets import read_problems
 
+    if source == "episodes":
+        return _first_episode(graph.recipe.episodes.env)
     (kind, value), *_ = graph.recipe.problems.items()
     if kind == "file":
         return read_problems(Path(value))[0]

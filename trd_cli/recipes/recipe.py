@@ -6,7 +6,7 @@ import json
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     BaseModel,
@@ -70,8 +70,21 @@ class Arm(BaseModel):
         return self.distill | {name: getattr(self, name) for name in OF_AN_ARM if name in self.model_fields_set}
 
 
-# Tables that an arm may have inside its own.
+# Tables that an arm may have inside its own, and [episodes] too.
 OF_AN_ARM = ("sample", "refine")
+# What rows are sampled from, and the table of a recipe that names it.
+Source = Literal["problems", "episodes"]
+
+
+class Episodes(BaseModel):
+    """The table [episodes]: an environment as `--env` names it, and options of its rows alone, as they were written."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    env: Name
+    per_round: Count | None = None
+    sample: Table = {}
+    refine: Table = {}
 
 
 class Recipe(BaseModel):
@@ -94,7 +107,8 @@ class Recipe(BaseModel):
     ray: Name | None = None
     warm: Annotated[Literal["auto", "off"] | tuple[str, ...], BeforeValidator(_read_warm)] = "auto"
     reference_arm: str | None = None
-    problems: Table
+    problems: Table | None = None
+    episodes: Episodes | None = None
     sample: Table = {}
     refine: Table = {}
     verify: Table = {}
@@ -112,13 +126,23 @@ class Recipe(BaseModel):
         """Return True if the rounds of an arm are one training, so that each continues the one before."""
         return self.rounds > 1 and self.continues is not False
 
-    def sampling(self, arm: str) -> Table:
-        """Return the options of trd sample for this arm's rollouts."""
-        return self.sample | self.arms[arm].sample
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """Return what rows are sampled from: problems, episodes, or both."""
+        return tuple(source for source in get_args(Source) if getattr(self, source) is not None)
 
-    def refining(self, arm: str) -> Table:
-        """Return the options of trd refine for this arm's refined rows."""
-        return self.refine | self.arms[arm].refine
+    def sampling(self, arm: str | None = None, source: Source | None = None) -> Table:
+        """Return the options of trd sample for rollouts from a source (default: the first), with those of an arm."""
+        return self._of("sample", arm, source)
+
+    def refining(self, arm: str | None = None, source: Source | None = None) -> Table:
+        """Return the options of trd refine for refined rows of a source, with those of an arm."""
+        return self._of("refine", arm, source)
+
+    def _of(self, section: Literal["sample", "refine"], arm: str | None, source: Source | None) -> Table:
+        own = getattr(self.arms[arm], section) if arm is not None else {}
+        of_source = getattr(self.episodes, section) if (source or self.sources[0]) == "episodes" else {}
+        return getattr(self, section) | of_source | own
 
     def training(self, arm: str) -> Table:
         """Return the options of trd distill for this arm, without those that the graph fills in."""

@@ -6,21 +6,27 @@ A round takes a slice of the problems, `n` attempts at each, and trains on `batc
 
 from __future__ import annotations
 
+import math
+from fractions import Fraction
 from pathlib import Path
 
 from trd_cli.config.commands import MakeConfig
 from trd_cli.config.generating import SampleConfig
 from trd_cli.config.training import DistillConfig
-from trd_cli.recipes.recipe import Recipe
+from trd_cli.recipes.recipe import Recipe, Source
 from trd_cli.recipes.sections import PROBLEMS_FILE
+from trd_cli.records import EPISODE
 from trd_cli.trajectories.shards import PROBLEM_SCHEMA, shard_info
+from trd_cli.worlds.spec import Spec
 
 
-def known_problems(recipe: Recipe) -> int | None:
-    """Return the number of problems, None where it is not known before the set is made: imported, or by task.
+def known_problems(recipe: Recipe, source: Source | None = None) -> int | None:
+    """Return the number of problems or episodes, None where it is not known before the set is made.
 
-    Raises InputError for a file without problems.
+    That is so for an imported set, and for one that is made by task. Raises InputError for a file without problems.
     """
+    if (source or recipe.sources[0]) == "episodes":
+        return Spec.parse(recipe.episodes.env).n
     (kind, value), *_ = recipe.problems.items()
     if kind == "file":
         return shard_info(Path(value), PROBLEM_SCHEMA).rows
@@ -30,22 +36,40 @@ def known_problems(recipe: Recipe) -> int | None:
     return config.n if config.kind == "arithmetic" else None
 
 
-def problems_a_round(recipe: Recipe, arm: str) -> int | None:
-    """Return the number of problems of a round, None where each round has all."""
+def problems_a_round(recipe: Recipe, arm: str, source: Source | None = None) -> int | None:
+    """Return the number of problems or episodes of a round, None where each round has all."""
+    source = source or recipe.sources[0]
     if recipe.steps_per_round is None:
-        return recipe.problems_per_round
-    return _ceil(recipe.steps_per_round * _batch(recipe, arm), _attempts(recipe, arm))
+        return recipe.problems_per_round if source == "problems" else recipe.episodes.per_round
+    rows = recipe.steps_per_round * _batch(recipe, arm) * share_of(recipe, arm, source)
+    return math.ceil(rows / _attempts(recipe, arm, source))
+
+
+def share_of(recipe: Recipe, arm: str, source: Source) -> Fraction:
+    """Return the share of a step's rows that an arm takes from a source: all, or what its mix gives to the names.
+
+    Names that are not the environment's are those of problems.
+    """
+    if len(recipe.sources) == 1:
+        return Fraction(1)
+    mix = {name: Fraction(str(share)) for name, share in DistillConfig.parse(recipe.training(arm)).mix.items()}
+    of_episodes = sum(mix.get(name, Fraction(0)) for name in (EPISODE, Spec.parse(recipe.episodes.env).name))
+    share = of_episodes / sum(mix.values())
+    return share if source == "episodes" else 1 - share
 
 
 def steps_a_round(recipe: Recipe, arm: str) -> int | None:
     """Return the optimiser steps of a round (at most, if `steps_per_round` does not set them), None if not known."""
     if recipe.steps_per_round is not None:
         return recipe.steps_per_round
-    problems = problems_a_round(recipe, arm) or known_problems(recipe)
-    if problems is None:
-        return None
+    rows = 0
+    for source in recipe.sources:
+        problems = problems_a_round(recipe, arm, source) or known_problems(recipe, source)
+        if problems is None:
+            return None
+        rows += problems * _attempts(recipe, arm, source)
     epochs = DistillConfig.parse(recipe.training(arm)).epochs
-    return epochs * _ceil(problems * _attempts(recipe, arm), _batch(recipe, arm))
+    return epochs * math.ceil(rows / _batch(recipe, arm))
 
 
 def total_steps(recipe: Recipe, arm: str) -> int | None:
@@ -58,9 +82,12 @@ def _batch(recipe: Recipe, arm: str) -> int:
     return DistillConfig.parse(recipe.training(arm)).batch_size
 
 
-def _attempts(recipe: Recipe, arm: str) -> int:
-    return SampleConfig.parse({**recipe.sampling(arm), "problems": ""}).n
+def sampling_of(recipe: Recipe, arm: str | None = None, source: Source | None = None) -> SampleConfig:
+    """Return how rollouts are sampled from a source, before the graph fills in models and files."""
+    is_played = (source or recipe.sources[0]) == "episodes"
+    read = {"env": recipe.episodes.env} if is_played else {"problems": PROBLEMS_FILE}
+    return SampleConfig.parse({**recipe.sampling(arm, source), **read})
 
 
-def _ceil(count: int, each: int) -> int:
-    return -(-count // each)
+def _attempts(recipe: Recipe, arm: str, source: Source) -> int:
+    return sampling_of(recipe, arm, source).n

@@ -39,6 +39,7 @@ FILLED: dict[str, dict[str, str]] = {
     "sample": {
         "model": "student, at the top of the recipe",
         "problems": "the table [problems]",
+        "env": "env in the table [episodes]",
         "seed": _BY_SEEDS,
         "limit": _BY_SLICES,
         "skip": _BY_SLICES,
@@ -89,15 +90,15 @@ class Checker:
     def __init__(self, path: Path, origins: Mapping[str, Path]) -> None:
         self._path, self._origins = path, origins
 
-    def section(self, name: str, table: Table, where: str) -> Config:
-        """Return a section as the configuration of its command."""
+    def section(self, name: str, table: Table, where: str, filled_in: Table | None = None) -> Config:
+        """Return a section as the configuration of its command, with what the graph fills in."""
         kind = SECTIONS.get(name) or SOURCES[name]
         filled = FILLED[name]
         for key in table:
             if key in filled or key not in kind.model_fields:
                 self.unknown(where, key, kind.model_fields, filled)
         try:
-            return kind(**table, **_PLACEHOLDERS.get(name, {}))
+            return kind(**table, **(filled_in or _PLACEHOLDERS.get(name, {})))
         except ValidationError as error:
             first = error.errors()[0]
             self.invalid(where, str(first["loc"][0]), first)

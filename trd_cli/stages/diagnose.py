@@ -30,8 +30,8 @@ from trd_cli.generation import check_strangers
 from trd_cli.models import ModelRef
 from trd_cli.planned import Backend
 from trd_cli.progress import Progress, WithoutResults
-from trd_cli.prompting.rendering import TASKS, Rendering, template_for
-from trd_cli.prompting.templates import digest_of
+from trd_cli.prompting.rendering import Rendering, template_for
+from trd_cli.prompting.templates import deciding_families, digest_of
 from trd_cli.records import EPISODE, Trajectory
 from trd_cli.training.batches import Example
 from trd_cli.training.examples import Contexts, shown
@@ -171,10 +171,12 @@ class Diagnosis:
         }
 
     def _prompt(self) -> Any:
-        """Return the digest of the template that was given, or of the built-in one of each task."""
+        """Return the digest of the template that was given, or of the built-in ones of the sets' tasks."""
         if self.config.prompt:
             return digest_of(self.config.prompt)
-        return {task: template_for(self.options, self.setting, task).sha256 for task in TASKS}
+        shards = (path for each in self.sets for path in each.shards)
+        families = deciding_families(task for (task,) in iter_values(shards, ["task"]))
+        return {family: template_for(self.options, self.setting, family).sha256 for family in families}
 
     def about(self) -> About:
         return About(

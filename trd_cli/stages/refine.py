@@ -26,7 +26,7 @@ from trd_cli.models import SCRIPTED
 from trd_cli.planned import Backend, Prompt, new_row, no_response, preview, too_long, unknown_id
 from trd_cli.progress import Progress
 from trd_cli.prompting.rendering import Rendering, room_for_prompt, templates_for, values_of
-from trd_cli.prompting.templates import Template, family_of, load_template
+from trd_cli.prompting.templates import Template, deciding_families, family_of, load_template
 from trd_cli.prompting.tokens import check_wrote, fit_attempt
 from trd_cli.records import EPISODE, Environment, Problem, Task, Trajectory
 from trd_cli.trajectories.id_set import IdSet
@@ -239,8 +239,7 @@ class Refiner:
         self.rendering = recorded.with_options(config)
         self._render = partial(self.rendering.token_ids, backend.tokenizer)
         self._templates = templates_for(config, config.setting)
-        # A set of mathematics and code has the identity that it had before there were other tasks.
-        self._deciding = sorted({"math", "code", *tasks})
+        self._deciding = deciding_families(tasks)
         self._room = room_for_prompt(backend.max_length, config.max_tokens)
         self.continuer = Continuer(backend, config, config.cut) if config.cut else None
         self.replays = Replays(self._of_episodes(), recorded) if EPISODE in tasks else None

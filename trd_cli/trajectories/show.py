@@ -18,7 +18,7 @@ from trd_cli.config.commands import DiffConfig, ShowConfig
 from trd_cli.errors import InputError, counted
 from trd_cli.prompting.authors import Span, author_spans, told_authors
 from trd_cli.prompting.tokens import Tokenizer
-from trd_cli.records import Trajectory
+from trd_cli.records import EPISODE, Trajectory
 from trd_cli.trajectories.marks import by_author, word_diff
 from trd_cli.trajectories.sets import InputSet, find_row, open_sets, parent_directories
 from trd_cli.trajectories.show_turns import shown_turns, told_environment, told_episode, turns_diff
@@ -120,15 +120,19 @@ def _facts(row: Trajectory, source: InputSet) -> Table:
         "weights": _weights(row.token_weight) if row.token_weight else "",
         "attempt cut": f"{row.attempt_tokens_trimmed} tokens" if row.attempt_tokens_trimmed else "",
         "reference": row.reference_answer or "",
-        "verdict": f"{row.verdict}: {row.extracted_answer} {row.verdict_detail or ''} ({row.grader} {row.grader_version})"
-        if row.verdict
-        else "",
+        "oracle": ", ".join((row.reference_solution or "").splitlines()) if row.task == EPISODE else "",
+        "verdict": _verdict(row) if row.verdict else "",
         "error": row.error or "",
     }
     for name, value in facts.items():
         if value:
             table.add_row(Text(name, style="bold"), Text(value))
     return table
+
+
+def _verdict(row: Trajectory) -> str:
+    by = f"({row.grader} {row.grader_version})"
+    return f"{row.verdict}: {' '.join(filter(None, (row.extracted_answer, row.verdict_detail, by)))}"
 
 
 def _weights(weights: Sequence[float]) -> str:

@@ -8,7 +8,7 @@ from typing import Protocol
 
 
 class WorldError(Exception):
-    """An environment that cannot be made or reset as asked; the message is for people."""
+    """An environment that cannot be made or reset as asked; the message is for people: "GOT" or "GOT; expected …"."""
 
 
 @dataclass(frozen=True, slots=True)

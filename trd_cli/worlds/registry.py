@@ -6,10 +6,9 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
-from shutil import which
 
-from trd_cli.errors import InputError, flag
+from trd_cli import extras
+from trd_cli.errors import InputError
 from trd_cli.own_code import OwnCode, OwnCodeError
 from trd_cli.records import Environment
 from trd_cli.worlds import scripted, textarena, textworld
@@ -33,15 +32,7 @@ class Kind:
 
 def _version(package: str, revision: int) -> str:
     """Return the version of an installed package and that of our reading of it."""
-    try:
-        return f"{version(package)}-{revision}"
-    except PackageNotFoundError:
-        compiler = "" if which("gcc") else " (it compiles a package: install gcc before)"
-        raise InputError(
-            f"{flag('env')} {package}: the package {package} is not installed",
-            "the extra worlds",
-            f'pip install "trd-cli[worlds]"{compiler}',
-        ) from None
+    return f"{extras.version_of(package, 'worlds')}-{revision}"
 
 
 KINDS: Mapping[str, Kind] = {

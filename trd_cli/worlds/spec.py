@@ -14,6 +14,7 @@ from trd_cli.worlds.registry import KINDS, Config, Value, version_of
 from trd_cli.worlds.workers import Workers
 
 _N, _SEED = 20, 0
+_GAME = "game"
 _SHAPE = "NAME or NAME:key=value,…, as textworld:level=1,n=20,seed=0"
 
 
@@ -41,6 +42,9 @@ class Spec:
             if OwnCode.parse(name) is None:
                 known = ", ".join(KINDS)
                 raise _refused(text, "unknown environment", f"one of {known}, or MODULE:FUNCTION of your own")
+        # The game may stand first by its name alone.
+        if name in KINDS and _GAME in KINDS[name].options and "=" not in rest.partition(",")[0] and rest:
+            rest = f"{_GAME}={rest}"
         given = _pairs(text, rest)
         n, seed = (_typed(text, key, given.pop(key, str(value)), value) for key, value in (("n", _N), ("seed", _SEED)))
         if n < 1:
@@ -135,9 +139,10 @@ def problems(environments: Sequence[Environment], workers: Workers) -> list[Made
                 texts[i] = result.text
                 workers.oracle(i)
             elif isinstance(result, Failure) and result.refused:
+                got, _, wanted = result.message.partition("; expected ")
                 raise InputError(
-                    f"{flag('env')} {environments[i].name}: {result.message}",
-                    "an environment that can be made",
+                    f"{flag('env')} {environments[i].name}: {got}",
+                    wanted or "an environment that can be made",
                     f"change {flag('env')}",
                 )
             else:

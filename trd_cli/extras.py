@@ -1,0 +1,24 @@
+"""Packages that only some uses need: they come with an extra of this package."""
+
+from __future__ import annotations
+
+from importlib import metadata
+from shutil import which
+
+from trd_cli.errors import InputError
+
+# Extras of which pip compiles a package.
+_COMPILED = {"worlds"}
+
+
+def version_of(package: str, extra: str) -> str:
+    """Return the version of an installed package; raises InputError that tells how to install the extra it is of."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        missing = extra in _COMPILED and which("gcc") is None
+        raise InputError(
+            f"the package {package} is not installed",
+            f"the extra {extra}",
+            f'pip install "trd-cli[{extra}]"' + (", once gcc is installed (pip compiles with it)" if missing else ""),
+        ) from None
