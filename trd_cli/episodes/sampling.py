@@ -144,6 +144,8 @@ class Player:
         seen: Observation = yield Reset()
         if well_formed(seen.text) != row.problem:
             return replace(row, error="the environment began with another text than when the row was planned")
+        if seen.done:
+            return replace(row, error="the environment ended before the first turn")
         talk = Conversation(self.backend.tokenizer, self.rendering, row.messages, row.prompt_token_ids)
         are_exact, stop = True, None
         for number in count():
@@ -182,6 +184,6 @@ class Player:
             prompt_token_ids=read,
             sampling=Sampling(row.temperature, row.top_p, row.top_k, room),
             seed=seed,
-            messages=talk.messages,
+            messages=tuple(talk.messages),
             hints={"task": EPISODE, "wanted": "turn", **hints},
         )
