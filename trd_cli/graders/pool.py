@@ -30,7 +30,7 @@ from trd_cli.own_code import OwnCodeError
 from trd_cli.records import Verdict
 
 _CLASSES_SECONDS = 30.0
-# Sending a task to a worker costs more than grading a usual row of mathematics. Fast rows therefore go together, at
+# Sending a task to a worker costs more than grading a usual row of mathematics. Such rows therefore go together, at
 # most `_CHUNK_ROWS`, and one by one if the chunk has not ended after `_CHUNK_SECONDS`.
 _CHUNK_ROWS, _CHUNK_SECONDS = 32, 3.0
 # As many pieces of work a worker are under way at a time, so that none waits for the next one.
