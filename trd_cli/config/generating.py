@@ -170,7 +170,7 @@ class PrefixOptions(Config):
 class EpisodeOptions(Config):
     max_turns: Positive = option(30, "Sampling", "Most turns of an episode.", counts_unset=False)
     env_timeout: AboveZero = option(
-        60.0, "Engine", "Seconds that an environment has for a turn; more costs the episode.", rows=False
+        120.0, "Engine", "Seconds that an environment has for a turn; more costs the episode.", rows=False
     )
     env_memory: AboveZero = option(4.0, "Engine", "GiB of memory that a process of environments may take.", rows=False)
     env_workers: Positive | None = option(None, "Engine", "Processes of environments. Default: one a core.", rows=False)

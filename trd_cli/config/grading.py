@@ -66,7 +66,7 @@ class VerifyConfig(InputOptions, ArrayOptions, GraderConfig):
     audit: Share = option(
         0.0,
         "Grading",
-        "Grade this share of the rows by a second method too (math-verify with its own extraction; a second run), print the agreement, and list rows that differ in SET.audit.jsonl.",
+        "Grade this share of the rows by a second method too (math-verify with its own extraction; a second run; an episode's actions again), print the agreement, and list rows that differ in SET.audit.jsonl.",
         rows=False,
     )
     dry_run: bool = option(False, "Output", "Print what would be graded, then stop.", rows=False)
