@@ -348,6 +348,8 @@ from trd_cli.worlds.base import Score, Step
 class Door:
     def reset(self, seed):
         self.seed, self.turn = seed, 0
+        with open("resets", "a") as file:
+            file.write("x")
         return "A door."
 
     def step(self, action):
@@ -371,13 +373,17 @@ def make():
 def test_a_slow_episode_does_not_hold_the_others_up(ok: Trd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("doors.py").write_text(WAITING)
-    log = ("--engine-arg", f"log={tmp_path}/log")
-    ok(*RIGHT, *log, "--env", "doors:make:n=4", "--env-workers", 4, "--out", "y_o")
+    command = (*RIGHT, "--engine-arg", "log=log", "--env", "doors:make:n=4", "--env-workers", 4, "--out", "y_o")
+    ok(*command)
     rows = {row.environment.seed: row for row in rows_of(tmp_path / "y_o")}
     asked = Path("log").read_text().split()
     assert asked[-2:] == [f"{rows[0].trajectory_id}:1", f"{rows[0].trajectory_id}:2"]
     assert len(asked) == 12
     assert {row.stop_reason for row in rows.values()} == {"solved"}
+    resets = Path("resets").read_text()
+    assert len(resets) == 8, "each is begun once to be planned and once to be played"
+    ok(*command)
+    assert Path("resets").read_text() == resets, "what is done is not begun again"
 
 
 WARM = """

@@ -70,6 +70,7 @@ def test_these_are_the_recipes() -> None:
         "prefix-smoke",
         "released-code",
         "subset-ablation",
+        "textworld-smoke",
     }
     assert {short(path) for path in WHOLE} == {short(paper(*each)) for each in MATRIX} | others
     assert all(path.is_file() for path in PARTS)

@@ -1,7 +1,8 @@
 """Stages killed at any moment and run again: the same rows as in an undisturbed run, none lost, none doubled.
 
 The commands run in children forked from one process with the modules loaded, so that the moments of death fall into the
-work and not into Python's start. TRD_KILLS sets the number of kills of episodes. Not covered: power loss, which only the fsync before each rename guards against.
+work and not into Python's start. TRD_KILLS sets the number of kills where environments are played: 20 is the full form.
+Not covered: power loss, which only the fsync before each rename guards against.
 """
 
 from __future__ import annotations

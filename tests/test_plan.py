@@ -336,6 +336,21 @@ def without(tmp_path: Path, ok: Trd, field: str, count: int) -> dict[str, str]:
     return {"file": str(tmp_path / "train.parquet")}
 
 
+def test_a_task_of_ones_own_needs_a_grader_and_an_answer_is_reference_enough(
+    write: Write, plan: Any, ok: Trd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text("def grade(problem, reference, response): return True\n")
+    lines = [json.dumps({"problem": f"Mate in {n}?", "answer": "e4", "task": "chess"}) for n in range(12)]
+    (tmp_path / "mates.jsonl").write_text("\n".join(lines))
+    problems = {"import": {"file": str(tmp_path / "mates.jsonl")}}
+    told(plan(write(problems=problems), code=1), "error", "problems", "12 problems of the task chess")
+    missing = {"grader": "nowhere:grade"}
+    told(plan(write(problems=problems, verify=missing), code=1), "error", "recipe", "no module nowhere")
+    findings = plan(write(problems=problems, verify={"grader": "mine:grade"}), code=0)
+    told(findings, "ok", "problems", "reference_solution or reference_answer")
+
+
 def test_opsd_without_references_is_an_error(write: Write, plan: Any, ok: Trd, tmp_path: Path) -> None:
     problems = without(tmp_path, ok, "reference_solution", 12)
     told(plan(write(problems=problems), code=1), "error", "problems", "12 of 12", "no reference_solution")

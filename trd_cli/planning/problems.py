@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from trd_cli.config.base import errors_allowed
 from trd_cli.config.commands import EvalConfig, ImportConfig, MakeConfig, OverlapConfig
 from trd_cli.config.generating import RefineConfig
+from trd_cli.config.grading import VerifyConfig
 from trd_cli.config.training import DistillConfig
 from trd_cli.datasets.benchmarks import Benchmark, load_benchmark, split_benchmarks
 from trd_cli.datasets.importing import check_answers, import_problems
@@ -16,8 +18,10 @@ from trd_cli.datasets.make import drawn
 from trd_cli.datasets.ngrams import SIZES, QuestionIndex
 from trd_cli.errors import InputError, PromptError, counted
 from trd_cli.graders.base import graded_by
+from trd_cli.graders.options import GraderOptions, no_grader
 from trd_cli.planning.findings import Finding, error, of_exception, ok, out_of_reach, per_cent, warning
 from trd_cli.prompting.rendering import templates_for
+from trd_cli.prompting.templates import Template
 from trd_cli.recipes.nodes import Graph
 from trd_cli.recipes.recipe import Recipe
 from trd_cli.recipes.rounds import problems_a_round, sampling_of
@@ -95,37 +99,40 @@ def check_problems(recipe: Recipe, graph: Graph, problems: Sequence[Problem]) ->
     if recipe.setting == "opsd":
         yield from _references(graph, problems, tasks)
     yield from _answers(graph, problems)
+    yield from _graders(graph, Counter(problem.task for problem in problems))
 
 
 def _references(graph: Graph, problems: Sequence[Problem], tasks: Sequence[Task]) -> Iterator[Finding]:
     """Check what the teacher of opsd reads, in refining and in contexts that are rendered for training."""
-    for field, max_errors in _shown(graph, tasks).items():
-        missing = sum(not getattr(problem, field) for problem in problems)
-        what = f"{missing:,} of {len(problems):,} problems have no {field}, which opsd shows the teacher"
+    for needed, (templates, max_errors) in _shown(graph, tasks).items():
+        missing = sum(templates[problem.task].lacks(problem) is not None for problem in problems)
+        what = f"{missing:,} of {len(problems):,} problems have no {needed}, which opsd shows the teacher"
         change = 'take a set that has it (trd data import --map), filter it, or use setting = "opd"'
         if not missing:
-            yield ok("problems", f"every problem has a {field}")
+            yield ok("problems", f"every problem has a {needed}")
         elif missing == len(problems) or missing > errors_allowed(max_errors, len(problems)):
             yield error("problems", what, change)
         else:
             yield warning("problems", f"{what}: their rows end as errors", change)
 
 
-def _shown(graph: Graph, tasks: Sequence[Task]) -> dict[str, float]:
-    """Return the fields of a problem that some stage needs, each with the stage's --max-errors for rows without it."""
-    shown: dict[str, float] = {}
+def _shown(graph: Graph, tasks: Sequence[Task]) -> dict[str, tuple[Mapping[Task, Template], float]]:
+    """Return what some stage shows of a problem, by its name: the templates, and the least --max-errors of a stage."""
+    shown: dict[str, tuple[Mapping[Task, Template], float]] = {}
     for node in graph.nodes:
         config = node.config
-        if isinstance(config, RefineConfig):
-            try:
-                templates = templates_for(config, graph.recipe.setting, tasks).values()
-            except PromptError:
-                continue  # `_rows` of the plan reports it
-            for field in dict.fromkeys(filter(None, (template.needed for template in templates))):
-                shown[field] = min(shown.get(field, config.max_errors), config.max_errors)
-        elif isinstance(config, DistillConfig) and not config.takes_stored_prompt():
-            # Training leaves rows without a reference out, however many they are.
-            shown.setdefault("reference_solution", math.inf)
+        if not isinstance(config, (RefineConfig, DistillConfig)):
+            continue
+        try:
+            templates = templates_for(config, graph.recipe.setting, tasks)
+        except PromptError:
+            continue  # `_rows` of the plan reports it
+        # Training leaves rows without a reference out, however many they are.
+        most = config.max_errors if isinstance(config, RefineConfig) else math.inf
+        names = dict.fromkeys(" or ".join(template.needed) for template in templates.values() if template.needed)
+        if names:
+            name = ", ".join(names)
+            shown[name] = templates, min(most, shown[name][1] if name in shown else most)
     return shown
 
 
@@ -150,6 +157,19 @@ def _answers(graph: Graph, problems: Sequence[Problem]) -> Iterator[Finding]:
     else:
         told = f": they are in no subset of {', '.join(reading)}" if reading else ""
         yield warning("problems", what + told, change)
+
+
+def _graders(graph: Graph, tasks: Mapping[Task, int]) -> Iterator[Finding]:
+    """Check that trd verify has a grader for each task."""
+    configs = {node.config.grader: node.config for node in graph.nodes if isinstance(node.config, VerifyConfig)}
+    for config in configs.values():
+        try:
+            options = GraderOptions.of(config)
+            without = {task: count for task, count in tasks.items() if options.grader(task, None) is None}
+            if without:
+                yield of_exception("error", "problems", no_grader(without, "problem"))
+        except InputError as raised:
+            yield of_exception("error", "problems", raised)
 
 
 def load_benchmarks(graph: Graph) -> tuple[list[Benchmark], list[Finding]]:

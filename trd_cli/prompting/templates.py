@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import jinja2
 import jinja2.meta
+from jinja2 import nodes
 
 from trd_cli.atomic import read_text_once
 from trd_cli.errors import PromptError
-from trd_cli.records import EPISODE, Message, Task, well_formed
+from trd_cli.records import EPISODE, Message, Problem, Task, Trajectory, well_formed
 
 # Placeholders that a template of each kind may use. It must use those marked True.
 PLACEHOLDERS: dict[str, dict[str, bool]] = {
@@ -26,6 +27,7 @@ PLACEHOLDERS: dict[str, dict[str, bool]] = {
     # For episodes alone: a further message in the conversation that a refinement prompt begins.
     "again": {"done": True, "fault": True},
 }
+_REFERENCES = ("reference_solution", "reference_answer")
 # Templates are written for each of these; any task that is not one of the first three is of the last.
 FAMILIES = ("math", "code", EPISODE, "task")
 _PACKAGE = Path(__file__).parents[1]
@@ -52,18 +54,41 @@ class Template:
     def sha256(self) -> str:
         return _digest(self.text)
 
-    @property
-    def needed(self) -> str | None:
-        """Return the field of a problem that the template cannot do without, or None where it shows no reference.
+    @cached_property
+    def needed(self) -> tuple[str, ...]:
+        """Return the references of which a problem must have one; () where the template shows none.
 
-        One that shows solution and answer can do without the answer.
+        A reference that is shown only inside an {% if %} of its own may be absent where another is there.
         """
-        return next((name for name in ("reference_solution", "reference_answer") if name in self.placeholders), None)
+        bare = {*_bare(_ENVIRONMENT.parse(self.text), frozenset())}
+        shown = [name for name in _REFERENCES if name in self.placeholders]
+        return tuple([name for name in shown if name in bare][:1] or shown)
+
+    def lacks(self, row: Problem | Trajectory) -> str | None:
+        """Return the references that a row would need to have one of; None where it has one."""
+        if not self.needed or any(getattr(row, name) for name in self.needed):
+            return None
+        return " and no ".join(self.needed)
 
     def render(self, values: Mapping[str, str]) -> tuple[Message, ...]:
         """Return the messages of one prompt: a single user turn. Every placeholder must be in `values`."""
         text = well_formed(_compiled(self.text).render(**values))
         return ({"role": "user", "content": text.strip()},)
+
+
+def _bare(node: nodes.Node, asked: frozenset[str]) -> Iterator[str]:
+    """Yield the names that a template uses, but for those inside an {% if %} that asks for the same name."""
+    if isinstance(node, nodes.Name):
+        if node.name not in asked:
+            yield node.name
+    elif isinstance(node, nodes.If) and isinstance(node.test, nodes.Name):
+        for child in node.body:
+            yield from _bare(child, asked | {node.test.name})
+        for child in (*node.elif_, *node.else_):
+            yield from _bare(child, asked)
+    else:
+        for child in node.iter_child_nodes():
+            yield from _bare(child, asked)
 
 
 @functools.cache

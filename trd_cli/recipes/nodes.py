@@ -11,9 +11,11 @@ from typing import Any
 
 from trd_cli.config.base import Config, RunStage
 from trd_cli.config.commands import EvalConfig, ImportConfig, MakeConfig
+from trd_cli.config.grading import GraderConfig
 from trd_cli.config.training import DistillConfig
 from trd_cli.datasets.benchmarks import split_benchmarks
 from trd_cli.errors import InputError
+from trd_cli.graders.own import own_graders
 from trd_cli.models import EMA, fingerprint
 from trd_cli.own_code import OwnCode
 from trd_cli.prompting.rendering import template_kind, templates_for
@@ -215,13 +217,16 @@ class Contents:
     def deciding(self, config: Config, setting: str, tasks: Iterable[Task]) -> dict[str, Any]:
         """Return the options that decide the result of a command on rows of some tasks, as JSON values.
 
-        Templates, built in or not, count by their text, files by their content.
+        Templates, built in or not, count by their text, files and the user's graders by their content.
         """
         chosen = config.deciding()
         if "prompt" in chosen:
             chosen["prompt"] = self._templates(config, setting, tasks)
         if isinstance(config, EvalConfig):
             chosen["bench"] = [self.benchmark(name) for name in split_benchmarks(config.bench or "")]
+        if isinstance(config, GraderConfig) and config.grader:
+            graders = own_graders(config.grader).values()
+            chosen["grader"] = [*config.grader, *(grader.version for grader in graders)]
         if "env" in chosen:
             chosen["env"] = [*map(self.environment, [config.env] if isinstance(config.env, str) else config.env)]
         if isinstance(config, ImportConfig) and Path(config.file).is_file():

@@ -366,6 +366,7 @@ def _check_scripted(backend: Backend, tasks: Set[Task]) -> None:
 
 def _why_not(rollout: Trajectory, template: Template) -> str | None:
     """Return the reason why a rollout cannot be refined with this template, or None if it can."""
-    if template.needed and not getattr(rollout, template.needed) and rollout.error is None:
-        return f"the problem has no {template.needed}"
+    lacking = template.lacks(rollout)
+    if lacking and rollout.error is None:
+        return f"the problem has no {lacking}"
     return no_response(rollout)

@@ -49,8 +49,8 @@ class TeacherPrompts:
         setting = row.setting if is_stored else self._config.setting_of(row.setting)
         if is_stored and len(row.prompt_token_ids) <= room:
             return TeacherPrompt(row.prompt_token_ids, row.messages)
-        if not is_stored and setting == "opsd" and not row.reference_solution:
-            return "no reference solution"
+        if not is_stored and (lacking := self._template(setting, row.task, row.stage).lacks(row)):
+            return f"no {lacking.replace('_', ' ')}"
         too_long = too_long_for(self._limit, "the teacher's context and the response")
         if is_stored and self._config.overflow == "error":
             return too_long

@@ -46,6 +46,10 @@ class Asked:
         """Read the fields. One that the record lacks is None, and others are ignored, as in `About`."""
         return cls(**{field.name: record.get(field.name) for field in fields(cls)})
 
+    def record(self) -> dict[str, Any]:
+        """Return the fields as run.json holds them; the group is told only where there is one."""
+        return {name: value for name, value in asdict(self).items() if name != "group" or value is not None}
+
 
 @dataclass(frozen=True)
 class About:
@@ -88,6 +92,8 @@ class About:
     def record(self, command: str) -> dict[str, Any]:
         """Return the fields that a command tells, as run.json holds them; {} before there is anything to tell."""
         values = asdict(self)
+        if self.benchmarks is not None:
+            values["benchmarks"] = {name: asked.record() for name, asked in self.benchmarks.items()}
         told = {name: values[name] for name in _TOLD[command]} if self != About() else {}
         return {name: value for name, value in told.items() if value is not None or name not in _OF_ROUNDS}
 

@@ -23,6 +23,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Literal
 
+from trd_cli import keeper
 from trd_cli.children import Child, end_group, pipe_to_parent
 from trd_cli.records import Environment
 from trd_cli.worlds.base import Failure, Observation, Oracle, Result, World, WorldError
@@ -31,6 +32,8 @@ from trd_cli.worlds.registry import make
 _log = logging.getLogger(__name__)
 # Seconds. A call that outlives its owner ends by itself after `_GRACE` more than the owner would have waited.
 _START, _END, _GRACE = 60.0, 1.0, 5.0
+# Of the directory, where it is kept.
+_NAME = "worlds"
 Call = Literal["start", "step", "oracle", "end"]
 
 
@@ -52,6 +55,23 @@ class _Episode:
     last: Observation | None = None
 
 
+class _Scratch:
+    """The workers' directory for temporary files.
+
+    In a process that keeps things (see `keeper`) it stays for the next command, with the games that were made.
+    """
+
+    def __init__(self) -> None:
+        self.path = Path(tempfile.mkdtemp(prefix="trd-worlds-"))
+
+    def rest(self) -> None:
+        """Do nothing while GPUs are for others: files have none."""
+
+    def close(self) -> None:
+        """Remove the directory."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+
 class Workers:
     """Start episodes and take actions in them; use as a context manager, which ends all processes.
 
@@ -61,8 +81,9 @@ class Workers:
 
     def __init__(self, count: int | None = None, limits: Limits = Limits()) -> None:
         """Prepare for `count` worker processes, by default one a core; each starts with its first episode."""
-        self._scratch = Path(tempfile.mkdtemp(prefix="trd-worlds-"))
-        self._threads = [_Thread(limits, self._scratch) for _ in range(count or os.cpu_count() or 1)]
+        at = keeper.current()
+        self._scratch: _Scratch = (at.take(_NAME) if at is not None else None) or _Scratch()
+        self._threads = [_Thread(limits, self._scratch.path) for _ in range(count or os.cpu_count() or 1)]
         self._place: dict[Hashable, _Thread] = {}
         self._results: queue.SimpleQueue[tuple[Hashable, Result]] = queue.SimpleQueue()
 
@@ -74,7 +95,11 @@ class Workers:
             thread.close()
         for thread in self._threads:
             thread.join()
-        shutil.rmtree(self._scratch, ignore_errors=True)
+        at = keeper.current()
+        if at is not None:
+            at.put(_NAME, self._scratch, self._scratch.close)
+        else:
+            self._scratch.close()
 
     def start(self, key: Hashable, environment: Environment) -> None:
         """Begin an episode, or begin it anew; leads to an `Observation`, what the player reads first."""
