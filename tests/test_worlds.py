@@ -135,6 +135,25 @@ def test_a_game_that_cannot_be_made_has_a_reason_in_place_of_its_problem() -> No
     assert len({made[0].problem.problem_id, made[2].problem.problem_id}) == 2
 
 
+def test_a_worker_that_something_else_ends_costs_no_episode_anything() -> None:
+    worlds, before = environments("scripted:n=3"), {each.pid for each in psutil.Process().children()}
+    with Workers(1) as ours:
+        undisturbed = play(ours, worlds, [["go east", "go west", "go west", "look"]] * 3)
+        play(ours, worlds, [["go east", "go west"]] * 3)
+        (child,) = (each for each in psutil.Process().children() if each.pid not in before)
+        child.kill()
+        child.wait()
+        after = []
+        for action in ("go west", "look"):
+            for i in range(3):
+                ours.step(i, action)
+            found: dict[object, object] = {}
+            while len(found) < 3:
+                found.update(ours.ready())
+            after.append([found[i] for i in range(3)])
+    assert after == [[seen[3] for seen in undisturbed], [seen[4] for seen in undisturbed]]
+
+
 def test_an_episode_may_begin_anew(workers: Workers) -> None:
     (world,) = environments("scripted:n=1")
     (first,) = play(workers, [world], [["go east", "go west"]])
