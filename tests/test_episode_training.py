@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import Trd
+from pyarrow.parquet import read_table as read_parquet
 from support.rows import refined_row, write_set
 from support.tiny import CHAT_TEMPLATE, END, build_model, reference_model, write_tokenizer
 
@@ -310,3 +312,44 @@ def test_a_long_context_of_a_turn_is_cut_at_the_reference_or_its_row_left_out(wo
     assert [part.student_prompt.tolist() for part in cut.parts] == [
         part.student_prompt.tolist() for part in whole.parts
     ]
+
+
+@pytest.mark.parametrize("reduction", ["sequence", "token"])
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_a_row_counts_once_however_its_turns_are_spread(world: World, reduction: str, processes: int) -> None:
+    made = [*examples_of(world.rewriting, [episode(world.rewriting, i, 1 + i % 3) for i in range(5)])]
+    weighting, found = Weighting.of(made, reduction), Counter()
+    split = split_step(made, 300, processes)
+    for process in range(processes):
+        for group in filter(None, split.mine(process)):
+            batch = collate(group, weighting)
+            for part, own in zip(group, batch.weights_N.split([len(part.scored) for part in group]), strict=True):
+                found[part.trajectory_id] += own.double().sum().item()
+                found["tokens"] += len(own)
+    tokens = {each.trajectory_id: sum(len(part.scored) for part in each.parts) for each in made}
+    assert found.pop("tokens") == sum(tokens.values())
+    share = {name: 1 / 5 if reduction == "sequence" else count / sum(tokens.values()) for name, count in tokens.items()}
+    assert found == pytest.approx(share, rel=1e-5)
+
+
+def test_rows_of_several_turns_are_weighed_by_the_perplexity_of_all_of_them(
+    world: World, ok: Trd, tmp_path: Path
+) -> None:
+    rows = [replace(row, verdict="incorrect") for row, _ in along(world.rewriting, "rollout")]
+    options = ("--model", world.rewriting, *TRAIN, "--setting", "opsd", "--row-weights", "perplexity")
+    ok("distill", write_set(tmp_path / "rows", [rows]), *options, "--out", tmp_path / "c")
+    weighed = {each["trajectory_id"]: each for each in read_parquet(tmp_path / "c" / "row_weights.parquet").to_pylist()}
+    network = reference_model(world.rewriting)
+    for row in rows:
+        nll = []
+        for turn in turns_read(world.rewriting, row, row.messages):
+            with torch.no_grad():
+                logits = network(torch.tensor([[*turn.student, *turn.action]])).logits[0, len(turn.student) - 1 : -1]
+            nll.append(-logits.log_softmax(-1)[range(len(turn.action)), [*turn.action]])
+        expected = torch.cat(nll).mean().exp().item()
+        assert weighed[row.trajectory_id]["student_perplexity"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_selfcheck_holds_along_turns(world: World, ok: Trd, tmp_path: Path) -> None:
+    source = write_set(tmp_path / "rows", [[row for row, _ in along(world.rewriting, "rollout")]])
+    ok("distill", source, "--model", world.rewriting, *TRAIN, "--setting", "opsd", "--selfcheck")

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import Trd
-from support.children import Start, forking, gone, wait_for
+from support.children import Start, alive, forking, gone, wait_for
 from support.sets import by_id, rows_of
 from support.tiny import CHAT_TEMPLATE, END, OTHER_END, build_model, engine_of, reference_model, write_tokenizer
 
@@ -348,6 +348,8 @@ from trd_cli.worlds.base import Score, Step
 class Door:
     def reset(self, seed):
         self.seed, self.turn = seed, 0
+        with open("resets", "a") as file:
+            file.write("x")
         return "A door."
 
     def step(self, action):
@@ -371,13 +373,17 @@ def make():
 def test_a_slow_episode_does_not_hold_the_others_up(ok: Trd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("doors.py").write_text(WAITING)
-    log = ("--engine-arg", f"log={tmp_path}/log")
-    ok(*RIGHT, *log, "--env", "doors:make:n=4", "--env-workers", 4, "--out", "y_o")
+    command = (*RIGHT, "--engine-arg", "log=log", "--env", "doors:make:n=4", "--env-workers", 4, "--out", "y_o")
+    ok(*command)
     rows = {row.environment.seed: row for row in rows_of(tmp_path / "y_o")}
     asked = Path("log").read_text().split()
     assert asked[-2:] == [f"{rows[0].trajectory_id}:1", f"{rows[0].trajectory_id}:2"]
     assert len(asked) == 12
     assert {row.stop_reason for row in rows.values()} == {"solved"}
+    resets = Path("resets").read_text()
+    assert len(resets) == 8, "each is begun once to be planned and once to be played"
+    ok(*command)
+    assert Path("resets").read_text() == resets, "what is done is not begun again"
 
 
 WARM = """
@@ -403,22 +409,27 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, ok: Trd) -> Path:
     return path
 
 
+def shards_of(directory: Path) -> int:
+    return len(list_shards(directory)) if directory.is_dir() else 0
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT], ids=["killed", "interrupted"])
 def test_a_command_that_is_ended_at_any_moment_leaves_no_process_and_comes_to_the_same_rows(
     number: signal.Signals, start: Start, undisturbed: Path, tmp_path: Path
 ) -> None:
     chance, expected, out, sessions = random.Random(5), by_id(undisturbed), tmp_path / "y_o", []
+    there: dict[str, Trajectory] = {}
     for kill in range(KILLS):
-        begun = len(list_shards(out)) if out.is_dir() else 0
-        if begun == len(list_shards(undisturbed)):
+        if there == expected:
             out = tmp_path / f"y_o-{kill}"
+        begun = shards_of(out)
         run = start("sample", "-m", "scripted", *SLOWLY, "--out", out)
         sessions.append(run.pid)
         if kill % 2 == 0:  # into the work; the others may fall into the start
-            wait_for(lambda out=out, begun=begun: out.is_dir() and len(list_shards(out)) > begun)
+            wait_for(lambda out=out, begun=begun, pid=run.pid: shards_of(out) > begun or not alive(pid))
         time.sleep(chance.uniform(0, 0.4))
         code = run.kill(number)
-        assert code in (0, 130, -signal.SIGKILL), run.stderr.read_text()
+        assert code in (0, 130, -number), run.stderr.read_text()
         assert gone(sessions, 10), "no process outlives its command"
         there = by_id(out) if out.is_dir() else {}
         assert there.items() <= expected.items()

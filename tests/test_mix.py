@@ -167,6 +167,17 @@ def test_two_sets_are_one_training_whose_log_counts_the_rows_of_each(world: Path
     assert json.loads((tmp_path / "c" / "run.json").read_text())["identity"]["mix"] == {"math": 0.5, "textworld": 0.5}
 
 
+def test_two_rounds_of_a_mix_are_one_training_of_two_passes(world: Path, ok: Trd, tmp_path: Path) -> None:
+    mix = ("--mix", "math=0.7,textworld=0.3", "--model", world / "model", "--teacher-weights", "initial", *TRAIN)
+    command = ("distill", world / "math", world / "episodes", *mix)
+    ok(*command, "--epochs", 2, "--out", tmp_path / "whole")
+    ok(*command, "--total-steps", 6, "--out", tmp_path / "first")
+    second = ("--continue", tmp_path / "first", "--model", tmp_path / "first", "--out", tmp_path / "second")
+    ok(*command, *second)
+    told = [(line["step"], line["loss"]) for out in ("first", "second") for line in lines_of(tmp_path / out)]
+    assert told == [(line["step"], line["loss"]) for line in lines_of(tmp_path / "whole")]
+
+
 def test_rows_of_no_name_are_left_out_and_counted(world: Path, ok: Trd) -> None:
     said = ok(
         "distill",

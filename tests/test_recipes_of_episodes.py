@@ -101,6 +101,10 @@ def test_an_evaluation_may_play_episodes_with_or_without_a_benchmark(tmp_path: P
 
 
 WRONG = {
+    "an arm of that name": (
+        HEAD + PROBLEMS + EPISODES + ARMS.replace("trd]", "episodes]"),
+        "[arms.episodes]; expected another name",
+    ),
     "neither": (HEAD + ARMS, "no [problems]"),
     "an environment that is none": (
         HEAD + EPISODES.replace("scripted:", "zork:") + ARMS,

@@ -22,6 +22,7 @@ from click.testing import Result
 from support.children import start_child
 from support.sets import rows_of
 
+from trd_cli import keeper
 from trd_cli.errors import InputError
 from trd_cli.extras import version_of
 from trd_cli.records import Environment
@@ -134,6 +135,25 @@ def test_a_game_that_cannot_be_made_has_a_reason_in_place_of_its_problem() -> No
     assert len({made[0].problem.problem_id, made[2].problem.problem_id}) == 2
 
 
+def test_a_worker_that_something_else_ends_costs_no_episode_anything() -> None:
+    worlds, before = environments("scripted:n=3"), {each.pid for each in psutil.Process().children()}
+    with Workers(1) as ours:
+        undisturbed = play(ours, worlds, [["go east", "go west", "go west", "look"]] * 3)
+        play(ours, worlds, [["go east", "go west"]] * 3)
+        (child,) = (each for each in psutil.Process().children() if each.pid not in before)
+        child.kill()
+        child.wait()
+        after = []
+        for action in ("go west", "look"):
+            for i in range(3):
+                ours.step(i, action)
+            found: dict[object, object] = {}
+            while len(found) < 3:
+                found.update(ours.ready())
+            after.append([found[i] for i in range(3)])
+    assert after == [[seen[3] for seen in undisturbed], [seen[4] for seen in undisturbed]]
+
+
 def test_an_episode_may_begin_anew(workers: Workers) -> None:
     (world,) = environments("scripted:n=1")
     (first,) = play(workers, [world], [["go east", "go west"]])
@@ -186,15 +206,30 @@ def test_no_process_and_no_temporary_file_outlives_a_command_that_is_killed(tmp_
     assert list(tmp_path.iterdir()) == []
 
 
-def test_no_process_and_no_temporary_file_is_left_by_workers_that_are_closed() -> None:
-    before = {each.pid for each in psutil.Process().children(recursive=True)}
-    with Workers(2) as workers:
-        play(workers, environments("scripted:n=2"), [["look"], ["look"]])
-        during = {each.pid for each in psutil.Process().children(recursive=True)} - before
-        assert len(during) == 2
-        (scratch,) = {Path(psutil.Process(pid).environ()["TMPDIR"]) for pid in during}
+def played_once(count: int) -> tuple[list[int], Path]:
+    """Play an episode in each of so many workers, and end them; return their processes, and their directory."""
+    before = {each.pid for each in psutil.Process().children()}
+    with Workers(count) as workers:
+        play(workers, environments(f"scripted:n={count}"), [["look"]] * count)
+        during = [each for each in psutil.Process().children() if each.pid not in before]
+        assert len(during) == count
+        (scratch,) = {Path(each.environ()["TMPDIR"]) for each in during}
         assert scratch.is_dir()
-    assert gone(sorted(during))
+    return [each.pid for each in during], scratch
+
+
+def test_no_process_and_no_temporary_file_is_left_by_workers_that_are_closed() -> None:
+    processes, scratch = played_once(2)
+    assert gone(processes)
+    assert not scratch.exists()
+
+
+def test_a_process_of_several_commands_keeps_the_games_that_were_made_until_its_end() -> None:
+    keeper.begin()
+    (_, scratch), (_, again) = played_once(1), played_once(1)
+    assert scratch == again
+    assert scratch.is_dir()
+    keeper.end()
     assert not scratch.exists()
 
 

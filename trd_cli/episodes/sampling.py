@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import dataclass, fields, replace
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 from trd_cli.config.generating import SamplingOptions
 from trd_cli.episodes.actions import command_of
 from trd_cli.episodes.contexts import Conversation
 from trd_cli.episodes.moves import Ask, AskOracle, Play, Reset, Step
-from trd_cli.errors import InputError, counted, flag
+from trd_cli.errors import DamagedFile, InputError, counted, flag
 from trd_cli.planned import Asker, Backend, Prompt, row_seed, unknown_id
 from trd_cli.prompting.rendering import Rendering, room_for_response
 from trd_cli.records import (
@@ -28,6 +30,7 @@ from trd_cli.records import (
     well_formed,
 )
 from trd_cli.trajectories.id_set import IdSet
+from trd_cli.trajectories.shards import read_table, rows_in
 from trd_cli.worlds.base import Observation
 from trd_cli.worlds.spec import Made, Spec, problem_of, problems
 from trd_cli.worlds.workers import Workers
@@ -66,6 +69,20 @@ class EpisodeSet:
         for each in self.environments:
             yield self.made[_id_of(each)].problem or problem_of(each, "", None)
 
+    def recall(self, shards: Iterable[Path], retry_errors: bool = False) -> None:
+        """Take what is known of episodes from rows that are there, so that they are not made again.
+
+        With `retry_errors` those that could not be made are not known.
+        """
+        for path in shards:
+            with suppress(DamagedFile):
+                for row in rows_in(read_table(path, list(_KNOWN))):
+                    if row.problem:
+                        problem = Problem(**{field.name: getattr(row, field.name) for field in fields(Problem)})
+                        self.made[row.problem_id] = Made(row.environment, problem)
+                    elif not retry_errors:
+                        self.made[row.problem_id] = Made(row.environment, None, row.error)
+
     def slice(self, skip: int, limit: int | None) -> EpisodeSet:
         """Return `limit` episodes after the first `skip`; raises InputError when none is left."""
         if skip >= len(self):
@@ -91,6 +108,10 @@ class EpisodeSet:
 
     def ids(self) -> IdSet:
         return IdSet(self.names())
+
+
+# The columns of a row that tell how its episode begins.
+_KNOWN = (*(field.name for field in fields(Problem)), "environment", "error")
 
 
 def _id_of(environment: Environment) -> str:

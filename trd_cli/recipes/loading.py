@@ -90,6 +90,8 @@ class _Check(Checker):
         expected = "letters, digits, '.', '+', '_' and '-', the first a letter or a digit"
         if "base" in recipe.arms:
             self.fail("arms.base", "[arms.base]", "another name: base is the starting model", "rename it")
+        if len(recipe.sources) > 1 and "episodes" in recipe.arms:
+            self.fail("arms.episodes", "[arms.episodes]", "another name: episodes is a set of each round", "rename it")
         if not _NAME.fullmatch(recipe.name):
             self.fail("name", f"name = {recipe.name!r}", expected, "rename it")
         for arm in recipe.arms:

@@ -166,7 +166,8 @@ def _leaks(group: Sequence[Leaks]) -> Leaks | None:
 def curves(data: ReportData) -> Curves:
     """Return the figures of refinement, training and cost by round. Scores have curves of their own (`report.scores`).
 
-    A set of the first round that several arms share is in the curve of each. Shares are parts of 1, lengths tokens,
+    A set of the first round that several arms share is in the curve of each. Where an arm refines episodes beside
+    problems, the figures of episodes have names of their own. Shares are parts of 1, lengths tokens,
     NLL, loss and divergence nats; figures of a training are means over the round's steps, weighted by trajectories.
     """
     found: Curves = {}
@@ -179,7 +180,7 @@ def curves(data: ReportData) -> Curves:
     for r in sorted(data.refinements, key=lambda each: each.round or 0):
         for arm in _arms(r):
             if arm is not None and r.round is not None:
-                add(_of_refinement(r), arm, r.seed, r.round)
+                add({name + _of_which(r): value for name, value in _of_refinement(r).items()}, arm, r.seed, r.round)
     for t in sorted(data.trainings, key=lambda each: each.round or 0):
         if t.round is not None:
             add(_of_training(t), t.arm, t.seed, t.round)
@@ -191,6 +192,11 @@ def curves(data: ReportData) -> Curves:
             of,
         )
     return found
+
+
+def _of_which(r: Refinement) -> str:
+    """Return the end of the names of a set's figures, for the second set of a round."""
+    return " (episodes)" if "/episodes/" in r.node else ""
 
 
 def _of_refinement(r: Refinement) -> dict[str, float | None]:

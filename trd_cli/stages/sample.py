@@ -76,15 +76,17 @@ def _attempt(
         **backend.identity(),
     }
     about = backend.about(**rendering.identity())
+    stage_dir = StageDir(
+        config.out, "sample", identity, config.record(), about=about, part=config.part, asked=config.deciding()
+    )
+    if isinstance(problems, EpisodeSet) and stage_dir.path.is_dir():
+        problems.recall(stage_dir.shards(), config.retry_errors)
     asker = asker_of(templates, rendering, backend)
     asker.check_fit(problems)
     # From here on only what is to be made: all that decides the rows is the same for every part.
     problems = problems.of_part(config.part)
     plan = _Plan(config, problems, asker)
     planned = plan.rows(progress)
-    stage_dir = StageDir(
-        config.out, "sample", identity, config.record(), about=about, part=config.part, asked=config.deciding()
-    )
     most = config.n * len(problems)
     if config.dry_run:
         first = next(planned, None)

@@ -1,8 +1,8 @@
 """Play many episodes in a few worker processes, each of which can be killed.
 
 An episode stays in its worker, which takes one call after the other. A worker is killed when a call takes too long; it
-may also crash, or run out of memory. That costs the episode whose call it was. The other episodes of that worker are
-played again in a fresh one, by the same actions.
+may also crash, or run out of memory. That costs the episode whose call it was, a crash if it comes twice. The other
+episodes of that worker are played again in a fresh one, by the same actions.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Literal
 
+from trd_cli import keeper
 from trd_cli.children import Child, end_group, pipe_to_parent
 from trd_cli.records import Environment
 from trd_cli.worlds.base import Failure, Observation, Oracle, Result, World, WorldError
@@ -31,6 +32,8 @@ from trd_cli.worlds.registry import make
 _log = logging.getLogger(__name__)
 # Seconds. A call that outlives its owner ends by itself after `_GRACE` more than the owner would have waited.
 _START, _END, _GRACE = 60.0, 1.0, 5.0
+# Of the directory, where it is kept.
+_NAME = "worlds"
 Call = Literal["start", "step", "oracle", "end"]
 
 
@@ -52,6 +55,23 @@ class _Episode:
     last: Observation | None = None
 
 
+class _Scratch:
+    """The workers' directory for temporary files.
+
+    In a process that keeps things (see `keeper`) it stays for the next command, with the games that were made.
+    """
+
+    def __init__(self) -> None:
+        self.path = Path(tempfile.mkdtemp(prefix="trd-worlds-"))
+
+    def rest(self) -> None:
+        """Do nothing while GPUs are for others: files have none."""
+
+    def close(self) -> None:
+        """Remove the directory."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+
 class Workers:
     """Start episodes and take actions in them; use as a context manager, which ends all processes.
 
@@ -61,8 +81,9 @@ class Workers:
 
     def __init__(self, count: int | None = None, limits: Limits = Limits()) -> None:
         """Prepare for `count` worker processes, by default one a core; each starts with its first episode."""
-        self._scratch = Path(tempfile.mkdtemp(prefix="trd-worlds-"))
-        self._threads = [_Thread(limits, self._scratch) for _ in range(count or os.cpu_count() or 1)]
+        at = keeper.current()
+        self._scratch: _Scratch = (at.take(_NAME) if at is not None else None) or _Scratch()
+        self._threads = [_Thread(limits, self._scratch.path) for _ in range(count or os.cpu_count() or 1)]
         self._place: dict[Hashable, _Thread] = {}
         self._results: queue.SimpleQueue[tuple[Hashable, Result]] = queue.SimpleQueue()
 
@@ -74,7 +95,11 @@ class Workers:
             thread.close()
         for thread in self._threads:
             thread.join()
-        shutil.rmtree(self._scratch, ignore_errors=True)
+        at = keeper.current()
+        if at is not None:
+            at.put(_NAME, self._scratch, self._scratch.close)
+        else:
+            self._scratch.close()
 
     def start(self, key: Hashable, environment: Environment) -> None:
         """Begin an episode, or begin it anew; leads to an `Observation`, what the player reads first."""
@@ -164,20 +189,34 @@ class _Thread:
             self._worker.tell(("end", episode.number, None))
 
     def _answer(self, name: Call, key: Hashable, value: object) -> Result:
-        """Make a call in the worker, first play again what a lost worker had of the episode; raises _Lost."""
+        """Make a call in the worker; raises _Lost. If the worker dies of it, the call is made once more in a fresh one.
+
+        The episode may not be to blame: the system ends processes when memory is short.
+        """
         if name == "start":
             self._forget(key)
             self._numbers += 1
             self._episodes[key] = _Episode(self._numbers, value)
         episode = self._episodes[key]
-        if name != "start":
-            self._bring_back(episode)
-        result = self._ask(name, episode, value)
+        try:
+            result = self._made(name, episode, value)
+        except _Died:
+            if self._is_closing:
+                raise
+            result = self._made(name, episode, value)
         if isinstance(result, Observation):
             episode.last = result
             if name == "step":
                 episode.actions.append(value)
         return result
+
+    def _made(self, name: Call, episode: _Episode, value: object) -> Result:
+        """Make a call in a live worker that has the episode; raises _Lost."""
+        if self._worker is not None and not self._worker.is_alive():
+            self._drop()
+        if name != "start":
+            self._bring_back(episode)
+        return self._ask(name, episode, value)
 
     def _bring_back(self, episode: _Episode) -> None:
         """Play an episode again if the worker does not have it; raises _Lost where that comes to another end."""
@@ -193,8 +232,7 @@ class _Thread:
             raise _Lost(f"the episode could not be played again in another process: {what}")
 
     def _ask(self, name: Call, episode: _Episode, value: object) -> Result:
-        if self._worker is None or not self._worker.is_alive():
-            self._drop()
+        if self._worker is None:
             self._worker = _Worker(self._limits, self._scratch)
             if self._is_closing:
                 raise _Lost("the command is ending")
@@ -212,6 +250,10 @@ class _Thread:
 
 class _Lost(Exception):
     """A worker has gone, or was killed because it took too long; the message is for people."""
+
+
+class _Died(_Lost):
+    """A worker has gone by itself, or something else ended it."""
 
 
 class _Worker:
@@ -252,7 +294,7 @@ class _Worker:
             if wait([pipe], seconds):
                 return pipe.recv()
         except (EOFError, OSError):
-            raise _Lost(f"the environment's process {self._child.end(_END)}") from None
+            raise _Died(f"the environment's process {self._child.end(_END)}") from None
         self.end()
         raise _Lost(f"the environment {what} within {seconds:g} s")
 
