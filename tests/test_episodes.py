@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import Trd
-from support.children import Start, forking, gone, wait_for
+from support.children import Start, alive, forking, gone, wait_for
 from support.sets import by_id, rows_of
 from support.tiny import CHAT_TEMPLATE, END, OTHER_END, build_model, engine_of, reference_model, write_tokenizer
 
@@ -312,6 +312,7 @@ def test_an_episode_that_reaches_its_goal_is_solved_and_one_without_room_ends_by
         assert [turn.action for turn in row.turns] == row.reference_solution.splitlines()
     shown = ok("sample", "-m", "scripted", "--engine-arg", "accuracy=0", "--env", SPEC, "--out", tmp_path / "wrong")
     assert "6 out of turns" in shown.stderr
+    assert " · 180 turns, " in shown.stderr
     ok(*RIGHT, "--env", "scripted:n=6,rooms=30", "--max-model-len", 600, "--out", tmp_path / "short")
     ends = {row.stop_reason: row for row in rows_of(tmp_path / "short")}
     assert ends.keys() == {"solved", "tokens"}
@@ -409,22 +410,27 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, ok: Trd) -> Path:
     return path
 
 
+def shards_of(directory: Path) -> int:
+    return len(list_shards(directory)) if directory.is_dir() else 0
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT], ids=["killed", "interrupted"])
 def test_a_command_that_is_ended_at_any_moment_leaves_no_process_and_comes_to_the_same_rows(
     number: signal.Signals, start: Start, undisturbed: Path, tmp_path: Path
 ) -> None:
     chance, expected, out, sessions = random.Random(5), by_id(undisturbed), tmp_path / "y_o", []
+    there: dict[str, Trajectory] = {}
     for kill in range(KILLS):
-        begun = len(list_shards(out)) if out.is_dir() else 0
-        if begun == len(list_shards(undisturbed)):
+        if there == expected:
             out = tmp_path / f"y_o-{kill}"
+        begun = shards_of(out)
         run = start("sample", "-m", "scripted", *SLOWLY, "--out", out)
         sessions.append(run.pid)
         if kill % 2 == 0:  # into the work; the others may fall into the start
-            wait_for(lambda out=out, begun=begun: out.is_dir() and len(list_shards(out)) > begun)
+            wait_for(lambda out=out, begun=begun, pid=run.pid: shards_of(out) > begun or not alive(pid))
         time.sleep(chance.uniform(0, 0.4))
         code = run.kill(number)
-        assert code in (0, 130, -signal.SIGKILL), run.stderr.read_text()
+        assert code in (0, 130, -number), run.stderr.read_text()
         assert gone(sessions, 10), "no process outlives its command"
         there = by_id(out) if out.is_dir() else {}
         assert there.items() <= expected.items()

@@ -214,14 +214,15 @@ N = 8
 def rollouts(ok: Trd, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return episodes of a student that reaches no goal, verified."""
     out = tmp_path_factory.mktemp("episodes") / "y_o"
-    env = ("--env", f"scripted:n={N},rooms=5", "--max-turns", 4, "--engine-arg", "accuracy=0")
+    env = ("--env", f"scripted:n={N},rooms=5", "--env-workers", 1, "--max-turns", 4, "--engine-arg", "accuracy=0")
     ok("sample", "-m", "scripted", *env, "--out", out)
     ok("verify", out, "--workers", 1)
     assert {(row.stop_reason, row.verdict) for row in rows_of(out)} == {("turns", "incorrect")}
     return out
 
 
-ORACLES = ("--setting", "opsd", "--engine-arg", "accuracy=1")
+OPSD = ("--setting", "opsd", "--env-workers", 1)
+ORACLES = (*OPSD, "--engine-arg", "accuracy=1")
 
 
 @pytest.fixture(scope="module")
@@ -268,7 +269,7 @@ def test_the_teacher_reads_the_episode_and_with_opsd_the_oracles_commands(
 def test_every_observation_is_what_the_environment_says_to_the_same_commands(
     rollouts: Path, tmp_path: Path, ok: Trd
 ) -> None:
-    ok("refine", rollouts, "--setting", "opsd", "--engine-arg", "accuracy=0.3", "--out", tmp_path / "y_r")
+    ok("refine", rollouts, *OPSD, "--engine-arg", "accuracy=0.3", "--out", tmp_path / "y_r")
     rows = rows_of(tmp_path / "y_r")
     assert {"solved", "replays"} <= {row.stop_reason for row in rows}
     for row in rows:
@@ -286,7 +287,7 @@ def test_more_lists_solve_more_and_rows_of_other_limits_are_others(rollouts: Pat
         out = tmp_path / f"{number}"
         log = tmp_path / f"{number}.log"
         script = ("--engine-arg", "accuracy=0.3", "--engine-arg", f"log={log}")
-        ok("refine", rollouts, "--setting", "opsd", "--replays", number, *script, "--out", out)
+        ok("refine", rollouts, *OPSD, "--replays", number, *script, "--out", out)
         rows = rows_of(out)
         solved.append(sum(row.stop_reason == "solved" for row in rows))
         asked = Counter(line.partition(":")[0] for line in log.read_text().splitlines())
@@ -300,7 +301,7 @@ def test_more_lists_solve_more_and_rows_of_other_limits_are_others(rollouts: Pat
 def test_a_refinement_whose_engine_crashes_goes_on_to_the_same_rows(
     rollouts: Path, tmp_path: Path, trd: Trd, ok: Trd
 ) -> None:
-    command = ("refine", rollouts, "--setting", "opsd", "--shard-rows", 1, "--engine-arg", "accuracy=0.5")
+    command = ("refine", rollouts, *OPSD, "--shard-rows", 1, "--engine-arg", "accuracy=0.5")
     log = tmp_path / "log"
     ok(*command, "--engine-arg", f"log={log}", "--out", tmp_path / "whole")
     lists = len(log.read_text().splitlines())
