@@ -312,6 +312,7 @@ def test_an_episode_that_reaches_its_goal_is_solved_and_one_without_room_ends_by
         assert [turn.action for turn in row.turns] == row.reference_solution.splitlines()
     shown = ok("sample", "-m", "scripted", "--engine-arg", "accuracy=0", "--env", SPEC, "--out", tmp_path / "wrong")
     assert "6 out of turns" in shown.stderr
+    assert " · 180 turns, " in shown.stderr
     ok(*RIGHT, "--env", "scripted:n=6,rooms=30", "--max-model-len", 600, "--out", tmp_path / "short")
     ends = {row.stop_reason: row for row in rows_of(tmp_path / "short")}
     assert ends.keys() == {"solved", "tokens"}

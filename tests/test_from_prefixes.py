@@ -475,7 +475,7 @@ def test_what_cannot_be_gone_on_with_is_refused_in_one_line(
 
 PLAIN = (*SCRIPTED, "-p", "p.parquet")
 REFUSED = {
-    "neither": (SCRIPTED, "no --problems; expected a problem set, or --from SET"),
+    "neither": (SCRIPTED, "no --problems; expected a problem set, --env SPEC or --from SET"),
     "both": ((*PLAIN, "--from", "y"), "--problems with --from"),
     "no prefix": ((*SCRIPTED, "--from", "y"), "--from without --prefix"),
     "no prefix, but a break": ((*SCRIPTED, "--from", "y", "--at-line-break"), "--from without --prefix"),

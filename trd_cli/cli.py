@@ -356,7 +356,7 @@ def _tokenizer_of(source: InputSet) -> Tokenizer | None:
 
 @command(data_app, "make", MakeConfig, "trd data make arithmetic --n 1000 --seed 1 --level 2 --out train.parquet")
 def data_make(config: MakeConfig) -> None:
-    """Make a problem set: word problems with worked solutions, or tasks of reasoning-gym."""
+    """Make a problem set: word problems, or tasks of reasoning-gym."""
     from trd_cli.datasets import make as stage
 
     stage.make(config, ConsoleProgress("data make"))

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from trd_cli.errors import counted
+
 # What `trd run` tells a stage: where its events go, and which process it ends with.
 EVENTS_VARIABLE, PARENT_VARIABLE = "TRD_EVENTS", "TRD_RUN_PID"
 
@@ -104,7 +106,7 @@ class Work:
         seconds = max(self.seconds, 1e-6)
         per_row = f"{self.rows / seconds:.1f} rows/s"
         if self.turns:
-            per_row += f" · {self.turns / seconds:.1f} turns/s"
+            per_row += f" · {counted(self.turns, 'turn')}, {self.turns / seconds:.1f}/s"
         return f"{per_row} · {self.tokens / seconds:.0f} tok/s{self._by_replica()}" if self.tokens else per_row
 
     def _by_replica(self) -> str:
@@ -112,10 +114,10 @@ class Work:
         return f" (replica {rates} tok/s)" if rates else ""
 
     def pace(self) -> str:
-        """Return the rate and the time left, or the time taken, in words; "" before the first row."""
-        if not self.rows:
+        """Return the rate and the time left, or the time taken, in words; "" before the first row or turn."""
+        if not self.rows and not self.turns:
             return ""
-        if self.total is None:
+        if self.total is None or not self.rows:
             return self.rate()
         left = (self.total - self.done) * self.seconds / self.rows
         return f"{self.rate()} · " + (

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 from trd_cli.config.commands import EvalConfig
 from trd_cli.config.generating import SamplingOptions
@@ -66,6 +67,9 @@ class Exam:
         """Return how many questions `of_part` yields."""
         return sum(part is None or part.owns(name) for name in self.ids())
 
+    def recall(self, shards: Iterable[Path], retry_errors: bool) -> None:
+        """Take what is costly to make of the questions from the rows that are there."""
+
     def asker(self, templates: Mapping[Task, Template], rendering: Rendering, backend: Backend) -> Asker:
         """Return what plans the rows of this exam."""
         return Asker(templates, rendering, backend)
@@ -93,6 +97,9 @@ class EpisodeExam(Exam):
 
     def of_part(self, part: Part | None) -> Iterator[Problem]:
         return (replace(problem, source=self.name) for problem in self.problems.of_part(part))
+
+    def recall(self, shards: Iterable[Path], retry_errors: bool) -> None:
+        self.problems.recall(shards, retry_errors)
 
     def asker(self, templates: Mapping[Task, Template], rendering: Rendering, backend: Backend) -> Asker:
         return EpisodeAsker(templates, rendering, backend, self.problems, self.config.max_turns, self.config.part)

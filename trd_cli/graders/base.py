@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from trd_cli.records import Task, Verdict
 
@@ -47,3 +48,13 @@ class Question:
     tests: str | None = None
     thinking: bool = False
     problem: str = ""
+
+
+# What is done with a question: a function, and its arguments after the question.
+Way = tuple[Callable[..., Grade], tuple[Any, ...]]
+
+
+def grade_all(questions: Sequence[Question], way: Way) -> list[Grade]:
+    """Return the grade of each question. It stands here because a worker imports all that stands beside it."""
+    function, arguments = way
+    return [function(question, *arguments) for question in questions]

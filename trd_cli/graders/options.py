@@ -22,13 +22,14 @@ _CODE_GRACE = 60.0
 class Grader:
     """Name the grader of a row. Options that can change a verdict change the version.
 
-    A row's worker is killed after `seconds`. Rows that are graded fast go to a worker `together`. `own` is the user's.
+    A row's worker is killed after `seconds`. Rows that are graded faster than they are sent go to a worker `together`.
+    `own` is the user's.
     """
 
     name: str
     version: str
     seconds: float
-    together: bool = True
+    together: bool = False
     own: OwnGrader | None = None
 
     @property
@@ -75,7 +76,7 @@ class GraderOptions:
         if own is not None:
             return Grader(str(own.code), own.version, self.timeout, own=own)
         if task == "math":
-            return Grader(math.NAME, math.version(self.lenient), self.timeout)
+            return Grader(math.NAME, math.version(self.lenient), self.timeout, together=True)
         if task == gym.NAME:
             return Grader(gym.NAME, gym.version(self.lenient), self.timeout)
         if task == EPISODE:
@@ -84,7 +85,7 @@ class GraderOptions:
             return None
         name = code.name_of(tests)
         seconds = evalplus.SECONDS if name == evalplus.NAME else self.code.code_timeout + _CODE_GRACE
-        return Grader(name, code.version(name, self.code), seconds, together=False)
+        return Grader(name, code.version(name, self.code), seconds)
 
 
 # Tasks that trd has a grader for.

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 from trd_cli import keeper
 from trd_cli.errors import InputError, flag
 from trd_cli.graders import code, gym, math, own
-from trd_cli.graders.base import Grade, Question
+from trd_cli.graders.base import Grade, Question, Way, grade_all
 from trd_cli.graders.code import CodeOptions
 from trd_cli.graders.crew import IMPORT_SECONDS, Crew
 from trd_cli.graders.options import Grader, GraderOptions
@@ -30,7 +30,7 @@ from trd_cli.own_code import OwnCodeError
 from trd_cli.records import Verdict
 
 _CLASSES_SECONDS = 30.0
-# Sending a task to a worker costs more than grading a usual row of mathematics. Fast rows therefore go together, at
+# Sending a task to a worker costs more than grading a usual row of mathematics. Such rows therefore go together, at
 # most `_CHUNK_ROWS`, and one by one if the chunk has not ended after `_CHUNK_SECONDS`.
 _CHUNK_ROWS, _CHUNK_SECONDS = 32, 3.0
 # As many pieces of work a worker are under way at a time, so that none waits for the next one.
@@ -38,15 +38,6 @@ _AHEAD = 4
 # Of the workers, where they are kept.
 _NAME = "graders"
 T = TypeVar("T")
-
-
-# What is done with each question of a chunk: a function and its arguments after the question.
-_Way = tuple[Callable[..., Grade], tuple[Any, ...]]
-
-
-def _grade_all(questions: Sequence[Question], way: _Way) -> list[Grade]:
-    function, arguments = way
-    return [function(question, *arguments) for question in questions]
 
 
 def _portions(questions: Iterable[Question], size: int) -> Iterator[Sequence[Question]]:
@@ -177,10 +168,10 @@ class GraderPool:
         if len(questions) > 1:
             # Never longer than a single row may take: a verdict must not depend on the chunking.
             seconds = min(_CHUNK_SECONDS, grader.seconds)
-            return self._crew.schedule(seconds, _grade_all, questions, (function, arguments), tries=1, before=before)
+            return self._crew.schedule(seconds, grade_all, questions, (function, arguments), tries=1, before=before)
         return self._crew.schedule(grader.seconds, function, first, *arguments, before=before)
 
-    def _way(self, grader: Grader) -> _Way:
+    def _way(self, grader: Grader) -> Way:
         if grader.own is not None:
             return own.grade, (grader.own,)
         if grader.name == math.NAME:

@@ -32,7 +32,7 @@ from trd_cli.graders.pool import GraderPool
 from trd_cli.graders.sandbox import described
 from trd_cli.graders.verdicts import ShardGrader
 from trd_cli.locks import awaited
-from trd_cli.planned import Backend, preview
+from trd_cli.planned import Asker, Backend, preview
 from trd_cli.progress import Progress, WithoutResults
 from trd_cli.prompting.rendering import Rendering, templates_for
 from trd_cli.records import EPISODE, Trajectory, content_hash
@@ -61,15 +61,8 @@ def _evaluate(
     rendering = Rendering().with_options(config)
     if unread := rendering.unread(backend.tokenizer):
         progress.note(unread)
-    askers = {name: exam.asker(templates, rendering, backend) for name, exam in exams.items()}
-    for name, exam in exams.items():
-        askers[name].check_fit(exam.problems)
-    planned = (
-        row
-        for name, exam in exams.items()
-        for problem in exam.of_part(config.part)
-        for row in askers[name].rows(problem, askers[name].prompt(problem), config.samples, exam.sampling)
-    )
+    if workers is not None:
+        check_turns(backend.tokenizer, rendering)
     total = config.samples * sum(exam.count(config.part) for exam in exams.values())
     asked = {name: exam.asked() for name, exam in exams.items()}
     identity = config.identity() | {
@@ -86,6 +79,13 @@ def _evaluate(
         part=config.part,
         asked=config.deciding(),
     )
+    if stage_dir.path.is_dir():
+        for exam in exams.values():
+            exam.recall(stage_dir.shards(), config.retry_errors)
+    askers = {name: exam.asker(templates, rendering, backend) for name, exam in exams.items()}
+    for name, exam in exams.items():
+        askers[name].check_fit(exam.problems)
+    planned = _planned(config, exams, askers)
     for line in _remarks(config, exams, backend):
         progress.note(line)
     if config.dry_run:
@@ -94,13 +94,9 @@ def _evaluate(
         progress.note(preview(first, total, stage_dir.path, turns=turns) if first else "no question is in this part")
         return None
     with stage_dir:
-        silent = WithoutResults(progress)
-        if workers is None:
-            filler = ShardFiller(stage_dir, backend, config, silent, total)
-        else:
-            check_turns(backend.tokenizer, rendering)
-            play = Player(backend, rendering, config.max_turns).play
-            filler = _Filler(stage_dir, backend, config, silent, total, workers, play)
+        filling = (stage_dir, backend, config, WithoutResults(progress), total)
+        play = Player(backend, rendering, config.max_turns).play
+        filler = ShardFiller(*filling) if workers is None else _Filler(*filling, workers, play)
         _generate(config, stage_dir, filler, planned, total)
         if summary := filler.summary():
             progress.note(summary)
@@ -173,6 +169,13 @@ def _remarks(config: EvalConfig, exams: Mapping[str, Exam], backend: Backend) ->
         # Resolved now: a level that this machine lacks must not fail after hours of sampling.
         lines.append(f"programs will run in the sandbox: {described(config.sandbox)}")
     return lines
+
+
+def _planned(config: EvalConfig, exams: Mapping[str, Exam], askers: Mapping[str, Asker]) -> Iterator[Trajectory]:
+    """Yield the planned rows, those of questions before those of episodes."""
+    for name, exam in exams.items():
+        for problem in exam.of_part(config.part):
+            yield from askers[name].rows(problem, askers[name].prompt(problem), config.samples, exam.sampling)
 
 
 class _Filler(EpisodeFiller):
