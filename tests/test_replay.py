@@ -352,7 +352,7 @@ def test_episodes_and_other_rows_are_not_refined_in_one_command(
     result = trd("refine", rollouts, tmp_path / "sums", *ORACLES, "--out", tmp_path / "y_r")
     assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
     assert "episodes and rows of other tasks (math)" in result.stderr
-    result = trd("refine", tmp_path / "sums", *ORACLES, "--replays", 2, "--out", tmp_path / "y_r")
+    result = trd("refine", tmp_path / "sums", "--setting", "opsd", "--replays", 2, "--out", tmp_path / "y_r")
     assert (result.exit_code, "--replays without episodes" in result.stderr) == (1, True)
 
 

@@ -10,6 +10,7 @@ Of an episode the teacher rewrites the commands, which are replayed in its envir
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from contextlib import nullcontext
 from dataclasses import fields
 from functools import partial
 from itertools import chain
@@ -85,11 +86,8 @@ def run(
         progress.note(preview(first, len(chosen), stage_dir.path) if first else "no row is in the subset")
         return Outcome()
     total = None if config.stream else len(chosen)
-    with (
-        workers_of(config) as workers,
-        stage_dir,
-        refiner.filler(stage_dir, progress, total, workers) as filler,
-    ):
+    worlds = workers_of(config) if refiner.replays else nullcontext()
+    with worlds as workers, stage_dir, refiner.filler(stage_dir, progress, total, workers) as filler:
         if not config.stream:
             check_strangers(stage_dir.path, count_orphans(stage_dir.shards(), chosen))
             stage_dir.expect(total)
@@ -98,7 +96,7 @@ def run(
         for wave in map(open_sets, waves):
             sets += wave
             _check_alike(config, sets)
-            _tasks(config, sets)
+            _tasks(config, [*sets[:1], *wave])
             filler.fill(refiner.plan(sources.rows(wave, columns)))
         if config.stream:
             sources.check(sets)
@@ -165,8 +163,7 @@ def _check_alike(config: RefineConfig, sets: Sequence[InputSet]) -> None:
 def _tasks(config: RefineConfig, sets: Sequence[InputSet]) -> frozenset[Task]:
     """Return the families of tasks that sets have.
 
-    Raises InputError for episodes beside other tasks, and for options that are not for what there is,
-    and as `_check_playable`.
+    Raises InputError for episodes beside other tasks, for options that go with neither, and as `_check_playable`.
     """
     found = iter_values((path for each in sets for path in each.shards), ["task"])
     families = frozenset(family_of(task) for (task,) in found)
@@ -266,8 +263,10 @@ class Refiner:
             **(self.replays.identity() if self.replays else {}),
         }
 
-    def filler(self, stage_dir: StageDir, progress: Progress, total: int | None, workers: Workers) -> ShardFiller:
-        """Return what fills the directory; `workers` are for the environments of episodes."""
+    def filler(
+        self, stage_dir: StageDir, progress: Progress, total: int | None, workers: Workers | None
+    ) -> ShardFiller:
+        """Return what fills the directory; `workers` are for the environments of episodes, None without."""
         of = (stage_dir, self.backend, self._config, progress, total)
         return EpisodeFiller(*of, workers, self.replays.play) if self.replays else ShardFiller(*of)
 
