@@ -252,8 +252,11 @@ def test_a_worker_starts_without_torch() -> None:
         ("scripted:rooms=many", "rooms=many; expected a whole number"),
         ("scripted:rooms", "'rooms'; expected NAME or NAME:key=value"),
         ("scripted:n=2,n=3", "'n=3' a second time; expected"),
-        ("scripted:n=0", "n=0; expected at least 1"),
-        ("scripted:seed=-1", "seed=-1; expected at least 0"),
+        ("scripted:n=0", "n=0; expected a number from 1 to 1000000"),
+        ("scripted:n=2000000000000000", "n=2000000000000000; expected a number from 1 to 1000000"),
+        ("scripted:seed=-1", "seed=-1; expected a number from 0 to "),
+        ("scripted:n=2,seed=9223372036854775807", "seed=9223372036854775807; expected a number from 0 to 92233"),
+        ("", "--env '': unknown environment"),
         ("textworld:level=high", "level=high; expected a whole number"),
         ("no_such_module:make", "there is no module no_such_module; expected a file of Python code"),
     ],
@@ -271,6 +274,13 @@ def test_a_value_that_an_environment_does_not_take_is_refused_before_any_row(
     assert done.exit_code == 1
     *_, last = done.stderr.splitlines()
     assert last.startswith(f"trd sample: error: --env scripted: {text.partition(':')[2]}; expected ")
+
+
+def test_the_last_seed_that_a_row_can_hold_is_taken_and_the_next_refused() -> None:
+    spec = Spec.parse("scripted:n=2,seed=9223372036854775806")
+    assert spec.environments()[-1].seed == 2**63 - 1
+    with pytest.raises(InputError, match="seed=9223372036854775806"):
+        replace(spec, n=3)
 
 
 def test_episodes_have_consecutive_seeds_and_every_option_in_their_config() -> None:
@@ -323,6 +333,36 @@ def test_the_manuals_environment_of_ones_own_is_played_and_graded(
     for text, told in (("guess:Guest", "no function Guest"), ("guess:Guess:least=2", "unexpected keyword argument")):
         done = trd("sample", "-m", "scripted", "--env", text, "--out", "z")
         assert (done.exit_code, told in done.stderr.splitlines()[-1]) == (1, True), done.stderr
+
+
+COUNTED = """
+from pathlib import Path
+from trd_cli.worlds.base import Score, Step
+
+class Counted:
+    alive = most = 0
+    def __init__(self):
+        Counted.alive += 1
+        Counted.most = max(Counted.most, Counted.alive)
+        Path("most").write_text(str(Counted.most))
+    def __del__(self):
+        Counted.alive -= 1
+    def reset(self, seed):
+        return "Begin."
+    def step(self, action):
+        return Step("Go on.")
+    def score(self):
+        return Score(0.0, False)
+"""
+
+
+def test_few_of_a_sets_environments_are_alive_while_it_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "counted.py").write_text(COUNTED)
+    with Workers(1) as workers:
+        made = problems(environments("counted:Counted:n=30"), workers)
+    assert [each.environment.seed for each in made if each.problem] == list(range(30))
+    assert int((tmp_path / "most").read_text()) <= workers.room
 
 
 DICE = """

@@ -101,6 +101,11 @@ class Workers:
         else:
             self._scratch.close()
 
+    @property
+    def room(self) -> int:
+        """Return how many open episodes keep all workers busy; more of them only take memory."""
+        return 2 * len(self._threads)
+
     def start(self, key: Hashable, environment: Environment) -> None:
         """Begin an episode, or begin it anew; leads to an `Observation`, what the player reads first."""
         if key not in self._place:
