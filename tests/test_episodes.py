@@ -485,6 +485,13 @@ def test_what_cannot_be_played_is_refused_in_one_line(
     assert not (tmp_path / "y_o").exists()
 
 
+def test_no_model_goes_on_from_within_an_episode(undisturbed: Path, trd: Trd, tmp_path: Path) -> None:
+    result = trd("sample", "-m", "scripted", "--from", undisturbed, "--prefix", 0.5, "--out", tmp_path / "z")
+    assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
+    assert f"episodes in {undisturbed}" in result.stderr
+    assert not (tmp_path / "z").exists()
+
+
 def test_a_dry_run_shows_the_first_prompt_and_plays_nothing(ok: Trd, tmp_path: Path) -> None:
     shown = ok(*RIGHT, "--env", "scripted:n=2", "--out", tmp_path / "y_o", "--dry-run").stderr
     assert "Find the lamp" in shown

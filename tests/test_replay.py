@@ -341,7 +341,7 @@ def test_an_environment_that_fails_costs_its_row_alone(tmp_path: Path, ok: Trd, 
 def test_other_modes_refuse_episodes_in_one_line(mode: str, rollouts: Path, tmp_path: Path, trd: Trd) -> None:
     result = trd("refine", rollouts, *ORACLES, "--mode", mode, "--out", tmp_path / "y_r")
     assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
-    assert f"--mode {mode} with episodes" in result.stderr
+    assert "rows of one response each; leave --mode out" in result.stderr
     assert not (tmp_path / "y_r").exists()
 
 

@@ -32,7 +32,7 @@ from trd_cli.prompting.tokens import check_wrote, fit_attempt
 from trd_cli.records import EPISODE, Environment, Problem, Task, Trajectory
 from trd_cli.trajectories.id_set import IdSet
 from trd_cli.trajectories.run_json import About
-from trd_cli.trajectories.sets import InputSet, open_sets
+from trd_cli.trajectories.sets import InputSet, check_no_episodes, open_sets
 from trd_cli.trajectories.shards import iter_values
 from trd_cli.trajectories.sources import Sources, asked_of, count_orphans
 from trd_cli.trajectories.stage_dir import StageDir
@@ -177,11 +177,7 @@ def _tasks(config: RefineConfig, sets: Sequence[InputSet]) -> frozenset[Task]:
         others = ", ".join(sorted(families - {EPISODE}))
         raise InputError(f"episodes and rows of other tasks ({others})", "one of both", "refine each set by itself")
     if config.mode != "rewrite":
-        raise InputError(
-            f"{flag('mode')} {config.mode} with episodes",
-            f"{flag('mode')} rewrite: the teacher's commands are replayed",
-            f"leave {flag('mode')} out",
-        )
+        check_no_episodes(sets[0], families, f"leave {flag('mode')} out: the teacher's commands are replayed")
     _check_playable(sets)
     return families
 
