@@ -238,7 +238,7 @@ def _grade(
         progress.end()
     changed = sum(count for (old, new), count in grader.changes.items() if old != new)
     if changed:
-        progress.note(f"{changed} verdicts changed")
+        progress.note(f"{counted(changed, 'verdict')} changed")
     return grader.counts
 
 

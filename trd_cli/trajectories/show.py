@@ -119,7 +119,7 @@ def _facts(row: Trajectory, source: InputSet) -> Table:
         "authors": told_authors(row.author or (), is_episode=row.turns is not None),
         "prefix": f"{counted(row.prefix_tokens, 'response token')} given to the model" if row.prefix_tokens else "",
         "weights": _weights(row.token_weight) if row.token_weight else "",
-        "attempt cut": f"{row.attempt_tokens_trimmed} tokens" if row.attempt_tokens_trimmed else "",
+        "attempt cut": counted(row.attempt_tokens_trimmed, "token") if row.attempt_tokens_trimmed else "",
         "reference": row.reference_answer or "",
         "oracle": ", ".join((row.reference_solution or "").splitlines()) if row.task == EPISODE else "",
         "verdict": _verdict(row) if row.verdict else "",
