@@ -18,7 +18,7 @@ from trd_cli.config.training import DistillConfig
 from trd_cli.episodes.commands import Command, commands_in
 from trd_cli.episodes.contexts import Conversation
 from trd_cli.episodes.moves import Ask, Reset
-from trd_cli.episodes.replay import Teacher, replay
+from trd_cli.episodes.replay import Replays, Teacher, replay
 from trd_cli.models import resolve_model
 from trd_cli.progress import SilentProgress
 from trd_cli.prompting.rendering import Rendering
@@ -204,6 +204,19 @@ def test_a_teacher_that_writes_no_command_makes_an_error_row() -> None:
     row, requests = replayed("", "<think>hm", "\n\n")
     assert (row.error, row.turns, len(requests)) == ("the teacher wrote no command", None, 3)
     assert "no command" in last_words(requests[1])
+
+
+def test_a_planned_row_brings_all_that_its_play_needs_so_that_rows_that_are_never_played_hold_nothing() -> None:
+    prompt = Rendering().token_ids(TOKENIZER, STUDENTS)
+    rollout = replace(refined_row(0), messages=STUDENTS, prompt_token_ids=prompt, environment=WORLD)
+    planned = Replays(TEACHER, TOKENIZER, Rendering()).planned(
+        replace(refined_row(0), messages=TEACHERS, student_prompt_token_ids=prompt), rollout
+    )
+    play = Replays(TEACHER, TOKENIZER, Rendering()).play(planned)
+    assert isinstance(next(play), Reset)
+    asked = play.send(Observation("A hall.", True, False, False, 0.0))
+    assert isinstance(asked, Ask)
+    assert asked.request.messages == TEACHERS
 
 
 # The command. The student is the scripted engine, and so is the teacher, which has the environment's oracle.

@@ -79,6 +79,10 @@ def pairs(value: Any) -> Any:
     for item, parts in zip(value, split, strict=True):
         if len(parts) != 2 or not parts[0]:
             raise ValueError(f"KEY=VALUE, not {item!r}")
+    keys = [key for key, _ in split]
+    twice = next((key for key in keys if keys.count(key) > 1), None)
+    if twice is not None:
+        raise ValueError(f"each key once, not {twice} twice")
     return dict(split)
 
 

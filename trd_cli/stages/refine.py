@@ -16,7 +16,7 @@ from functools import partial
 from itertools import chain
 from typing import Any
 
-from trd_cli.config.generating import RefineConfig, ReplayOptions
+from trd_cli.config.generating import RefineConfig
 from trd_cli.continuing import LENGTH_OF, PREFIX_OF, Continuer
 from trd_cli.episodes.contexts import writes_as_sampled
 from trd_cli.episodes.driver import EpisodeFiller, workers_of
@@ -170,10 +170,7 @@ def _tasks(config: RefineConfig, sets: Sequence[InputSet]) -> frozenset[Task]:
     found = iter_values((path for each in sets for path in each.shards), ["task"])
     families = frozenset(family_of(task) for (task,) in found)
     if EPISODE not in families:
-        fields = ReplayOptions.model_fields
-        given = [flag(name) for name in fields if getattr(config, name) != fields[name].get_default()]
-        if given:
-            raise InputError(f"{given[0]} without episodes", "episodes, to replay", f"leave {given[0]} out")
+        config.check_without_episodes("episodes", "replays")
         return families
     if len(families) > 1:
         others = ", ".join(sorted(families - {EPISODE}))
