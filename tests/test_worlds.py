@@ -29,7 +29,7 @@ from trd_cli.records import Environment
 from trd_cli.trajectories.shards import write_shard
 from trd_cli.worlds.base import Failure, Observation, Oracle
 from trd_cli.worlds.registry import KINDS
-from trd_cli.worlds.scratch import Scratch
+from trd_cli.worlds.scratch import Scratch, keep_newest
 from trd_cli.worlds.scripted import FAULTS
 from trd_cli.worlds.spec import Made, Spec, problems
 from trd_cli.worlds.workers import Limits, Workers
@@ -246,6 +246,19 @@ def test_only_a_directory_that_the_workers_made_is_removed(is_link: bool, tmp_pa
         kept.rename(tmp_path / "kept")
 
 
+@pytest.mark.parametrize(("name", "left"), [("trd-worlds-1", {"game-3", "game-4", "other"}), ("documents", None)])
+def test_of_many_games_the_newest_are_kept_where_workers_made_the_directory(
+    name: str, left: set[str] | None, tmp_path: Path
+) -> None:
+    place = tmp_path / name
+    names = {"other", *(f"game-{number}" for number in range(5))}
+    for each in names:
+        (place / each / "files").mkdir(parents=True)
+        os.utime(place / each, (0, int(each[-1]) if each != "other" else 0))
+    keep_newest(place, "game-*", 2)
+    assert {each.name for each in place.iterdir()} == (left or names)
+
+
 def played_once(count: int) -> tuple[list[int], Path]:
     """Play an episode in each of so many workers, and end them; return their processes, and their directory."""
     before = {each.pid for each in psutil.Process().children()}
@@ -440,6 +453,53 @@ def test_episodes_side_by_side_in_a_worker_have_pythons_random_numbers_each_for_
         alone = [play(workers, [world], [["roll"] * 3])[0] for world in worlds]
     assert together == alone
     assert len({seen[-1].text for seen in together}) == 3
+
+
+# Its programs leave the session of its process; one of them has lost its parent too.
+LEAVING = """
+import subprocess, sys
+from trd_cli.worlds.base import Score, Step
+
+ORPHAN = "import os, time; print(os.getpid(), flush=True); os.fork() and os._exit(0); print(os.getpid(), flush=True)"
+
+class Leaving:
+    def reset(self, seed):
+        return "Begin."
+    def step(self, action):
+        own = subprocess.Popen(["sleep", "300"], start_new_session=True)
+        program = f"{ORPHAN}; os.close(1); time.sleep(300)"
+        orphan = subprocess.run([sys.executable, "-c", program], stdout=-1, text=True, start_new_session=True)
+        return Step(f"{own.pid} {orphan.stdout.split()[-1]}")
+    def score(self):
+        return Score(0.0, False)
+"""
+LEFT = """
+import os, sys
+from trd_cli.worlds.spec import Spec
+from trd_cli.worlds.workers import Workers
+
+with Workers(1) as workers:
+    workers.start(0, Spec.parse("leaving:Leaving:n=1").environments()[0])
+    workers.ready()
+    workers.step(0, "go")
+    print(workers.ready()[0][1].text, flush=True)
+    if sys.argv[1] == "killed":
+        os.kill(os.getpid(), 9)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no way to find them")
+@pytest.mark.parametrize("end", ["ends", "killed"])
+def test_a_program_that_an_environment_starts_in_a_session_of_its_own_ends_with_the_command(
+    end: str, tmp_path: Path
+) -> None:
+    (tmp_path / "leaving.py").write_text(LEAVING)
+    variables = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", LEFT, end], cwd=tmp_path, env=variables, capture_output=True, text=True, check=False
+    )
+    assert len(pids := [int(word) for word in done.stdout.split()]) == 2, done.stderr
+    assert gone(pids)
 
 
 # A world whose methods return what an option says in place of what they should.

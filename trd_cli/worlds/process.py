@@ -18,7 +18,7 @@ from multiprocessing.connection import Connection
 from numbers import Real
 from typing import Literal, TypeVar
 
-from trd_cli.children import end_group, pipe_to_parent
+from trd_cli.children import adopt_orphans, end_group, pipe_to_parent
 from trd_cli.records import Environment
 from trd_cli.worlds.base import Failure, Observation, Oracle, Result, Score, Step, World, WorldError
 from trd_cli.worlds.registry import make
@@ -142,6 +142,7 @@ def _listen(pipe: Connection, calls: queue.SimpleQueue, scratch: Scratch) -> Non
 def main() -> None:
     """Work for the owner at the other end of the pipe whose descriptor is the only argument."""
     pipe, held, calls = pipe_to_parent(), {}, queue.SimpleQueue()
+    adopt_orphans()
     seconds, memory, scratch = pipe.recv()
     threading.Thread(target=_listen, args=(pipe, calls, scratch), daemon=True).start()
     os.environ["TMPDIR"] = tempfile.tempdir = str(scratch.path)

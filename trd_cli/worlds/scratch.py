@@ -32,6 +32,18 @@ class Scratch:
                 shutil.rmtree(self.path, ignore_errors=True)
 
 
+def keep_newest(directory: Path, pattern: str, count: int) -> None:
+    """Remove the directories that match the pattern, all but the `count` newest, if a pool made their parent."""
+    if not directory.name.startswith(_PREFIX):
+        return
+    ages: dict[Path, float] = {}
+    for path in directory.glob(pattern):
+        with suppress(FileNotFoundError):  # another process removes some too
+            ages[path] = path.stat().st_mtime
+    for path in sorted(ages, key=ages.__getitem__, reverse=True)[count:]:
+        shutil.rmtree(path, ignore_errors=True)
+
+
 def _mark_of(path: Path) -> tuple[int, int]:
     """Return what names a file or directory itself; a link is not followed."""
     status = os.lstat(path)
