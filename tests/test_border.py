@@ -208,7 +208,7 @@ def test_every_request_gets_one_row_whatever_the_engine_answers(problems: Path, 
     assert {row.response for row in rows} == {"ok", None}
     errors = [row.error for row in rows if row.error is not None]
     assert errors == ["the engine ended without an answer to this request"] * 2
-    assert "left out 5 answers of the engine that belong to no open request" in report.notes
+    assert "left out 5 answers of the engine without an open request" in report.notes
 
 
 def test_an_engine_that_ends_early_leaves_error_rows_that_a_retry_replaces(problems: Path, tmp_path: Path) -> None:

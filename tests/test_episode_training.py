@@ -17,7 +17,15 @@ import torch
 from conftest import Trd
 from pyarrow.parquet import read_table as read_parquet
 from support.rows import refined_row, write_set
-from support.tiny import CHAT_TEMPLATE, END, build_model, reference_model, write_tokenizer
+from support.tiny import (
+    CHAT_TEMPLATE,
+    END,
+    OTHER_END,
+    build_model,
+    reference_model,
+    write_other_form,
+    write_tokenizer,
+)
 
 from trd_cli.config.training import DistillConfig
 from trd_cli.episodes.contexts import Conversation
@@ -164,6 +172,20 @@ def test_masks_ends_of_turn_and_the_head_of_a_response_are_as_in_any_row(world: 
     assert masked in with_mask.response_ids
     [head] = examples_of(world.appending, [row], max_response_tokens=row.turns[1].end)
     assert actions(tokenizer, [head]) == THOUGHT[:2]
+
+
+def test_the_end_of_every_turn_is_one_that_the_student_knows(world: World, tmp_path: Path) -> None:
+    teacher = write_other_form(build_model(tmp_path / "teacher", seed=2))
+    row = refined(teacher, 1)
+    ends = [turn.end - 1 for turn in row.turns]
+    assert [row.response_token_ids[place] for place in ends] == [OTHER_END] * 3
+    along = {"setting": None, "teacher": str(teacher)}
+    [made] = examples_of(world.appending, [row], **along)
+    assert made.response_ids[ends].tolist() == [END] * 3
+    assert set(ends) <= {*made.scored.tolist()}
+    assert actions(tokenizer_of(world.appending), [made]) == THOUGHT
+    [without] = examples_of(world.appending, [row], eos=False, **along)
+    assert not {*ends} & {*without.scored.tolist()}
 
 
 def test_an_episode_that_does_not_fit_and_one_that_failed_are_left_out_and_counted(world: World) -> None:

@@ -387,6 +387,17 @@ def test_a_slow_episode_does_not_hold_the_others_up(ok: Trd, tmp_path: Path, mon
     assert Path("resets").read_text() == resets, "what is done is not begun again"
 
 
+HANGING = "scripted:n=2,fault=hang,at_seed=0,at_turn=1"
+
+
+def test_what_is_finished_is_written_while_an_environment_hangs(start: Start, tmp_path: Path) -> None:
+    limits = ("--env-workers", 2, "--env-timeout", 600, "--shard-rows", 1)
+    running = start("sample", "-m", "scripted", *limits, "--env", HANGING, "--out", tmp_path / "y_o")
+    wait_for(lambda: shards_of(tmp_path / "y_o"))
+    running.kill()
+    assert [row.environment.seed for row in rows_of(tmp_path / "y_o")] == [1]
+
+
 WARM = """
 import trd_cli.engines.scripted
 import trd_cli.episodes.sampling
@@ -472,6 +483,13 @@ def test_what_cannot_be_played_is_refused_in_one_line(
     line = result.stderr.splitlines()[-1]
     assert said in line
     assert not (tmp_path / "y_o").exists()
+
+
+def test_no_model_goes_on_from_within_an_episode(undisturbed: Path, trd: Trd, tmp_path: Path) -> None:
+    result = trd("sample", "-m", "scripted", "--from", undisturbed, "--prefix", 0.5, "--out", tmp_path / "z")
+    assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
+    assert f"episodes in {undisturbed}" in result.stderr
+    assert not (tmp_path / "z").exists()
 
 
 def test_a_dry_run_shows_the_first_prompt_and_plays_nothing(ok: Trd, tmp_path: Path) -> None:

@@ -342,7 +342,7 @@ def test_another_rule_for_answers_grades_the_stored_samples_again(
     assert list(only(out)["samples"].values()) == ["010"]
     assert only(out)["no_answer"] == pytest.approx(2 / 3)
     result = ok("eval", "--rescore", out, "--lenient")
-    assert "1 verdicts changed" in result.stderr
+    assert "1 verdict changed" in result.stderr
     assert list(only(out)["samples"].values()) == ["110"]
     assert "lenient" in only(out)["grader"]
     ok("eval", "--rescore", out)

@@ -117,6 +117,12 @@ def test_the_parts_of_a_job_array_give_the_results_of_the_whole(made: Path, tmp_
     assert "\teval\tcomplete\t12\t0\t" in ok("status", tmp_path / "parts").stdout
 
 
+def test_a_part_makes_the_games_of_all_environments_before_it_plays_the_first(tmp_path: Path, ok: Trd) -> None:
+    both = ("scripted:n=8,seed=0", "scripted:rooms=6,n=8,seed=0")
+    ok("eval", "scripted", "--env", both[0], "--env", both[1], "--shard", "1/2", "--out", tmp_path)
+    assert {row.source for row in rows_of(tmp_path)} == set(both)
+
+
 def test_episodes_beside_a_benchmark_are_scored_with_one_start_of_the_engine(tmp_path: Path, ok: Trd) -> None:
     both = evaluate(ok, tmp_path / "e", "--bench", "arithmetic:n=4,seed=2", "--env", ENV, "--limit", 3)
     question, game = both["benchmarks"]["arithmetic:n=4,seed=2"], both["benchmarks"][ENV]

@@ -116,7 +116,9 @@ def test_a_name_that_no_row_has_and_rows_of_two_names_are_refused(shares: dict[s
     assert told in str(refused.value)
 
 
-@pytest.mark.parametrize("mix", ["math=0.5,textworld=0.4", "math=1.5", "math=0.5,code=-0.5", "math", "math=x"])
+@pytest.mark.parametrize(
+    "mix", ["math=0.5,textworld=0.4", "math=1.5", "math=0.5,code=-0.5", "math", "math=x", "math=0.7,math=1"]
+)
 def test_shares_that_are_none_are_refused(mix: str) -> None:
     with pytest.raises(InputError) as refused:
         DistillConfig.parse({"mix": [mix]})

@@ -12,13 +12,13 @@ import pytest
 from click.testing import Result
 from support.rows import refined_row
 from support.sets import by_id, rows_of
-from support.tiny import build_model
+from support.tiny import build_model, write_other_form
 
 from trd_cli.config.training import DistillConfig
 from trd_cli.episodes.commands import Command, commands_in
 from trd_cli.episodes.contexts import Conversation
 from trd_cli.episodes.moves import Ask, Reset
-from trd_cli.episodes.replay import Teacher, replay
+from trd_cli.episodes.replay import Replays, Teacher, replay
 from trd_cli.models import resolve_model
 from trd_cli.progress import SilentProgress
 from trd_cli.prompting.rendering import Rendering
@@ -206,6 +206,19 @@ def test_a_teacher_that_writes_no_command_makes_an_error_row() -> None:
     assert "no command" in last_words(requests[1])
 
 
+def test_a_planned_row_brings_all_that_its_play_needs_so_that_rows_that_are_never_played_hold_nothing() -> None:
+    prompt = Rendering().token_ids(TOKENIZER, STUDENTS)
+    rollout = replace(refined_row(0), messages=STUDENTS, prompt_token_ids=prompt, environment=WORLD)
+    planned = Replays(TEACHER, TOKENIZER, Rendering()).planned(
+        replace(refined_row(0), messages=TEACHERS, student_prompt_token_ids=prompt), rollout
+    )
+    play = Replays(TEACHER, TOKENIZER, Rendering()).play(planned)
+    assert isinstance(next(play), Reset)
+    asked = play.send(Observation("A hall.", True, False, False, 0.0))
+    assert isinstance(asked, Ask)
+    assert asked.request.messages == TEACHERS
+
+
 # The command. The student is the scripted engine, and so is the teacher, which has the environment's oracle.
 N = 8
 
@@ -341,7 +354,7 @@ def test_an_environment_that_fails_costs_its_row_alone(tmp_path: Path, ok: Trd, 
 def test_other_modes_refuse_episodes_in_one_line(mode: str, rollouts: Path, tmp_path: Path, trd: Trd) -> None:
     result = trd("refine", rollouts, *ORACLES, "--mode", mode, "--out", tmp_path / "y_r")
     assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
-    assert f"--mode {mode} with episodes" in result.stderr
+    assert "rows of one response each; leave --mode out" in result.stderr
     assert not (tmp_path / "y_r").exists()
 
 
@@ -376,6 +389,12 @@ def test_the_oracle_writes_in_the_tokens_of_a_real_model_which_is_trained_on_its
     ok("refine", tmp_path / "y_o", "--setting", "opsd", *scripted, "--out", tmp_path / "y_r")
     rows = by_id(tmp_path / "y_r")
     assert {row.stop_reason for row in rows.values()} == {"solved"}
+    # A teacher with another chat template and end of a turn writes the same episodes, in the student's form.
+    other = write_other_form(build_model(tmp_path / "other", seed=1))
+    by_other = ("refine", tmp_path / "y_o", "--setting", "opd", "--teacher", other, *scripted)
+    ok(*by_other, "--out", tmp_path / "of_other")
+    written = {row.parent_id: (row.response_token_ids, row.author) for row in rows.values()}
+    assert {row.parent_id: (row.response_token_ids, row.author) for row in rows_of(tmp_path / "of_other")} == written
     config = DistillConfig.parse({"model": str(model), "device": "cpu", "inputs": (str(tmp_path / "y_r"),)})
     sets = open_sets([str(tmp_path / "y_r")])
     with tempfile.TemporaryFile() as file:
@@ -394,6 +413,14 @@ def test_the_oracle_writes_in_the_tokens_of_a_real_model_which_is_trained_on_its
     assert f"error: episodes in {tmp_path / 'y_o'}" in result.stderr
     result = trd("sample", "-m", model, "-p", problems, "--engine", "scripted", "--out", tmp_path / "sums")
     assert "--engine scripted with --model" in result.stderr
+    # Where the student is gone, only a teacher that writes as it does may refine.
+    model.rename(tmp_path / "twin")
+    result = trd(*by_other, "--out", tmp_path / "gone")
+    assert (result.exit_code, result.stderr.count("\n"), (tmp_path / "gone").exists()) == (1, 1, False)
+    assert "writes a conversation otherwise than the student" in result.stderr
+    twin = ("--teacher", tmp_path / "twin")
+    ok("refine", tmp_path / "y_o", "--setting", "opd", *twin, *scripted, "--out", tmp_path / "of_twin")
+    assert {row.parent_id: (row.response_token_ids, row.author) for row in rows_of(tmp_path / "of_twin")} == written
 
 
 OWN = """

@@ -92,6 +92,14 @@ def test_text_that_looks_like_markup_is_shown_as_it_is(rollouts: Path, ok: Trd) 
     assert "[bold]x[/bold] [/] \\[y] :smile:" in ok("show", rollouts).stdout
 
 
+def test_what_would_be_a_command_to_the_terminal_is_shown_by_a_sign(rollouts: Path, ok: Trd) -> None:
+    rewrite(rollouts, lambda row: replace(row, response="a\x00b\x1b[31mred\x9b0m", error="\x1b]0;title"))
+    shown = ok("show", rollouts).stdout
+    assert "a␀b␛[31mred\ufffd0m" in shown
+    assert "␛]0;title" in shown
+    assert not {"\x00", "\x1b", "\x9b"} & set(shown)
+
+
 @pytest.mark.parametrize(
     ("before", "after", "marked"),
     [

@@ -275,7 +275,7 @@ def test_a_grader_with_other_options_is_refused_until_asked_to_grade_again(answe
     assert rows_of(directory) == before
     again = ok(*VERIFY, directory, "--lenient", "--regrade")
     assert [row.verdict for row in rows_of(directory)] == ["correct", "correct"]
-    assert "1 verdicts changed" in again.stderr
+    assert "1 verdict changed" in again.stderr
 
 
 def test_regrading_without_a_change_changes_no_verdict(rollouts: Path, ok: Trd) -> None:
@@ -284,6 +284,7 @@ def test_regrading_without_a_change_changes_no_verdict(rollouts: Path, ok: Trd) 
     result = ok(*VERIFY, rollouts, "--regrade")
     assert rows_of(rollouts) == before
     assert "0 verdicts changed" in result.stderr
+    assert "old \\ new" not in result.stderr, "a table of changes only where there are any"
 
 
 def test_a_row_without_a_response_is_an_error_and_never_wrong(answered: Make, ok: Trd) -> None:

@@ -29,6 +29,7 @@ from trd_cli.records import Environment
 from trd_cli.trajectories.shards import write_shard
 from trd_cli.worlds.base import Failure, Observation, Oracle
 from trd_cli.worlds.registry import KINDS
+from trd_cli.worlds.scratch import Scratch, keep_newest
 from trd_cli.worlds.scripted import FAULTS
 from trd_cli.worlds.spec import Made, Spec, problems
 from trd_cli.worlds.workers import Limits, Workers
@@ -160,6 +161,20 @@ def test_an_episode_may_begin_anew(workers: Workers) -> None:
     assert play(workers, [world], [["go east", "go west"]]) == [first]
 
 
+WHERE = """
+import tempfile
+from trd_cli.worlds.base import Score, Step
+
+class Where:
+    def reset(self, seed):
+        return tempfile.gettempdir()
+    def step(self, action):
+        return Step("Here.")
+    def score(self):
+        return Score(0.0, False)
+"""
+
+
 def gone(pids: Sequence[int], seconds: float = 30.0) -> bool:
     """Return whether all processes end within that time; a zombie has ended."""
     until = time.monotonic() + seconds
@@ -206,24 +221,72 @@ def test_no_process_and_no_temporary_file_outlives_a_command_that_is_killed(tmp_
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_command_that_is_killed_before_its_first_episode_leaves_no_temporary_file(tmp_path: Path) -> None:
+    program = "import os; from trd_cli.worlds.workers import Workers; Workers(2); os.kill(os.getpid(), 9)"
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=os.environ | {"TMPDIR": str(tmp_path)}, check=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("is_link", [False, True])
+def test_only_a_directory_that_the_workers_made_is_removed(is_link: bool, tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    (kept / "below").mkdir(parents=True)
+    scratch = Scratch.made()
+    scratch.path.rmdir()
+    if is_link:
+        scratch.path.symlink_to(kept)
+    else:
+        kept = kept.rename(scratch.path)
+    scratch.remove()
+    Scratch(tmp_path, scratch.mark).remove()
+    assert [each.name for each in kept.iterdir()] == ["below"]
+    if is_link:
+        scratch.path.unlink()
+    else:
+        kept.rename(tmp_path / "kept")
+
+
+@pytest.mark.parametrize(("name", "left"), [("trd-worlds-1", {"game-3", "game-4", "other"}), ("documents", None)])
+def test_of_many_games_the_newest_are_kept_where_workers_made_the_directory(
+    name: str, left: set[str] | None, tmp_path: Path
+) -> None:
+    place = tmp_path / name
+    names = {"other", *(f"game-{number}" for number in range(5))}
+    for each in names:
+        (place / each / "files").mkdir(parents=True)
+        os.utime(place / each, (0, int(each[-1]) if each != "other" else 0))
+    keep_newest(place, "game-*", 2)
+    assert {each.name for each in place.iterdir()} == (left or names)
+
+
 def played_once(count: int) -> tuple[list[int], Path]:
     """Play an episode in each of so many workers, and end them; return their processes, and their directory."""
     before = {each.pid for each in psutil.Process().children()}
     with Workers(count) as workers:
-        play(workers, environments(f"scripted:n={count}"), [["look"]] * count)
+        play(workers, environments(f"where:Where:n={count}"), [["look"]] * count)
         during = [each for each in psutil.Process().children() if each.pid not in before]
         assert len(during) == count
-        (scratch,) = {Path(each.environ()["TMPDIR"]) for each in during}
+        ((seen,),) = play(workers, environments("where:Where:n=1"), [[]])
+        scratch = Path(seen.text)
         assert scratch.is_dir()
     return [each.pid for each in during], scratch
 
 
+@pytest.fixture
+def where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Add an environment that shows its directory for temporary files."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "where.py").write_text(WHERE)
+
+
+@pytest.mark.usefixtures("where")
 def test_no_process_and_no_temporary_file_is_left_by_workers_that_are_closed() -> None:
     processes, scratch = played_once(2)
     assert gone(processes)
     assert not scratch.exists()
 
 
+@pytest.mark.usefixtures("where")
 def test_a_process_of_several_commands_keeps_the_games_that_were_made_until_its_end() -> None:
     keeper.begin()
     (_, scratch), (_, again) = played_once(1), played_once(1)
@@ -252,8 +315,11 @@ def test_a_worker_starts_without_torch() -> None:
         ("scripted:rooms=many", "rooms=many; expected a whole number"),
         ("scripted:rooms", "'rooms'; expected NAME or NAME:key=value"),
         ("scripted:n=2,n=3", "'n=3' a second time; expected"),
-        ("scripted:n=0", "n=0; expected at least 1"),
-        ("scripted:seed=-1", "seed=-1; expected at least 0"),
+        ("scripted:n=0", "n=0; expected a number from 1 to 1000000"),
+        ("scripted:n=2000000000000000", "n=2000000000000000; expected a number from 1 to 1000000"),
+        ("scripted:seed=-1", "seed=-1; expected a number from 0 to "),
+        ("scripted:n=2,seed=9223372036854775807", "seed=9223372036854775807; expected a number from 0 to 92233"),
+        ("", "--env '': unknown environment"),
         ("textworld:level=high", "level=high; expected a whole number"),
         ("no_such_module:make", "there is no module no_such_module; expected a file of Python code"),
     ],
@@ -271,6 +337,13 @@ def test_a_value_that_an_environment_does_not_take_is_refused_before_any_row(
     assert done.exit_code == 1
     *_, last = done.stderr.splitlines()
     assert last.startswith(f"trd sample: error: --env scripted: {text.partition(':')[2]}; expected ")
+
+
+def test_the_last_seed_that_a_row_can_hold_is_taken_and_the_next_refused() -> None:
+    spec = Spec.parse("scripted:n=2,seed=9223372036854775806")
+    assert spec.environments()[-1].seed == 2**63 - 1
+    with pytest.raises(InputError, match="seed=9223372036854775806"):
+        replace(spec, n=3)
 
 
 def test_episodes_have_consecutive_seeds_and_every_option_in_their_config() -> None:
@@ -325,6 +398,36 @@ def test_the_manuals_environment_of_ones_own_is_played_and_graded(
         assert (done.exit_code, told in done.stderr.splitlines()[-1]) == (1, True), done.stderr
 
 
+COUNTED = """
+from pathlib import Path
+from trd_cli.worlds.base import Score, Step
+
+class Counted:
+    alive = most = 0
+    def __init__(self):
+        Counted.alive += 1
+        Counted.most = max(Counted.most, Counted.alive)
+        Path("most").write_text(str(Counted.most))
+    def __del__(self):
+        Counted.alive -= 1
+    def reset(self, seed):
+        return "Begin."
+    def step(self, action):
+        return Step("Go on.")
+    def score(self):
+        return Score(0.0, False)
+"""
+
+
+def test_few_of_a_sets_environments_are_alive_while_it_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "counted.py").write_text(COUNTED)
+    with Workers(1) as workers:
+        made = problems(environments("counted:Counted:n=30"), workers)
+    assert [each.environment.seed for each in made if each.problem] == list(range(30))
+    assert int((tmp_path / "most").read_text()) <= workers.room
+
+
 DICE = """
 import random
 from trd_cli.worlds.base import Score, Step
@@ -350,6 +453,152 @@ def test_episodes_side_by_side_in_a_worker_have_pythons_random_numbers_each_for_
         alone = [play(workers, [world], [["roll"] * 3])[0] for world in worlds]
     assert together == alone
     assert len({seen[-1].text for seen in together}) == 3
+
+
+# Its programs leave the session of its process; one of them has lost its parent too.
+LEAVING = """
+import subprocess, sys
+from trd_cli.worlds.base import Score, Step
+
+ORPHAN = "import os, time; print(os.getpid(), flush=True); os.fork() and os._exit(0); print(os.getpid(), flush=True)"
+
+class Leaving:
+    def reset(self, seed):
+        return "Begin."
+    def step(self, action):
+        own = subprocess.Popen(["sleep", "300"], start_new_session=True)
+        program = f"{ORPHAN}; os.close(1); time.sleep(300)"
+        orphan = subprocess.run([sys.executable, "-c", program], stdout=-1, text=True, start_new_session=True)
+        return Step(f"{own.pid} {orphan.stdout.split()[-1]}")
+    def score(self):
+        return Score(0.0, False)
+"""
+LEFT = """
+import os, sys
+from trd_cli.worlds.spec import Spec
+from trd_cli.worlds.workers import Workers
+
+with Workers(1) as workers:
+    workers.start(0, Spec.parse("leaving:Leaving:n=1").environments()[0])
+    workers.ready()
+    workers.step(0, "go")
+    print(workers.ready()[0][1].text, flush=True)
+    if sys.argv[1] == "killed":
+        os.kill(os.getpid(), 9)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no way to find them")
+@pytest.mark.parametrize("end", ["ends", "killed"])
+def test_a_program_that_an_environment_starts_in_a_session_of_its_own_ends_with_the_command(
+    end: str, tmp_path: Path
+) -> None:
+    (tmp_path / "leaving.py").write_text(LEAVING)
+    variables = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", LEFT, end], cwd=tmp_path, env=variables, capture_output=True, text=True, check=False
+    )
+    assert len(pids := [int(word) for word in done.stdout.split()]) == 2, done.stderr
+    assert gone(pids)
+
+
+# A world whose methods return what an option says in place of what they should.
+ODD = """
+from trd_cli.worlds.base import Score, Step
+
+class Odd:
+    def __init__(self, **values):
+        self.values = {name: eval(text) for name, text in values.items()}
+    def reset(self, seed):
+        return self.values.get("reset", "Begin.")
+    def step(self, action):
+        return self.values.get("step", Step("Go on."))
+    def score(self):
+        return self.values.get("score", Score(0.0, False))
+    def oracle(self):
+        return self.values.get("oracle")
+"""
+
+
+@pytest.mark.parametrize(
+    ("method", "returned", "told"),
+    [
+        ("reset", "7", "reset() is of type int; expected str"),
+        ("step", "('Go.'; True)", "step() is of type tuple; expected trd_cli.worlds.base.Step"),
+        ("step", "None", "step() is of type NoneType; expected trd_cli.worlds.base.Step"),
+        ("step", "Step(None)", "text is of type NoneType; expected str"),
+        ("step", "Step(''; done='no')", "done is of type str; expected bool"),
+        ("step", "Step(''; valid=1)", "valid is of type int; expected bool"),
+        ("score", "1.0", "score() is of type float; expected trd_cli.worlds.base.Score"),
+        ("score", "Score(float('nan'); True)", "reward is nan; expected a finite number"),
+        ("score", "Score(float('-inf'); True)", "reward is -inf; expected a finite number"),
+        ("score", "Score('1'; True)", "reward is of type str; expected a number"),
+        ("score", "Score(1; None)", "solved is of type NoneType; expected bool"),
+        ("oracle", "'go'", "oracle() is a text; expected a list of texts"),
+        ("oracle", "3", "oracle() is of type int; expected a list of texts"),
+        ("oracle", "[1; 2]", "oracle's command is of type int; expected str"),
+        ("oracle", r"['go'; 'a\nb']", r"oracle has the command 'a\nb'; expected one line of text"),
+        ("oracle", "['']", "oracle has the command ''; expected one line of text"),
+    ],
+)
+def test_a_value_that_an_environment_may_not_return_costs_its_episode_and_is_told(
+    method: str, returned: str, told: str, odd: Workers
+) -> None:
+    config = json.dumps({method: returned.replace(";", ",")})
+    (world,) = environments("odd:Odd:n=1")
+    odd.start(0, replace(world, config=config))
+    ((_, result),) = odd.ready()
+    if isinstance(result, Observation):
+        odd.step(0, "go") if method == "step" else odd.oracle(0)
+        ((_, result),) = odd.ready()
+    assert result == Failure(f"the environment's {told}")
+
+
+def test_numbers_and_booleans_of_numpy_are_taken(odd: Workers) -> None:
+    numpy = "__import__('numpy')"
+    config = json.dumps({"score": f"Score({numpy}.float32(0.5), {numpy}.bool_(True))", "oracle": "()"})
+    (world,) = environments("odd:Odd:n=1")
+    ((seen,),) = play(odd, [replace(world, config=config)], [[]])
+    assert seen == Observation("Begin.", valid=True, done=False, solved=True, reward=0.5)
+    assert ask_oracle(odd, 0) == Oracle(())
+
+
+def test_a_class_that_is_no_environment_is_refused(odd: Workers, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="odd:Score: its Score has no method reset; expected reset, step, score"):
+        problems(environments("odd:Score:reward=1,solved=true"), odd)
+
+
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workers]:
+    place = tmp_path_factory.mktemp("odd")
+    (place / "odd.py").write_text(ODD)
+    with pytest.MonkeyPatch.context() as patch, Workers(1) as workers:
+        patch.chdir(place)
+        yield workers
+
+
+LARGE = """
+from trd_cli.worlds.base import Score, Step
+
+class Large:
+    def reset(self, seed):
+        self.held = bytearray(150 << 20)
+        return "Begin."
+    def step(self, action):
+        return Step(action)
+    def score(self):
+        return Score(0.0, False)
+"""
+
+
+def test_episodes_that_have_room_alone_are_played_also_where_all_of_them_have_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "large.py").write_text(LARGE)
+    with Workers(1, Limits(60.0, memory=512 << 20)) as workers:
+        seen = play(workers, environments("large:Large:n=4"), [["look"]] * 4)
+    assert [[each.text for each in episode] for episode in seen] == [["Begin.", "look"]] * 4
 
 
 # Verdicts

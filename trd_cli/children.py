@@ -1,12 +1,14 @@
 """Child processes of this package's own, each with a pipe to this process.
 
-A child is the leader of a process group, in which its own children are too. The whole group is killed when this process
-lets the child go, and by the child itself when the pipe breaks, however this process ended. Ctrl-C in a terminal
+A child is the leader of a process group, in which its own children are too. The whole group, and every process below
+the child, is killed when this process lets the child go, and by the child itself when the pipe breaks, however this
+process ended. Ctrl-C in a terminal
 reaches this process alone.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import subprocess
@@ -21,6 +23,7 @@ from pathlib import Path
 import trd_cli
 
 _LAST_LINES, _LONGEST_LINE = 20, 300
+_PR_SET_CHILD_SUBREAPER = 36
 # Seconds for the last lines of a process that has ended.
 _LAST_WORDS = 1.0
 
@@ -55,7 +58,9 @@ class Child:
                     self._last.append(line)
 
     def kill(self) -> None:
-        """Kill the process and its children now; may be called from any thread."""
+        """Kill the process and all below it now; may be called from any thread."""
+        if self._process.returncode is None:
+            _kill_below(self._process.pid)
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
 
@@ -87,6 +92,25 @@ def pipe_to_parent() -> Connection:
     return pipe
 
 
+def adopt_orphans() -> None:
+    """Keep processes below this one when their parents end, on Linux, so that they are found and killed with it."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
 def end_group() -> None:
-    """Kill this process, a `Child`, and its children."""
-    os.killpg(os.getpid(), signal.SIGKILL)
+    """Kill this process, a `Child`, and all below it."""
+    try:
+        _kill_below(os.getpid())
+    finally:
+        os.killpg(os.getpid(), signal.SIGKILL)
+
+
+def _kill_below(pid: int) -> None:
+    """Kill the processes below one; those that left its group too."""
+    import psutil
+
+    with suppress(psutil.Error):
+        for each in psutil.Process(pid).children(recursive=True):
+            with suppress(psutil.Error):
+                each.kill()

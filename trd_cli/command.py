@@ -121,7 +121,7 @@ def guarded(name: str, work: Callable[[], None]) -> None:
             _let_the_first_process_say_it(error)
         line = f"trd {name}: error: {error}"
         tell_run(error=line)
-        print(line, file=sys.stderr, flush=True)
+        print(streams.visible(line), file=sys.stderr, flush=True)
         raise typer.Exit(error.exit_code) from None
 
 

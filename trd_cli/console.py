@@ -19,7 +19,7 @@ _EVENT_INTERVAL = 0.5
 
 def _say(command: str, text: str) -> None:
     # While a bar is live, rich has standard error redirected: the line goes above the bar.
-    print(f"trd {command}: {text}", file=sys.stderr, flush=True)
+    print(f"trd {command}: {streams.visible(text)}", file=sys.stderr, flush=True)
 
 
 class ConsoleProgress:

@@ -38,7 +38,7 @@ class Outcome:
         limit = errors_allowed(max_errors, self.rows)
         if self.errors > limit:
             raise TooManyRowErrors(
-                f"{self.errors} of {counted(self.rows, 'row')} ended as errors, {limit:g} allowed (--max-errors); see their columns error and verdict_detail"
+                f"{self.errors} of {counted(self.rows, 'row')} ended as errors, {limit} allowed (--max-errors {max_errors:g}); see their columns error and verdict_detail"
             )
 
 
@@ -163,17 +163,16 @@ class ShardFiller:
     def _generate(self, rows: Iterable[Trajectory]) -> None:
         self._at_work_since = time.monotonic()
         try:
-            for row, tokens in self._made(rows):
-                self._add(row, tokens)
+            self._make(rows)
         finally:
             self.outcome.seconds += time.monotonic() - self._at_work_since
             self._at_work_since = None
 
-    def _made(self, rows: Iterable[Trajectory]) -> Iterator[tuple[Trajectory, int]]:
-        """Yield the finished row of each planned one, in any order, and the tokens generated for it."""
+    def _make(self, rows: Iterable[Trajectory]) -> None:
+        """Make the planned rows, in any order; each is added when it has ended."""
         for completion in self._answers(map(self._asked, rows)):
             row = self._finished(self._open.pop(completion.request_id), completion)
-            yield row, len(completion.token_ids or ())
+            self._add(row, len(completion.token_ids or ()))
 
     def _asked(self, row: Trajectory) -> Request:
         self._open[row.trajectory_id] = row

@@ -71,6 +71,8 @@ class OwnCode:
             sys.path.append(os.getcwd())
         try:
             found = getattr(importlib.import_module(self.module), self.function, None)
+        except MemoryError:
+            raise
         except Exception as error:
             raise OwnCodeError(
                 f"{self}: importing {self.module} raised {type(error).__name__}: {first_line(error)}"

@@ -68,6 +68,17 @@ def write_tokenizer(directory: Path, merges: tuple = _MERGES, chat_template: str
     fast.save_pretrained(directory)
 
 
+def write_other_form(directory: Path) -> Path:
+    """Give a model directory the same vocabulary with another chat template; `<|eos|>` alone ends a turn."""
+    other = SPECIALS[OTHER_END]
+    template = CHAT_TEMPLATE.replace("<|end|>", other).replace("<|start|>", "<|start|>the ")
+    write_tokenizer(directory, chat_template=template)
+    settings = directory / "tokenizer_config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"eos_token": other}))
+    set_eos(directory, [OTHER_END])
+    return directory
+
+
 def with_normalizer(directory: Path, normalizer: Any, **settings: Any) -> Path:
     """Give the tokenizer of a model directory another normaliser and other settings; its vocabulary stays."""
     from transformers import AutoTokenizer

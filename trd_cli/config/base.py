@@ -10,6 +10,7 @@ import json
 import re
 import types
 import typing
+from fractions import Fraction
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -78,6 +79,10 @@ def pairs(value: Any) -> Any:
     for item, parts in zip(value, split, strict=True):
         if len(parts) != 2 or not parts[0]:
             raise ValueError(f"KEY=VALUE, not {item!r}")
+    keys = [key for key, _ in split]
+    twice = next((key for key in keys if keys.count(key) > 1), None)
+    if twice is not None:
+        raise ValueError(f"each key once, not {twice} twice")
     return dict(split)
 
 
@@ -207,9 +212,11 @@ class Config(BaseModel):
         return {}
 
 
-def errors_allowed(max_errors: float, rows: int) -> float:
+def errors_allowed(max_errors: float, rows: int) -> int:
     """Return how many of `rows` may end as errors under --max-errors: that count, or below 1 that share of them."""
-    return max_errors * rows if max_errors < 1 else max_errors
+    # As it is written: 0.29 of 100 rows are 29, though the product of the floats is less.
+    given = Fraction(str(max_errors))
+    return int(given * rows if given < 1 else given)
 
 
 def _is_part(text: str) -> str:

@@ -106,10 +106,8 @@ class EvalConfig(OutputOptions, ArrayOptions, EngineOptions, EpisodeOptions, Ren
         if self.rescore is None:
             if not self.bench and not self.env:
                 raise InputError("no --bench", "a benchmark, --env SPEC or --rescore DIR", "add --bench NAME")
-            for name in ("n", *EpisodeOptions.model_fields) if not self.env else ():
-                if getattr(self, name) != type(self).model_fields[name].get_default():
-                    flag = self.flag(name)
-                    raise InputError(f"{flag} without --env", f"{flag} only for episodes", f"leave {flag} out")
+            if not self.env:
+                self.check_without_episodes("--env", "n")
             return self
         for name, field in type(self).model_fields.items():
             if name not in _READ_BY_RESCORE and getattr(self, name) != field.get_default():

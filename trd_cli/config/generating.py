@@ -175,6 +175,15 @@ class EpisodeOptions(Config):
     env_memory: AboveZero = option(4.0, "Engine", "GiB of memory that a process of environments may take.", rows=False)
     env_workers: Positive | None = option(None, "Engine", "Processes of environments. Default: one a core.", rows=False)
 
+    def check_without_episodes(self, lacking: str, *more: str) -> None:
+        """Raise InputError if an option of episodes, or one of `more`, is set where `lacking`, their source, is not."""
+        fields = type(self).model_fields
+        for name in (*more, *EpisodeOptions.model_fields):
+            if getattr(self, name) != fields[name].get_default():
+                raise InputError(
+                    f"{flag(name)} without {lacking}", f"{flag(name)} only for episodes", f"leave {flag(name)} out"
+                )
+
 
 # Options of `trd sample` that go with some of its inputs alone.
 _OF_PROBLEMS = ("max_prompt_tokens", "max_reference_tokens", "round", *RenderOptions.model_fields)
@@ -241,10 +250,14 @@ class SampleConfig(
     def _fill_in(cls, values: Any) -> Any:
         if not isinstance(values, dict) or values.get("max_tokens") is not None:
             return values
-        return values | {"max_tokens": _RESPONSE_TOKENS if values.get("env") is None else TURN_TOKENS}
+        return values | cls._most_tokens(values.get("env"))
 
     def _implied(self) -> dict[str, Any]:
-        return {"max_tokens": _RESPONSE_TOKENS if self.env is None else TURN_TOKENS}
+        return self._most_tokens(self.env)
+
+    @staticmethod
+    def _most_tokens(env: str | None) -> dict[str, Any]:
+        return {"max_tokens": _RESPONSE_TOKENS if env is None else TURN_TOKENS}
 
     @model_validator(mode="after")
     def _one_input(self) -> SampleConfig:
@@ -253,11 +266,8 @@ class SampleConfig(
         if len(given) != 1:
             got = " with ".join(given) or f"no {flag('problems')}"
             raise InputError(got, "a problem set, --env SPEC or --from SET", "give one of the three")
-        for name in EpisodeOptions.model_fields if self.env is None else ():
-            if getattr(self, name) != type(self).model_fields[name].get_default():
-                raise InputError(
-                    f"{flag(name)} without {flag('env')}", f"{flag(name)} only for episodes", f"leave {flag(name)} out"
-                )
+        if self.env is None:
+            self.check_without_episodes(flag("env"))
         if self.from_sets and self.prefix is None:
             raise InputError(
                 f"--from without {flag('prefix')}", "where its responses are cut", f"add {flag('prefix')} 0.5"

@@ -13,6 +13,7 @@ from itertools import chain
 from numbers import Real
 from typing import Any, get_args
 
+from trd_cli.errors import counted
 from trd_cli.prompting.tokens import Tokenizer
 from trd_cli.records import Completion, FinishReason, Request, logprob_array, token_array, well_formed
 from trd_cli.redaction import one_line
@@ -70,7 +71,7 @@ def matched(
         del waiting[identity]
         yield completion
     if strangers:
-        note(f"left out {strangers} answers of the engine that belong to no open request")
+        note(f"left out {counted(strangers, 'answer')} of the engine without an open request")
     for identity in chain(list(waiting), (request.request_id for request in asked if request is not None)):
         yield Completion(identity, error="the engine ended without an answer to this request")
 

@@ -218,3 +218,19 @@ def contexts_of_turns(
         conversation.act(row.response_token_ids[turn.start : turn.end], turn.action)
         conversation.observe(turn.observation or "")
     return found
+
+
+def writes_as_sampled(tokenizer: Tokenizer, rendering: Rendering, row: Trajectory) -> bool:
+    """Return whether a tokenizer writes what a rollout's actions were sampled after, and knows their ends of turn."""
+    response = row.response_token_ids
+    if any(response[turn.end - 1] not in tokenizer.eos_ids for turn in row.turns if turn.finish_reason == "stop"):
+        return False
+    read = [[*row.prompt_token_ids]]
+    for turn in row.turns:
+        own = turn.context_token_ids
+        read.append([*row.prompt_token_ids, *response[: turn.start]] if own is None else [*own])
+    written = [
+        rendering.token_ids(tokenizer, row.messages),
+        *contexts_of_turns(tokenizer, rendering, row.messages, row),
+    ]
+    return [[*ids] for ids in written] == read

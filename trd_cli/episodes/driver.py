@@ -15,11 +15,11 @@ from itertools import islice
 from trd_cli.config.base import OutputOptions
 from trd_cli.config.generating import EpisodeOptions
 from trd_cli.episodes.moves import Ask, AskOracle, Move, Play, Reset, Step
-from trd_cli.errors import ModelError
+from trd_cli.errors import ModelError, counted
 from trd_cli.generation import ShardFiller
 from trd_cli.planned import Backend, with_completion
 from trd_cli.progress import Progress
-from trd_cli.records import ENDED, Completion, Request, Trajectory, well_formed
+from trd_cli.records import ENDED, Completion, Request, StopReason, Trajectory, well_formed
 from trd_cli.redaction import one_line
 from trd_cli.trajectories.stage_dir import StageDir
 from trd_cli.worlds.base import Failure, Result
@@ -51,18 +51,22 @@ class Episodes:
         play_of: Callable[[Trajectory], Play],
         failed: Callable[[Trajectory, str], Trajectory],
         at_once: Callable[[], int],
+        ended: Callable[[Trajectory], None],
     ) -> None:
-        """`failed` makes the error row of a planned row; `at_once` tells how many episodes may be open."""
+        """`failed` makes the error row of a planned row; `at_once` tells how many episodes may be open.
+
+        `ended` gets each finished row at once, also while the engine waits for environments.
+        """
         self._workers, self._play_of, self._failed, self._at_once = workers, play_of, failed, at_once
+        self._ended = ended
         self._open: dict[str, _Episode] = {}
         self._asked: dict[str, str] = {}
         self._requests: deque[Request] = deque()
-        self._ended: deque[Trajectory] = deque()
 
     def play(
         self, rows: Iterable[Trajectory], answers: Callable[[Iterable[Request | None]], Iterable[Completion]]
-    ) -> Iterator[Trajectory | Completion]:
-        """Yield each finished row, and each completion of a turn before that; `answers` is the engine's part."""
+    ) -> Iterator[Completion]:
+        """Play the planned rows, and yield the completion of each turn; `answers` is the engine's part."""
         for completion in answers(self._turns(iter(rows))):
             name = self._asked.pop(completion.request_id)
             if completion.error is not None:
@@ -70,8 +74,6 @@ class Episodes:
             else:
                 yield completion
                 self._go_on(name, completion)
-            yield from self._finished()
-        yield from self._finished()
 
     def _turns(self, rows: Iterator[Trajectory]) -> Iterator[Request | None]:
         """Yield the requests of open episodes as they become ready, None while the engine has others to go on with."""
@@ -125,11 +127,7 @@ class Episodes:
     def _end(self, name: str, row: Trajectory) -> None:
         del self._open[name]
         self._workers.end(name)
-        self._ended.append(row)
-
-    def _finished(self) -> Iterator[Trajectory]:
-        while self._ended:
-            yield self._ended.popleft()
+        self._ended(row)
 
 
 class EpisodeFiller(ShardFiller):
@@ -147,27 +145,30 @@ class EpisodeFiller(ShardFiller):
     ) -> None:
         super().__init__(stage_dir, backend, options, progress, total)
         self._workers, self._play_of = workers, play_of
-        self._ends: Counter[str] = Counter()
+        self._ends: Counter[StopReason | None] = Counter()
         self._turns = 0
 
     def summary(self) -> str | None:
         """Return how the episodes that were played now have ended."""
         if not self._ends:
             return None
-        ends = ", ".join(f"{count} {ENDED.get(reason, reason)}" for reason, count in sorted(self._ends.items()))
-        return f"{self._turns} turns; episodes: {ends}"
+        ends = ", ".join(
+            f"{count} {ENDED[reason]}" if reason else counted(count, "error")
+            for reason, count in sorted(self._ends.items(), key=lambda each: each[0] or "error")
+        )
+        return f"{counted(self._turns, 'turn')}; episodes: {ends}"
 
-    def _made(self, rows: Iterable[Trajectory]) -> Iterator[tuple[Trajectory, int]]:
-        episodes = Episodes(self._workers, self._play_of, self._failed, self._at_once)
-        for made in episodes.play(rows, self._answers):
-            if isinstance(made, Completion):
-                self._count(0, len(made.token_ids))
-            else:
-                turns = len(made.turns or ())
-                self._turns += turns
-                self._count(0, 0, turns)
-                self._ends[made.stop_reason or "errors"] += 1
-                yield made, 0
+    def _make(self, rows: Iterable[Trajectory]) -> None:
+        episodes = Episodes(self._workers, self._play_of, self._failed, self._at_once, self._end)
+        for completion in episodes.play(rows, self._answers):
+            self._count(0, len(completion.token_ids))
+
+    def _end(self, row: Trajectory) -> None:
+        turns = len(row.turns or ())
+        self._turns += turns
+        self._count(0, 0, turns)
+        self._ends[row.stop_reason] += 1
+        self._add(row, 0)
 
     def _at_once(self) -> int:
         return max(_LEAST_OPEN, _OPEN_PER_ROW * self._engine.rows_at_once)

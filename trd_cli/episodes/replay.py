@@ -13,11 +13,11 @@ After the last list that it may write the episode ends there, and a command that
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from trd_cli.episodes.commands import Command, commands_in
-from trd_cli.episodes.contexts import Conversation
+from trd_cli.episodes.contexts import Conversation, check_turns
 from trd_cli.episodes.moves import Ask, AskOracle, Move, Play, Reset, Step
 from trd_cli.episodes.transcript import transcript
 from trd_cli.planned import row_seed
@@ -63,13 +63,24 @@ class Teacher:
     is_led: bool = False
 
 
-class Replays:
-    """Plan refined episodes and play them. It keeps what a planned row does not have until the row is played."""
+@dataclass(frozen=True, slots=True)
+class _Planned(Trajectory):
+    """Hold a planned row, and the messages of the student's prompt, which a refined row has no column for."""
 
-    def __init__(self, teacher: Teacher, students: Rendering) -> None:
-        """`students` is the rendering of the rollouts."""
-        self._teacher, self._students = teacher, students
-        self._asked: dict[str, Sequence[Message]] = {}
+    student_messages: Sequence[Message] = ()
+
+
+class Replays:
+    """Plan refined episodes and play them; y_r is written in the student's form."""
+
+    def __init__(self, teacher: Teacher, students: Tokenizer, rendering: Rendering) -> None:
+        """`students` is the tokenizer that writes the student's conversations, and `rendering` that of the rollouts.
+
+        Raises ModelError as `check_turns`, for the teacher's conversations or the student's.
+        """
+        check_turns(teacher.tokenizer, teacher.rendering)
+        check_turns(students, rendering)
+        self._teacher, self._students, self._rendering = teacher, students, rendering
 
     def identity(self) -> dict[str, str]:
         return {"again": self._teacher.again.sha256}
@@ -77,13 +88,14 @@ class Replays:
     def planned(self, row: Trajectory, rollout: Trajectory) -> Trajectory:
         """Return a planned row of the rollout as one of an episode; rows of other limits are others."""
         name = content_hash([row.trajectory_id, self._teacher.replays, self._teacher.max_turns])
-        if row.error is None:
-            self._asked[name] = rollout.messages
-        return replace(row, trajectory_id=name, seed=row_seed(name), environment=rollout.environment)
+        row = replace(row, trajectory_id=name, seed=row_seed(name), environment=rollout.environment)
+        columns = {field.name: getattr(row, field.name) for field in fields(row)}
+        return _Planned(**columns, student_messages=rollout.messages)
 
-    def play(self, row: Trajectory) -> Play:
-        messages, ids = self._asked.pop(row.trajectory_id), row.student_prompt_token_ids
-        return replay(row, self._teacher, lambda: Conversation(self._teacher.tokenizer, self._students, messages, ids))
+    def play(self, row: _Planned) -> Play:
+        """Return the play of a row that `planned` made."""
+        messages, ids = row.student_messages, row.student_prompt_token_ids
+        return replay(row, self._teacher, lambda: Conversation(self._students, self._rendering, messages, ids))
 
 
 @dataclass(slots=True)

@@ -62,12 +62,16 @@ class EpisodeSet:
         return len(self.environments)
 
     def __iter__(self) -> Iterator[Problem]:
+        self.make()
+        for each in self.environments:
+            yield self.made[_id_of(each)].problem or problem_of(each, "", None)
+
+    def make(self) -> None:
+        """Make the episodes that are not made yet. The workers must not play any meanwhile."""
         missing = [each for each in self.environments if _id_of(each) not in self.made]
         if missing:
             self.note(f"making {counted(len(missing), 'episode')}")
             self.made.update({_id_of(made.environment): made for made in problems(missing, self.workers)})
-        for each in self.environments:
-            yield self.made[_id_of(each)].problem or problem_of(each, "", None)
 
     def recall(self, shards: Iterable[Path], retry_errors: bool = False) -> None:
         """Take what is known of episodes from rows that are there, so that they are not made again.
@@ -131,10 +135,12 @@ class EpisodeAsker(Asker):
             return Prompt.nothing(self.templates[EPISODE])
         return super().prompt(problem)
 
-    def check_fit(self, problems: Iterable[Problem]) -> None:
-        """Check all episodes as `Asker` does; a part of a job array makes its own alone, and checks none."""
+    def check_fit(self, problems: EpisodeSet) -> None:
+        """Make all episodes and check them as `Asker` does; a part of a job array makes its own, and checks none."""
         if self.part is None:
             super().check_fit(problems)
+        else:
+            problems.of_part(self.part).make()
 
     def rows(
         self, problem: Problem, prompt: Prompt, n: int, sampling: SamplingOptions, round: int = 0

@@ -10,7 +10,7 @@ from trd_cli.records import Task, Verdict
 
 NO_ANSWER = "no_answer"
 # The column of a problem that trd's own grader of a task reads. A user's grader may need neither.
-_READ: dict[Task, Literal["reference_answer", "tests"]] = {
+READ: dict[Task, Literal["reference_answer", "tests"]] = {
     "math": "reference_answer",
     "code": "tests",
     "reasoning-gym": "tests",
@@ -19,7 +19,7 @@ _READ: dict[Task, Literal["reference_answer", "tests"]] = {
 
 def graded_by(task: Task) -> Literal["reference_answer", "tests"] | None:
     """Return the column of a problem without which rows of a task get no verdict, or None where there is none."""
-    return _READ.get(task)
+    return READ.get(task)
 
 
 @dataclass(frozen=True, slots=True)

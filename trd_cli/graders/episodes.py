@@ -18,8 +18,6 @@ from trd_cli.worlds.workers import Workers
 NAME = "environment"
 # Columns of an episode.
 READ = ("environment", "turns", "stop_reason", "episode_reward")
-# Episodes that are played again side by side.
-_AT_ONCE = 64
 
 
 def grades(table: pa.Table) -> Iterator[Grade]:
@@ -53,7 +51,7 @@ def second_opinions(table: pa.Table, workers: Workers) -> list[Verdict | None]:
     under_way: dict[int, _Again] = {}
     found: dict[int, Verdict | None] = {}
     while waiting or under_way:
-        while waiting and len(under_way) < _AT_ONCE:
+        while waiting and len(under_way) < workers.room:
             row = waiting.popleft()
             under_way[row] = _Again(deque(turns[row]))
             workers.start(row, environments[row])

@@ -9,6 +9,7 @@ from typing import Literal
 from trd_cli.config.grading import GraderConfig
 from trd_cli.errors import InputError, counted, flag
 from trd_cli.graders import code, episodes, evalplus, gym, math
+from trd_cli.graders.base import READ
 from trd_cli.graders.code import CodeOptions
 from trd_cli.graders.own import OwnGrader, chosen, own_graders
 from trd_cli.graders.sandbox import Level
@@ -89,7 +90,7 @@ class GraderOptions:
 
 
 # Tasks that trd has a grader for.
-KNOWN: tuple[Task, ...] = ("math", "code", EPISODE, gym.NAME)
+KNOWN: tuple[Task, ...] = (*READ, EPISODE)
 
 
 def no_grader(tasks: Mapping[Task, int], of: str) -> InputError:

@@ -29,7 +29,8 @@ PLACEHOLDERS: dict[str, dict[str, bool]] = {
 }
 _REFERENCES = ("reference_solution", "reference_answer")
 # Templates are written for each of these; any task that is not one of the first three is of the last.
-FAMILIES = ("math", "code", EPISODE, "task")
+OTHER = "task"
+FAMILIES = ("math", "code", EPISODE, OTHER)
 _PACKAGE = Path(__file__).parents[1]
 _ENVIRONMENT = jinja2.Environment(
     undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False
@@ -116,7 +117,7 @@ def _text_of(path: Path) -> str:
 
 def family_of(task: Task) -> str:
     """Return the one of `FAMILIES` whose templates a task has."""
-    return task if task in FAMILIES else FAMILIES[-1]
+    return task if task in FAMILIES else OTHER
 
 
 def deciding_families(tasks: Iterable[Task]) -> tuple[Task, ...]:

@@ -9,12 +9,10 @@ from typing import Any
 from trd_cli.config.base import Config
 from trd_cli.config.commands import EvalConfig
 from trd_cli.datasets.benchmarks import split_benchmarks, task_of
+from trd_cli.prompting.templates import OTHER
 from trd_cli.recipes.recipe import Recipe, Source
 from trd_cli.records import EPISODE, Task
 from trd_cli.trajectories.shards import PROBLEM_SCHEMA, read_table
-
-# The family of any task that is not one of the others.
-_OTHER = "task"
 
 
 def tasks_of(recipe: Recipe, config: Config, source: Source | None, of_problems: frozenset[Task]) -> frozenset[Task]:
@@ -38,7 +36,7 @@ def tasks_of_problems(table: Mapping[str, Any] | None) -> frozenset[Task]:
         return frozenset()
     (kind, value), *_ = table.items()
     if kind == "make":
-        return frozenset() if value.get("kind") == "arithmetic" else frozenset({_OTHER})
+        return frozenset() if value.get("kind") == "arithmetic" else frozenset({OTHER})
     if kind == "import":
         return frozenset(filter(None, [value.get("task")]))
     if not Path(value).is_file():

@@ -25,20 +25,28 @@ from trd_cli.diagnosis.onset import Onset, onset_of, read_words
 from trd_cli.diagnosis.results import Model
 from trd_cli.diagnosis.scoring import dtype_of
 from trd_cli.engines.placement import check_replicas
-from trd_cli.errors import InputError, counted, flag
+from trd_cli.errors import InputError, counted
 from trd_cli.generation import check_strangers
 from trd_cli.models import ModelRef
 from trd_cli.planned import Backend
 from trd_cli.progress import Progress, WithoutResults
 from trd_cli.prompting.rendering import Rendering, template_for
 from trd_cli.prompting.templates import deciding_families, digest_of
-from trd_cli.records import EPISODE, Trajectory
+from trd_cli.records import Trajectory
 from trd_cli.training.batches import Example
 from trd_cli.training.examples import Contexts, shown
 from trd_cli.training.reading import Verdicts
 from trd_cli.trajectories.id_set import IdSet
 from trd_cli.trajectories.run_json import About
-from trd_cli.trajectories.sets import InputSet, check_complete, iter_selected, open_sets, parent_tables, selected_tables
+from trd_cli.trajectories.sets import (
+    InputSet,
+    check_complete,
+    check_no_episodes,
+    iter_selected,
+    open_sets,
+    parent_tables,
+    selected_tables,
+)
 from trd_cli.trajectories.shards import check_whole, iter_values, read_table, schema_of
 from trd_cli.trajectories.stage_dir import StageDir
 from trd_cli.trajectories.writers import check_alike, writer_of
@@ -216,12 +224,7 @@ class Diagnosis:
         for each in self.sets:
             columns = ["trajectory_id", "parent_id", "task"]
             for table in selected_tables(each, config.subset, config.where, config.parents, columns):
-                if EPISODE in table["task"].unique().to_pylist():
-                    raise InputError(
-                        f"episodes in {each.directory}, most of whose tokens no model wrote",
-                        "rows of one response each",
-                        f"leave the set out, or add {flag('where')} \"task <> '{EPISODE}'\"",
-                    )
+                check_no_episodes(each, table["task"].unique().to_pylist())
                 names, parents = (table[column].to_pylist() for column in columns)
                 yield from ((parent or name, name) for name, parent in zip(names, parents, strict=True))
 

@@ -181,10 +181,10 @@ def _planned(config: EvalConfig, exams: Mapping[str, Exam], askers: Mapping[str,
 class _Filler(EpisodeFiller):
     """Fill a directory with episodes, and with the attempts at questions that are planned before them."""
 
-    def _made(self, rows: Iterable[Trajectory]) -> Iterator[tuple[Trajectory, int]]:
+    def _make(self, rows: Iterable[Trajectory]) -> None:
         for is_episode, group in groupby(rows, lambda row: row.task == EPISODE):
-            made = super()._made if is_episode else partial(ShardFiller._made, self)
-            yield from made(group)
+            make = super()._make if is_episode else partial(ShardFiller._make, self)
+            make(group)
 
 
 def _generate(
@@ -238,7 +238,7 @@ def _grade(
         progress.end()
     changed = sum(count for (old, new), count in grader.changes.items() if old != new)
     if changed:
-        progress.note(f"{changed} verdicts changed")
+        progress.note(f"{counted(changed, 'verdict')} changed")
     return grader.counts
 
 

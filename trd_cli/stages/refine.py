@@ -16,23 +16,23 @@ from functools import partial
 from itertools import chain
 from typing import Any
 
-from trd_cli.config.generating import RefineConfig, ReplayOptions
+from trd_cli.config.generating import RefineConfig
 from trd_cli.continuing import LENGTH_OF, PREFIX_OF, Continuer
-from trd_cli.episodes.contexts import check_turns
+from trd_cli.episodes.contexts import writes_as_sampled
 from trd_cli.episodes.driver import EpisodeFiller, workers_of
 from trd_cli.episodes.replay import Replays, Teacher
-from trd_cli.errors import EngineError, InputError, flag
+from trd_cli.errors import EngineError, InputError, ModelError, flag
 from trd_cli.generation import Outcome, ShardFiller, check_strangers
-from trd_cli.models import SCRIPTED
+from trd_cli.models import SCRIPTED, tokenizer_at_hand
 from trd_cli.planned import Backend, Prompt, new_row, no_response, preview, too_long, unknown_id
 from trd_cli.progress import Progress
 from trd_cli.prompting.rendering import Rendering, room_for_prompt, templates_for, values_of
 from trd_cli.prompting.templates import Template, deciding_families, family_of, load_template
-from trd_cli.prompting.tokens import check_wrote, fit_attempt
+from trd_cli.prompting.tokens import Tokenizer, check_wrote, fit_attempt
 from trd_cli.records import EPISODE, Environment, Problem, Task, Trajectory
 from trd_cli.trajectories.id_set import IdSet
 from trd_cli.trajectories.run_json import About
-from trd_cli.trajectories.sets import InputSet, open_sets
+from trd_cli.trajectories.sets import InputSet, check_no_episodes, iter_selected, open_sets
 from trd_cli.trajectories.shards import iter_values
 from trd_cli.trajectories.sources import Sources, asked_of, count_orphans
 from trd_cli.trajectories.stage_dir import StageDir
@@ -47,6 +47,8 @@ _READ = (
 )
 # And of an episode.
 _OF_EPISODES = ("messages", "environment")
+# And of one whose tokens are compared with what a tokenizer writes.
+_COMPARED = ("messages", "prompt_token_ids", "response_token_ids", "turns")
 # What all sets of one command share: the refined set tells it of its rollouts.
 _SHARED = ("tokenizer", "model", "model_revision")
 
@@ -168,20 +170,13 @@ def _tasks(config: RefineConfig, sets: Sequence[InputSet]) -> frozenset[Task]:
     found = iter_values((path for each in sets for path in each.shards), ["task"])
     families = frozenset(family_of(task) for (task,) in found)
     if EPISODE not in families:
-        fields = ReplayOptions.model_fields
-        given = [flag(name) for name in fields if getattr(config, name) != fields[name].get_default()]
-        if given:
-            raise InputError(f"{given[0]} without episodes", "episodes, to replay", f"leave {given[0]} out")
+        config.check_without_episodes("episodes", "replays")
         return families
     if len(families) > 1:
         others = ", ".join(sorted(families - {EPISODE}))
         raise InputError(f"episodes and rows of other tasks ({others})", "one of both", "refine each set by itself")
     if config.mode != "rewrite":
-        raise InputError(
-            f"{flag('mode')} {config.mode} with episodes",
-            f"{flag('mode')} rewrite: the teacher's commands are replayed",
-            f"leave {flag('mode')} out",
-        )
+        check_no_episodes(sets[0], families, f"leave {flag('mode')} out: the teacher's commands are replayed")
     _check_playable(sets)
     return families
 
@@ -223,7 +218,8 @@ class Refiner:
     def __init__(self, config: RefineConfig, source: InputSet, backend: Backend, tasks: Set[Task]) -> None:
         """Raise ModelError when the teacher's tokenizer is not the student's: its tokens could not be trained on.
 
-        `tasks` are the families of the rollouts' tasks. Raises EngineError for a scripted teacher of other rows.
+        It is raised too where it is unknown how an episode's student writes a conversation. `tasks` are the families of
+        the rollouts' tasks. Raises EngineError for a scripted teacher of other rows.
         """
         _check_scripted(backend, tasks)
         mend = "use a teacher of the student's family"
@@ -239,14 +235,17 @@ class Refiner:
         self._deciding = deciding_families(tasks)
         self._room = room_for_prompt(backend.max_length, config.max_tokens)
         self.continuer = Continuer(backend, config, config.cut) if config.cut else None
-        self.replays = Replays(self._of_episodes(), recorded) if EPISODE in tasks else None
-        if self.replays:
-            check_turns(backend.tokenizer, recorded)
+        self.replays = self._replays(recorded) if EPISODE in tasks else None
+
+    def _replays(self, recorded: Rendering) -> Replays:
+        students = self.backend.tokenizer
+        if self._config.teacher is not None:  # else the student is its own teacher
+            students = _students_tokenizer(self.backend, self._source, recorded)
+        return Replays(self._of_episodes(), students, recorded)
 
     def _of_episodes(self) -> Teacher:
-        """Return how the teacher is asked for the commands of episodes; raises ModelError as `check_turns`."""
+        """Return how the teacher is asked for the commands of episodes."""
         config, backend = self._config, self.backend
-        check_turns(backend.tokenizer, self.rendering)
         return Teacher(
             *(backend.tokenizer, self.rendering, load_template("again", EPISODE)),
             *(config.replays, config.max_turns, backend.max_length),
@@ -351,6 +350,25 @@ class Refiner:
             error=error,
         )
         return self.replays.planned(row, rollout) if self.replays else row
+
+
+def _students_tokenizer(teacher: Backend, source: InputSet, rendering: Rendering) -> Tokenizer:
+    """Return the tokenizer that writes the student's conversations: the student's own, which may not be here any more.
+
+    Then it is the teacher's where that writes an episode of the set as it was sampled. Raises ModelError where it does
+    not: its chat template or end of a turn is another.
+    """
+    if own := tokenizer_at_hand(source.about, source.directory):
+        return own
+    played = (row for row in iter_selected([source], columns=_COMPARED) if row.turns)
+    first = next(played, None)
+    if first is None or writes_as_sampled(teacher.tokenizer, rendering, first):
+        return teacher.tokenizer
+    raise ModelError(
+        f"{teacher.model.name} writes a conversation otherwise than the student of {source.directory}, which is not here",
+        "the student's chat template and end of a turn, in which the refined episodes are written",
+        f"put {source.about.model or 'the student'} back, or use a teacher with the same chat template",
+    )
 
 
 def _check_scripted(backend: Backend, tasks: Set[Task]) -> None:

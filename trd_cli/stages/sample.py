@@ -171,7 +171,7 @@ class _Plan:
 def go_on(config: SampleConfig, paths: Sequence[str], backend: Backend, progress: Progress) -> Outcome:
     """Generate what is missing of `n` rows from the prefix of each row that the sets at `paths` have in the subset."""
     sets = open_sets(paths)
-    source, sources = sets[0], Sources(config)
+    source, sources = sets[0], Sources(config, playable=False)
     sources.check(sets)
     mend = "give the --model that wrote it, or one of its family"
     for each in sets:

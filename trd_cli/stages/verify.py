@@ -141,9 +141,11 @@ def _preview(each: InputSet, options: GraderOptions, regrade: bool) -> Iterator[
 
 
 def _confusion(changes: Counter[tuple[str, str]]) -> Iterator[str]:
-    """Yield a table of old verdicts (lines) against new ones (columns)."""
+    """Yield how many verdicts changed and, if any did, a table of old ones (lines) against new ones (columns)."""
     changed = sum(count for (old, new), count in changes.items() if old != new)
-    yield f"{changed} verdicts changed"
+    yield f"{counted(changed, 'verdict')} changed"
+    if not changed:
+        return
     names = [name for name in get_args(Verdict) if any(name in pair for pair in changes)]
     yield "old \\ new".ljust(12) + "".join(name.rjust(11) for name in names)
     for old in names:

@@ -226,8 +226,11 @@ class Contexts:
         A finished response ends with an end of turn that the student knows.
         """
         ids, weights = np.asarray(row.response_token_ids, np.int32), self._weights(row)
-        if row.turns and not self._config.eos:
-            weights = self._without_ends(row, ids, weights)
+        if row.turns:
+            ends = [turn.end - 1 for turn in row.turns if turn.end > turn.start]
+            ids = self._with_own_ends(ids, ends)
+            if not self._config.eos:
+                weights = self._without_ends(ids, weights, ends)
         if row.finish_reason == "stop" and len(ids):
             ids, weights = self._ended(ids, weights)
         most = self._config.max_response_tokens
@@ -242,11 +245,20 @@ class Contexts:
             return is_trained.astype(np.float32)
         return np.asarray(row.token_weight, np.float32) * is_trained
 
-    def _without_ends(self, row: Trajectory, ids: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    def _with_own_ends(self, ids: np.ndarray, ends: Sequence[int]) -> np.ndarray:
+        """Return the ids with the student's end of a turn in the place of an end that only the teacher knows.
+
+        `ends` are the places of the last tokens of an episode's actions.
+        """
+        replaced = ids.copy()
+        of_teacher = np.isin(ids[ends], sorted(self._teacher_eos_ids - self._tokenizer.eos_ids))
+        replaced[ends] = np.where(of_teacher, np.int32(self._tokenizer.end_of_turn_id), ids[ends])
+        return replaced
+
+    def _without_ends(self, ids: np.ndarray, weights: np.ndarray, ends: Sequence[int]) -> np.ndarray:
         """Return the weights with 0 at the end of each turn of an episode, which the next one is read after."""
-        ends = [turn.end - 1 for turn in row.turns if turn.end > turn.start]
         is_end = np.zeros(len(ids), bool)
-        is_end[ends] = np.isin(ids[ends], [*self._tokenizer.eos_ids, *self._teacher_eos_ids])
+        is_end[ends] = np.isin(ids[ends], [*self._tokenizer.eos_ids])
         return np.where(is_end, np.float32(0), weights)
 
     def _ended(self, ids: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

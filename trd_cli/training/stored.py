@@ -133,6 +133,11 @@ class Examples(Sequence[Example]):
         lengths = self._lengths[self._firsts]
         return lengths[:, :2] + lengths[:, 2:3] - 1
 
+    def by_class(self) -> dict[str, np.ndarray]:
+        """Return the numbers of the rows of each class of --mix."""
+        of_mix = self._classes[self._firsts]
+        return {name: np.flatnonzero(of_mix == code) for code, name in enumerate(self.about["classes"])}
+
 
 class ExampleWriter:
     """Write examples into a file, one after another, in any order; memory holds the index alone."""

@@ -8,7 +8,6 @@ import resource
 import signal
 import sys
 import time
-from array import array
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
@@ -191,7 +190,8 @@ class Trainer:
     def train(self, examples: Sequence[Example], progress: Progress, digest: str = "") -> Trained:
         """Run the remaining steps; write one line of JSON a step to the log.
 
-        `digest` tells this training from others; the main process needs it where rows are weighed.
+        `digest` tells this training from others; the main process needs it where rows are weighed. A mix needs
+        `stored.Examples`, which tell the classes of rows.
 
         Raises TrdError for a loss or a gradient that is not finite or explodes, and KeyboardInterrupt on a signal to
         stop, after the state of the last whole step is saved.
@@ -205,11 +205,11 @@ class Trainer:
         if config.tracker:
             accelerator.init_trackers("trd", config={k: str(v) for k, v in config.record().items()})
         try:
+            mixed = Mixed(config.mix, examples.by_class()) if config.mix else None
             if config.weighs_rows and len(examples):
                 examples = self._weighed(examples, trained, progress, digest)
             progress.start("distill", whole.rows_in(whole.steps), whole.rows_in(trained.steps))
             with _Signals(progress) as signals:
-                mixed = Mixed(config.mix, _by_class(examples)) if config.mix else None
                 for number, chosen in whole.numbered(config.seed, self._passes_before, trained.steps, mixed):
                     rows = [examples[i] for i in chosen]
                     with self._memory_for(rows):
@@ -537,14 +537,6 @@ class _Signals:
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
-
-
-def _by_class(examples: Sequence[Example]) -> dict[str, array[int]]:
-    """Return the numbers of the rows of each class of --mix."""
-    found: dict[str, array[int]] = {}
-    for number in range(len(examples)):
-        found.setdefault(examples[number].mixed_as, array("q")).append(number)
-    return found
 
 
 def _switches(student: ModelRef, teacher: ModelRef) -> tuple[int | None, int | None]:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from trd_cli.atomic import as_text, from_text
-from trd_cli.errors import InputError
-from trd_cli.records import Part, Trajectory, content_hash
+from trd_cli.errors import InputError, flag
+from trd_cli.records import EPISODE, Part, Task, Trajectory, content_hash
 from trd_cli.trajectories.run_json import About, read_run_json
 from trd_cli.trajectories.shards import PER_TOKEN, SCHEMA, list_shards, read_table, rows_in, shard_number
 from trd_cli.trajectories.state import state_of
@@ -90,6 +90,16 @@ def check_complete(directories: Iterable[Path], part: Part | None = None) -> Non
     """Raise InputError for a set that is not finished or has shards that are not its own; see `State.check`."""
     for directory in dict.fromkeys(directories):
         state_of(directory).check(part)
+
+
+def check_no_episodes(each: InputSet, tasks: Iterable[Task], mend: str | None = None) -> None:
+    """Raise InputError where rows of a set, which have these tasks, are episodes: each must be one text of a model."""
+    if EPISODE in tasks:
+        raise InputError(
+            f"episodes in {each.directory}, most of whose tokens no model wrote",
+            "rows of one response each",
+            mend or f"leave the set out, or add {flag('where')} \"task <> '{EPISODE}'\"",
+        )
 
 
 def iter_selected(

@@ -19,6 +19,7 @@ from trd_cli.errors import InputError, counted
 from trd_cli.prompting.authors import Span, author_spans, told_authors
 from trd_cli.prompting.tokens import Tokenizer
 from trd_cli.records import EPISODE, Trajectory
+from trd_cli.streams import visible
 from trd_cli.trajectories.marks import by_author, word_diff
 from trd_cli.trajectories.sets import InputSet, find_row, open_sets, parent_directories
 from trd_cli.trajectories.show_turns import shown_turns, told_environment, told_episode, turns_diff
@@ -118,7 +119,7 @@ def _facts(row: Trajectory, source: InputSet) -> Table:
         "authors": told_authors(row.author or (), is_episode=row.turns is not None),
         "prefix": f"{counted(row.prefix_tokens, 'response token')} given to the model" if row.prefix_tokens else "",
         "weights": _weights(row.token_weight) if row.token_weight else "",
-        "attempt cut": f"{row.attempt_tokens_trimmed} tokens" if row.attempt_tokens_trimmed else "",
+        "attempt cut": counted(row.attempt_tokens_trimmed, "token") if row.attempt_tokens_trimmed else "",
         "reference": row.reference_answer or "",
         "oracle": ", ".join((row.reference_solution or "").splitlines()) if row.task == EPISODE else "",
         "verdict": _verdict(row) if row.verdict else "",
@@ -126,7 +127,7 @@ def _facts(row: Trajectory, source: InputSet) -> Table:
     }
     for name, value in facts.items():
         if value:
-            table.add_row(Text(name, style="bold"), Text(value))
+            table.add_row(Text(name, style="bold"), _as_text(value))
     return table
 
 
@@ -141,4 +142,11 @@ def _weights(weights: Sequence[float]) -> str:
 
 
 def _panel(title: str, body: str | Text) -> Panel:
-    return Panel(body if isinstance(body, Text) else Text(body), title=Text(title), title_align="left")
+    return Panel(_as_text(body), title=_as_text(title), title_align="left")
+
+
+def _as_text(body: str | Text) -> Text:
+    """Return a text that no terminal takes for a command: models and environments may write any character."""
+    text = body.copy() if isinstance(body, Text) else Text(body)
+    text.plain = visible(text.plain)
+    return text

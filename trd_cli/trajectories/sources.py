@@ -13,18 +13,22 @@ from trd_cli.config.generating import RefineConfig, SampleConfig
 from trd_cli.errors import InputError
 from trd_cli.records import Kind, Trajectory
 from trd_cli.trajectories.id_set import IdSet
-from trd_cli.trajectories.sets import InputSet, check_complete, selected_tables
+from trd_cli.trajectories.sets import InputSet, check_complete, check_no_episodes, selected_tables
 from trd_cli.trajectories.shards import check_whole, iter_values, list_shards, may_hold, rows_in
 
-_NAMES = ("trajectory_id", "problem_id", "stage")
+_NAMES = ("trajectory_id", "problem_id", "stage", "task")
 
 
 @dataclass(frozen=True)
 class Sources:
-    """The way from sets to the rows to take; with `kind` those of another one are refused."""
+    """The way from sets to the rows to take; with `kind` those of another one are refused.
+
+    So are episodes where they are not `playable`.
+    """
 
     options: RefineConfig | SampleConfig
     kind: Kind | None = None
+    playable: bool = True
 
     def check(self, sets: Sequence[InputSet]) -> None:
         """Raise InputError for sets that are not finished, or where shards with rows of this part are not given."""
@@ -65,7 +69,7 @@ class Sources:
     def rows(self, sets: Iterable[InputSet], columns: Sequence[str]) -> Iterator[Trajectory]:
         """Yield the rows in the subset and the part; columns that are not asked for are None.
 
-        Raises InputError for a row of another kind.
+        Raises InputError for a row of another kind, and for an episode that is not to be there.
         """
         wanted = list(dict.fromkeys([*_NAMES, *columns]))
         for each in self._of_part(sets):
@@ -81,6 +85,8 @@ class Sources:
                 raise InputError(
                     f"{each.directory} holds {other} rows", f"{self.kind}s", "give the set that trd sample made"
                 )
+            if not self.playable:
+                check_no_episodes(each, table["task"].unique().to_pylist())
             yield table
 
     def _of_part(self, sets: Iterable[InputSet]) -> Iterator[InputSet]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from trd_cli.errors import DamagedFile, InputError
+from trd_cli.errors import DamagedFile, InputError, counted
 from trd_cli.records import Part
 from trd_cli.trajectories.parts import again
 from trd_cli.trajectories.run_json import About, read_run_json
@@ -138,9 +138,9 @@ class State:
         if self.record is None or self.is_finished:
             return
         lacking = [each.part.index for each in self.parts if not each.is_finished]
-        of = "an unknown number of" if self.expected is None else self.expected
+        of = "an unknown number of rows" if self.expected is None else counted(self.expected, "row")
         raise InputError(
-            f"{f'{self.part} of ' if self.part else ''}{self.directory} is unfinished: {self.rows} of {of} rows",
+            f"{f'{self.part} of ' if self.part else ''}{self.directory} is unfinished: {self.rows} of {of}",
             "a finished set",
             f"{again(self.command, self.part, *lacking)} to finish it, or pass --allow-partial",
         )

@@ -76,5 +76,7 @@ def make(environment: Environment) -> World:
         return OwnCode.parse(name).load()(**config)
     except OwnCodeError as error:
         raise WorldError(str(error)) from None
+    except MemoryError:
+        raise
     except Exception as error:
         raise WorldError(f"{name} raised {type(error).__name__}: {error}") from None

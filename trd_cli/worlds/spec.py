@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from trd_cli.errors import InputError, flag
 from trd_cli.own_code import OwnCode
@@ -14,6 +15,8 @@ from trd_cli.worlds.registry import KINDS, Config, Value, version_of
 from trd_cli.worlds.workers import Workers
 
 _N, _SEED = 20, 0
+# The list of episodes is held in memory; a seed is a column of 64 bits.
+_MOST, _SEEDS = 1_000_000, 2**63
 _GAME = "game"
 _SHAPE = "NAME or NAME:key=value,…, as textworld:level=1,n=20,seed=0"
 
@@ -32,9 +35,15 @@ class Spec:
     n: int
     seed: int
 
+    def __post_init__(self) -> None:
+        if not 1 <= self.n <= _MOST:
+            raise _refused(self.text, f"n={self.n}", f"a number from 1 to {_MOST}")
+        if not 0 <= self.seed <= _SEEDS - self.n:
+            raise _refused(self.text, f"seed={self.seed}", f"a number from 0 to {_SEEDS - self.n}")
+
     @classmethod
     def parse(cls, text: str) -> Spec:
-        """Read a specification; raises InputError for an unknown name or option, and for a value of a wrong type."""
+        """Read a specification; raises InputError for an unknown name or option, and for a value that cannot be."""
         name, _, rest = text.strip().partition(":")
         if name not in KINDS:
             function, _, rest = rest.partition(":")
@@ -47,10 +56,6 @@ class Spec:
             rest = f"{_GAME}={rest}"
         given = _pairs(text, rest)
         n, seed = (_typed(text, key, given.pop(key, str(value)), value) for key, value in (("n", _N), ("seed", _SEED)))
-        if n < 1:
-            raise _refused(text, f"n={n}", "at least 1")
-        if seed < 0:
-            raise _refused(text, f"seed={seed}", "at least 0")
         return cls(text, name, _config(text, name, given), n, seed)
 
     def label(self) -> str:
@@ -67,7 +72,7 @@ class Spec:
 
 
 def _refused(text: str, got: str, expected: str) -> InputError:
-    return InputError(f"{flag('env')} {text}: {got}", expected, f"change {flag('env')}")
+    return InputError(f"{flag('env')} {text.strip() or repr(text)}: {got}", expected, f"change {flag('env')}")
 
 
 def _pairs(text: str, rest: str) -> dict[str, str]:
@@ -124,15 +129,16 @@ class Made:
 
 
 def problems(environments: Sequence[Environment], workers: Workers) -> list[Made]:
-    """Begin an episode in each environment and return its problem, in order.
+    """Begin an episode in each environment and return its problem, in order; few of them are open at a time.
 
     The reference solution is the oracle's commands from the start, one a line. Raises InputError if an environment
     cannot be made as it is named: an option's value that it does not take, for example.
     """
-    for i, environment in enumerate(environments):
-        workers.start(i, environment)
+    waiting = iter(range(len(environments)))
     made: dict[int, Made] = {}
     texts: dict[int, str] = {}
+    for i in islice(waiting, workers.room):
+        workers.start(i, environments[i])
     while len(made) < len(environments):
         for i, result in workers.ready():
             if isinstance(result, Observation):
@@ -146,8 +152,10 @@ def problems(environments: Sequence[Environment], workers: Workers) -> list[Made
                     f"change {flag('env')}",
                 )
             else:
-                made[i] = _made(environments[i], texts.get(i), result)
+                made[i] = _made(environments[i], texts.pop(i, None), result)
                 workers.end(i)
+                for following in islice(waiting, 1):
+                    workers.start(following, environments[following])
     return [made[i] for i in range(len(environments))]
 
 

@@ -1,6 +1,7 @@
 """Games of TextWorld (https://github.com/microsoft/TextWorld), made from a seed without the network.
 
-A game is compiled once and kept in the directory for temporary files, which is the one of the pool of workers.
+A game is compiled once and kept in the directory for temporary files, which is the one of the pool of workers. Of many
+games the last used are kept; the others are made again when they are played again.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 
 from trd_cli.records import content_hash
 from trd_cli.worlds.base import Score, Step, WorldError
+from trd_cli.worlds.scratch import keep_newest
 
 PACKAGE = "textworld"
 # Counts changes of the texts below; it is part of the version.
@@ -20,6 +22,8 @@ REVISION = 1
 OPTIONS: Mapping[str, int | str] = {"game": "treasure_hunter", "level": 1}
 # The highest level of each game.
 _LEVELS = {"treasure_hunter": 30, "coin_collector": 300, "quest": 20}
+# Games; each has 0.43 MB of files. A game that is played needs them only at its reset.
+_KEPT = 500
 _BANNER = "$$"
 # The status line stands after it.
 _PROMPT = re.compile(r"\n>[^\n]*\Z")
@@ -89,14 +93,17 @@ def _game_file(game: str, level: int, seed: int) -> Path:
     """Return a game's file; the game is made unless it is there."""
     digest = content_hash([game, level, seed])
     place = Path(tempfile.gettempdir()) / f"textworld-{digest}"
-    if not place.is_dir():
-        with tempfile.TemporaryDirectory(prefix="textworld-") as made:
+    if place.is_dir():
+        os.utime(place)
+    else:
+        with tempfile.TemporaryDirectory(prefix="making-") as made:
             _compile(game, level, seed, Path(made, "new"))
             try:
                 os.rename(Path(made, "new"), place)
             except OSError:
                 if not place.is_dir():  # else another process was faster
                     raise
+        keep_newest(place.parent, "textworld-*", _KEPT)
     return place / "game.z8"
 
 

@@ -1,8 +1,9 @@
 """Play many episodes in a few worker processes, each of which can be killed.
 
 An episode stays in its worker, which takes one call after the other. A worker is killed when a call takes too long; it
-may also crash, or run out of memory. That costs the episode whose call it was, a crash if it comes twice. The other
-episodes of that worker are played again in a fresh one, by the same actions.
+may also crash, or run out of memory. That costs the episode whose call it was; a crash or a lack of memory only if it
+comes again in a fresh worker, where the episode is alone. The other episodes of that worker are played again by the
+same actions.
 """
 
 from __future__ import annotations
@@ -10,31 +11,25 @@ from __future__ import annotations
 import logging
 import os
 import queue
-import random
-import resource
-import shutil
-import signal
-import tempfile
 import threading
 from collections.abc import Hashable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection, wait
-from pathlib import Path
-from typing import Literal
+from multiprocessing.connection import wait
 
 from trd_cli import keeper
-from trd_cli.children import Child, end_group, pipe_to_parent
+from trd_cli.children import Child
 from trd_cli.records import Environment
-from trd_cli.worlds.base import Failure, Observation, Oracle, Result, World, WorldError
-from trd_cli.worlds.registry import make
+from trd_cli.worlds import process
+from trd_cli.worlds.base import Failure, Observation, Result
+from trd_cli.worlds.process import NO_MEMORY, Call
+from trd_cli.worlds.scratch import Scratch
 
 _log = logging.getLogger(__name__)
-# Seconds. A call that outlives its owner ends by itself after `_GRACE` more than the owner would have waited.
-_START, _END, _GRACE = 60.0, 1.0, 5.0
+# Seconds.
+_START, _END = 60.0, 1.0
 # Of the directory, where it is kept.
 _NAME = "worlds"
-Call = Literal["start", "step", "oracle", "end"]
 
 
 @dataclass(frozen=True)
@@ -55,21 +50,29 @@ class _Episode:
     last: Observation | None = None
 
 
-class _Scratch:
-    """The workers' directory for temporary files.
+class _Files:
+    """Make the workers' directory for temporary files with the first worker.
 
     In a process that keeps things (see `keeper`) it stays for the next command, with the games that were made.
     """
 
     def __init__(self) -> None:
-        self.path = Path(tempfile.mkdtemp(prefix="trd-worlds-"))
+        self._scratch: Scratch | None = None
+        self._lock = threading.Lock()
+
+    def made(self) -> Scratch:
+        """Return the directory; any thread may ask for it."""
+        with self._lock:
+            self._scratch = self._scratch or Scratch.made()
+            return self._scratch
 
     def rest(self) -> None:
         """Do nothing while GPUs are for others: files have none."""
 
     def close(self) -> None:
         """Remove the directory."""
-        shutil.rmtree(self.path, ignore_errors=True)
+        if self._scratch is not None:
+            self._scratch.remove()
 
 
 class Workers:
@@ -82,8 +85,8 @@ class Workers:
     def __init__(self, count: int | None = None, limits: Limits = Limits()) -> None:
         """Prepare for `count` worker processes, by default one a core; each starts with its first episode."""
         at = keeper.current()
-        self._scratch: _Scratch = (at.take(_NAME) if at is not None else None) or _Scratch()
-        self._threads = [_Thread(limits, self._scratch.path) for _ in range(count or os.cpu_count() or 1)]
+        self._files: _Files = (at.take(_NAME) if at is not None else None) or _Files()
+        self._threads = [_Thread(limits, self._files) for _ in range(count or os.cpu_count() or 1)]
         self._place: dict[Hashable, _Thread] = {}
         self._results: queue.SimpleQueue[tuple[Hashable, Result]] = queue.SimpleQueue()
 
@@ -97,9 +100,14 @@ class Workers:
             thread.join()
         at = keeper.current()
         if at is not None:
-            at.put(_NAME, self._scratch, self._scratch.close)
+            at.put(_NAME, self._files, self._files.close)
         else:
-            self._scratch.close()
+            self._files.close()
+
+    @property
+    def room(self) -> int:
+        """Return how many open episodes keep all workers busy; more of them only take memory."""
+        return 2 * len(self._threads)
 
     def start(self, key: Hashable, environment: Environment) -> None:
         """Begin an episode, or begin it anew; leads to an `Observation`, what the player reads first."""
@@ -138,9 +146,9 @@ class Workers:
 class _Thread:
     """A thread that has a worker process and waits for it; a lost worker is replaced with its next call."""
 
-    def __init__(self, limits: Limits, scratch: Path) -> None:
+    def __init__(self, limits: Limits, files: _Files) -> None:
         self.load = 0
-        self._limits, self._scratch = limits, scratch
+        self._limits, self._files = limits, files
         self._calls: queue.SimpleQueue = queue.SimpleQueue()
         self._episodes: dict[Hashable, _Episode] = {}
         self._worker: _Worker | None = None
@@ -191,7 +199,8 @@ class _Thread:
     def _answer(self, name: Call, key: Hashable, value: object) -> Result:
         """Make a call in the worker; raises _Lost. If the worker dies of it, the call is made once more in a fresh one.
 
-        The episode may not be to blame: the system ends processes when memory is short.
+        The episode, which is alone there, may not be to blame: the system ends processes when memory is short, and the
+        worker's memory is that of all its episodes.
         """
         if name == "start":
             self._forget(key)
@@ -233,7 +242,7 @@ class _Thread:
 
     def _ask(self, name: Call, episode: _Episode, value: object) -> Result:
         if self._worker is None:
-            self._worker = _Worker(self._limits, self._scratch)
+            self._worker = _Worker(self._limits, self._files)
             if self._is_closing:
                 raise _Lost("the command is ending")
         try:
@@ -253,21 +262,26 @@ class _Lost(Exception):
 
 
 class _Died(_Lost):
-    """A worker has gone by itself, or something else ended it."""
+    """A worker has gone by itself, or something else ended it, or its memory is full."""
 
 
 class _Worker:
     """A worker process, for one thread."""
 
-    def __init__(self, limits: Limits, scratch: Path) -> None:
-        """Start the process and wait until it takes calls; raises _Lost. Its temporary files lie in `scratch`."""
+    def __init__(self, limits: Limits, files: _Files) -> None:
+        """Start the process and wait until it takes calls; raises _Lost. Its temporary files lie in `files`."""
         self._limits = limits
         self._episodes: set[int] = set()
         # The order of a set of texts must not differ between processes.
-        fixed = {"PYTHONHASHSEED": "0", "TMPDIR": str(scratch)}
-        variables = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", **os.environ, **fixed}
-        self._child = Child(__name__, variables, lambda line: _log.debug("environment: %s", line))
-        self._exchange((limits, scratch), _START, "did not start")
+        variables = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", **os.environ, "PYTHONHASHSEED": "0"}
+        self._child = Child(process.__name__, variables, lambda line: _log.debug("environment: %s", line))
+        try:
+            # The directory is made when there is a process that removes it if this one is killed.
+            scratch = files.made()
+        except OSError:
+            self.end()
+            raise
+        self._exchange((limits.seconds, limits.memory, scratch), _START, "did not start")
 
     def kill(self) -> None:
         """End the process now; may be called from any thread."""
@@ -282,10 +296,13 @@ class _Worker:
         return number in self._episodes
 
     def ask(self, message: tuple[Call, int, object]) -> Result:
-        """Return the result of a call; raises _Lost."""
+        """Return the result of a call; raises _Lost, also where the process has no memory left."""
         if message[0] == "start":
             self._episodes.add(message[1])
-        return self._exchange(message, self._limits.seconds, "gave no answer")
+        result = self._exchange(message, self._limits.seconds, "gave no answer")
+        if result == NO_MEMORY:
+            raise _Died(NO_MEMORY.message)
+        return result
 
     def _exchange(self, message: object, seconds: float, what: str) -> Result:
         pipe = self._child.pipe
@@ -307,86 +324,3 @@ class _Worker:
         """Kill the process and wait until it has ended."""
         with suppress(OSError):
             self._child.end()
-
-
-# In the worker's process
-
-
-@dataclass
-class _Held:
-    """An episode's world, and the state of Python's generator of random numbers, which each has for itself."""
-
-    world: World
-    chance: object
-
-
-def _call(held: dict[int, _Held], name: Call, number: int, value: object) -> Result:
-    """Make a call; an episode whose world raises is forgotten."""
-    try:
-        if name == "start":
-            return _started(held, number, value)
-        episode = held[number]
-        random.setstate(episode.chance)
-        if name == "oracle":
-            commands = episode.world.oracle() if hasattr(episode.world, "oracle") else None
-            return Oracle(None if commands is None else tuple(commands))
-        step = episode.world.step(value)
-        episode.chance = random.getstate()
-        return _observation(episode.world, step.text, step.valid, step.done)
-    except MemoryError:
-        failure = Failure("the environment took more memory than it may")
-    except WorldError as error:
-        failure = Failure(str(error), refused=True)
-    except Exception as error:
-        failure = Failure(f"the environment raised {type(error).__name__}: {error}"[:500])
-    held.pop(number, None)
-    return failure
-
-
-def _started(held: dict[int, _Held], number: int, environment: Environment) -> Observation:
-    random.seed(environment.seed)
-    world = make(environment)
-    text = world.reset(environment.seed)
-    held[number] = _Held(world, random.getstate())
-    return _observation(world, text, valid=True, done=False)
-
-
-def _observation(world: World, text: str, valid: bool, done: bool) -> Observation:
-    score = world.score()
-    if not isinstance(text, str):
-        raise WorldError(f"the environment's text is of type {type(text).__name__}; expected str")
-    return Observation(text, bool(valid), bool(done), bool(score.solved), float(score.reward))
-
-
-def _listen(pipe: Connection, calls: queue.SimpleQueue, scratch: Path) -> None:
-    """Hand on what arrives; end this process, its children and the owner's temporary files when the owner is gone."""
-    try:
-        while True:
-            calls.put(pipe.recv())
-    except (EOFError, OSError):
-        # The path that the owner made and told. Where it is gone already, gettempdir() would name /tmp itself.
-        shutil.rmtree(scratch, ignore_errors=True)
-        end_group()
-
-
-def main() -> None:
-    """Work for the owner at the other end of the pipe whose descriptor is the only argument."""
-    pipe, held, calls = pipe_to_parent(), {}, queue.SimpleQueue()
-    limits, scratch = pipe.recv()
-    threading.Thread(target=_listen, args=(pipe, calls, scratch), daemon=True).start()
-    with suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_AS, (limits.memory, resource.getrlimit(resource.RLIMIT_AS)[1]))
-    pipe.send(None)
-    while True:
-        name, number, value = calls.get()
-        if name == "end":
-            held.pop(number, None)
-            continue
-        # The thread that listens does not run while a call holds the interpreter; this ends it all the same.
-        signal.setitimer(signal.ITIMER_REAL, limits.seconds + _GRACE)
-        pipe.send(_call(held, name, number, value))
-        signal.setitimer(signal.ITIMER_REAL, 0)
-
-
-if __name__ == "__main__":
-    main()
