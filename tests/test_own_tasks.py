@@ -26,7 +26,7 @@ import os, time
 def one(problem, reference, response):
     print("a word on standard output")
     if "raise" in response:
-        raise ValueError("no such move")
+        raise ValueError("no such\\nmove")
     if "hang" in response:
         time.sleep(60)
     if "die" in response:
@@ -35,6 +35,11 @@ def one(problem, reference, response):
         bytearray(64 << 30)
     if "seven" in response:
         return 7
+    if "fraction" in response:
+        from fractions import Fraction
+        return Fraction(1)
+    if "lines" in response:
+        return "one\\n\\x1b[31mtwo\\x00"
     return reference in response or f"no {reference} in it"
 
 def other(problem, reference, response):
@@ -105,15 +110,17 @@ def test_a_function_says_right_wrong_and_why_and_its_name_and_version_are_in_the
 
 
 def test_a_function_that_fails_costs_its_row_and_no_other(answered: Make, ok: Trd) -> None:
-    directory = answered("e4", "raise", "hang", "die", "eat", "seven", "e4")
+    directory = answered("e4", "raise", "hang", "die", "eat", "seven", "fraction", "lines", "e4")
     ok("verify", directory, "--grader", "mine:one", "--timeout", "1", "--max-errors", "9")
-    assert graded(directory) == ["correct", "error", "timeout", "error", "error", "error", "correct"]
-    _, raised, hung, died, ate, seven, _ = graded(directory, "verdict_detail")
+    assert graded(directory) == ["correct", "error", "timeout", *["error"] * 4, "incorrect", "correct"]
+    _, raised, hung, died, ate, seven, fraction, lines, _ = graded(directory, "verdict_detail")
     assert raised == "ValueError: no such move"
     assert hung == "killed after 1 s"
     assert "died" in str(died)
     assert "MemoryError" in str(ate)
     assert "returned int" in str(seven)
+    assert "returned fractions.Fraction" in str(fraction)
+    assert lines == "one ␛[31mtwo␀"
 
 
 def test_without_a_grader_the_other_rows_are_graded_and_one_line_names_the_task(
@@ -143,6 +150,7 @@ def test_a_task_of_trds_own_is_taken_over_only_by_its_name(answered: Make, ok: T
         ("mine", "MODULE:FUNCTION"),
         ("mine:", "MODULE:FUNCTION"),
         ("Chess=mine:one", "MODULE:FUNCTION"),
+        ("=mine:one", "MODULE:FUNCTION"),
         ("nowhere:one", "no module nowhere"),
         ("mine:three", "no function three"),
         ("broken:one", "ZeroDivisionError"),

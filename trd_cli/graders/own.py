@@ -23,7 +23,10 @@ from trd_cli.graders import answers
 from trd_cli.graders.base import NO_ANSWER, Grade, Question
 from trd_cli.own_code import OwnCode
 from trd_cli.records import TASK_NAME, Task
+from trd_cli.redaction import one_line
 
+# A reason may have as many characters.
+_LONGEST = 500
 # The functions that this worker has imported, each with the version of its module then.
 _imported: dict[OwnCode, tuple[str, Callable[..., Any]]] = {}
 
@@ -44,9 +47,9 @@ def own_graders(texts: Iterable[str]) -> dict[Task | None, OwnGrader]:
     """
     found: dict[Task | None, OwnGrader] = {}
     for text in texts:
-        task, _, name = text.rpartition("=")
+        task, named, name = text.rpartition("=")
         code = OwnCode.parse(name)
-        if code is None or (task and not TASK_NAME.fullmatch(task)):
+        if code is None or (named and not TASK_NAME.fullmatch(task)):
             raise InputError(
                 f"{flag('grader')} {text}", "MODULE:FUNCTION or TASK=MODULE:FUNCTION", f"change {flag('grader')}"
             )
@@ -88,7 +91,9 @@ def grade(question: Question, grader: OwnGrader) -> Grade:
     with redirect_stdout(sys.stderr):
         found = function(question.problem, question.reference_answer, response)
     if isinstance(found, str):
-        return Grade("incorrect", detail=found[:500])
+        return Grade("incorrect", detail=one_line(found, _LONGEST) if found.strip() else None)
     if isinstance(found, bool):
         return Grade("correct" if found else "incorrect")
-    return Grade("error", detail=f"{grader.code} returned {type(found).__name__}; it may return True, False or a text")
+    kind, module = type(found).__qualname__, type(found).__module__
+    kind = kind if module == "builtins" else f"{module}.{kind}"
+    return Grade("error", detail=f"{grader.code} returned {kind}; it may return True, False or a text")

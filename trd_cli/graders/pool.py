@@ -28,6 +28,7 @@ from trd_cli.graders.sandbox import Level, choose_level, described
 from trd_cli.graders.workers import Died, Expired, Raised, Work
 from trd_cli.own_code import OwnCodeError
 from trd_cli.records import Verdict
+from trd_cli.redaction import one_line
 
 _CLASSES_SECONDS = 30.0
 # Sending a task to a worker costs more than grading a usual row of mathematics. Such rows therefore go together, at
@@ -240,4 +241,4 @@ def _result(future: Future[Any], seconds: float) -> Any:
     except Died as death:
         return Grade("error", detail=f"the grader's process {death}")
     except Raised as error:
-        return Grade("error", detail=str(error))
+        return Grade("error", detail=one_line(error, 500))

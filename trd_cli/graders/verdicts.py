@@ -22,6 +22,7 @@ from trd_cli.graders.pool import GraderPool
 from trd_cli.graders.thinking import Prompts, tails
 from trd_cli.progress import Progress
 from trd_cli.records import Verdict, well_formed
+from trd_cli.streams import visible
 from trd_cli.trajectories.id_set import IdSet
 from trd_cli.trajectories.shards import OF_A_VERDICT, read_table, shard_info, write_table
 from trd_cli.worlds.workers import Limits, Workers
@@ -199,7 +200,7 @@ class ShardGrader:
             if verdicts["verdict"][i] is not None:
                 self.changes[verdicts["verdict"][i], grade.verdict] += 1
             answer = grade.extracted_answer and well_formed(grade.extracted_answer)
-            detail = grade.detail and well_formed(grade.detail)
+            detail = grade.detail and visible(well_formed(grade.detail))
             for name, value in zip(OF_A_VERDICT, (grade.verdict, answer, by.name, by.version, detail), strict=True):
                 verdicts[name][i] = value
 
