@@ -22,6 +22,7 @@ from trd_cli.datasets.benchmarks import split_benchmarks
 from trd_cli.evaluation.metrics import Estimate, mean_of_groups
 from trd_cli.graders.base import Grade, Question
 from trd_cli.graders.gym import answer_in, plain
+from trd_cli.graders.harmless import refusal
 from trd_cli.graders.options import GraderOptions
 from trd_cli.graders.pool import GraderPool
 from trd_cli.records import Problem
@@ -124,6 +125,75 @@ def test_the_text_in_the_last_box_is_what_the_task_scores(
     matrix = r" \\ ".join(line.replace(" ", " & ") for line in answer.splitlines())
     text = response.replace("ANSWER", answer).replace("MATRIX", matrix)
     assert grade([question(problem, text)])[0].verdict == verdict
+
+
+@pytest.fixture(scope="module")
+def one_of_each(tmp_path_factory: pytest.TempPathFactory, ok: Trd) -> list[Problem]:
+    """Return an entry of each default task and of each task that evaluates its answer."""
+    folder = tmp_path_factory.mktemp("each")
+    ok("data", "make", "reasoning-gym", "--n", 1, "--out", folder / "default.parquet")
+    evaluating = "intermediate_integration,puzzle24,n_queens,binary_matrix,spiral_matrix"
+    ok("data", "make", "reasoning-gym", "--tasks", evaluating, "--n", 1, "--out", folder / "others.parquet")
+    return read_problems(folder / "default.parquet") + read_problems(folder / "others.parquet")
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "__import__('os').system('touch FILE')",
+        "__import__('os').system('touch FILE') + 0*x + C",
+        "open('FILE', 'w')",
+        "[open('FILE', 'w') for _ in [1]]",
+        "(lambda: open('FILE', 'w'))()",
+        "().__class__.__base__.__subclasses__()[0:].append(open('FILE', 'w'))",
+    ],
+)
+def test_an_answer_is_never_run_as_a_program(
+    program: str, one_of_each: list[Problem], grade: Callable[[list[Question]], list[Grade]], tmp_path: Path
+) -> None:
+    answer = program.replace("FILE", str(tmp_path / "made"))
+    escaped = answer.replace("_", r"\_")
+    texts = (rf"\boxed{{{answer}}}", rf"\boxed{{\text{{{answer}}}}}", rf"\boxed{{{escaped}}}")
+    grades = grade([question(problem, text) for problem in one_of_each for text in texts])
+    assert {each.verdict for each in grades} == {"incorrect"}
+    assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize(
+    ("task", "answer", "said"),
+    [
+        ("simple_integration", "9**9**9", "exponent"),
+        ("simple_integration", "((9**99)**99)**99", "exponent"),
+        ("simple_integration", "x**x**x", "exponent"),
+        ("simple_integration", "exp(exp(exp(exp(x))))", "nested"),
+        ("simple_integration", "x.real", "none of"),
+        ("simple_integration", "print(x)", "none of"),
+        ("simple_integration", "1e-999999999", "formula"),
+        ("simple_integration", "-" * 900 + "x", "nested"),
+        ("simple_integration", "x + " * 900 + "x", "longer"),
+        ("simple_integration", "“x”", "formula"),
+        ("puzzle24", "2**3*3", "none of"),
+        ("countdown", "9" * 40, "too large"),
+        ("string_insertion", "['A', 'B']", "letters"),
+    ],
+)
+def test_a_task_that_evaluates_gets_only_what_its_answers_are_made_of(task: str, answer: str, said: str) -> None:
+    assert said in str(refusal(task, "0.1.25", answer))
+
+
+@pytest.mark.parametrize(
+    "answer", ["-X**5/7 - x**3/2 + C", "2*(4*x + 2)**(3/2)/3 + C", "x*exp(sin(x)**2)", "3.5*log(pi*x)"]
+)
+def test_a_formula_is_not_refused(answer: str) -> None:
+    assert refusal("simple_integration", "0.1.25", answer) is None
+
+
+def test_in_a_version_that_was_not_read_no_task_gets_a_program() -> None:
+    programs = ["f(1)", "x.y", "__a__", "import os", "!!python/object x", "9**9**9", "[1] .real", "a [0] (1)"]
+    assert [refusal("chain_sum", "99.0", program) is None for program in programs] == [False] * len(programs)
+    assert [refusal("chain_sum", "99.0", answer) for answer in ("-12.5", "(1, 2)", '{"a": [1]}', "1 2\n3 4")] == [
+        None
+    ] * 4
 
 
 @pytest.mark.parametrize(

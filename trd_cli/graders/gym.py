@@ -5,7 +5,8 @@ A row's `tests` name the entry: `{"kind": "reasoning-gym", "task": …, "seed": 
 1.0 is correct: lower scores are given for trying, and for an answer that merely contains the right one.
 
 The answer is the text in the last box of the response, after any thinking block. Where it is scored below 1.0 as it is
-written, it is asked once more as plain text (see `plain`).
+written, it is asked once more as plain text (see `plain`). No text is asked that a task would evaluate and that is more
+than `harmless` admits: the score runs in a worker that has no sandbox.
 
 An entry whose question is another one than the row's is an error: some tasks draw other entries in other processes.
 """
@@ -21,12 +22,12 @@ from io import StringIO
 from typing import Any
 
 from trd_cli import extras
-from trd_cli.graders import answers
+from trd_cli.graders import answers, harmless
 from trd_cli.graders.base import NO_ANSWER, Grade, Question
 
 NAME = "reasoning-gym"
 # Raise this with every change of the rules that find answers.
-_RULES = 1
+_RULES = 2
 # As many makers of tasks a worker are kept, and entries: the attempts at one problem follow each other.
 _MAKERS, _ENTRIES = 128, 64
 
@@ -97,7 +98,12 @@ def made(entry: Entry) -> dict[str, Any]:
 
 
 def is_right(entry: Entry, answer: str) -> bool:
-    """Return whether a task's own score of an answer is exactly 1.0; raises what the task raises for some answers."""
+    """Return whether a task's own score of an answer is exactly 1.0; raises what the task raises for some answers.
+
+    Raises ValueError for an answer that the task does not get.
+    """
+    if why := harmless.refusal(entry.task, entry.version, answer):
+        raise ValueError(why)
     with redirect_stdout(StringIO()):
         return maker(entry.task, entry.seed).score_answer(answer, made(entry)) == 1.0
 
@@ -117,8 +123,12 @@ def grade(question: Question, lenient: bool) -> Grade:
         return Grade("incorrect", answer, f"not read: longer than {answers.MAX_CHARACTERS} characters")
     if made(entry)["question"] != question.problem:
         return Grade("error", answer, "the package makes another question of the row's task, seed and index here")
+    texts = dict.fromkeys((answer, plain(answer)))
+    refusals = [harmless.refusal(entry.task, entry.version, text) for text in texts]
+    if all(refusals):
+        return Grade("incorrect", answer, f"not read: {refusals[-1]}")
     try:
-        right = any(is_right(entry, text) for text in dict.fromkeys((answer, plain(answer))))
+        right = any(is_right(entry, text) for text, why in zip(texts, refusals, strict=True) if why is None)
     except MemoryError:
         raise
     except Exception as fault:  # some tasks raise for an answer that they cannot read
