@@ -79,18 +79,19 @@ def pairs(value: Any) -> Any:
     for item, parts in zip(value, split, strict=True):
         if len(parts) != 2 or not parts[0]:
             raise ValueError(f"KEY=VALUE, not {item!r}")
-    keys = [key for key, _ in split]
-    twice = next((key for key in keys if keys.count(key) > 1), None)
-    if twice is not None:
-        raise ValueError(f"each key once, not {twice} twice")
     return dict(split)
 
 
 def joined_pairs(value: Any) -> Any:
-    """Split as `pairs` does, also several in one text with commas between them: `math=0.5,code=0.5`."""
+    """Split as `pairs` does, also several in one text with commas between them: `math=0.5,code=0.5`; no key twice."""
     if not isinstance(value, (list, tuple)):
         return value
-    return pairs([part for item in value for part in re.split(r",\s*(?=[^,=]+=)", str(item))])
+    parts = [part for item in value for part in re.split(r",\s*(?=[^,=]+=)", str(item))]
+    found = pairs(parts)
+    for key in found:
+        if sum(part.startswith(f"{key}=") for part in parts) > 1:
+            raise ValueError(f"each key once, not {key} twice")
+    return found
 
 
 def numbers(value: Any) -> Any:
