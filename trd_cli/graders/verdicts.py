@@ -22,7 +22,7 @@ from trd_cli.graders.pool import GraderPool
 from trd_cli.graders.thinking import Prompts, tails
 from trd_cli.progress import Progress
 from trd_cli.records import Verdict, well_formed
-from trd_cli.streams import visible
+from trd_cli.redaction import visible
 from trd_cli.trajectories.id_set import IdSet
 from trd_cli.trajectories.shards import OF_A_VERDICT, read_table, shard_info, write_table
 from trd_cli.worlds.workers import Limits, Workers
