@@ -26,6 +26,7 @@ from trd_cli.errors import InputError, Interrupted, TrdError, UserError
 from trd_cli.interrupts import raise_when_told, stop_signals
 from trd_cli.progress import PARENT_VARIABLE, tell_run
 from trd_cli.records import well_formed
+from trd_cli.redaction import visible
 
 STYLE = {"add_completion": False, "no_args_is_help": True, "rich_markup_mode": None, "pretty_exceptions_enable": False}
 # Seconds. The processes of one launch rarely start further apart.
@@ -121,7 +122,7 @@ def guarded(name: str, work: Callable[[], None]) -> None:
             _let_the_first_process_say_it(error)
         line = f"trd {name}: error: {error}"
         tell_run(error=line)
-        print(streams.visible(line), file=sys.stderr, flush=True)
+        print(visible(line), file=sys.stderr, flush=True)
         raise typer.Exit(error.exit_code) from None
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from trd_cli import streams
 from trd_cli.errors import counted, first_line
 from trd_cli.progress import NodeState, Work, clock, tell_run
+from trd_cli.redaction import visible
 
 _INTERVAL = 10.0
 _EVENT_INTERVAL = 0.5
@@ -19,7 +20,7 @@ _EVENT_INTERVAL = 0.5
 
 def _say(command: str, text: str) -> None:
     # While a bar is live, rich has standard error redirected: the line goes above the bar.
-    print(f"trd {command}: {streams.visible(text)}", file=sys.stderr, flush=True)
+    print(f"trd {command}: {visible(text)}", file=sys.stderr, flush=True)
 
 
 class ConsoleProgress:

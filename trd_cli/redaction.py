@@ -1,4 +1,4 @@
-"""Keep keys out of messages, the column `error`, run.json and logs.
+"""Keep keys out of messages, the column `error`, run.json and logs, and commands out of what a terminal shows.
 
 A secret is known by its value (keys in the environment, and those that a caller names) or by its place (the user in an
 address, `api_key=…`, a word with the form of a key).
@@ -30,12 +30,20 @@ _USER = re.compile(
     r"(https?://)[^\s'\"]{0,500}@|(\w://)[^\s/?#'\"]{0,500}@|(?<![\w/.%+-])()[\w.%+-]{1,64}:[^\s/@'\"]{1,200}@(?=(?:[a-z][\w-]*|\d+\.\d+\.\d+\.\d+)(?:[/.]|:\d))",
     re.IGNORECASE,
 )
+# Of the C0 characters, the symbols that Unicode has for them; of DEL and C1, a common one.
+_CONTROLS = {code: chr(0x2400 + code) for code in range(32) if chr(code) not in "\t\n"}
+_CONTROLS |= {0x7F: "\u2421", **dict.fromkeys(range(0x80, 0xA0), "\ufffd")}
 _SHAPED = re.compile(r"\b(?:sk-|hf_|gsk_|xai-|nvapi-|AIza)(?=[\w-]{0,200}\d)[\w-]{16,}")
 
 
 def scrubbed(text: str, secrets: Iterable[str] = ()) -> str:
     """Return `text` with `***` for each of `secrets`, each key in the environment, and each secret by its place."""
     return _by_place(_without(text, secrets))
+
+
+def visible(text: str) -> str:
+    """Return text with a sign in the place of each character that would be a command to a terminal, as ␛ for ESC."""
+    return text.translate(_CONTROLS)
 
 
 def one_line(value: Any, longest: int, secrets: Iterable[str] = ()) -> str:

@@ -21,9 +21,6 @@ _ENCODING_ERRORS = "trd.bytes_or_escapes"
 _BOM = codecs.BOM_UTF8
 # Why paths for the next command could not be printed; `finish` raises it.
 _lost: list[OSError] = []
-# Of the C0 characters, the symbols that Unicode has for them; of DEL and C1, a common one.
-_CONTROLS = {code: chr(0x2400 + code) for code in range(32) if chr(code) not in "\t\n"}
-_CONTROLS |= {0x7F: "\u2421", **dict.fromkeys(range(0x80, 0xA0), "\ufffd")}
 
 
 def settle() -> None:
@@ -43,11 +40,6 @@ def settle() -> None:
         errors=_ENCODING_ERRORS,
         line_buffering=True,
     )
-
-
-def visible(text: str) -> str:
-    """Return text with a sign in the place of each character that would be a command to a terminal, as ␛ for ESC."""
-    return text.translate(_CONTROLS)
 
 
 def use_utf8() -> None:

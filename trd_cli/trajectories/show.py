@@ -19,7 +19,7 @@ from trd_cli.errors import InputError, counted
 from trd_cli.prompting.authors import Span, author_spans, told_authors
 from trd_cli.prompting.tokens import Tokenizer
 from trd_cli.records import EPISODE, Trajectory
-from trd_cli.streams import visible
+from trd_cli.redaction import visible
 from trd_cli.trajectories.marks import by_author, word_diff
 from trd_cli.trajectories.sets import InputSet, find_row, open_sets, parent_directories
 from trd_cli.trajectories.show_turns import shown_turns, told_environment, told_episode, turns_diff
