@@ -396,6 +396,10 @@ def test_the_manuals_environment_of_ones_own_is_played_and_graded(
     rows = rows_of(tmp_path / "y")
     assert {row.verdict for row in rows} == {"correct"}
     assert {row.environment.name for row in rows} == {row.source for row in rows} == {"guess:Guess"}
+    (tmp_path / "guess.py").write_text(example() + "# Changed.\n")
+    told = ok("verify", "y", "--audit", 1).stderr
+    assert told.count("not played again: the episode belongs to guess:Guess ") == 1
+    assert "cannot tell 8" in told
     assert {row.reference_solution for row in rows} <= {str(number) for number in range(1, 21)}
     for text, told in (("guess:Guest", "no function Guest"), ("guess:Guess:least=2", "unexpected keyword argument")):
         done = trd("sample", "-m", "scripted", "--env", text, "--out", "z")
