@@ -355,16 +355,20 @@ def test_episodes_have_consecutive_seeds_and_every_option_in_their_config() -> N
     assert environments("textarena:Sudoku-v0,n=1") == environments("textarena:n=1,game=Sudoku-v0")
 
 
-def test_a_missing_package_is_told_with_the_line_that_installs_it_and_the_compiler_it_needs(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize(
+    ("there", "told"), [((), "gcc and make"), (("gcc",), "make"), (("make",), "gcc"), (("gcc", "make"), None)]
+)
+def test_a_missing_package_is_told_with_the_line_that_installs_it_and_the_programs_it_needs(
+    there: tuple[str, ...], told: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("PATH", "")
-    with pytest.raises(
-        InputError, match=re.escape('no-such-world is not installed; expected the extra worlds; pip install "trd-cli')
-    ):
+    for name in there:
+        (tmp_path / name).touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    line = 'no-such-world is not installed; expected the extra worlds; pip install "trd-cli[worlds]"'
+    with pytest.raises(InputError) as caught:
         version_of("no-such-world", "worlds")
-    with pytest.raises(InputError, match="once gcc is installed"):
-        version_of("no-such-world", "worlds")
+    end = f", once pip finds {told}, by which it compiles" if told else ""
+    assert str(caught.value).endswith(line + end)
 
 
 def test_an_episode_of_another_version_is_not_played(workers: Workers) -> None:
@@ -392,10 +396,15 @@ def test_the_manuals_environment_of_ones_own_is_played_and_graded(
     rows = rows_of(tmp_path / "y")
     assert {row.verdict for row in rows} == {"correct"}
     assert {row.environment.name for row in rows} == {row.source for row in rows} == {"guess:Guess"}
+    (tmp_path / "guess.py").write_text(example() + "# Changed.\n")
+    told = ok("verify", "y", "--audit", 1).stderr
+    assert told.count("not played again: the episode belongs to guess:Guess ") == 1
+    assert "cannot tell 8" in told
     assert {row.reference_solution for row in rows} <= {str(number) for number in range(1, 21)}
     for text, told in (("guess:Guest", "no function Guest"), ("guess:Guess:least=2", "unexpected keyword argument")):
         done = trd("sample", "-m", "scripted", "--env", text, "--out", "z")
         assert (done.exit_code, told in done.stderr.splitlines()[-1]) == (1, True), done.stderr
+        assert done.stderr.splitlines()[-1].count("guess:Gues") == 1
 
 
 COUNTED = """

@@ -7,8 +7,8 @@ from shutil import which
 
 from trd_cli.errors import InputError
 
-# Extras of which pip compiles a package.
-_COMPILED = {"worlds"}
+# Extras of which pip compiles a package, with the programs that it needs.
+_COMPILERS = {"worlds": ("gcc", "make")}
 
 
 def version_of(package: str, extra: str) -> str:
@@ -16,9 +16,10 @@ def version_of(package: str, extra: str) -> str:
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
-        missing = extra in _COMPILED and which("gcc") is None
+        missing = " and ".join(program for program in _COMPILERS.get(extra, ()) if which(program) is None)
+        first = f", once pip finds {missing}, by which it compiles" if missing else ""
         raise InputError(
             f"the package {package} is not installed",
             f"the extra {extra}",
-            f'pip install "trd-cli[{extra}]"' + (", once gcc is installed (pip compiles with it)" if missing else ""),
+            f'pip install "trd-cli[{extra}]"{first}',
         ) from None

@@ -13,6 +13,7 @@ from trd_cli.graders.base import Grade
 from trd_cli.records import Environment, Turn, Verdict, well_formed
 from trd_cli.trajectories.episode_columns import episode_figures, light_turns
 from trd_cli.worlds.base import Failure, Observation, Result
+from trd_cli.worlds.registry import refusal
 from trd_cli.worlds.workers import Workers
 
 NAME = "environment"
@@ -38,6 +39,12 @@ class _Again:
 
     left: deque[Turn]
     last: Turn | None = None
+
+
+def refusals(table: pa.Table) -> set[str]:
+    """Return the reasons why episodes of these rows cannot be played on this machine."""
+    environments = {each["name"] + each["version"]: Environment(**each) for each in table["environment"].to_pylist()}
+    return {reason for each in environments.values() if (reason := refusal(each))}
 
 
 def second_opinions(table: pa.Table, workers: Workers) -> list[Verdict | None]:

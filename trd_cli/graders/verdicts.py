@@ -125,6 +125,7 @@ class ShardGrader:
         self._worlds: Workers | None = None
         self._prompts = Prompts()
         self._said_sandbox = False
+        self._refusals: set[str] = set()
         self.counts: Counter[str] = Counter()
         self.changes: Counter[tuple[str, str]] = Counter()
         self.audit = Audit()
@@ -249,6 +250,9 @@ class ShardGrader:
         if self._worlds is None:
             limits = Limits(memory=self._options.code.memory)
             self._worlds = self._open.enter_context(Workers(self._options.workers, limits))
+        for reason in sorted(episodes.refusals(rows) - self._refusals):
+            self._progress.note(f"not played again: {reason}")
+            self._refusals.add(reason)
         return episodes.second_opinions(rows, self._worlds)
 
     def _is_sampled(self, trajectory_id: str) -> bool:

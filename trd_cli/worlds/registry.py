@@ -75,8 +75,8 @@ def make(environment: Environment) -> World:
     try:
         return OwnCode.parse(name).load()(**config)
     except OwnCodeError as error:
-        raise WorldError(str(error)) from None
+        raise WorldError(str(error).removeprefix(f"{name}: ")) from None
     except MemoryError:
         raise
     except Exception as error:
-        raise WorldError(f"{name} raised {type(error).__name__}: {error}") from None
+        raise WorldError(f"the function raised {type(error).__name__}: {error}") from None
