@@ -43,6 +43,7 @@ UNUSABLE = {
         "has no answer of its own that it scores as right",
     ),
     "game_of_life_halting": "scores any answer as right",
+    "intermediate_integration": "scores the integral itself, unsolved, as right",
     "list_functions": "draws another entry each time",
     **dict.fromkeys(
         ("isomorphic_strings", "polynomial_multiplication", "ransom_note", "word_ladder"),
