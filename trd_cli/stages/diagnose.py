@@ -222,8 +222,8 @@ class Diagnosis:
         """
         config = self.config
         for each in self.sets:
-            columns = ["trajectory_id", "parent_id", "task"]
-            for table in selected_tables(each, config.subset, config.where, config.parents, columns):
+            columns = ["trajectory_id", "parent_id"]
+            for table in selected_tables(each, config.subset, config.where, config.parents, [*columns, "task"]):
                 check_no_episodes(each, table["task"].unique().to_pylist())
                 names, parents = (table[column].to_pylist() for column in columns)
                 yield from ((parent or name, name) for name, parent in zip(names, parents, strict=True))
