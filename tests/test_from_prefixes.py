@@ -25,6 +25,7 @@ from trd_cli.prompting.templates import load_template
 from trd_cli.recipes.graph import build_graph
 from trd_cli.recipes.loading import load_recipe
 from trd_cli.records import AUTHORS, Cut, Trajectory, author_array, authors_of
+from trd_cli.redaction import visible
 from trd_cli.trajectories.shards import list_shards, read_rows, write_shard
 
 STUDENT, TEACHER = AUTHORS.index("student"), AUTHORS.index("teacher")
@@ -171,7 +172,7 @@ def test_the_teacher_goes_on_in_the_context_in_which_it_would_answer_itself(
     whole = changed(out, own, lambda row: row)
     assert_greedy(teacher, rows_of(whole))
     student, context, response = trained_on(ok, out, setting, world)
-    first = next(row for row in rows if row.response in response)
+    first = next(row for row in rows if visible(row.response) in response)
     assert first.messages[0]["content"] in context
     assert first.problem in student
     assert (first.reference_solution in context) == (setting == "opsd")

@@ -78,7 +78,14 @@ def answers(completions: Iterator[Completion]) -> dict[str, Completion]:
 def actors() -> list[psutil.Process]:
     """Return the processes of all actors below this process."""
     found: Sequence[psutil.Process] = psutil.Process().children(recursive=True)
-    return [process for process in found if process.name().startswith("ray::Actor") and process.status() != "zombie"]
+    return [process for process in found if _is_actor(process)]
+
+
+def _is_actor(process: psutil.Process) -> bool:
+    try:
+        return process.name().startswith("ray::Actor") and process.status() != "zombie"
+    except psutil.NoSuchProcess:  # it has ended since
+        return False
 
 
 @pytest.mark.parametrize("replicas", [2, 4])

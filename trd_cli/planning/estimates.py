@@ -150,7 +150,7 @@ def activations(shape: Shape, dtype: str, tokens: int, checkpointing: bool) -> i
 
 # Bytes of a token in a shard before compression: an id, and its text; a response's has a log-probability too.
 _ID, _TEXT, _LOGPROB = 4, 4, 4
-_FIXED = 600  # ids, names, digests and numbers of a row
+_FIXED = 900  # ids, names, digests and numbers of a row, and its part of a small shard's footer
 
 
 def row_bytes(prompt: int, response: int, problem_text: int, student_prompt: int = 0) -> int:
