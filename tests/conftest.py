@@ -49,6 +49,8 @@ LONGEST = (
     ),
 )
 
+# A variation of what shorter tests show too, or a check of the suite itself.
+takes_long = pytest.mark.skipif("TRD_FULL" not in os.environ, reason="takes a minute or more: TRD_FULL=1")
 made_by_setup = pytest.mark.skipif(
     not (Path(sys.prefix) / ".trd-installed").is_file(), reason="needs the environment that tests/run.sh makes"
 )

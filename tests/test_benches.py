@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import takes_long
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = sorted((ROOT / "examples" / "bench").glob("*.py"))
@@ -36,6 +37,7 @@ def test_a_benchmark_can_be_loaded_and_has_a_quick_form(script: Path) -> None:
     assert "--quick" in loaded["__doc__"]
 
 
+@takes_long
 def test_the_check_of_a_gpu_runs_on_a_cpu_and_finds_all_equal(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(WITHOUT)
     own = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from conftest import takes_long
+
 ROOT = Path(__file__).parent.parent
 PARTS = ("examples", "prompts", "tests", "trd_cli", "README.md", "pyproject.toml")
 DATA = os.environ.get("TRD_DATA", str(ROOT.parent / "shared" / "data"))
@@ -34,6 +36,7 @@ def collected(root: Path, home: Path, **more: str) -> list[str]:
     return [line for line in done.stdout.splitlines() if "::" in line]
 
 
+@takes_long
 def test_neither_clock_nor_path_nor_hash_seed_nor_process_change_which_tests_there_are(tmp_path: Path) -> None:
     copy = tmp_path / "a checkout at another place"
     copy.mkdir()

@@ -16,7 +16,7 @@ from xml.etree import ElementTree
 
 import pytest
 import torch
-from conftest import Trd
+from conftest import Trd, takes_long
 from support.pages import report_data
 from support.report_run import BENCH, NODES, ROUND, VERDICTS, evaluate, made_up, make_run, many_rounds, write_graph
 from support.sets import by_hand, by_id, rows_of
@@ -734,6 +734,7 @@ def grown(arms: int, seeds: int, rounds: int, directory: Path) -> ReportData:
     return replace(data, refinements=tuple(refinements), nodes=tuple(nodes))
 
 
+@takes_long
 def test_the_page_does_not_grow_with_the_rounds(tmp_path: Path) -> None:
     sizes, drawn = [], []
     for rounds in (8, 40):

@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Trd
+from conftest import Trd, takes_long
 from support.children import Run, Start, forking, wait_for
 from support.sets import iter_rows
 from support.tiny import END, OTHER_END, build_model, set_eos
@@ -139,8 +139,8 @@ def resumed_at(stderr: str) -> int | None:
     ("rows", "options", "every"),
     [
         ("by_teacher", (), 1),
-        ("by_student", ("--lora", "--lora-rank", 4, "--lora-dropout", 0.1), 2),
-        ("by_student", ("--teacher-weights", "ema", "--ema-decay", 0.9), 1),
+        pytest.param("by_student", ("--lora", "--lora-rank", 4, "--lora-dropout", 0.1), 2, marks=takes_long),
+        pytest.param("by_student", ("--teacher-weights", "ema", "--ema-decay", 0.9), 1, marks=takes_long),
     ],
     ids=["all weights", "an adapter with dropout", "the average as the teacher"],
 )
