@@ -234,7 +234,7 @@ def test_another_token_of_the_game_or_the_template_that_nothing_is_read_after_ch
 
 @dataclass(frozen=True)
 class Read:
-    """What student and teacher read before an action, and the action."""
+    """Hold what student and teacher read before an action, and the action."""
 
     student: Sequence[int]
     teacher: Sequence[int]

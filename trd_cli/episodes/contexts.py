@@ -43,7 +43,7 @@ _ANSWER, _WORDS = "heliotrope", "quicksilver lanterns"
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """What is written between two actions, as ids with a code of an author for each."""
+    """Hold what is written between two actions, as ids with a code of an author for each."""
 
     token_ids: Sequence[int]
     author: Sequence[int]
@@ -51,7 +51,7 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What a model reads before an action. `is_whole` if it is the row's prompt and its response so far."""
+    """Hold what a model reads before an action. `is_whole` if it is the row's prompt and its response so far."""
 
     text: str
     token_ids: Sequence[int]

@@ -47,7 +47,7 @@ class Asked:
         return cls(**{field.name: record.get(field.name) for field in fields(cls)})
 
     def record(self) -> dict[str, Any]:
-        """Return the fields as run.json holds them; the group is told only where there is one."""
+        """Return the fields as run.json holds them, `group` only where there is one."""
         return {name: value for name, value in asdict(self).items() if name != "group" or value is not None}
 
 
