@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from importlib import metadata
 
 import pytest
@@ -289,13 +290,19 @@ def test_closing_early_starts_no_more_and_waits_for_nothing(serve):
         if prompt == "slow":
             held.release()
             server.over.wait(20)
+        elif prompt == "a":
+            are_waiting.wait(20)  # an engine that has an answer hands it on before it takes another request
         return exact(prompt)
 
-    held = threading.Semaphore(0)
+    def requests() -> Iterator[Request]:
+        yield from map(asking, ("a", "slow", "slow"))
+        are_waiting.set()
+        yield from (asking(f"late {i}") for i in range(50))
+
+    held, are_waiting = threading.Semaphore(0), threading.Event()
     server = serve(answer)
-    prompts = ["a", "slow", "slow", *(f"late {i}" for i in range(50))]
     engine = engine_for(server.url, batch_size=2)
-    running = engine.generate([asking(prompt) for prompt in prompts])
+    running = engine.generate(requests())
     assert next(running).text == "a"
     assert held.acquire(timeout=10)
     assert held.acquire(timeout=10)  # both workers now wait for the server
