@@ -58,7 +58,7 @@ def sampled(
     model, report = resolve_model("scripted"), SilentProgress()
     backend = Backend(model, model.tokenizer(), "foreign", "1", 8192, lambda note: Foreign(answer))
     config = SampleConfig(problems=str(problems), out=str(out), max_errors=1000, **options)
-    sample.run(config, backend, report)
+    sample.run(config, (), backend, report)
     return rows_of(out), report
 
 

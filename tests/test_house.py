@@ -35,7 +35,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("streams", "console", "command", "models", "merging", "graders.by_math_verify", "graders/comparing/"),
     ("engines/", "worlds/"),
     ("graders/",),
-    ("datasets/", "evaluation/", "planned", "continuing", "generation", "episodes/"),
+    ("datasets/", "evaluation/", "planned", "backends", "continuing", "generation", "episodes/"),
     ("training/", "recipes/", "diagnosis/", "relaying/"),
     ("planning/", "report/", "stages/", "lab/"),
     ("cli", "__main__", "warm"),

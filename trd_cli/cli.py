@@ -1,4 +1,4 @@
-"""Define the commands: each builds one config and hands it to a stage. Engines are built here and nowhere else.
+"""Define the commands: each builds one config and hands it to a stage.
 
 Flags, their help and their defaults come from the configs. Commands import heavy modules inside.
 """
@@ -9,7 +9,8 @@ import dataclasses
 import os
 import sys
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
@@ -31,7 +32,7 @@ from trd_cli.config.commands import (
     StatusConfig,
 )
 from trd_cli.config.diagnosing import DiagnoseConfig
-from trd_cli.config.generating import EngineOptions, RefineConfig, SampleConfig
+from trd_cli.config.generating import RefineConfig, SampleConfig
 from trd_cli.config.grading import VerifyConfig
 from trd_cli.config.lab import EstimatorsConfig
 from trd_cli.config.training import METHODS, DistillConfig
@@ -40,9 +41,7 @@ from trd_cli.errors import InputError
 from trd_cli.progress import SilentProgress
 
 if TYPE_CHECKING:
-    from trd_cli.engines.base import Engine
     from trd_cli.evaluation.table import Table
-    from trd_cli.planned import Backend
     from trd_cli.prompting.tokens import Tokenizer
     from trd_cli.trajectories.sets import InputSet
 
@@ -59,30 +58,6 @@ lab_app = typer.Typer(name="lab", help="Study the ideas behind distillation wher
 app.add_typer(lab_app)
 
 
-def _backend(options: EngineOptions, name: str) -> Backend:
-    """Find the model and choose its engine, which starts when the first row needs it."""
-    from trd_cli.engines.base import engine_version
-    from trd_cli.engines.placement import check_replicas
-    from trd_cli.engines.registry import check_arguments, check_weights, choose_engine, window
-    from trd_cli.engines.starting import manner, start_engine
-    from trd_cli.models import resolve_model
-    from trd_cli.planned import Backend
-
-    engine = choose_engine(options, name)
-    version = engine_version(engine)
-    check_arguments(engine, options)
-    check_replicas(engine, options)
-    model = resolve_model(name, weights=engine != "openai")
-    check_weights(engine, model)
-    tokenizer = model.tokenizer()
-    limit = window(engine, model, options)
-
-    def start(note: Callable[[str], None]) -> Engine:
-        return start_engine(engine, model, tokenizer, options, note)
-
-    return Backend(model, tokenizer, engine, version, limit, start, manner(options))
-
-
 @command(app, "sample", SampleConfig, "trd sample -m Qwen/Qwen3-1.7B -p train.parquet -n 4 --out runs/y_o | trd verify")
 def sample(config: SampleConfig) -> None:
     """Sample rollouts y_o: the student's attempts at each problem.
@@ -90,26 +65,21 @@ def sample(config: SampleConfig) -> None:
     With --env it plays episodes of many turns in an environment. With --from it goes on from a --prefix of each row of
     a set, by the row's own token ids.
     """
+    from trd_cli.backends import backend_for
     from trd_cli.stages import sample as stage
 
-    progress = ConsoleProgress("sample")
-    if config.from_sets:
-        paths = next(waves(config.from_sets, stream=False))
-        stage.go_on(config, paths, _backend(config, config.model), progress)
-    elif config.env is not None:
-        stage.play(config, _backend(config, config.model), progress)
-    else:
-        stage.run(config, _backend(config, config.model), progress)
+    paths = next(waves(config.from_sets, stream=False)) if config.from_sets else ()
+    stage.run(config, paths, backend_for(config, config.model), ConsoleProgress("sample"))
 
 
 @command(app, "refine", RefineConfig, "trd refine --setting opd --teacher Qwen/Qwen3-8B --out runs/y_r runs/y_o")
 def refine(config: RefineConfig) -> None:
     """Refine each rollout: the teacher rewrites it as y_r."""
+    from trd_cli.backends import backend_for
     from trd_cli.stages import refine as stage
 
-    stage.run(
-        config, waves(config.inputs, config.stream), lambda name: _backend(config, name), ConsoleProgress("refine")
-    )
+    paths = waves(config.inputs, config.stream)
+    stage.run(config, paths, partial(backend_for, config), ConsoleProgress("refine"))
 
 
 @command(app, "verify", VerifyConfig, "trd verify runs/y_o")
@@ -164,13 +134,14 @@ def diagnose(config: DiagnoseConfig) -> None:
 
     --recover cuts wrong rollouts, lets the teacher go on from there, and tells how often it ends right.
     """
+    from trd_cli.backends import backend_for
     from trd_cli.diagnosis.results import read_diagnosis
     from trd_cli.diagnosis.tables import tables
     from trd_cli.models import resolve_model
     from trd_cli.stages import diagnose as stage
 
     paths = next(waves(config.inputs, stream=False))
-    done = stage.run(config, paths, resolve_model, _backend, ConsoleProgress("diagnose"))
+    done = stage.run(config, paths, resolve_model, backend_for, ConsoleProgress("diagnose"))
     if done is not None:
         _tell_tables(tables(read_diagnosis(done)))
 
@@ -201,6 +172,7 @@ def evaluate(config: EvalConfig) -> None:
     questions, or games. Writes results.json, results.md and results.csv beside the samples. --rescore DIR scores the
     samples of an earlier evaluation again.
     """
+    from trd_cli.backends import backend_for
     from trd_cli.stages import eval as stage
 
     progress = ConsoleProgress("eval")
@@ -210,7 +182,7 @@ def evaluate(config: EvalConfig) -> None:
         names = next(waves([config.model] if config.model else [], stream=False, wanted="a model"))
         if len(names) != 1:
             raise InputError(f"{len(names)} models", "one", "run trd eval once a model")
-        results = stage.run(config, _backend(config, names[0]), progress)
+        results = stage.run(config, backend_for(config, names[0]), progress)
     if results is not None:
         _print_scores(results)
         stage.check_errors(results, config.max_errors)

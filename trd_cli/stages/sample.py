@@ -36,8 +36,18 @@ _READ = (
 )
 
 
-def run(config: SampleConfig, backend: Backend, progress: Progress) -> Outcome:
-    """Generate what is missing of `n` rollouts a problem; see `generation` for identity and resuming."""
+def run(config: SampleConfig, paths: Sequence[str], backend: Backend, progress: Progress) -> Outcome:
+    """Generate what is missing of the rows that a config asks for; see `generation` for identity and resuming.
+
+    `paths` are the sets that its `from_sets` name, or those from a pipe in their place.
+    """
+    if paths:
+        return go_on(config, paths, backend, progress)
+    return play(config, backend, progress) if config.env is not None else attempt(config, backend, progress)
+
+
+def attempt(config: SampleConfig, backend: Backend, progress: Progress) -> Outcome:
+    """Generate what is missing of `n` rollouts a problem."""
     everything = ProblemSet.open(Path(config.problems))
     return _attempt(config, everything, {"problems": everything.digest}, backend, progress, Asker, ShardFiller)
 
