@@ -38,7 +38,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("datasets/", "evaluation/", "planned", "backends", "continuing", "generation", "episodes/"),
     ("training/", "recipes/", "diagnosis/", "relaying/"),
     ("planning/", "report/", "stages/", "lab/"),
-    ("cli", "__main__", "warm"),
+    ("cli", "__main__", "warm", "api"),
 )
 # The largest share of the lines that one floor may hold.
 SHARE = 0.25

@@ -33,6 +33,8 @@ _ADVICE = {
     errno.EROFS: ("a file system that can be written to", "name another place, or mount it for writing"),
     errno.EMFILE: ("fewer open files", "raise the limit (ulimit -n) and run the same command again"),
 }
+# Errors of the system that a user cannot cause.
+_OUR_MISTAKES = (errno.EBADF, errno.EFAULT, errno.ECHILD, errno.ENOTSOCK)
 _OTHERWISE = ("the system to allow it", "mend that and run the same command again")
 _URI = "file://"
 # Texts of pipes, which can be read only once, by path, device and inode.
@@ -105,6 +107,17 @@ def of_the_system(error: OSError) -> InputError:
         os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, (str, bytes, os.PathLike))
     )
     return InputError(f"{names}: {reason}" if names else reason, *_advice(error))
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Turn an error of the operating system that leaves the block into the one line of `of_the_system`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _OUR_MISTAKES:  # a command would take an OSError for one of standard output
+            raise AssertionError(f"a wrong call of the system: {error}") from error
+        raise of_the_system(error) from None
 
 
 def _advice(error: OSError) -> tuple[str, str]:

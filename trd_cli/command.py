@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import inspect
 import itertools
 import os
@@ -19,7 +18,7 @@ import typer
 from typer.core import TyperCommand
 
 from trd_cli import streams
-from trd_cli.atomic import of_the_system
+from trd_cli.atomic import explained
 from trd_cli.config.base import Config, Panel, value_type
 from trd_cli.console import show_remarks
 from trd_cli.errors import InputError, Interrupted, TrdError, UserError
@@ -31,8 +30,6 @@ from trd_cli.redaction import visible
 STYLE = {"add_completion": False, "no_args_is_help": True, "rich_markup_mode": None, "pretty_exceptions_enable": False}
 # Seconds. The processes of one launch rarely start further apart.
 _PATIENCE = 15.0
-# Errors of the system that a user cannot cause.
-_OUR_MISTAKES = (errno.EBADF, errno.EFAULT, errno.ECHILD, errno.ENOTSOCK)
 
 
 class _Command(TyperCommand):
@@ -102,15 +99,12 @@ def guarded(name: str, work: Callable[[], None]) -> None:
     show_remarks(name)
     try:
         try:
-            work()
-            streams.finish()
+            with explained():
+                work()
+                streams.finish()
         except KeyboardInterrupt:
             kept = "training goes on from its last saved state" if name == "distill" else "finished rows are kept"
             raise Interrupted(f"interrupted; {kept} when the same command is run again") from None
-        except OSError as error:
-            if error.errno in _OUR_MISTAKES:  # main() would take an OSError for one of standard output
-                raise AssertionError(f"a wrong call of the system: {error}") from error
-            raise of_the_system(error) from None
         except UnicodeEncodeError:
             words = [word for word in sys.argv if well_formed(word) != word]
             if not words:

@@ -1,9 +1,11 @@
-"""Free what nothing refers to, so that the next model, here or in another process, finds the memory."""
+"""Leave nothing behind: memory that nothing refers to goes back, and a training's settings of its process go."""
 
 from __future__ import annotations
 
 import gc
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 def free_unreferenced() -> None:
@@ -15,3 +17,28 @@ def free_unreferenced() -> None:
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         torch.cuda.empty_cache()
+
+
+def forget_launch() -> None:
+    """Let the next training of this process choose device and precision anew, which accelerate keeps for all."""
+    if state := sys.modules.get("accelerate.state"):
+        state.AcceleratorState._reset_state(reset_partial_state=True)
+        state.GradientState._reset_state()
+
+
+@contextmanager
+def own_launch() -> Iterator[None]:
+    """Train inside the block without a trace in a process of somebody else's.
+
+    torch's random numbers are afterwards as before, and so is accelerate's state, which may be in use there.
+    """
+    import torch
+    from accelerate.state import PartialState
+
+    is_in_use = bool(PartialState._shared_state)
+    with torch.random.fork_rng(range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()):
+        try:
+            yield
+        finally:
+            if not is_in_use:
+                forget_launch()

@@ -37,7 +37,7 @@ from typing import Any
 from trd_cli import keeper
 from trd_cli.cli import prepare, run_words
 from trd_cli.errors import Interrupted
-from trd_cli.freeing import free_unreferenced
+from trd_cli.freeing import forget_launch, free_unreferenced
 from trd_cli.interrupts import raise_when_told
 
 _PROCESS = Path("/proc/self")
@@ -168,10 +168,7 @@ def _reset_libraries() -> None:
         _reset_torch(torch)
     if numpy := sys.modules.get("numpy"):
         numpy.random.seed()
-    if state := sys.modules.get("accelerate.state"):
-        # It holds the device and the precision of the first training, whatever the next one asks for.
-        state.AcceleratorState._reset_state(reset_partial_state=True)
-        state.GradientState._reset_state()
+    forget_launch()
 
 
 def _reset_torch(torch: ModuleType) -> None:

@@ -9,12 +9,14 @@ from __future__ import annotations
 import os
 import resource
 import signal
+import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerContext
-from threading import Event, Timer
+from threading import Event, Lock, Timer
+from types import ModuleType
 from typing import Any
 
 _START_SECONDS = 60.0
@@ -56,7 +58,8 @@ class Worker:
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, prepare), name="trd-grader")
         try:
-            self._process.start()
+            with _without_a_main_program():
+                self._process.start()
         except (OSError, EOFError) as error:  # the server that starts processes has just been killed
             self._pipe.close()
             raise NotStarted(f"it could not be started ({type(error).__name__})") from None
@@ -138,6 +141,24 @@ class Worker:
         self._process.join(_END_SECONDS)
         self.kill()
         self._process.join(_END_SECONDS)
+
+
+# Workers start in threads, and the main program is one for all.
+_hidden = Lock()
+
+
+@contextmanager
+def _without_a_main_program() -> Iterator[None]:
+    """Start a process inside the block that does not run this process's main program again, as that of a user may be.
+
+    multiprocessing would run it to make its names known, which no work for a worker needs.
+    """
+    with _hidden:
+        main, sys.modules["__main__"] = sys.modules["__main__"], ModuleType("__main__")
+        try:
+            yield
+        finally:
+            sys.modules["__main__"] = main
 
 
 def _serve(pipe: Connection, prepare: Work) -> None:
