@@ -123,7 +123,7 @@ def evaluate(
     progress: Progress | None = None,
     **options: Any,
 ) -> dict[str, Any] | None:
-    """Score `model` on benchmarks; return what `results.json` in `out` holds (default: as for `trd eval`).
+    """Score `model` on benchmarks; return the results of `results.json` in `out` (default: as for `trd eval`).
 
     None is returned for `dry_run`, and for a `shard` of a job array before all are done. See `trd eval --help` for the
     options.

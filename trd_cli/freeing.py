@@ -33,12 +33,16 @@ def own_launch() -> Iterator[None]:
     torch's random numbers are afterwards as before, and so is accelerate's state, which may be in use there.
     """
     import torch
-    from accelerate.state import PartialState
+    from accelerate.state import AcceleratorState, GradientState, PartialState
 
-    is_in_use = bool(PartialState._shared_state)
+    # Each class has one dictionary, which is that of all its objects.
+    shared = [kind._shared_state for kind in (PartialState, AcceleratorState, GradientState)]
+    theirs = [dict(state) for state in shared]
     with torch.random.fork_rng(range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()):
+        forget_launch()
         try:
             yield
         finally:
-            if not is_in_use:
-                forget_launch()
+            for state, before in zip(shared, theirs, strict=True):
+                state.clear()
+                state.update(before)
