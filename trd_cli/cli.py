@@ -35,6 +35,7 @@ from trd_cli.config.diagnosing import DiagnoseConfig
 from trd_cli.config.generating import RefineConfig, SampleConfig
 from trd_cli.config.grading import VerifyConfig
 from trd_cli.config.lab import EstimatorsConfig
+from trd_cli.config.starting import InitConfig
 from trd_cli.config.training import METHODS, DistillConfig
 from trd_cli.console import ConsoleProgress, RunTable, print_table
 from trd_cli.errors import InputError
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     help="Trajectory-Refined Distillation: the student samples attempts, the teacher repairs them, the student is trained along the repairs.",
     epilog="A round: trd sample -p P.parquet | trd verify | trd refine --setting opsd | trd verify | trd distill",
-    **STYLE,
+    **STYLE | {"add_completion": True},
 )
 
 data_app = typer.Typer(name="data", help="Make, import and check problem sets; list benchmarks.", **STYLE)
@@ -240,6 +241,23 @@ def report_(config: ReportConfig) -> None:
     from trd_cli.report import write as stage
 
     stage.run(config, resolve_model, ConsoleProgress("report"))
+
+
+@command(
+    app,
+    "init",
+    InitConfig,
+    "trd init experiment --student Qwen/Qwen3-1.7B --teacher Qwen/Qwen3-8B --problems deepscaler --bench aime25 --engine vllm",
+)
+def init(config: InitConfig) -> None:
+    """Write a recipe with comments, for the models and problems named.
+
+    Without options it is one that a laptop runs in minutes. trd plan looks at it first: what it finds is printed, and a
+    recipe with an error is not written. The path of the recipe goes to standard output.
+    """
+    from trd_cli.planning import init as stage
+
+    streams.hand_over(stage.run(config, ConsoleProgress("init")))
 
 
 @command(app, "plan", PlanConfig, "trd plan examples/recipes/cpu-smoke.toml --gpu-memory 80")

@@ -22,10 +22,14 @@ _TRUTH = "reward_model.ground_truth"
 
 @dataclass(frozen=True)
 class Preset:
-    """Describe a known set: the task of its rows and the origin of their fields."""
+    """Describe a known set: the task of its rows, the origin of their fields, and its name on the Hub.
+
+    A set that others publish in several places has no name.
+    """
 
     task: Task
     fields: Mapping[str, From]
+    home: str | None = None
 
 
 def first_solution(value: Any) -> Any:
@@ -95,6 +99,7 @@ PRESETS: dict[str, Preset] = {
             "reference_answer": From(("answer",), lambda value: gsm8k_parts(value)[1]),
             "reference_solution": From(("answer",), lambda value: gsm8k_parts(value)[0]),
         },
+        home="openai/gsm8k:main",
     ),
     "math": Preset(
         "math",
@@ -111,6 +116,7 @@ PRESETS: dict[str, Preset] = {
             "reference_answer": From((("answer", *ANSWERS),)),
             "reference_solution": From(("solution",)),
         },
+        home="agentica-org/DeepScaleR-Preview-Dataset",
     ),
     "verl": Preset(
         "math",
@@ -131,6 +137,7 @@ PRESETS: dict[str, Preset] = {
             "reference_solution": From(("solutions",), first_solution),
             "tests": From(("input_output",)),
         },
+        home="BAAI/TACO",
     ),
     "leetcode": Preset(
         "code",
@@ -148,6 +155,7 @@ PRESETS: dict[str, Preset] = {
             "reference_solution": From(("solutions",), first_solution, optional=True),
             "tests": From(("tests", "metadata"), lambda tests, metadata: parsed_tests(tests, function_name(metadata))),
         },
+        home="agentica-org/DeepCoder-Preview-Dataset:taco",
     ),
     "mbpp": Preset(
         "code",

@@ -43,6 +43,12 @@ def prompts_dir() -> Path:
     return packaged if packaged.is_dir() else _PACKAGE.parent / "prompts"
 
 
+def small_prompts_dir() -> Path:
+    """Return the directory of `student.jinja` and `refine.jinja` for SmolLM2-135M, which follows an example better."""
+    packaged = _PACKAGE / "_prompts" / "small"
+    return packaged if packaged.is_dir() else _PACKAGE.parent / "examples" / "quickstart"
+
+
 @dataclass(frozen=True)
 class Template:
     """A checked template. `sha256` is the digest of its text and goes into every row it renders."""
