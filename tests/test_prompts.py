@@ -240,3 +240,5 @@ def test_the_wheel_carries_the_templates(tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         for path in (REPOSITORY / "prompts").glob("*.jinja"):
             assert archive.read(f"trd_cli/_prompts/{path.name}") == path.read_bytes()
+        for path in (REPOSITORY / "examples/quickstart").glob("*.jinja"):
+            assert archive.read(f"trd_cli/_prompts/small/{path.name}") == path.read_bytes()

@@ -15,11 +15,12 @@ from trd_cli.recipes.sections import SECTIONS, SOURCES
 
 _WIDTH = 110
 _FLAG = re.compile(r"--([a-z][a-z-]*)")
-# Keys at the top of a recipe that stand for an option of a command.
+# Keys of a recipe outside the sections of commands that stand for an option of one.
 _OPTIONS: dict[str, tuple[type[Config], str]] = {
     "setting": (RefineConfig, "setting"),
     "student": (SampleConfig, "model"),
     "teacher": (RefineConfig, "teacher"),
+    "file": (SampleConfig, "problems"),
 }
 # Those that stand for none.
 _KEYS = {
@@ -52,20 +53,19 @@ def _lines(draft: Draft) -> Iterator[str]:
     said: set[str] = set()
     yield from _comment(draft.remarks.get("", ""))
     for key, value in draft.top.items():
-        kind, name = _OPTIONS.get(key, (None, key))
-        yield from ("", *_option(key, value, _KEYS.get(key) or _help(kind, name), said))
+        yield from ("", *_option(key, value, _KEYS.get(key) or _help(*_OPTIONS[key]), said))
     for name, table in draft.sections.items():
-        kind = SECTIONS.get(name) or SOURCES[name.removeprefix("problems.")]
+        kind = SECTIONS.get(name) or SOURCES.get(name.removeprefix("problems."))
         yield from ("", *_comment(draft.remarks.get(name, "")), f"[{name}]")
         for key, value in table.items():
-            yield from _option(key, value, _help(kind, key), said)
+            yield from _option(key, value, _help(kind, key) if kind else _help(*_OPTIONS[key]), said)
     for name, table in draft.arms.items():
         yield from ("", *_comment(f"{draft.remarks.get(f'arms.{name}', '')} {_sets(table['method'])}"))
         yield f"[arms.{name}]"
         for key, value in table.items():
             yield from _option(key, value, "" if key == "method" else _help(SECTIONS["distill"], key), said)
     others = ", ".join(name for name in METHODS if name not in draft.arms)
-    yield from ("", *_comment(f"Other methods for arms: {others}. trd distill --help has all options of an arm."))
+    yield from ("", *_comment(f"Other methods for arms: {others}. An arm may have any option of trd distill."))
 
 
 def _help(kind: type[Config], name: str) -> str:
