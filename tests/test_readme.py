@@ -31,7 +31,7 @@ ROOT = Path(__file__).parent.parent
 ROOMS = ("examples", "prompts", "tests", "trd_cli")
 PAGES = [ROOT / "README.md", *(page for room in ROOMS for page in sorted((ROOT / room).rglob("README.md")))]
 # Of the scripts in examples/, of pip and ray, and of every command.
-OTHER_FLAGS = {"--quick", "--upgrade", "--no-deps", "--num-gpus", "--help", "--version"}
+OTHER_FLAGS = {"--quick", "--upgrade", "--no-deps", "--num-gpus", "--help", "--version", "--install-completion"}
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
