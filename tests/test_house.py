@@ -37,7 +37,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("graders/",),
     ("datasets/", "evaluation/", "planned", "continuing", "generation", "episodes/"),
     ("training/", "recipes/", "diagnosis/", "relaying/"),
-    ("planning/", "report/", "stages/", "lab/"),
+    ("planning/", "report/", "stages/", "lab/", "exchange/"),
     ("cli", "__main__", "warm"),
 )
 # The largest share of the lines that one floor may hold.
