@@ -31,7 +31,7 @@ from trd_cli.config.commands import (
     StatusConfig,
 )
 from trd_cli.config.diagnosing import DiagnoseConfig
-from trd_cli.config.exchanging import ImportRolloutsConfig
+from trd_cli.config.exchanging import ExportConfig, ImportRolloutsConfig
 from trd_cli.config.generating import EngineOptions, RefineConfig, SampleConfig
 from trd_cli.config.grading import VerifyConfig
 from trd_cli.config.lab import EstimatorsConfig
@@ -353,6 +353,25 @@ def _tokenizer_of(source: InputSet) -> Tokenizer | None:
     from trd_cli.models import tokenizer_at_hand
 
     return tokenizer_at_hand(source.about, source.directory)
+
+
+@command(
+    app,
+    "export",
+    ExportConfig,
+    "trd export runs/y_r --subset repaired --format prompt-completion --out repaired.parquet",
+)
+def export(config: ExportConfig) -> None:
+    """Write rows in the layout of another trainer, as JSONL or Parquet.
+
+    A row is the student's own prompt and the response; refined rows need the set of their rollouts (--parents DIR if
+    moved). preference has pairs of a right and a wrong response by their verdicts, verl one row a problem. Rows that
+    ended as errors or without a response are left out and counted. A file is replaced; a directory gets files of
+    --file-rows rows, and the same command again does nothing.
+    """
+    from trd_cli.exchange import export as stage
+
+    stage.run(config, next(waves(config.inputs, stream=False)), ConsoleProgress("export"))
 
 
 @command(data_app, "make", MakeConfig, "trd data make arithmetic --n 1000 --seed 1 --level 2 --out train.parquet")
