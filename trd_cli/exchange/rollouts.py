@@ -41,14 +41,12 @@ from trd_cli.planned import Backend, Prompt, cannot_ask, new_row
 from trd_cli.progress import Progress
 from trd_cli.prompting.rendering import Rendering, templates_for, values_of
 from trd_cli.prompting.templates import OTHER, Template, family_of
-from trd_cli.records import FinishReason, Problem, Sampling, Trajectory, content_hash, token_array
+from trd_cli.records import UNKNOWN, FinishReason, Problem, Sampling, Trajectory, content_hash, token_array, well_formed
 from trd_cli.trajectories.id_set import IdSet
 from trd_cli.trajectories.run_json import IMPORTED
 from trd_cli.trajectories.stage_dir import StageDir
 
 ENGINE = "import"
-# The value of a parameter that nothing tells; no sampler takes it.
-UNKNOWN = -1
 _PARAMETERS = ("temperature", "top_p", "top_k", "max_tokens")
 # Rows of any other task have the templates of the last.
 _TASKS = ("math", "code", OTHER)
@@ -177,7 +175,7 @@ class _Maker:
     ) -> tuple[Problem, list[Attempt]]:
         """Return the problem and the responses of a row. Raises RowFault for a row that cannot be taken."""
         problem = self._joined(row, fields) if self._joiner else self._own(row, fields, options)
-        attempts = list(form.attempts(row))
+        attempts = [replace(each, text=each.text and well_formed(each.text)) for each in form.attempts(row)]
         if self._config.prompt_from == "file" and not all(attempt.messages for attempt in attempts):
             raise RowFault("no prompt, which --prompt-from file takes")
         return problem, attempts

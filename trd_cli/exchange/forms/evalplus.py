@@ -1,4 +1,4 @@
-"""Read `samples.jsonl` of EvalPlus: `task_id` with `solution` (a whole program) or `completion` (it follows the prompt).
+"""Read `samples.jsonl` of EvalPlus: `task_id` with `solution` (a whole program) or `completion` (the prompt's rest).
 
 The problems are trd's own HumanEval+ or MBPP+, by the first row's task_id; `--problems humaneval+:version=v0.1.9` names
 an edition. EvalPlus keeps the program alone, so the response is that program in a fence, as trd's prompt asks for. A
