@@ -32,7 +32,7 @@ from trd_cli.config.commands import (
     StatusConfig,
 )
 from trd_cli.config.diagnosing import DiagnoseConfig
-from trd_cli.config.exchanging import ExportConfig
+from trd_cli.config.exchanging import ExportConfig, ImportRolloutsConfig
 from trd_cli.config.generating import RefineConfig, SampleConfig
 from trd_cli.config.grading import VerifyConfig
 from trd_cli.config.lab import EstimatorsConfig
@@ -386,6 +386,24 @@ def data_import(config: ImportConfig) -> None:
     from trd_cli.datasets import make as stage
 
     stage.import_(config, ConsoleProgress("data import"))
+
+
+@command(
+    data_app,
+    "import-rollouts",
+    ImportRolloutsConfig,
+    "trd data import-rollouts results.jsonl --format verifiers --model Qwen/Qwen3-1.7B --problems train.parquet --out runs/y_o",
+)
+def data_import_rollouts(config: ImportRolloutsConfig) -> None:
+    """Import responses made elsewhere as a set of rollouts.
+
+    Prompts are rendered by the chat template of --model and ids are made by its tokenizer; texts stay as they are. Then
+    trd verify, refine, distill and diagnose take the set. The same command again does what is missing.
+    """
+    from trd_cli.exchange import rollouts as stage
+    from trd_cli.models import resolve_model
+
+    stage.run(config, resolve_model(config.model, weights=False), ConsoleProgress("data import-rollouts"))
 
 
 @command(data_app, "list", ListConfig, "trd data list")

@@ -40,6 +40,8 @@ MODELS = AUTHORS[:2]
 _CODES = frozenset(range(len(AUTHORS)))
 _USUAL_AUTHORS: dict[Kind, str] = {"rollout": "student", "refined": "teacher"}
 Message = Mapping[str, str]
+# The value of a parameter of sampling that nothing tells, in rows made elsewhere; no sampler takes it.
+UNKNOWN = -1
 
 
 def content_hash(value: Any, length: int = 32) -> str:

@@ -228,7 +228,7 @@ class MakeConfig(Config):
         return [name.strip() for name in self.tasks.split(",")] if self.tasks else []
 
 
-def _is_task(text: str) -> str:
+def is_task(text: str) -> str:
     """Return the name of a task that rows of a file can have; raises ValueError for any other text."""
     if not TASK_NAME.fullmatch(text) or text == EPISODE:
         raise ValueError("math, code, or a name of lower-case letters, digits, - and _")
@@ -265,7 +265,7 @@ class ImportConfig(Config):
         {}, "Input", "FIELD=COLUMN, comma-separated or repeated; COLUMN may be a path: answer=a.b.", decides=True
     )
     no_answers: bool = option(False, "Input", "Accept a set of mathematics without any reference answer.", rows=False)
-    task: Annotated[str, AfterValidator(_is_task)] | None = option(
+    task: Annotated[str, AfterValidator(is_task)] | None = option(
         None,
         "Input",
         "Task of all rows: math, code, or a name of your own, for trd verify --grader. Default: the preset's, else math.",

@@ -73,10 +73,16 @@ def _turns(conversation: Any) -> list[tuple[str, str | None]]:
     return [_turn(turn) for turn in turns]
 
 
-def _turn(turn: Mapping[str, Any]) -> tuple[str, str | None]:
+def role_of(turn: Mapping[str, Any]) -> str:
+    """Return user, assistant or system; raises RowFault for another role."""
     role = _ROLES.get(_role(turn))
     if role is None:
         raise RowFault(f"a message has the role {_role(turn) or 'none'!r}, not user, assistant or system")
+    return role
+
+
+def _turn(turn: Mapping[str, Any]) -> tuple[str, str | None]:
+    role = role_of(turn)
     content = turn.get("content", turn.get("value"))
     if isinstance(content, list):
         content = "\n".join(map(_part, content))

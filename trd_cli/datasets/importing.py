@@ -189,12 +189,7 @@ def _fields(config: ImportConfig) -> dict[str, From]:
 
     Without a preset the columns `answer`, `solution` and `id` count as fields too, as many sets have them.
     """
-    mapped = {_ALIASES.get(name, name): column for name, column in config.map.items()}
-    for name in config.map:
-        if _ALIASES.get(name, name) not in FIELDS:
-            raise InputError(
-                f"--map {name}={config.map[name]}", f"one of the fields {', '.join(FIELDS)}", "change the field"
-            )
+    mapped = mapped_fields(config.map)
     given = {name for name in ("source", "task") if getattr(config, name)}
     if config.preset:
         known = PRESETS[config.preset].fields
@@ -207,6 +202,18 @@ def _fields(config: ImportConfig) -> dict[str, From]:
         sources["reference_solution"] = From((("reference_solution", "solution"),), optional=True)
         sources["problem_id"] = From((("problem_id", "id"),), optional=True)
     return sources | {name: From((column,)) for name, column in mapped.items()}
+
+
+def mapped_fields(columns: Mapping[str, str], more: Sequence[str] = ()) -> dict[str, str]:
+    """Return the column that --map names for each field of a problem, or for one of `more`.
+
+    Raises InputError for another field.
+    """
+    known = (*FIELDS, *more)
+    for name, column in columns.items():
+        if _ALIASES.get(name, name) not in known:
+            raise InputError(f"--map {name}={column}", f"one of the fields {', '.join(known)}", "change the field")
+    return {_ALIASES.get(name, name): column for name, column in columns.items()}
 
 
 class _Seen:

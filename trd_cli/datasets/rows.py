@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from trd_cli.datasets.values import Clash, Written, filled
+from trd_cli.datasets.values import Clash, RowFault, Written, filled
 from trd_cli.errors import InputError, OutOfReach
 from trd_cli.records import well_formed
 from trd_cli.trajectories.checksums import Checksums, Damage
@@ -62,6 +62,17 @@ def file_rows(path: Path) -> Iterator[Row]:
     return _guarded(path, _READERS[suffix](path))
 
 
+def numbered_rows(path: Path) -> Iterator[tuple[str, Row | RowFault]]:
+    """Yield the rows of one file, each with its place ("line 7", "row 7").
+
+    A line of JSONL that is no row is yielded as a fault. All else is as in `file_rows`.
+    """
+    if _suffix(str(path)) in (".jsonl", ".jsonl.gz"):
+        yield from ((f"line {number}", row) for number, row in _guarded(path, _jsonl_lines(path)))
+    else:
+        yield from ((f"row {number}", row) for number, row in enumerate(file_rows(path), start=1))
+
+
 def set_name(file: str) -> str:
     """Return `gsm8k` for data/gsm8k.jsonl.gz, for openai/gsm8k and for openai/gsm8k:main.
 
@@ -77,7 +88,7 @@ def _suffix(file: str) -> str | None:
     return next((suffix for suffix in _READERS if file.lower().endswith(suffix)), None)
 
 
-def _guarded(path: Path, rows: Iterator[Row]) -> Iterator[Row]:
+def _guarded(path: Path, rows: Iterator[Any]) -> Iterator[Any]:
     """Yield the same rows; errors of the operating system, gzip and Parquet become one InputError."""
     try:
         yield from rows
@@ -104,16 +115,28 @@ def _loads(text: str) -> Any:
 
 
 def _jsonl_rows(path: Path) -> Iterator[Row]:
+    for number, row in _jsonl_lines(path):
+        if isinstance(row, RowFault):
+            raise _malformed(path, f"line {number}", str(row))
+        yield row
+
+
+def _jsonl_lines(path: Path) -> Iterator[tuple[int, Row | RowFault]]:
+    """Yield the number of each line that is not empty, and its row or what is wrong with it."""
     opener = gzip.open if path.suffix.lower() == ".gz" else open
     with opener(path, "rt", encoding="utf-8-sig") as lines:
         for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = _loads(line.removeprefix(_BOM))
-            except ValueError as error:
-                raise _malformed(path, f"line {number}", f"not JSON ({error})") from None
-            yield _object(path, f"line {number}", row)
+            if line.strip():
+                yield number, row_of(line)
+
+
+def row_of(line: str) -> Row | RowFault:
+    """Return the row of a line of JSONL, or what is wrong with it."""
+    try:
+        row = _loads(line.removeprefix(_BOM))
+    except ValueError as error:
+        return RowFault(f"not JSON ({error})")
+    return row if isinstance(row, dict) else RowFault(_no_object(row))
 
 
 def _json_rows(path: Path) -> Iterator[Row]:
@@ -210,8 +233,12 @@ def _cut(items: Sequence[Any], lengths: Sequence[int | None]) -> Iterator[list[A
 
 def _object(path: Path, where: str, row: Any) -> Row:
     if not isinstance(row, dict):
-        raise _malformed(path, where, f"a {type(row).__name__}, not an object")
+        raise _malformed(path, where, _no_object(row))
     return row
+
+
+def _no_object(row: Any) -> str:
+    return f"a {type(row).__name__}, not an object"
 
 
 def _malformed(path: Path, where: str, what: str) -> InputError:

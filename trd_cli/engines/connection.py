@@ -13,6 +13,7 @@ from trd_cli.engines.replies import (
     choice_of,
     complaint,
     complaint_in,
+    content_of,
     finish_of,
     guessed_finish,
     model_in,
@@ -183,13 +184,8 @@ class Connection:
         """Return the text of a choice or its parts, after any reasoning that the server split off."""
         message = choice.get("message")
         if not isinstance(message, Mapping):
-            content, message = choice.get("text"), {}
-        else:
-            content = message.get("content")
-        thoughts = message.get("reasoning_content") or message.get("reasoning")
-        if thoughts:
-            parts = content if isinstance(content, list) else [] if content is None else [content]
-            return [{"type": "thinking", "thinking": thoughts}, *parts]
+            message = {"content": choice.get("text")}
+        content = content_of(message)
         if content is None:
             refused = message.get("refusal")
             said = f": the model refused ({self._line(refused)})" if refused else ""

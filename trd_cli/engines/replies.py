@@ -125,6 +125,16 @@ def choice_of(body: Any) -> Mapping[str, Any] | None:
     return choice if isinstance(choice, Mapping) else None
 
 
+def content_of(message: Mapping[str, Any]) -> Any:
+    """Return the content of a message, after any reasoning that the server split off; None where there is neither."""
+    content = message.get("content")
+    thoughts = message.get("reasoning_content") or message.get("reasoning")
+    if not thoughts:
+        return content
+    parts = content if isinstance(content, list) else [] if content is None else [content]
+    return [{"type": "thinking", "thinking": thoughts}, *parts]
+
+
 def model_in(body: Any, name: str) -> str:
     """Describe the model of this name in a server's list, or the list where the name is missing; "" without a list."""
     listed = body.get("data") if isinstance(body, Mapping) else None

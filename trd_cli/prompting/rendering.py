@@ -11,6 +11,7 @@ from typing import Any
 
 from trd_cli.config.base import Config
 from trd_cli.config.commands import EvalConfig
+from trd_cli.config.exchanging import ImportRolloutsConfig
 from trd_cli.config.generating import RefineConfig, RenderOptions, SampleConfig
 from trd_cli.config.training import DistillConfig
 from trd_cli.errors import PromptError
@@ -65,7 +66,7 @@ def template_kind(config: Config, setting: str, along: str | None = None) -> str
 
     In training it is that of the teacher's context for rows of the kind `along` (default: as the options say).
     """
-    if isinstance(config, (SampleConfig, EvalConfig)):
+    if isinstance(config, (SampleConfig, EvalConfig, ImportRolloutsConfig)):
         return "student"
     if isinstance(config, RefineConfig):
         return f"refine-{setting}" if config.mode == "rewrite" else f"vanilla-{setting}"

@@ -17,6 +17,7 @@ import numpy as np
 
 from trd_cli.diagnosis.results import Diagnosis
 from trd_cli.trajectories.episode_columns import FIGURES
+from trd_cli.trajectories.run_json import IMPORTED
 
 BASE = "base"
 # The seed of figures of all seeds together.
@@ -24,7 +25,7 @@ ALL_SEEDS = "all"
 Seed = int | str | None
 VERDICTS = ("correct", "incorrect", "error", "timeout")
 # The kind of the set that a stage makes.
-KIND_OF_SET = {"sample": "rollout", "refine": "refined"}
+KIND_OF_SET = {"sample": "rollout", IMPORTED: "rollout", "refine": "refined"}
 # The matrix's name for the verdict of a row that was never graded.
 UNVERIFIED = "unverified"
 

@@ -19,6 +19,10 @@ from trd_cli.records import CHECKSUM, Part, is_intact, with_checksum
 from trd_cli.trajectories.parts import named
 
 NAME = "run.json"
+# The command that makes sets of responses made elsewhere.
+IMPORTED = "data import-rollouts"
+# The commands that make rollouts from problems; those of the first may also go on from the rows of a set.
+OF_ROLLOUTS = ("sample", IMPORTED)
 FORMAT = "trd-run-1"
 _RECORD = re.compile(r"run(-\d+of\d+)?\.json")
 
@@ -102,6 +106,7 @@ _ROWS = ("model", "model_revision", "tokenizer")
 _PROMPTED = (*_ROWS, "render", "chat_template_kwargs")
 _TOLD = {
     "sample": _PROMPTED,
+    IMPORTED: _PROMPTED,
     "refine": (*_PROMPTED, "setting", "student", "student_revision"),
     "eval": (*_ROWS, "benchmarks"),
     "diagnose": ("tokenizer", "setting", "student", "student_revision", "teacher"),

@@ -12,7 +12,7 @@ import pyarrow as pa
 from trd_cli.atomic import as_text, from_text
 from trd_cli.errors import InputError, flag
 from trd_cli.records import EPISODE, Part, Task, Trajectory, content_hash
-from trd_cli.trajectories.run_json import About, read_run_json
+from trd_cli.trajectories.run_json import OF_ROLLOUTS, About, read_run_json
 from trd_cli.trajectories.shards import PER_TOKEN, SCHEMA, list_shards, read_table, rows_in, shard_number
 from trd_cli.trajectories.state import state_of
 
@@ -176,7 +176,7 @@ def parent_frame(each: InputSet, parents: Sequence[str] = (), columns: Sequence[
     from trd_cli.trajectories.selection import pl
 
     columns = list(dict.fromkeys(["trajectory_id", *columns]))
-    if each.record.get("command") == "sample" and not each.record.get("inputs"):
+    if each.record.get("command") in OF_ROLLOUTS and not each.record.get("inputs"):
         raise InputError(
             f"{each.directory} holds rollouts from problems, which have no parents",
             "rows that were made from others",

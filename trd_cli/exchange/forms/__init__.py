@@ -1,0 +1,1 @@
+"""Forms of responses made elsewhere, one file each; `registry` names them all."""
