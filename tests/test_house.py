@@ -30,6 +30,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "adapter_files",
         "losses/",
         "config/",
+        "hub/",
     ),
     ("graders.answers", "graders/reading/", "prompting/", "trajectories/"),
     ("streams", "console", "command", "models", "merging", "graders.by_math_verify", "graders/comparing/"),
@@ -37,7 +38,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("graders/",),
     ("datasets/", "evaluation/", "planned", "backends", "continuing", "generation", "episodes/"),
     ("training/", "recipes/", "diagnosis/", "relaying/"),
-    ("planning/", "report/", "stages/", "lab/", "exchange/"),
+    ("planning/", "report/", "stages/", "lab/", "exchange/", "publishing/"),
     ("cli", "__main__", "warm", "api"),
 )
 # The largest share of the lines that one floor may hold.

@@ -36,6 +36,7 @@ from trd_cli.config.exchanging import ExportConfig, ImportRolloutsConfig
 from trd_cli.config.generating import RefineConfig, SampleConfig
 from trd_cli.config.grading import VerifyConfig
 from trd_cli.config.lab import EstimatorsConfig
+from trd_cli.config.publishing import PushConfig
 from trd_cli.config.starting import InitConfig
 from trd_cli.config.training import METHODS, DistillConfig
 from trd_cli.console import ConsoleProgress, RunTable, print_table
@@ -362,6 +363,22 @@ def export(config: ExportConfig) -> None:
     from trd_cli.exchange import export as stage
 
     stage.run(config, next(waves(config.inputs, stream=False)), ConsoleProgress("export"))
+
+
+@command(app, "push", PushConfig, "trd push runs/y_r owner/y_r --license apache-2.0")
+def push(config: PushConfig) -> None:
+    """Push a set, a run or a checkpoint to the Hub, with a card.
+
+    A set or a run becomes a dataset repository that load_dataset reads as it is, a checkpoint a model repository. The
+    card has what run.json tells. What is there with the same hash is not sent again, so the same command goes on after
+    an interruption. The token is huggingface_hub's (HF_TOKEN, hf auth login). Prints the name that other commands take:
+    of a dataset at its commit, as hf://datasets/owner/name@commit.
+    """
+    from trd_cli.publishing import push as stage
+
+    pushed = stage.run(config, ConsoleProgress("push"))
+    with streams.printing():
+        print(pushed.card if config.dry_run else pushed.name)
 
 
 @command(data_app, "make", MakeConfig, "trd data make arithmetic --n 1000 --seed 1 --level 2 --out train.parquet")

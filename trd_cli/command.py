@@ -30,6 +30,11 @@ from trd_cli.redaction import visible
 STYLE = {"add_completion": False, "no_args_is_help": True, "rich_markup_mode": None, "pretty_exceptions_enable": False}
 # Seconds. The processes of one launch rarely start further apart.
 _PATIENCE = 15.0
+# What an interrupted command keeps, where that is not its finished rows.
+_KEPT = {
+    "distill": "training goes on from its last saved state",
+    "push": "what has arrived is not sent again",
+}
 
 
 class _Command(TyperCommand):
@@ -103,7 +108,7 @@ def guarded(name: str, work: Callable[[], None]) -> None:
                 work()
                 streams.finish()
         except KeyboardInterrupt:
-            kept = "training goes on from its last saved state" if name == "distill" else "finished rows are kept"
+            kept = _KEPT.get(name, "finished rows are kept")
             raise Interrupted(f"interrupted; {kept} when the same command is run again") from None
         except UnicodeEncodeError:
             words = [word for word in sys.argv if well_formed(word) != word]

@@ -183,7 +183,8 @@ def resolve_model(name: str, weights: bool = True) -> ModelRef:
     path = _from_hub(name, weights)
     if (path / CONFIG).is_file():  # a tokenizer alone may do for a server
         read_settings(path / CONFIG)
-    return ModelRef(name, path, path.name)
+    base = base_of(path) if weights and is_adapter_alone(path) else None
+    return ModelRef(name, path, path.name, base)
 
 
 def _local(name: str, directory: Path, weights: bool = True) -> ModelRef:

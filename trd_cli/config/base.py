@@ -270,7 +270,11 @@ class SetOptions(Config):
 
 class InputOptions(SetOptions):
     inputs: tuple[str, ...] = option(
-        (), "Input", "Trajectory sets or shards. None, or -: paths from standard input.", argument=True, rows=False
+        (),
+        "Input",
+        "Trajectory sets or shards, also hf://datasets/owner/name[@revision][/folder]. None, or -: paths from standard input.",
+        argument=True,
+        rows=False,
     )
 
 

@@ -295,7 +295,11 @@ class ShowConfig(DiffConfig):
 
 class OverlapConfig(Config):
     train: str = option(
-        ..., "Input", "Problem set (Parquet) or trajectory set (directory, shard).", argument=True, rows=False
+        ...,
+        "Input",
+        "Problem set (Parquet) or trajectory set (directory, shard), also hf://datasets/…",
+        argument=True,
+        rows=False,
     )
     bench: tuple[str, ...] = option(
         ..., "Input", "Benchmarks as for trd eval, or problem sets; also comma-separated.", argument=True, rows=False

@@ -202,7 +202,11 @@ class SampleConfig(
         rows=False,
     )
     problems: str | None = option(
-        None, "Input", "Problem set: a Parquet file made by trd data.", flags=("--problems", "-p"), rows=False
+        None,
+        "Input",
+        "Problem set: a Parquet file made by trd data, also hf://datasets/owner/name/file.parquet.",
+        flags=("--problems", "-p"),
+        rows=False,
     )
     env: str | None = option(
         None,

@@ -17,6 +17,7 @@ from trd_cli.config.commands import OverlapConfig
 from trd_cli.datasets.benchmarks import Benchmark, load_benchmark, split_benchmarks
 from trd_cli.datasets.ngrams import NEAR_COPY, SIZES, Boilerplate, QuestionIndex, Shared
 from trd_cli.errors import InputError, counted
+from trd_cli.hub.fetching import local_path
 from trd_cli.progress import Progress
 from trd_cli.trajectories.problem_sets import ProblemSet
 from trd_cli.trajectories.sets import open_sets
@@ -127,7 +128,7 @@ def run(config: OverlapConfig, progress: Progress) -> Overlaps:
 
 
 def _check_options(config: OverlapConfig) -> None:
-    is_set = _is_trajectory_set(Path(config.train))
+    is_set = _is_trajectory_set(config.train)
     if is_set and config.drop is not None:
         raise InputError(
             f"--drop and the trajectory set {config.train}",
@@ -148,14 +149,15 @@ def _check_options(config: OverlapConfig) -> None:
         taken |= {Path(out).resolve()} if out is not None else set()
 
 
-def _is_trajectory_set(path: Path) -> bool:
+def _is_trajectory_set(name: str) -> bool:
+    path = local_path(name)
     return path.is_dir() or shard_number(path) is not None
 
 
 def _training_files(config: OverlapConfig) -> TrainingFiles:
     columns = ["problem_id", "problem"]
-    files, schema = [Path(config.train)], PROBLEM_SCHEMA
-    if _is_trajectory_set(files[0]):
+    files, schema = [local_path(config.train)], PROBLEM_SCHEMA
+    if _is_trajectory_set(config.train):
         files, schema = [shard for each in open_sets([config.train]) for shard in each.shards], SCHEMA
         columns += ["trajectory_id"] + ["response"] * config.responses
     rows = sum(shard_info(file, schema).rows for file in files)
@@ -280,7 +282,7 @@ def _write_clean(config: OverlapConfig, overlaps: Overlaps, progress: Progress) 
             "at least one clean row to write",
             "leave --drop out",
         )
-    problems = ProblemSet.open(Path(config.train))
+    problems = ProblemSet.open(local_path(config.train))
     write_problems(out, (problem for row, problem in enumerate(problems) if row not in dropped))
     count = counted(overlaps.rows - len(dropped), "clean problem")
     progress.note(f"{count} in {out}, {len(dropped)} dropped")

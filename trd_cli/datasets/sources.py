@@ -6,11 +6,11 @@ apply.
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from trd_cli.errors import OutOfReach, first_line
+from trd_cli.errors import OutOfReach
+from trd_cli.hub.fetching import quieten, reason
 from trd_cli.local_data import local_file
 from trd_cli.records import Problem, content_hash
 
@@ -72,30 +72,15 @@ def hub_file(repo: str, path: str, revision: str, local: str) -> Fetched:
     """
     from huggingface_hub import hf_hub_download
 
-    # It logs each failed attempt; the error below gives the reason in one line.
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    quieten()
     try:
         file = Path(hf_hub_download(repo, path, repo_type="dataset", revision=revision))
     except Exception as error:  # its HTTP, file and cache layers raise many kinds
         raise OutOfReach(
-            f"{path} of the Hub dataset {repo} could not be fetched: {_reason(error, revision)}",
+            f"{path} of the Hub dataset {repo} could not be fetched: {reason(error, revision)}",
             "the Hub, or a copy of the file",
             f"check the network and HF_ENDPOINT, set HF_TOKEN for a gated set, or set TRD_DATA to a folder with benchmarks/{local}",
         ) from None
     # The cache keeps a file under snapshots/<commit>/, even if a branch was asked for.
     commit = file.parts[len(file.parts) - len(Path(path).parts) - 1]
     return Fetched(file, f"{repo}@{commit[:12]} ({path})", commit)
-
-
-def _reason(error: Exception, revision: str) -> str:
-    """Return the cause in one line: huggingface_hub's messages have several, and the first does not always name it."""
-    from huggingface_hub import errors
-
-    reasons: dict[type[Exception], str] = {
-        errors.GatedRepoError: "it is gated, and this token has no access",
-        errors.RepositoryNotFoundError: "there is no such repository, or it is private",
-        errors.RevisionNotFoundError: f"it has no revision {revision}",
-        errors.LocalEntryNotFoundError: "it is not in the cache, and the Hub cannot be reached",
-        errors.EntryNotFoundError: f"there is no such file at revision {revision}",
-    }
-    return next((text for kind, text in reasons.items() if isinstance(error, kind)), first_line(error))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 
 from trd_cli.config.base import errors_allowed
 from trd_cli.config.commands import EvalConfig, ImportConfig, MakeConfig, OverlapConfig
@@ -19,6 +18,7 @@ from trd_cli.datasets.ngrams import SIZES, QuestionIndex
 from trd_cli.errors import InputError, PromptError, counted
 from trd_cli.graders.base import graded_by
 from trd_cli.graders.options import GraderOptions, no_grader
+from trd_cli.hub.fetching import local_path
 from trd_cli.planning.findings import Finding, error, of_exception, ok, out_of_reach, per_cent, warning
 from trd_cli.prompting.rendering import templates_for
 from trd_cli.prompting.templates import Template
@@ -47,7 +47,7 @@ def load_problems(recipe: Recipe, graph: Graph) -> tuple[list[Problem], list[Fin
         if made is not None and made.is_file():
             problems = read_problems(made)
         elif kind == "file":
-            problems = read_problems(Path(value))
+            problems = read_problems(local_path(value))
         elif kind == "make":
             config = MakeConfig.parse({**value, "out": PROBLEMS_FILE})
             problems = list(drawn(config))

@@ -24,6 +24,7 @@ from trd_cli.config.grading import VerifyConfig
 from trd_cli.config.training import DistillConfig
 from trd_cli.diagnosis.onset import read_words
 from trd_cli.errors import InputError
+from trd_cli.hub.fetching import local_path
 from trd_cli.models import EMA, ModelRef, own_teacher, resolve_model
 from trd_cli.recipes.nodes import BASE, NODES, Contents, Graph, Model, Node
 from trd_cli.recipes.recipe import Recipe, Source
@@ -105,7 +106,7 @@ class _Builder:
         """Return the file that trd sample reads, and the node that makes it unless it is the recipe's own."""
         (kind, value), *_ = self._recipe.problems.items()
         if kind == "file":
-            if not Path(value).is_file():
+            if not local_path(value).is_file():
                 raise InputError(f"[problems] file: no such file: {value}", "a Parquet file", "check the path")
             return value, None
         config_class = MakeConfig if kind == "make" else ImportConfig
@@ -130,7 +131,7 @@ class _Builder:
         )
         contents = {"model": self._contents.model(student)}
         if file is not None and made is None:
-            contents["problems"] = self._contents.file(file)
+            contents["problems"] = self._contents.file(str(local_path(file)))
         return self._add("sample", config, (made, student.node), place, arm, contents)
 
     def _verify(self, kind: str, source: Node, place: _Place, arm: str) -> Node:

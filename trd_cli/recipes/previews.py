@@ -19,6 +19,7 @@ from trd_cli.config.base import Config
 from trd_cli.config.commands import ImportConfig, MakeConfig
 from trd_cli.config.generating import RefineConfig
 from trd_cli.config.training import DistillConfig
+from trd_cli.hub.fetching import local_path
 from trd_cli.prompting.rendering import template_for, values_of
 from trd_cli.prompting.templates import Template
 from trd_cli.recipes.nodes import Graph, Node
@@ -166,7 +167,7 @@ def _first_problem(graph: Graph, done: Collection[str], source: Source) -> Probl
         return _first_episode(graph.recipe.episodes.env)
     (kind, value), *_ = graph.recipe.problems.items()
     if kind == "file":
-        return read_problems(Path(value))[0]
+        return read_problems(local_path(value))[0]
     if "problems" in done:
         return read_problems(graph.path(graph["problems"]) / PROBLEMS_FILE)[0]
     if kind == "make":

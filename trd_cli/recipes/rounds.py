@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
-from pathlib import Path
 
 from trd_cli.config.commands import MakeConfig
 from trd_cli.config.generating import SampleConfig
 from trd_cli.config.training import DistillConfig
+from trd_cli.hub.fetching import local_path
 from trd_cli.recipes.recipe import Recipe, Source
 from trd_cli.recipes.sections import PROBLEMS_FILE
 from trd_cli.records import EPISODE
@@ -29,7 +29,7 @@ def known_problems(recipe: Recipe, source: Source | None = None) -> int | None:
         return Spec.parse(recipe.episodes.env).n
     (kind, value), *_ = recipe.problems.items()
     if kind == "file":
-        return shard_info(Path(value), PROBLEM_SCHEMA).rows
+        return shard_info(local_path(value), PROBLEM_SCHEMA).rows
     if kind != "make":
         return None
     config = MakeConfig.parse({**value, "out": PROBLEMS_FILE})

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from trd_cli.config.base import Config
 from trd_cli.config.commands import EvalConfig
 from trd_cli.datasets.benchmarks import split_benchmarks, task_of
+from trd_cli.hub.fetching import local_path
 from trd_cli.prompting.templates import OTHER
 from trd_cli.recipes.recipe import Recipe, Source
 from trd_cli.records import EPISODE, Task
@@ -39,6 +39,7 @@ def tasks_of_problems(table: Mapping[str, Any] | None) -> frozenset[Task]:
         return frozenset() if value.get("kind") == "arithmetic" else frozenset({OTHER})
     if kind == "import":
         return frozenset(filter(None, [value.get("task")]))
-    if not Path(value).is_file():
+    path = local_path(value)
+    if not path.is_file():
         return frozenset()
-    return frozenset(read_table(Path(value), ["task"], PROBLEM_SCHEMA)["task"].unique().to_pylist())
+    return frozenset(read_table(path, ["task"], PROBLEM_SCHEMA)["task"].unique().to_pylist())

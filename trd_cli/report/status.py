@@ -15,6 +15,7 @@ from pathlib import Path
 from trd_cli.errors import InputError, counted
 from trd_cli.evaluation.results import FILE as RESULTS
 from trd_cli.evaluation.results import read_results
+from trd_cli.hub.fetching import local_path
 from trd_cli.locks import is_held
 from trd_cli.recipes.nodes import GRAPH_FILE
 from trd_cli.recipes.sections import PROBLEMS_FILE
@@ -62,7 +63,7 @@ def status(directories: Sequence[str]) -> tuple[list[Line], bool]:
 
     Raises InputError for a directory that holds none, and for one whose run.json or graph.json cannot be read.
     """
-    outputs = [list(_lines(Path(name), name)) for name in directories]
+    outputs = [list(_lines(local_path(name), name)) for name in directories]
     return [line for lines in outputs for line in lines], all(lines[0].state in _WELL for lines in outputs)
 
 

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from functools import partial
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 from trd_cli.config.generating import SampleConfig
@@ -16,6 +15,7 @@ from trd_cli.episodes.driver import EpisodeFiller, workers_of
 from trd_cli.episodes.sampling import EpisodeAsker, EpisodeSet, Player
 from trd_cli.errors import InputError, counted
 from trd_cli.generation import Outcome, ShardFiller, check_strangers
+from trd_cli.hub.fetching import located
 from trd_cli.planned import Asker, Backend, Prompt, no_response, preview
 from trd_cli.progress import Progress
 from trd_cli.prompting.rendering import Rendering, templates_for
@@ -48,7 +48,10 @@ def run(config: SampleConfig, paths: Sequence[str], backend: Backend, progress: 
 
 def attempt(config: SampleConfig, backend: Backend, progress: Progress) -> Outcome:
     """Generate what is missing of `n` rollouts a problem."""
-    everything = ProblemSet.open(Path(config.problems))
+    place = located(config.problems)
+    everything = ProblemSet.open(place.path)
+    if place.name:
+        config = config.model_copy(update={"problems": str(place.name)})
     return _attempt(config, everything, {"problems": everything.digest}, backend, progress, Asker, ShardFiller)
 
 

@@ -16,6 +16,7 @@ from trd_cli.generation import Outcome
 from trd_cli.graders.options import Grader, GraderOptions
 from trd_cli.graders.sandbox import described
 from trd_cli.graders.verdicts import OF_A_GRADER, ShardGrader, graders_of, lines
+from trd_cli.hub.names import is_hub_name
 from trd_cli.progress import Progress
 from trd_cli.records import Part, Verdict
 from trd_cli.trajectories.parts import named, verdicts_held
@@ -38,6 +39,8 @@ def run(config: VerifyConfig, waves: Iterable[Sequence[str]], progress: Progress
     shards = 0
     with _Held(config.part) as held, ShardGrader(options, progress, regrade, config.audit) as grader:
         for paths in waves:
+            if config.out is None:
+                _check_writable(paths)
             sets = open_sets(paths)
             directories += [each.directory for each in sets]
             if config.out is not None and len(set(directories)) > 1:
@@ -78,6 +81,12 @@ def run(config: VerifyConfig, waves: Iterable[Sequence[str]], progress: Progress
     outcome = Outcome(rows=grader.counts.total(), errors=grader.counts["error"] + grader.counts["timeout"])
     outcome.check_errors(config.max_errors)
     return grader.counts
+
+
+def _check_writable(paths: Sequence[str]) -> None:
+    """Raise InputError for a set on the Hub, which cannot be graded in place."""
+    for path in filter(is_hub_name, paths):
+        raise InputError(f"{path}, which cannot be written to", "a directory for the graded copy", "give --out DIR")
 
 
 def _own(each: InputSet, part: Part | None) -> InputSet:

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from trd_cli.atomic import as_text, from_text
-from trd_cli.errors import InputError, flag
+from trd_cli.errors import InputError, OutOfReach, flag
+from trd_cli.hub.fetching import located
+from trd_cli.hub.names import HubName, is_hub_name
 from trd_cli.records import EPISODE, Part, Task, Trajectory, content_hash
 from trd_cli.trajectories.run_json import OF_ROLLOUTS, About, read_run_json
 from trd_cli.trajectories.shards import PER_TOKEN, SCHEMA, list_shards, read_table, rows_in, shard_number
@@ -27,11 +29,18 @@ _PLACE = "_place"
 
 @dataclass(frozen=True)
 class InputSet:
-    """Hold the shards to read of one set, and its run.json ({} where it has none)."""
+    """Hold the shards to read of one set, and its run.json ({} where it has none).
+
+    `name` is that of the set on the Hub, at a commit; its `directory` is then the cache's, which is read-only.
+    """
 
     directory: Path
     shards: tuple[Path, ...]
     record: dict[str, Any]
+    name: HubName | None = None
+
+    def __str__(self) -> str:
+        return str(self.name or self.directory)
 
     @property
     def digest(self) -> str:
@@ -44,7 +53,8 @@ class InputSet:
 
     def lineage(self) -> dict[str, str]:
         """Return the entry for this set among the inputs in the run.json of a stage that reads it."""
-        return {"path": as_text(self.directory), "digest": self.digest, "command": self.record.get("command", "")}
+        path = str(self.name) if self.name else as_text(self.directory)
+        return {"path": path, "digest": self.digest, "command": self.record.get("command", "")}
 
     @property
     def about(self) -> About:
@@ -60,17 +70,26 @@ class InputSet:
 def open_sets(paths: Sequence[str]) -> list[InputSet]:
     """Return the sets (directories) and single shards at `paths`, by directory in order of appearance.
 
-    Raises InputError for a path that is neither.
+    A path may be a name on the Hub (see `hub.names`), whose files are downloaded where the cache lacks them. Raises
+    InputError for a path that is neither, and OutOfReach for a name that cannot be had.
     """
     found: dict[Path, list[Path]] = {}
-    for name in paths:
-        path = Path(name)
+    names: dict[Path, HubName] = {}
+    for text in paths:
+        place = located(text)
+        path = place.path
+        if place.name:
+            names[place.directory] = place.name.folder
         if path.is_dir():
             shards = list_shards(path)
             if not shards:
                 raise InputError(
-                    f"{path} has no shards", "a trajectory set", "run the command that fills it, or check the path"
+                    f"{place.name or path} has no shards",
+                    "a trajectory set",
+                    "run the command that fills it, or check the path",
                 )
+            if place.name:
+                _check_pushed(place.name, path)
             found.setdefault(path, []).extend(shards)
         elif path.is_file():
             if shard_number(path) is None:
@@ -81,9 +100,34 @@ def open_sets(paths: Sequence[str]) -> list[InputSet]:
         else:
             raise InputError(f"no such file or directory: {path}", "a trajectory set", "check the path")
     return [
-        InputSet(directory, tuple(dict.fromkeys(shards)), read_run_json(directory) or {})
+        InputSet(
+            directory, tuple(dict.fromkeys(shards)), _record(directory, names.get(directory)), names.get(directory)
+        )
         for directory, shards in found.items()
     ]
+
+
+def _check_pushed(name: HubName, directory: Path) -> None:
+    """Raise InputError for a set whose run.json has not been pushed: it goes last."""
+    if read_run_json(directory) is None:
+        raise InputError(
+            f"{name} has no run.json: its push has not ended",
+            "a whole set",
+            "run trd push again, or name its shards to read them all the same",
+        )
+
+
+def _record(directory: Path, name: HubName | None) -> dict[str, Any]:
+    """Return run.json. In one on the Hub, inputs of the same repository get the commit of the set."""
+    record = read_run_json(directory) or {}
+    return {**record, "inputs": [_pinned(each, name) for each in record.get("inputs", [])]} if name else record
+
+
+def _pinned(entry: dict[str, str], of: HubName) -> dict[str, str]:
+    path = HubName.parse(entry["path"]) if is_hub_name(entry["path"]) else None
+    if path is None or path.repository != of.repository or path.revision is not None:
+        return entry
+    return {**entry, "path": str(path.at(of.revision))}
 
 
 def check_complete(directories: Iterable[Path], part: Part | None = None) -> None:
@@ -96,7 +140,7 @@ def check_no_episodes(each: InputSet, tasks: Iterable[Task], mend: str | None = 
     """Raise InputError where rows of a set, which have these tasks, are episodes: each must be one text of a model."""
     if EPISODE in tasks:
         raise InputError(
-            f"episodes in {each.directory}, most of whose tokens no model wrote",
+            f"episodes in {each}, most of whose tokens no model wrote",
             "rows of one response each",
             mend or f"leave the set out, or add {flag('where')} \"task <> '{EPISODE}'\"",
         )
@@ -161,7 +205,7 @@ def _places(table: pa.Table, each: InputSet, subset: str, where: str | None, par
         orphans = frame.filter(pl.col("parent_id").is_not_null() & pl.col("parent_trajectory_id").is_null())
         if len(orphans):
             raise InputError(
-                f"the parent {orphans['parent_id'][0]} of a row in {each.directory} was not found",
+                f"the parent {orphans['parent_id'][0]} of a row in {each} was not found",
                 "its set",
                 "give --parents DIR",
             )
@@ -178,7 +222,7 @@ def parent_frame(each: InputSet, parents: Sequence[str] = (), columns: Sequence[
     columns = list(dict.fromkeys(["trajectory_id", *columns]))
     if each.record.get("command") in OF_ROLLOUTS and not each.record.get("inputs"):
         raise InputError(
-            f"{each.directory} holds rollouts from problems, which have no parents",
+            f"{each} holds rollouts from problems, which have no parents",
             "rows that were made from others",
             "give the set that trd refine or trd sample --from made",
         )
@@ -186,9 +230,7 @@ def parent_frame(each: InputSet, parents: Sequence[str] = (), columns: Sequence[
         read_table(path, columns) for directory in parent_directories(each, parents) for path in list_shards(directory)
     ]
     if not tables:
-        raise InputError(
-            f"the parents of {each.directory} were not found", "the set it was made from", "give --parents DIR"
-        )
+        raise InputError(f"the parents of {each} were not found", "the set it was made from", "give --parents DIR")
     return _as_parents(pl.from_arrow(pa.concat_tables(tables))).unique("parent_id")
 
 
@@ -208,10 +250,19 @@ def parent_tables(sets: Sequence[InputSet], columns: Sequence[str], parents: Seq
 
 
 def parent_directories(each: InputSet, parents: Sequence[str] = ()) -> list[Path]:
-    """Return `--parents` where given, else the inputs that run.json names and that are still there."""
+    """Return `--parents` where given, else the inputs that run.json names and that are still there, or can be had."""
     if parents:
         return [s.directory for s in open_sets(parents)]
-    return [path for path in (from_text(entry["path"]) for entry in each.record.get("inputs", [])) if path.is_dir()]
+    found = (_input_directory(entry["path"]) for entry in each.record.get("inputs", []))
+    return [path for path in found if path is not None and path.is_dir()]
+
+
+def _input_directory(recorded: str) -> Path | None:
+    """Return the directory of an input as run.json names it, or None for one on the Hub that cannot be had."""
+    try:
+        return located(recorded).directory if is_hub_name(recorded) else from_text(recorded)
+    except OutOfReach:
+        return None
 
 
 def find_row(sets: Sequence[InputSet], identity: str | None) -> tuple[Trajectory, InputSet]:
@@ -222,5 +273,5 @@ def find_row(sets: Sequence[InputSet], identity: str | None) -> tuple[Trajectory
             matches = [i for i, name in enumerate(ids) if identity is None or name.startswith(identity)]
             if matches:
                 return next(rows_in(read_table(path).slice(matches[0], 1))), each
-    where = ", ".join(str(each.directory) for each in sets)
+    where = ", ".join(map(str, sets))
     raise InputError(f"no trajectory {identity or ''} in {where}", "an id in that set", "check the id")

@@ -121,7 +121,7 @@ def _facts(row: Trajectory, source: InputSet) -> Table:
     table = Table.grid(padding=(0, 2))
     facts = {
         "trajectory": row.trajectory_id,
-        "set": f"{source.directory} ({source.record.get('command', 'no run.json')} {source.record.get('digest', '')})",
+        "set": f"{source} ({source.record.get('command', 'no run.json')} {source.record.get('digest', '')})",
         "made from": ", ".join(entry["path"] for entry in source.record.get("inputs", [])),
         "problem": f"{row.problem_id} ({row.task})",
         "place": f"{row.stage}, round {row.round}, sample {row.sample_index}"

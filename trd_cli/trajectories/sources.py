@@ -82,9 +82,7 @@ class Sources:
         for table in selected_tables(each, options.subset, options.where, options.parents, columns):
             other = next((kind for kind in table["stage"].unique().to_pylist() if kind != (self.kind or kind)), None)
             if other is not None:
-                raise InputError(
-                    f"{each.directory} holds {other} rows", f"{self.kind}s", "give the set that trd sample made"
-                )
+                raise InputError(f"{each} holds {other} rows", f"{self.kind}s", "give the set that trd sample made")
             if not self.playable:
                 check_no_episodes(each, table["task"].unique().to_pylist())
             yield table
