@@ -37,7 +37,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("graders/",),
     ("datasets/", "evaluation/", "planned", "continuing", "generation", "episodes/"),
     ("training/", "recipes/", "diagnosis/", "relaying/"),
-    ("planning/", "report/", "stages/", "lab/"),
+    ("planning/", "report/", "stages/", "lab/", "tracking/"),
     ("cli", "__main__", "warm"),
 )
 # The largest share of the lines that one floor may hold.
@@ -73,8 +73,10 @@ HEAVY = {
     "textarena",
     "textworld",
     "torch",
+    "trackio",
     "transformers",
     "vllm",
+    "wandb",
 }
 FILES = {
     ".".join(path.relative_to(PACKAGE).with_suffix("").parts): path
