@@ -38,7 +38,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("graders/",),
     ("datasets/", "evaluation/", "planned", "backends", "continuing", "generation", "episodes/"),
     ("training/", "recipes/", "diagnosis/", "relaying/"),
-    ("planning/", "report/", "stages/", "lab/", "exchange/", "publishing/"),
+    ("planning/", "report/", "stages/", "lab/", "exchange/", "publishing/", "tracking/"),
     ("cli", "__main__", "warm", "api"),
 )
 # The largest share of the lines that one floor may hold.
@@ -74,8 +74,10 @@ HEAVY = {
     "textarena",
     "textworld",
     "torch",
+    "trackio",
     "transformers",
     "vllm",
+    "wandb",
 }
 FILES = {
     ".".join(path.relative_to(PACKAGE).with_suffix("").parts): path

@@ -289,13 +289,14 @@ def run(config: RunConfig) -> None:
     from trd_cli.planning.memory import memory_of
     from trd_cli.planning.refusals import refuse
     from trd_cli.recipes import run as stage
+    from trd_cli.tracking.following import followers
 
     if config.dry_run:
         lines = stage.dry_run(config)
         with streams.printing():
             print("\n".join(lines))
         return
-    directory = stage.run(config, RunTable(), refuse, memory_of)
+    directory = stage.run(config, RunTable(), refuse, memory_of, followers)
     if not sys.stdout.isatty():
         streams.hand_over(directory)
 

@@ -127,6 +127,10 @@ class RunConfig(Config):
     )
     until: RunStage | None = option(None, "Input", "Stop after this stage.", rows=False)
     only: tuple[str, ...] = option((), "Input", "Run only this arm, with all it needs (repeatable).", rows=False)
+    tracker: tuple[Literal["wandb", "trackio"], ...] = option(
+        (), "Output", "Log scores, verdicts, training curves and cost to wandb or trackio (repeatable).", rows=False
+    )
+    tracker_project: Annotated[str, Field(min_length=1)] = option("trd", "Output", "The tracker's project.", rows=False)
     dry_run: bool = option(
         False, "Output", "Print what is done and what would run, with each stage's first prompt, then stop.", rows=False
     )

@@ -19,18 +19,25 @@ from trd_cli.recipes.loading import load_recipe
 from trd_cli.recipes.nodes import BASE_EVAL, FORMAT, GRAPH_FILE, Graph, Node
 from trd_cli.recipes.previews import first_prompts, stage_lines
 from trd_cli.recipes.processes import end_left_behind, locked
-from trd_cli.recipes.runner import Runner
+from trd_cli.recipes.runner import Follower, Runner
 from trd_cli.recipes.warm import Memory, warm_nodes
 from trd_cli.trajectories.stage_dir import DEFAULT_ROOT
 
 # Raises InputError if one of these nodes of the recipe at this path would refuse its models or options.
 Check = Callable[[str, Graph, Sequence[Node]], None]
+# Returns what goes along with a run; it may say something to a person by the last argument.
+Follow = Callable[[RunConfig, Graph, Callable[[str], None]], Sequence[Follower]]
 
 
-def run(config: RunConfig, progress: RunProgress, check: Check, memory_of: Memory) -> Path:
+def _nobody(config: RunConfig, graph: Graph, note: Callable[[str], None]) -> Sequence[Follower]:
+    return ()
+
+
+def run(config: RunConfig, progress: RunProgress, check: Check, memory_of: Memory, follow: Follow = _nobody) -> Path:
     """Run what is missing and return the run directory.
 
     Models and options are checked before anything is generated with them. `memory_of` estimates the memory of stages.
+    `follow` returns what goes along with the run.
     Raises UserError when stages failed, after all others have run.
     """
     graph, chosen, again = _planned(config)
@@ -48,7 +55,7 @@ def run(config: RunConfig, progress: RunProgress, check: Check, memory_of: Memor
         end_left_behind(directory, progress.note)
         sweep(directory)
         forget(graph, again, status)
-        Runner(graph, chosen, machine, status, progress, memory_of).run()
+        Runner(graph, chosen, machine, status, progress, memory_of, follow(config, graph, progress.note)).run()
     return directory
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from typing import Protocol
 
 from trd_cli.errors import UserError, counted
 from trd_cli.interrupts import held_back
@@ -21,6 +22,22 @@ _SHOW = 0.5  # seconds between two looks at the progress of a running stage
 _SAVE = 5.0  # seconds between two records of one
 
 
+class Follower(Protocol):
+    """Something that goes along with a run, as what tells a tracker of its figures. It never delays a stage."""
+
+    def follow(self, has_changed: bool) -> None:
+        """Do what is due; `has_changed` if a stage has ended since the last call."""
+        ...
+
+    def end(self) -> None:
+        """Do the rest: no stage runs any more."""
+        ...
+
+    def stop(self) -> None:
+        """End now."""
+        ...
+
+
 class Runner:
     """The runner of chosen nodes on a machine. A node that fails stops only those that are made from it."""
 
@@ -32,9 +49,10 @@ class Runner:
         status: Status,
         progress: RunProgress,
         memory_of: Memory,
+        followers: Sequence[Follower] = (),
     ) -> None:
         self._graph, self._chosen, self._machine = graph, chosen, machine
-        self._status, self._progress = status, progress
+        self._status, self._progress, self._followers = status, progress, followers
         self._workers = Workers(graph, progress.note, memory_of)
         self._running: list[_Stage] = []
         self._shown: dict[str, NodeState] = {}
@@ -55,8 +73,12 @@ class Runner:
             self._start(scheduler)
             while self._running:
                 self._workers.wait(_TICK)
-                if self._watch(scheduler):
+                if has_ended := self._watch(scheduler):
                     self._start(scheduler)
+                for follower in self._followers:
+                    follower.follow(has_ended)
+            for follower in self._followers:
+                follower.end()
         except KeyboardInterrupt:
             self._stop()
             raise
@@ -66,6 +88,8 @@ class Runner:
         finally:
             self._workers.close()
             self._progress.end()
+            for follower in self._followers:
+                follower.stop()
         self._conclude(waiting)
 
     def _start(self, scheduler: Scheduler) -> None:

@@ -54,8 +54,8 @@ def collect(directory: Path) -> ReportData:
     for line, name in each(_STAGES, lambda node: None if node.state in together else _not_whole(node)):
         missing[name][line] = None
     trainings = each(["distill"], training_of)
-    evaluations = each(["eval"], _evaluation)
-    refinements = each(["refine"], lambda node: _refinement(run, node, trainings))
+    evaluations = each(["eval"], evaluation_of)
+    refinements = each(["refine"], lambda node: refinement_in(run, node, trainings))
     reference = run.recipe.get("reference_arm")
     pools = pooled(evaluations, {node.seed for node in run.nodes.values()} - {None})
     differences, notes = within_run((*evaluations, *pools), reference)
@@ -103,7 +103,7 @@ def _reason(error: BaseException) -> str:
     return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
 
 
-def _evaluation(node: Node) -> Evaluation | None:
+def evaluation_of(node: Node) -> Evaluation | None:
     if not (node.path / FILE).is_file():
         return None
     results = read_results(str(node.path))
@@ -111,7 +111,7 @@ def _evaluation(node: Node) -> Evaluation | None:
     return Evaluation(node.name, node.arm or BASE, node.round, node.seed, results)
 
 
-def _refinement(run: Run, node: Node, trainings: Sequence[Training]) -> Refinement | None:
+def refinement_in(run: Run, node: Node, trainings: Sequence[Training] = ()) -> Refinement | None:
     if not node.shards():
         return None
     parents = run.sources(node, "sample")

@@ -18,15 +18,15 @@ _SPREAD = ("rows", "mean", "p05", "p25", "p50", "p75", "p95")
 def csv_files(data: ReportData) -> dict[str, str | None]:
     """Return the content of every file by name, None for a file without a line."""
     made = {
-        "scores.csv": _records(Score, data.scores),
-        "differences.csv": _records(Difference, data.differences),
-        "verdicts.csv": _verdicts(data.refinements),
-        "refinement.csv": _refinement(data.refinements),
+        "scores.csv": records(Score, data.scores),
+        "differences.csv": records(Difference, data.differences),
+        "verdicts.csv": verdict_lines(data.refinements),
+        "refinement.csv": refinement_lines(data.refinements),
         "nll.csv": _nll(data.refinements),
         "leaks.csv": _leaks(data.refinements),
         "training.csv": _steps(data.trainings),
-        "kl_by_position.csv": _positions(data.trainings),
-        "cost.csv": _records(NodeCost, data.nodes),
+        "kl_by_position.csv": position_lines(data.trainings),
+        "cost.csv": records(NodeCost, data.nodes),
         "rounds.csv": _rounds(data),
         **csv_of_diagnoses(data.diagnoses),
     }
@@ -36,7 +36,7 @@ def csv_files(data: ReportData) -> dict[str, str | None]:
 Lines = tuple[Sequence[str], list[Sequence[Any]]]
 
 
-def _records(kind: type, values: Iterable[Any]) -> Lines:
+def records(kind: type, values: Iterable[Any]) -> Lines:
     names = [field.name for field in fields(kind)]
     return names, [[getattr(value, name) for name in names] for value in values]
 
@@ -45,12 +45,12 @@ def _whose(value: Refinement | Training) -> list[Any]:
     return [getattr(value, name) for name in _WHOSE]
 
 
-def _verdicts(refinements: Iterable[Refinement]) -> Lines:
+def verdict_lines(refinements: Iterable[Refinement]) -> Lines:
     rows = [[*_whose(r), *pair, n] for r in refinements for pair, n in sorted(r.matrix.items())]
     return (*_WHOSE, "y_o", "y_r", "rows"), rows
 
 
-def _refinement(refinements: Iterable[Refinement]) -> Lines:
+def refinement_lines(refinements: Iterable[Refinement]) -> Lines:
     rows = []
     for r in refinements:
         spreads = {
@@ -107,7 +107,7 @@ def _rounds(data: ReportData) -> Lines:
     return ("arm", "seed", "round", "figure", "value"), rows
 
 
-def _positions(trainings: Iterable[Training]) -> Lines:
+def position_lines(trainings: Iterable[Training]) -> Lines:
     rows = [
         [*_whose(t), verdict, tenth, mean]
         for t in trainings

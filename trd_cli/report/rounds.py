@@ -180,7 +180,12 @@ def curves(data: ReportData) -> Curves:
     for r in sorted(data.refinements, key=lambda each: each.round or 0):
         for arm in _arms(r):
             if arm is not None and r.round is not None:
-                add({name + _of_which(r): value for name, value in _of_refinement(r).items()}, arm, r.seed, r.round)
+                add(
+                    {name + _of_which(r): value for name, value in figures_of_refinement(r).items()},
+                    arm,
+                    r.seed,
+                    r.round,
+                )
     for t in sorted(data.trainings, key=lambda each: each.round or 0):
         if t.round is not None:
             add(_of_training(t), t.arm, t.seed, t.round)
@@ -199,7 +204,7 @@ def _of_which(r: Refinement) -> str:
     return " (episodes)" if "/episodes/" in r.node else ""
 
 
-def _of_refinement(r: Refinement) -> dict[str, float | None]:
+def figures_of_refinement(r: Refinement) -> dict[str, float | None]:
     shares = {name: r.matrix.get(pair, 0) / r.rows for name, pair in CHANGES.items()} if r.rows else {}
     spreads = {
         "tokens of y_o": r.lengths["y_o"],
