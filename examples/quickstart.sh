@@ -15,7 +15,7 @@ trd run "$recipe" --out "$run" >/dev/null
 page=$(trd report "$run")
 
 # Of the report's tables: scores, differences, verdicts before and after, and what each stage cost.
-awk '/^#/ { shown = /^### (All scores|Differences|Verdicts|Rows, tokens)/ }
+awk '/^#/ { shown = /^### (Arms by benchmarks|Differences|Verdicts|Rows, tokens)/ }
      shown && /^###/ { print "\n" substr($0, 5) "\n" }
      shown && /^\|/' "$run/report/report.md"
 printf '\nThe page with all of it, every attempt beside its repair: %s\n' "$(realpath "$page")"
