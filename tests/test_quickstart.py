@@ -1,79 +1,109 @@
-"""The main job, small: a real round on the real model through the shell pipe."""
+"""The quickstart: its script on a model of a few thousand weights, and with TRD_FULL=1 on the real one."""
 
 from __future__ import annotations
 
-import json
+import csv
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import polars as pl
 import pytest
-from conftest import made_by_setup
+import tomli_w
+from conftest import Trd, made_by_setup, takes_long
+from support.children import start_child, wait_for
+from support.tiny import build_model
+
+from trd_cli.recipes.loading import load_recipe
 
 ROOT = Path(__file__).parent.parent
-pytestmark = [pytest.mark.model, made_by_setup]
+RECIPE = ROOT / "examples" / "quickstart" / "quickstart.toml"
 
 
-@pytest.fixture(scope="module")
-def quickstart(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
-    """Return a finished run of 24 rows and 8 questions, and the script's output."""
-    run = tmp_path_factory.mktemp("quickstart") / "run"
-    return run, start(run)
+def start(*words: object) -> subprocess.Popen[str]:
+    """Start the script in a process group of its own, with standard output and error in one stream."""
+    environment = os.environ | {"TRD_VENV": sys.prefix}
+    script = ["bash", ROOT / "examples" / "quickstart.sh", *words]
+    streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    return start_child(script, env=environment, text=True, start_new_session=True, **streams)
 
 
-def start(run: Path) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"TRD_VENV": sys.prefix, "ROWS": "24", "QUESTIONS": "8", "EPOCHS": "1"}
-    return subprocess.run(
-        ["bash", str(ROOT / "examples" / "quickstart.sh"), str(run)],
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=900,
-    )
+def small(directory: Path) -> Path:
+    """Write a recipe that extends the quickstart's, with a tiny model that learns from every row."""
+    short = {"max_tokens": 8, "replicas": 1}
+    recipe = {
+        "extends": str(RECIPE),
+        "student": str(build_model(directory / "model")),
+        "problems": {"make": {"n": 6}},
+        "sample": short,
+        "refine": short,
+        "eval": short | {"bench": "arithmetic:n=5,seed=2"},
+        "arms": {"trd": {"subset": "all"}},
+    }
+    path = directory / "small.toml"
+    path.write_text(tomli_w.dumps(recipe))
+    return path
 
 
-def test_the_quickstart_runs_and_prints_its_table(quickstart) -> None:
-    _, done = quickstart
-    assert done.returncode == 0, done.stderr
-    for words in ("| before |", "| after |", "Paired difference", "| y_o → y_r |", "| student |"):
-        assert words in done.stdout
+@made_by_setup
+def test_the_script_goes_on_after_an_interruption_and_ends_with_its_page(tmp_path: Path) -> None:
+    run, recipe = tmp_path / "a run", small(tmp_path)
+    first = start(run, recipe)
+    wait_for(lambda: bool(list(run.glob("nodes/sample-*/*.parquet"))), 300)
+    os.killpg(first.pid, signal.SIGINT)  # a terminal's Ctrl-C goes to all
+    said, _ = first.communicate(timeout=300)
+    assert first.returncode == 130, said
+    (rollouts,) = run.glob("nodes/sample-*/sessions.jsonl")
+    before = rollouts.read_text()
+
+    second = start(run, recipe)
+    said, _ = second.communicate(timeout=600)
+    assert second.returncode == 0, said
+    assert rollouts.read_text() == before
+    for words in (
+        "Arms by benchmarks",
+        "Differences",
+        "| base",
+        "| trd",
+        "y_o incorrect",
+        "seed-0/round-0/trd/distill",
+    ):
+        assert words in said
+    page = Path(said.splitlines()[-1].partition(": ")[2])
+    assert page == (run / "report" / "report.html").resolve()
+    assert "<html" in page.read_text()
+
+    made = {path: path.stat().st_mtime_ns for path in run.glob("nodes/*/*.safetensors")}
+    began = time.time_ns()
+    third = start(run, recipe)
+    third.communicate(timeout=300)
+    assert third.returncode == 0
+    assert made
+    assert all(path.stat().st_mtime_ns == at < began for path, at in made.items())
 
 
-def test_every_problem_was_tried_refined_and_graded(quickstart) -> None:
-    run, _ = quickstart
-    rollouts, refined = (pl.read_parquet(run / name / "*.parquet") for name in ("y_o", "y_r"))
-    assert len(rollouts) == len(refined) == 24
-    assert set(refined["parent_id"]) == set(rollouts["trajectory_id"])
-    for rows in (rollouts, refined):
-        assert set(rows["verdict"]) <= {"correct", "incorrect"}
-        assert rows["response_token_ids"].list.len().min() > 0
+@pytest.mark.model
+def test_the_planner_finds_no_error_in_the_recipe(ok: Trd) -> None:
+    ok("plan", RECIPE)
 
 
-def test_the_student_scores_the_same_ids_as_the_teacher_in_its_own_context(quickstart) -> None:
-    run, _ = quickstart
-    rollouts, refined = (pl.read_parquet(run / name / "*.parquet") for name in ("y_o", "y_r"))
+@pytest.mark.model
+@takes_long
+@made_by_setup
+def test_the_whole_quickstart_shows_a_gain_that_chance_does_not_explain(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    process = start(run)
+    said, _ = process.communicate(timeout=3600)
+    assert process.returncode == 0, said
+    with open(run / "report" / "differences.csv", encoding="utf-8") as file:
+        (difference,) = csv.DictReader(file)
+    assert float(difference["value"]) > 0.05
+    assert float(difference["p_value"]) < 0.001
+    rollouts, refined = (pl.read_parquet(run / "nodes" / f"{stage}-*" / "*.parquet") for stage in ("sample", "refine"))
+    assert len(rollouts) == len(refined) == load_recipe(RECIPE).problems["make"]["n"]
     pairs = refined.join(rollouts, left_on="parent_id", right_on="trajectory_id", suffix="_y_o")
     assert pairs["student_prompt_token_ids"].to_list() == pairs["prompt_token_ids_y_o"].to_list()
     assert pairs["prompt_token_ids"].to_list() != pairs["prompt_token_ids_y_o"].to_list()
-
-
-def test_the_loss_falls_and_the_checkpoint_says_where_it_came_from(quickstart) -> None:
-    run, _ = quickstart
-    record = json.loads((run / "student" / "run.json").read_text())
-    assert record["about"]["finished"]
-    assert [Path(i["path"]).name for i in record["inputs"]] == ["y_r"]
-    losses = [json.loads(line)["loss"] for line in (run / "student" / "train.jsonl").read_text().splitlines()]
-    assert len(losses) == 2
-    assert losses[-1] < losses[0]
-
-
-def test_a_second_run_does_nothing_again(quickstart) -> None:
-    run, _ = quickstart
-    before = {path: path.stat().st_mtime_ns for path in run.rglob("*.safetensors")} | {
-        path: path.stat().st_mtime_ns for path in (run / "y_r").glob("*.parquet")
-    }
-    assert start(run).returncode == 0
-    assert {path: path.stat().st_mtime_ns for path in before} == before
