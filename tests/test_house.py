@@ -49,6 +49,7 @@ PURE = (
     "evaluation.metrics",
     "evaluation.intervals",
     "evaluation.paired",
+    "evaluation.seeds",
     "datasets.ngrams",
 )
 PRINTING = {"console", "command", "cli", "warm"}
