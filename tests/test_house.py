@@ -50,6 +50,7 @@ PURE = (
     "evaluation.metrics",
     "evaluation.intervals",
     "evaluation.paired",
+    "evaluation.seeds",
     "datasets.ngrams",
 )
 PRINTING = {"console", "command", "cli", "warm"}

@@ -180,7 +180,7 @@ def test_a_curve_begins_with_the_base_model_and_takes_the_last_round_for_the_sum
     ), "without the base model's, too"
 
 
-def test_seeds_together_are_all_their_samples_question_by_question(copy: Path, ok: Trd) -> None:
+def test_scores_of_seeds_together_are_means_with_intervals_over_seeds_and_questions(copy: Path, ok: Trd) -> None:
     graph = json.loads((copy / "graph.json").read_text())
     again = {**next(n for n in graph["nodes"] if n["name"] == f"{ROUND}/trd/eval")}
     again |= {"name": "seed-1/round-0/trd/eval", "seed": 1, "out": "nodes/eval-trd-1"}
@@ -188,18 +188,21 @@ def test_seeds_together_are_all_their_samples_question_by_question(copy: Path, o
     (copy / "graph.json").write_text(json.dumps(graph))
     evaluate(ok, copy / "nodes" / "eval-trd-1", 0.4, 7)
     found = collect(copy)
-    averages = {s.seed: s for s in found.scores if s.arm == "trd" and s.score == "avg@2"}
-    assert averages.keys() == {0, 1, "all"}
-    assert averages["all"].value == pytest.approx((averages[0].value + averages[1].value) / 2)
-    assert averages["all"].questions == 20
+    for score in ("avg@2", "pass@2"):
+        of = {s.seed: s for s in found.scores if s.arm == "trd" and s.score == score}
+        assert of.keys() == {0, 1, "all"}
+        assert of["all"].value == pytest.approx((of[0].value + of[1].value) / 2)
+        assert of["all"].questions == 20
+        assert (of["all"].low, of["all"].high) == (0.0, 1.0), "two seeds that lie apart say nothing of others"
     to_base = {d.seed: d for d in found.differences if (d.arm, d.against) == ("trd", "base")}
     assert to_base["all"].value == pytest.approx((to_base[0].value + to_base[1].value) / 2)
     assert to_base["all"].k == 4
+    assert to_base["all"].p_value > max(to_base[0].p_value, to_base[1].p_value)
     assert to_base["all"].family == "to base, all seeds together"
     assert to_base["all"].p_holm == to_base["all"].p_value, "a family of its own"
     assert {s.seed for s in found.last_scores() if s.arm == "fkl"} == {0}
     assert ("trd", "all", BENCH) in curves_of(found)
-    said = [t.name for t in tables(found) if "not for those that other seeds would give" in t.note]
+    said = [t.name for t in tables(found) if "a hierarchical bootstrap over seeds and questions" in t.note]
     assert said == ["scores-summary", "scores-all", "scores-differences-2"]
 
 

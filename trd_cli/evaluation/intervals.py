@@ -106,13 +106,17 @@ def bootstrap_means(scores_QP: np.ndarray, draws: int, seed: int) -> np.ndarray:
     means = np.empty((2, half, pools))
     for start in range(0, half, _CHUNK):
         rows = min(_CHUNK, half - start)
-        drawn = random.integers(0, questions, size=(rows, questions))
-        drawn += questions * np.arange(rows)[:, None]
-        counts = np.bincount(drawn.ravel(), minlength=rows * questions).reshape(rows, questions)
-        weights = counts / questions
+        weights = resamples(random, rows, questions) / questions
         means[0, start : start + rows] = weights @ scores_QP
         means[1, start : start + rows] = weights[:, ::-1] @ scores_QP
     return means.reshape(2 * half, pools)
+
+
+def resamples(random: np.random.Generator, rows: int, units: int) -> np.ndarray:
+    """Return how often each of `units` units is drawn in `rows` resamples with replacement, integers (rows, units)."""
+    drawn = random.integers(0, units, size=(rows, units))
+    drawn += units * np.arange(rows)[:, None]
+    return np.bincount(drawn.ravel(), minlength=rows * units).reshape(rows, units)
 
 
 def expanded_percentile(scores_QP: np.ndarray, draws: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

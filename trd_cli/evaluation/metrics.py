@@ -77,6 +77,12 @@ def pass_at_k(correct_QK: np.ndarray, k: int) -> Estimate:
     shifts the mean where errors fall on hard questions. v_q = u² − C(n−c, 2k)/C(n, 2k) for n ≥ 2k: the second term, the
     chance that two disjoint draws of k all fail, is the unbiased estimate of E[u]².
     """
+    scores_Q, variances_Q = pass_scores(correct_QK, k)
+    return _estimate(scores_Q, variances_Q, counts(correct_QK)[0])
+
+
+def pass_scores(correct_QK: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return pass@k of each question and its v_q, as in `pass_at_k`, two arrays (Q,); NaN where n is too small."""
     assert k >= 1, k
     graded_Q, right_Q = counts(correct_QK)
     scores_Q, variances_Q = np.full((2, len(correct_QK)), np.nan)
@@ -85,7 +91,7 @@ def pass_at_k(correct_QK: np.ndarray, k: int) -> Estimate:
             scores_Q[q] = 1.0 - comb(n - c, k) / comb(n, k)
         if n >= 2 * k:
             variances_Q[q] = (1.0 - scores_Q[q]) ** 2 - comb(n - c, 2 * k) / comb(n, 2 * k)
-    return _estimate(scores_Q, variances_Q, graded_Q)
+    return scores_Q, variances_Q
 
 
 def maj_at_k(correct_QK: np.ndarray, classes_QK: np.ndarray, k: int) -> Estimate:

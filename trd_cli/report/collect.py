@@ -67,7 +67,7 @@ def collect(directory: Path) -> ReportData:
         reference_arm=reference,
         nodes=each(_STAGES, cost_of),
         evaluations=evaluations,
-        scores=(*(s for e in evaluations for s in scores_of(e)), *pooled_scores(evaluations, pools)),
+        scores=(*(s for e in evaluations for s in scores_of(e)), *pooled_scores(pools)),
         differences=corrected(differences),
         refinements=refinements,
         trainings=trainings,

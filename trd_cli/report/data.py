@@ -107,10 +107,10 @@ class Score:
 class Difference:
     """Difference of an arm's avg@k to that of `against`, paired over the questions graded on both sides.
 
-    `evaluation.paired` computes it. `p_holm` is corrected over all differences of the report with the same `family`:
-    those "to base", those to the reference arm, those between two runs. Those of all seeds together are families of
-    their own. `k` is the number of the arm's samples of a question that are compared. `gained` and `lost` count
-    questions.
+    `evaluation.paired` computes it, for all seeds together `evaluation.seeds`. `p_holm` is corrected over all
+    differences of the report with the same `family`: those "to base", those to the reference arm, those between two
+    runs. Those of all seeds together are families of their own. `k` is the number of the arm's samples of a question
+    that are compared. `gained` and `lost` count questions.
     """
 
     arm: str

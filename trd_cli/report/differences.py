@@ -8,12 +8,13 @@ from dataclasses import replace
 from math import isnan, nan
 from typing import Any
 
-from trd_cli.evaluation.paired import holm, paired_difference
+from trd_cli.evaluation.paired import PairedDifference, holm, paired_difference
 from trd_cli.evaluation.results import correct_matrix
+from trd_cli.evaluation.seeds import DifferenceOverSeeds, difference_over_seeds
 from trd_cli.report.data import ALL_SEEDS, BASE, Difference, Evaluation, ReportData, Seed
 from trd_cli.report.rounds import tested
 from trd_cli.report.run_directory import NAMED, some
-from trd_cli.report.scores import pooled
+from trd_cli.report.scores import by_question, correct_by_seed, pooled
 
 Found = tuple[list[Difference], tuple[str, ...]]
 
@@ -98,26 +99,36 @@ def _differences(
     a: Evaluation, b: Evaluation, arm: str, against: str, family: str, notes: dict[str, None]
 ) -> Iterator[Difference]:
     """Yield B − A on every benchmark of the same content in both. Others are named in `notes`."""
-    # Both sides give equally many samples. Seeds together are the exception: all of their samples count.
-    k = None if ALL_SEEDS in (a.seed, b.seed) else min(a.results["k"], b.results["k"])
     for name in {**a.results["benchmarks"], **b.results["benchmarks"]}:
         sides = [each.results["benchmarks"].get(name) for each in (a, b)]
         why_not = _why_not(*sides)
         if why_not:
             notes[f"{arm} against {against} on {name}: not compared, {why_not}"] = None
             continue
-        matrices_QK = [correct_matrix(side["samples"])[:, :k] for side in sides]
-        d = paired_difference(*matrices_QK)
-        of_all = ", all seeds together" if b.seed == ALL_SEEDS else ""
-        numbers = {key: _known(getattr(d, key)) for key in ("value", "low", "high", "p_value")}
-        yield Difference(
-            *(arm, b.round, b.seed, name, against, family + of_all, k or b.results["k"]),
-            **numbers,
-            p_holm=None,
-            gained=len(d.gained),
-            lost=len(d.lost),
-            questions=d.questions,
-        )
+        are_several = ALL_SEEDS in (a.seed, b.seed)
+        # Each seed gives as many samples on both sides, so that both have the same sampling noise.
+        k = min(a.results["k"], b.results["k"])
+        found = _over_seeds(*sides) if are_several else _of_one_seed(*sides, k)
+        of_all = ", all seeds together" if are_several else ""
+        whose = (arm, b.round, b.seed, name, against, family + of_all, b.results["k"] if are_several else k)
+        yield Difference(*whose, **found, p_holm=None)
+
+
+def _of_one_seed(a: Mapping[str, Any], b: Mapping[str, Any], k: int) -> dict[str, float | None]:
+    """Return the figures of a difference between the first k samples of two evaluations."""
+    d = paired_difference(*(correct_matrix(side["samples"])[:, :k] for side in (a, b)))
+    return _figures(d) | {"gained": len(d.gained), "lost": len(d.lost)}
+
+
+def _over_seeds(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, float | None]:
+    """Return the figures of a difference of which a side has several seeds; those of both sides are paired if alike."""
+    are_paired = list(a.get("seeds", ())) == list(b.get("seeds", ()))
+    d = difference_over_seeds(*(by_question(correct_by_seed(side)) for side in (a, b)), are_paired)
+    return _figures(d) | {"gained": d.gained, "lost": d.lost}
+
+
+def _figures(d: PairedDifference | DifferenceOverSeeds) -> dict[str, float | None]:
+    return {key: _known(getattr(d, key)) for key in ("value", "low", "high", "p_value")} | {"questions": d.questions}
 
 
 def _why_not(a: Mapping[str, Any] | None, b: Mapping[str, Any] | None) -> str | None:
@@ -126,7 +137,11 @@ def _why_not(a: Mapping[str, Any] | None, b: Mapping[str, Any] | None) -> str | 
         return "only one of them was evaluated on it"
     if a["sha256"] != b["sha256"]:
         return "its content differs"
-    return None if list(a["samples"]) == list(b["samples"]) else "they were asked other questions"
+    return None if _asked(a) == _asked(b) else "they were asked other questions"
+
+
+def _asked(bench: Mapping[str, Any]) -> list[str]:
+    return list(bench["questions"])
 
 
 def _known(value: float) -> float | None:

@@ -1,11 +1,9 @@
 """Scores of a run: each evaluation's own, those of an arm's seeds together, and those by round of training.
 
-Seeds are put together by joining their samples, question by question. avg@k of the whole is the mean of the seeds'
-avg@k. Its interval is over questions, as everywhere: it holds for these students, not for those that other seeds would
-give. How far the seeds lie apart is shown beside it.
+Of seeds together, avg@k and pass@k are the means of the seeds' own. Their intervals are over seeds and questions, by
+the hierarchical bootstrap of `evaluation.seeds`.
 
-Not covered for seeds together: pass@k and maj@k, which describe one student; benchmarks whose questions differ between
-seeds.
+Not covered for seeds together: maj@k; benchmarks whose questions differ between seeds.
 """
 
 from __future__ import annotations
@@ -14,8 +12,11 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from trd_cli.evaluation.metrics import avg_at_k
+import numpy as np
+
+from trd_cli.evaluation.metrics import pass_scores, question_means
 from trd_cli.evaluation.results import correct_matrix
+from trd_cli.evaluation.seeds import mean_over_seeds
 from trd_cli.evaluation.tables import KINDS
 from trd_cli.report.data import ALL_SEEDS, BASE, Evaluation, ReportData, Score, Seed
 
@@ -38,9 +39,10 @@ def scores_of(evaluation: Evaluation) -> Iterator[Score]:
 
 
 def pooled(evaluations: Iterable[Evaluation], seeds: Collection[Seed]) -> list[Evaluation]:
-    """Return one evaluation with the samples of all seeds for each arm and round that has several seeds.
+    """Return one evaluation with the samples of each seed for each arm and round that has several seeds.
 
-    Arms and rounds that lack one of the run's `seeds` are left out, and so are benchmarks that differ between seeds.
+    Its benchmarks have `seeds`, the samples by seed, in place of `samples`. Arms and rounds that lack one of the run's
+    `seeds` are left out, and so are benchmarks that differ between seeds.
     """
     groups: dict[tuple[str, int | None], list[Evaluation]] = {}
     for each in evaluations:
@@ -53,14 +55,33 @@ def pooled(evaluations: Iterable[Evaluation], seeds: Collection[Seed]) -> list[E
     ]
 
 
-def pooled_scores(evaluations: Sequence[Evaluation], pools: Iterable[Evaluation]) -> Iterator[Score]:
-    """Yield avg@k over all samples of each pooled evaluation; its name has the k of a single seed."""
+def pooled_scores(pools: Iterable[Evaluation]) -> Iterator[Score]:
+    """Yield avg@k, and pass@k for k > 1, of each pooled evaluation, k as of a single seed."""
     for pool in pools:
-        k = min(e.results["k"] for e in evaluations if (e.arm, e.round) == (pool.arm, pool.round))
         for name, bench in pool.results["benchmarks"].items():
-            estimate = avg_at_k(correct_matrix(bench["samples"]), pool.results["k"])
-            value = (estimate.value, estimate.low, estimate.high, estimate.questions)
-            yield Score(pool.arm, pool.round, ALL_SEEDS, name, f"avg@{k}", *value, **_shares(bench))
+            by_seed = correct_by_seed(bench)
+            k, marks = len(by_seed[0][0]), len(by_seed) * len(by_seed[0][0])
+            found = {f"avg@{k}": by_question(by_seed)}
+            if k > 1:
+                found[f"pass@{k}"] = np.array([pass_scores(correct_QK, k)[0] for correct_QK in by_seed])
+            for score, scores_SQ in found.items():
+                mean = mean_over_seeds(scores_SQ, marks)
+                value = (_known(mean.value), _known(mean.low), _known(mean.high), mean.questions)
+                yield Score(pool.arm, pool.round, ALL_SEEDS, name, score, *value, **_shares(bench))
+
+
+def correct_by_seed(bench: Mapping[str, Any]) -> list[np.ndarray]:
+    """Return correct_QK of each seed of a pooled benchmark, or of the one evaluation that a benchmark is of."""
+    return [correct_matrix(samples) for samples in bench.get("seeds", {None: bench.get("samples")}).values()]
+
+
+def by_question(by_seed: Iterable[np.ndarray]) -> np.ndarray:
+    """Return the share correct of each question for each seed, shape (S, Q); NaN where nothing was graded."""
+    return np.array([question_means(correct_QK) for correct_QK in by_seed])
+
+
+def _known(value: float) -> float | None:
+    return None if np.isnan(value) else value
 
 
 def curves_of(data: ReportData) -> Curves:
@@ -93,20 +114,21 @@ def _shares(bench: Mapping[str, Any]) -> dict[str, float]:
 
 def _together(group: Sequence[Evaluation]) -> dict[str, Any]:
     k = min(each.results["k"] for each in group)
-    first, *others = (each.results["benchmarks"] for each in group)
+    first = group[0].results["benchmarks"]
     benchmarks = {
-        name: _one(k, [bench, *(other[name] for other in others)])
+        name: _one(k, {each.seed: each.results["benchmarks"][name] for each in group})
         for name, bench in first.items()
-        if all(name in other and _alike(bench, other[name]) for other in others)
+        if all(_alike(bench, each.results["benchmarks"].get(name)) for each in group)
     }
     return {"k": k * len(group), "benchmarks": benchmarks}
 
 
-def _alike(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
-    return a["sha256"] == b["sha256"] and list(a["samples"]) == list(b["samples"])
+def _alike(a: Mapping[str, Any], b: Mapping[str, Any] | None) -> bool:
+    return b is not None and a["sha256"] == b["sha256"] and list(a["samples"]) == list(b["samples"])
 
 
-def _one(k: int, benches: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    samples = {name: "".join(bench["samples"][name][:k] for bench in benches) for name in benches[0]["samples"]}
-    shares = {key: fmean(bench[key] for bench in benches) for key in _SHARES}
-    return {"sha256": benches[0]["sha256"], "samples": samples, **shares}
+def _one(k: int, benches: Mapping[Seed, Mapping[str, Any]]) -> dict[str, Any]:
+    first, *_ = benches.values()
+    seeds = {seed: {name: marks[:k] for name, marks in b["samples"].items()} for seed, b in benches.items()}
+    shares = {key: fmean(bench[key] for bench in benches.values()) for key in _SHARES}
+    return {"sha256": first["sha256"], "questions": list(first["samples"]), "seeds": seeds, **shares}

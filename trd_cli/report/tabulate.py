@@ -106,8 +106,8 @@ def markdown(data: ReportData) -> str:
 def _note(seeds: Iterable[Seed], *sentences: str) -> str:
     """Join the sentences, and explain rows of all seeds if there are any."""
     of_all = (
-        f'Rows of seed "{ALL_SEEDS}" use the samples of all seeds of the arm. Their intervals and p are over questions: they hold for '
-        "these students, not for those that other seeds would give."
+        f'Rows of seed "{ALL_SEEDS}" are means over the seeds of the arm. Their intervals and p are from a hierarchical bootstrap over seeds '
+        "and questions: they hold for other seeds and other questions like these, and are wide with few seeds."
     )
     return " ".join([*sentences, *([of_all] if ALL_SEEDS in seeds else [])])
 
@@ -164,7 +164,7 @@ def _differences(data: ReportData) -> Iterator[Table]:
             (d.seed for d in members),
             "A difference is the arm's avg@k minus that of the arm under “against”, in percentage points, paired over the "
             "questions that have a graded sample on both sides.",
-            "p is that of a two-sided sign-flip test over questions;",
+            "p is two-sided, of one seed by flipping signs over questions;",
             f"p, Holm is corrected for the number of tests in this table, {tested}.",
             "Gained and lost count the questions on which the arm is better and worse.",
         )
