@@ -315,6 +315,21 @@ def test_a_response_that_opens_the_thoughts_again_is_kept_and_told(tmp_path: Pat
     assert row.response == "<think>\nhm\n</think>\n\\boxed{5}"
 
 
+def test_a_response_that_is_cut_off_inside_thoughts_which_the_prompt_opened_has_no_answer(
+    tmp_path: Path, ok: Trd
+) -> None:
+    thinker = write_bare_model(tmp_path)
+    write_tokenizer(thinker, chat_template=CHAT_TEMPLATE.replace("assistant\n", "assistant\n<think>\n"))
+    file = simple(tmp_path / "r.jsonl", "Is it \\boxed{5}? Let me", finish_reason="length")
+    ok(
+        *("data", "import-rollouts", file, "--format", "messages", "-m", thinker, "--model-name", "writer-7b"),
+        *("--out", tmp_path / "y_o"),
+    )
+    ok("verify", tmp_path / "y_o", "--workers", 1)
+    (row,) = rows_of(tmp_path / "y_o")
+    assert (row.verdict, row.verdict_detail) == ("incorrect", "no_answer")
+
+
 # Problems
 
 
@@ -568,6 +583,27 @@ def test_a_set_for_the_scripted_model_is_refined_by_it_with_the_reference(
     assert {row.parent_id for row in rows_of(y_r)} == by_id(y_o).keys()
     assert "correct" in {row.verdict for row in rows_of(y_r)}
     assert ok("show", y_r).stdout
+
+
+@pytest.mark.parametrize("layout", ["messages", "prompt-completion", "sharegpt"])
+def test_what_trd_exports_it_imports_again(layout: str, rollouts: Path, tmp_path: Path, ok: Trd) -> None:
+    file = tmp_path / "rows.jsonl"
+    ok("export", rollouts, "--format", layout, "--out", file)
+    ok("data", "import-rollouts", file, "--format", "messages", "-m", "scripted", "--out", tmp_path / "again")
+    same = (
+        "problem_id",
+        "problem",
+        "reference_answer",
+        "messages",
+        "prompt_token_ids",
+        "response_token_ids",
+        "response",
+    )
+    before, after = (
+        sorted([getattr(row, name) for name in same] for row in rows_of(each))
+        for each in (rollouts, tmp_path / "again")
+    )
+    assert after == before
 
 
 def _problems_of(path: Path) -> list[Problem]:

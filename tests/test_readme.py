@@ -23,6 +23,7 @@ from trd_cli.config.training import METHODS
 from trd_cli.datasets.benchmarks import load_benchmark
 from trd_cli.datasets.presets import PRESETS
 from trd_cli.exchange.export import LAYOUTS
+from trd_cli.exchange.forms.registry import FORMS
 from trd_cli.graders.base import Question
 from trd_cli.graders.code import CodeOptions, grade
 from trd_cli.losses.objectives import OBJECTIVES
@@ -117,6 +118,7 @@ def test_the_table_of_methods_says_what_each_sets() -> None:
         ("trd_cli/engines", "`--engine`", get_args(EngineName)),
         ("trd_cli/trajectories", "`--subset`", get_args(Subset)),
         ("trd_cli/exchange", "`--format`", LAYOUTS),
+        ("trd_cli/exchange", "form", FORMS),
         ("trd_cli/graders", "`--sandbox`", set(get_args(GraderConfig.model_fields["sandbox"].annotation)) - {"auto"}),
     ],
     ids=lambda value: value.strip("`") if isinstance(value, str) else "",

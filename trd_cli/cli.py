@@ -384,7 +384,7 @@ def push(config: PushConfig) -> None:
 
 @command(data_app, "make", MakeConfig, "trd data make arithmetic --n 1000 --seed 1 --level 2 --out train.parquet")
 def data_make(config: MakeConfig) -> None:
-    """Make a problem set: word problems, or tasks of reasoning-gym."""
+    """Make a problem set: word problems, or reasoning-gym's."""
     from trd_cli.datasets import make as stage
 
     stage.make(config, ConsoleProgress("data make"))
@@ -426,7 +426,7 @@ def data_import_rollouts(config: ImportRolloutsConfig) -> None:
 
 @command(data_app, "list", ListConfig, "trd data list")
 def data_list(_: ListConfig) -> None:
-    """List the benchmarks of trd eval with size, grader and source.
+    """List the benchmarks of trd eval: size, grader, source.
 
     A pipe gets one tab-separated line a benchmark: name, questions, task, grader, source, revision, default sampling,
     options with their defaults (NAME:KEY=VALUE,...).
@@ -446,7 +446,7 @@ def data_list(_: ListConfig) -> None:
     "trd data overlap train.parquet math500,aime24 --drop clean.parquet --out overlap.json",
 )
 def data_overlap(config: OverlapConfig) -> None:
-    """List training rows that share word sequences with benchmarks.
+    """List rows that share word sequences with benchmarks.
 
     Prints one line for each row that shares --n words in sequence with a question: problem id, trajectory id, part,
     benchmark, question id, words of the longest shared sequence, share of the question's 8-grams and of its 13-grams

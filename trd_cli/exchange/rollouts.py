@@ -149,8 +149,7 @@ class _Maker:
     def rows(self, files: Iterator[tuple[Path, Form]]) -> Iterator[Trajectory]:
         """Yield a row for each response, each made when it is asked for."""
         for path, form in files:
-            fields = form.fields | {name: From((column,)) for name, column in self._mapped.items() if name not in MORE}
-            options = self._as_import(path, form)
+            fields, options = self._fields(form), self._as_import(path, form)
             for place, row in numbered_rows(path):
                 self._counts.row += 1
                 where = f"{path.name}, {place}"
@@ -165,6 +164,12 @@ class _Maker:
                     if isinstance(error, ModelError) and self._config.prompt_from != "file":
                         raise  # the template renders no prompt at all
                     self.tally.leave_out(where, f"{error.got}; {error.mend}")
+
+    def _fields(self, form: Form) -> dict[str, From]:
+        """Return the origins of a problem's fields: the form's, without what an option gives, overridden by --map."""
+        given = {name for name in ("source", "task") if getattr(self._config, name)}
+        own = {name: origin for name, origin in form.fields.items() if name not in given}
+        return own | {name: From((column,)) for name, column in self._mapped.items() if name not in MORE}
 
     def _as_import(self, path: Path, form: Form) -> ImportConfig:
         source = self._config.source or form.source

@@ -24,6 +24,7 @@ from trd_cli.progress import Progress
 from trd_cli.records import Verdict, well_formed
 from trd_cli.redaction import visible
 from trd_cli.trajectories.id_set import IdSet
+from trd_cli.trajectories.run_json import renderer_of
 from trd_cli.trajectories.shards import OF_A_VERDICT, read_table, shard_info, write_table
 from trd_cli.worlds.workers import Limits, Workers
 
@@ -124,6 +125,8 @@ class ShardGrader:
         self._open = ExitStack()
         self._worlds: Workers | None = None
         self._prompts = Prompts()
+        # The model whose chat template made the prompts, where it is not the one that wrote the row.
+        self._renderer: str | None = None
         self._said_sandbox = False
         self._refusals: set[str] = set()
         self.counts: Counter[str] = Counter()
@@ -141,6 +144,7 @@ class ShardGrader:
 
     def fill(self, source: Path, target: Path) -> None:
         """Write `source` with all its verdicts to `target`, which may be `source`; write nothing if none is missing."""
+        self._renderer = renderer_of(source.parent)
         known = read_table(source, list(_KNOWN))
         verdicts = {name: known[name].to_pylist() for name in OF_A_VERDICT}
         owed = self._owed(known, verdicts, source)
@@ -264,7 +268,7 @@ class ShardGrader:
             columns = (batch[name].to_pylist() for name in _ASKED)
             for row in zip(*columns, tails(batch["prompt_token_ids"]), strict=True):
                 task, problem, response, reference, tests, model, exact, finish_reason, tail = row
-                opens = self._prompts.open_thinking(model, tail, response or "", exact, finish_reason)
+                opens = self._prompts.open_thinking(self._renderer or model, tail, response or "", exact, finish_reason)
                 yield Question(task, response or "", reference, tests, opens, problem)
 
 

@@ -175,6 +175,13 @@ def _damaged(path: Path, how: str) -> DamagedFile:
     )
 
 
+def renderer_of(directory: Path) -> str | None:
+    """Return the model whose chat template rendered the prompts of imported rows; None for rows of any other command,
+    each of which names that model itself."""
+    run = read_run_json(directory) if maker_of(directory) == IMPORTED else None
+    return About.of(run).model
+
+
 def maker_of(directory: Path) -> str | None:
     """Return the command that makes the content of a directory, None where no `run.json` names one."""
     try:

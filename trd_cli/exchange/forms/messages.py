@@ -47,6 +47,8 @@ def open_form(config: ImportRolloutsConfig, path: Path) -> Form:
         "reference_solution": From((SOLUTION,), optional=True),
         "tests": From(("tests",), optional=True),
         "problem_id": From((("problem_id", "id"),), optional=True),
+        "source": From(("source",), optional=True),
+        "task": From(("task",), optional=True),
     }
     return Form(fields, partial(_attempts, **mapped))
 
