@@ -426,6 +426,9 @@ def test_a_run_is_a_dataset_with_a_configuration_for_each_set(hub: Hub, user: Hu
     assert "| base/eval | arithmetic:n=20,seed=3 | avg@2 |" in card
     # The parents are found in the same commit.
     assert "y_o incorrect → y_r correct" in user.ok("diff", f"{name}/{folder}/refine")
+    user.ok("verify", f"{name}/{folder}/refine", "--out", "graded-copy")
+    (source,) = json.loads((work / "graded-copy" / "run.json").read_text())["inputs"]
+    assert source["path"] == f"{name}/{folder}/sample"
     user.ok("distill", f"{name}/{folder}/refine", "--model", run / "student", *TRAIN, "--out", "from-the-hub")
     (source,) = json.loads((work / "from-the-hub" / "run.json").read_text())["inputs"]
     assert source["path"] == f"{name}/{folder}/refine"
@@ -447,7 +450,7 @@ def test_a_checkpoint_is_a_model_that_commands_take_by_its_name(
     assert yaml.safe_load(card.split("---\n")[1])["library_name"] == "transformers"
     assert "| method | trd (objective forward-kl) |" in card
     assert 'AutoModelForCausalLM.from_pretrained("me/student")' in card
-    made = "trd distill --method trd --batch-size 4 --lr 0.001 --device cpu --dtype float32 --out distill-trd refine-0"
+    made = "trd distill --method trd --batch-size 4 --learning-rate 0.001 --device cpu --dtype float32 --out distill-trd refine-0"
     assert sorted(shlex.split(card.split("```bash\n")[2].partition("\n")[0])) == sorted(shlex.split(made))
     options = ("--engine", "transformers", "--dtype", "float32", "--device", "cpu", "--max-tokens", 8, "--limit", 1)
     user.ok("sample", "-m", "me/student", "-p", problems, *options, "--out", "by-model")
