@@ -337,7 +337,7 @@ def test_one_of_a_thing_is_counted_in_the_singular(ok: Trd, tmp_path: Path) -> N
 
 def test_every_command_that_works_long_has_a_dry_run() -> None:
     has = {name for name, command in commands().items() if any("--dry-run" in p.opts for p in command.params)}
-    assert has == {"sample", "refine", "verify", "distill", "diagnose", "eval", "run", "data import-rollouts"}
+    assert has == {"sample", "refine", "verify", "distill", "diagnose", "eval", "run", "push", "data import-rollouts"}
 
 
 def commands() -> dict[str, click.Command]:
@@ -375,7 +375,7 @@ def test_the_summary_of_every_command_fits_a_line_of_80_columns(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     listed = trd(*group, "--help").stdout.partition("Commands:\n")[2].partition("\n\n")[0].splitlines()
-    assert len(listed) == (5 if group else 16)
+    assert len(listed) == (5 if group else 18)
     assert [line for line in listed if line.endswith("...") or not line.startswith("  ") or line[2] == " "] == []
 
 

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
 from conftest import Trd
 from support.hub import Hub
 from support.hub_user import HubUser
-from support.report_run import make_run
+from support.report_run import TRAIN, make_run
 from support.sets import rows_of
 
 from trd_cli.errors import InputError
@@ -220,6 +222,13 @@ def test_a_branch_is_made_and_pushed_to(hub: Hub, user: HubUser, rollouts: Path)
 # Interrupted
 
 
+@pytest.fixture(scope="module")
+def many(ok: Trd, work: Path) -> Path:
+    """Make more problems than a commit holds shards."""
+    ok("data", "make", "arithmetic", "--n", 70, "--seed", 5, "--out", work / "many.parquet")
+    return work / "many.parquet"
+
+
 def test_a_killed_push_goes_on_without_sending_again(hub: Hub, user: HubUser, work: Path, refined: Path) -> None:
     before = len(hub.uploads)
     # The contents of these shards are on this Hub already: others are needed.
@@ -238,7 +247,7 @@ def test_a_killed_push_goes_on_without_sending_again(hub: Hub, user: HubUser, wo
     arrived = hub.uploads[before:]
     assert len(arrived) == 1
     assert set(hub.of("me/killed").files()) == {".gitattributes"}
-    assert "hf://datasets/me/killed@" in user.trd("show", "hf://datasets/me/killed").error
+    assert " has no shards; " in user.trd("show", "hf://datasets/me/killed").error
     user.ok("push", other, "me/killed")
     sent = hub.uploads[before:]
     assert len(sent) == len(set(sent)) == 3, "each shard once"
@@ -246,10 +255,9 @@ def test_a_killed_push_goes_on_without_sending_again(hub: Hub, user: HubUser, wo
 
 
 def test_a_push_that_the_server_stopped_is_no_set_until_it_has_ended(
-    hub: Hub, user: HubUser, ok: Trd, work: Path
+    hub: Hub, user: HubUser, ok: Trd, work: Path, many: Path
 ) -> None:
-    ok("data", "make", "arithmetic", "--n", 70, "--seed", 5, "--out", work / "many.parquet")
-    ok("sample", "-m", "scripted", "-p", work / "many.parquet", "--shard-rows", 1, "--out", work / "many")
+    ok("sample", "-m", "scripted", "-p", many, "--shard-rows", 1, "--out", work / "many")
     before = len(hub.uploads)
     hub.good_uploads, hub.fault = before + 66, "error"
     stopped = user.trd("push", work / "many", "me/many")
@@ -269,12 +277,13 @@ def test_a_push_that_the_server_stopped_is_no_set_until_it_has_ended(
 
 
 def test_rows_that_were_added_since_take_the_record_away_until_all_are_there(
-    hub: Hub, user: HubUser, ok: Trd, work: Path
+    hub: Hub, user: HubUser, ok: Trd, work: Path, many: Path
 ) -> None:
-    sample = ("sample", "-m", "scripted", "-p", work / "many.parquet", "--shard-rows", 1, "--out", work / "grown")
-    ok(*sample, "--seed", 1)
+    sample = ("sample", "-m", "scripted", "-p", many, "--seed", 1, "--out", work / "grown")
+    ok(*sample, "--shard-rows", 70)
     user.ok("push", work / "grown", "me/grown")
-    ok(*sample, "--seed", 1, "-n", 2)
+    assert "run.json" in hub.of("me/grown").files()
+    ok(*sample, "--shard-rows", 1, "-n", 2)
     hub.good_uploads = len(hub.uploads) + 66
     assert user.trd("push", work / "grown", "me/grown").code == 1
     hub.good_uploads = None
@@ -336,17 +345,14 @@ def test_each_command_reads_a_set_by_its_name(
     y_o, y_r = pushed
     assert y_r in " ".join(user.ok("show", "hf://datasets/me/y_r").split())
     assert user.ok("status", y_o).split("\t")[1:4] == ["sample", "complete", "12"]
-    assert user.ok("data", "overlap", y_o, "--bench", "arithmetic:n=2,seed=9") == ""
+    assert user.ok("data", "overlap", y_o, "arithmetic:n=2,seed=9") == ""
     user.ok("refine", "hf://datasets/me/y_o", "--setting", "opsd", "--subset", "incorrect", "--out", "again")
     assert len(rows_of(work / "again")) == counts(rollouts)["incorrect"]
     (source,) = json.loads((work / "again" / "run.json").read_text())["inputs"]
     assert source["path"] == y_o
-    (first, *_) = rows_of(work / "again")
-    assert first.trajectory_id[:12] in user.ok("diff", "again")
+    assert "y_o incorrect → y_r unverified" in user.ok("diff", "again")
     one = user.ok("sample", "-m", "scripted", "--from", f"{y_o}/shard-00000.parquet", "--prefix", "0.5", "--out", "on")
     assert len(rows_of(work / "on")) == 4, one
-    options = ("--subset", "repaired", "--parents", y_o, "--setting", "opsd", "--teacher", "scripted")
-    assert "1 subset" not in user.trd("refine", y_r, *options, "--out", "no").out
 
 
 def test_verify_needs_a_directory_for_a_graded_copy(
@@ -420,18 +426,16 @@ def test_a_run_is_a_dataset_with_a_configuration_for_each_set(hub: Hub, user: Hu
     assert "| base/eval | arithmetic:n=20,seed=3 | avg@2 |" in card
     # The parents are found in the same commit.
     assert "y_o incorrect → y_r correct" in user.ok("diff", f"{name}/{folder}/refine")
+    user.ok("verify", f"{name}/{folder}/refine", "--out", "graded-copy")
+    (source,) = json.loads((work / "graded-copy" / "run.json").read_text())["inputs"]
+    assert source["path"] == f"{name}/{folder}/sample"
+    user.ok("distill", f"{name}/{folder}/refine", "--model", run / "student", *TRAIN, "--out", "from-the-hub")
+    (source,) = json.loads((work / "from-the-hub" / "run.json").read_text())["inputs"]
+    assert source["path"] == f"{name}/{folder}/refine"
     # The student's directory is named in rows and records: here its name alone is left.
-    table = pq.read_table(
-        pq.BufferReader(files[f"{folder}/refine/shard-00000.parquet"]) if False else _stored(work, files, folder)
-    )
+    table = pq.read_table(pa.BufferReader(files[f"{folder}/refine/shard-00000.parquet"]))
     assert set(table["model"].to_pylist()) == {"student"}
     assert [path for path, content in files.items() if str(work).encode() in content] == []
-
-
-def _stored(work: Path, files: dict[str, bytes], folder: str) -> Path:
-    path = work / "refined.parquet"
-    path.write_bytes(files[f"{folder}/refine/shard-00000.parquet"])
-    return path
 
 
 def test_a_checkpoint_is_a_model_that_commands_take_by_its_name(
@@ -446,6 +450,8 @@ def test_a_checkpoint_is_a_model_that_commands_take_by_its_name(
     assert yaml.safe_load(card.split("---\n")[1])["library_name"] == "transformers"
     assert "| method | trd (objective forward-kl) |" in card
     assert 'AutoModelForCausalLM.from_pretrained("me/student")' in card
+    made = "trd distill --method trd --batch-size 4 --learning-rate 0.001 --device cpu --dtype float32 --out distill-trd refine-0"
+    assert sorted(shlex.split(card.split("```bash\n")[2].partition("\n")[0])) == sorted(shlex.split(made))
     options = ("--engine", "transformers", "--dtype", "float32", "--device", "cpu", "--max-tokens", 8, "--limit", 1)
     user.ok("sample", "-m", "me/student", "-p", problems, *options, "--out", "by-model")
     (row,) = rows_of(work / "by-model")

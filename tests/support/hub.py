@@ -209,7 +209,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _store(self, path: str) -> None:
         digest = path.rpartition("/")[2]
         if not self.hub.takes(digest):
-            self._json({"error": "no room is left"}, 507)
+            self.close_connection = self.hub.fault == "hang"
+            if not self.close_connection:
+                self._json({"error": "no room is left"}, 507)
             return
         assert _digest(self.body) == digest
         self.hub.stored[digest] = self.body

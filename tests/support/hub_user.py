@@ -35,7 +35,7 @@ class Ended:
 
 
 class HubUser:
-    """A process with huggingface_hub and the Hub's variables; `token` is in HF_TOKEN unless a command has another."""
+    """A process that has huggingface_hub with the Hub's variables; `token` is in HF_TOKEN."""
 
     def __init__(self, hub: Hub, cache: Path, token: str, directory: Path, **environment: str) -> None:
         self._cwd, self._env = directory, {**hub.environment(cache), "HF_TOKEN": token, **environment}
@@ -55,7 +55,7 @@ class HubUser:
         self._process.communicate()
 
     def trd(self, *words: object, **environment: str) -> Ended:
-        """Run a command; `environment` changes variables for it, "" takes one away."""
+        """Run a command; `environment` changes variables for it."""
         return Ended(**self._ask({"words": [str(word) for word in words], "environment": environment}))
 
     def ok(self, *words: object) -> str:

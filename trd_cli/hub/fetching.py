@@ -46,12 +46,8 @@ def located(text: str) -> Located:
     at_commit = name.at(snapshot.name)
     path = snapshot / name.path
     if not path.exists():
-        what = "file" if name.is_file else "folder with a trajectory set"
-        raise OutOfReach(
-            f"no such {what} in the dataset {name.repository} at {snapshot.name[:12]}: {name.path or 'the whole'}",
-            "a path in the repository",
-            "check the name and its revision",
-        )
+        lacks = "is no file there" if name.is_file else "has no shards"
+        raise OutOfReach(f"{at_commit} {lacks}", "a set or a file in the repository", "check the name and its revision")
     return Located(path, at_commit)
 
 

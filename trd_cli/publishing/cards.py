@@ -13,12 +13,14 @@ from trd_cli.errors import counted
 from trd_cli.evaluation.tables import headline, interval, markdown_table, percent, scored
 from trd_cli.hub.names import is_hub_name, is_repository
 from trd_cli.publishing.commands import command_line
-from trd_cli.publishing.figures import Figures, prompt_text
+from trd_cli.publishing.figures import UNVERIFIED, Figures, prompt_text
 from trd_cli.publishing.places import named, without_places
 from trd_cli.trajectories.run_json import About
 
 _ENDING = re.compile(r"<!-- trd push ([0-9a-f]{16}) -->\s*\Z")
 _TAGS = ["trd", "distillation", "trajectory-refined-distillation"]
+# A card has a section for each of so many sets; more have a table.
+_EACH = 6
 # What may be done with rows that trd refine made, and with others.
 _NEXT = {True: "distill --out runs/student", False: "refine --setting opsd --out runs/y_r"}
 NO_LICENCE = "Not chosen yet: add `license:` to the head of this page, or push again with `--license`."
@@ -97,7 +99,7 @@ def dataset_card(
         f"{what}, {counted(rows, 'row', ',')}. One row is one trajectory: its problem, prompt, response with token ids, how "
         "it was made, and its verdict.",
         *_loading(of, sets, problems),
-        *(part for each in sets for part in _of_set(each, is_run)),
+        *(_of_many(sets) if len(sets) > _EACH else (part for each in sets for part in _of_set(each, is_run))),
         *_results(results or {}),
         *_prompts(sets),
         *_made_again([each.record for each in sets], recipe),
@@ -194,6 +196,21 @@ def _of_set(each: SetCard, is_run: bool) -> Iterator[str]:
     )
     yield f"{level} How they were made\n\n" + markdown_table(("", ""), _made(each))
     yield from _lineage(each.record, level)
+
+
+def _of_many(sets: Sequence[SetCard]) -> Iterator[str]:
+    """Yield a table of all sets, and how the last one of each command was made."""
+    columns = ("correct", "incorrect", "error", "timeout", UNVERIFIED)
+    rows = [
+        (
+            *(each.config, f"{each.figures.rows:,}", *(f"{each.figures.verdicts[name]:,}" for name in columns)),
+            *(f"{(each.figures.subsets or {}).get('repaired', 0):,}", _number(each.missing)),
+        )
+        for each in sets
+    ]
+    yield "## Rows\n\n" + markdown_table(("configuration", "rows", *columns, "repaired", "missing"), rows)
+    for each in {each.record.get("command"): each for each in sets}.values():
+        yield f"## How they were made: {each.config}\n\n" + markdown_table(("", ""), _made(each))
 
 
 def _verdicts(figures: Figures) -> str:

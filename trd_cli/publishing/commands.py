@@ -9,20 +9,22 @@ from typing import Any
 from trd_cli.config.base import Config
 from trd_cli.config.generating import RefineConfig, SampleConfig
 from trd_cli.config.training import DistillConfig
-from trd_cli.errors import UserError
 from trd_cli.publishing.places import without_places
 
 _CONFIGS: dict[str, type[Config]] = {"sample": SampleConfig, "refine": RefineConfig, "distill": DistillConfig}
 
 
 def command_line(record: Mapping[str, Any]) -> str | None:
-    """Return the command that made a directory, or None where its options are not those of this version."""
+    """Return the command that made a directory, or None where it has no record of its options."""
     kind = _CONFIGS.get(record.get("command", ""))
     values = without_places(record.get("config", {}))
     if kind is None or not values:
         return None
-    try:
-        config = kind(**{key: value for key, value in values.items() if key in kind.model_fields and value is not None})
-    except (UserError, ValueError):
-        return None
+    # A record holds also what the options imply, which a check would take for given.
+    config = kind.model_construct(**{key: _as_given(values[key]) for key in kind.model_fields if key in values})
     return shlex.join(["trd", record["command"], *config.flags()])
+
+
+def _as_given(value: Any) -> Any:
+    """Return a value of a record as a configuration holds it, several in a tuple."""
+    return tuple(value) if isinstance(value, list) else value

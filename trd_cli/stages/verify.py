@@ -33,6 +33,7 @@ def run(config: VerifyConfig, waves: Iterable[Sequence[str]], progress: Progress
     """
     options = GraderOptions.of(config)
     directories: list[Path] = []
+    first: InputSet | None = None
     progress.start("verify", None)
     regrade = "all" if config.regrade else "none"
     differing: defaultdict[Path, str] = defaultdict(str)
@@ -43,6 +44,7 @@ def run(config: VerifyConfig, waves: Iterable[Sequence[str]], progress: Progress
                 _check_writable(paths)
             sets = open_sets(paths)
             directories += [each.directory for each in sets]
+            first = first or sets[0]
             if config.out is not None and len(set(directories)) > 1:
                 raise InputError("--out with more than one set", "one set", "verify them one by one, or in place")
             for each in (_own(each, config.part) for each in sets):
@@ -63,7 +65,7 @@ def run(config: VerifyConfig, waves: Iterable[Sequence[str]], progress: Progress
                     _list_differing(audit_file(target, config.part), differing[target], progress)
         progress.end()
         if config.out is not None and not config.dry_run:
-            _settle(directories[0], Path(config.out), config.part)
+            _settle(first, Path(config.out), config.part)
     if not (config.allow_partial or config.dry_run):
         check_complete(directories, config.part)
     if not shards:
@@ -192,12 +194,12 @@ def _prepare(each: InputSet, target: Path) -> None:
         write_run_json(target, each.record)
 
 
-def _settle(source: Path, target: Path, part: Part | None) -> None:
+def _settle(source: InputSet, target: Path, part: Part | None) -> None:
     """Bring the copies in line with the source, which may have grown: the rows it expects, the shards it holds."""
     whole = open_sets([str(source)])[0]
     _prepare(whole, target)
-    if source != target:
-        copy_parts(source, target)
+    if whole.directory != target:
+        copy_parts(whole.directory, target)
     current = {shard.name for shard in whole.shards}
     for copy in list_shards(target):
         if copy.name not in current and graded_by(copy, part):
