@@ -21,7 +21,11 @@ from typing import Any
 
 import pytest
 from conftest import Trd
+from support.sets import by_hand
 from support.trackers import Logged, of_trackio, of_wandb
+
+from trd_cli.report.run_directory import read_run
+from trd_cli.tracking.figures import Figures, Steps
 
 OLD = Path(__file__).parent / "golden" / "run"
 REPORT = OLD / "report"
@@ -129,6 +133,18 @@ def test_a_tracker_holds_the_figures_of_the_report_at_the_steps_of_the_training(
         assert run.of("cost/distill/seconds") == by_step(report("cost", arm=arm, stage="distill"), "seconds")
     (before,) = report("scores", arm="base", score="avg@2")
     assert runs["base"].of(f"score/{BENCH}/avg@2/high") == {0: pytest.approx(float(before["high"]))}
+
+
+def test_the_rounds_of_one_training_keep_the_steps_that_it_counts_itself(tmp_path: Path) -> None:
+    copy = shutil.copytree(OLD / "run", tmp_path / "run")
+    run = read_run(copy)
+    trainings = [node for node in run.of_stage("distill") if node.arm == "trd"]
+    second = trainings[1].path
+    by_hand(second / "run.json", lambda record: record["about"].update(steps_before=1, total_steps=2))
+    (second / "train.jsonl").write_text((second / "train.jsonl").read_text().replace('"step": 1,', '"step": 2,'))
+    figures, steps = Figures(run), Steps(trainings)
+    assert [point.step for node in trainings for point in figures.points(node, steps)] == [1, 1, 2, 2]
+    assert [steps.of(run.nodes[f"seed-0/round-{of}/trd/eval"]) for of in (0, 1)] == [1, 2]
 
 
 @EACH
