@@ -21,7 +21,11 @@ from typing import Any
 
 import pytest
 from conftest import Trd
+from support.sets import by_hand
 from support.trackers import Logged, of_trackio, of_wandb
+
+from trd_cli.report.run_directory import read_run
+from trd_cli.tracking.figures import Figures, Steps
 
 OLD = Path(__file__).parent / "golden" / "run"
 REPORT = OLD / "report"
@@ -32,8 +36,10 @@ student = "scripted"
 warm = "off"
 [problems]
 make = {kind = "arithmetic", n = 4}
-[sample]
-engine_arg = {delay = 0.1, api_key = "opensesame"}
+[eval]
+engine = "openai"
+base_url = "http://me:opensesame@127.0.0.1:9/v1"
+bench = "arithmetic:n=4"
 [verify]
 workers = 1
 [arms.trd]
@@ -129,6 +135,18 @@ def test_a_tracker_holds_the_figures_of_the_report_at_the_steps_of_the_training(
     assert runs["base"].of(f"score/{BENCH}/avg@2/high") == {0: pytest.approx(float(before["high"]))}
 
 
+def test_the_rounds_of_one_training_keep_the_steps_that_it_counts_itself(tmp_path: Path) -> None:
+    copy = shutil.copytree(OLD / "run", tmp_path / "run")
+    run = read_run(copy)
+    trainings = [node for node in run.of_stage("distill") if node.arm == "trd"]
+    second = trainings[1].path
+    by_hand(second / "run.json", lambda record: record["about"].update(steps_before=1, total_steps=2))
+    (second / "train.jsonl").write_text((second / "train.jsonl").read_text().replace('"step": 1,', '"step": 2,'))
+    figures, steps = Figures(run), Steps(trainings)
+    assert [point.step for node in trainings for point in figures.points(node, steps)] == [1, 1, 2, 2]
+    assert [steps.of(run.nodes[f"seed-0/round-{of}/trd/eval"]) for of in (0, 1)] == [1, 2]
+
+
 @EACH
 def test_verdicts_and_lengths_are_tables_of_each_round(tracker: str, logged: Held) -> None:
     trd, fkl = logged[tracker]["trd/seed-0"], logged[tracker]["fkl/seed-0"]
@@ -154,8 +172,6 @@ def test_nothing_is_sent_twice_however_often_a_run_is_started(old: Path, logged:
         for run in record["runs"].values():
             run.update(sent=[], unsure=numbers_of(run["sent"], run["next"]), files=[])
         state.write_text(json.dumps(record))
-    run_old(ok, old, *BY_ALL)
-    assert held(old / "run", "of-old") == logged
     run_old(ok, old, *BY_ALL)
     assert held(old / "run", "of-old") == logged
 
@@ -188,10 +204,10 @@ def test_a_run_that_is_killed_goes_on_in_the_same_runs_of_the_trackers(places: N
                 assert list(run.of(key)) == [0], (tracker, name, key)
             assert len(run.rows) == (5 if name == "trd/seed-0" else 3)
         config = runs["trd/seed-0"].config
-        assert config["options"]["sample"]["temperature"] == 1.0, "a default too"
+        assert config["options"]["sample"]["temperature"] == 0.6, "a default too"
         assert all(Path(config["nodes"][name]).is_dir() for name in ("problems", "seed-0/round-0/refine"))
         assert "opensesame" not in json.dumps(config)
-        assert config["options"]["sample"]["engine_arg"] == {"delay": 0.1, "api_key": "***"}
+        assert config["options"]["eval"]["base_url"] == ["http://***@127.0.0.1:9/v1"]
 
 
 def done_in(out: Path) -> set[str]:

@@ -23,7 +23,7 @@ _APART, _SHARE = 10.0, 5.0
 # Seconds from a look that failed to the next.
 _AFTER_FAILURE = 300.0
 # Seconds that a run waits at its end for a tracker.
-_PATIENCE = 60.0
+_PATIENCE = 120.0
 
 
 def followers(config: RunConfig, graph: Graph, note: Callable[[str], None]) -> list[Follower]:
@@ -82,7 +82,7 @@ class Follower:
             self._look(is_last=False)
 
     def end(self) -> None:
-        """Send the rest, and wait for it, but for the tracker a minute at most."""
+        """Send the rest, and wait for it, but for the tracker two minutes at most."""
         self._await()
         self._look(is_last=True)
         self._await()
