@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -41,7 +42,7 @@ def small(directory: Path) -> Path:
         "sample": short,
         "refine": short,
         "eval": short | {"bench": "arithmetic:n=5,seed=2"},
-        "arms": {"trd": {"subset": "all"}},
+        "arms": {"trd": {"subset": "all", "where": "error IS NULL"}},
     }
     path = directory / "small.toml"
     path.write_text(tomli_w.dumps(recipe))
@@ -88,6 +89,17 @@ def test_the_script_goes_on_after_an_interruption_and_ends_with_its_page(tmp_pat
 @pytest.mark.model
 def test_the_planner_finds_no_error_in_the_recipe(ok: Trd) -> None:
     ok("plan", RECIPE)
+
+
+def test_the_recipe_in_the_manual_is_a_larger_one(tmp_path: Path) -> None:
+    manual = (ROOT / "examples" / "README.md").read_text()
+    ((extended, rest),) = re.findall(r'^```toml\nextends = "(.*)"\n(.*?)^```', manual, re.MULTILINE | re.DOTALL)
+    assert ROOT / extended == RECIPE
+    path = tmp_path / "larger.toml"
+    path.write_text(f'extends = "{RECIPE}"\n{rest}')
+    default, larger = load_recipe(RECIPE), load_recipe(path)
+    assert larger.problems["make"]["n"] == 2 * default.problems["make"]["n"]
+    assert larger.arms == default.arms
 
 
 @pytest.mark.model
