@@ -1,4 +1,4 @@
-"""The papers' claims, each with its figure in the lab, an interval, and a verdict: held, did not hold, or undecided here.
+"""The papers' claims, each with its figure in the lab, an interval, and a verdict.
 
 A comparison held if it is significant in the direction of the claim, and did not hold if significant in the other, at
 p < 0.05 after Holm's correction over all comparisons of all settings. A claim on a share held, or did not, where its

@@ -29,7 +29,7 @@ timed() { # NAME COMMAND…: note how long a part took
 }
 
 # Models take both cores; stages of a recipe run two at a time, each on one.
-[ -f models/student-strong/config.json ] || timed models python "$lab/make_models.py" --out models
+[ -f models/figures.json ] || timed models python "$lab/make_models.py" --out models
 export OMP_NUM_THREADS=1
 
 problems() { # NAME OPTIONS…: a problem set, none of which is in those made before
