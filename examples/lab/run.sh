@@ -42,13 +42,17 @@ problems held-out --n 500 --seed 2 --apart-from problems/train.parquet
 problems harder --n 500 --seed 3 --near-ties --apart-from problems/train.parquet
 
 experiment() { # NAME: plan, run and report one recipe
-    trd plan "$lab/$1.toml" >"runs/$1.plan" 2>&1 || { cat "runs/$1.plan" >&2 && return 1; }
+    if [ ! -f "runs/$1.plan" ]; then
+        trd plan "$lab/$1.toml" >"runs/.$1.plan" || { cat "runs/.$1.plan" >&2 && return 1; }
+        mv "runs/.$1.plan" "runs/$1.plan"
+    fi
     timed "$1" trd run "$lab/$1.toml" --out "runs/${1%-quick}"
 }
 diagnosed() { # SETTING: what the teacher says along the first seed's rows, before any training
     local out=runs/$1/diagnosis prompt=$lab/prompts/vanilla-$1-q30.jinja sets
     [ -f "$out/diagnosis.json" ] && return
     trd run "$lab/$1$quick.toml" --out "runs/$1" --until verify
+    # The rollouts and the refined rows.
     mapfile -t sets < <(python "$lab/page.py" . --sets "$1")
     timed "$1 diagnosis" trd diagnose --limit "${ATTEMPTS:-600}" --onset "$lab/prompts/onset.txt" --prompt "$prompt" \
         --dtype float32 --out "$out" "${sets[@]}" >/dev/null
@@ -63,7 +67,8 @@ if [ -z "$quick" ]; then
         experiment "$grid"
     done
 fi
-for name in runs/*/; do
-    timed "$(basename "$name") report" trd report "$name" >/dev/null
-done
+reports() {
+    printf '%s\n' runs/*/ | xargs -P 2 -I{} trd report {} >/dev/null
+}
+timed reports reports
 timed page python "$lab/page.py" .
