@@ -56,15 +56,15 @@ def test_two_seeds_that_disagree_say_nothing_of_a_third() -> None:
 
 
 def test_a_difference_by_hand() -> None:
-    """Seeds gain 0.1, 0.2 and 0.3 on each of 40 questions. The widest resample has one seed alone, and comes once in 27:
+    """Seeds gain 0.1, 0.2 and 0.3 on each of 40 questions. The widest resample, once in 27, has one seed alone:
     4.30265·√1.5/1.95996 = 2.689 times as far from 0.2 as that seed is.
     """
     a_SQ = np.zeros((1, 40))
     found = difference_over_seeds(a_SQ, np.repeat([[0.1], [0.2], [0.3]], 40, axis=1), False)
     assert (found.value, found.low, found.high) == pytest.approx((0.2, 0.2 - 0.2689, 0.2 + 0.2689), abs=1e-4)
     assert (found.gained, found.lost, found.questions) == (40, 0, 40)
-    # As far as 0.2 from the centre are three draws of the lowest or of the highest seed (1/27 each); two of it and one of
-    # the middle lie 0.179 away.
+    # Three draws of the lowest or of the highest seed (1/27 each) lie 0.269 from the centre; the next are two of it and
+    # one of the middle, at 0.179.
     assert found.p_value == pytest.approx(2 / 27, abs=0.006)
 
 

@@ -80,7 +80,7 @@ class _Builder:
         rows = [self._rows(arm, own, student, source, problems) for source in self._recipe.sources]
         trained = self._distill(arm, student, rows, own)
         model = Model(trained.out, trained)
-        if self._recipe.eval is not None:
+        if self._recipe.scores(number):
             self._eval(model, own)
         return model
 

@@ -100,6 +100,7 @@ class Recipe(BaseModel):
     problems_per_round: Count | None = None
     steps_per_round: Count | None = None
     continues: StrictBool | None = Field(None, alias="continue")
+    evaluate: Literal["each-round", "last-round"] = "each-round"
     seeds: tuple[StrictInt, ...] = (0,)
     processes: Count = 1
     nodes: Count = 1
@@ -125,6 +126,10 @@ class Recipe(BaseModel):
     def is_continued(self) -> bool:
         """Return True if the rounds of an arm are one training, so that each continues the one before."""
         return self.rounds > 1 and self.continues is not False
+
+    def scores(self, number: int) -> bool:
+        """Return True if the students of this round, counted from 0, are evaluated."""
+        return self.eval is not None and (self.evaluate == "each-round" or number == self.rounds - 1)
 
     @property
     def sources(self) -> tuple[Source, ...]:
@@ -165,6 +170,8 @@ class Recipe(BaseModel):
             del table["nodes"]
         if self.warm == "auto":
             del table["warm"]
+        if self.evaluate == "each-round":
+            del table["evaluate"]
         return without_secrets(table)
 
     def as_toml(self) -> str:

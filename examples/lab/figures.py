@@ -1,0 +1,227 @@
+"""Read the lab's runs: scores by arm, seed and question, what refinement changed, and the KL at wrong prefixes.
+
+Axes: S seeds, Q questions, K samples, P problems.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+from vocabulary import tokens_of
+from world import TURN, World
+
+from trd_cli.diagnosis.files import flat, iter_figures
+from trd_cli.evaluation.intervals import resamples
+from trd_cli.evaluation.metrics import pass_scores, question_means
+from trd_cli.evaluation.results import correct_matrix, read_results
+from trd_cli.evaluation.seeds import DifferenceOverSeeds, OverSeeds, difference_over_seeds, mean_over_seeds
+from trd_cli.report.run_directory import Node, Run, lacking, read_run
+from trd_cli.trajectories.shards import read_table
+
+BASE = "base"
+# As many tokens a response may have; lengths are compared as shares of it.
+MOST_TOKENS = 40
+_DRAWS = 4000
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The evaluations of a run after its last round: `correct` has correct_QK by arm, seed (None: base) and benchmark,
+    `turned` the share of responses that turn back, by arm, over all.
+    """
+
+    name: str
+    setting: str
+    correct: dict[str, dict[int | None, dict[str, np.ndarray]]]
+    turned: dict[str, float]
+
+    @property
+    def arms(self) -> list[str]:
+        return list(self.correct)
+
+    @property
+    def benches(self) -> list[str]:
+        return list(next(iter(next(iter(self.correct.values())).values())))
+
+    def matrix(self, arm: str, bench: str, score: str, seeds: Sequence[int | None] | None = None) -> np.ndarray:
+        """Return avg@k or pass@k of each question by seed, shape (S, Q); of the base model S is 1."""
+        of = self.correct[arm]
+        rows = [of[seed][bench] for seed in (of if seeds is None or None in of else seeds)]
+        if score == "avg":
+            return np.array([question_means(correct_QK) for correct_QK in rows])
+        return np.array([pass_scores(correct_QK, correct_QK.shape[1])[0] for correct_QK in rows])
+
+    def mean(self, arm: str, bench: str, score: str) -> OverSeeds:
+        scores_SQ = self.matrix(arm, bench, score)
+        return mean_over_seeds(scores_SQ, self.samples(arm, bench) * len(scores_SQ))
+
+    def samples(self, arm: str, bench: str) -> int:
+        return next(iter(self.correct[arm].values()))[bench].shape[1]
+
+
+def difference(a: Scores, arm_a: str, b: Scores, arm_b: str, bench: str, score: str) -> DifferenceOverSeeds | None:
+    """Return B − A over the seeds that both have, paired by seed; None where there is nothing to compare."""
+    if arm_a not in a.correct or arm_b not in b.correct:
+        return None
+    seeds_a, seeds_b = list(a.correct[arm_a]), list(b.correct[arm_b])
+    common = [seed for seed in seeds_b if seed in seeds_a] if None not in (*seeds_a, *seeds_b) else None
+    if common == []:
+        return None
+    sides = (a.matrix(arm_a, bench, score, common), b.matrix(arm_b, bench, score, common))
+    return difference_over_seeds(*sides, are_paired=common is not None)
+
+
+def read_scores(directory: Path) -> Scores | None:
+    """Read the finished evaluations of a run; None where there is no run or none has ended.
+
+    Of several rounds the last counts. An arm counts once every seed of it is there.
+    """
+    if not (directory / "graph.json").is_file():
+        return None
+    run = read_run(directory)
+    last = max((node.round or 0 for node in run.of_stage("eval")), default=0)
+    nodes = [node for node in run.of_stage("eval") if node.round in (None, last)]
+    unfinished = {node.arm for node in nodes if node.state != "done" or lacking(node)}
+    correct: dict[str, dict[int | None, dict[str, np.ndarray]]] = {}
+    texts: dict[str, list[str]] = {}
+    for node in nodes:
+        if node.arm not in unfinished:
+            arm, benches = node.arm or BASE, read_results(str(node.path))["benchmarks"]
+            found = {Path(name).stem: correct_matrix(bench["samples"]) for name, bench in benches.items()}
+            correct.setdefault(arm, {})[node.seed] = found
+            texts.setdefault(arm, []).extend(_columns(node, ["response"])["response"].drop_nulls().to_list())
+    turned = {arm: sum(TURN in text for text in told) / max(1, len(told)) for arm, told in texts.items()}
+    return Scores(run.name, run.recipe["setting"], correct, turned) if len(correct) > 1 else None
+
+
+def _columns(node: Node, names: list[str]) -> pl.DataFrame:
+    return pl.from_arrow(pa.concat_tables(read_table(path, names) for path in node.shards()))
+
+
+# Refinement
+
+
+def first_sets(run: Run) -> Iterator[tuple[Node, Node]]:
+    """Yield the rollouts and the refined rows that all arms of a seed share, seed by seed."""
+    for refined in run.of_stage("refine"):
+        sources = run.sources(refined, "sample")
+        if refined.arm is None and sources and refined.shards():
+            yield sources[0], refined
+
+
+def refinement(directory: Path) -> dict[str, DifferenceOverSeeds] | None:
+    """Return y_r − y_o in the share right and in length (a share of MOST_TOKENS), over seeds and problems."""
+    if not (directory / "graph.json").is_file():
+        return None
+    by_seed = [_changes(*nodes) for nodes in first_sets(read_run(directory))]
+    if not by_seed:
+        return None
+    problems = sorted(set.intersection(*(set(found["problem_id"]) for found in by_seed)))
+    rows = pl.DataFrame({"problem_id": problems})
+
+    def of(column: str) -> np.ndarray:
+        return np.array([rows.join(found, on="problem_id", how="left")[column].to_numpy() for found in by_seed])
+
+    names = ("right", "length")
+    return {n: difference_over_seeds(of(f"{n}_o"), of(f"{n}_r"), are_paired=True) for n in names}
+
+
+def _changes(rollouts: Node, refined: Node) -> pl.DataFrame:
+    """Return by problem the mean share right and the mean length, before and after."""
+    right = (pl.col("verdict") == "correct").cast(pl.Float64)
+    length = pl.col("response_token_ids").list.len() / MOST_TOKENS
+    names = ["problem_id", "verdict", "response_token_ids"]
+    before = _columns(rollouts, ["trajectory_id", *names]).select(
+        *("trajectory_id", "problem_id"), right_o=right, length_o=length
+    )
+    after = _columns(refined, ["parent_id", *names[1:]]).select("parent_id", right_r=right, length_r=length)
+    pairs = before.join(after, left_on="trajectory_id", right_on="parent_id").drop("trajectory_id")
+    return pairs.group_by("problem_id").mean().sort("problem_id")
+
+
+# Diagnosis
+
+
+@dataclass(frozen=True)
+class Share:
+    """A share of a sum over rows, with a 95 % interval over problems."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Onset:
+    """What the KL along y_o is made of: shares of it, and of the positions, that follow a wrong step, and the teacher's
+    mean mass on onset tokens there and elsewhere.
+    """
+
+    forward: Share
+    reverse: Share
+    positions: Share
+    mass_after: float
+    mass_before: float
+
+
+def onset(directory: Path) -> Onset | None:
+    """Return what the diagnosis in a run's directory says of positions whose prefix is wrong; None without one.
+
+    Each row weighs the same, as in the loss: positions count one over the row's length.
+    """
+    if not (directory / "diagnosis" / "diagnosis.json").is_file():
+        return None
+    texts = pl.concat(
+        _columns(node, ["trajectory_id", "problem", "response"]) for node, _ in first_sets(read_run(directory))
+    )
+    by_id = {row[0]: row[1:] for row in texts.iter_rows()}
+    sums: dict[str, np.ndarray] = {}
+    mass = np.zeros((2, 2))
+    for table in iter_figures(directory / "diagnosis"):
+        figures = {name: flat(table, name)[0] for name in ("forward_kl", "reverse_kl", "onset_mass")}
+        offsets = flat(table, "forward_kl")[1]
+        for i, (key, problem, kind) in enumerate(
+            zip(*(table[name].to_pylist() for name in ("trajectory_id", "problem_id", "kind")), strict=True)
+        ):
+            places = slice(offsets[i], offsets[i + 1])
+            length = offsets[i + 1] - offsets[i]
+            if kind != "rollout" or not length:
+                continue
+            after = np.arange(length) > first_wrong(*by_id[key])
+            for part in (0, 1):
+                mass[part] += figures["onset_mass"][places][after == part].sum(), (after == part).sum()
+            parts = [figures[name][places] for name in ("forward_kl", "reverse_kl")] + [np.ones(length)]
+            row = [[part[after].sum() / length, part.sum() / length] for part in parts]
+            sums[problem] = sums.get(problem, np.zeros((3, 2))) + np.array(row)
+    shares = _shares(np.array([sums[problem] for problem in sorted(sums)]))
+    before, after = (float(total / max(1, places)) for total, places in mass)
+    return Onset(*shares, after, before)
+
+
+def _shares(sums_P32: np.ndarray) -> list[Share]:
+    """Return the share of each of three sums, by the bootstrap over problems."""
+    weights = resamples(np.random.default_rng(0), _DRAWS, len(sums_P32))
+    drawn = np.einsum("bp,pij->bij", weights, sums_P32)
+    of_all, seen = drawn[..., 0] / drawn[..., 1], sums_P32.sum(axis=0)
+    ends = np.quantile(of_all, (0.025, 0.975), axis=0)
+    return [Share(float(a / b), float(low), float(high)) for (a, b), low, high in zip(seen, *ends, strict=True)]
+
+
+def first_wrong(problem: str, response: str) -> int:
+    """Return the index of the first token after which no right answer goes on, or the number of tokens where all of the
+    response, up to the first turning back, begins a right one.
+    """
+    solutions = World.parse(problem).solutions()
+    written, tokens = "", tokens_of(response)
+    for i, token in enumerate(tokens):
+        if token == TURN:
+            break
+        written += token
+        if not any(right.startswith(written) for right in solutions):
+            return i
+    return len(tokens)

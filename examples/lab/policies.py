@@ -1,0 +1,186 @@
+"""What each model is trained to say next: exact probabilities of the next token, for any beginning of a response.
+
+The expert knows the route. After a right beginning it goes on right. After a wrong one it turns back with a share, the
+same at each token, and else goes on consistently, as a teacher does that reads an answer that has gone wrong. The
+novice is a writer with faults: looking for the largest digit it overlooks places, those to the right more often, and
+its sums slip now and then. It does not know when it is wrong, and hardly ever turns back.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from world import LETTERS, TURN, World
+
+END = "<end>"
+# Shares of turning back that a prompt can ask for, by the end of its template's name, and the share where nothing asks.
+SHARES = {"q0": 0.0, "q10": 0.1, "q30": 0.3, "q60": 0.6, "q100": 1.0}
+SHARE = 0.3
+Next = dict[str, float]
+# The most tokens of a response.
+MOST = 40
+
+
+@dataclass(frozen=True, slots=True)
+class Writing:
+    """A beginning of a response, read token by token; what is before the last `!` counts no more.
+
+    `written` is the number of tokens since then, `place`, `seen`, `total` and `way` where the walk stands, `right` that
+    a right answer begins so, `shape` that places and sums take turns.
+    """
+
+    world: World
+    written: int = 0
+    place: int = -1
+    seen: int = 0
+    total: int = 0
+    way: int = 0
+    right: bool = True
+    shape: bool = True
+
+    def after(self, token: str) -> Writing:
+        """Return the state after one more token."""
+        if token == TURN:
+            return Writing(self.world)
+        at_sum, pair = self.written % 2 == 1, len(token) == 2
+        place = LETTERS.find(token[0].upper() if token[0].islower() != at_sum else "-") if pair else -1
+        if not self.shape or not 0 <= place < self.world.places:
+            return Writing(self.world, self.written + 1, self.place, self.seen, self.total, self.way, False, False)
+        if not at_sum:
+            return self._at(place, int(token[1]))
+        right = self.right and token == self.sum()
+        return Writing(self.world, self.written + 1, self.place, self.seen, int(token[1]), self.way, right)
+
+    def _at(self, place: int, seen: int) -> Writing:
+        world, way = self.world, 0
+        right = self.right and seen == world.digits[place]
+        if not self.written:
+            right = right and place == world.route
+        else:
+            off = (place - self.place) % world.places
+            way = {1: 1, world.places - 1: -1}.get(off, 0)
+            right = right and way != 0 and self.way in (0, way) and self.written < 2 * world.depth
+        return Writing(world, self.written + 1, place, seen, self.total, way or self.way, right)
+
+    def sum(self, off: int = 0) -> str:
+        """Return the sum that is due after a place, or one that is off by so much."""
+        return f"{LETTERS[self.place]}{(self.total + self.seen + off) % 10}"
+
+    @property
+    def due(self) -> Literal["route", "place", "sum", "end"]:
+        """Return what comes next in a consistent response."""
+        if not self.written:
+            return "route"
+        if not self.shape or self.written >= 2 * self.world.depth:
+            return "end"
+        return "sum" if self.written % 2 else "place"
+
+    def walk(self, up: float) -> Next:
+        """Return the chances of the next place: on the walk's way, or up with the chance `up` where that is open."""
+        ways = {self.way: 1.0} if self.way else {1: up, -1: 1 - up}
+        return {self.world.shown((self.place + way) % self.world.places): share for way, share in ways.items() if share}
+
+
+@dataclass(frozen=True)
+class Expert:
+    """Turn back after a wrong beginning with the share `turns`; start up with the chance `up` where the way is open."""
+
+    turns: float = SHARE
+    up: float = 0.8
+
+    def next(self, state: Writing) -> Next:
+        if state.due == "route":
+            return {state.world.shown(state.world.route): 1.0}
+        found = {state.sum(): 1.0} if state.due == "sum" else {END: 1.0}
+        if state.due == "place":
+            found = state.walk(self.up)
+        return found if state.right else _scaled(found, {TURN: self.turns})
+
+
+@dataclass(frozen=True)
+class Novice:
+    """Overlook the first place with the chance `first`, the last with `last`; slip in a sum with the chance `slips`."""
+
+    first: float
+    last: float
+    slips: float
+    turns: float = 0.01
+    up: float = 0.5
+    # Chances of a token out of order, and of an end before the walk is over: faults that attempts in prompts may have.
+    strays: float = 0.0
+    stops: float = 0.0
+
+    def next(self, state: Writing) -> Next:
+        if state.due == "route":
+            return self.routes(state.world)
+        found = {END: 1.0}
+        if state.due == "place":
+            found = state.walk(self.up)
+        if state.due == "sum":
+            found = {
+                state.sum(off): share for off, share in ((0, 1 - self.slips), (1, self.slips / 2), (-1, self.slips / 2))
+            }
+        return _scaled(found, {TURN: self.turns, END: self.stops})
+
+    def routes(self, world: World) -> Next:
+        """Return the chance of each route: the largest digit that is not overlooked, of equal ones the first."""
+        left, shares = 1.0, dict.fromkeys(range(world.places), 0.0)
+        for place in sorted(shares, key=lambda place: -world.digits[place]):
+            overlooked = self.first + (self.last - self.first) * place / (world.places - 1)
+            shares[place] = left * (1 - overlooked)
+            left *= overlooked
+        every = left / world.places
+        return {world.shown(place): share + every for place, share in shares.items()}
+
+
+def _scaled(found: Next, others: Next) -> Next:
+    """Return chances of what else may come, and for the rest those of `found`; without those that are 0."""
+    left = 1 - sum(others.values())
+    scaled = {token: share * left + others.get(token, 0.0) for token, share in found.items()}
+    return {token: share for token, share in (others | scaled).items() if share > 0}
+
+
+Policy = Expert | Novice
+_STRAYS = (*LETTERS, *"0123456789", TURN)
+
+
+def write(policy: Policy, world: World, draws: random.Random, most: int = MOST) -> list[str]:
+    """Draw a response, of at most so many tokens."""
+    state, written = Writing(world), []
+    strays = policy.strays if isinstance(policy, Novice) else 0.0
+    while len(written) < most:
+        shares = policy.next(state)
+        (token,) = draws.choices(list(shares), list(shares.values()))
+        if strays and draws.random() < strays:
+            token = draws.choice((*_STRAYS, f"{draws.choice(LETTERS + LETTERS.lower())}{draws.randrange(10)}"))
+        if token == END:
+            return written
+        written.append(token)
+        state = state.after(token)
+    return written
+
+
+def targets(policy: Policy, world: World, response: Sequence[str]) -> list[Next]:
+    """Return the probabilities of the next token at each place of a response, and after its end."""
+    state, found = Writing(world), []
+    for token in response:
+        found.append(policy.next(state))
+        state = state.after(token)
+    return [*found, policy.next(state)]
+
+
+def any_novice(draws: random.Random) -> Novice:
+    """Draw a writer with faults of any kind and strength, so that whoever reads such attempts has seen them all."""
+    first, last = draws.random(), draws.random()
+    return Novice(
+        first,
+        last,
+        slips=draws.choice((0.0, 0.05, 0.15, 0.4)),
+        turns=draws.choice((0.0, 0.02, 0.1, 0.3)),
+        up=draws.choice((0.2, 0.5, 0.8)),
+        strays=draws.choice((0.0, 0.0, 0.01, 0.1)),
+        stops=draws.choice((0.0, 0.0, 0.05)),
+    )
