@@ -426,7 +426,7 @@ def test_a_run_is_a_dataset_with_a_configuration_for_each_set(hub: Hub, user: Hu
     assert "| base/eval | arithmetic:n=20,seed=3 | avg@2 |" in card
     # The parents are found in the same commit.
     assert "y_o incorrect → y_r correct" in user.ok("diff", f"{name}/{folder}/refine")
-    user.ok("verify", f"{name}/{folder}/refine", "--out", "graded-copy")
+    user.ok("verify", f"{name}/{folder}/refine", "--regrade", "--out", "graded-copy")
     (source,) = json.loads((work / "graded-copy" / "run.json").read_text())["inputs"]
     assert source["path"] == f"{name}/{folder}/sample"
     user.ok("distill", f"{name}/{folder}/refine", "--model", run / "student", *TRAIN, "--out", "from-the-hub")

@@ -177,8 +177,8 @@ def _loading(of: Publication, sets: Sequence[SetCard], problems: str | None) -> 
     yield (
         "## Load\n\n```python\nfrom datasets import load_dataset\n\n"
         f'rows = load_dataset("{of.repository}"{name}{revision}, split="train")\n```\n\n'
-        "```python\nimport polars as pl\n\n"
-        f'rows = pl.read_parquet("{of.name}{folder}/shard-*.parquet")\n```\n\n'
+        "```python\nfrom polars import read_parquet\n\n"
+        f'rows = read_parquet("{of.name}{folder}/shard-*.parquet")\n```\n\n'
         "A revision, as a commit or a branch, stands behind the name (`@…`) where trd reads it:\n\n"
         f"```bash\ntrd show {of.name}{folder}\ntrd {_NEXT[first.record.get('command') == 'refine']} {of.name}{folder}\n```"
     )
