@@ -9,9 +9,9 @@ set -euo pipefail
 source "$(dirname "$0")/../setup.sh"
 
 lab=$trd_root/examples/lab
-quick=
+quick= attempts=600
 if [ "${1-}" = --quick ]; then
-    quick=-quick
+    quick=-quick attempts=300
     shift
 fi
 run=${1:-lab${quick:--run}}
@@ -54,7 +54,7 @@ diagnosed() { # SETTING: what the teacher says along the first seed's rows, befo
     trd run "$lab/$1$quick.toml" --out "runs/$1" --until verify
     # The rollouts and the refined rows.
     mapfile -t sets < <(python "$lab/page.py" . --sets "$1")
-    timed "$1 diagnosis" trd diagnose --limit "${ATTEMPTS:-600}" --onset "$lab/prompts/onset.txt" --prompt "$prompt" \
+    timed "$1 diagnosis" trd diagnose --limit "$attempts" --onset "$lab/prompts/onset.txt" --prompt "$prompt" \
         --dtype float32 --out "$out" "${sets[@]}" >/dev/null
 }
 for setting in opd opsd; do
