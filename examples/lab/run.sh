@@ -29,7 +29,7 @@ timed() { # NAME COMMAND…: note how long a part took
 }
 
 # Models take both cores; stages of a recipe run two at a time, each on one.
-[ -f models/figures.json ] || timed models python "$lab/make_models.py" --out models
+[ -n "${MODELS-}" ] || [ -f models/figures.json ] || timed models python "$lab/make_models.py" --out models
 export OMP_NUM_THREADS=1
 
 problems() { # NAME OPTIONS…: a problem set, none of which is in those made before
@@ -54,6 +54,7 @@ diagnosed() { # SETTING: what the teacher says along the first seed's rows, befo
     trd run "$lab/$1$quick.toml" --out "runs/$1" --until verify
     # The rollouts and the refined rows.
     mapfile -t sets < <(python "$lab/page.py" . --sets "$1")
+    [ ${#sets[@]} = 2 ] || return 1
     timed "$1 diagnosis" trd diagnose --limit "$attempts" --onset "$lab/prompts/onset.txt" --prompt "$prompt" \
         --dtype float32 --out "$out" "${sets[@]}" >/dev/null
 }
