@@ -19,7 +19,7 @@ Trd = Callable[..., Result]
 ROOT = Path(__file__).parent.parent
 LAB = ROOT / "examples" / "lab"
 PROMPTS = LAB / "prompts"
-GRADER = "world:grade"
+GRADER = "examples.lab.world:grade"
 # The id of `<end>`, and those around what a user says.
 END, USER, ASSISTANT = 4, 2, 3
 
@@ -58,7 +58,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def grading(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(LAB)
+    monkeypatch.chdir(ROOT)
 
 
 def test_problems_come_from_their_seed_and_options(sets: Path, tmp_path: Path) -> None:
@@ -84,7 +84,6 @@ def test_a_problem_set_left_apart_shares_no_text_with_another(sets: Path, tmp_pa
     ("response", "verdict"),
     [
         ("d8D8e1E9f0F9a4A3", True),
-        ("d8D8c3C1b7B8a4A2", True),
         (" d8D8e1E9f0F9a4A3\n", True),
         ("b7B7c3!d8D8e1E9f0F9a4A3", True),
         ("d8D8e1E9f0F9a4A3!", "no route"),
@@ -92,6 +91,7 @@ def test_a_problem_set_left_apart_shares_no_text_with_another(sets: Path, tmp_pa
         ("b7B7c3C0d8D8e1E9", "wrong route"),
         ("d8D8e1E8f0F8a4A2", "slip at step 2"),
         ("d8D8e1E9d8D7e1E8", "slip at step 3"),
+        ("d8D8c3C1b7B8a4A2", "slip at step 2"),
         ("d8D8e1E9f0F9", "end at step 4"),
         ("d8D8e1E9f0F9a4A3b7B0", "too long"),
         ("", "no route"),

@@ -54,8 +54,9 @@ class OwnCode:
     def _file(self) -> Path:
         path, found = _search_path(), None
         parts = self.module.split(".")
-        for end in range(1, len(parts) + 1):
-            found = PathFinder.find_spec(".".join(parts[:end]), path) if path is not None else None
+        for part in parts:
+            # By its last name alone: a directory without __init__.py would look for its parent among imported modules.
+            found = PathFinder.find_spec(part, path) if path is not None else None
             path = found.submodule_search_locations if found else None
         if found is None or found.origin is None or not Path(found.origin).is_file():
             raise InputError(

@@ -213,15 +213,15 @@ def _shares(sums_P32: np.ndarray) -> list[Share]:
 
 
 def first_wrong(problem: str, response: str) -> int:
-    """Return the index of the first token after which no right answer goes on, or the number of tokens where all of the
-    response, up to the first turning back, begins a right one.
+    """Return the index of the first wrong token, or the number of tokens where all of the response, up to the first
+    turning back, begins the right answer.
     """
-    solutions = World.parse(problem).solutions()
+    solution = World.parse(problem).solution
     written, tokens = "", tokens_of(response)
     for i, token in enumerate(tokens):
         if token == TURN:
             break
         written += token
-        if not any(right.startswith(written) for right in solutions):
+        if not solution.startswith(written):
             return i
     return len(tokens)

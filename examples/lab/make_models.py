@@ -44,8 +44,8 @@ NOVICES = {
     "student-strong": Novice(0.1, 0.75, 0.02),
 }
 # The teacher's steps and rate, those of a student, and rows a step.
-STEPS, RATE = 2000, 3e-3
-STUDENT_STEPS, STUDENT_RATE = 150, 1.5e-3
+STEPS, RATE = 1400, 3e-3
+STUDENT_STEPS, STUDENT_RATE = 120, 1.5e-3
 ROWS = 48
 STUDENT_FORMS = FORMS | {"student": 0.45, "refine-opd": 0.05, "vanilla-opd": 0.1}
 MEASURED, _TRIED = 400, 8

@@ -31,8 +31,8 @@ class Attempt:
 
     def prompt(self, form: str) -> list[int]:
         """Return the ids of a prompt in which problem, reference and attempt may be shown."""
-        reference, _ = self.world.solutions()
-        return prompt_ids(form, problem=str(self.world), reference_solution=reference, attempt=self.text)
+        shown = {"reference_solution": self.world.solution, "attempt": self.text}
+        return prompt_ids(form, problem=str(self.world), **shown)
 
 
 def fresh_worlds(seed: int, count: int) -> list[World]:

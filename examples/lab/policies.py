@@ -18,7 +18,7 @@ from world import LETTERS, TURN, World
 END = "<end>"
 # Shares of turning back that a prompt can ask for, by the end of its template's name, and the share where nothing asks.
 SHARES = {"q0": 0.0, "q10": 0.1, "q30": 0.3, "q60": 0.6, "q100": 1.0}
-SHARE = 0.3
+SHARE = 0.0
 Next = dict[str, float]
 # The most tokens of a response.
 MOST = 40
@@ -28,8 +28,8 @@ MOST = 40
 class Writing:
     """A beginning of a response, read token by token; what is before the last `!` counts no more.
 
-    `written` is the number of tokens since then, `place`, `seen`, `total` and `way` where the walk stands, `right` that
-    a right answer begins so, `shape` that places and sums take turns.
+    `written` is the number of tokens since then. `place`, `seen` and `total` tell where the walk stands, `right` that a
+    right answer begins so, `shape` that places and sums take turns.
     """
 
     world: World
@@ -37,7 +37,6 @@ class Writing:
     place: int = -1
     seen: int = 0
     total: int = 0
-    way: int = 0
     right: bool = True
     shape: bool = True
 
@@ -48,22 +47,17 @@ class Writing:
         at_sum, pair = self.written % 2 == 1, len(token) == 2
         place = LETTERS.find(token[0].upper() if token[0].islower() != at_sum else "-") if pair else -1
         if not self.shape or not 0 <= place < self.world.places:
-            return Writing(self.world, self.written + 1, self.place, self.seen, self.total, self.way, False, False)
+            return Writing(self.world, self.written + 1, self.place, self.seen, self.total, False, False)
         if not at_sum:
             return self._at(place, int(token[1]))
         right = self.right and token == self.sum()
-        return Writing(self.world, self.written + 1, self.place, self.seen, int(token[1]), self.way, right)
+        return Writing(self.world, self.written + 1, self.place, self.seen, int(token[1]), right)
 
     def _at(self, place: int, seen: int) -> Writing:
-        world, way = self.world, 0
-        right = self.right and seen == world.digits[place]
-        if not self.written:
-            right = right and place == world.route
-        else:
-            off = (place - self.place) % world.places
-            way = {1: 1, world.places - 1: -1}.get(off, 0)
-            right = right and way != 0 and self.way in (0, way) and self.written < 2 * world.depth
-        return Writing(world, self.written + 1, place, seen, self.total, way or self.way, right)
+        world = self.world
+        due = (self.place + 1) % world.places if self.written else world.route
+        right = self.right and place == due and seen == world.digits[place] and self.written < 2 * world.depth
+        return Writing(world, self.written + 1, place, seen, self.total, right)
 
     def sum(self, off: int = 0) -> str:
         """Return the sum that is due after a place, or one that is off by so much."""
@@ -78,25 +72,23 @@ class Writing:
             return "end"
         return "sum" if self.written % 2 else "place"
 
-    def walk(self, up: float) -> Next:
-        """Return the chances of the next place: on the walk's way, or up with the chance `up` where that is open."""
-        ways = {self.way: 1.0} if self.way else {1: up, -1: 1 - up}
-        return {self.world.shown((self.place + way) % self.world.places): share for way, share in ways.items() if share}
+    def walk(self) -> str:
+        """Return the next place."""
+        return self.world.shown((self.place + 1) % self.world.places)
 
 
 @dataclass(frozen=True)
 class Expert:
-    """Turn back after a wrong beginning with the share `turns`; start up with the chance `up` where the way is open."""
+    """Turn back after a wrong beginning with the share `turns`."""
 
     turns: float = SHARE
-    up: float = 0.8
 
     def next(self, state: Writing) -> Next:
         if state.due == "route":
             return {state.world.shown(state.world.route): 1.0}
         found = {state.sum(): 1.0} if state.due == "sum" else {END: 1.0}
         if state.due == "place":
-            found = state.walk(self.up)
+            found = {state.walk(): 1.0}
         return found if state.right else _scaled(found, {TURN: self.turns})
 
 
@@ -108,7 +100,6 @@ class Novice:
     last: float
     slips: float
     turns: float = 0.01
-    up: float = 0.5
     # Chances of a token out of order, and of an end before the walk is over: faults that attempts in prompts may have.
     strays: float = 0.0
     stops: float = 0.0
@@ -118,7 +109,7 @@ class Novice:
             return self.routes(state.world)
         found = {END: 1.0}
         if state.due == "place":
-            found = state.walk(self.up)
+            found = {state.walk(): 1.0}
         if state.due == "sum":
             found = {
                 state.sum(off): share for off, share in ((0, 1 - self.slips), (1, self.slips / 2), (-1, self.slips / 2))
@@ -180,7 +171,6 @@ def any_novice(draws: random.Random) -> Novice:
         last,
         slips=draws.choice((0.0, 0.05, 0.15, 0.4)),
         turns=draws.choice((0.0, 0.02, 0.1, 0.3)),
-        up=draws.choice((0.2, 0.5, 0.8)),
         strays=draws.choice((0.0, 0.0, 0.01, 0.1)),
         stops=draws.choice((0.0, 0.0, 0.05)),
     )

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from policies import SHARES, Expert, Next, Novice, Policy, Writing, any_novice, targets, write
+from policies import SHARES, Expert, Next, Novice, Policy, any_novice, targets, write
 from vocabulary import VOCABULARY, prompt_ids
 from world import TURN, World, draw_world
 
@@ -56,27 +56,17 @@ def batch_at(name: str, step: int, rows: int, forms: Mapping[str, float], novice
 def draw_row(draws: random.Random, form: str, novice: Novice | None = None) -> Row:
     """Draw a row in a form. Where it shows no reference, `novice`, if any, is the policy, and else the expert."""
     world = draw_world(draws, draws.choice(_PLACES), draws.choice(_DEPTHS), draws.random() < _NEAR_TIES)
-    shown = {"problem": str(world), "reference_solution": world.solutions()[0]}
+    shown = {"problem": str(world), "reference_solution": world.solution}
     policy: Policy = Expert()
     if form.startswith("vanilla"):
         share = draws.choice([*SHARES])
         form, policy = f"{form}-{share}", Expert(SHARES[share])
     elif form.startswith("refine"):
-        attempt = write(_author(draws), world, draws)
-        shown["attempt"] = "".join(attempt)
-        policy = refiner(world, attempt)
+        shown["attempt"] = "".join(write(_author(draws), world, draws))
     if novice is not None and not form.startswith(SEEING):
         return _row(form, shown, novice, world, _twice(draws, novice, world))
     own = draws.random() < (0.8 if form.startswith("refine") else 0.25)
     return _row(form, shown, policy, world, write(policy if own else any_novice(draws), world, draws))
-
-
-def refiner(world: World, attempt: list[str]) -> Expert:
-    """Return the expert that rewrites an attempt: it keeps the way that the attempt's last part goes."""
-    state = Writing(world)
-    for token in attempt:
-        state = state.after(token)
-    return Expert(up={1: 1.0, -1: 0.0}.get(state.way, Expert.up))
 
 
 def _author(draws: random.Random) -> Policy:

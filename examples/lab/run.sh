@@ -9,9 +9,9 @@ set -euo pipefail
 source "$(dirname "$0")/../setup.sh"
 
 lab=$trd_root/examples/lab
-quick=
+quick= attempts=600
 if [ "${1-}" = --quick ]; then
-    quick=-quick
+    quick=-quick attempts=300
     shift
 fi
 run=${1:-lab${quick:--run}}
@@ -29,7 +29,7 @@ timed() { # NAME COMMAND…: note how long a part took
 }
 
 # Models take both cores; stages of a recipe run two at a time, each on one.
-[ -f models/figures.json ] || timed models python "$lab/make_models.py" --out models
+[ -n "${MODELS-}" ] || [ -f models/figures.json ] || timed models python "$lab/make_models.py" --out models
 export OMP_NUM_THREADS=1
 
 problems() { # NAME OPTIONS…: a problem set, none of which is in those made before
@@ -54,7 +54,8 @@ diagnosed() { # SETTING: what the teacher says along the first seed's rows, befo
     trd run "$lab/$1$quick.toml" --out "runs/$1" --until verify
     # The rollouts and the refined rows.
     mapfile -t sets < <(python "$lab/page.py" . --sets "$1")
-    timed "$1 diagnosis" trd diagnose --limit "${ATTEMPTS:-600}" --onset "$lab/prompts/onset.txt" --prompt "$prompt" \
+    [ ${#sets[@]} = 2 ] || return 1
+    timed "$1 diagnosis" trd diagnose --limit "$attempts" --onset "$lab/prompts/onset.txt" --prompt "$prompt" \
         --dtype float32 --out "$out" "${sets[@]}" >/dev/null
 }
 for setting in opd opsd; do

@@ -2,8 +2,8 @@
 
 A problem shows digits, each at a place with a letter, behind the number of steps: `6a4b7c3d8e1f0`. An answer first
 commits to a route: it begins at the place with the largest digit, which only the whole problem tells. Then it walks
-from place to place, up or down as it likes, round the end. At each it copies the place with its digit, and writes its
-letter as a capital with the sum so far modulo ten: `d8D8e1E9f0F9` or `d8D8c3C1b7B8`. A step can be checked from the one
+from place to place, round the end. At each it copies the place with its digit, and writes its
+letter as a capital with the sum so far modulo ten: `d8D8e1E9f0F9`. A step can be checked from the one
 before it. An answer on a wrong route goes on as consistently as a right one, to no use. `!` turns back: what follows
 the last `!` counts.
 
@@ -67,33 +67,34 @@ class World:
         """Return the place of the largest digit, the first of several."""
         return self.digits.index(max(self.digits))
 
-    def walk(self, start: int, way: int) -> str:
-        """Return a consistent answer that starts at a place and goes up (`way` 1) or down (-1)."""
+    def walk(self, start: int) -> str:
+        """Return a consistent answer that starts at a place."""
         written, total = [], 0
         for step in range(self.depth):
-            place = (start + way * step) % self.places
+            place = (start + step) % self.places
             total = (total + self.digits[place]) % 10
             written.append(f"{self.shown(place)}{LETTERS[place]}{total}")
         return "".join(written)
 
-    def solutions(self) -> tuple[str, str]:
-        """Return both right answers: up, which is the worked reference, and down."""
-        return self.walk(self.route, 1), self.walk(self.route, -1)
+    @property
+    def solution(self) -> str:
+        """Return the right answer."""
+        return self.walk(self.route)
 
 
 def grade(problem: str, reference_answer: str | None, response: str) -> bool | str:
     """Return True for a right answer, else what is wrong with the part after the last `!`.
 
-    Both ways round count; the problem's text alone decides. Raises ValueError for a problem of another world.
+    The problem's text alone decides. Raises ValueError for a problem of another world.
     """
     world = World.parse(problem)
     answer = response.strip().rpartition(TURN)[2]
-    if answer in world.solutions():
+    if answer == world.solution:
         return True
     if answer[:1] != LETTERS[world.route].lower():
         return "wrong route" if answer[:1] in LETTERS.lower() and answer else "no route"
-    for at in range(len(world.solutions()[0])):
-        if not any(answer[: at + 1] == right[: at + 1] for right in world.solutions()):
+    for at, right in enumerate(world.solution):
+        if answer[at : at + 1] != right:
             return f"{'slip' if answer[at:] else 'end'} at step {at // 4 + 1}"
     return "too long"
 
@@ -134,7 +135,7 @@ def draw_problems(options: argparse.Namespace, known: Iterable[str] = ()) -> Ite
             task=TASK,
             problem=str(world),
             reference_answer=LETTERS[world.route],
-            reference_solution=world.solutions()[0],
+            reference_solution=world.solution,
         )
 
 

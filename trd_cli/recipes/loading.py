@@ -3,8 +3,8 @@
     extends = "base.toml"          another recipe or a list of them; tables are merged key by key, the nearer file wins;
                                    false in place of a table removes an inherited one (arms.rkl = false, eval = false)
     name = "…"                     default: the file's stem (a name is not inherited)
-    setting, student, teacher, rounds, problems_per_round, steps_per_round, continue, seeds, processes, nodes, devices,
-    ray, warm, reference_arm
+    setting, student, teacher, rounds, problems_per_round, steps_per_round, continue, evaluate, seeds, processes, nodes,
+    devices, ray, warm, reference_arm
     [problems]                     one of: file = "set.parquet", make = {kind = …}, import = {file = …}
     [episodes]                     beside problems or in place of them: env = "textworld:n=20", per_round, and options
                                    of its rows alone: sample = {…}, refine = {…}
