@@ -293,6 +293,25 @@ def test_samples_of_a_problem_and_prompt_are_paired_by_index_and_each_text_count
     assert [(row["chosen_trajectory_id"], row["rejected_trajectory_id"]) for row in few] == pairs[:1]
 
 
+def test_a_text_with_both_verdicts_is_in_no_pair(tmp_path: Path, ok: Trd) -> None:
+    rows = [
+        rollout("r1", "same", "correct", sample_index=0),
+        rollout("w1", "same", "incorrect", sample_index=1),
+        rollout("r2", "right", "correct", sample_index=2),
+        rollout("w2", "wrong", "incorrect", sample_index=3),
+    ]
+    (pair,) = exported(ok, write_set(tmp_path / "y_o", [rows]), "--format", "preference", out=tmp_path / "rows.jsonl")
+    assert (pair["chosen_trajectory_id"], pair["rejected_trajectory_id"]) == ("r2", "w2")
+
+
+def test_rows_that_were_cut_off_are_told_and_can_be_left_out(tmp_path: Path, ok: Trd) -> None:
+    rows = [rollout("a", "whole"), rollout("b", "cut", finish_reason="length", sample_index=1)]
+    words = ("export", write_set(tmp_path / "y_o", [rows]), "--format", "messages", "--out", tmp_path / "rows.jsonl")
+    assert "1 row with a response that was cut off" in ok(*words).stderr
+    assert "cut off" not in ok(*words, "--where", "finish_reason = 'stop'").stderr
+    assert [row["trajectory_id"] for row in lines(tmp_path / "rows.jsonl")] == ["a"]
+
+
 def test_pairs_of_a_problem_are_at_most_as_many_as_asked_for(tmp_path: Path, ok: Trd) -> None:
     attempts = [rollout(f"o{i}", f"{i}", "incorrect", sample_index=i) for i in range(6)]
     made = [refined(f"r{i}", attempt, f"new {i}", "correct") for i, attempt in enumerate(attempts)]
@@ -393,7 +412,13 @@ def test_a_directory_with_other_files_and_a_shard_of_the_set_are_not_overwritten
     tmp_path: Path, trd: Trd, graded: Path
 ) -> None:
     before = {path: path.read_bytes() for path in graded.iterdir()}
-    for out, why in ((graded, "holds other files"), (graded / "shard-00000.parquet", "is a shard of the set")):
+    (tmp_path / "odd").mkdir()
+    (tmp_path / "odd" / ".export.json").write_text("{}")
+    for out, why in (
+        (graded, "holds other files"),
+        (graded / "shard-00000.parquet", "is a shard of the set"),
+        (tmp_path / "odd", "is not what trd wrote"),
+    ):
         result = trd("export", graded, "--format", "messages", "--out", out)
         assert result.exit_code == 1
         assert why in result.stderr
@@ -411,6 +436,9 @@ def test_the_same_rows_give_the_same_bytes(tmp_path: Path, ok: Trd, graded: Path
     ("words", "why"),
     [
         (("--out", "rows.json"), "a name in .jsonl or .parquet"),
+        (("--out", "rows.jsonl.gz"), "a name in .jsonl or .parquet"),
+        (("--out", "rows.JSONL"), "a name in .jsonl or .parquet"),
+        (("--out", "hf://datasets/own/rows"), "a place on this machine"),
         (("--out", "rows.jsonl", "--file-type", "parquet"), "one type"),
         (("--out", "rows", "--split", "a/b"), "--split"),
     ],

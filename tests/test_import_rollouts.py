@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 from collections.abc import Sequence
@@ -362,7 +363,7 @@ def test_a_problem_set_gives_the_references_by_text_also_inside_of_instructions_
     assert sorted(row.problem_id for row in rows_of(tmp_path / "b")) == ["set-a", "set-b"]
 
 
-def test_a_number_that_is_a_place_in_another_list_joins_nothing(model: Path, tmp_path: Path, ok: Trd) -> None:
+def test_a_number_that_is_a_place_in_another_list_joins_nothing(model: Path, tmp_path: Path, ok: Trd, trd: Trd) -> None:
     write_problems(
         tmp_path / "p.parquet",
         [Problem("s-0", "s", "math", "Another one?", "1"), Problem("s-1", "s", "math", QUESTION, "5")],
@@ -371,8 +372,35 @@ def test_a_number_that_is_a_place_in_another_list_joins_nothing(model: Path, tmp
     command = ("data", "import-rollouts", file, "--format", "messages", "-m", model, "-p", tmp_path / "p.parquet")
     ok(*command, "--out", tmp_path / "a")
     assert [row.problem_id for row in rows_of(tmp_path / "a")] == ["s-1"]
-    ok(*command, "--map", "problem_id=id", "--out", tmp_path / "b")
-    assert [row.problem_id for row in rows_of(tmp_path / "b")] == ["s-0"], "the user says that it is one of the set"
+    named = trd(*command, "--map", "problem_id=id", "--out", tmp_path / "b")
+    assert named.exit_code == 1
+    assert "the text of another problem in --problems than the one with its id '0'" in named.stderr
+    other = lines(tmp_path / "o.jsonl", [{"problem": "In other words?", "response": RIGHT, "id": 0}])
+    ok(*command[:2], other, *command[3:], "--map", "problem_id=id", "--out", tmp_path / "c")
+    assert [row.problem_id for row in rows_of(tmp_path / "c")] == ["s-0"], "no text says otherwise"
+
+
+def test_a_text_that_fits_several_problems_joins_none_but_the_one_that_its_id_names(
+    model: Path, tmp_path: Path, ok: Trd
+) -> None:
+    known = [
+        Problem("s-0", "s", "math", QUESTION, "5"),
+        Problem("s-1", "s", "math", "1 + 1?", "2"),
+        Problem("s-2", "s", "math", "Read this.\n1 + 1?\nExplain.", "two"),
+        Problem("s-3", "s", "math", "Twice?", "3"),
+        Problem("s-4", "s", "math", "Twice?", "4"),
+    ]
+    write_problems(tmp_path / "p.parquet", known)
+    asked = [f"{QUESTION}\n5\n\n1 + 1?", "First:\nRead this.\n1 + 1?\nExplain.", "Twice?"]
+    rows = [{"problem": text, "response": f"{n}", "of": n + 1} for n, text in enumerate(asked)]
+    command = ("--format", "messages", "-m", model, "-p", tmp_path / "p.parquet")
+    file = lines(tmp_path / "r.jsonl", rows)
+    said = ok("data", "import-rollouts", file, *command, "--out", tmp_path / "a").stderr
+    assert [row.problem_id for row in rows_of(tmp_path / "a")] == ["s-2"], "the longer one holds the shorter one"
+    assert "r.jsonl, line 1; r.jsonl, line 3): its text fits several problems" in said
+    file = lines(tmp_path / "n.jsonl", [rows[0], rows[2] | {"of": 4}])
+    ok("data", "import-rollouts", file, *command, "--map", "problem_id=of", "--out", tmp_path / "b")
+    assert sorted(row.problem_id for row in rows_of(tmp_path / "b")) == ["s-1", "s-4"]
 
 
 def test_problems_without_references_are_told(model: Path, tmp_path: Path, ok: Trd) -> None:
@@ -403,6 +431,74 @@ def test_the_rows_of_a_second_filter_are_copies(model: Path, tmp_path: Path, ok:
     file = lines(tmp_path / case.name, case.rows)
     said = ok("data", "import-rollouts", file, "--format", "lm-eval", "-m", model, "--out", tmp_path / "y_o").stderr
     assert "left out 2 that were there before under the same key" in said
+
+
+def test_equal_responses_of_two_files_and_of_two_documents_are_no_copies(model: Path, tmp_path: Path, ok: Trd) -> None:
+    (case,) = [case for case in CASES if case.form == "lm-eval"]
+    first, second = (lines(tmp_path / case.name.replace("2026", year), case.rows) for year in ("2026", "2027"))
+    command = ("data", "import-rollouts", first, second, "--format", "lm-eval", "-m", model)
+    said = ok(*command, "--out", tmp_path / "a").stderr
+    assert len(by_id(tmp_path / "a")) == 2 * case.count
+    assert "left out 4 that were there before under the same key" in said
+    row = {"target": "5", "doc": {"question": QUESTION}, "resps": [[RIGHT]]}
+    file = lines(tmp_path / "samples.jsonl", [{**row, "doc_id": n} for n in (0, 0, 1)])
+    ok("data", "import-rollouts", file, "--format", "lm-eval", "-m", model, "--out", tmp_path / "b")
+    assert len(by_id(tmp_path / "b")) == 2
+    answer = {"custom_id": "a", "response": {"body": {"choices": [{"text": RIGHT}]}}}
+    batch = lines(tmp_path / "out.jsonl", [{**answer, "id": name} for name in ("one", "one", "two")])
+    asked = lines(tmp_path / "in.jsonl", [{"custom_id": "a", "body": {"prompt": QUESTION}}])
+    command = ("data", "import-rollouts", batch, "--format", "openai-batch", "--requests", asked, "-m", model)
+    ok(*command, "--out", tmp_path / "c")
+    assert len(by_id(tmp_path / "c")) == 2
+
+
+def test_odd_values_in_a_row_stop_nothing_and_tell_nothing(model: Path, tmp_path: Path, ok: Trd) -> None:
+    deep = "[" * 100_000 + "]" * 100_000
+    odd = [
+        {"max_tokens": float("inf"), "temperature": float("nan"), "top_k": 2**40, "top_p": 1.5},
+        {"max_tokens": -1, "temperature": -2, "top_k": "5", "model": {"name": "w"}},
+    ]
+    file = lines(
+        tmp_path / "r.jsonl", [deep, *({"problem": QUESTION, "response": RIGHT, "answer": "5"} | row for row in odd)]
+    )
+    said = ok(
+        *("data", "import-rollouts", file, "--format", "messages", "-m", model, "--max-tokens", 9),
+        *("--out", tmp_path / "a"),
+    ).stderr
+    assert "r.jsonl, line 1): not JSON" in said
+    assert {(row.max_tokens, row.temperature, row.top_k, row.top_p) for row in rows_of(tmp_path / "a")} == {
+        (9, UNKNOWN, UNKNOWN, UNKNOWN)
+    }
+    assert {row.model for row in rows_of(tmp_path / "a")} == {str(model)}
+    doc = {"doc": {"question": QUESTION}, "target": "5"}
+    given = [5, "5", [5], {"a": 5}, {}, None]
+    file = lines(
+        tmp_path / "s.jsonl", [{**doc, "arguments": each, "resps": [[f"{n}"]]} for n, each in enumerate(given)]
+    )
+    ok("data", "import-rollouts", file, "--format", "lm-eval", "-m", model, "--out", tmp_path / "b")
+    assert sorted(row.response for row in rows_of(tmp_path / "b")) == ["0", "1", "4", "5"]
+
+
+def test_requests_that_cannot_be_told_apart_or_read_are_refused(model: Path, tmp_path: Path, trd: Trd) -> None:
+    answers = [{"custom_id": n, "response": {"body": {"choices": [{"text": n}]}}} for n in "ab"]
+    requests = [{"custom_id": n, "body": {"prompt": f"{QUESTION} {at}"}} for at, n in enumerate("aab")]
+    asked, file = lines(tmp_path / "in.jsonl", requests), lines(tmp_path / "out.jsonl", answers)
+    command = ("data", "import-rollouts", file, "--format", "openai-batch", "-m", model, "--out", tmp_path / "y_o")
+    result = trd(*command, "--requests", asked)
+    assert "out.jsonl, line 1): several requests have the custom_id 'a'" in result.stderr
+    assert [row.response for row in rows_of(tmp_path / "y_o")] == ["b"]
+    packed = tmp_path / "in.jsonl.gz"
+    packed.write_bytes(gzip.compress(asked.read_bytes()))
+    result = trd(*command, "--requests", packed)
+    assert result.exit_code == 1
+    assert "has no request with a custom_id; expected the batch's input file, not compressed" in result.stderr
+
+
+def test_the_reason_of_a_failed_request_is_one_line_without_keys(model: Path, tmp_path: Path, trd: Trd) -> None:
+    key = "sk-" + "a1b2c3d4" * 4
+    file = lines(tmp_path / "results.jsonl", [{"prompt": QUESTION, "completion": [], "error": f"refused\n{key}"}])
+    trd("data", "import-rollouts", file, "--format", "verifiers", "-m", model, "--out", tmp_path / "y_o")
+    assert [row.error for row in rows_of(tmp_path / "y_o")] == ["refused ***"]
 
 
 def test_a_row_that_cannot_be_taken_is_left_out_by_number_and_never_stops_the_others(

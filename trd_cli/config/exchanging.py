@@ -20,11 +20,14 @@ from trd_cli.config.base import (
 from trd_cli.config.commands import Columns, is_task
 from trd_cli.config.generating import RenderOptions
 from trd_cli.errors import InputError, flag
+from trd_cli.hub.names import is_hub_name
 
 ExportFormat = Literal["messages", "prompt-completion", "sharegpt", "verl", "nemo", "preference"]
 FileType = Literal["jsonl", "parquet"]
 Pairs = Literal["refined", "samples"]
 _ENDINGS: dict[str, FileType] = {".jsonl": "jsonl", ".parquet": "parquet"}
+# Names that are meant as files of other types, or in other letters.
+_NO_DIRECTORIES = {".json", ".gz", ".csv", ".zst", *_ENDINGS}
 RolloutForm = Literal["messages", "verifiers", "lm-eval", "nemo-skills", "openai-batch", "evalplus"]
 
 
@@ -74,8 +77,12 @@ class ExportConfig(InputOptions, SelectOptions):
                 "one type",
                 f"leave {flag('file_type')} out",
             )
-        if Path(self.out).suffix == ".json":
+        if Path(self.out).suffix.lower() in _NO_DIRECTORIES and not self.is_file:
             raise InputError(f"{flag('out')} {self.out}", "a name in .jsonl or .parquet, or a directory", "change it")
+        if is_hub_name(self.out):
+            raise InputError(
+                f"{flag('out')} {self.out}", "a place on this machine", "upload the file that is written there"
+            )
         return self
 
 

@@ -134,7 +134,7 @@ def row_of(line: str) -> Row | RowFault:
     """Return the row of a line of JSONL, or what is wrong with it."""
     try:
         row = _loads(line.removeprefix(_BOM))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         return RowFault(f"not JSON ({error})")
     return row if isinstance(row, dict) else RowFault(_no_object(row))
 
@@ -143,7 +143,7 @@ def _json_rows(path: Path) -> Iterator[Row]:
     text = path.read_text(encoding="utf-8-sig")
     try:
         value = _loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(
             f"{path} is not JSON ({error})",
             "a list of rows, or an object with one list of rows",

@@ -154,7 +154,7 @@ class Answers:
             return None
         tokenizer = tokenizer_at_hand(each.about, each.directory)
         if tokenizer is None:
-            self._note(f"the tokenizer of {each.directory} is not on this machine: its actions are the commands alone")
+            self._note(f"the tokenizer of {each} is not on this machine: its actions are the commands alone")
             return None
         return lambda ids: well_formed(tokenizer.decode(ids))
 

@@ -18,6 +18,9 @@ from trd_cli.records import FinishReason, Message
 PROBLEM = ("problem", "question", "prompt", "input", "query", "instruction")
 ANSWER = ("expected_answer", "reference_answer", "ground_truth", "final_answer", "answer")
 SOLUTION = ("reference_solution", "solution")
+_LARGEST = 2**31 - 1
+# The least and the most value of a sampling parameter; what lies outside, such as a max_tokens of -1, tells nothing.
+_RANGES = {"temperature": (0, 1e9), "top_p": (1e-9, 1), "top_k": (-1, _LARGEST), "max_tokens": (1, _LARGEST)}
 # Other spellings of a sampling parameter.
 _SPELLINGS = {
     "temperature": ("temperature",),
@@ -34,9 +37,9 @@ _SPELLINGS = {
 class Attempt:
     """Hold one response made elsewhere, byte by byte, or `error`, the reason why there is none.
 
-    None stands for what the file does not tell. `sampling` has the known ones of temperature, top_p, top_k, max_tokens.
-    `messages` are what the model was asked. `key` tells the samples of a problem apart: a response that comes again
-    under the same key is a copy.
+    None stands for what the file does not tell; a `model` that is no text tells nothing. `sampling` has the known ones of
+    temperature, top_p, top_k, max_tokens. `messages` are what the model was asked. `key` tells the samples of a file
+    apart: a response that comes again there under the same key is a copy.
     """
 
     text: str | None
@@ -127,7 +130,8 @@ def sampling_of(told: Any) -> dict[str, float]:
     if not isinstance(told, Mapping):
         return {}
     values = {
-        name: next((told[n] for n in names if _is_number(told.get(n))), None) for name, names in _SPELLINGS.items()
+        name: next((told[n] for n in names if _is_within(told.get(n), *_RANGES[name])), None)
+        for name, names in _SPELLINGS.items()
     }
     if told.get("do_sample") is False:
         values["temperature"] = 0.0
@@ -137,8 +141,8 @@ def sampling_of(told: Any) -> dict[str, float]:
     return {name: float(v) if name in ("temperature", "top_p") else int(v) for name, v in known.items()}
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+def _is_within(value: Any, least: float, most: float) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and least <= value <= most
 
 
 def finish_in(row: Row, names: Names = "finish_reason") -> FinishReason | None:

@@ -11,6 +11,6 @@ def json_beside(path: Path) -> dict[str, Any]:
     """Return the object in a JSON file; {} where there is none, or none that can be read."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}

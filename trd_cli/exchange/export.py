@@ -28,6 +28,8 @@ LAYOUTS: Mapping[ExportFormat, Layout] = {
     "preference": preference.LAYOUT,
 }
 _RAW = ("raw", "raw-line")
+# The columns that tell how the response to learn ended.
+_ENDS = ("finish_reason", "chosen_finish_reason")
 _NOT_OF_THE_ROWS = ("out", "inputs", "allow_partial", "parents", "file_type")
 
 
@@ -60,6 +62,11 @@ def run(config: ExportConfig, paths: Sequence[str], progress: Progress) -> None:
             progress.result(path)
     progress.end()
     progress.note(f"{counted(counting.count, 'row')} in {config.out}, of {counted(answers.rows, 'row')}")
+    if counting.cut_off:
+        progress.note(
+            f"{counted(counting.cut_off, 'row')} with a response that was cut off, after which a trainer puts the end of a "
+            f"turn: {flag('where')} \"finish_reason = 'stop'\" leaves them out"
+        )
     for reason, count in answers.left_out.most_common():
         progress.note(f"left out: {counted(count, 'row')} {reason}")
 
@@ -77,11 +84,12 @@ class _Counting:
 
     def __init__(self, records: Iterable[Record], answers: Answers, progress: Progress) -> None:
         self._records, self._answers, self._progress = records, answers, progress
-        self.count = 0
+        self.count = self.cut_off = 0
 
     def __iter__(self) -> Iterator[Record]:
         for record in self._records:
             self.count += 1
+            self.cut_off += any(record.get(name) == "length" for name in _ENDS)
             self._progress.advance()
             yield record
         if not self.count:
@@ -133,5 +141,5 @@ def _with_arguments(
 
 
 def _listed(sets: Iterable[InputSet]) -> str:
-    found = {str(each.directory): each.about.chat_template_kwargs for each in sets}
+    found = {str(each): each.about.chat_template_kwargs for each in sets}
     return ", ".join(f"{name} had {kwargs}" for name, kwargs in found.items() if kwargs)

@@ -97,10 +97,11 @@ class Directory:
     def _read(self) -> dict[str, Any] | None:
         path = self.path / _RECORD
         try:
-            return json.loads(path.read_text(encoding="utf-8"))
+            record = json.loads(path.read_text(encoding="utf-8"))
         except (FileNotFoundError, NotADirectoryError):
             return None
         except ValueError:
-            raise InputError(
-                f"{path} is not what trd wrote", "the record of an export", f"give another {flag('out')}"
-            ) from None
+            record = None
+        if not isinstance(record, dict) or {"made_of", "shards", "files"} - {*record}:
+            raise InputError(f"{path} is not what trd wrote", "the record of an export", f"give another {flag('out')}")
+        return record

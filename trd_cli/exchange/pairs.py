@@ -59,13 +59,17 @@ def _beyond(most: int) -> str:
     return f"beyond the {most} pairs of a problem (--max-pairs)"
 
 
+# Round, index and id of a sample, and the digest of its text.
+_Sample = tuple[tuple[int, int, str], bytes]
+
+
 @dataclass
 class _Samples:
     """The first different texts among the samples of a problem, right ones or wrong ones: order, id, digest."""
 
     most: int
     seen: int = 0
-    kept: list[tuple[tuple[int, int, str], bytes]] = field(default_factory=list)
+    kept: list[_Sample] = field(default_factory=list)
 
     def add(self, row: Trajectory) -> None:
         self.seen += 1
@@ -74,9 +78,6 @@ class _Samples:
         same = [each for each in self.kept if each[1] == text]
         others = [each for each in self.kept if each[1] != text]
         self.kept = sorted([*others, min([given, *same])])[: self.most]
-
-    def ids(self) -> list[str]:
-        return [order[-1] for order, _ in self.kept]
 
 
 def sample_pairs(answers: Answers, most: int) -> Iterator[Pair]:
@@ -96,7 +97,7 @@ def sample_pairs(answers: Answers, most: int) -> Iterator[Pair]:
 def _chosen(problems: Iterable[dict[str, _Samples]], left_out: Counter[str], most: int) -> Iterator[tuple[str, str]]:
     """Yield the ids of each pair, the right one first."""
     for sides in problems:
-        right, wrong = (sides[verdict].ids() for verdict in ("correct", "incorrect"))
+        right, wrong = _one_sided(*(sides[verdict].kept for verdict in ("correct", "incorrect")))
         seen = sum(side.seen for side in sides.values())
         if not (right and wrong):
             left_out["of problems without both right and wrong samples"] += seen
@@ -105,6 +106,13 @@ def _chosen(problems: Iterable[dict[str, _Samples]], left_out: Counter[str], mos
         if unused := seen - len({*sum(pairs, ())}):
             left_out[f"{_beyond(most)} or with the text of another sample"] += unused
         yield from pairs
+
+
+def _one_sided(right: Sequence[_Sample], wrong: Sequence[_Sample]) -> tuple[list[str], list[str]]:
+    """Return the ids of right and of wrong samples, without texts that have both verdicts, as from two graders."""
+    both = {text for _, text in right} & {text for _, text in wrong}
+    first, second = ([order[-1] for order, text in side if text not in both] for side in (right, wrong))
+    return first, second
 
 
 def matched(right: Sequence[str], wrong: Sequence[str]) -> Iterator[tuple[str, str]]:

@@ -42,6 +42,7 @@ from trd_cli.progress import Progress
 from trd_cli.prompting.rendering import Rendering, templates_for, values_of
 from trd_cli.prompting.templates import OTHER, Template, family_of
 from trd_cli.records import UNKNOWN, FinishReason, Problem, Sampling, Trajectory, content_hash, token_array, well_formed
+from trd_cli.redaction import one_line
 from trd_cli.trajectories.id_set import IdSet
 from trd_cli.trajectories.run_json import IMPORTED
 from trd_cli.trajectories.stage_dir import StageDir
@@ -50,6 +51,7 @@ ENGINE = "import"
 _PARAMETERS = ("temperature", "top_p", "top_k", "max_tokens")
 # Rows of any other task have the templates of the last.
 _TASKS = ("math", "code", OTHER)
+_LONGEST_REASON = 2000
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +137,9 @@ class _Maker:
     ) -> None:
         self._config, self._backend, self._rendering, self._joiner = config, backend, rendering, joiner
         self._mapped = mapped_fields(config.map, MORE if config.format == "messages" else ())
-        self._counts, self._copies, self._texts = Counts(), IdSet(), IdSet()
+        self._counts, self._texts = Counts(), IdSet()
+        # The responses of one file under their keys.
+        self._copies = IdSet()
         # Of each problem, by the digest of its id: the digest of its text, and how many responses it has so far.
         self._known: dict[bytes, tuple[bytes, int]] = {}
         self._last: tuple[Problem, Prompt] | None = None
@@ -150,6 +154,7 @@ class _Maker:
         """Yield a row for each response, each made when it is asked for."""
         for path, form in files:
             fields, options = self._fields(form), self._as_import(path, form)
+            self._copies = IdSet()
             for place, row in numbered_rows(path):
                 self._counts.row += 1
                 where = f"{path.name}, {place}"
@@ -180,7 +185,7 @@ class _Maker:
     ) -> tuple[Problem, list[Attempt]]:
         """Return the problem and the responses of a row. Raises RowFault for a row that cannot be taken."""
         problem = self._joined(row, fields) if self._joiner else self._own(row, fields, options)
-        attempts = [replace(each, text=each.text and well_formed(each.text)) for each in form.attempts(row)]
+        attempts = [_clean(each) for each in form.attempts(row)]
         if self._config.prompt_from == "file" and not all(attempt.messages for attempt in attempts):
             raise RowFault("no prompt, which --prompt-from file takes")
         return problem, attempts
@@ -288,6 +293,17 @@ class _Maker:
         """Return whether a prompt ends with the beginning of a thinking block."""
         text = self._backend.tokenizer.write(prompt.messages, self._rendering.mode, self._rendering.kwargs)
         return text.rstrip().endswith(OPEN)
+
+
+def _clean(attempt: Attempt) -> Attempt:
+    """Return what a row can hold of an attempt: text of whole characters, and a reason in one line without keys."""
+    text, model, error = attempt.text, attempt.model, attempt.error
+    return replace(
+        attempt,
+        text=text and well_formed(text),
+        model=well_formed(model) if isinstance(model, str) else None,
+        error=error and one_line(well_formed(error), _LONGEST_REASON),
+    )
 
 
 def _short(text: str) -> bytes:

@@ -39,8 +39,8 @@ def _set_of(row: Row) -> str:
     return str(row.get("task_id")).partition("/")[0].lower()
 
 
-def _prompt(dataset: Dataset | None, task_id: str) -> str:
-    found = tasks(dataset, LATEST[dataset]).get(task_id) if dataset else None
+def _prompt(dataset: Dataset | None, task_id: object) -> str:
+    found = tasks(dataset, LATEST[dataset]).get(str(task_id)) if dataset else None
     if found is None:
         raise RowFault(f"a completion of {task_id!r}, which EvalPlus does not know")
     return found["prompt"]

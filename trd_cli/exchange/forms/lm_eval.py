@@ -49,12 +49,13 @@ def _attempts(row: Row, model: str | None) -> Iterator[Attempt]:
         raise RowFault("resps are likelihoods, not responses")
     messages = [] if prompt is None else conversation(prompt)
     for place, text in enumerate(of_row):
-        yield Attempt(text, None, model, sampling_of(how), messages, key=str(place))
+        yield Attempt(text, None, model, sampling_of(how), messages, key=f"{row.get('doc_id')}/{place}")
 
 
 def _arguments(value: Any) -> tuple[Any, Any]:
     """Return the prompt and how to generate, which newer versions keep under names and older ones in a list."""
-    first = next(iter(value.values()), None) if isinstance(value, Mapping) else value[0] if value else None
+    calls = list(value.values()) if isinstance(value, Mapping) else value
+    first = calls[0] if isinstance(calls, list) and calls else None
     if isinstance(first, Mapping):
         prompt, how = first.get("arg_0"), first.get("arg_1")
     else:

@@ -40,11 +40,12 @@ def _completed(row: Row, requests: Requests | None) -> Row:
 class Requests:
     """Find the body of a request in a batch's input file; in memory is the place of each line.
 
-    Raises InputError for a file that cannot be read.
+    Raises InputError for a file that cannot be read, or without any request.
     """
 
     def __init__(self, path: Path) -> None:
-        self._places: dict[str, int] = {}
+        # None stands under a custom_id of several requests.
+        self._places: dict[str, int | None] = {}
         try:
             self._file = open(path, "rb")  # noqa: SIM115 (read until the command ends)
         except OSError as error:
@@ -54,15 +55,21 @@ class Requests:
         place = 0
         for line in self._file:
             row = row_of(line.decode("utf-8", "replace")) if line.strip() else None
-            if isinstance(row, Mapping):
-                self._places.setdefault(str(row.get("custom_id")), place)
+            if isinstance(row, Mapping) and "custom_id" in row:
+                name = str(row["custom_id"])
+                self._places[name] = None if name in self._places else place
             place += len(line)
+        if not self._places:
+            raise InputError(
+                f"{path} has no request with a custom_id", "the batch's input file, not compressed", "check --requests"
+            )
 
     def body(self, custom_id: Any) -> Mapping[str, Any]:
         """Return the body of the request with this id; raises RowFault without one."""
-        place = self._places.get(str(custom_id))
+        place = self._places.get(name := str(custom_id))
         if place is None:
-            raise RowFault(f"no request has the custom_id {custom_id!r}")
+            how = "several requests have" if name in self._places else "no request has"
+            raise RowFault(f"{how} the custom_id {custom_id!r}")
         self._file.seek(place)
         body = row_of(self._file.readline().decode("utf-8", "replace")).get("body")
         return body if isinstance(body, Mapping) else {}
@@ -80,7 +87,7 @@ def _attempts(row: Row) -> Iterator[Attempt]:
         reason = complaint(status, row.get("error") or body or {}).reason
         yield Attempt(None, model=request.get("model"), error=reason or "the batch has no answer", **told)
     for place, (text, finish) in enumerate(outputs):
-        key = f"{row.get('custom_id')}/{place}"
+        key = f"{row.get('id')}/{row.get('custom_id')}/{place}"
         yield Attempt(text, finish, body.get("model") or request.get("model"), key=key, **told)
 
 
