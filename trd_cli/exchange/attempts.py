@@ -37,8 +37,8 @@ _SPELLINGS = {
 class Attempt:
     """Hold one response made elsewhere, byte by byte, or `error`, the reason why there is none.
 
-    None stands for what the file does not tell; a `model` that is no text tells nothing. `sampling` has the known ones of
-    temperature, top_p, top_k, max_tokens. `messages` are what the model was asked. `key` tells the samples of a file
+    None stands for what the file does not tell; a `model` that is no text tells nothing. `sampling` has the known ones
+    of temperature, top_p, top_k, max_tokens. `messages` are what the model was asked. `key` tells the samples of a file
     apart: a response that comes again there under the same key is a copy.
     """
 

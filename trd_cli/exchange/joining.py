@@ -86,7 +86,7 @@ class Joiner:
         return self._spool[number]
 
     def _keys(self, text: str) -> set[bytes]:
-        """Return the digests of the problems that are a text, or whole lines of it, without those inside a longer one."""
+        """Return the digests of the problems that are a text, or whole lines of it, but none inside a longer one."""
         if (whole := _digest(_words(text))) in self._by_text:
             return {whole}
         lines = [words for line in text.splitlines() if (words := _words(line))][:_MOST_LINES]
