@@ -374,6 +374,12 @@ def test_a_problem_set_is_read_by_its_name(hub: Hub, user: HubUser, work: Path, 
     assert len(rows_of(work / "of-name")) == 2
     config = json.loads((work / "of-name" / "run.json").read_text())["config"]
     assert config["problems"] == f"hf://datasets/me/problems@{commit}/sets/train.parquet"
+    (work / "old.jsonl").write_text(json.dumps({"problem": rows_of(work / "of-name")[0].problem, "response": "1"}))
+    elsewhere = ("data", "import-rollouts", "old.jsonl", "--format", "messages", "-m", "scripted", "-p", name)
+    user.ok(*elsewhere, "--out", "imported")
+    assert [row.problem_id for row in rows_of(work / "imported")] == [rows_of(work / "of-name")[0].problem_id]
+    told = json.loads((work / "imported" / "run.json").read_text())["config"]["problems"]
+    assert told == f"hf://datasets/me/problems@{commit}/sets/train.parquet"
     recipe = work / "recipe.toml"
     recipe.write_text(
         f'student = "scripted"\nsetting = "opsd"\nproblems.file = "{name}"\n[sample]\n[distill]\n[arms.trd]\nmethod = "trd"\n'

@@ -36,6 +36,7 @@ from trd_cli.exchange.joining import Joiner
 from trd_cli.exchange.tally import Tally
 from trd_cli.generation import Outcome, ShardFiller
 from trd_cli.graders.answers import OPEN
+from trd_cli.hub.fetching import located
 from trd_cli.models import ModelRef
 from trd_cli.planned import Backend, Prompt, cannot_ask, new_row
 from trd_cli.progress import Progress
@@ -72,6 +73,8 @@ def run(config: ImportRolloutsConfig, model: ModelRef, progress: Progress) -> Ou
     if unread := rendering.unread(backend.tokenizer):
         progress.note(unread)
     forms = [FORMS[config.format](config, path) for path in paths]
+    if config.problems and (place := located(config.problems)).name:
+        config = config.model_copy(update={"problems": str(place.name)})
     named = config.problems or next((form.problems for form in forms if form.problems), None)
     joiner = Joiner.of(named) if named else None
     maker = _Maker(config, backend, rendering, joiner)
