@@ -31,7 +31,9 @@ class PushConfig(Config):
     revision: str | None = option(
         None, "Output", "Branch to push to; it is made if it is not there. Default: main.", rows=False
     )
-    private: bool = option(False, "Output", "Make a new repository private.", rows=False)
+    private: bool = option(
+        False, "Output", "Make the repository private; one that is there and public is refused.", rows=False
+    )
     license: str | None = option(
         None, "Output", "Licence for the card, as the Hub spells it: apache-2.0, cc-by-4.0, other.", rows=False
     )
