@@ -524,3 +524,22 @@ def test_a_checkpoint_is_a_model_that_commands_take_by_its_name(
     user.ok("sample", "-m", "me/student", "-p", problems, *options, "--out", "by-model")
     (row,) = rows_of(work / "by-model")
     assert (row.model, row.model_revision) == ("me/student", hub.of("me/student", "model").branches["main"])
+
+
+def test_the_lines_on_an_adapter_s_card_load_it_onto_its_base(hub: Hub, user: HubUser, work: Path, run: Path) -> None:
+    base = {path.name: path.read_bytes() for path in (run / "student").iterdir() if path.is_file()}
+    hub.add("me/base", "b" * 40, base, kind="model")
+    rows = run / "nodes" / "refine-0"
+    user.ok("distill", rows, "--model", "me/base", "--lora", "--no-merge", *TRAIN, "--out", "adapter")
+    user.ok("push", "adapter", "me/adapter", "--revision", "v1")
+    card = hub.of("me/adapter", "model").files("v1")["README.md"].decode()
+    head = yaml.safe_load(card.split("---\n")[1])
+    assert (head["library_name"], head["base_model"]) == ("peft", "me/base")
+    lines = card.split("```python\n")[1].partition("```")[0]
+    done = subprocess.run(
+        [sys.executable, "-c", f"{lines}\nprint(type(model).__name__, len(tokenizer) > 0)"],
+        env={**os.environ, **hub.environment(work / "cache")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout == "PeftModelForCausalLM True\n", done.stderr
