@@ -402,6 +402,7 @@ def test_other_directories_and_names_are_refused(user: HubUser, work: Path, roll
     assert "is no directory" in user.trd("push", work / "nothing", "me/x").error
     assert "is neither a set, a run nor a checkpoint" in user.trd("push", work / "cache", "me/x").error
     assert "expected owner/name" in user.trd("push", rollouts, "x").error
+    assert "expected the name of a branch" in user.trd("push", rollouts, "me/x", "--revision", "").error
 
 
 # Read by name
