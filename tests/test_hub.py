@@ -400,7 +400,8 @@ def test_without_a_token_a_permission_or_a_network_there_is_one_line(user: HubUs
 
 def test_other_directories_and_names_are_refused(user: HubUser, work: Path, rollouts: Path) -> None:
     assert "is no directory" in user.trd("push", work / "nothing", "me/x").error
-    assert "is neither a set, a run nor a checkpoint" in user.trd("push", work / "cache", "me/x").error
+    (work / "of-nothing").mkdir()
+    assert "is neither a set, a run nor a checkpoint" in user.trd("push", work / "of-nothing", "me/x").error
     assert "expected owner/name" in user.trd("push", rollouts, "x").error
     assert "expected the name of a branch" in user.trd("push", rollouts, "me/x", "--revision", "").error
 
