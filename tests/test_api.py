@@ -215,6 +215,27 @@ print(mine.state.mixed_precision)
     assert len(weights) == 1
 
 
+def test_a_step_runs_in_a_thread_and_inside_an_event_loop(problems: Path, tiny: Path, tmp_path: Path) -> None:
+    program = f"""
+import asyncio
+from trd_cli import api
+few = dict(max_tokens=8, dtype="float32")
+def steps(name):
+    y_o = api.sample(model={str(tiny)!r}, problems={str(problems)!r}, limit=2, out=f"y_o-{{name}}", **few)
+    api.verify(inputs=y_o)
+    train = dict(method="fkl", setting="opsd", device="cpu", dtype="float32")
+    return api.distill(inputs=y_o, out=f"student-{{name}}", **train)
+async def main():
+    steps("loop")
+    await asyncio.to_thread(steps, "thread")
+asyncio.run(main())
+"""
+    done = python(program, tmp_path)
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    weights = {(tmp_path / f"student-{name}/model.safetensors").read_bytes() for name in ("loop", "thread")}
+    assert len(weights) == 1
+
+
 def test_importing_it_loads_nothing_heavy(tmp_path: Path) -> None:
     program = "import sys, trd_cli.api; print(*sorted({n.partition('.')[0] for n in sys.modules}))"
     loaded = set(python(program, tmp_path).stdout.split())

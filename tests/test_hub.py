@@ -104,6 +104,25 @@ def test_a_name_has_a_repository_a_revision_and_a_path(
     assert HubName.parse(str(name)) == name
 
 
+def test_a_name_where_none_can_stand_is_refused_and_makes_no_directory(
+    trd: Trd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, problems: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    name = "hf://datasets/o/n/x.parquet"
+    sample = ("sample", "-m", "scripted", "-p", problems, "--out")
+    for words in (
+        (*sample, name),
+        ("data", "make", "arithmetic", "--out", name),
+        ("init", "hf://o/n"),
+        ("init", "new", "-p", "hf://datasets/o/n"),
+        ("eval", "scripted", "--bench", f"{name}:math"),
+        ("init", "new", "-b", f"{name}:math"),
+    ):
+        refused = trd(*words)
+        assert (refused.exit_code, "hf://" in refused.stderr) == (1, True), words
+        assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     "text", ["hf://o/n", "hf://datasets/n", "hf://datasets/o/n/../x", "hf://datasets/o//n", "hf://"]
 )
@@ -200,6 +219,49 @@ def test_a_card_that_was_edited_stays(hub: Hub, user: HubUser, rollouts: Path) -
     assert b"## Make again" in of.files()["README.md"]
 
 
+def test_what_is_to_be_private_is_not_pushed_to_a_public_repository(
+    hub: Hub, user: HubUser, rollouts: Path, refined: Path
+) -> None:
+    hub.add("me/public", "d" * 40, {".gitattributes": b""})
+    refused = user.trd("push", rollouts, "me/public", "--private")
+    assert (refused.code, "me/public is there and public; expected a private repository" in refused.error) == (1, True)
+    assert set(hub.of("me/public").files()) == {".gitattributes"}
+    for _ in range(2):
+        user.ok("push", rollouts, "me/hidden", "--private")
+    assert hub.of("me/hidden").is_private
+
+
+def test_a_set_that_changes_while_it_is_pushed_is_not_published_with_another_table(
+    hub: Hub, user: HubUser, work: Path, refined: Path
+) -> None:
+    changing = copied_with_another_model(refined, work / "changing", "changing")
+    hub.good_uploads, hub.fault = len(hub.uploads), "wait"
+    process = pushing(hub, work, changing, "me/changing")
+    assert hub.faulty.wait(120)
+    last = sorted(changing.glob("*.parquet"))[-1]
+    last.replace(work / "was.parquet")
+    last.write_bytes((work / "was.parquet").read_bytes())
+    hub.resume()
+    _, said = process.communicate()
+    assert f"{last} has changed since the push began" in said.splitlines()[-1]
+    assert set(hub.of("me/changing").files()) == {".gitattributes"}
+    user.ok("push", changing, "me/changing")
+    assert len(user.load("me/changing")["trajectory_id"]) == 12
+
+
+def test_responses_made_elsewhere_are_pushed_with_what_is_known(hub: Hub, user: HubUser, work: Path) -> None:
+    messages = [{"role": "user", "content": "What is 1 + 1?"}, {"role": "assistant", "content": "2"}]
+    (work / "chats.jsonl").write_text(json.dumps({"messages": messages}) + "\n")
+    words = ("--format", "messages", "--model", "scripted", "--max-tokens", 64)
+    user.ok("data", "import-rollouts", "chats.jsonl", *words, "--out", "elsewhere")
+    user.ok("push", "elsewhere", "me/elsewhere-made")
+    card = hub.of("me/elsewhere-made").files()["README.md"].decode()
+    assert "Responses made elsewhere" in card
+    assert "| sampling | at most 64 tokens, unknown: T top-p top-k |" in card
+    assert "trd data import-rollouts --format messages --model scripted" in card
+    assert user.load("me/elsewhere-made")["response"] == ["2"]
+
+
 def test_a_repository_with_something_else_is_refused(hub: Hub, user: HubUser, rollouts: Path, refined: Path) -> None:
     user.ok("push", rollouts, "me/taken")
     refused = user.trd("push", refined, "me/taken")
@@ -232,16 +294,12 @@ def many(ok: Trd, work: Path) -> Path:
 def test_a_killed_push_goes_on_without_sending_again(hub: Hub, user: HubUser, work: Path, refined: Path) -> None:
     before = len(hub.uploads)
     # The contents of these shards are on this Hub already: others are needed.
-    other = copied_with_another_digest(refined, work / "killed")
+    other = copied_with_another_model(refined, work / "killed", "another")
     hub.good_uploads, hub.fault = before + 1, "hang"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "trd_cli", "push", str(other), "me/killed"],
-        env={**os.environ, "PYTHONPATH": str(ROOT), **hub.environment(work / "cache"), "HF_TOKEN": TOKEN},
-        stderr=subprocess.DEVNULL,
-    )
-    assert hub.faulty.wait(60)
+    process = pushing(hub, work, other, "me/killed")
+    assert hub.faulty.wait(120)
     process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.communicate()
     hub.good_uploads = None
     hub.faulty.clear()
     arrived = hub.uploads[before:]
@@ -292,7 +350,17 @@ def test_rows_that_were_added_since_take_the_record_away_until_all_are_there(
     assert len(user.load("me/grown")["trajectory_id"]) == 140
 
 
-def copied_with_another_digest(source: Path, target: Path) -> Path:
+def pushing(hub: Hub, work: Path, directory: Path, repository: str) -> subprocess.Popen[str]:
+    """Start trd push in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "trd_cli", "push", str(directory), repository],
+        env={**os.environ, "PYTHONPATH": str(ROOT), **hub.environment(work / "cache"), "HF_TOKEN": TOKEN},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def copied_with_another_model(source: Path, target: Path, model: str) -> Path:
     """Copy a set with other bytes in its shards, by writing them anew with another name of the model."""
     from dataclasses import replace
 
@@ -301,7 +369,7 @@ def copied_with_another_digest(source: Path, target: Path) -> Path:
     target.mkdir()
     (target / "run.json").write_bytes((source / "run.json").read_bytes())
     for path in list_shards(source):
-        write_shard(target / path.name, [replace(row, model="another") for row in read_rows(path)])
+        write_shard(target / path.name, [replace(row, model=model) for row in read_rows(path)])
     return target
 
 
@@ -332,8 +400,10 @@ def test_without_a_token_a_permission_or_a_network_there_is_one_line(user: HubUs
 
 def test_other_directories_and_names_are_refused(user: HubUser, work: Path, rollouts: Path) -> None:
     assert "is no directory" in user.trd("push", work / "nothing", "me/x").error
-    assert "is neither a set, a run nor a checkpoint" in user.trd("push", work / "cache", "me/x").error
+    (work / "of-nothing").mkdir()
+    assert "is neither a set, a run nor a checkpoint" in user.trd("push", work / "of-nothing", "me/x").error
     assert "expected owner/name" in user.trd("push", rollouts, "x").error
+    assert "expected the name of a branch" in user.trd("push", rollouts, "me/x", "--revision", "").error
 
 
 # Read by name
@@ -462,3 +532,22 @@ def test_a_checkpoint_is_a_model_that_commands_take_by_its_name(
     user.ok("sample", "-m", "me/student", "-p", problems, *options, "--out", "by-model")
     (row,) = rows_of(work / "by-model")
     assert (row.model, row.model_revision) == ("me/student", hub.of("me/student", "model").branches["main"])
+
+
+def test_the_lines_on_an_adapter_s_card_load_it_onto_its_base(hub: Hub, user: HubUser, work: Path, run: Path) -> None:
+    base = {path.name: path.read_bytes() for path in (run / "student").iterdir() if path.is_file()}
+    hub.add("me/base", "b" * 40, base, kind="model")
+    rows = run / "nodes" / "refine-0"
+    user.ok("distill", rows, "--model", "me/base", "--lora", "--no-merge", *TRAIN, "--out", "adapter")
+    user.ok("push", "adapter", "me/adapter", "--revision", "v1")
+    card = hub.of("me/adapter", "model").files("v1")["README.md"].decode()
+    head = yaml.safe_load(card.split("---\n")[1])
+    assert (head["library_name"], head["base_model"]) == ("peft", "me/base")
+    lines = card.split("```python\n")[1].partition("```")[0]
+    done = subprocess.run(
+        [sys.executable, "-c", f"{lines}\nprint(type(model).__name__, len(tokenizer) > 0)"],
+        env={**os.environ, **hub.environment(work / "cache")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout == "PeftModelForCausalLM True\n", done.stderr

@@ -9,12 +9,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import Result
 from conftest import Trd, takes_long
 from support.tiny import build_model
 
+from trd_cli import api
 from trd_cli.config.base import Config
 from trd_cli.config.commands import EvalConfig, ImportConfig, MakeConfig
 from trd_cli.config.generating import RefineConfig, SampleConfig
@@ -122,6 +124,28 @@ def test_comments_are_the_help_of_the_options_and_none_comes_twice(start: Start,
     assert len(set(comments)) == len(comments)
 
 
+def test_names_of_any_letters_come_through(trd: Trd, models: tuple[Path, Path], tmp_path: Path) -> None:
+    odd = tmp_path / 'it\'s "ö" #1 [x]'
+    odd.mkdir()
+    student = odd / "stu = dent"
+    student.symlink_to(models[0], target_is_directory=True)
+    (odd / "problems.jsonl").symlink_to(jsonl(tmp_path / "rows.jsonl"))
+    made = trd("init", odd, "-s", student, "-p", odd / "problems.jsonl", "--preset", "gsm8k", "-b", "arithmetic:n=2")
+    assert made.exit_code == 0, made.stderr
+    recipe = load_recipe(odd / "recipe.toml")
+    assert Path(recipe.student).samefile(models[0])
+    assert Path(recipe.problems["import"]["file"]).samefile(tmp_path / "rows.jsonl")
+    assert re.fullmatch("[A-Za-z0-9.+_-]+", recipe.name)
+
+
+def test_a_generator_s_name_means_it_beside_a_directory_of_that_name(
+    start: Start, models: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "arithmetic").mkdir()
+    assert start("-s", models[0])[0].problems["make"]["kind"] == "arithmetic"
+
+
 def test_models_and_data_on_the_hub_are_taken_at_their_names_where_it_cannot_be_reached(tmp_path: Path) -> None:
     words = "init new -s Qwen/Qwen3-1.7B -t Qwen/Qwen3-8B -p deepscaler -b aime25 --engine vllm"
     done = subprocess.run(
@@ -188,17 +212,21 @@ def test_a_template_of_one_s_own_beside_it_is_not_lost(trd: Trd, tmp_path: Path)
 # It runs
 
 
-def test_a_recipe_runs_to_the_end(start: Start, models: tuple[Path, Path], ok: Trd, tmp_path: Path) -> None:
-    _, result = start("-s", models[0])
-    few = {"problems.make.n": 4, "sample.max_tokens": 12, "refine.max_tokens": 12, "eval.max_tokens": 12, "eval.k": 1}
-    small = [f"{key} = {value}" for key, value in few.items()]
-    head = ['name = "small"', f'extends = "{result.stdout.strip()}"', 'warm = "off"', "arms.fkl = false"]
-    of_all = ['distill.dtype = "float32"', 'eval.bench = "arithmetic:n=2,seed=2"']
-    (tmp_path / "small.toml").write_text("\n".join([*head, *small, *of_all]))
-    run = ok("run", tmp_path / "small.toml", "--out", tmp_path / "run")
-    assert run.stdout == f"{tmp_path / 'run'}\n"
-    states = json.loads((tmp_path / "run/status.json").read_text())
-    assert "failed" not in json.dumps(states)
+def test_the_sections_do_for_their_stages_to_the_end(
+    start: Start, models: tuple[Path, Path], ok: Trd, tmp_path: Path
+) -> None:
+    # In this process: trd run would load torch anew for each stage.
+    recipe, _ = start("-s", models[0], "--engine", "transformers")
+    ok("data", "make", recipe.problems["make"]["kind"], "--n", 4, "--out", tmp_path / "problems.parquet")
+    few: dict[str, Any] = {"max_tokens": 12, "dtype": "float32"}
+    of = {"model": recipe.student, "problems": tmp_path / "problems.parquet", "out": tmp_path / "y_o"}
+    y_o = api.sample(**{**recipe.sample, **few, **of})
+    y_r = api.refine(**{**recipe.refine, **few, "setting": recipe.setting, "inputs": y_o, "out": tmp_path / "y_r"})
+    api.verify(inputs=y_r)
+    arm = {**recipe.distill, **recipe.arms["trd"].distill, "dtype": "float32"}
+    student = api.distill(inputs=y_r, out=tmp_path / "student", **arm)
+    scores = api.evaluate(**{**recipe.eval, **few, "bench": "arithmetic:n=2,seed=2", "k": 1, "model": student})
+    assert sum(scores["benchmarks"]["arithmetic:n=2,seed=2"]["verdicts"].values()) == 2
 
 
 @takes_long

@@ -37,6 +37,7 @@ _ADVICE = {
 _OUR_MISTAKES = (errno.EBADF, errno.EFAULT, errno.ECHILD, errno.ENOTSOCK)
 _OTHERWISE = ("the system to allow it", "mend that and run the same command again")
 _URI = "file://"
+_SCHEME = re.compile(r"[a-z][a-z0-9]+:")
 # Texts of pipes, which can be read only once, by path, device and inode.
 _read: dict[tuple[str, int, int], str] = {}
 
@@ -170,10 +171,17 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 def make_directory(path: Path) -> None:
     """Make a directory for output, with those above it; raises InputError where that fails."""
+    check_here(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"cannot make {path}: {error.strerror}", "a directory", "give another --out") from None
+
+
+def check_here(path: Path) -> None:
+    """Raise InputError for a place that begins with a scheme, as hf://owner/name: nothing can be written there."""
+    if path.parts and _SCHEME.fullmatch(path.parts[0]):
+        raise InputError(f"{path.parts[0]}//{'/'.join(path.parts[1:])}", "a place on this machine", "give a path")
 
 
 def sync_directory(path: Path) -> None:

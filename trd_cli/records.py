@@ -182,6 +182,19 @@ class Sampling:
     top_k: int
     max_tokens: int
 
+    def told(self, seed: int | None = None) -> str:
+        """Describe how a response was drawn, as far as it is known."""
+        values = {
+            "T": (self.temperature, f"T {self.temperature:g}"),
+            "top-p": (self.top_p, f"top-p {self.top_p:g}"),
+            "top-k": (self.top_k, f"top-k {self.top_k}"),
+            "most tokens": (self.max_tokens, f"at most {self.max_tokens} tokens"),
+            **({} if seed is None else {"seed": (seed, f"seed {seed}")}),
+        }
+        unknown = [name for name, (number, _) in values.items() if number == UNKNOWN]
+        known = [text for number, text in values.values() if number != UNKNOWN]
+        return ", ".join([*known, *([f"unknown: {' '.join(unknown)}"] if unknown else [])])
+
 
 @dataclass(frozen=True, slots=True)
 class Environment:

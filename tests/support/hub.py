@@ -36,6 +36,7 @@ class Repository:
     def __init__(self) -> None:
         self.commits: dict[str, Files] = {}
         self.branches: dict[str, str] = {}
+        self.is_private = False
 
     def put(self, branch: str, files: Files, commit: str | None = None) -> str:
         """Make a commit the head of a branch, and return it."""
@@ -53,8 +54,8 @@ class Hub:
     """Repositories of datasets and models.
 
     `requests` are the requested paths, `uploads` the paths of contents that were sent as large files, by their hashes.
-    `token` is the one that may write, None: any. After `good_uploads` uploads each further one fails, or hangs, by
-    `fault`; `faulty` is set then.
+    `token` is the one that may write, None: any. After `good_uploads` uploads each further one fails, hangs, or
+    waits until `resume`, by `fault`; `faulty` is set then.
     """
 
     def __init__(self) -> None:
@@ -64,8 +65,8 @@ class Hub:
         self.stored: dict[str, bytes] = {}
         self.token: str | None = None
         self.good_uploads: int | None = None
-        self.fault: Literal["error", "hang"] = "error"
-        self.faulty, self._closed, self._lock = Event(), Event(), Lock()
+        self.fault: Literal["error", "hang", "wait"] = "error"
+        self.faulty, self._resumed, self._closed, self._lock = Event(), Event(), Event(), Lock()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
         self._thread = Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
 
@@ -117,7 +118,16 @@ class Hub:
         self.faulty.set()
         if self.fault == "hang":
             self._closed.wait()
-        return False
+        elif self.fault == "wait":
+            self._resumed.wait()
+            self.uploads.append(digest)
+        return self.fault == "wait"
+
+    def resume(self) -> None:
+        """Let the uploads that wait, and those that come, arrive."""
+        self.good_uploads = None
+        self._resumed.set()
+        self.faulty.clear()
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -167,7 +177,12 @@ class _Handler(BaseHTTPRequestHandler):
         commit, files = self.hub.find(kind, repository, revision)
         if what == "revision":
             siblings = [{"rfilename": name} for name in files]
-            about = {"id": repository, "sha": commit, "siblings": siblings, "private": False}
+            about = {
+                "id": repository,
+                "sha": commit,
+                "siblings": siblings,
+                "private": self.hub.of(repository, kind).is_private,
+            }
             self._json({**about, "tags": [], "downloads": 0, "likes": 0})
         else:
             self._json([entry for entry in _entries(files) if self._is_in(inside, entry["path"])])
@@ -185,6 +200,7 @@ class _Handler(BaseHTTPRequestHandler):
             is_new = key not in self.hub.repositories
             self.hub.repositories.setdefault(key, Repository())
             if is_new:
+                self.hub.repositories[key].is_private = about.get("visibility") == "private"
                 self.hub.repositories[key].put("main", {".gitattributes": b"*.parquet filter=lfs\n"})
             self._json({"url": f"{self.hub.url}/{key[1]}"}, 200 if is_new else 409)
         elif path == "/api/validate-yaml":

@@ -17,6 +17,13 @@ def _repository(text: str) -> str:
     return text
 
 
+def _branch(text: str) -> str:
+    """Return the name of a branch; raises ValueError for a text that git takes for none."""
+    if not text or text != "".join(text.split()):
+        raise ValueError("the name of a branch, without spaces")
+    return text
+
+
 class PushConfig(Config):
     source: str = option(
         ...,
@@ -28,10 +35,12 @@ class PushConfig(Config):
     repository: Annotated[str, AfterValidator(_repository)] = option(
         ..., "Output", "Repository on the Hub, owner/name; it is made if it is not there.", argument=True, rows=False
     )
-    revision: str | None = option(
+    revision: Annotated[str, AfterValidator(_branch)] | None = option(
         None, "Output", "Branch to push to; it is made if it is not there. Default: main.", rows=False
     )
-    private: bool = option(False, "Output", "Make a new repository private.", rows=False)
+    private: bool = option(
+        False, "Output", "Make the repository private; one that is there and public is refused.", rows=False
+    )
     license: str | None = option(
         None, "Output", "Licence for the card, as the Hub spells it: apache-2.0, cc-by-4.0, other.", rows=False
     )

@@ -26,6 +26,7 @@ from trd_cli.datasets.sources import Loaded
 from trd_cli.errors import InputError, counted, flag
 from trd_cli.graders import gym
 from trd_cli.graders.base import graded_by
+from trd_cli.hub.names import is_hub_name
 from trd_cli.prompting.templates import family_of
 from trd_cli.records import TASK_NAME, Problem, Sampling, Task, well_formed
 from trd_cli.trajectories.problem_sets import read_problems
@@ -66,7 +67,7 @@ def load_benchmark(name: str) -> Benchmark:
     Raises InputError for an unknown name (with similar ones), a wrong option, a file or Hub set that cannot be read,
     and a known set with a wrong number of questions.
     """
-    file = _FILE.fullmatch(name)
+    file = _in_a_file(name)
     if file:
         return _from_file(name, file[1], file[2])
     canonical, known, typed = _named(name)
@@ -78,14 +79,25 @@ def load_benchmark(name: str) -> Benchmark:
 
 def check_benchmark(name: str) -> None:
     """Raise InputError for an unknown name or option; no file is read."""
-    if not _FILE.fullmatch(name):
+    if not _in_a_file(name):
         _named(name)
 
 
 def task_of(name: str) -> Task | None:
     """Return the task of a benchmark, None where its name alone does not tell; no file is read."""
-    file = _FILE.fullmatch(name)
+    file = _in_a_file(name)
     return file[2] if file else _named(name)[1].task
+
+
+def _in_a_file(name: str) -> re.Match[str] | None:
+    """Return file and task where a name has them. Raises InputError for a name on the Hub."""
+    if is_hub_name(name):
+        raise InputError(
+            f"the benchmark {name}",
+            "a name that trd data list shows, or a file FILE[:TASK]",
+            "make a file of it with trd data import owner/name",
+        )
+    return _FILE.fullmatch(name)
 
 
 def _named(name: str) -> tuple[str, Known, dict[str, Any]]:
@@ -114,7 +126,7 @@ def split_benchmarks(text: str) -> list[str]:
 
 
 def _of_each_task(name: str) -> list[str]:
-    if _FILE.fullmatch(name) or SPELLINGS.get(_plain(name.partition(":")[0])) != gym.NAME:
+    if _in_a_file(name) or SPELLINGS.get(_plain(name.partition(":")[0])) != gym.NAME:
         return [name]
     _, known, typed = _named(name)
     tasks = gym_tasks({**known.options, **typed})

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path
 
 from trd_cli.errors import OutOfReach, first_line
@@ -60,10 +61,10 @@ def _snapshot(name: HubName) -> Path:
     from huggingface_hub import snapshot_download
 
     quieten()
-    folder = name.folder.path
+    folder = escape(name.folder.path)
     patterns = [f"{folder}/{pattern}" if folder else pattern for pattern in _OF_A_SET]
     if name.is_file:
-        patterns = [name.path, patterns[1]]
+        patterns = [escape(name.path), patterns[1]]
     at = {"repo_id": name.repository, "repo_type": "dataset", "revision": name.revision}
     try:
         with nullcontext() if sys.stderr.isatty() else without_bars():

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from trd_cli.atomic import make_directory, write_text
+from trd_cli.atomic import check_here, make_directory, write_text
 from trd_cli.config.commands import PlanConfig
 from trd_cli.config.starting import InitConfig
 from trd_cli.errors import InputError, counted
@@ -33,6 +33,9 @@ def run(config: InitConfig, progress: Progress) -> Path:
     made = draft(config)
     files = {**made.beside, NAME: made.recipe}
     directory = Path(config.directory)
+    check_here(directory)
+    if directory.exists() and not directory.is_dir():
+        raise InputError(f"{directory} is a file", "a directory", "name another one")
     if not config.overwrite:
         _check_new(directory, files)
     findings = _planned(directory, files, progress)

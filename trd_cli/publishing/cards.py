@@ -9,13 +9,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from trd_cli.adapter_files import ADAPTER, Base
 from trd_cli.errors import counted
 from trd_cli.evaluation.tables import headline, interval, markdown_table, percent, scored
 from trd_cli.hub.names import is_hub_name, is_repository
 from trd_cli.publishing.commands import command_line
 from trd_cli.publishing.figures import UNVERIFIED, Figures, prompt_text
 from trd_cli.publishing.places import named, without_places
-from trd_cli.trajectories.run_json import About
+from trd_cli.records import Sampling
+from trd_cli.trajectories.run_json import IMPORTED, About
 
 _ENDING = re.compile(r"<!-- trd push ([0-9a-f]{16}) -->\s*\Z")
 _TAGS = ["trd", "distillation", "trajectory-refined-distillation"]
@@ -108,8 +110,8 @@ def dataset_card(
     return _card(of, head.to_yaml(), parts)
 
 
-def model_card(of: Publication, record: Mapping[str, Any]) -> str:
-    """Return the card of a checkpoint of trd distill."""
+def model_card(of: Publication, record: Mapping[str, Any], base: Base | None) -> str:
+    """Return the card of a checkpoint of trd distill; `base` is the model under an adapter without merged weights."""
     from huggingface_hub import ModelCardData
 
     about, identity = About.of(record), record["identity"]
@@ -117,9 +119,9 @@ def model_card(of: Publication, record: Mapping[str, Any]) -> str:
     inputs = [entry["path"] for entry in record.get("inputs", []) if is_hub_name(entry["path"])]
     head = ModelCardData(
         license=of.license,
-        library_name="transformers",
+        library_name="peft" if base else "transformers",
         pipeline_tag="text-generation",
-        base_model=student if is_repository(student) else None,
+        base_model=base.model if base else student if is_repository(student) else None,
         datasets=sorted({path.removeprefix("hf://datasets/").partition("@")[0] for path in inputs}) or None,
         tags=_TAGS,
     )
@@ -137,9 +139,7 @@ def model_card(of: Publication, record: Mapping[str, Any]) -> str:
     parts = [
         f"`{student}`, distilled by [Trajectory-Refined Distillation](https://arxiv.org/abs/2606.08432) on its own "
         "attempts. `train.jsonl` has a line a step.",
-        "## Load\n\n```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-        f"model = AutoModelForCausalLM.from_pretrained({_argument(of)})\n"
-        f"tokenizer = AutoTokenizer.from_pretrained({_argument(of)})\n```\n\n"
+        f"## Load\n\n```python\n{_loading_of_model(of, base)}\n```\n\n"
         f"```bash\ntrd eval {of.repository} --bench math500\n```",
         "## Training\n\n" + markdown_table(("", ""), trained),
         *_lineage(record),
@@ -161,11 +161,25 @@ def _described(record: Mapping[str, Any]) -> str:
     about = About.of(record)
     if record.get("command") == "refine":
         return f"Attempts of `{named(about.student or '?')}` and what `{named(about.model or '?')}` made of them (y_r, setting {about.setting})"
+    if record.get("command") == IMPORTED:
+        return f"Responses made elsewhere, with prompts as `{named(about.model or '?')}` would get them"
     return f"Attempts (y_o) of `{named(about.model)}`" if about.model else "Trajectories"
 
 
 def _argument(of: Publication) -> str:
     return f'"{of.repository}"' + (f', revision="{of.revision}"' if of.revision else "")
+
+
+def _loading_of_model(of: Publication, base: Base | None) -> str:
+    tokenizer = f"tokenizer = AutoTokenizer.from_pretrained({_argument(of)})"
+    imports = "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+    if base is None:
+        return f"{imports}model = AutoModelForCausalLM.from_pretrained({_argument(of)})\n{tokenizer}"
+    return (
+        f"from peft import PeftModel\n{imports}"
+        f'base = AutoModelForCausalLM.from_pretrained("{base.model}", revision="{base.revision}")\n'
+        f'model = PeftModel.from_pretrained(base, {_argument(of)}, subfolder="{ADAPTER}")\n{tokenizer}'
+    )
 
 
 def _loading(of: Publication, sets: Sequence[SetCard], problems: str | None) -> Iterator[str]:
@@ -189,7 +203,8 @@ def _of_set(each: SetCard, is_run: bool) -> Iterator[str]:
     if is_run:
         yield f"## {each.config}\n\n{_described(each.record)}, in `{each.folder}`."
     level = "###" if is_run else "##"
-    lacks = "" if not each.missing else f" **Unfinished**: {counted(each.missing, 'row')} are missing."
+    are = "is" if each.missing == 1 else "are"
+    lacks = "" if not each.missing else f" **Unfinished**: {counted(each.missing, 'row')} {are} missing."
     yield (
         f"{level} Rows\n\n{counted(each.figures.rows, 'row', ',')} in {counted(each.shards, 'shard')}, {each.figures.failed} "
         f"of them ended as errors.{lacks}\n\n" + _verdicts(each.figures)
@@ -226,14 +241,11 @@ def _made(each: SetCard) -> Iterator[tuple[str, str]]:
     made, record = each.figures.made, each.record
     about = About.of(record)
     yield "command", f"trd {record.get('command', 'unknown')}"
-    yield "model", _listed(made["models"], lambda m, r, e, v: f"{named(m)} @ {r}, {e} {v}")
+    yield "model", _listed(made["models"], lambda m, r, e, v: f"{named(m)} @ {r or 'unknown'}, {e} {v}")
     if about.student and record.get("command") == "refine":
         yield "student", f"{named(about.student)} @ {about.student_revision}"
         yield "setting", str(about.setting)
-    yield (
-        "sampling",
-        _listed(made["sampling"], lambda t, p, k, n: f"T {t:g}, top-p {p:g}, top-k {k}, at most {n} tokens"),
-    )
+    yield "sampling", _listed(made["sampling"], lambda *values: Sampling(*values).told())
     yield "rendering", f"{about.render or 'unknown'}, tokenizer {about.tokenizer or 'unknown'}"
     yield "problems", _listed(made["sources"], lambda source, task: f"{named(source)} ({task})")
     yield "grader", _listed(made["graders"], lambda g, v: f"{named(g)} {v}" if g else "none")
@@ -275,9 +287,9 @@ def _prompts(sets: Sequence[SetCard]) -> Iterator[str]:
     """Yield the section on the templates of the prompts, each once, with its text where it is at hand."""
     own = {key: each.record.get("config", {}).get("prompt") for each in sets for key in each.figures.made["prompts"]}
     parts = []
-    for (name, sha256), file in sorted((key, file) for key, file in own.items() if None not in key):
+    for (name, sha256), file in sorted((key, file) for key, file in own.items() if all(key)):
         text = prompt_text(name, sha256, file)
-        shown = f"````jinja\n{text.rstrip()}\n````" if text else "Its text was not at hand; the rows have what it gave."
+        shown = _fenced(text, "jinja") if text else "Its text was not at hand; the rows have what it gave."
         parts.append(f"**{named(name)}**, SHA-256 `{sha256}`:\n\n{shown}")
     if parts:
         yield "## Prompts\n\n" + "\n\n".join(parts)
@@ -285,7 +297,7 @@ def _prompts(sets: Sequence[SetCard]) -> Iterator[str]:
 
 def _made_again(records: Sequence[Mapping[str, Any]], recipe: str | None) -> Iterator[str]:
     if recipe is not None:
-        yield f"## Make again\n\n```bash\ntrd run recipe.toml\n```\n\nwith `recipe.toml`:\n\n```toml\n{recipe.rstrip()}\n```"
+        yield f"## Make again\n\n```bash\ntrd run recipe.toml\n```\n\nwith `recipe.toml`:\n\n{_fenced(recipe, 'toml')}"
         return
     lines = [line for line in map(command_line, records) if line]
     if lines:
@@ -293,6 +305,12 @@ def _made_again(records: Sequence[Mapping[str, Any]], recipe: str | None) -> Ite
             "## Make again\n\n```bash\n" + "\n".join(lines) + "\n```\n\n"
             "Paths are names alone: put in where the models and sets lie."
         )
+
+
+def _fenced(text: str, language: str) -> str:
+    """Return a block of code, whose fence is longer than any in the text."""
+    fence = "`" * max(3, *(len(run) + 1 for run in re.findall("`+", text)), 3)
+    return f"{fence}{language}\n{text.rstrip()}\n{fence}"
 
 
 def _licence(of: Publication) -> Iterator[str]:

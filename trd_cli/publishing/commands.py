@@ -7,11 +7,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from trd_cli.config.base import Config
+from trd_cli.config.exchanging import ImportRolloutsConfig
 from trd_cli.config.generating import RefineConfig, SampleConfig
 from trd_cli.config.training import DistillConfig
 from trd_cli.publishing.places import without_places
+from trd_cli.trajectories.run_json import IMPORTED
 
-_CONFIGS: dict[str, type[Config]] = {"sample": SampleConfig, "refine": RefineConfig, "distill": DistillConfig}
+_CONFIGS: dict[str, type[Config]] = {
+    "sample": SampleConfig,
+    "refine": RefineConfig,
+    "distill": DistillConfig,
+    IMPORTED: ImportRolloutsConfig,
+}
 
 
 def command_line(record: Mapping[str, Any]) -> str | None:
@@ -22,7 +29,7 @@ def command_line(record: Mapping[str, Any]) -> str | None:
         return None
     # A record holds also what the options imply, which a check would take for given.
     config = kind.model_construct(**{key: _as_given(values[key]) for key in kind.model_fields if key in values})
-    return shlex.join(["trd", record["command"], *config.flags()])
+    return shlex.join(["trd", *record["command"].split(), *config.flags()])
 
 
 def _as_given(value: Any) -> Any:

@@ -12,26 +12,50 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from trd_cli.errors import InputError
 from trd_cli.publishing.places import is_place, named
 from trd_cli.records import with_checksum
 from trd_cli.trajectories.shards import check_whole, read_table, shard_info, write_table
 
 # The columns of a row that may name a directory or a file.
-_NAMING = ("model", "prompt_template")
+_NAMING = ("model", "prompt_template", "source")
+
+
+# The i-node, the size and the time of change of a file.
+Version = tuple[int, int, int]
+
+
+def version_of(path: Path) -> Version:
+    """Return what changes when a file is replaced."""
+    about = path.stat()
+    return about.st_ino, about.st_size, about.st_mtime_ns
 
 
 @dataclass(frozen=True)
 class Item:
     """A file to push: `source` is a file of this machine or the bytes themselves, `path` its place in the repository.
 
-    `is_shard` tells that the file is a shard, whose rows may name places; `is_last`, that it must not arrive before all
-    others: it tells that they are there.
+    `version` is that of a shard, whose rows may name places, when the card's figures were counted. `is_last` tells that
+    the file must not arrive before all others: it tells that they are there.
     """
 
     path: str
     source: Path | bytes
-    is_shard: bool = False
+    version: Version | None = None
     is_last: bool = False
+
+    @property
+    def is_shard(self) -> bool:
+        return self.version is not None
+
+    def check_same(self) -> None:
+        """Raise InputError for a shard that is another one than that of the card's figures."""
+        if self.is_shard and not (self.source.is_file() and version_of(self.source) == self.version):
+            raise InputError(
+                f"{self.source} has changed since the push began",
+                "rows at rest, as the card tells of them",
+                "wait for the command that changes them, and run this one again",
+            )
 
     @property
     def size(self) -> int:

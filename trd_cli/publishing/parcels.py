@@ -16,6 +16,7 @@ from typing import Any
 import tomli_w
 
 from trd_cli.adapter_files import ADAPTER, SETTINGS, is_adapter_alone, read_base
+from trd_cli.atomic import from_text
 from trd_cli.config.publishing import PushConfig
 from trd_cli.errors import InputError
 from trd_cli.evaluation.results import FILE as RESULTS
@@ -25,14 +26,14 @@ from trd_cli.model_files import CONFIG
 from trd_cli.models import EMA
 from trd_cli.publishing.cards import Publication, SetCard, dataset_card, model_card
 from trd_cli.publishing.figures import figures_of
-from trd_cli.publishing.items import Item, as_json
+from trd_cli.publishing.items import Item, as_json, version_of
 from trd_cli.publishing.places import is_place, without_keyed_places, without_places
 from trd_cli.recipes.nodes import GRAPH_FILE
 from trd_cli.recipes.sections import PROBLEMS_FILE
 from trd_cli.report.run_directory import Node, Run, read_run
 from trd_cli.training import LOG
 from trd_cli.trajectories.run_json import NAME as RUN_JSON
-from trd_cli.trajectories.run_json import is_record, read_run_json
+from trd_cli.trajectories.run_json import OF_ROLLOUTS, is_record, read_run_json
 from trd_cli.trajectories.sets import InputSet, open_sets
 from trd_cli.trajectories.stage_dir import SESSIONS
 from trd_cli.trajectories.state import State, state_of
@@ -66,17 +67,20 @@ def parcel_of(config: PushConfig) -> Parcel:
     state = state_of(directory)
     if state.command == "distill":
         return _of_checkpoint(state, of)
-    if state.command not in (None, "sample", "refine") or not state.shards:
+    if state.command not in (None, "refine", *OF_ROLLOUTS) or not state.shards:
         what = f"the output of trd {state.command}" if state.command else "neither a set, a run nor a checkpoint"
         raise InputError(
             f"{directory} is {what}", "a trajectory set, a run directory or a checkpoint", "give another directory"
         )
-    each, card = _set(directory, "default", "", config)
-    return Parcel("dataset", tuple(_set_items(each, "", each.record)), dataset_card(of, [card]))
+    each, shards, card = _set(directory, "default", "", config)
+    return Parcel("dataset", (*shards, *_records(each, "", each.record)), dataset_card(of, [card]))
 
 
-def _set(directory: Path, name: str, folder: str, config: PushConfig) -> tuple[InputSet, SetCard]:
-    """Open a set. Raises InputError if it is not finished, unless that is allowed, and without run.json."""
+def _set(directory: Path, name: str, folder: str, config: PushConfig) -> tuple[InputSet, list[Item], SetCard]:
+    """Open a set; return it, its shards as items, and what a card tells of it.
+
+    Raises InputError if it is not finished, unless that is allowed, and without run.json.
+    """
     state = state_of(directory)
     if state.record is None:
         raise InputError(f"{directory} has no run.json", "a set that tells how it was made", "copy its run.json too")
@@ -84,20 +88,26 @@ def _set(directory: Path, name: str, folder: str, config: PushConfig) -> tuple[I
         state.check()
     (each,) = open_sets([str(directory)])
     missing = None if state.expected is None else max(0, state.expected - state.rows)
+    # Their versions are noted before they are counted.
+    shards = [Item(_in(folder, path.name), path, version=version_of(path)) for path in each.shards]
     figures = figures_of(each, config.parents)
-    return each, SetCard(name, folder, len(each.shards), each.record, figures, missing)
+    return each, shards, SetCard(name, folder, len(each.shards), each.record, figures, missing)
 
 
-def _set_items(each: InputSet, folder: str, record: Mapping[str, Any]) -> Iterator[Item]:
-    """Yield the files of a set; `record` is its run.json as it is to be published, places apart."""
-    prefix = f"{folder}/" if folder else ""
-    yield from (Item(prefix + path.name, path, is_shard=True) for path in each.shards)
+def _in(folder: str, name: str) -> str:
+    return f"{folder}/{name}" if folder else name
+
+
+def _records(each: InputSet, folder: str, record: Mapping[str, Any]) -> Iterator[Item]:
+    """Yield the files of a set beside its shards; `record` is its run.json as it is to be published, places apart."""
     for path in sorted(each.directory.iterdir()):
         if is_record(path) and path.name != RUN_JSON:
-            yield Item(prefix + path.name, as_json(without_places(json.loads(path.read_text("utf-8")))), is_last=True)
+            yield Item(
+                _in(folder, path.name), as_json(without_places(json.loads(path.read_text("utf-8")))), is_last=True
+            )
         elif path.name.startswith(SESSIONS.removesuffix(".jsonl")) and path.suffix == ".jsonl":
-            yield Item(prefix + path.name, path)
-    yield Item(prefix + RUN_JSON, as_json(without_places(record)), is_last=True)
+            yield Item(_in(folder, path.name), path)
+    yield Item(_in(folder, RUN_JSON), as_json(without_places(record)), is_last=True)
 
 
 def _of_run(directory: Path, config: PushConfig, of: Publication) -> Parcel:
@@ -111,9 +121,9 @@ def _of_run(directory: Path, config: PushConfig, of: Publication) -> Parcel:
     items: list[Item] = []
     cards = []
     for node in nodes:
-        each, card = _set(node.path, node.name.replace("/", "_"), node.name, config)
+        each, shards, card = _set(node.path, node.name.replace("/", "_"), node.name, config)
         record = _within(each.record, folders, of.repository)
-        items += _set_items(each, node.name, record)
+        items += [*shards, *_records(each, node.name, record)]
         cards.append(replace(card, record=record))
     problems = [node.path / PROBLEMS_FILE for node in run.of_stage("problems")]
     place = f"problems/{PROBLEMS_FILE}" if problems and problems[0].is_file() else None
@@ -140,7 +150,7 @@ def _within(record: Mapping[str, Any], folders: Mapping[Path, str], repository: 
     """Return run.json with the inputs that are pushed too by their names in the repository, at the same commit."""
 
     def name(path: str) -> str:
-        folder = None if not is_place(path) else folders.get(Path(path))
+        folder = folders.get(from_text(path).resolve()) if is_place(path) else None
         return str(HubName(repository, None, folder)) if folder else path
 
     return {**record, "inputs": [{**each, "path": name(each["path"])} for each in record.get("inputs", [])]}
@@ -168,15 +178,16 @@ def _of_checkpoint(state: State, of: Publication) -> Parcel:
     directory = state.directory
     if not state.is_finished:
         raise InputError(f"{directory} is an unfinished checkpoint", "a finished one", "run its trd distill again")
-    if is_adapter_alone(directory) and not is_repository(base := read_base(directory).model):
+    base = read_base(directory) if is_adapter_alone(directory) else None
+    if base is not None and not is_repository(base.model):
         raise InputError(
-            f"{directory} is an adapter alone, whose base {base} is not on the Hub",
+            f"{directory} is an adapter alone, whose base {base.model} is not on the Hub",
             "merged weights",
             "run its trd distill again with --merge",
         )
     record = read_run_json(directory)
     items = tuple(_model_items(directory, record))
-    return Parcel("model", items, model_card(of, record))
+    return Parcel("model", items, model_card(of, record, base))
 
 
 def _model_items(directory: Path, record: Mapping[str, Any]) -> Iterator[Item]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from trd_cli.atomic import from_text
-from trd_cli.redaction import scrubbed
+from trd_cli.redaction import scrubbed, without_secrets
 
 _PATH = re.compile(r"(?:~?/|file:/|[A-Za-z]:\\)")
 # A path inside a longer text, as in NAME:file=/data/x. A division or a closing tag is none.
@@ -18,10 +18,14 @@ _INSIDE = re.compile(r"(?<=[=,;\s\"'(\[])~?(?:/[^\s/,;:=\"'()\[\]<>]+){2,}")
 
 def without_places(value: Any) -> Any:
     """Return a JSON value with names in place of paths of this machine, and without secrets."""
+    return _without_places(without_secrets(value))
+
+
+def _without_places(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {key: without_places(each) for key, each in value.items()}
+        return {key: _without_places(each) for key, each in value.items()}
     if isinstance(value, (list, tuple)):
-        return [without_places(each) for each in value]
+        return [_without_places(each) for each in value]
     return named(value) if isinstance(value, str) else value
 
 

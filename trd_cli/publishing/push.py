@@ -127,9 +127,11 @@ class _Push:
         sent = 0
         for batch in batches[:-1]:
             if added := self._added(batch):
+                _check_same_files(batch)
                 self._remote.commit(added, records, f"{counted(len(added), 'file')} of trd push")
                 sent, records = sent + len(added), []
         added = self._added([*(batches[-1] if batches else ()), *(item for item in items if item.is_last)], bool(sent))
+        _check_same_files(first)
         if added or stale:
             self._remote.commit(added, stale, "trd push: the last files, run.json and the card")
         self._progress.end()
@@ -159,6 +161,12 @@ class _Push:
         there = self._there.get(path)
         size = len(content) if isinstance(content, bytes) else content.stat().st_size
         return there is not None and there.size == size and there.digest in digests(content)
+
+
+def _check_same_files(items: Iterable[Item]) -> None:
+    """Raise InputError for a shard that has changed since it was counted."""
+    for item in items:
+        item.check_same()
 
 
 def _batches(items: Iterable[Item]) -> Iterator[list[Item]]:

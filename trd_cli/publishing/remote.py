@@ -49,9 +49,18 @@ class Remote:
         self._at = {**self._place, "revision": branch}
 
     def open(self, private: bool) -> None:
-        """Make the repository and the branch where they are not there."""
+        """Make the repository and the branch where they are not there.
+
+        Raises InputError for a public one that is there, where it is to be private.
+        """
         with self._telling():
             self._api.create_repo(**self._place, private=private or None, exist_ok=True)
+            if private and not self._api.repo_info(**self._place).private:
+                raise InputError(
+                    f"{self._repository} is there and public",
+                    "a private repository",
+                    "make it private on the Hub, give another name, or leave --private out",
+                )
             if self._branch not in (None, "main"):
                 self._api.create_branch(**self._place, branch=self._branch, exist_ok=True)
 

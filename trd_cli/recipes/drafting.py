@@ -19,6 +19,7 @@ from trd_cli.datasets.known_sets import SAMPLING
 from trd_cli.datasets.presets import PRESETS
 from trd_cli.errors import InputError, ModelError, flag
 from trd_cli.graders import gym
+from trd_cli.hub.names import HubName, is_hub_name
 from trd_cli.models import EMBEDDED, resolve_model
 from trd_cli.prompting.templates import small_prompts_dir
 from trd_cli.recipes.commented import Draft
@@ -83,13 +84,15 @@ class _Drafter:
         """Return the section of the problems. Raises InputError for a name that stands for none."""
         config, named = self._config, self._config.problems
         generated = {_ARITHMETIC: {"level": 1}, gym.NAME: {}}
-        if named in generated and not Path(named).exists():
+        if is_hub_name(named):
+            return {"problems": {"file": _on_the_hub(named, config.preset)}}
+        if named in generated:
             n = _FEW if self._is_small else _MANY
             if config.preset:
                 raise InputError(f"{flag('preset')} with {named}", "a file to import", f"leave {flag('preset')} out")
             return {"problems.make": {"kind": named, "n": n, "seed": 1, **generated[named]}}
         place, preset = Path(named), config.preset
-        if not place.exists() and named in PRESETS:
+        if named in PRESETS:
             home = PRESETS[named].home
             if home is None:
                 raise InputError(
@@ -189,6 +192,18 @@ def _lasting(model: str) -> str:
 def _lasting_bench(name: str) -> str:
     file, colon, options = name.partition(":")
     return f"{Path(file).resolve()}{colon}{options}" if Path(file).is_file() else name
+
+
+def _on_the_hub(name: str, preset: str | None) -> str:
+    """Return the name of a problem set on the Hub; raises InputError for one of something else, or with a preset."""
+    if preset is not None or not HubName.parse(name).is_file:
+        given = f" {flag('preset')} {preset}" if preset else ""
+        raise InputError(
+            f"{flag('problems')} {name}{given}",
+            "a Parquet file of trd data alone",
+            f"name that file, or give {flag('problems')} owner/name to import a dataset",
+        )
+    return name
 
 
 def _there(file: Path) -> str:

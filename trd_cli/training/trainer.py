@@ -7,6 +7,7 @@ import math
 import resource
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -516,14 +517,16 @@ class Trainer:
 class _Signals:
     """Stop at the first SIGINT, SIGTERM or SIGHUP after the current step; interrupt at once at a second one.
 
-    A second SIGHUP does not interrupt: a closing terminal sends several.
+    A second SIGHUP does not interrupt: a closing terminal sends several. A training in a thread hears none: Python
+    gives them to the main thread.
     """
 
     def __init__(self, progress: Progress) -> None:
         self._progress, self.stop = progress, False
 
     def __enter__(self) -> _Signals:
-        self._before = {n: signal.signal(n, self._heard) for n in stop_signals()}
+        heard = stop_signals() if threading.current_thread() is threading.main_thread() else ()
+        self._before = {n: signal.signal(n, self._heard) for n in heard}
         return self
 
     def _heard(self, number: int, _: object) -> None:

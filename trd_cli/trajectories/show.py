@@ -18,7 +18,7 @@ from trd_cli.config.commands import DiffConfig, ShowConfig
 from trd_cli.errors import InputError, counted
 from trd_cli.prompting.authors import Span, author_spans, told_authors
 from trd_cli.prompting.tokens import Tokenizer
-from trd_cli.records import EPISODE, UNKNOWN, Trajectory
+from trd_cli.records import EPISODE, Sampling, Trajectory
 from trd_cli.redaction import visible
 from trd_cli.trajectories.marks import by_author, word_diff
 from trd_cli.trajectories.sets import InputSet, find_row, open_sets, parent_directories
@@ -102,21 +102,6 @@ def parent_of(row: Trajectory, source: InputSet, parents: Sequence[str]) -> Traj
     return find_row(open_sets(directories), row.parent_id)[0]
 
 
-def _sampling(row: Trajectory) -> str:
-    """Describe how a response was drawn, as far as it is known."""
-    values = {
-        "T": f"T {row.temperature:g}",
-        "top-p": f"top-p {row.top_p:g}",
-        "top-k": f"top-k {row.top_k}",
-        "most tokens": f"at most {row.max_tokens} tokens",
-        "seed": f"seed {row.seed}",
-    }
-    numbers = (row.temperature, row.top_p, row.top_k, row.max_tokens, row.seed)
-    unknown = [name for name, number in zip(values, numbers, strict=True) if number == UNKNOWN]
-    known = [text for name, text in values.items() if name not in unknown]
-    return ", ".join([*known, *([f"unknown: {' '.join(unknown)}"] if unknown else [])])
-
-
 def _facts(row: Trajectory, source: InputSet) -> Table:
     table = Table.grid(padding=(0, 2))
     facts = {
@@ -127,7 +112,7 @@ def _facts(row: Trajectory, source: InputSet) -> Table:
         "place": f"{row.stage}, round {row.round}, sample {row.sample_index}"
         + (f", {row.setting}" if row.setting else ""),
         "model": f"{row.model} @ {row.model_revision or 'unknown'} on {row.engine} {row.engine_version}",
-        "sampling": _sampling(row),
+        "sampling": Sampling(row.temperature, row.top_p, row.top_k, row.max_tokens).told(row.seed),
         "tokens": f"{len(row.prompt_token_ids)} prompt, {len(row.response_token_ids or ())} response ({row.finish_reason})",
         "environment": told_environment(row.environment) if row.environment else "",
         "episode": told_episode(row.turns, row.episode_reward, row.stop_reason) if row.turns is not None else "",

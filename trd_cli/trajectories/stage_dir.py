@@ -28,7 +28,7 @@ from typing import Any, NoReturn
 import pyarrow as pa
 
 from trd_cli import __version__
-from trd_cli.atomic import sweep
+from trd_cli.atomic import check_here, sweep
 from trd_cli.errors import DamagedFile, InputError, ResumeRefused
 from trd_cli.records import Part, content_hash
 from trd_cli.trajectories.id_set import IdSet
@@ -210,6 +210,7 @@ class StageDir:
     def __enter__(self) -> StageDir:
         whose = f"{self.part} of {self.path}" if self.part else str(self.path)
         busy = ResumeRefused(f"{whose} is in use by another process", "one run at a time", "wait for it to end")
+        check_here(self.path)
         with contextlib.ExitStack() as stack:
             try:
                 self.path.mkdir(parents=True, exist_ok=True)
