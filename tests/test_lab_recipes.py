@@ -26,6 +26,7 @@ sys.path.insert(0, str(LAB))
 import claims as of_claims  # noqa: E402
 import page  # noqa: E402
 from figures import Scores, Share, _shares, difference, first_wrong  # noqa: E402
+from world import World  # noqa: E402
 
 RECIPES = sorted(path.stem for path in LAB.glob("*.toml") if path.stem != "lab")
 BASELINES = {"fkl", "fkl-clip", "rkl", "rkl-topk", "sampled", "sft", "jsd", "eopd", "fastopd", "scope", "relay"}
@@ -172,13 +173,14 @@ def test_a_share_holds_where_its_whole_interval_is_on_one_side(low: float, high:
 
 
 def test_the_first_wrong_token_is_where_the_right_answer_does_not_go_on() -> None:
-    right = "c7C7d2D9e5E4a3A7"
-    assert first_wrong(PROBLEM, right) == 8, "none of its eight tokens"
-    assert first_wrong(PROBLEM, "b1B1c7C8") == 0, "another route"
-    assert first_wrong(PROBLEM, "c7C7d2D8e5E3") == 3, "a wrong sum"
-    assert first_wrong(PROBLEM, "c7C7") == 2, "a beginning of the right answer"
-    assert first_wrong(PROBLEM, "b1!" + right) == 0
-    assert first_wrong(PROBLEM, "c7!" + right) == 10, "turning back from a right beginning is no wrong step"
+    right = "Cc7C7d2D9e5E4a3A7"
+    assert World.parse(PROBLEM).solution == right
+    assert first_wrong(PROBLEM, right) == 9, "none of its nine tokens"
+    assert first_wrong(PROBLEM, "Bb1B1c7C8") == 0, "another route"
+    assert first_wrong(PROBLEM, "Cc7C7d2D8e5E3") == 4, "a wrong sum"
+    assert first_wrong(PROBLEM, "Cc7C7") == 3, "a beginning of the right answer"
+    assert first_wrong(PROBLEM, "Bb1!" + right) == 0
+    assert first_wrong(PROBLEM, "Cc7!" + right) == 12, "turning back from a right beginning is no wrong step"
 
 
 def test_shares_of_sums_are_over_problems() -> None:
