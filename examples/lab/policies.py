@@ -3,7 +3,7 @@
 The expert knows the route. After a right beginning it goes on right. After a wrong one it turns back with a share, the
 same at each token, and else goes on consistently, as a teacher does that reads an answer that has gone wrong. The
 novice is a writer with faults: looking for the largest digit it overlooks places, those to the right more often, and
-its sums slip now and then. It does not know when it is wrong, and hardly ever turns back.
+its sums may slip. It does not know when it is wrong.
 """
 
 from __future__ import annotations
@@ -98,8 +98,8 @@ class Novice:
 
     first: float
     last: float
-    slips: float
-    turns: float = 0.01
+    slips: float = 0.0
+    turns: float = 0.0
     # Chances of a token out of order, and of an end before the walk is over: faults that attempts in prompts may have.
     strays: float = 0.0
     stops: float = 0.0
