@@ -17,7 +17,7 @@ from vocabulary import VOCABULARY, prompt_ids
 from world import TURN, World, draw_world
 
 # The forms of prompts, each with its share of the rows. Those of `SEEING` show the reference.
-FORMS = {"student": 0.2, "vanilla-opd": 0.2, "vanilla-opsd": 0.15, "refine-opd": 0.25, "refine-opsd": 0.2}
+FORMS = {"student": 0.15, "vanilla-opd": 0.25, "vanilla-opsd": 0.2, "refine-opd": 0.22, "refine-opsd": 0.18}
 SEEING = ("vanilla-opsd", "refine-opsd")
 _PLACES, _DEPTHS = (6, 7, 8, 9, 10, 10, 10, 11, 12, 12), (3, 4, 5, 6, 6, 6, 7, 8)
 _NEAR_TIES = 0.25
