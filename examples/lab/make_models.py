@@ -39,15 +39,15 @@ from trd_cli.records import content_hash
 
 TEACHER = "teacher"
 NOVICES = {
-    "student": Novice(0.47, 0.05),
-    "student-weak": Novice(0.2, 0.05),
-    "student-strong": Novice(0.7, 0.05),
+    "student": Novice(0.52, 0.05),
+    "student-weak": Novice(0.25, 0.05),
+    "student-strong": Novice(0.8, 0.05),
 }
 # The teacher's steps and rate, those of a student, and rows a step.
 STEPS, RATE = 1500, 3e-3
 STUDENT_STEPS, STUDENT_RATE = 200, 1e-3
 ROWS = 48
-STUDENT_FORMS = {"student": 0.4, "vanilla-opd": 0.05, "vanilla-opsd": 0.25, "refine-opd": 0.05, "refine-opsd": 0.25}
+STUDENT_FORMS = {"student": 0.35, "vanilla-opd": 0.04, "vanilla-opsd": 0.38, "refine-opd": 0.04, "refine-opsd": 0.19}
 MEASURED, _TRIED = 400, 8
 MADE, FIGURES = "made.json", "figures.json"
 # For each figure the least and the most that it may be.
