@@ -157,8 +157,8 @@ def _changes(rollouts: Node, refined: Node) -> pl.DataFrame:
 
 @dataclass(frozen=True)
 class Share:
-    """A share of a sum over rows with a 95 % interval over problems, and the same of what it is beyond a bound: `beyond`,
-    with a two-sided p-value of the bootstrap.
+    """A share of a sum over rows with a 95 % interval over problems; what it is beyond a bound, `beyond`, with a
+    two-sided p-value of the bootstrap.
     """
 
     value: float
