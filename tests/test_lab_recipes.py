@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,8 @@ sys.path.insert(0, str(LAB))
 
 import claims as of_claims  # noqa: E402
 import page  # noqa: E402
-from figures import Scores, Share, _shares, difference, first_wrong  # noqa: E402
+from figures import Onset, Scores, behind, difference, first_wrong, shares  # noqa: E402
+from world import World  # noqa: E402
 
 RECIPES = sorted(path.stem for path in LAB.glob("*.toml") if path.stem != "lab")
 BASELINES = {"fkl", "fkl-clip", "rkl", "rkl-topk", "sampled", "sft", "jsd", "eopd", "fastopd", "scope", "relay"}
@@ -140,8 +142,8 @@ def test_a_difference_is_over_the_seeds_that_both_runs_have() -> None:
     assert difference(one, "fkl", one, "trd", "held-out", "avg") is None
 
 
-def claim(name: str, value: float, p_value: float | None) -> of_claims.Claim:
-    return of_claims.Claim(name, "opd", name, "points", value, value - 1, value + 1, p_value=p_value)
+def claim(name: str, lean: float, p_value: float) -> of_claims.Claim:
+    return of_claims.Claim(name, "opd", name, "points", lean, lean - 1, lean + 1, lean, p_value)
 
 
 def test_verdicts_follow_from_p_values_corrected_for_their_number() -> None:
@@ -155,35 +157,48 @@ def test_verdicts_follow_from_p_values_corrected_for_their_number() -> None:
     }
     many = of_claims.judged([*made, *(claim(f"e{i}", 1.0, 0.5) for i in range(10))])
     assert many[0].verdict == of_claims.UNDECIDED, "0.01 of fourteen is no finding"
+    assert of_claims.judged([claim("f", 1.0, float("nan"))])[0].verdict == of_claims.UNDECIDED
 
 
-@pytest.mark.parametrize(
-    ("low", "high", "above", "below"),
-    [
-        (0.6, 0.7, of_claims.HELD, of_claims.NOT),
-        (0.2, 0.4, of_claims.NOT, of_claims.HELD),
-        (0.4, 0.6, of_claims.UNDECIDED, of_claims.UNDECIDED),
-    ],
-)
-def test_a_share_holds_where_its_whole_interval_is_on_one_side(low: float, high: float, above: str, below: str) -> None:
-    share = Share((low + high) / 2, low, high)
-    verdicts = [of_claims._of_share("onset", "opd", "text", "figure", share, side).verdict for side in (True, False)]
-    assert verdicts == [above, below]
+def told(forward: float, reverse: float, positions: float) -> dict[str, str]:
+    """Return the verdicts of a diagnosis in which every problem has these shares behind the first wrong step."""
+    sums = np.array([[[s, 1.0] for s in (forward, reverse, positions)]] * 5)
+    return {
+        c.name: c.verdict
+        for c in of_claims.judged(list(of_claims.of_shares("opd", Onset(*shares(sums), positions, 0.3, 0.0))))
+    }
+
+
+def test_shares_of_kl_are_judged_against_those_of_the_positions() -> None:
+    held, fails = of_claims.HELD, of_claims.NOT
+    assert told(0.9, 0.3, 0.6) == {"onset": held, "reverse": held}
+    assert told(0.55, 0.7, 0.6) == {"onset": fails, "reverse": fails}, "more than a half, and less than an even spread"
+    assert told(0.4, 0.1, 0.2) == {"onset": fails, "reverse": held}, "more than an even spread, and no half"
 
 
 def test_the_first_wrong_token_is_where_the_right_answer_does_not_go_on() -> None:
-    right = "c7C7d2D9e5E4a3A7"
-    assert first_wrong(PROBLEM, right) == 8, "none of its eight tokens"
-    assert first_wrong(PROBLEM, "b1B1c7C8") == 0, "another route"
-    assert first_wrong(PROBLEM, "c7C7d2D8e5E3") == 3, "a wrong sum"
-    assert first_wrong(PROBLEM, "c7C7") == 2, "a beginning of the right answer"
-    assert first_wrong(PROBLEM, "b1!" + right) == 0
-    assert first_wrong(PROBLEM, "c7!" + right) == 10, "turning back from a right beginning is no wrong step"
+    right = "Cc7C7d2D9e5E4a3A7"
+    assert World.parse(PROBLEM).solution == right
+    assert first_wrong(PROBLEM, right) == 9, "none of its nine tokens"
+    assert first_wrong(PROBLEM, "Bb1B1c7C8") == 0, "another route"
+    assert first_wrong(PROBLEM, "Cc7C7d2D8e5E3") == 4, "a wrong sum"
+    assert first_wrong(PROBLEM, "Cc7C7") == 3, "a beginning of the right answer"
+    assert first_wrong(PROBLEM, "Bb1!" + right) == 0
+    assert first_wrong(PROBLEM, "Cc7!" + right) == 12, "turning back from a right beginning is no wrong step"
+
+
+def test_positions_behind_a_wrong_step_end_where_the_answer_turns_back() -> None:
+    """A position's prefix is what stands before it: that of the wrong token is right, that of the `!` wrong."""
+    assert behind(PROBLEM, "Bb1B1c7", 5).tolist() == [False, True, True, True, True]
+    assert behind(PROBLEM, "Bb1!Cc7", 6).tolist() == [False, True, True, False, False, False]
+    assert not behind(PROBLEM, "Cc7C7", 4).any()
 
 
 def test_shares_of_sums_are_over_problems() -> None:
     sums = np.array([[[3, 4], [1, 4], [2, 4]], [[3, 4], [1, 4], [2, 4]]], dtype=float)
-    assert [(s.value, s.low, s.high) for s in _shares(sums)] == [(0.75,) * 3, (0.25,) * 3, (0.5,) * 3]
+    by_half, forward, reverse = shares(sums)
+    assert [(s.value, s.low, s.high) for s in (by_half, forward, reverse)] == [(0.75,) * 3, (0.75,) * 3, (0.25,) * 3]
+    assert [s.beyond for s in (by_half, forward, reverse)] == [0.25, 0.25, -0.25]
 
 
 # The page
@@ -253,7 +268,7 @@ def test_the_page_has_claims_scores_and_agreement(made: Path, tmp_path: Path, ca
     ],
 )
 def test_verdicts_of_two_runs_agree_or_not(one: str, other: str, agreed: str) -> None:
-    here = [of_claims.Claim("pass", "opd", "text", "points", 1.0, 0.0, 2.0, one)]
+    here = [replace(claim("pass", 1.0, 0.01), verdict=one)]
     ((_, _, said),) = of_claims.agreement(here, [{"setting": "opd", "name": "pass", "verdict": other}])
     assert said == agreed
     assert of_claims.agreement(here, [{"setting": "opsd", "name": "pass", "verdict": other}]) == []

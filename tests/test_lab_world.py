@@ -83,17 +83,19 @@ def test_a_problem_set_left_apart_shares_no_text_with_another(sets: Path, tmp_pa
 @pytest.mark.parametrize(
     ("response", "verdict"),
     [
-        ("d8D8e1E9f0F9a4A3", True),
-        (" d8D8e1E9f0F9a4A3\n", True),
-        ("b7B7c3!d8D8e1E9f0F9a4A3", True),
-        ("d8D8e1E9f0F9a4A3!", "no route"),
-        ("d8D8e1E9f0F9a4A3!b7B7", "wrong route"),
-        ("b7B7c3C0d8D8e1E9", "wrong route"),
-        ("d8D8e1E8f0F8a4A2", "slip at step 2"),
-        ("d8D8e1E9d8D7e1E8", "slip at step 3"),
-        ("d8D8c3C1b7B8a4A2", "slip at step 2"),
-        ("d8D8e1E9f0F9", "end at step 4"),
-        ("d8D8e1E9f0F9a4A3b7B0", "too long"),
+        ("Dd8D8e1E9f0F9a4A3", True),
+        (" Dd8D8e1E9f0F9a4A3\n", True),
+        ("Bb7B7c3!Dd8D8e1E9f0F9a4A3", True),
+        ("Dd8D8e1E9f0F9a4A3!", "no route"),
+        ("Dd8D8e1E9f0F9a4A3!Bb7B7", "wrong route"),
+        ("Bb7B7c3C0d8D8e1E9", "wrong route"),
+        ("Dd7D7e1E8f0F8a4A2", "slip at step 1"),
+        ("Dd8D8e1E8f0F8a4A2", "slip at step 2"),
+        ("Dd8D8c3C1b7B8a4A2", "slip at step 2"),
+        ("Dd8D8e1E9d8D7e1E8", "slip at step 3"),
+        ("Dd8D8e1E9f0F9", "end at step 4"),
+        ("Dd8D8e1E9f0F9a4A3b7B0", "too long"),
+        ("d8D8e1E9f0F9a4A3", "no route"),
         ("", "no route"),
     ],
 )
@@ -149,8 +151,8 @@ def test_each_token_of_a_step_is_one_and_a_turn_ends_with_the_end_of_a_response(
         assert tokenizer.eos_ids == {END}
         ids = tokenizer.render([{"role": "user", "content": "4a4b7?3"}], "chat", {})
         assert (ids[0], ids[-1], len(ids)) == (USER, ASSISTANT, 7)
-        assert len(tokenizer.encode("d8D8!e1E9")) == 5
-        assert tokenizer.decode(tokenizer.encode("d8D8!e1\n9E")) == "d8D8!e1\n9E"
+        assert len(tokenizer.encode("Dd8D8!Ee1")) == 6
+        assert tokenizer.decode(tokenizer.encode("Dd8D8!e1\n9E")) == "Dd8D8!e1\n9E"
 
 
 def test_models_that_are_finished_are_left_alone(models: Path) -> None:

@@ -1,8 +1,8 @@
 """The papers' claims, each with its figure in the lab, an interval, and a verdict.
 
-A comparison held if it is significant in the direction of the claim, and did not hold if significant in the other, at
-p < 0.05 after Holm's correction over all comparisons of all settings. A claim on a share held, or did not, where its
-whole interval lies on one side of the bound. What is neither is undecided here: too small for this lab, or not there.
+A claim held if its figure is significant in the direction of the claim, and did not hold if significant in the other:
+p < 0.05 after Holm's correction over all claims of all settings. What is neither is undecided here: too small for this
+lab, or not there.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from math import isnan
 from pathlib import Path
 from typing import Any
 
-from figures import BASE, MOST_TOKENS, Scores, Share, difference, onset, read_scores, refinement
+from figures import BASE, MOST_TOKENS, Onset, Scores, Share, difference, onset, read_scores, refinement
 
 from trd_cli.evaluation.paired import holm
 from trd_cli.evaluation.seeds import DifferenceOverSeeds
@@ -27,7 +27,10 @@ _OWN = (BASE, "trd", "trd-repaired")
 
 @dataclass(frozen=True)
 class Claim:
-    """One claim in one setting. `value`, `low` and `high` are in the unit that `figure` says; p is None for a share."""
+    """One claim in one setting. `value`, `low` and `high` are in the unit that `figure` says.
+
+    `lean` is above 0 where the figure speaks for the claim; p is of its being 0.
+    """
 
     name: str
     setting: str
@@ -36,9 +39,10 @@ class Claim:
     value: float
     low: float
     high: float
-    verdict: str = UNDECIDED
-    p_value: float | None = None
+    lean: float
+    p_value: float
     p_holm: float | None = None
+    verdict: str = UNDECIDED
 
     @property
     def key(self) -> str:
@@ -93,21 +97,34 @@ class Lab:
 def of_onset(setting: str, run: Path) -> Iterator[Claim]:
     """Yield what the diagnosis says of the KL along y_o."""
     found = onset(run)
-    if found is None:
-        return
-    mass = f"the teacher's mass on turning back is {found.mass_after:.2f} there and {found.mass_before:.2f} before"
-    figure = f"share of the forward KL along y_o behind the first wrong step, % (of positions: {_percent(found.positions)}; {mass})"
-    yield _of_share("onset", setting, "forward KL along y_o is dominated by the onset", figure, found.forward, True)
-    figure = (
-        f"share of the reverse KL along y_o behind the first wrong step, % (of positions: {_percent(found.positions)})"
-    )
-    yield _of_share("reverse", setting, "reverse KL along y_o ignores the onset", figure, found.reverse, False)
+    if found is not None:
+        yield from of_shares(setting, found)
+
+
+def of_shares(setting: str, found: Onset) -> Iterator[Claim]:
+    """Yield the claims on the shares of KL behind a wrong step."""
+    mass = f"the teacher's mass on turning back is {found.mass_after:.2f} there and {found.mass_before:.2f} elsewhere"
+    where = "behind the first wrong step, % (of positions: {:.0f} %{})"
+    figure = f"share of the forward KL along y_o {where.format(100 * found.positions, '; ' + mass)}"
+    # Both bounds must be passed for the claim; to fail at one is enough against it.
+    sides = sorted((found.by_half, found.forward), key=lambda share: share.beyond)
+    p_value = sides[0].p_value if sides[0].beyond < 0 else max(share.p_value for share in sides)
+    text = "forward KL along y_o is dominated by the onset"
+    yield Claim("onset", setting, text, figure, *_percents(found.forward), sides[0].beyond, p_value)
+    figure = f"share of the reverse KL along y_o {where.format(100 * found.positions, '')}"
+    of = found.reverse
+    text = "reverse KL along y_o ignores the onset"
+    yield Claim("reverse", setting, text, figure, *_percents(of), -of.beyond, of.p_value)
+
+
+def _percents(share: Share) -> tuple[float, float, float]:
+    return 100 * share.value, 100 * share.low, 100 * share.high
 
 
 def of_refinement(setting: str, run: Path) -> Iterator[Claim]:
     """Yield what refinement did to the rollouts."""
     found = refinement(run)
-    if found is None:
+    if found is None or any(isnan(d.value) for d in found.values()):
         return
     figure = "share of right y_r less that of right y_o, points"
     yield _of_difference("y_r right", setting, "y_r is more often right than y_o", figure, found["right"])
@@ -115,29 +132,26 @@ def of_refinement(setting: str, run: Path) -> Iterator[Claim]:
         "y_r shorter", setting, "y_r is shorter than y_o", "tokens of y_o less those of y_r", found["length"]
     )
     scale = -MOST_TOKENS / 100
-    yield replace(d, value=scale * d.value, low=scale * d.high, high=scale * d.low)
-
-
-def _of_share(name: str, setting: str, text: str, figure: str, share: Share, above: bool) -> Claim:
-    """Return a claim that a share is above, or below, a half."""
-    side = HELD if share.low > 0.5 else NOT if share.high < 0.5 else UNDECIDED
-    verdict = side if above or side == UNDECIDED else {HELD: NOT, NOT: HELD}[side]
-    return Claim(name, setting, text, figure, *(100 * each for each in (share.value, share.low, share.high)), verdict)
+    yield replace(d, value=scale * d.value, low=scale * d.high, high=scale * d.low, lean=-d.lean)
 
 
 def _of_difference(name: str, setting: str, text: str, figure: str, d: DifferenceOverSeeds) -> Claim:
     ends = (100 * each for each in (d.value, d.low, d.high))
-    return Claim(name, setting, text, figure, *ends, p_value=d.p_value)
+    return Claim(name, setting, text, figure, *ends, d.value, d.p_value)
 
 
 def judged(claims: Sequence[Claim]) -> list[Claim]:
     """Return the claims with their p-values corrected by Holm over all, and the verdicts that follow."""
-    tested = [i for i, claim in enumerate(claims) if claim.p_value is not None]
-    found = list(claims)
-    for i, p in zip(tested, holm([claims[i].p_value for i in tested]), strict=True):
-        verdict = UNDECIDED if p >= 0.05 or claims[i].value == 0 else HELD if claims[i].value > 0 else NOT
-        found[i] = replace(claims[i], p_holm=p, verdict=verdict)
-    return found
+    return [
+        replace(claim, p_holm=p, verdict=_verdict(claim.lean, p))
+        for claim, p in zip(claims, holm([claim.p_value for claim in claims]), strict=True)
+    ]
+
+
+def _verdict(lean: float, p_value: float) -> str:
+    if not p_value < 0.05 or lean == 0:
+        return UNDECIDED
+    return HELD if lean > 0 else NOT
 
 
 def agreement(here: Sequence[Claim], there: Sequence[Mapping[str, Any]]) -> list[tuple[Claim, Mapping[str, Any], str]]:
@@ -159,7 +173,3 @@ def _agreed(one: str, other: str) -> str:
 def records(claims: Sequence[Claim]) -> list[dict[str, Any]]:
     """Return the claims as JSON values."""
     return [asdict(claim) for claim in claims]
-
-
-def _percent(share: Share) -> str:
-    return f"{100 * share.value:.0f} %"

@@ -5,7 +5,7 @@ Axes: S seeds, Q questions, K samples, P problems.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -106,21 +106,29 @@ def _columns(node: Node, names: list[str]) -> pl.DataFrame:
 # Refinement
 
 
-def first_sets(run: Run) -> Iterator[tuple[Node, Node]]:
-    """Yield the rollouts and the refined rows that all arms of a seed share, seed by seed."""
-    for refined in run.of_stage("refine"):
-        sources = run.sources(refined, "sample")
-        if refined.arm is None and sources and refined.shards():
-            yield sources[0], refined
+def first_sets(run: Run) -> list[tuple[Node, Node]]:
+    """Return the rollouts and the refined rows that all arms of a seed share, seed by seed, where both are graded."""
+    graded = {node.path for node in run.of_stage("verify") if node.state == "done"}
+    pairs = ((source, made) for made in _shared(run) for source in run.sources(made, "sample"))
+    return [pair for pair in pairs if all(node.state == "done" and node.path in graded for node in pair)]
+
+
+def _shared(run: Run) -> list[Node]:
+    return [node for node in run.of_stage("refine") if node.arm is None]
 
 
 def refinement(directory: Path) -> dict[str, DifferenceOverSeeds] | None:
-    """Return y_r − y_o in the share right and in length (a share of MOST_TOKENS), over seeds and problems."""
+    """Return y_r − y_o in the share right and in length (a share of MOST_TOKENS), over seeds and problems.
+
+    None until the rows of every seed are graded.
+    """
     if not (directory / "graph.json").is_file():
         return None
-    by_seed = [_changes(*nodes) for nodes in first_sets(read_run(directory))]
-    if not by_seed:
+    run = read_run(directory)
+    pairs = first_sets(run)
+    if not pairs or len(pairs) < len(_shared(run)):
         return None
+    by_seed = [_changes(*nodes) for nodes in pairs]
     problems = sorted(set.intersection(*(set(found["problem_id"]) for found in by_seed)))
     rows = pl.DataFrame({"problem_id": problems})
 
@@ -149,22 +157,28 @@ def _changes(rollouts: Node, refined: Node) -> pl.DataFrame:
 
 @dataclass(frozen=True)
 class Share:
-    """A share of a sum over rows, with a 95 % interval over problems."""
+    """A share of a sum over rows with a 95 % interval over problems; what it is beyond a bound, `beyond`, with a
+    two-sided p-value of the bootstrap.
+    """
 
     value: float
     low: float
     high: float
+    beyond: float
+    p_value: float
 
 
 @dataclass(frozen=True)
 class Onset:
-    """What the KL along y_o is made of: shares of it, and of the positions, that follow a wrong step, and the teacher's
-    mean mass on onset tokens there and elsewhere.
+    """What the KL along y_o is made of: the shares of forward and reverse KL behind a wrong step, the former beyond a
+    half (`by_half`) and both beyond the share of the positions; and the teacher's mean mass on onset tokens there and
+    elsewhere.
     """
 
+    by_half: Share
     forward: Share
     reverse: Share
-    positions: Share
+    positions: float
     mass_after: float
     mass_before: float
 
@@ -192,24 +206,47 @@ def onset(directory: Path) -> Onset | None:
             length = offsets[i + 1] - offsets[i]
             if kind != "rollout" or not length:
                 continue
-            after = np.arange(length) > first_wrong(*by_id[key])
+            after = behind(*by_id[key], length)
             for part in (0, 1):
                 mass[part] += figures["onset_mass"][places][after == part].sum(), (after == part).sum()
             parts = [figures[name][places] for name in ("forward_kl", "reverse_kl")] + [np.ones(length)]
             row = [[part[after].sum() / length, part.sum() / length] for part in parts]
             sums[problem] = sums.get(problem, np.zeros((3, 2))) + np.array(row)
-    shares = _shares(np.array([sums[problem] for problem in sorted(sums)]))
+    sums_P32 = np.array([sums[problem] for problem in sorted(sums)])
     before, after = (float(total / max(1, places)) for total, places in mass)
-    return Onset(*shares, after, before)
+    positions = float(np.divide(*sums_P32[:, 2].sum(axis=0)))
+    return Onset(*shares(sums_P32), positions, after, before)
 
 
-def _shares(sums_P32: np.ndarray) -> list[Share]:
-    """Return the share of each of three sums, by the bootstrap over problems."""
+def shares(sums_P32: np.ndarray) -> tuple[Share, Share, Share]:
+    """Return the first of three shares beyond a half and beyond the third, and the second beyond the third.
+
+    The sums are by problem and share, the part and the whole. The bootstrap is over problems.
+    """
     weights = resamples(np.random.default_rng(0), _DRAWS, len(sums_P32))
     drawn = np.einsum("bp,pij->bij", weights, sums_P32)
-    of_all, seen = drawn[..., 0] / drawn[..., 1], sums_P32.sum(axis=0)
-    ends = np.quantile(of_all, (0.025, 0.975), axis=0)
-    return [Share(float(a / b), float(low), float(high)) for (a, b), low, high in zip(seen, *ends, strict=True)]
+    drawn_B3, seen = drawn[..., 0] / drawn[..., 1], sums_P32.sum(axis=0)
+    value = seen[:, 0] / seen[:, 1]
+
+    def share(of: int, bound: float, bound_B: np.ndarray | float) -> Share:
+        low, high = np.quantile(drawn_B3[:, of], (0.025, 0.975))
+        beyond_B = drawn_B3[:, of] - bound_B
+        others = min((beyond_B <= 0).sum(), (beyond_B >= 0).sum())
+        p_value = min(1.0, 2 * (1 + int(others)) / (_DRAWS + 1))
+        return Share(float(value[of]), float(low), float(high), float(value[of] - bound), p_value)
+
+    return share(0, 0.5, 0.5), share(0, value[2], drawn_B3[:, 2]), share(1, value[2], drawn_B3[:, 2])
+
+
+def behind(problem: str, response: str, length: int) -> np.ndarray:
+    """Return which of a row's positions have a wrong step before them and no turning back since, boolean (length,).
+
+    Of a response that turns back several times, the part up to the first one behind the wrong step counts.
+    """
+    wrong, tokens = first_wrong(problem, response), tokens_of(response)
+    turn = next((i for i in range(wrong, len(tokens)) if tokens[i] == TURN), length)
+    places = np.arange(length)
+    return (places > wrong) & (places <= turn)
 
 
 def first_wrong(problem: str, response: str) -> int:

@@ -80,14 +80,14 @@ def student_figures(model: PreTrainedModel, worlds: Sequence[World]) -> tuple[di
 def teacher_figures(model: PreTrainedModel, worlds: Sequence[World], attempts: Sequence[Attempt]) -> dict[str, float]:
     """Return what the teacher does; the attempts are the students' own."""
     rewritten = sampled(model, worlds, "refine-opd", attempts)
-    wrong = [attempt for attempt in attempts if not attempt.right]
+    right, wrong = ([attempt for attempt in attempts if attempt.right == kind] for kind in (True, False))
     turns = {name: turning(model, wrong[:_ROWS], f"vanilla-opd-{name}") for name in SHARES}
     return {
         "solves": share_right(sampled(model, worlds, "student")),
         "rewrites right": share_right(rewritten),
         "keeps": _kept(attempts, rewritten),
         "solves, asked to turn back": share_right(sampled(model, worlds, "vanilla-opd-q30")),
-        "turns back after right beginnings": turns["q30"][0],
+        "turns back after right beginnings": turning(model, right[:_ROWS], "vanilla-opd-q30")[0],
     } | {f"turns back, asked for {SHARES[name]}": wrongly for name, (_, wrongly) in turns.items()}
 
 

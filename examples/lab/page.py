@@ -42,7 +42,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--sets", metavar="RUN", help="Print the first rollouts and refined rows of a run, and stop.")
     options = parser.parse_args(arguments)
     if options.sets:
-        rollouts, refined = next(first_sets(read_run(options.directory / "runs" / options.sets)))
+        rollouts, refined = first_sets(read_run(options.directory / "runs" / options.sets))[0]
         print(rollouts.path, refined.path, sep="\n")
         return
     lab = Lab.read(options.directory)
@@ -109,11 +109,10 @@ def claims_table(claims: Sequence[Claim]) -> Table:
         )
         for claim in claims
     ]
-    tested = sum(claim.p_value is not None for claim in claims)
     note = (
         "The figure is the last column's. Comparisons of scores are on the held-out problems, paired by question and by seed; p is two-sided and "
-        f"corrected by Holm for all {tested} tests of this table. Held and did not hold: corrected p below 0.05 in the claim's direction or the other; "
-        "for a share, its interval is on one side of a half."
+        f"corrected by Holm for all {len(claims)} claims of this table. Held and did not hold: corrected p below 0.05 for the claim and against it. A "
+        "share speaks for forward KL if it is above a half and above that of the positions, and for reverse KL if it is below that of the positions."
     )
     columns = ("claim", "setting", "verdict"), ("figure", "95 % interval", "p", "p, Holm", "which figure")
     return table_of("claims", "Claims", *columns, rows, note)

@@ -2,8 +2,8 @@
 
 The expert knows the route. After a right beginning it goes on right. After a wrong one it turns back with a share, the
 same at each token, and else goes on consistently, as a teacher does that reads an answer that has gone wrong. The
-novice is a writer with faults: looking for the largest digit it overlooks places, those to the right more often, and
-its sums slip now and then. It does not know when it is wrong, and hardly ever turns back.
+novice is a writer with faults: it names a place with a large digit, not always the largest, and its sums may slip.
+It does not know when it is wrong.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import exp
 from typing import Literal
 
 from world import LETTERS, TURN, World
@@ -29,7 +30,7 @@ class Writing:
     """A beginning of a response, read token by token; what is before the last `!` counts no more.
 
     `written` is the number of tokens since then. `place`, `seen` and `total` tell where the walk stands, `right` that a
-    right answer begins so, `shape` that places and sums take turns.
+    right answer begins so, `shape` that places and sums take turns after a letter.
     """
 
     world: World
@@ -44,20 +45,30 @@ class Writing:
         """Return the state after one more token."""
         if token == TURN:
             return Writing(self.world)
-        at_sum, pair = self.written % 2 == 1, len(token) == 2
-        place = LETTERS.find(token[0].upper() if token[0].islower() != at_sum else "-") if pair else -1
+        if not self.written:
+            return self._begun(token)
+        place = LETTERS.find(token[0].upper() if token[0].islower() != self._at_sum else "-") if len(token) == 2 else -1
         if not self.shape or not 0 <= place < self.world.places:
             return Writing(self.world, self.written + 1, self.place, self.seen, self.total, False, False)
-        if not at_sum:
+        if not self._at_sum:
             return self._at(place, int(token[1]))
         right = self.right and token == self.sum()
         return Writing(self.world, self.written + 1, self.place, self.seen, int(token[1]), right)
 
+    @property
+    def _at_sum(self) -> bool:
+        return self.written > 0 and self.written % 2 == 0
+
+    def _begun(self, token: str) -> Writing:
+        place = LETTERS.find(token)
+        shape = 0 <= place < self.world.places
+        # The walk has not come to its first place yet.
+        return Writing(self.world, 1, place - 1, right=shape and place == self.world.route, shape=shape)
+
     def _at(self, place: int, seen: int) -> Writing:
         world = self.world
-        due = (self.place + 1) % world.places if self.written else world.route
-        right = self.right and place == due and seen == world.digits[place] and self.written < 2 * world.depth
-        return Writing(world, self.written + 1, place, seen, self.total, right)
+        right = self.right and place == (self.place + 1) % world.places and seen == world.digits[place]
+        return Writing(world, self.written + 1, place, seen, self.total, right and self.written <= 2 * world.depth)
 
     def sum(self, off: int = 0) -> str:
         """Return the sum that is due after a place, or one that is off by so much."""
@@ -68,9 +79,9 @@ class Writing:
         """Return what comes next in a consistent response."""
         if not self.written:
             return "route"
-        if not self.shape or self.written >= 2 * self.world.depth:
+        if not self.shape or self.written > 2 * self.world.depth:
             return "end"
-        return "sum" if self.written % 2 else "place"
+        return "sum" if self._at_sum else "place"
 
     def walk(self) -> str:
         """Return the next place."""
@@ -85,7 +96,7 @@ class Expert:
 
     def next(self, state: Writing) -> Next:
         if state.due == "route":
-            return {state.world.shown(state.world.route): 1.0}
+            return {LETTERS[state.world.route]: 1.0}
         found = {state.sum(): 1.0} if state.due == "sum" else {END: 1.0}
         if state.due == "place":
             found = {state.walk(): 1.0}
@@ -94,13 +105,16 @@ class Expert:
 
 @dataclass(frozen=True)
 class Novice:
-    """Overlook the first place with the chance `first`, the last with `last`; slip in a sum with the chance `slips`."""
+    """Name any place: for each digit less than another, `sharp` tells how much less likely, for each place to the
+    right `tilt`, as exponents; slip in a sum with the chance `slips`.
+    """
 
-    first: float
-    last: float
-    slips: float
-    turns: float = 0.01
-    # Chances of a token out of order, and of an end before the walk is over: faults that attempts in prompts may have.
+    sharp: float
+    tilt: float = 0.0
+    slips: float = 0.0
+    turns: float = 0.0
+    # Chances of a wrong digit at a place, of a token out of order, and of an early end: faults of attempts in prompts.
+    misreads: float = 0.0
     strays: float = 0.0
     stops: float = 0.0
 
@@ -117,14 +131,9 @@ class Novice:
         return _scaled(found, {TURN: self.turns, END: self.stops})
 
     def routes(self, world: World) -> Next:
-        """Return the chance of each route: the largest digit that is not overlooked, of equal ones the first."""
-        left, shares = 1.0, dict.fromkeys(range(world.places), 0.0)
-        for place in sorted(shares, key=lambda place: -world.digits[place]):
-            overlooked = self.first + (self.last - self.first) * place / (world.places - 1)
-            shares[place] = left * (1 - overlooked)
-            left *= overlooked
-        every = left / world.places
-        return {world.shown(place): share + every for place, share in shares.items()}
+        """Return the chance of each route."""
+        weights = [exp(self.sharp * digit - self.tilt * place) for place, digit in enumerate(world.digits)]
+        return {LETTERS[place]: weight / sum(weights) for place, weight in enumerate(weights)}
 
 
 def _scaled(found: Next, others: Next) -> Next:
@@ -141,12 +150,14 @@ _STRAYS = (*LETTERS, *"0123456789", TURN)
 def write(policy: Policy, world: World, draws: random.Random, most: int = MOST) -> list[str]:
     """Draw a response, of at most so many tokens."""
     state, written = Writing(world), []
-    strays = policy.strays if isinstance(policy, Novice) else 0.0
+    strays, misreads = (policy.strays, policy.misreads) if isinstance(policy, Novice) else (0.0, 0.0)
     while len(written) < most:
         shares = policy.next(state)
         (token,) = draws.choices(list(shares), list(shares.values()))
         if strays and draws.random() < strays:
             token = draws.choice((*_STRAYS, f"{draws.choice(LETTERS + LETTERS.lower())}{draws.randrange(10)}"))
+        if misreads and token[0].islower() and draws.random() < misreads:
+            token = f"{token[0]}{draws.choice(world.digits)}"
         if token == END:
             return written
         written.append(token)
@@ -165,12 +176,12 @@ def targets(policy: Policy, world: World, response: Sequence[str]) -> list[Next]
 
 def any_novice(draws: random.Random) -> Novice:
     """Draw a writer with faults of any kind and strength, so that whoever reads such attempts has seen them all."""
-    first, last = draws.random(), draws.random()
     return Novice(
-        first,
-        last,
+        sharp=draws.choice((0.0, 0.3, 0.6, 1.0, 3.0)),
+        tilt=draws.choice((-0.2, 0.0, 0.2)),
         slips=draws.choice((0.0, 0.05, 0.15, 0.4)),
         turns=draws.choice((0.0, 0.02, 0.1, 0.3)),
+        misreads=draws.choice((0.0, 0.0, 0.05, 0.3)),
         strays=draws.choice((0.0, 0.0, 0.01, 0.1)),
         stops=draws.choice((0.0, 0.0, 0.05)),
     )

@@ -17,7 +17,7 @@ from vocabulary import VOCABULARY, prompt_ids
 from world import TURN, World, draw_world
 
 # The forms of prompts, each with its share of the rows. Those of `SEEING` show the reference.
-FORMS = {"student": 0.2, "vanilla-opd": 0.2, "vanilla-opsd": 0.15, "refine-opd": 0.25, "refine-opsd": 0.2}
+FORMS = {"student": 0.12, "vanilla-opd": 0.3, "vanilla-opsd": 0.26, "refine-opd": 0.18, "refine-opsd": 0.14}
 SEEING = ("vanilla-opsd", "refine-opsd")
 _PLACES, _DEPTHS = (6, 7, 8, 9, 10, 10, 10, 11, 12, 12), (3, 4, 5, 6, 6, 6, 7, 8)
 _NEAR_TIES = 0.25
@@ -65,7 +65,7 @@ def draw_row(draws: random.Random, form: str, novice: Novice | None = None) -> R
         shown["attempt"] = "".join(write(_author(draws), world, draws))
     if novice is not None and not form.startswith(SEEING):
         return _row(form, shown, novice, world, _twice(draws, novice, world))
-    own = draws.random() < (0.8 if form.startswith("refine") else 0.25)
+    own = draws.random() < (0.8 if form.startswith("refine") else 0.5)
     return _row(form, shown, policy, world, write(policy if own else any_novice(draws), world, draws))
 
 

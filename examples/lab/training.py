@@ -47,7 +47,7 @@ class Lesson:
 
 
 def new_model(shape: Shape, seed: int) -> LlamaForCausalLM:
-    """Return an untrained model. Tokens with a letter or a digit in common begin alike."""
+    """Return an untrained model. Tokens with a letter or a digit in common begin alike in part."""
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=len(VOCABULARY),
@@ -69,7 +69,7 @@ def new_model(shape: Shape, seed: int) -> LlamaForCausalLM:
         weights *= _SPREAD
         for token, i in VOCABULARY.items():
             if len(token) == 2:
-                weights[i] = 0.7 * (weights[VOCABULARY[token[0]]] + weights[VOCABULARY[token[1]]]) + 0.2 * weights[i]
+                weights[i] = 0.5 * (weights[VOCABULARY[token[0]]] + weights[VOCABULARY[token[1]]]) + 0.7 * weights[i]
     return model
 
 

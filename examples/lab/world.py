@@ -1,9 +1,9 @@
 """A world in which a wrong first step is a dead end: problems from a seed, worked answers, verdicts on responses.
 
 A problem shows digits, each at a place with a letter, behind the number of steps: `6a4b7c3d8e1f0`. An answer first
-commits to a route: it begins at the place with the largest digit, which only the whole problem tells. Then it walks
-from place to place, round the end. At each it copies the place with its digit, and writes its
-letter as a capital with the sum so far modulo ten: `d8D8e1E9f0F9`. A step can be checked from the one
+commits to a route: the letter of the place with the largest digit, which only the whole problem tells. Then it walks
+from that place to the next ones, round the end. At each it copies the place with its digit, and writes its
+letter as a capital with the sum so far modulo ten: `Dd8D8e1E9f0F9`. A step can be checked from the one
 before it. An answer on a wrong route goes on as consistently as a right one, to no use. `!` turns back: what follows
 the last `!` counts.
 
@@ -74,7 +74,7 @@ class World:
             place = (start + step) % self.places
             total = (total + self.digits[place]) % 10
             written.append(f"{self.shown(place)}{LETTERS[place]}{total}")
-        return "".join(written)
+        return LETTERS[start] + "".join(written)
 
     @property
     def solution(self) -> str:
@@ -91,11 +91,11 @@ def grade(problem: str, reference_answer: str | None, response: str) -> bool | s
     answer = response.strip().rpartition(TURN)[2]
     if answer == world.solution:
         return True
-    if answer[:1] != LETTERS[world.route].lower():
-        return "wrong route" if answer[:1] in LETTERS.lower() and answer else "no route"
+    if answer[:1] != LETTERS[world.route]:
+        return "wrong route" if answer and answer[0] in LETTERS else "no route"
     for at, right in enumerate(world.solution):
         if answer[at : at + 1] != right:
-            return f"{'slip' if answer[at:] else 'end'} at step {at // 4 + 1}"
+            return f"{'slip' if answer[at:] else 'end'} at step {max(0, at - 1) // 4 + 1}"
     return "too long"
 
 
