@@ -106,8 +106,8 @@ def markdown(data: ReportData) -> str:
 def _note(seeds: Iterable[Seed], *sentences: str) -> str:
     """Join the sentences, and explain rows of all seeds if there are any."""
     of_all = (
-        f'Rows of seed "{ALL_SEEDS}" are means over the seeds of the arm. Their intervals and p are from a hierarchical bootstrap over seeds '
-        "and questions: they hold for other seeds and other questions like these, and are wide with few seeds."
+        f'Rows of seed "{ALL_SEEDS}" are means over the seeds of the arm. Their intervals are from a hierarchical bootstrap over seeds '
+        "and questions, and p from a t-test over both: they hold for other seeds and other questions like these, and are wide with few seeds."
     )
     return " ".join([*sentences, *([of_all] if ALL_SEEDS in seeds else [])])
 
