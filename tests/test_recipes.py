@@ -468,6 +468,22 @@ def test_from_the_second_round_on_every_arm_goes_on_from_its_own_student(tmp_pat
     assert (option(start, "--skip"), option(start, "--limit"), start.arm) == (None, "4", None)
 
 
+def test_only_the_last_round_is_evaluated_where_a_recipe_says_so(tmp_path: Path) -> None:
+    text = "rounds = 3\nproblems_per_round = 2" + BASE + ARM + "[eval]\nbench = 'arithmetic'\n"
+    each, last = (recipe(tmp_path, key + text) for key in ("", 'evaluate = "last-round"\n'))
+    evaluations = [node.name for node in build_graph(last, tmp_path).nodes if node.stage == "eval"]
+    assert evaluations == ["base/eval", "seed-0/round-2/trd/eval"]
+    by_digest = {node.digest: node.out for node in build_graph(each, tmp_path).nodes}
+    assert all(by_digest[node.digest] == node.out for node in build_graph(last, tmp_path).nodes)
+    assert load_recipe(written(tmp_path, last.as_toml(), "resolved.toml")) == last
+    assert "evaluate" not in each.record()
+
+
+def test_rounds_to_evaluate_have_two_names(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"evaluate.*last"):
+        recipe(tmp_path, 'evaluate = "first-round"' + BASE + ARM)
+
+
 @pytest.mark.parametrize(
     ("weights", "more", "teacher"),
     [
