@@ -1,4 +1,4 @@
-"""Train the lab's models from nothing: a teacher, and students that are right in 20, 35 to 40 and 50 of 100 attempts.
+"""Train the lab's models from nothing: a teacher, and students that are right in about 15, 35 and 50 of 100 attempts.
 
     python examples/lab/make_models.py --out trd-runs/lab/models [--seed 0]
 

@@ -71,7 +71,8 @@ def student_figures(model: PreTrainedModel, worlds: Sequence[World]) -> tuple[di
         "solves": share_right(attempts),
         "rewrites right": share_right(rewritten),
         "keeps": _kept(attempts, rewritten),
-        "solves, shown the reference": share_right(sampled(model, worlds, "vanilla-opsd-q30")),
+        "solves, shown the reference": share_right(sampled(model, worlds, "vanilla-opsd-q0")),
+        "solves, asked to turn back": share_right(sampled(model, worlds, "vanilla-opsd-q30")),
         "turns back, asked for 0.3": turning(model, wrong[:_ROWS], "vanilla-opsd-q30")[1],
     }
     return figures, attempts
