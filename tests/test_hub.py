@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from conftest import Trd
+from support.children import start_child
 from support.hub import Hub
 from support.hub_user import HubUser
 from support.report_run import TRAIN, make_run
@@ -352,7 +353,7 @@ def test_rows_that_were_added_since_take_the_record_away_until_all_are_there(
 
 def pushing(hub: Hub, work: Path, directory: Path, repository: str) -> subprocess.Popen[str]:
     """Start trd push in a process of its own."""
-    return subprocess.Popen(
+    return start_child(
         [sys.executable, "-m", "trd_cli", "push", str(directory), repository],
         env={**os.environ, "PYTHONPATH": str(ROOT), **hub.environment(work / "cache"), "HF_TOKEN": TOKEN},
         stderr=subprocess.PIPE,

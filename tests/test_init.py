@@ -263,4 +263,9 @@ try trd data ""
         capture_output=True,
         text=True,
     )
-    assert done.stdout.splitlines() == ["verify", "--mask-tokens", "rkl rkl-topk", "make import list overlap"], done
+    assert done.stdout.splitlines() == [
+        "verify",
+        "--mask-tokens",
+        "rkl rkl-topk",
+        "make import import-rollouts list overlap",
+    ], done

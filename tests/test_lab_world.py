@@ -13,6 +13,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from click.testing import Result
+from support.children import start_child
 from support.sets import rows_of
 
 Trd = Callable[..., Result]
@@ -172,7 +173,7 @@ def test_models_that_are_finished_are_left_alone(models: Path) -> None:
 
 def test_a_training_that_was_killed_ends_with_the_same_weights(models: Path, tmp_path: Path) -> None:
     arguments = ("--out", tmp_path, "--share", 0.004, "--threads", 1, "--save-minutes", 0)
-    process = subprocess.Popen(command("make_models", *arguments), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    process = start_child(command("make_models", *arguments), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     for _ in range(3000):
         if [*tmp_path.glob(".teacher-*.state")]:
             break

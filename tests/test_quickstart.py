@@ -53,7 +53,7 @@ def small(directory: Path) -> Path:
 def test_the_script_goes_on_after_an_interruption_and_ends_with_its_page(tmp_path: Path) -> None:
     run, recipe = tmp_path / "a run", small(tmp_path)
     first = start(run, recipe)
-    wait_for(lambda: bool(list(run.glob("nodes/sample-*/*.parquet"))), 300)
+    wait_for(lambda: bool(list(run.glob("nodes/sample-*/sessions.jsonl"))), 300)
     os.killpg(first.pid, signal.SIGINT)  # a terminal's Ctrl-C goes to all
     said, _ = first.communicate(timeout=300)
     assert first.returncode == 130, said

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -279,7 +280,7 @@ def test_what_this_machine_lacks_is_a_warning_of_a_plan_and_refused_by_a_run(
     case = LACKING[name]
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
     there = trd(*stage_command(world, case.stage), *case.flags, "--out", tmp_path / "o")
-    if there.exit_code == 0:
+    if there.exit_code == 0 or (name == "a tracker" and find_spec("wandb")):
         pytest.skip(f"{name} is here")
     assert case.word.lower() in there.stderr.lower()
     is_warned_of_and_refused(trd, recipe(arm=case.arm, **case.sections), tmp_path, case.word)

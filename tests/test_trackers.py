@@ -21,6 +21,7 @@ from typing import Any
 
 import pytest
 from conftest import Trd
+from support.children import start_child
 from support.sets import by_hand
 from support.trackers import Logged, of_trackio, of_wandb
 
@@ -192,7 +193,7 @@ def test_a_run_that_is_killed_goes_on_in_the_same_runs_of_the_trackers(places: N
     recipe, out = tmp_path / "scripted.toml", tmp_path / "run"
     recipe.write_text(SCRIPTED)
     words = ("run", recipe, "--until", "verify", "--out", out, "--tracker-project", "of-scripted", *BY_ALL)
-    process = subprocess.Popen([sys.executable, "-m", "trd_cli", *map(str, words)], stderr=subprocess.DEVNULL)
+    process = start_child([sys.executable, "-m", "trd_cli", *words], stderr=subprocess.DEVNULL)
     wait(lambda: "sample" in done_in(out), process)
     process.kill()
     assert process.wait() == -signal.SIGKILL

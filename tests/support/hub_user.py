@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from support.children import start_child
 from support.hub import Hub
 
 
@@ -41,7 +42,7 @@ class HubUser:
         self._cwd, self._env = directory, {**hub.environment(cache), "HF_TOKEN": token, **environment}
 
     def __enter__(self) -> HubUser:
-        self._process = subprocess.Popen(
+        self._process = start_child(
             [sys.executable, __file__],
             cwd=self._cwd,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **self._env},

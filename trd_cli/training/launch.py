@@ -172,6 +172,15 @@ def check_tracker(name: str) -> None:
         raise InputError(f"{flag('tracker')} {name}", "a tracker that is installed", f"pip install {name}")
 
 
+def begin_trackers(accelerator: Accelerator, config: DistillConfig) -> None:
+    """Begin a run of each tracker; raises InputError for one that cannot, as where nobody is logged in."""
+    try:
+        accelerator.init_trackers("trd", config={key: str(value) for key, value in config.record().items()})
+    except Exception as error:  # each tracker has kinds of its own
+        got = f"{flag('tracker')} {' '.join(config.tracker)}: {first_line(error)}"
+        raise InputError(got, "a tracker that can be used", f"log in to it, or leave {flag('tracker')} out") from None
+
+
 def _launched_as() -> str:
     """Return how many processes the launcher was asked for: a number, or "several" where it does not say.
 

@@ -32,6 +32,7 @@ from trd_cli.training import LOG, row_weights
 from trd_cli.training.batches import Example, Split, Weighting, collate, split_step
 from trd_cli.training.checkpoints import dtype_to_save, rehearse, save_model
 from trd_cli.training.figures import StepFigures
+from trd_cli.training.launch import begin_trackers
 from trd_cli.training.mix import Mixed
 from trd_cli.training.model import (
     AdapterOff,
@@ -204,7 +205,7 @@ class Trainer:
         self._rehearse_saving()
         trained = self._resume(progress)
         if config.tracker:
-            accelerator.init_trackers("trd", config={k: str(v) for k, v in config.record().items()})
+            begin_trackers(accelerator, config)
         try:
             mixed = Mixed(config.mix, examples.by_class()) if config.mix else None
             if config.weighs_rows and len(examples):
