@@ -156,7 +156,7 @@ def test_questions_without_a_score_in_some_seed_are_left_out() -> None:
 
 @pytest.mark.parametrize(("seeds", "questions", "apart"), [(3, 60, 0.05), (5, 60, 0.0)])
 def test_intervals_cover(seeds: int, questions: int, apart: float) -> None:
-    """Of 150 comparisons without a true difference; 0.05 more than 5 % is three standard errors."""
+    """Count over 150 comparisons without a true difference; 0.05 more than 5 % is three standard errors."""
     worlds = 150
     found = [difference_over_seeds(*no_difference(w, seeds, questions, apart), False, 600, w) for w in range(worlds)]
     assert sum(d.low <= 0 <= d.high for d in found) / worlds >= 0.9
@@ -164,7 +164,7 @@ def test_intervals_cover(seeds: int, questions: int, apart: float) -> None:
 
 @pytest.mark.parametrize("seeds", [2, 3])
 def test_a_p_value_that_survives_a_correction_for_many_tests_is_as_rare_as_it_says(seeds: int) -> None:
-    """Of 200 comparisons of seeds that lie apart, without a true difference."""
+    """Count over 200 comparisons of seeds that lie apart, without a true difference."""
     p_values = [crossed_p_value([b - a]) for a, b in (no_difference(w, seeds, 60, 0.1) for w in range(200))]
     assert sum(p <= 0.05 for p in p_values) <= 20
     assert sum(p <= 0.002 for p in p_values) <= 3

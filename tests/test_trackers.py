@@ -79,7 +79,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 def held(directory: Path, project: str) -> Held:
-    """What each tracker holds of a run directory that has this project for itself."""
+    """Return what each tracker holds of a run directory that has this project for itself."""
     found: Held = {}
     if "trackio" in TRACKERS:
         found["trackio"] = of_trackio(project, dict(os.environ))
@@ -96,7 +96,7 @@ def old(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def logged(old: Path, ok: Trd, places: None) -> Held:
-    """What each tracker holds of the finished run."""
+    """Return what each tracker holds of the finished run."""
     assert "lacks figures" not in run_old(ok, old, *BY_ALL)
     return held(old / "run", "of-old")
 

@@ -170,9 +170,9 @@ class Share:
 
 @dataclass(frozen=True)
 class Onset:
-    """What the KL along y_o is made of: the shares of forward and reverse KL behind a wrong step, the former beyond a
-    half (`by_half`) and both beyond the share of the positions; and the teacher's mean mass on onset tokens there and
-    elsewhere.
+    """Hold what the KL along y_o is made of: the shares of forward and reverse KL behind a wrong step, and the
+    teacher's mean mass on onset tokens there and elsewhere. The former is told beyond a half (`by_half`), and both
+    beyond the share of the positions.
     """
 
     by_half: Share

@@ -23,7 +23,7 @@ from support.hub import Hub
 
 @dataclass(frozen=True)
 class Ended:
-    """How a command ended."""
+    """Hold how a command ended."""
 
     code: int
     out: str

@@ -42,7 +42,7 @@ class Logged:
 
 
 def of_trackio(project: str, variables: dict[str, str]) -> dict[str, Logged]:
-    """All runs of a project by the last parts of their names, read in a process of its own."""
+    """Return all runs of a project by the last parts of their names, read in a process of its own."""
     done = subprocess.run(
         [sys.executable, "-c", _READ, project], env=variables, capture_output=True, text=True, check=True
     )
@@ -63,7 +63,7 @@ def _short(name: str) -> str:
 
 
 def of_wandb(directory: Path) -> dict[str, Logged]:
-    """All runs that were logged offline below a directory, by the last parts of their names.
+    """Return all runs that were logged offline below a directory, by the last parts of their names.
 
     The directories of one run are put together, in the order in which they were made.
     """

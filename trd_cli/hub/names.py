@@ -13,7 +13,6 @@ _FORM = "hf://datasets/owner/name[@revision][/folder or file]"
 _REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 # Revisions of pull requests and conversions have slashes of their own. In any other one a slash is written as %2F.
 _NAME = re.compile(r"hf://datasets/([^/@]+/[^/@]+)(?:@(refs/(?:pr|convert)/[^/]+|[^/]+))?(?:/(.*))?")
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 @dataclass(frozen=True)
@@ -32,11 +31,6 @@ class HubName:
         if found is None or not is_repository(found[1]) or {"", ".", ".."} & set(path.split("/") if path else ()):
             raise InputError(f"{text!r} is no dataset on the Hub", _FORM, "check the name")
         return cls(found[1], unquote(found[2]) if found[2] else None, path)
-
-    @property
-    def is_pinned(self) -> bool:
-        """Return whether the name will mean the same content for good."""
-        return self.revision is not None and _COMMIT.fullmatch(self.revision) is not None
 
     @property
     def is_file(self) -> bool:

@@ -30,7 +30,7 @@ NO_LICENCE = "Not chosen yet: add `license:` to the head of this page, or push a
 
 @dataclass(frozen=True)
 class SetCard:
-    """What a card tells of one set: its `config` and `folder` in the repository, run.json, figures and completeness.
+    """Hold what a card tells of one set: its `config` and `folder` in the repository, run.json and figures.
 
     `missing` are the rows that it lacks, None where run.json does not tell.
     """
@@ -45,7 +45,7 @@ class SetCard:
 
 @dataclass(frozen=True)
 class Publication:
-    """What the head and the top of a card tell: the repository, its revision, and the licence, None if not chosen."""
+    """Hold what the top of a card tells: the repository, its revision, and the licence, None if not chosen."""
 
     repository: str
     revision: str | None
@@ -309,7 +309,7 @@ def _made_again(records: Sequence[Mapping[str, Any]], recipe: str | None) -> Ite
 
 def _fenced(text: str, language: str) -> str:
     """Return a block of code, whose fence is longer than any in the text."""
-    fence = "`" * max(3, *(len(run) + 1 for run in re.findall("`+", text)), 3)
+    fence = "`" * max([3, *(len(run) + 1 for run in re.findall("`+", text))])
     return f"{fence}{language}\n{text.rstrip()}\n{fence}"
 
 

@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from trd_cli.errors import InputError
-from trd_cli.prompting.templates import prompts_dir
+from trd_cli.errors import InputError, PromptError
+from trd_cli.prompting.templates import digest_of, prompts_dir
 from trd_cli.publishing.places import named
 from trd_cli.trajectories.sets import InputSet, selected_tables
 from trd_cli.trajectories.shards import iter_values
@@ -65,9 +65,6 @@ def _subsets(each: InputSet, parents: Sequence[str]) -> dict[str, int] | None:
 
 def prompt_text(name: str, sha256: str, own: str | None) -> str | None:
     """Return the text of a template by its digest: a built-in one or the file `own`; None where it is not at hand."""
-    from trd_cli.errors import PromptError
-    from trd_cli.prompting.templates import digest_of
-
     for path in filter(None, (str(prompts_dir() / f"{named(name)}.jinja"), own)):
         try:
             if digest_of(path) == sha256:

@@ -47,7 +47,7 @@ _NAMING_KEYS = frozenset({"_name_or_path", "name_or_path", "base_model_name_or_p
 
 @dataclass(frozen=True)
 class Parcel:
-    """What is pushed: the type of the repository ("dataset" or "model"), its files without the card, and the card."""
+    """Hold what is pushed: the repository's type ("dataset" or "model"), its files without the card, and the card."""
 
     repo_type: str
     items: tuple[Item, ...]

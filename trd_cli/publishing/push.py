@@ -33,7 +33,7 @@ _NOT_CONTENT = {CARD, ".gitattributes"}
 
 @dataclass(frozen=True)
 class Pushed:
-    """What a push has made: the name of the repository for other commands, and the card."""
+    """Hold what a push has made: the name of the repository for other commands, and the card."""
 
     name: str
     card: str

@@ -75,7 +75,7 @@ class Order:
 
 @dataclass(frozen=True)
 class Answer:
-    """What became of an order: in one line why figures stay behind, None if none does.
+    """Tell what became of an order: in one line why figures stay behind, None if none does.
 
     `is_late` is True if the tracker is to be asked again at the end of the run alone.
     """

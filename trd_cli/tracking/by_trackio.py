@@ -25,7 +25,7 @@ class Trackio:
     is_late = False
 
     def __init__(self) -> None:
-        """Raises ImportError if the package, or one that it needs, is not installed."""
+        """Raise ImportError if the package, or one that it needs, is not installed."""
         import trackio
         from trackio.sqlite_storage import SQLiteStorage
 

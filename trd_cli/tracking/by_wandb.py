@@ -28,7 +28,7 @@ class Wandb:
     """Log to wandb, or to its files with WANDB_MODE=offline."""
 
     def __init__(self) -> None:
-        """Raises ImportError if the package is not installed, and InputError if it is switched off."""
+        """Raise ImportError if the package is not installed, and InputError if it is switched off."""
         import wandb
 
         self._wandb = wandb

@@ -27,7 +27,7 @@ _FORMAT = 1
 
 @dataclass
 class Sent:
-    """What one of a tracker's runs has."""
+    """Hold what one of a tracker's runs has."""
 
     name: str
     next: int = 0
@@ -40,7 +40,7 @@ class State:
     """The record of one tracker's project. Its group is chosen once: no other run directory has it."""
 
     def __init__(self, directory: Path, tracker: str, project: str) -> None:
-        """Raises InputError for a record that cannot be read."""
+        """Raise InputError for a record that cannot be read."""
         self._path = directory / DIRECTORY / f"{tracker}-{_as_file(project)}.json"
         found = self._read()
         self.group: str = found.get("group") or f"{directory.resolve().name}-{secrets.token_hex(3)}"
