@@ -264,7 +264,7 @@ def test_the_page_has_claims_scores_and_agreement(made: Path, tmp_path: Path, ca
     [
         ("held", "held", "the same"),
         ("held", "did not hold", "opposite"),
-        ("held", "undecided here", "decided in one alone"),
+        ("held", "undecided", "decided in one alone"),
     ],
 )
 def test_verdicts_of_two_runs_agree_or_not(one: str, other: str, agreed: str) -> None:

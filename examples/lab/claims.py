@@ -18,7 +18,7 @@ from figures import BASE, MOST_TOKENS, Onset, Scores, Share, difference, onset, 
 from trd_cli.evaluation.paired import holm
 from trd_cli.evaluation.seeds import DifferenceOverSeeds
 
-HELD, NOT, UNDECIDED = "held", "did not hold", "undecided here"
+HELD, NOT, UNDECIDED = "held", "did not hold", "undecided"
 SETTINGS = ("opd", "opsd")
 BENCH, HARDER = "held-out", "harder"
 # Arms that are no rivals of trd: those that are trd but for a part, and the start.
@@ -27,9 +27,9 @@ _OWN = (BASE, "trd", "trd-repaired")
 
 @dataclass(frozen=True)
 class Claim:
-    """One claim in one setting. `value`, `low` and `high` are in the unit that `figure` says.
+    """One claim in one setting. `figure` says what `value`, `low` and `high` are, and in which unit.
 
-    `lean` is above 0 where the figure speaks for the claim; p is of its being 0.
+    `lean` is above 0 where the figure speaks for the claim; p is of its being 0. `about` is a sentence for a footnote.
     """
 
     name: str
@@ -43,6 +43,7 @@ class Claim:
     p_value: float
     p_holm: float | None = None
     verdict: str = UNDECIDED
+    about: str = ""
 
     @property
     def key(self) -> str:
@@ -79,16 +80,15 @@ class Lab:
         def compared(name: str, text: str, a: Scores, arm: str, score: str, b: Scores = scores) -> Iterator[Claim]:
             d = difference(a, arm, b, "trd", BENCH, score)
             if d is not None and not isnan(d.value):
-                figure = f"{score}@{b.samples('trd', BENCH)} of trd less that of {arm}, points"
+                figure = f"{score}@{b.samples('trd', BENCH)}, points more"
                 yield _of_difference(name, setting, text, figure, d)
 
         yield from compared("trd-repaired", "breadth beats repaired rows alone", scores, "trd-repaired", "avg")
         yield from compared("pass", "pass@k grows with trd", scores, BASE, "pass")
         rounds = self.scores.get(f"{setting}-rounds")
         if rounds is not None:
-            text = "ten short rounds beat one, with as many steps and rows"
-            for claim in compared("rounds", text, scores, "trd", "avg", rounds):
-                yield replace(claim, figure=claim.figure.replace("of trd less that of trd", "of ten rounds less one"))
+            text = "ten short rounds beat one"
+            yield from compared("rounds", text, scores, "trd", "avg", rounds)
         for arm in (arm for arm in scores.arms if arm not in _OWN):
             yield from compared(f"trd {arm}", f"trd beats {arm}", scores, arm, "avg")
         yield from compared("trd base", "trd improves the student", scores, BASE, "avg")
@@ -103,17 +103,19 @@ def of_onset(setting: str, run: Path) -> Iterator[Claim]:
 
 def of_shares(setting: str, found: Onset) -> Iterator[Claim]:
     """Yield the claims on the shares of KL behind a wrong step."""
-    mass = f"the teacher's mass on turning back is {found.mass_after:.2f} there and {found.mass_before:.2f} elsewhere"
-    where = "behind the first wrong step, % (of positions: {:.0f} %{})"
-    figure = f"share of the forward KL along y_o {where.format(100 * found.positions, '; ' + mass)}"
+    figure = "share of the KL, %"
+    about = (
+        f"{setting}: {100 * found.positions:.0f} % of the positions along y_o are behind the first wrong step; the teacher's "
+        f"mass on turning back is {found.mass_after:.2f} there and {found.mass_before:.2f} elsewhere."
+    )
     # Both bounds must be passed for the claim; to fail at one is enough against it.
     sides = sorted((found.by_half, found.forward), key=lambda share: share.beyond)
     p_value = sides[0].p_value if sides[0].beyond < 0 else max(share.p_value for share in sides)
-    text = "forward KL along y_o is dominated by the onset"
-    yield Claim("onset", setting, text, figure, *_percents(found.forward), sides[0].beyond, p_value)
-    figure = f"share of the reverse KL along y_o {where.format(100 * found.positions, '')}"
+    text = "forward KL is dominated by the onset"
+    percents = _percents(found.forward)
+    yield Claim("onset", setting, text, figure, *percents, sides[0].beyond, p_value, about=about)
     of = found.reverse
-    text = "reverse KL along y_o ignores the onset"
+    text = "reverse KL ignores the onset"
     yield Claim("reverse", setting, text, figure, *_percents(of), -of.beyond, of.p_value)
 
 
@@ -126,11 +128,9 @@ def of_refinement(setting: str, run: Path) -> Iterator[Claim]:
     found = refinement(run)
     if found is None or any(isnan(d.value) for d in found.values()):
         return
-    figure = "share of right y_r less that of right y_o, points"
+    figure = "right, points more"
     yield _of_difference("y_r right", setting, "y_r is more often right than y_o", figure, found["right"])
-    d = _of_difference(
-        "y_r shorter", setting, "y_r is shorter than y_o", "tokens of y_o less those of y_r", found["length"]
-    )
+    d = _of_difference("y_r shorter", setting, "y_r is shorter than y_o", "tokens fewer", found["length"])
     scale = -MOST_TOKENS / 100
     yield replace(d, value=scale * d.value, low=scale * d.high, high=scale * d.low, lean=-d.lean)
 

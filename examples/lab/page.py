@@ -98,29 +98,27 @@ def tables(lab: Lab, claims: Sequence[Claim], there: Sequence[dict[str, Any]]) -
 def claims_table(claims: Sequence[Claim]) -> Table:
     rows = [
         (
-            *(
-                claim.text,
-                claim.setting,
-                claim.verdict,
-                f"{claim.value:+.1f}",
-                f"{claim.low:+.1f} to {claim.high:+.1f}",
-            ),
-            *(number(claim.p_value, 2), number(claim.p_holm, 2), claim.figure),
+            *(claim.text, claim.setting, claim.verdict, claim.figure, f"{claim.value:.1f}"),
+            *(f"{claim.low:.1f} to {claim.high:.1f}", number(claim.p_value, 2), number(claim.p_holm, 2)),
         )
         for claim in claims
     ]
-    note = (
-        "The figure is the last column's. Comparisons of scores are on the held-out problems, paired by question and by seed; p is two-sided and "
-        f"corrected by Holm for all {len(claims)} claims of this table. Held and did not hold: corrected p below 0.05 for the claim and against it. A "
-        "share speaks for forward KL if it is above a half and above that of the positions, and for reverse KL if it is below that of the positions."
+    note = " ".join(
+        [
+            "Comparisons of scores are on the held-out problems, paired by question and by seed; p is two-sided and corrected by Holm for all "
+            f"{len(claims)} claims of this table. Held and did not hold: corrected p below 0.05 for the claim and against it. The share of the "
+            "KL behind the first wrong step speaks for the claim on forward KL if it is above a half and above that of the positions, and for that on "
+            "reverse KL if it is below that of the positions. Ten rounds have as many steps and rows as one.",
+            *(claim.about for claim in claims if claim.about),
+        ]
     )
-    columns = ("claim", "setting", "verdict"), ("figure", "95 % interval", "p", "p, Holm", "which figure")
+    columns = ("claim", "setting", "verdict", "measure"), ("figure", "95 % interval", "p", "p, Holm")
     return table_of("claims", "Claims", *columns, rows, note)
 
 
 def agreement_table(claims: Sequence[Claim], there: Sequence[dict[str, Any]]) -> Table:
     rows = [
-        (c.text, c.setting, c.verdict, other["verdict"], agreed, f"{c.value:+.1f}", f"{other['value']:+.1f}")
+        (c.text, c.setting, c.verdict, other["verdict"], agreed, f"{c.value:.1f}", f"{other['value']:.1f}")
         for c, other, agreed in agreement(claims, there)
     ]
     counted = {word: sum(row[4] == word for row in rows) for word in dict.fromkeys(row[4] for row in rows)}
