@@ -42,7 +42,7 @@ def small(directory: Path) -> Path:
         "sample": short,
         "refine": short,
         "eval": short | {"bench": "arithmetic:n=5,seed=2"},
-        "arms": {"trd": {"subset": "all"}},
+        "arms": {"trd": {"subset": "all", "where": "TRUE"}},
     }
     path = directory / "small.toml"
     path.write_text(tomli_w.dumps(recipe))
