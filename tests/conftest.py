@@ -46,6 +46,15 @@ LONGEST = (
         "grader_pool",
         "eval",
         "sandbox",
+        "many_nodes",
+        "trackers",
+        "refusals",
+        "lab_world",
+        "transformers_engine",
+        "ray",
+        "saving",
+        "code_grader",
+        "keys",
     ),
 )
 

@@ -1,7 +1,7 @@
 """Stages killed at any moment and run again: the same rows as in an undisturbed run, none lost, none doubled.
 
 The commands run in children forked from one process with the modules loaded, so that the moments of death fall into the
-work and not into Python's start. TRD_KILLS sets the number of kills where environments are played: 20 is the full form.
+work and not into Python's start. TRD_KILLS sets the number of kills of a test: 20 is the full form.
 Not covered: power loss, which only the fsync before each rename guards against.
 """
 
@@ -25,7 +25,7 @@ from support.sets import by_id, rows_of
 from trd_cli.records import Trajectory
 from trd_cli.trajectories.shards import list_shards, read_rows, write_shard
 
-KILLS = 20
+KILLS = int(os.environ.get("TRD_KILLS", "6"))
 Trd = Callable[..., Result]
 Rows = dict[str, Trajectory]
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from conftest import Trd
+from conftest import Trd, takes_long
 from support.launches import (
     BIN,
     PLENTY,
@@ -162,8 +162,8 @@ CPU_CONFIG = "compute_environment: LOCAL_MACHINE\ndistributed_type: 'NO'\nnum_pr
     "launcher",
     [
         ("accelerate", "launch", "--cpu", "--num_processes", "2"),
-        ("accelerate", "launch", "--config_file", "CONFIG"),
-        ("python", "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"),
+        pytest.param(("accelerate", "launch", "--config_file", "CONFIG"), marks=takes_long),
+        pytest.param(("python", "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"), marks=takes_long),
     ],
     ids=["by options", "by a file", "as a module"],
 )
@@ -197,7 +197,7 @@ def test_a_world_of_two_without_a_launcher_ends_and_trains_nothing(world: World,
     assert not (tmp_path / "c").exists()
 
 
-@pytest.mark.parametrize("late", [0, 1], ids=["the first late", "the second late"])
+@pytest.mark.parametrize("late", [0, pytest.param(1, marks=takes_long)], ids=["the first late", "the second late"])
 def test_paths_from_a_pipe_are_refused_and_the_reason_said_whichever_process_is_late(tmp_path: Path, late: int) -> None:
     # Python runs a module of this name first; this one delays one of the two processes, like a slow disk.
     (tmp_path / "sitecustomize.py").write_text(

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Trd
+from conftest import Trd, takes_long
 from support.sets import iter_rows
 from support.tiny import (
     END,
@@ -350,7 +350,7 @@ def test_weights_that_cannot_be_read_are_an_engine_error(tiny: Path, tmp_path: P
 
 
 @pytest.mark.model
-@pytest.mark.parametrize("temperature", [0, 0.6], ids=["greedy", "seeded"])
+@pytest.mark.parametrize("temperature", [0.6, pytest.param(0, marks=takes_long)], ids=["seeded", "greedy"])
 def test_smollm2_writes_the_same_rows_for_every_batch_size(
     ok: Trd, problems: Path, tmp_path: Path, temperature: float
 ) -> None:
