@@ -122,12 +122,19 @@ def test_a_dry_run_plans_a_recipe_of_the_lab(here: Path, ok: Trd) -> None:
 
 
 def scores(name: str, **arms: list[list[list[float]]]) -> Scores:
-    """Return scores of arms: seeds of questions of samples. An arm `base` has one seed, None."""
+    """Return scores of arms: seeds of questions of samples. An arm `base` has one seed, None.
+
+    Wrong answers turn back.
+    """
     correct = {
         arm: {(None if arm == "base" else s): {"held-out": np.array(rows)} for s, rows in enumerate(seeds)}
         for arm, seeds in arms.items()
     }
-    return Scores(name, "opd", correct, dict.fromkeys(arms, 0.0))
+    turned = {
+        arm: {seed: {bench: 1.0 - rows.mean(axis=1) for bench, rows in of.items()} for seed, of in by_seed.items()}
+        for arm, by_seed in correct.items()
+    }
+    return Scores(name, "opd", correct, turned)
 
 
 def test_a_difference_is_over_the_seeds_that_both_runs_have() -> None:
@@ -140,6 +147,7 @@ def test_a_difference_is_over_the_seeds_that_both_runs_have() -> None:
         "1, 1, 0 less 1, halved"
     )
     assert difference(one, "fkl", one, "trd", "held-out", "avg") is None
+    assert difference(one, "trd", ten, "trd", "held-out", "turned").value == pytest.approx(-0.375)
 
 
 def claim(name: str, lean: float, p_value: float) -> of_claims.Claim:
@@ -158,22 +166,24 @@ def test_verdicts_follow_from_p_values_corrected_for_their_number() -> None:
     many = of_claims.judged([*made, *(claim(f"e{i}", 1.0, 0.5) for i in range(10))])
     assert many[0].verdict == of_claims.UNDECIDED, "0.01 of fourteen is no finding"
     assert of_claims.judged([claim("f", 1.0, float("nan"))])[0].verdict == of_claims.UNDECIDED
+    untested = replace(claim("g", 1.0, 0.0), p_value=None, verdict=of_claims.NO_TEST)
+    assert of_claims.judged([untested, claim("a", 4.0, 0.04)]) == [
+        untested,
+        replace(claim("a", 4.0, 0.04), p_holm=0.04, verdict=of_claims.HELD),
+    ], "what is not tested is not counted"
 
 
-def told(forward: float, reverse: float, positions: float) -> dict[str, str]:
-    """Return the verdicts of a diagnosis in which every problem has these shares behind the first wrong step."""
-    sums = np.array([[[s, 1.0] for s in (forward, reverse, positions)]] * 5)
-    return {
-        c.name: c.verdict
-        for c in of_claims.judged(list(of_claims.of_shares("opd", Onset(*shares(sums), positions, 0.3, 0.0))))
-    }
+def told(forward: float, positions: float) -> str:
+    """Return the verdict of a diagnosis in which every problem has these shares behind the first wrong step."""
+    sums = np.array([[[forward, 1.0], [positions, 1.0]]] * 5)
+    (found,) = of_claims.judged(list(of_claims.of_shares("opd", Onset(*shares(sums), 0.9, positions, 0.3, 0.0))))
+    return found.verdict
 
 
-def test_shares_of_kl_are_judged_against_those_of_the_positions() -> None:
-    held, fails = of_claims.HELD, of_claims.NOT
-    assert told(0.9, 0.3, 0.6) == {"onset": held, "reverse": held}
-    assert told(0.55, 0.7, 0.6) == {"onset": fails, "reverse": fails}, "more than a half, and less than an even spread"
-    assert told(0.4, 0.1, 0.2) == {"onset": fails, "reverse": held}, "more than an even spread, and no half"
+def test_a_share_of_kl_is_judged_against_that_of_the_positions_and_a_half() -> None:
+    assert told(0.9, 0.6) == of_claims.HELD
+    assert told(0.55, 0.6) == of_claims.NOT, "more than a half, and less than an even spread"
+    assert told(0.4, 0.2) == of_claims.NOT, "more than an even spread, and no half"
 
 
 def test_the_first_wrong_token_is_where_the_right_answer_does_not_go_on() -> None:
@@ -195,10 +205,10 @@ def test_positions_behind_a_wrong_step_end_where_the_answer_turns_back() -> None
 
 
 def test_shares_of_sums_are_over_problems() -> None:
-    sums = np.array([[[3, 4], [1, 4], [2, 4]], [[3, 4], [1, 4], [2, 4]]], dtype=float)
-    by_half, forward, reverse = shares(sums)
-    assert [(s.value, s.low, s.high) for s in (by_half, forward, reverse)] == [(0.75,) * 3, (0.75,) * 3, (0.25,) * 3]
-    assert [s.beyond for s in (by_half, forward, reverse)] == [0.25, 0.25, -0.25]
+    sums = np.array([[[3, 4], [2.5, 4]], [[3, 4], [2.5, 4]]], dtype=float)
+    by_half, beyond_positions = shares(sums)
+    assert [(s.value, s.low, s.high) for s in (by_half, beyond_positions)] == [(0.75,) * 3] * 2
+    assert [s.beyond for s in (by_half, beyond_positions)] == [0.25, 0.125]
 
 
 # The page

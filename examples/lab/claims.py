@@ -1,24 +1,24 @@
 """The papers' claims, each with its figure in the lab, an interval, and a verdict.
 
-A claim held if its figure is significant in the direction of the claim, and did not hold if significant in the other:
-p < 0.05 after Holm's correction over all claims of all settings. What is neither is undecided here: too small for this
-lab, or not there.
+A claim held if p < 0.05 in its direction, after Holm's correction over all claims of all settings, and did not hold if
+p < 0.05 against it. Else it is undecided: the difference may be there, and too small for this lab. What follows from
+how the world is made is told without a verdict.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from math import isnan
+from math import isnan, nan
 from pathlib import Path
 from typing import Any
 
-from figures import BASE, MOST_TOKENS, Onset, Scores, Share, difference, onset, read_scores, refinement
+from figures import BASE, MOST_TOKENS, Onset, Scores, difference, is_finished, onset, read_scores, refinement
 
 from trd_cli.evaluation.paired import holm
 from trd_cli.evaluation.seeds import DifferenceOverSeeds
 
-HELD, NOT, UNDECIDED = "held", "did not hold", "undecided"
+HELD, NOT, UNDECIDED, NO_TEST = "held", "did not hold", "undecided", "no test here"
 SETTINGS = ("opd", "opsd")
 BENCH, HARDER = "held-out", "harder"
 # Arms that are no rivals of trd: those that are trd but for a part, and the start.
@@ -27,9 +27,10 @@ _OWN = (BASE, "trd", "trd-repaired")
 
 @dataclass(frozen=True)
 class Claim:
-    """One claim in one setting. `figure` says what `value`, `low` and `high` are, and in which unit.
+    """Tell one claim in one setting. `figure` says what `value`, `low` and `high` are, and in which unit.
 
-    `lean` is above 0 where the figure speaks for the claim; p is of its being 0. `about` is a sentence for a footnote.
+    `lean` is above 0 where the figure speaks for the claim; p is of its being 0, None where nothing is tested. `about`
+    is a sentence for a footnote.
     """
 
     name: str
@@ -40,7 +41,7 @@ class Claim:
     low: float
     high: float
     lean: float
-    p_value: float
+    p_value: float | None
     p_holm: float | None = None
     verdict: str = UNDECIDED
     about: str = ""
@@ -52,16 +53,19 @@ class Claim:
 
 @dataclass(frozen=True)
 class Lab:
-    """The runs of a directory, by their names."""
+    """Hold the runs of a directory, by their names."""
 
     directory: Path
     scores: Mapping[str, Scores]
+    unfinished: Sequence[str] = ()
 
     @classmethod
     def read(cls, directory: Path) -> Lab:
         """Read every run in `directory/runs` of which an evaluation has ended."""
-        found = {path.name: read_scores(path) for path in sorted((directory / "runs").iterdir()) if path.is_dir()}
-        return cls(directory, {name: scores for name, scores in found.items() if scores is not None})
+        paths = [path for path in sorted((directory / "runs").iterdir()) if (path / "graph.json").is_file()]
+        found = {path.name: read_scores(path) for path in paths}
+        unfinished = [path.name for path in paths if not is_finished(path)]
+        return cls(directory, {name: scores for name, scores in found.items() if scores is not None}, unfinished)
 
     def claims(self) -> list[Claim]:
         """Return all claims that there are figures for, corrected for their number."""
@@ -83,6 +87,10 @@ class Lab:
                 figure = f"{score}@{b.samples('trd', BENCH)}, points more"
                 yield _of_difference(name, setting, text, figure, d)
 
+        learned = difference(scores, "rkl", scores, "fkl", BENCH, "turned")
+        if learned is not None:
+            text = "reverse KL ignores the onset, forward KL learns it"
+            yield _of_difference("reverse", setting, text, "turn back, fkl − rkl, points", learned)
         yield from compared("trd-repaired", "breadth beats repaired rows alone", scores, "trd-repaired", "avg")
         yield from compared("pass", "pass@k grows with trd", scores, BASE, "pass")
         rounds = self.scores.get(f"{setting}-rounds")
@@ -102,25 +110,21 @@ def of_onset(setting: str, run: Path) -> Iterator[Claim]:
 
 
 def of_shares(setting: str, found: Onset) -> Iterator[Claim]:
-    """Yield the claims on the shares of KL behind a wrong step."""
+    """Yield the claim on the share of KL behind a wrong step."""
     figure = "share of the KL, %"
     about = (
-        f"{setting}: {100 * found.positions:.0f} % of the positions along y_o are behind the first wrong step; the teacher's "
-        f"mass on turning back is {found.mass_after:.2f} there and {found.mass_before:.2f} elsewhere."
+        f"{setting}: of the positions along y_o that have a prefix {100 * found.positions:.0f} % are behind the first wrong step, "
+        f"with {100 * found.reverse:.0f} % of the reverse KL; the teacher's mass on turning back is {found.mass_after:.2f} there "
+        f"and {found.mass_before:.2f} elsewhere."
     )
-    # Both bounds must be passed for the claim; to fail at one is enough against it.
+    # Both bounds must be passed for the claim; to fail at one of the two is enough against it.
     sides = sorted((found.by_half, found.forward), key=lambda share: share.beyond)
-    p_value = sides[0].p_value if sides[0].beyond < 0 else max(share.p_value for share in sides)
+    fails = sides[0].beyond < 0
+    p_value = min(1.0, 2 * sides[0].p_value) if fails else max(share.p_value for share in sides)
     text = "forward KL is dominated by the onset"
-    percents = _percents(found.forward)
-    yield Claim("onset", setting, text, figure, *percents, sides[0].beyond, p_value, about=about)
-    of = found.reverse
-    text = "reverse KL ignores the onset"
-    yield Claim("reverse", setting, text, figure, *_percents(of), -of.beyond, of.p_value)
-
-
-def _percents(share: Share) -> tuple[float, float, float]:
-    return 100 * share.value, 100 * share.low, 100 * share.high
+    share = found.forward
+    ends = (100 * each for each in (share.value, share.low, share.high))
+    yield Claim("onset", setting, text, figure, *ends, sides[0].beyond, p_value, about=about)
 
 
 def of_refinement(setting: str, run: Path) -> Iterator[Claim]:
@@ -132,7 +136,9 @@ def of_refinement(setting: str, run: Path) -> Iterator[Claim]:
     yield _of_difference("y_r right", setting, "y_r is more often right than y_o", figure, found["right"])
     d = _of_difference("y_r shorter", setting, "y_r is shorter than y_o", "tokens fewer", found["length"])
     scale = -MOST_TOKENS / 100
-    yield replace(d, value=scale * d.value, low=scale * d.high, high=scale * d.low, lean=-d.lean)
+    d = replace(d, value=scale * d.value, low=scale * d.high, high=scale * d.low, lean=-d.lean)
+    # A whole answer to a problem has as many tokens as any other; what differs are early ends.
+    yield replace(d, p_value=None, verdict=NO_TEST)
 
 
 def _of_difference(name: str, setting: str, text: str, figure: str, d: DifferenceOverSeeds) -> Claim:
@@ -141,10 +147,11 @@ def _of_difference(name: str, setting: str, text: str, figure: str, d: Differenc
 
 
 def judged(claims: Sequence[Claim]) -> list[Claim]:
-    """Return the claims with their p-values corrected by Holm over all, and the verdicts that follow."""
+    """Return the claims with their p-values corrected by Holm over all tests, and the verdicts that follow."""
+    corrected = holm([nan if claim.p_value is None else claim.p_value for claim in claims])
     return [
-        replace(claim, p_holm=p, verdict=_verdict(claim.lean, p))
-        for claim, p in zip(claims, holm([claim.p_value for claim in claims]), strict=True)
+        claim if claim.p_value is None else replace(claim, p_holm=p, verdict=_verdict(claim.lean, p))
+        for claim, p in zip(claims, corrected, strict=True)
     ]
 
 

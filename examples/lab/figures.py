@@ -31,14 +31,16 @@ _DRAWS = 4000
 
 @dataclass(frozen=True)
 class Scores:
-    """The evaluations of a run after its last round: `correct` has correct_QK by arm, seed (None: base) and benchmark,
-    `turned` the share of responses that turn back, by arm, over all.
+    """Hold the evaluations of a run after its last round, by arm, seed (None: base) and benchmark.
+
+    `correct` has correct_QK, `turned` the share of each question's responses that turn back, (Q,). The questions of the
+    two are not in the same order.
     """
 
     name: str
     setting: str
     correct: dict[str, dict[int | None, dict[str, np.ndarray]]]
-    turned: dict[str, float]
+    turned: dict[str, dict[int | None, dict[str, np.ndarray]]]
 
     @property
     def arms(self) -> list[str]:
@@ -49,9 +51,14 @@ class Scores:
         return list(next(iter(next(iter(self.correct.values())).values())))
 
     def matrix(self, arm: str, bench: str, score: str, seeds: Sequence[int | None] | None = None) -> np.ndarray:
-        """Return avg@k or pass@k of each question by seed, shape (S, Q); of the base model S is 1."""
-        of = self.correct[arm]
+        """Return a score of each question by seed, shape (S, Q): avg@k, pass@k, or the share that is `turned`.
+
+        Of the base model S is 1.
+        """
+        of = self.turned[arm] if score == "turned" else self.correct[arm]
         rows = [of[seed][bench] for seed in (of if seeds is None or None in of else seeds)]
+        if score == "turned":
+            return np.array(rows)
         if score == "avg":
             return np.array([question_means(correct_QK) for correct_QK in rows])
         return np.array([pass_scores(correct_QK, correct_QK.shape[1])[0] for correct_QK in rows])
@@ -77,26 +84,40 @@ def difference(a: Scores, arm_a: str, b: Scores, arm_b: str, bench: str, score: 
 
 
 def read_scores(directory: Path) -> Scores | None:
-    """Read the finished evaluations of a run; None where there is no run or none has ended.
+    """Read the finished evaluations of a run; None where none has ended.
 
-    Of several rounds the last counts. An arm counts once every seed of it is there.
+    Of several rounds the last counts. An arm counts once every seed of it is there, and a run once the base model is.
     """
-    if not (directory / "graph.json").is_file():
-        return None
     run = read_run(directory)
     last = max((node.round or 0 for node in run.of_stage("eval")), default=0)
     nodes = [node for node in run.of_stage("eval") if node.round in (None, last)]
     unfinished = {node.arm for node in nodes if node.state != "done" or lacking(node)}
     correct: dict[str, dict[int | None, dict[str, np.ndarray]]] = {}
-    texts: dict[str, list[str]] = {}
+    turned: dict[str, dict[int | None, dict[str, np.ndarray]]] = {}
     for node in nodes:
         if node.arm not in unfinished:
             arm, benches = node.arm or BASE, read_results(str(node.path))["benchmarks"]
             found = {Path(name).stem: correct_matrix(bench["samples"]) for name, bench in benches.items()}
             correct.setdefault(arm, {})[node.seed] = found
-            texts.setdefault(arm, []).extend(_columns(node, ["response"])["response"].drop_nulls().to_list())
-    turned = {arm: sum(TURN in text for text in told) / max(1, len(told)) for arm, told in texts.items()}
-    return Scores(run.name, run.recipe["setting"], correct, turned) if len(correct) > 1 else None
+            turned.setdefault(arm, {})[node.seed] = _turned(node)
+    is_there = BASE in correct and len(correct) > 1
+    return Scores(run.name, run.recipe["setting"], correct, turned) if is_there else None
+
+
+def is_finished(directory: Path) -> bool:
+    """Return True if every stage of a run is done."""
+    return all(node.state == "done" for node in read_run(directory).nodes.values())
+
+
+def _turned(node: Node) -> dict[str, np.ndarray]:
+    """Return by benchmark the share of each question's responses that turn back, ordered by the questions' ids."""
+    rows = _columns(node, ["source", "problem_id", "response"])
+    has_turned = pl.col("response").fill_null("").str.contains(TURN, literal=True)
+    shares = rows.group_by("source", "problem_id").agg(has_turned.mean().alias("share")).sort("problem_id")
+    return {
+        Path(source).stem: of_source["share"].to_numpy()
+        for (source,), of_source in shares.partition_by("source", as_dict=True).items()
+    }
 
 
 def _columns(node: Node, names: list[str]) -> pl.DataFrame:
@@ -133,7 +154,12 @@ def refinement(directory: Path) -> dict[str, DifferenceOverSeeds] | None:
     rows = pl.DataFrame({"problem_id": problems})
 
     def of(column: str) -> np.ndarray:
-        return np.array([rows.join(found, on="problem_id", how="left")[column].to_numpy() for found in by_seed])
+        return np.array(
+            [
+                rows.join(found, on="problem_id", how="left", maintain_order="left")[column].to_numpy()
+                for found in by_seed
+            ]
+        )
 
     names = ("right", "length")
     return {n: difference_over_seeds(of(f"{n}_o"), of(f"{n}_r"), are_paired=True) for n in names}
@@ -157,8 +183,9 @@ def _changes(rollouts: Node, refined: Node) -> pl.DataFrame:
 
 @dataclass(frozen=True)
 class Share:
-    """A share of a sum over rows with a 95 % interval over problems; what it is beyond a bound, `beyond`, with a
-    two-sided p-value of the bootstrap.
+    """Hold a share of a sum over rows with a 95 % interval over problems.
+
+    `beyond` is the share less its bound, with a two-sided p-value of the bootstrap.
     """
 
     value: float
@@ -170,14 +197,16 @@ class Share:
 
 @dataclass(frozen=True)
 class Onset:
-    """Hold what the KL along y_o is made of: the shares of forward and reverse KL behind a wrong step, and the
-    teacher's mean mass on onset tokens there and elsewhere. The former is told beyond a half (`by_half`), and both
-    beyond the share of the positions.
+    """Hold what the KL along y_o is made of, at the positions that have a prefix.
+
+    `forward` is the share of forward KL behind a wrong step less that of the positions, `by_half` the same share less a
+    half. The shares of reverse KL and of the positions have no bound. `mass_after` and `mass_before` are the teacher's
+    mean mass on onset tokens there and elsewhere.
     """
 
     by_half: Share
     forward: Share
-    reverse: Share
+    reverse: float
     positions: float
     mass_after: float
     mass_before: float
@@ -186,13 +215,15 @@ class Onset:
 def onset(directory: Path) -> Onset | None:
     """Return what the diagnosis in a run's directory says of positions whose prefix is wrong; None without one.
 
-    Each row weighs the same, as in the loss: positions count one over the row's length.
+    The first position has no prefix that could be wrong, and is left out. Each row weighs the same, as in the loss:
+    positions count one over the row's length.
     """
     if not (directory / "diagnosis" / "diagnosis.json").is_file():
         return None
-    texts = pl.concat(
-        _columns(node, ["trajectory_id", "problem", "response"]) for node, _ in first_sets(read_run(directory))
-    )
+    sets = first_sets(read_run(directory))
+    if not sets:
+        return None
+    texts = pl.concat(_columns(node, ["trajectory_id", "problem", "response"]) for node, _ in sets)
     by_id = {row[0]: row[1:] for row in texts.iter_rows()}
     sums: dict[str, np.ndarray] = {}
     mass = np.zeros((2, 2))
@@ -204,38 +235,39 @@ def onset(directory: Path) -> Onset | None:
         ):
             places = slice(offsets[i], offsets[i + 1])
             length = offsets[i + 1] - offsets[i]
-            if kind != "rollout" or not length:
+            if kind != "rollout" or length < 2:
                 continue
-            after = behind(*by_id[key], length)
+            after = behind(*by_id[key], length)[1:]
+            onset_mass = figures["onset_mass"][places][1:]
             for part in (0, 1):
-                mass[part] += figures["onset_mass"][places][after == part].sum(), (after == part).sum()
-            parts = [figures[name][places] for name in ("forward_kl", "reverse_kl")] + [np.ones(length)]
+                mass[part] += onset_mass[after == part].sum(), (after == part).sum()
+            parts = [figures[name][places][1:] for name in ("forward_kl", "reverse_kl")] + [np.ones(length - 1)]
             row = [[part[after].sum() / length, part.sum() / length] for part in parts]
             sums[problem] = sums.get(problem, np.zeros((3, 2))) + np.array(row)
     sums_P32 = np.array([sums[problem] for problem in sorted(sums)])
     before, after = (float(total / max(1, places)) for total, places in mass)
-    positions = float(np.divide(*sums_P32[:, 2].sum(axis=0)))
-    return Onset(*shares(sums_P32), positions, after, before)
+    _, reverse, positions = (float(share) for share in np.divide(*sums_P32.sum(axis=0).T))
+    return Onset(*shares(sums_P32[:, [0, 2]]), reverse, positions, after, before)
 
 
-def shares(sums_P32: np.ndarray) -> tuple[Share, Share, Share]:
-    """Return the first of three shares beyond a half and beyond the third, and the second beyond the third.
+def shares(sums_P22: np.ndarray) -> tuple[Share, Share]:
+    """Return the first of two shares less a half and less the second.
 
     The sums are by problem and share, the part and the whole. The bootstrap is over problems.
     """
-    weights = resamples(np.random.default_rng(0), _DRAWS, len(sums_P32))
-    drawn = np.einsum("bp,pij->bij", weights, sums_P32)
-    drawn_B3, seen = drawn[..., 0] / drawn[..., 1], sums_P32.sum(axis=0)
-    value = seen[:, 0] / seen[:, 1]
+    weights = resamples(np.random.default_rng(0), _DRAWS, len(sums_P22))
+    drawn = np.einsum("bp,pij->bij", weights, sums_P22)
+    drawn_B2, seen = drawn[..., 0] / drawn[..., 1], sums_P22.sum(axis=0)
+    value, other = seen[:, 0] / seen[:, 1]
+    low, high = np.quantile(drawn_B2[:, 0], (0.025, 0.975))
 
-    def share(of: int, bound: float, bound_B: np.ndarray | float) -> Share:
-        low, high = np.quantile(drawn_B3[:, of], (0.025, 0.975))
-        beyond_B = drawn_B3[:, of] - bound_B
+    def less(bound: float, bound_B: np.ndarray | float) -> Share:
+        beyond_B = drawn_B2[:, 0] - bound_B
         others = min((beyond_B <= 0).sum(), (beyond_B >= 0).sum())
         p_value = min(1.0, 2 * (1 + int(others)) / (_DRAWS + 1))
-        return Share(float(value[of]), float(low), float(high), float(value[of] - bound), p_value)
+        return Share(float(value), float(low), float(high), float(value - bound), p_value)
 
-    return share(0, 0.5, 0.5), share(0, value[2], drawn_B3[:, 2]), share(1, value[2], drawn_B3[:, 2])
+    return less(0.5, 0.5), less(other, drawn_B2[:, 1])
 
 
 def behind(problem: str, response: str, length: int) -> np.ndarray:

@@ -108,6 +108,7 @@ class Maker:
         write_text(
             beside / MADE, json.dumps({"digest": made, "shape": asdict(self.shape), "lesson": asdict(lesson)}, indent=1)
         )
+        (self.out / FIGURES).unlink(missing_ok=True)
         os.replace(beside, path)
 
     def figures(self) -> dict[str, dict[str, float]]:

@@ -23,6 +23,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from trd_cli.atomic import write_bytes, write_text
+from trd_cli.evaluation.paired import holm
 from trd_cli.evaluation.table import Table, number, table_of
 from trd_cli.evaluation.tables import interval, markdown_table, percent
 from trd_cli.report.drawing import INK, STYLE, Plot, add_legend, looks_of, panels, saved
@@ -33,18 +34,24 @@ STUDENTS = {"knobs-weak": "weak student", "knobs": "student", "knobs-strong": "s
 # The teacher's shares of turning back, as the arms of knobs.toml name them.
 SHARES = {"q0": 0, "q30": 30, "q100": 100}
 _RIVALS = ("fkl", "rkl")
+KNOBS = "trd less its rivals, by the student and by how often their teacher turns back"
 
 
 def main(arguments: Sequence[str]) -> None:
+    """Write the page, or print the sets that a diagnosis reads."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("directory", type=Path, help="Directory of run.sh.")
     parser.add_argument("--against", type=Path, metavar="DIR", help="Another one, to compare the verdicts.")
     parser.add_argument("--sets", metavar="RUN", help="Print the first rollouts and refined rows of a run, and stop.")
     options = parser.parse_args(arguments)
     if options.sets:
-        rollouts, refined = first_sets(read_run(options.directory / "runs" / options.sets))[0]
-        print(rollouts.path, refined.path, sep="\n")
+        sets = first_sets(read_run(options.directory / "runs" / options.sets))
+        if not sets:
+            sys.exit(f"Error: {options.sets} has no seed whose rollouts and refined rows are graded")
+        print(*(node.path for node in sets[0]), sep="\n")
         return
+    if options.against and not (options.against / "claims.json").is_file():
+        sys.exit(f"Error: no claims.json in {options.against}; expected a directory for which this script has run")
     lab = Lab.read(options.directory)
     claims = lab.claims()
     there = json.loads((options.against / "claims.json").read_text()) if options.against else []
@@ -80,6 +87,7 @@ def rendered(lab: Lab, shown: Sequence[Table], plots: dict[str, Plot]) -> str:
     lines = [
         "Prefix failure in a world small enough to measure. Intervals are 95 %, from a hierarchical bootstrap over seeds and questions.",
         "Runs and their seeds: " + ", ".join(f"{name} {count}" for name, count in seeds.items()) + ".",
+        *([f"Not finished: {', '.join(lab.unfinished)}. Verdicts may change."] if lab.unfinished else []),
     ]
     return template.render(title="The lab", lines=lines, tables=shown, plots=drawn, links=links, css=Markup(css))
 
@@ -96,6 +104,7 @@ def tables(lab: Lab, claims: Sequence[Claim], there: Sequence[dict[str, Any]]) -
 
 
 def claims_table(claims: Sequence[Claim]) -> Table:
+    tests = sum(claim.p_value is not None for claim in claims)
     rows = [
         (
             *(claim.text, claim.setting, claim.verdict, claim.figure, f"{claim.value:.1f}"),
@@ -105,10 +114,12 @@ def claims_table(claims: Sequence[Claim]) -> Table:
     ]
     note = " ".join(
         [
-            "Comparisons of scores are on the held-out problems, paired by question and by seed; p is two-sided and corrected by Holm for all "
-            f"{len(claims)} claims of this table. Held and did not hold: corrected p below 0.05 for the claim and against it. The share of the "
-            "KL behind the first wrong step speaks for the claim on forward KL if it is above a half and above that of the positions, and for that on "
-            "reverse KL if it is below that of the positions. Ten rounds have as many steps and rows as one.",
+            "Scores are of the held-out problems after 30 steps, differences paired by question and, but for base, by seed; y_r and y_o are of the "
+            f"training problems. p is two-sided and corrected by Holm for the {tests} tests of this table. Held and did not hold: corrected p below 0.05 "
+            "for the claim and against it; undecided is not no difference. The share of the KL is of that behind the first wrong step, over the "
+            "problems of one seed. It speaks for the claim if it is above a half and above the positions' share. Whole answers to a problem are "
+            "equally long in this world, so that y_r cannot be shorter. Ten rounds have as many steps and rows as one, and fewer different problems in "
+            "a step.",
             *(claim.about for claim in claims if claim.about),
         ]
     )
@@ -133,12 +144,11 @@ def scores_table(name: str, scores: Scores) -> Table:
     for arm in scores.arms:
         found = [scores.mean(arm, *cell) for cell in cells]
         shown = (f"{percent(m.value)} ({interval({'low': m.low, 'high': m.high})})" for m in found)
-        rows.append((arm, str(len(scores.correct[arm])), *shown, percent(scores.turned[arm])))
+        turned = scores.mean(arm, BENCH, "turned").value
+        rows.append((arm, str(len(scores.correct[arm])), *shown, percent(turned)))
     k = scores.samples(BASE, cells[0][0])
     columns = [f"{bench}, {kind}@{k}" for bench, kind in cells]
-    note = (
-        "With 95 % intervals over seeds and questions. Turns back: share of the answers with a mark for turning back."
-    )
+    note = "With 95 % intervals over seeds and questions. Turns back: share of the answers to held-out problems with a mark for turning back."
     return table_of(f"scores-{name}", f"Scores, {name}", ("arm", "seeds"), (*columns, "turns back"), rows, note)
 
 
@@ -154,21 +164,20 @@ def knob_differences(lab: Lab) -> Iterator[tuple[str, str, str, Any]]:
 
 
 def knobs_table(lab: Lab) -> Table:
+    found = list(knob_differences(lab))
+    corrected = holm([d.p_value for *_, d in found])
     rows = [
         (
-            *(
-                STUDENTS[run],
-                f"{rival} on y_o",
-                f"{SHARES[share]} %",
-                percent(lab.scores[run].mean(BASE, BENCH, "avg").value),
-            ),
-            *(f"{100 * d.value:+.1f}", interval({"low": d.low, "high": d.high}, "+"), number(d.p_value, 2)),
+            *(STUDENTS[run], f"trd − {rival}", f"{SHARES[share]} %"),
+            *(percent(lab.scores[run].mean(BASE, BENCH, "avg").value), f"{100 * d.value:+.1f}"),
+            *(interval({"low": d.low, "high": d.high}, "+"), number(d.p_value, 2), number(p_holm, 2)),
         )
-        for run, rival, share, d in knob_differences(lab)
+        for (run, rival, share, d), p_holm in zip(found, corrected, strict=True)
     ]
-    words = ("student", "trd against", "turning back")
-    numbers = ("student's avg@k", "trd's avg@k less, points", "95 % interval", "p, not corrected")
-    return table_of("knobs", "Where TRD helps and where it does not", words, numbers, rows)
+    words = ("student", "difference", "the rival's teacher turns back")
+    numbers = ("student's avg@4", "points of avg@4", "95 % interval", "p", "p, Holm")
+    note = f"On the held-out problems, paired by question and by seed; p is corrected by Holm for the {len(rows)} differences of this table."
+    return table_of("knobs", KNOBS, words, numbers, rows, note)
 
 
 def knobs(lab: Lab) -> Plot | None:
@@ -199,8 +208,11 @@ def knobs(lab: Lab) -> Plot | None:
         row[0].set_ylabel("trd less rival, points")
         add_legend(figure, [looks[rival].entry(f"trd − {rival} along y_o") for rival in _RIVALS])
         said = "; ".join(f"{STUDENTS[r]}, {rival}, {SHARES[q]} %: {100 * d.value:+.1f}" for r, rival, q, d in found)
-        title = "Where TRD helps (above the line) and where it does not"
-        return saved(figure, title, f"Difference of avg@k with 95 % intervals, in points: {said}.")
+        return saved(
+            figure,
+            f"{KNOBS}: above the line trd is better",
+            f"Difference of avg@k with 95 % intervals, in points: {said}.",
+        )
 
 
 if __name__ == "__main__":

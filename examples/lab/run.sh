@@ -4,7 +4,7 @@
 #   examples/lab/run.sh [--quick] [DIRECTORY]     default: lab-run, with --quick lab-quick
 #
 # The same command goes on after an interruption. --quick has fewer arms and seeds; MODELS=DIRECTORY takes models that are there.
-# Seconds of each part are in DIRECTORY/times.tsv.
+# Seconds of each part are in DIRECTORY/times.tsv; of a part that was interrupted, those since.
 set -euo pipefail
 source "$(dirname "$0")/../setup.sh"
 
@@ -14,10 +14,20 @@ if [ "${1-}" = --quick ]; then
     quick=-quick attempts=300
     shift
 fi
+case "$#${1-}" in
+    0 | 1[!-]*) ;;
+    *) echo "error: expected [--quick] [DIRECTORY], got $*" >&2 && exit 1 ;;
+esac
 run=${1:-lab${quick:--run}}
 mkdir -p "$run/problems" "$run/runs"
 run=$(cd "$run" && pwd)
-[ -z "${MODELS-}" ] || ln -sfn "$(cd "$MODELS" && pwd)" "$run/models"
+if [ -n "${MODELS-}" ]; then
+    [ -L "$run/models" ] || [ ! -e "$run/models" ] || {
+        echo "error: MODELS with $run/models, which holds models; expected another directory to run in" >&2
+        exit 1
+    }
+    ln -sfn "$(cd "$MODELS" && pwd)" "$run/models"
+fi
 cd "$run"
 export PYTHONPATH=$lab${PYTHONPATH:+:$PYTHONPATH} TOKENIZERS_PARALLELISM=false
 
@@ -29,7 +39,7 @@ timed() { # NAME COMMAND…: note how long a part took
 }
 
 # Models take both cores; stages of a recipe run two at a time, each on one.
-[ -n "${MODELS-}" ] || [ -f models/figures.json ] || timed models python "$lab/make_models.py" --out models
+[ -L models ] || timed models python "$lab/make_models.py" --out models
 export OMP_NUM_THREADS=1
 
 problems() { # NAME OPTIONS…: a problem set, none of which is in those made before
@@ -44,14 +54,14 @@ problems harder --n 500 --seed 3 --near-ties --apart-from problems/train.parquet
 experiment() { # NAME: plan, run and report one recipe
     if [ ! -f "runs/$1.plan" ]; then
         trd plan "$lab/$1.toml" >"runs/.$1.plan" || { cat "runs/.$1.plan" >&2 && return 1; }
+        grep -i warning "runs/.$1.plan" >&2 || true
         mv "runs/.$1.plan" "runs/$1.plan"
     fi
     timed "$1" trd run "$lab/$1.toml" --out "runs/${1%-quick}"
 }
 diagnosed() { # SETTING: what the teacher says along the first seed's rows, before any training
     local out=runs/$1/diagnosis prompt=$lab/prompts/vanilla-$1-q30.jinja sets
-    [ -f "$out/diagnosis.json" ] && return
-    trd run "$lab/$1$quick.toml" --out "runs/$1" --until verify
+    timed "$1 rollouts" trd run "$lab/$1$quick.toml" --out "runs/$1" --until verify
     # The rollouts and the refined rows.
     mapfile -t sets < <(python "$lab/page.py" . --sets "$1")
     [ ${#sets[@]} = 2 ] || return 1
