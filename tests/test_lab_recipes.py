@@ -63,8 +63,8 @@ def recipe(name: str) -> Recipe:
 
 
 def test_these_are_the_recipes() -> None:
-    of_setting = {f"{s}{form}" for s in ("opd", "opsd") for form in ("", "-rounds", "-quick", "-rounds-quick")}
-    assert set(RECIPES) == of_setting | {"knobs", "knobs-weak", "knobs-strong"}
+    of_setting = {f"{s}{form}" for s in ("opd", "opsd") for form in ("", "-rounds")}
+    assert set(RECIPES) == of_setting | {"opd-quick", "knobs", "knobs-weak", "knobs-strong"}
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -113,7 +113,7 @@ def test_the_grid_moves_the_student_and_the_share_of_turning_back(here: Path) ->
 
 
 def test_a_dry_run_plans_a_recipe_of_the_lab(here: Path, ok: Trd) -> None:
-    said = ok("run", LAB / "opd-rounds-quick.toml", "--dry-run", "--out", "dry")
+    said = ok("run", LAB / "opd-rounds.toml", "--dry-run", "--out", "dry")
     assert "seed-2/round-9/trd/eval" in said.stdout + said.stderr
     assert "seed-2/round-8/trd/eval" not in said.stdout + said.stderr, "only the last round is scored"
 

@@ -3,15 +3,16 @@
 #
 #   examples/lab/run.sh [--quick] [DIRECTORY]     default: lab-run, with --quick lab-quick
 #
-# The same command goes on after an interruption. --quick has fewer arms and seeds; MODELS=DIRECTORY takes models that are there.
+# The same command goes on after an interruption. --quick has one round of OPD with fewer arms and seeds; MODELS=DIRECTORY takes
+# models that are there.
 # Seconds of each part are in DIRECTORY/times.tsv; of a part that was interrupted, those since.
 set -euo pipefail
 source "$(dirname "$0")/../setup.sh"
 
 lab=$trd_root/examples/lab
-quick= attempts=600
+quick= attempts=600 settings="opd opsd"
 if [ "${1-}" = --quick ]; then
-    quick=-quick attempts=300
+    quick=-quick attempts=300 settings=opd
     shift
 fi
 case "$#${1-}" in
@@ -68,10 +69,10 @@ diagnosed() { # SETTING: what the teacher says along the first seed's rows, befo
     timed "$1 diagnosis" trd diagnose --limit "$attempts" --onset "$lab/prompts/onset.txt" --prompt "$prompt" \
         --dtype float32 --out "$out" "${sets[@]}" >/dev/null
 }
-for setting in opd opsd; do
+for setting in $settings; do
     diagnosed "$setting"
     experiment "$setting$quick"
-    experiment "$setting-rounds$quick"
+    [ -n "$quick" ] || experiment "$setting-rounds"
 done
 if [ -z "$quick" ]; then
     for grid in knobs knobs-weak knobs-strong; do
