@@ -112,12 +112,6 @@ def test_the_grid_moves_the_student_and_the_share_of_turning_back(here: Path) ->
         )
 
 
-def test_a_dry_run_plans_a_recipe_of_the_lab(here: Path, ok: Trd) -> None:
-    said = ok("run", LAB / "opd-rounds.toml", "--dry-run", "--out", "dry")
-    assert "seed-2/round-9/trd/eval" in said.stdout + said.stderr
-    assert "seed-2/round-8/trd/eval" not in said.stdout + said.stderr, "only the last round is scored"
-
-
 # Claims
 
 

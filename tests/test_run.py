@@ -579,7 +579,7 @@ def test_rows_survive_that_their_run_is_killed_at_any_moment(devices: str, tmp_p
     path = written(tmp_path, text + '[arms.own]\nmethod = "trd"\nrefine = {top_k = 5}\n')
     ok("run", path, "--out", tmp_path / "undisturbed", *UP_TO_VERIFY)
     assert len(generated(log)) == len(set(generated(log))) == 48, "2 seeds, 8 rollouts, refined in 2 ways"
-    kills, made, round_number = int(KILLS or 3), 0, 0
+    kills, made, round_number = int(KILLS or 2), 0, 0
     while made < kills:
         run = tmp_path / f"run-{round_number}"
         log.unlink(missing_ok=True)

@@ -358,10 +358,10 @@ def test_smollm2_writes_the_same_rows_for_every_batch_size(
     for batch_size in (1, 16):
         out = tmp_path / f"batch {batch_size}"
         ok(
-            *("sample", "-m", "smollm2-135m", "-p", problems, "--limit", 8, "--max-tokens", 24),
+            *("sample", "-m", "smollm2-135m", "-p", problems, "--limit", 5, "--max-tokens", 16),
             *("--temperature", temperature, "--engine", "transformers", "--dtype", "float32", "--device", "cpu"),
             *("--batch-size", batch_size, "--out", out),
         )
         rows.append([replace(row, logprobs=None) for row in iter_rows(list_shards(out))])
-    assert len(rows[0]) == 8
+    assert len(rows[0]) == 5
     assert rows[0] == rows[1]
