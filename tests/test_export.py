@@ -307,7 +307,9 @@ def test_a_text_with_both_verdicts_is_in_no_pair(tmp_path: Path, ok: Trd) -> Non
 def test_rows_that_were_cut_off_are_told_and_can_be_left_out(tmp_path: Path, ok: Trd) -> None:
     rows = [rollout("a", "whole"), rollout("b", "cut", finish_reason="length", sample_index=1)]
     words = ("export", write_set(tmp_path / "y_o", [rows]), "--format", "messages", "--out", tmp_path / "rows.jsonl")
-    assert "1 row with a response that was cut off" in ok(*words).stderr
+    said = ok(*words).stderr
+    assert "1 row with a response that was cut off" in said
+    assert "--where \"finish_reason = 'stop'\" leaves them out" in said
     assert "cut off" not in ok(*words, "--where", "finish_reason = 'stop'").stderr
     assert [row["trajectory_id"] for row in lines(tmp_path / "rows.jsonl")] == ["a"]
 

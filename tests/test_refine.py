@@ -293,6 +293,25 @@ def test_a_subset_without_rows_is_said_and_is_no_failure(graded: Path, tmp_path:
     assert "no row is in the subset: nothing to refine" in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "is_chosen"),
+    [("--subset", "incorrect", False), ("--where", "verdict = 'correct'", False), ("--where", "verdict IS NULL", True)],
+)
+def test_verdicts_are_asked_of_graded_rows_alone(
+    rollouts: Path, tmp_path: Path, trd: Trd, option: str, value: str, is_chosen: bool
+) -> None:
+    result = trd(*OPSD, rollouts, option, value, "--out", tmp_path / "y_r")
+    if is_chosen:
+        assert len(rows_of(tmp_path / "y_r")) == len(rows_of(rollouts))
+        return
+    assert result.exit_code == 1
+    assert result.stderr.splitlines()[-1] == (
+        f"trd refine: error: {option} {value}, and no row of {rollouts} is graded; expected rows with verdicts; "
+        "run trd verify on the set"
+    )
+    assert not (tmp_path / "y_r").exists()
+
+
 def test_an_unfinished_set_is_taken_when_asked_for(rollouts: Path, tmp_path: Path, ok: Trd) -> None:
     list_shards(rollouts)[1].unlink()
     ok(*OPSD, rollouts, "--allow-partial", "--out", tmp_path / "y_r")

@@ -93,6 +93,13 @@ def test_a_where_that_is_no_condition_is_an_input_error_that_names_it(pairs: pl.
     assert "parent_verdict" in str(refusal.value), "the columns there are should be listed"
 
 
+def test_a_misspelt_column_is_told_with_those_that_are_close(pairs: pl.DataFrame) -> None:
+    with pytest.raises(InputError) as refusal:
+        select(pairs, "all", "verdct = 'correct'")
+    assert str(refusal.value).count("verdict") <= 4
+    assert len(str(refusal.value)) < 200
+
+
 @pytest.mark.parametrize(
     ("subset", "where", "needed"),
     [

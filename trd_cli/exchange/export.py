@@ -65,7 +65,7 @@ def run(config: ExportConfig, paths: Sequence[str], progress: Progress) -> None:
     if counting.cut_off:
         progress.note(
             f"{counted(counting.cut_off, 'row')} with a response that was cut off, after which a trainer puts the end of a "
-            f"turn: {flag('where')} \"finish_reason = 'stop'\" leaves them out"
+            f"turn: {config.flag('where')} \"finish_reason = 'stop'\" leaves them out"
         )
     for reason, count in answers.left_out.most_common():
         progress.note(f"left out: {counted(count, 'row')} {reason}")

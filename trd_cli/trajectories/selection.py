@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 import signal
+from difflib import get_close_matches
 
 import polars as pl
 
@@ -32,6 +33,7 @@ SUBSETS: dict[str, str] = {
 }
 
 
+_NO_COLUMN = re.compile(r'unable to find column "(\w+)"')
 # `parent_id` is a column of the row itself.
 _PARENT_COLUMN = re.compile(r"\bparent_(?!id\b)")
 
@@ -63,9 +65,10 @@ def select(rows: pl.DataFrame, subset: str, where: str | None) -> pl.DataFrame:
     try:
         return chosen.filter(pl.sql_expr(where))
     except pl.exceptions.PolarsError as error:
-        reason = first_line(error)
+        reason = first_line(error).partition("; valid columns")[0]
+        close = [name for word in _NO_COLUMN.findall(reason) for name in get_close_matches(word, rows.columns)]
         raise InputError(
             f"{flag('where')} {where!r}: {reason}",
-            "a Polars SQL condition over " + ", ".join(rows.columns),
+            "a Polars SQL condition over " + ", ".join(close or rows.columns),
             "mend the expression",
         ) from None
