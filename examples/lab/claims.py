@@ -89,8 +89,8 @@ class Lab:
 
         learned = difference(scores, "rkl", scores, "fkl", BENCH, "turned")
         if learned is not None:
-            text = "reverse KL ignores the onset, forward KL learns it"
-            yield _of_difference("reverse", setting, text, "turn back, fkl − rkl, points", learned)
+            text = "reverse KL ignores the onset"
+            yield _of_difference("reverse", setting, text, "turn back: fkl − rkl", learned)
         yield from compared("trd-repaired", "breadth beats repaired rows alone", scores, "trd-repaired", "avg")
         yield from compared("pass", "pass@k grows with trd", scores, BASE, "pass")
         rounds = self.scores.get(f"{setting}-rounds")

@@ -168,14 +168,14 @@ def knobs_table(lab: Lab) -> Table:
     corrected = holm([d.p_value for *_, d in found])
     rows = [
         (
-            *(STUDENTS[run], f"trd − {rival}", f"{SHARES[share]} %"),
-            *(percent(lab.scores[run].mean(BASE, BENCH, "avg").value), f"{100 * d.value:+.1f}"),
+            f"{STUDENTS[run]}, {percent(lab.scores[run].mean(BASE, BENCH, 'avg').value)} right",
+            *(f"trd − {rival}", f"{SHARES[share]} %", f"{100 * d.value:+.1f}"),
             *(interval({"low": d.low, "high": d.high}, "+"), number(d.p_value, 2), number(p_holm, 2)),
         )
         for (run, rival, share, d), p_holm in zip(found, corrected, strict=True)
     ]
-    words = ("student", "difference", "the rival's teacher turns back")
-    numbers = ("student's avg@4", "points of avg@4", "95 % interval", "p", "p, Holm")
+    words = ("student", "difference", "teacher turns back")
+    numbers = ("points of avg@4", "95 % interval", "p", "p, Holm")
     note = f"On the held-out problems, paired by question and by seed; p is corrected by Holm for the {len(rows)} differences of this table."
     return table_of("knobs", KNOBS, words, numbers, rows, note)
 
