@@ -10,6 +10,6 @@ export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false TRD_DATA="${TRD_DATA:-$trd
 # With it every command that a test starts would compile the package again.
 unset PYTHONDONTWRITEBYTECODE
 ruff format --check --quiet . && ruff check --quiet .
-# Five processes for two cores, since many tests wait for other processes: a program's time limit, a kill, a launch. Files
+# Four processes for two cores, since many tests wait for other processes: a program's time limit, a kill, a launch. Files
 # go to them in the order of conftest.py.
-exec python -m pytest -n 5 --dist loadfile --no-loadscope-reorder "$@"
+exec python -m pytest -n 4 --dist loadfile --no-loadscope-reorder "$@"

@@ -707,14 +707,14 @@ def test_the_cost_of_a_round_is_told_cold_and_warm_beside_its_time_at_work(finis
     rows = {row[:2]: dict(zip(table.columns, row, strict=True)) for row in table.rows}
     work = json.loads((finished / "nodes" / "sample-0" / "sessions.jsonl").read_text())["at_work"]
     cold, warm = (rows["sample", ran] for ran in ("cold", "warm"))
-    assert (cold["stages"], cold["seconds"], cold["at work"]) == ("1", "9.0", f"{work:,.1f}")
-    assert (warm["stages"], warm["seconds"], warm["beyond"]) == (str(2 * (ROUNDS - 1)), "2.0", f"{2 - work:,.1f}")
+    assert (cold["stages"], cold["seconds"], cold["at work"]) == ("1", "900.0", f"{work:,.1f}")
+    assert (warm["stages"], warm["seconds"], warm["beyond"]) == (str(2 * (ROUNDS - 1)), "200.0", f"{200 - work:,.1f}")
     assert rows["verify-refined", "cold"]["at work"] == "–"
     assert ("verify-refined", "warm") not in rows
     # Grading ran cold in every round: 1 + 22 times on rollouts and 1 + 11 times on refined rows.
-    grading = (9 + 22 * 2) / 23 + (9 + 11 * 2) / 12
-    assert rows["a round of one arm", "cold"]["seconds"] == f"{4 * 9 + grading:,.1f}"
-    assert rows["a round of one arm", "warm"]["seconds"] == f"{4 * 2 + grading:,.1f}"
+    grading = (900 + 22 * 200) / 23 + (900 + 11 * 200) / 12
+    assert rows["a round of one arm", "cold"]["seconds"] == f"{4 * 900 + grading:,.1f}"
+    assert rows["a round of one arm", "warm"]["seconds"] == f"{4 * 200 + grading:,.1f}"
     assert not [
         t for t in tables(replace(long, nodes=(), refinements=(), trainings=(), scores=())) if "rounds" in t.name
     ]
